@@ -1,0 +1,45 @@
+# Every target works from a fresh checkout and is quick the second time: the stamp files in the
+# virtual environment are renewed only when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= logical
+
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test crash clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.demo ## install, audit the digits network, say where the report is
+	$(BIN)/krepes run digits
+	@echo "report: $(CURDIR)/krepes-workspace/digits/report.html"
+
+test: $(VENV)/.test ## lint, format, types, layers, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 8
+
+crash: $(VENV)/.test ## kill whole runs at random and check that they resume to the same bits
+	$(BIN)/pytest -m crash tests/crash
+
+clean: ## remove the virtual environment, builds and caches; workspaces stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[test]'
+	@touch $(VENV)/.demo $@

@@ -1,0 +1,5 @@
+"""``python -m krepes_ooc`` is ``krepes``."""
+
+from krepes_ooc.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Arrays only: kernel, landmarks, moments, spectrum, step, influence and their measures."""

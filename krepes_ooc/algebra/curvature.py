@@ -1,0 +1,190 @@
+"""What an objective shows to a solver: value, gradient and curvature at coefficients A.
+
+An embedding is f = K A + gamma; an objective is a loss L(A) of the embeddings of all samples. Each
+one is split as L = phi(c(A)) with phi convex, and its curvature is the generalised Gauss-Newton
+operator H = J^T (Hess phi) J >= 0, J the derivative of c (Schraudolph 2002). Moment objectives need
+only means and covariances of kernel rows; sample objectives stream the kernel once per product.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Concatenate, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.blocks import Block
+from krepes_ooc.errors import UsageError
+
+Array = npt.NDArray[np.float64]
+BlockFunction = Callable[[tuple[Any, ...], Block], tuple[Any, ...]]
+Owner = TypeVar("Owner")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means and centred second moments of kernel rows over all samples.
+
+    Args:
+        mean: mu_a [view, landmark].
+        second: C_ab = E[(k_a - mu_a)(k_b - mu_b)^T] [view, view_, landmark, landmark_].
+        n_samples: rows that were averaged.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+
+    mean: Array
+    second: Array
+    n_samples: int
+
+    def __post_init__(self) -> None:
+        views, landmarks = self.mean.shape
+        if self.second.shape != (views, views, landmarks, landmarks):
+            raise ValueError(f"mean has shape {self.mean.shape}, second {self.second.shape}")
+
+    @property
+    def n_views(self) -> int:
+        """Number of views p."""
+        return int(self.mean.shape[0])
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """All pairs of views a < b."""
+        return view_pairs(self.n_views)
+
+    def uncentred(self, a: int, b: int) -> Array:
+        """S_ab = E[k_a k_b^T] [landmark, landmark_]."""
+        return np.asarray(self.second[a, b] + np.outer(self.mean[a], self.mean[b]))
+
+    def uncentred_times(self, a: int, b: int, V: Array) -> Array:
+        """S_ab V for V [..., landmark, component]; S_ab is not formed."""
+        shared = self.mean[b] @ V
+        return np.asarray(self.second[a, b] @ V + self.mean[a][:, None] * shared[..., None, :])
+
+    def difference(self, a: int, b: int) -> Array:
+        """D_ab = E[(k_a - k_b)(k_a - k_b)^T] [landmark, landmark_]."""
+        C, shift = self.second, self.mean[a] - self.mean[b]
+        return np.asarray(C[a, a] + C[b, b] - C[a, b] - C[b, a] + np.outer(shift, shift))
+
+    def mean_uncentred(self) -> Array:
+        """S = E[k k^T] over samples and views [landmark, landmark_]."""
+        S = [self.uncentred(a, a) for a in range(self.n_views)]
+        return np.asarray(np.mean(S, axis=0))
+
+    def embedding_rms(self, A: Array, offset: Array | None = None) -> float:
+        """Root mean square of |K A + gamma| over samples and views, without reading the kernel.
+
+        E|f|^2 = tr(A^T S A) + 2 <gamma, A^T kbar> + |gamma|^2, A [landmark, component].
+        """
+        gamma = np.zeros(A.shape[1]) if offset is None else offset
+        square = np.sum(A * (self.mean_uncentred() @ A))
+        square += gamma @ (2.0 * A.T @ self.mean.mean(axis=0) + gamma)
+        return float(np.sqrt(max(square, 0.0)))
+
+
+class Linearisation(Protocol):
+    """An objective at fixed coefficients: all that a Newton step needs."""
+
+    @property
+    def value(self) -> float:
+        """The loss L(A)."""
+
+    @property
+    def gradient(self) -> Array:
+        """G = dL/dA [landmark, component]."""
+
+    @property
+    def mean_diagonal(self) -> float:
+        """tr(H) / (m h), the unit of relative damping."""
+
+    def product(self, V: Array) -> Array:
+        """H V for V [landmark, component] or [landmark, component, column]."""
+
+    def kronecker(self, moments: Moments) -> tuple[Array, Array]:
+        """Factors S [landmark, landmark_] and Q [component, component_] with H near S (x) Q."""
+
+
+class LeastSquares(Linearisation, Protocol):
+    """A loss that is half a sum of squares |y(A)|^2 / 2, few rows y: H = J^T J and G = J^T y."""
+
+    @property
+    def residual(self) -> Array:
+        """Rows y [row]."""
+
+    def jacobian(self, V: Array) -> Array:
+        """J V [..., row] for V [..., landmark, component]."""
+
+    def adjoint(self, E: Array) -> Array:
+        """J^T E [..., landmark, component] for E [..., row]."""
+
+    def gram(self) -> Array:
+        """J J^T [row, row_]."""
+
+
+class Objective(Protocol):
+    """A self-supervised loss as a function of the coefficients A [landmark, component]."""
+
+    name: ClassVar[str]
+    moment: ClassVar[bool]
+    repeatable: ClassVar[bool]
+
+    def value(self, A: Array) -> float:
+        """The loss L(A)."""
+
+    def values(self, A: Array) -> Array:
+        """The loss of each column of A [landmark, component, column], in one pass."""
+
+    def linearise(self, A: Array) -> Linearisation:
+        """Value, gradient and curvature at A."""
+
+
+class Stream(Protocol):
+    """Kernel blocks of all views, summed in a fixed order."""
+
+    @property
+    def n_samples(self) -> int:
+        """Rows of the kernel."""
+
+    @property
+    def n_views(self) -> int:
+        """Number of views p."""
+
+    def reduce(self, function: BlockFunction) -> tuple[Any, ...]:
+        """Sum ``function(K [sample, landmark] of each view, block)`` over all blocks."""
+
+
+def view_pairs(n_views: int) -> Iterator[tuple[int, int]]:
+    """All pairs of views a < b."""
+    return ((a, b) for a in range(n_views) for b in range(a + 1, n_views))
+
+
+def require_views(name: str, n_views: int) -> None:
+    """Refuse an objective that compares views if there is only one.
+
+    Raises:
+        UsageError: fewer than two views.
+    """
+    if n_views < 2:
+        raise UsageError(
+            f"{name} compares views, the kernel holds {n_views}",
+            where="stages.newton.objective",
+            expected="at least 2 views",
+            advice="set views: 2 in the source",
+        )
+
+
+def over_columns(
+    product: Callable[Concatenate[Owner, Array, ...], Array],
+) -> Callable[[Owner, Array], Array]:
+    """Let a product on [..., landmark, component] also take [landmark, component, column]."""
+
+    @functools.wraps(product)
+    def wrapped(self: Owner, V: Array) -> Array:
+        if V.ndim == 2:
+            return product(self, V)
+        return np.moveaxis(product(self, np.moveaxis(V, -1, 0)), 0, -1)
+
+    return wrapped

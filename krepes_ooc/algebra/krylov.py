@@ -1,0 +1,276 @@
+"""Preconditioned conjugate gradients for several damped systems that share their products.
+
+The method does not know where products come from. Several dampings, and several right-hand sides,
+are columns of one solve: they share every product, hence every pass over the data. A solve that
+does not converge is a result with advice, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.algebra.curvature import Array
+
+Operator = Callable[[Array], Array]
+Number = TypeVar("Number", np.float64, np.int64)
+
+
+class Preconditioner(Protocol):
+    """An approximate inverse of H + damping I for every damping."""
+
+    def apply(self, R: Array, damping: Array) -> Array:
+        """M^(-1) R for R [landmark, component, column] and damping [column]."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found; one column for each damping or right-hand side.
+
+    A system of one column given without column axis has no column axis here either.
+
+    Args:
+        step: X [landmark, component, column].
+        converged: whether the true residual is within the tolerance [column].
+        relative_residual: |R - (H + damping I) X| / |R|, recomputed at the end [column].
+        iterations: products that the column took part in [column].
+        residual: relative residual that the recursion saw [iteration, column].
+        advice: empty, or what to do about columns that did not converge.
+    """
+
+    step: Array
+    converged: npt.NDArray[np.bool_]
+    relative_residual: Array
+    iterations: npt.NDArray[np.int64]
+    residual: Array
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class CGState:
+    """Conjugate gradients between two iterations: save it, and the solve can go on from it.
+
+    Args:
+        step: X [landmark, component, column].
+        residual: R, updated by the recursion.
+        direction: P, where the next iteration searches.
+        rz: <R, M^(-1) R> [column]; 0 stops a column.
+        relative: |R| / |rhs| as the recursion sees it [column].
+        verified: the last true relative residual, infinity before the first [column].
+        used: products that the column took part in [column].
+        history: ``relative`` after each iteration [iteration, column].
+    """
+
+    step: Array
+    residual: Array
+    direction: Array
+    rz: Array
+    relative: Array
+    verified: Array
+    used: npt.NDArray[np.int64]
+    history: Array
+
+
+def conjugate_gradient(
+    product: Operator,
+    rhs: Array,
+    damping: npt.ArrayLike,
+    *,
+    preconditioner: Preconditioner | None = None,
+    tolerance: float = 1e-3,
+    max_iterations: int = 1000,
+    guess: Array | None = None,
+    state: CGState | None = None,
+    checkpoint: Callable[[CGState], None] | None = None,
+) -> Solution:
+    """Solve (H + damping I) X = R by preconditioned conjugate gradients (Hestenes, Stiefel 1952).
+
+    Columns share each product and stop one by one. When the recursion says that all are done, the
+    true residual is computed; a column that is not within the tolerance goes on from it, as long
+    as that at least halves it.
+
+    Args:
+        product: V -> H V for V [landmark, component, column], H symmetric and >= 0.
+        rhs: R [landmark, component] for all dampings, or [landmark, component, column].
+        damping: one positive number, or one for each column.
+        preconditioner: ``apply(R, damping)``, near the inverse of H + damping I.
+        tolerance: largest allowed |residual| / |R|, per column.
+        max_iterations: largest number of iterations, one product each.
+        guess: where to start, shaped like the step (default 0).
+        state: what an earlier solve of the same system handed to ``checkpoint``; the solve goes on
+            from it, bit for bit as if it had not been interrupted.
+        checkpoint: called with the state after every iteration.
+
+    Raises:
+        ValueError: a damping is not positive, or the shapes do not belong together.
+    """
+    shifts = positive(damping)
+    plain = rhs.ndim == 2 and not np.ndim(damping)
+    rhs = rhs if rhs.ndim == 3 else rhs[..., None]
+    if rhs.shape[-1] != len(shifts) and 1 not in (rhs.shape[-1], len(shifts)):
+        raise ValueError(f"{rhs.shape[-1]} right-hand sides for {len(shifts)} dampings")
+    rhs, shifts = rhs + np.zeros_like(shifts), shifts + np.zeros(rhs.shape[-1])
+    system = _System(product, rhs, shifts, preconditioner)
+    if state is None:
+        start = np.zeros_like(rhs) if guess is None else guess.reshape(rhs.shape)
+        state = system.begin(start, guess is not None)
+    restart = True
+    while restart:
+        while (active := _active(state, tolerance)).size and len(state.history) < max_iterations:
+            state = system.advance(state, active)
+            if checkpoint is not None:
+                checkpoint(state)
+        state, restart = system.verify(state, tolerance)
+    solution = Solution(
+        step=state.step,
+        converged=state.verified <= tolerance,
+        relative_residual=state.verified,
+        iterations=state.used,
+        residual=state.history,
+        advice=_advice(state, tolerance),
+    )
+    return without_columns(solution) if plain else solution
+
+
+@dataclass(frozen=True)
+class _System:
+    """One damped system per column: (H + shift I) X = R."""
+
+    product: Operator
+    rhs: Array
+    shifts: Array
+    preconditioner: Preconditioner | None
+
+    def begin(self, step: Array, guessed: bool) -> CGState:
+        R = missing(self.product, self.rhs, self.shifts, step) if guessed else self.rhs
+        columns = len(self.shifts)
+        Z = self._precondition(R, self.shifts)
+        return CGState(
+            step=step,
+            residual=R,
+            direction=Z,
+            rz=_dots(R, Z),
+            relative=norms(R) / scale(self.rhs),
+            verified=np.full(columns, np.inf),
+            used=np.zeros(columns, dtype=np.int64),
+            history=np.empty((0, columns)),
+        )
+
+    def advance(self, state: CGState, active: npt.NDArray[np.intp]) -> CGState:
+        """One iteration of the active columns; the others keep their bits."""
+        P, rz, shifts = state.direction[..., active], state.rz[active], self.shifts[active]
+        Q = self.product(P) + shifts * P
+        curvature = _dots(P, Q)
+        # No positive curvature (or a NaN) means that rounding has taken over: stop the column.
+        sound = curvature > 0
+        length = np.where(sound, rz, 0.0) / np.where(sound, curvature, 1.0)
+        X = state.step[..., active] + length * P
+        R = state.residual[..., active] - length * np.where(sound, Q, 0.0)
+        Z = self._precondition(R, shifts)
+        rz_next = np.where(sound, np.maximum(_dots(R, Z), 0.0), 0.0)
+        relative = _put(state.relative, active, norms(R) / scale(self.rhs[..., active]))
+        return CGState(
+            step=_put(state.step, active, X),
+            residual=_put(state.residual, active, R),
+            direction=_put(state.direction, active, Z + rz_next / rz * P),
+            rz=_put(state.rz, active, rz_next),
+            relative=relative,
+            verified=state.verified,
+            used=_put(state.used, active, state.used[active] + 1),
+            history=np.concatenate([state.history, relative[None]]),
+        )
+
+    def verify(self, state: CGState, tolerance: float) -> tuple[CGState, bool]:
+        """Compute true residuals; restart the columns that the recursion gave up too early."""
+        R = missing(self.product, self.rhs, self.shifts, state.step)
+        true = norms(R) / scale(self.rhs)
+        early = (true > tolerance) & (state.relative <= tolerance) & (2 * true < state.verified)
+        if not early.any():
+            return replace(state, verified=true), False
+        again = np.flatnonzero(early)
+        Z = self._precondition(R[..., again], self.shifts[again])
+        restarted = replace(
+            state,
+            residual=_put(state.residual, again, R[..., again]),
+            direction=_put(state.direction, again, Z),
+            rz=_put(state.rz, again, _dots(R[..., again], Z)),
+            relative=np.where(early, true, state.relative),
+            verified=true,
+        )
+        return restarted, True
+
+    def _precondition(self, R: Array, shifts: Array) -> Array:
+        return R if self.preconditioner is None else self.preconditioner.apply(R, shifts)
+
+
+def _active(state: CGState, tolerance: float) -> npt.NDArray[np.intp]:
+    return np.flatnonzero((state.relative > tolerance) & (state.rz > 0))
+
+
+def _advice(state: CGState, tolerance: float) -> str:
+    missed = state.verified > tolerance
+    if not missed.any():
+        return ""
+    if (missed & (state.relative <= tolerance)).any():
+        return "products are too inexact for this tolerance: loosen it or raise the damping"
+    if (missed & (state.rz <= 0)).any():
+        return "the curvature lost its sign to rounding: raise the damping"
+    return "raise max_iterations or the damping, or take another preconditioner"
+
+
+def positive(damping: npt.ArrayLike) -> Array:
+    """Dampings as an array [column].
+
+    Raises:
+        ValueError: one of them is not positive.
+    """
+    shifts = np.atleast_1d(np.asarray(damping, dtype=np.float64))
+    if not (shifts > 0).all():
+        raise ValueError(f"damping {shifts.min():g}, expected positive numbers")
+    return shifts
+
+
+def missing(product: Operator, rhs: Array, shifts: Array, step: Array) -> Array:
+    """R - (H + shift I) X."""
+    return np.asarray(rhs - product(step) - shifts * step)
+
+
+def _dots(X: Array, Y: Array) -> Array:
+    """<X, Y> of each column."""
+    return np.asarray(np.einsum("lkc,lkc->c", X, Y))
+
+
+def norms(X: Array) -> Array:
+    """Frobenius norm of each column of X [landmark, component, column]."""
+    return np.sqrt(_dots(X, X))
+
+
+def scale(rhs: Array) -> Array:
+    """|R| of each column; 1 for R = 0, whose solution 0 has residual 0."""
+    size = norms(rhs)
+    return np.where(size > 0, size, 1.0)
+
+
+def _put(
+    values: npt.NDArray[Number], active: npt.NDArray[np.intp], new: npt.NDArray[Number]
+) -> npt.NDArray[Number]:
+    """A copy with some columns replaced."""
+    copy = values.copy()
+    copy[..., active] = new
+    return copy
+
+
+def without_columns(solution: Solution) -> Solution:
+    """The solution of a system of one column, its column axis removed."""
+    return Solution(
+        step=solution.step[..., 0],
+        converged=solution.converged[0],
+        relative_residual=solution.relative_residual[0],
+        iterations=solution.iterations[0],
+        residual=solution.residual[:, 0],
+        advice=solution.advice,
+    )

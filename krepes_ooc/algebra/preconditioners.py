@@ -1,0 +1,106 @@
+"""Approximate inverses of H + damping I that cost no pass over the data to apply.
+
+Each is built once from a curvature and then serves every damping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from krepes_ooc.algebra.curvature import Array, Linearisation, Moments
+from krepes_ooc.algebra.krylov import Operator
+from krepes_ooc.counter import normal
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """The exact inverse of S (x) Q + damping I.
+
+    With S = U_s diag(s) U_s^T and Q = U_q diag(q) U_q^T,
+
+        M^(-1) R = U_s [ (U_s^T R U_q) / (s q^T + damping) ] U_q^T.
+
+    Args:
+        left: s [landmark] and U_s [landmark, landmark_].
+        right: q [component] and U_q [component, component_].
+    """
+
+    left: tuple[Array, Array]
+    right: tuple[Array, Array]
+
+    @classmethod
+    def build(cls, problem: Linearisation, moments: Moments) -> Kronecker:
+        """The Kronecker model of a curvature: two eigendecompositions, no pass."""
+        S, Q = problem.kronecker(moments)
+        return cls(_eigenpairs(S), _eigenpairs(Q))
+
+    def apply(self, R: Array, damping: Array) -> Array:
+        """M^(-1) R for R [landmark, component, column] and damping [column]."""
+        (s, U_s), (q, U_q) = self.left, self.right
+        rotated = U_s.T @ np.moveaxis(R, -1, 0) @ U_q
+        rotated /= np.outer(s, q) + damping[:, None, None]
+        return np.moveaxis(U_s @ rotated @ U_q.T, 0, -1)
+
+
+@dataclass(frozen=True)
+class RandomizedNystrom:
+    """The Nystrom preconditioner of Frangella, Tropp and Udell (2021).
+
+    H is near U diag(l) U^T with l descending, and
+
+        M^(-1) = U [(l_r + damping) / (l + damping)] U^T + (I - U U^T).
+
+    Args:
+        values: l [rank].
+        vectors: U [landmark x component, rank].
+    """
+
+    values: Array
+    vectors: Array
+
+    @classmethod
+    def build(
+        cls,
+        product: Operator,
+        shape: tuple[int, int],
+        rank: int,
+        seed: int = 0,
+        precision: float = float(np.finfo(np.float64).eps),
+    ) -> RandomizedNystrom:
+        """Sketch H by one product with ``rank`` random columns, hence one pass over the data.
+
+        Args:
+            product: V -> H V for V [landmark, component, column].
+            shape: (landmarks, components).
+            rank: columns of the sketch; needs 3 x landmarks x components x rank numbers.
+            seed: of the random columns.
+            precision: relative rounding error of a product; use that of float32 for streams.
+        """
+        unknowns = shape[0] * shape[1]
+        rank = min(rank, unknowns)
+        random = normal(seed, np.arange(unknowns)[:, None], np.arange(rank))
+        Omega = np.linalg.qr(random)[0]
+        Y = product(Omega.reshape(*shape, rank)).reshape(unknowns, rank)
+        # A shift of the size of the rounding errors keeps the core positive; it is taken off below.
+        shift = np.sqrt(unknowns) * precision * np.linalg.norm(Y, 2)
+        Y = Y + shift * Omega
+        core = Omega.T @ Y
+        w, W = np.linalg.eigh((core + core.T) / 2.0)
+        root = (Y @ W) / np.sqrt(np.maximum(w, max(shift, np.finfo(float).tiny)))
+        vectors, singular, _ = np.linalg.svd(root, full_matrices=False)
+        return cls(np.maximum(singular**2 - shift, 0.0), vectors)
+
+    def apply(self, R: Array, damping: Array) -> Array:
+        """M^(-1) R for R [landmark, component, column] and damping [column]."""
+        flat = R.reshape(-1, R.shape[-1])
+        seen = self.vectors.T @ flat
+        gain = (self.values[-1] + damping) / (self.values[:, None] + damping)
+        return np.asarray((flat + self.vectors @ ((gain - 1.0) * seen)).reshape(R.shape))
+
+
+def _eigenpairs(S: Array) -> tuple[Array, Array]:
+    """Eigenvalues, negative ones of rounding size set to 0, and eigenvectors."""
+    values, vectors = np.linalg.eigh(S)
+    return np.maximum(values, 0.0), vectors

@@ -1,0 +1,138 @@
+"""Solve (H + damping I) dA = -G for the Newton step: operator, solver and solution as three nouns.
+
+``DirectSolver`` is exact for least-squares curvature with few rows; ``KrylovSolver`` needs products
+only. Both take several dampings at once and return a ``Solution`` that knows its true residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.algebra.curvature import Array, LeastSquares, Linearisation
+from krepes_ooc.algebra.krylov import (
+    CGState,
+    Preconditioner,
+    Solution,
+    conjugate_gradient,
+    missing,
+    norms,
+    positive,
+    scale,
+    without_columns,
+)
+
+__all__ = [
+    "CGState",
+    "DirectSolver",
+    "KrylovSolver",
+    "Preconditioner",
+    "Solution",
+    "Solver",
+    "choose_solver",
+    "conjugate_gradient",
+    "direct_bytes",
+]
+
+DIRECT_BYTES = 2**30
+REFINEMENTS = 2
+
+
+class Solver(Protocol):
+    """Solves the Newton system of one linearisation for any damping."""
+
+    def solve(self, damping: npt.ArrayLike) -> Solution:
+        """The step for a damping, or one column for each of several dampings."""
+
+
+@dataclass(frozen=True)
+class DirectSolver:
+    """The exact step of a least-squares curvature H = J^T J, G = J^T y, solved in the rows of J.
+
+    dA = -J^T (J J^T + damping I)^(-1) y, and one eigendecomposition of J J^T serves every damping.
+    The solution in the rows is refined against products with J, because a small damping amplifies
+    the rounding errors of the eigenvectors.
+    """
+
+    problem: LeastSquares
+    tolerance: float = 1e-6
+
+    @cached_property
+    def _eigenpairs(self) -> tuple[Array, Array]:
+        values, vectors = np.linalg.eigh(self.problem.gram())
+        return np.maximum(values, 0.0), vectors
+
+    def solve(self, damping: npt.ArrayLike) -> Solution:
+        """The step for a damping, or one column for each of several dampings.
+
+        Raises:
+            ValueError: a damping is not positive.
+        """
+        shifts = positive(damping)
+        values, vectors = self._eigenpairs
+        y = np.broadcast_to(self.problem.residual, (len(shifts), len(values)))
+        weights, rest = np.zeros_like(y), y
+        for _ in range(1 + REFINEMENTS):
+            weights = weights + (rest @ vectors / (values + shifts[:, None])) @ vectors.T
+            image = self.problem.jacobian(self.problem.adjoint(weights))
+            rest = y - image - shifts[:, None] * weights
+        step = -np.moveaxis(self.problem.adjoint(weights), 0, -1)
+        rhs = np.repeat(-self.problem.gradient[..., None], len(shifts), axis=-1)
+        error = norms(missing(self.problem.product, rhs, shifts, step)) / scale(rhs)
+        once = np.ones(len(shifts), dtype=np.int64)
+        solution = Solution(step, error <= self.tolerance, error, once, error[None])
+        return solution if np.ndim(damping) else without_columns(solution)
+
+
+@dataclass(frozen=True)
+class KrylovSolver:
+    """Preconditioned conjugate gradients on the Newton system of a linearisation."""
+
+    problem: Linearisation
+    preconditioner: Preconditioner | None = None
+    tolerance: float = 1e-3
+    max_iterations: int = 1000
+
+    def solve(self, damping: npt.ArrayLike) -> Solution:
+        """The step for a damping, or one column for each of several dampings."""
+        return conjugate_gradient(
+            self.problem.product,
+            -self.problem.gradient,
+            damping,
+            preconditioner=self.preconditioner,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
+
+
+def choose_solver(
+    problem: Linearisation,
+    preconditioner: Callable[[], Preconditioner | None],
+    *,
+    memory_bytes: float = DIRECT_BYTES,
+    tolerance: float = 1e-6,
+    max_iterations: int = 5000,
+) -> DirectSolver | KrylovSolver:
+    """The exact solver if the curvature has rows and they fit the memory, else Krylov.
+
+    Args:
+        problem: the linearisation at the start.
+        preconditioner: builds the preconditioner; called only if one is needed.
+        memory_bytes: what the direct solver may use.
+        tolerance: relative residual to reach.
+        max_iterations: largest number of products.
+    """
+    if hasattr(problem, "gram") and direct_bytes(cast(LeastSquares, problem)) <= memory_bytes:
+        return DirectSolver(cast(LeastSquares, problem), tolerance)
+    return KrylovSolver(problem, preconditioner(), tolerance, max_iterations)
+
+
+def direct_bytes(problem: LeastSquares) -> int:
+    """Bytes of J J^T, its eigenvectors and their workspace, and of the rows it is made of."""
+    rows, landmarks = problem.residual.size, problem.gradient.shape[0]
+    return int(8 * rows * (4 * rows + 4 * landmarks))

@@ -1,0 +1,110 @@
+"""What the terminal shows: progress as bars, or as plain lines on a pipe; tables; one-line errors."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from krepes_ooc.blocks import format_bytes
+
+
+class Lines:
+    """Progress as plain lines, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._stage, self._total, self._done = "", 0, 0
+        self._bytes, self._said = 0, 0.0
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """Say what is on disk already."""
+        self._stage, self._total, self._done, self._bytes = stage, total, done, 0
+        self._said = time.monotonic()
+        resumed = f", {done} of {total} on disk" if done else ""
+        click.echo(f"{stage}: {total} units{resumed}")
+
+    def advance(self, units: int = 1, n_bytes: int = 0) -> None:
+        """Say how far the stage is, every ten seconds at most."""
+        self._done, self._bytes = self._done + units, self._bytes + n_bytes
+        if time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            click.echo(f"{self._stage}: {self._done} of {self._total}, {format_bytes(self._bytes)}")
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        click.echo(f"  {text}")
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Say that the stage is sealed."""
+        click.echo(f"{stage}: sealed in {seconds:.1f} s")
+
+
+class Bars:
+    """Progress as one bar a stage, with blocks, rate and remaining time."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: Any = None
+        self._bytes, self._begun = 0, 0.0
+        self._progress.start()
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """Draw a new bar."""
+        self._bytes, self._begun = 0, time.monotonic()
+        self._task = self._progress.add_task(stage, total=total, completed=done, rate="")
+
+    def advance(self, units: int = 1, n_bytes: int = 0) -> None:
+        """Move the bar."""
+        self._bytes += n_bytes
+        rate = self._bytes / max(1e-9, time.monotonic() - self._begun)
+        shown = f"{format_bytes(rate)}/s" if self._bytes else ""
+        if self._task is not None:
+            self._progress.update(self._task, advance=units, rate=shown)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._progress.console.print(f"  {text}", markup=False, highlight=False)
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Fill the bar."""
+        if self._task is not None:
+            total = self._progress.tasks[self._task].total
+            self._progress.update(self._task, completed=total, rate=f"{seconds:.1f} s")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows as a table; cells are text, never markup."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    Console(soft_wrap=False).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, indent=1, sort_keys=True, default=str))
+
+
+def _plain(cell: Any) -> Any:
+    from rich.text import Text
+
+    return Text(str(cell))

@@ -1,0 +1,93 @@
+"""krepes status, krepes verify and krepes doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krepes_ooc.blocks import format_bytes
+from krepes_ooc.cli import options
+from krepes_ooc.cli.console import print_json, print_table
+from krepes_ooc.errors import DamageError, UsageError
+
+recipe_or_none = click.argument("recipe", required=False)
+
+
+@click.command()
+@recipe_or_none
+@options.stacked(options.workspace, options.overrides, options.as_json)
+def status(
+    recipe: str | None, workspace: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Show every stage: sealed, stale, missing, or how many units are on disk."""
+    from krepes_ooc.runner import read_status
+
+    name, root = _which(recipe, workspace)
+    found = read_status(name, root, overrides)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(stage["stage"], stage["state"], stage["detail"]) for stage in found["stages"]]
+    print_table(f"{found['workspace']} ({found['recipe']})", ("stage", "state", ""), rows)
+
+
+@click.command()
+@recipe_or_none
+@options.workspace
+@click.option("--store", "only", metavar="STAGE", help="Verify what this stage wrote, only.")
+@options.as_json
+def verify(recipe: str | None, workspace: Path | None, only: str | None, as_json: bool) -> None:
+    """Recompute every checksum and name every damaged file. Exit 5 if there is one."""
+    from krepes_ooc.runner import verify_workspace
+
+    _, root = _which(recipe, workspace)
+    found = verify_workspace(root, only)
+    damage = [str(item) for item in found.damage]
+    if as_json:
+        print_json({"stages": found.stages, "files": found.files, "bytes": found.bytes, "damage": damage})
+    else:
+        for line in damage:
+            click.echo(line)
+        click.echo(f"verified {found.files} files, {format_bytes(found.bytes)}: {len(damage)} damaged")
+    if damage:
+        raise DamageError(
+            f"{len(damage)} damaged files",
+            where=str(root),
+            expected="the bytes that were written",
+            advice="delete the damaged stage's folder under .krepes/stages to compute it again",
+        )
+
+
+@click.command()
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Say what this machine has: cores, memory, BLAS, GPU, optional parts."""
+    from krepes_ooc.engine.doctor import examine
+
+    found = examine(Path.cwd())
+    if as_json:
+        print_json(found)
+        return
+    print_table("", ("", ""), [(key, value) for key, value in found.items()])
+
+
+def _which(recipe: str | None, workspace: Path | None) -> tuple[str | None, Path]:
+    """Recipe and folder: either may follow from the other.
+
+    Raises:
+        UsageError: neither was given, or there is no such workspace.
+    """
+    from krepes_ooc.recipes import Recipe
+    from krepes_ooc.runner import default_workspace
+
+    if recipe is None and workspace is None:
+        raise UsageError("which workspace?", expected="a recipe or --workspace")
+    root: Any = workspace
+    if root is None:
+        assert recipe is not None
+        root = default_workspace(Recipe.load(recipe))
+    if not (root / ".krepes").is_dir():
+        raise UsageError("no workspace there", where=str(root), expected="a folder that `krepes run` made")
+    return recipe, root

@@ -1,0 +1,101 @@
+"""Options, declared once and the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from krepes_ooc.blocks import parse_bytes
+from krepes_ooc.errors import KrepesError, UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Bytes(click.ParamType):
+    """A size such as ``2GiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        try:
+            return parse_bytes(value)
+        except KrepesError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Seconds(click.ParamType):
+    """A duration such as ``90``, ``90s``, ``45m``, ``12h`` or ``2d``."""
+
+    name = "time"
+    units: dict[str, float] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        text = str(value).strip()
+        number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
+        try:
+            seconds = float(number) * self.units[unit.lower()]
+        except (ValueError, KeyError):
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            self.fail(f"{text!r} is no time; expected such as 90s, 45m or 12h", param, ctx)
+        return seconds
+
+
+recipe = click.argument("recipe")
+workspace = click.option(
+    "--workspace",
+    "-w",
+    type=click.Path(path_type=Path),
+    help="Folder of the audit; default krepes-workspace/<recipe>.",
+)
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key: stages.newton.damping=1."
+)
+memory = click.option("--memory", type=Bytes(), help="Memory of the run; default 3/4 of what is free.")
+workers = click.option("--workers", type=click.IntRange(min=1), help="Threads; default all cores.")
+device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where blocks are computed."
+)
+until = click.option("--until", metavar="STAGE", help="Stop after this stage.")
+only = click.option("--only", metavar="STAGE", help="Run this stage alone.")
+restart_stale = click.option(
+    "--restart-stale", is_flag=True, help="Compute stages again whose inputs or settings changed."
+)
+max_time = click.option("--max-time", type=Seconds(), help="Stop, resumable, after this time: 90s, 45m, 12h.")
+mixed_numerics = click.option(
+    "--allow-mixed-numerics", is_flag=True, help="Resume a stage that another kind of machine began."
+)
+strict = click.option("--strict", is_flag=True, help="Exit 1 if the step is not trusted.")
+quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, shown in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this version cannot use.
+
+    Raises:
+        UsageError: cuda was asked for.
+    """
+    if device == "cuda":
+        raise UsageError(
+            "block kernels run on the CPU in this version",
+            where="--device cuda",
+            expected="cpu or auto",
+            advice="leave the option out",
+        )

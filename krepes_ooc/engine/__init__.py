@@ -1,0 +1,1 @@
+"""Blocks through Dask: tasks, fixed-order reductions, the byte budget, stopping and progress."""

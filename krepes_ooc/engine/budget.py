@@ -1,0 +1,70 @@
+"""The byte budget: workers follow from it; a plan that cannot fit is refused before the first task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from krepes_ooc.blocks import format_bytes
+from krepes_ooc.engine import machine
+from krepes_ooc.errors import PlanRefused
+
+
+@dataclass(frozen=True)
+class Need:
+    """Anonymous memory of one stage, in bytes.
+
+    Args:
+        fixed: held once, whatever the number of workers.
+        per_worker: held by every worker at the same time.
+    """
+
+    fixed: int = 0
+    per_worker: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much anonymous memory the run may take and how many workers were asked for.
+
+    Args:
+        memory: bytes in all, the interpreter included.
+        workers: threads at most.
+    """
+
+    memory: int
+    workers: int
+
+    def workers_for(self, stage: str, need: Need, base: int) -> int:
+        """Number of workers that fit beside the fixed part.
+
+        Args:
+            stage: name, for the message.
+            need: what the stage holds.
+            base: anonymous bytes before the stage.
+
+        Raises:
+            PlanRefused: not even one worker fits.
+        """
+        fitting = self.fitting(need, base)
+        if not fitting:
+            total = base + need.fixed + need.per_worker
+            raise PlanRefused(
+                f"one worker needs {format_bytes(total)} of memory",
+                where=f"stage {stage}",
+                expected=f"at most --memory {format_bytes(self.memory)}",
+                advice=f"raise --memory to {format_bytes(1.1 * total)}, or lower the number of landmarks",
+            )
+        return fitting
+
+    def fitting(self, need: Need, base: int) -> int:
+        """Number of workers that fit; 0 if not even one does."""
+        free = self.memory - base - need.fixed
+        if free < need.per_worker:
+            return 0
+        return min(self.workers, free // need.per_worker) if need.per_worker else self.workers
+
+
+def default_budget(memory: int | None, workers: int | None) -> Budget:
+    """The budget asked for, or three quarters of the available memory and all cores."""
+    limit = memory if memory is not None else machine.available_bytes() * 3 // 4
+    return Budget(limit, workers if workers is not None else machine.cores())

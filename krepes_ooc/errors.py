@@ -1,0 +1,108 @@
+"""Every error that krepes raises on purpose.
+
+KrepesError                 exit   raised when
+├── StageFailed              1     data, a checkpoint or a measured result is unfit
+│   ├── DataError            1     the source holds what cannot be used (NaN, bad row)
+│   └── NetworkError         1     the network cannot be loaded or cannot be trusted
+├── UsageError               2     an option, a recipe key or a path is wrong
+│   ├── RecipeError          2     a recipe or contract file is wrong
+│   └── SourceError          2     the source cannot be opened as declared
+├── PlanRefused              3     memory or disk cannot hold the plan
+├── WorkspaceError           4     the workspace is stale, locked or of another format
+├── DamageError              5     stored bytes are not the bytes that were written
+└── Stopped                 75     stopped early on request; the run resumes
+    └── Interrupted        130     stopped by Ctrl-C; the run resumes
+"""
+
+from __future__ import annotations
+
+
+class KrepesError(Exception):
+    """An error told in one line: what, where, what was expected, what to do.
+
+    Args:
+        what: what went wrong, with the offending value.
+        where: file, store, block, column or parameter.
+        expected: what would have been right, with the limit or the allowed values.
+        advice: what the user can do now.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", advice: str = "") -> None:
+        self.what, self.where, self.expected, self.advice = what, where, expected, advice
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        if self.expected:
+            line += f"; expected {self.expected}"
+        if self.advice:
+            line += f"; {self.advice}"
+        return " ".join(line.split())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip between processes with all four parts."""
+        return (_rebuild, (type(self), self.what, self.where, self.expected, self.advice))
+
+
+class StageFailed(KrepesError):
+    """A stage cannot give a result: data, checkpoint or a measured failure."""
+
+
+class DataError(StageFailed):
+    """The source holds values that cannot be used."""
+
+
+class NetworkError(StageFailed):
+    """The network cannot be loaded, or its Jacobian rows cannot be trusted."""
+
+
+class UsageError(KrepesError):
+    """An option, a recipe key or a path is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe or a store contract is wrong."""
+
+
+class SourceError(UsageError):
+    """The source cannot be opened as the recipe declares it."""
+
+
+class PlanRefused(KrepesError):
+    """The plan does not fit the memory or the disk."""
+
+    exit_code = 3
+
+
+class WorkspaceError(KrepesError):
+    """The workspace is stale, locked or of another format."""
+
+    exit_code = 4
+
+
+class DamageError(KrepesError):
+    """Stored bytes differ from the bytes that were written."""
+
+    exit_code = 5
+
+
+class Stopped(KrepesError):
+    """The run stopped early on request and can be resumed."""
+
+    exit_code = 75
+
+
+class Interrupted(Stopped):
+    """The run was stopped by Ctrl-C and can be resumed."""
+
+    exit_code = 130
+
+
+def _rebuild(
+    kind: type[KrepesError], what: str, where: str, expected: str, advice: str
+) -> KrepesError:
+    return kind(what, where=where, expected=expected, advice=advice)

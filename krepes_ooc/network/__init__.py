@@ -1,0 +1,1 @@
+"""Everything that touches torch: networks, their Jacobian rows, sources and views."""

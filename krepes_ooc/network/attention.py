@@ -1,0 +1,156 @@
+"""Multi-head attention whose projections can be recorded.
+
+torch's own layer applies its projections functionally, so that no hook sees them. This one has the
+same parameters, the same arguments and the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Some rows of a weight and of a bias, by their names inside the attention layer.
+
+    Args:
+        weight: name of the weight.
+        bias: name of the bias, if there is one.
+        weight_start: first row of the weight.
+        bias_start: first entry of the bias.
+        size: number of rows.
+    """
+
+    weight: str
+    bias: str | None
+    weight_start: int
+    bias_start: int
+    size: int
+
+
+NoteProjection = Callable[[str, Projection, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def can_record(layer: nn.Module) -> bool:
+    """Whether the layer is torch's own attention without its rarest options."""
+    return type(layer) is nn.MultiheadAttention and layer.bias_k is None and not layer.add_zero_attn
+
+
+def record_attention(layer: nn.Module, name: str, note: NoteProjection) -> None:
+    """Turn torch's attention layer, in place, into one that reports its projections."""
+    layer.__class__ = RecordedAttention
+    layer._krepes_name, layer._krepes_note = name, note  # type: ignore[assignment]
+
+
+class RecordedAttention(nn.MultiheadAttention):
+    """``torch.nn.MultiheadAttention`` in eval mode, written with projections that are seen."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The result of the layer that this one was made from."""
+        same = query is key and key is value
+        batched = query.ndim == 3
+        if not batched:
+            query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))
+        elif not self.batch_first:
+            query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+        if key_padding_mask is not None and not batched:
+            key_padding_mask = key_padding_mask.unsqueeze(0)
+        mask = self._mask(attn_mask, key_padding_mask, query)
+        q, k, v = (self._heads(x) for x in self._inputs(query, key, value, same))
+        if is_causal and attn_mask is None:
+            causal = torch.full((q.shape[2], k.shape[2]), -torch.inf, dtype=q.dtype).triu(1)
+            mask = causal if mask is None else causal + mask
+        if need_weights:
+            scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
+            weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+            mixed, shown = weights @ v, weights.mean(dim=1) if average_attn_weights else weights
+        else:
+            mixed, shown = functional.scaled_dot_product_attention(q, k, v, mask), None
+        mixed = mixed.transpose(1, 2).flatten(2)
+        out = self.out_proj
+        result = self._project(mixed, "out_proj.weight", "out_proj.bias", out.weight, out.bias)
+        if not batched:
+            return result.squeeze(0), None if shown is None else shown.squeeze(0)
+        return result if self.batch_first else result.transpose(0, 1), shown
+
+    def _inputs(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, same: bool
+    ) -> tuple[torch.Tensor, ...]:
+        size, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
+        if same and self._qkv_same_embed_dim:
+            joint = self._project(query, "in_proj_weight", "in_proj_bias", weight, bias)
+            return joint.chunk(3, dim=-1)
+        results = []
+        for index, (letter, inputs) in enumerate(zip("qkv", (query, key, value), strict=True)):
+            start = index * size
+            part_bias = None if bias is None else bias[start : start + size]
+            if self._qkv_same_embed_dim:
+                part, leaf, first = weight[start : start + size], "in_proj_weight", start
+            else:
+                leaf, first = f"{letter}_proj_weight", 0
+                part = getattr(self, leaf)
+            results.append(
+                self._project(inputs, leaf, "in_proj_bias", part, part_bias, (first, start))
+            )
+        return tuple(results)
+
+    def _project(
+        self,
+        inputs: torch.Tensor,
+        weight_name: str,
+        bias_name: str,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        starts: tuple[int, int] = (0, 0),
+    ) -> torch.Tensor:
+        result = functional.linear(inputs, weight, bias)
+        projection = Projection(
+            weight_name, None if bias is None else bias_name, *starts, weight.shape[0]
+        )
+        note: Any = self._krepes_note
+        recorded: torch.Tensor = note(self._krepes_name, projection, inputs, result)
+        return recorded
+
+    def _heads(self, joint: torch.Tensor) -> torch.Tensor:
+        shape = (*joint.shape[:2], self.num_heads, self.head_dim)
+        return joint.reshape(shape).transpose(1, 2)
+
+    def _mask(
+        self,
+        attn_mask: torch.Tensor | None,
+        key_padding_mask: torch.Tensor | None,
+        query: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """One additive mask that broadcasts against scores[sample, head, query, key]."""
+        total = None
+        if attn_mask is not None:
+            total = _additive(attn_mask, query.dtype)
+            if total.ndim == 3:
+                total = total.reshape(query.shape[0], self.num_heads, *total.shape[1:])
+        if key_padding_mask is not None:
+            padding = _additive(key_padding_mask, query.dtype)[:, None, None, :]
+            total = padding if total is None else total + padding
+        return total
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill(mask, -torch.inf)

@@ -1,0 +1,172 @@
+"""A network as the audit sees it: eval mode, no trainable parameter, one flat output a sample."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from krepes_ooc.errors import NetworkError, UsageError
+
+
+class FrozenNetwork(nn.Module):
+    """Wrap a module so that it maps inputs to outputs[sample, output] and never changes.
+
+    Args:
+        inner: the user's module; its parameter names are the names that krepes shows.
+        output: key or index of the audited output if ``inner`` returns a dict or a tuple.
+    """
+
+    def __init__(self, inner: nn.Module, output: str | None = None) -> None:
+        super().__init__()
+        self.output = output
+        self.trainable = tuple(n for n, p in inner.named_parameters() if p.requires_grad)
+        self.inner = inner.float().requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> FrozenNetwork:
+        """Stay in eval mode: batch statistics would make a row depend on its batch."""
+        del mode
+        return super().train(False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """outputs[sample, output] of inputs[sample, ...].
+
+        Raises:
+            NetworkError: the result is no floating-point tensor with one row a sample.
+        """
+        result = pick_output(self.inner(inputs), self.output)
+        if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+            shown = type(result).__name__
+            raise NetworkError(
+                f"the network returns {shown}",
+                where="network.output",
+                expected="one floating-point tensor",
+                advice=_output_advice(result),
+            )
+        if result.ndim < 1 or result.shape[0] != inputs.shape[0]:
+            raise NetworkError(
+                f"output shape {tuple(result.shape)} for {inputs.shape[0]} samples",
+                where="network.output",
+                expected="one output row a sample",
+            )
+        return result.reshape(result.shape[0], -1)
+
+    def copied(self) -> FrozenNetwork:
+        """An own copy, with the same names and the same selection of outputs."""
+        return copy.deepcopy(self)
+
+
+def freeze(module: nn.Module, output: str | None = None) -> FrozenNetwork:
+    """The frozen form of ``module``; a frozen network is returned as it is."""
+    return module if isinstance(module, FrozenNetwork) else FrozenNetwork(module, output)
+
+
+def pick_output(result: Any, output: str | None) -> Any:
+    """The entry of a dict or tuple output that the recipe names.
+
+    Raises:
+        UsageError: the network's output has no such entry.
+    """
+    if output is None:
+        return result
+    if isinstance(result, Mapping):
+        if output in result:
+            return result[output]
+        known = ", ".join(map(str, result))
+    elif isinstance(result, tuple | list):
+        if output.lstrip("-").isdigit() and -len(result) <= int(output) < len(result):
+            return result[int(output)]
+        named = getattr(result, "_fields", ())
+        if output in named:
+            return getattr(result, output)
+        known = ", ".join(named) or f"0 to {len(result) - 1}"
+    else:
+        found = getattr(result, output, None) if output.isidentifier() else None
+        if found is not None and not isinstance(result, torch.Tensor):
+            return found
+        known = f"no entry: the network returns {type(result).__name__}"
+    raise UsageError(
+        f"the network has no output {output!r}", where="network.output", expected=known
+    )
+
+
+def check_state_finite(module: nn.Module) -> None:
+    """Check every parameter and buffer.
+
+    Raises:
+        NetworkError: a value is NaN or infinite, has no storage yet, or is no real number.
+    """
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        shown = name.removeprefix("inner.")
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise NetworkError(
+                "has no values yet",
+                where=shown,
+                expected="a module whose shapes are known when the factory returns",
+            )
+        if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
+            raise NetworkError(
+                f"is {tensor.dtype} with layout {tensor.layout}",
+                where=shown,
+                expected="dense real numbers",
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise NetworkError(
+                f"{bad} of {tensor.numel()} values are NaN or infinite",
+                where=shown,
+                expected="finite weights",
+                advice="the checkpoint is damaged or the training diverged",
+            )
+
+
+def check_module(module: Any) -> nn.Module:
+    """Check that a factory gave an eager module whose samples do not depend on each other.
+
+    Raises:
+        NetworkError: it is no module, or a kind of module whose layers cannot be recorded.
+    """
+    kind = type(module).__name__
+    eager = "an eager torch.nn.Module from network.factory"
+    if isinstance(module, torch.jit.ScriptModule):
+        raise NetworkError("TorchScript hides its layers", where=kind, expected=eager)
+    if isinstance(module, torch.export.ExportedProgram):
+        raise NetworkError("an exported program hides its layers", where=kind, expected=eager)
+    if not isinstance(module, nn.Module):
+        raise NetworkError(f"the factory returned {kind}", where="network.factory", expected=eager)
+    if hasattr(module, "_orig_mod"):
+        raise NetworkError(
+            "a compiled module hides its layers",
+            where=kind,
+            expected=eager,
+            advice="return the module from before torch.compile",
+        )
+    if isinstance(module, torch.fx.GraphModule) and not _calls_layers(module):
+        raise NetworkError("an exported graph hides its layers", where=kind, expected=eager)
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+            raise NetworkError(
+                f"{type(layer).__name__} has track_running_stats=False: "
+                "a row would depend on its batch",
+                where=name,
+                expected="running statistics",
+                advice="train with track_running_stats=True or replace the layer",
+            )
+    return module
+
+
+def _calls_layers(graph: torch.fx.GraphModule) -> bool:
+    called = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+    return any(list(graph.get_submodule(name).parameters()) for name in called)
+
+
+def _output_advice(result: Any) -> str:
+    if isinstance(result, Mapping):
+        return "set network.output to one of " + ", ".join(map(str, result))
+    if isinstance(result, tuple | list):
+        return f"set network.output to an index from 0 to {len(result) - 1}"
+    return "set network.output to the name of the tensor"

@@ -1,0 +1,215 @@
+"""A small demo trainer: an encoder, two views of each sample, one self-supervised loss.
+
+The loss acts on the encoder's own output, without a projector, because that output is what is
+audited. Batch order, views and dropout are keyed by (seed, epoch, step), so a run that was killed
+continues with the bits it would have had. torch is imported on first use.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc import counter
+from krepes_ooc.errors import NetworkError, UsageError
+from krepes_ooc.network.modelspec import NetworkSpec, build_network
+from krepes_ooc.settings import setting
+
+if TYPE_CHECKING:
+    import torch
+
+BatchViews = Callable[[npt.NDArray[np.int64], int], tuple[npt.NDArray[np.float32], ...]]
+MIN_BATCH = 2
+_ORDER_STREAM, _DROPOUT_STREAM = 211, 212
+_STATE_KEYS = {"model", "optimiser", "epoch", "losses"}
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """The recipe key ``stages.pretrain``."""
+
+    objective: Literal["barlow-twins", "vicreg", "simclr", "spectral-contrastive"] = setting(
+        "barlow-twins", about="the loss"
+    )
+    epochs: int = setting(20, about="passes over the source", minimum=1)
+    batch: int = setting(
+        256, about="samples of one step; the rest of an epoch is left out", minimum=2
+    )
+    learning_rate: float = setting(1e-3, about="Adam's rate at the start of the cosine", above=0)
+    weight_decay: float = setting(1e-6, about="Adam's weight decay", minimum=0)
+    seed: int = setting(0, about="key of initial weights, batch order and dropout", minimum=0)
+
+
+@dataclass
+class TrainState:
+    """Everything that the next epoch depends on.
+
+    Args:
+        module: the encoder.
+        optimiser: Adam with its moments.
+        epoch: finished epochs.
+        losses: mean loss of each finished epoch.
+    """
+
+    module: torch.nn.Module
+    optimiser: torch.optim.Optimizer
+    epoch: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+def new_state(spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()) -> TrainState:
+    """The state before the first epoch; initial weights depend on the seed alone."""
+    import torch
+
+    # The factory draws from torch's global generator: lend it a keyed one and put the old one back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        module = build_network(spec, base)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise UsageError("the factory's module has nothing to train", where="network.factory")
+    optimiser = torch.optim.Adam(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    return TrainState(module, optimiser)
+
+
+def train_epoch(
+    state: TrainState,
+    settings: PretrainSettings,
+    n_samples: int,
+    batch_views: BatchViews,
+    output: str | None = None,
+) -> float:
+    """Train one epoch in place and return its mean loss.
+
+    Args:
+        state: advanced by one epoch.
+        settings: objective, batch and rates.
+        n_samples: samples of the source.
+        batch_views: views of the samples at given positions, for a given epoch.
+        output: key or index of the trained output.
+
+    Raises:
+        UsageError: fewer than two samples.
+        NetworkError: the loss is not finite.
+    """
+    import torch
+
+    batch, steps = _schedule(settings, n_samples)
+    keyed = int(counter.bits(settings.seed, _ORDER_STREAM, state.epoch))
+    order = counter.Bijection(n_samples, keyed)
+    total = 0.0
+    state.module.train()
+    with torch.random.fork_rng(devices=[]):
+        for step in range(steps):
+            _set_rate(state, settings, (state.epoch + step / steps) / settings.epochs)
+            torch.manual_seed(
+                int(counter.bits(settings.seed, _DROPOUT_STREAM, state.epoch, step) >> np.uint64(1))
+            )
+            positions = order(np.arange(step * batch, (step + 1) * batch))
+            loss = _train_step(state, settings, batch_views(positions, state.epoch), output)
+            if not math.isfinite(loss):
+                raise NetworkError(
+                    f"the loss is {loss}",
+                    where=f"pretrain, epoch {state.epoch + 1}, step {step + 1}",
+                    expected="a finite loss",
+                    advice="lower stages.pretrain.learning_rate",
+                )
+            total += loss
+    state.epoch += 1
+    state.losses.append(total / steps)
+    return state.losses[-1]
+
+
+def save_state(state: TrainState, path: Path) -> None:
+    """Write the whole training state: complete or not there at all."""
+    import torch
+
+    from krepes_ooc.network.checkpoint import publish
+
+    content = {
+        "model": state.module.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "epoch": state.epoch,
+        "losses": list(state.losses),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save(content, temporary)
+    publish(temporary, path)
+
+
+def load_state(
+    path: Path, spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()
+) -> TrainState:
+    """The state that ``save_state`` wrote.
+
+    Raises:
+        NetworkError: the file is damaged or belongs to another network.
+    """
+    import torch
+
+    state = new_state(spec, settings, base)
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if set(content) != _STATE_KEYS:
+            raise ValueError("other keys than a training state has")
+        state.module.load_state_dict(content["model"])
+        state.optimiser.load_state_dict(content["optimiser"])
+    except Exception as error:
+        raise NetworkError(
+            f"cannot resume: {type(error).__name__}: {str(error)[:200]}",
+            where=str(path),
+            expected="the training state of this network",
+            advice="delete the file to train from the start",
+        ) from error
+    state.epoch, state.losses = int(content["epoch"]), [float(loss) for loss in content["losses"]]
+    return state
+
+
+def save_checkpoint(state: TrainState, path: Path) -> None:
+    """Write the trained weights as a safetensors file that ``load_network`` reads."""
+    from krepes_ooc.network.checkpoint import save_state as save_weights
+
+    save_weights(state.module.state_dict(), path)
+
+
+def _schedule(settings: PretrainSettings, n_samples: int) -> tuple[int, int]:
+    if n_samples < MIN_BATCH:
+        raise UsageError(
+            f"{n_samples} samples", where="stages.pretrain", expected=f"at least {MIN_BATCH}"
+        )
+    batch = min(settings.batch, n_samples)
+    return batch, n_samples // batch
+
+
+def _set_rate(state: TrainState, settings: PretrainSettings, progress: float) -> None:
+    """Cosine decay: a function of progress alone, so nothing has to be saved."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _train_step(
+    state: TrainState,
+    settings: PretrainSettings,
+    views: tuple[npt.NDArray[np.float32], ...],
+    output: str | None,
+) -> float:
+    import torch
+
+    from krepes_ooc.network.frozen import pick_output
+    from krepes_ooc.network.losses import view_loss
+
+    embeddings = [pick_output(state.module(torch.tensor(view)), output) for view in views]
+    loss = view_loss(settings.objective, [value.flatten(1) for value in embeddings])
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimiser.step()
+    return float(loss.detach())

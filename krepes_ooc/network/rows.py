@@ -1,0 +1,192 @@
+"""Arrays whose rows are read on demand: in memory, mapped from a file, or in HDF5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.network.digests import stat_seal
+from krepes_ooc.network.samples import Int64
+
+SCAN_BYTES = 16 * 2**20
+
+
+class Rows(Protocol):
+    """Samples [sample, ...] of one array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of every dimension, samples first."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the array keeps."""
+
+    def take(self, positions: Int64) -> npt.NDArray[Any]:
+        """Copies of the rows [sample, ...] at these valid positions."""
+
+
+@dataclass(frozen=True)
+class MemoryRows:
+    """Rows of an array in memory."""
+
+    values: npt.NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of every dimension."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.values.dtype
+
+    @property
+    def resident_bytes(self) -> int:
+        """All of it."""
+        return int(self.values.nbytes)
+
+    def take(self, positions: Int64) -> npt.NDArray[Any]:
+        """Copies of the rows at these positions."""
+        return np.asarray(self.values[positions])
+
+
+@dataclass(frozen=True)
+class MappedRows:
+    """Rows of a plain array inside a file, mapped afresh for every reading.
+
+    Args:
+        path: the file.
+        offset: bytes before the first row.
+        dtype: type of the values as they lie in the file.
+        shape: size of every dimension, samples first, in C order.
+        seal: ``stat_seal`` of the file when it was opened.
+    """
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    seal: tuple[int, int, int, int]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Nothing stays mapped."""
+        return 0
+
+    def take(self, positions: Int64) -> npt.NDArray[Any]:
+        """Copies of the rows at these positions, in native byte order.
+
+        Raises:
+            DataError: the file changed since it was opened.
+        """
+        check_unchanged(self.path, self.seal)
+        if not positions.size:
+            return np.empty((0, *self.shape[1:]), self.dtype.newbyteorder("="))
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return np.asarray(mapped[positions], dtype=self.dtype.newbyteorder("="))
+
+
+@dataclass(frozen=True)
+class Hdf5Rows:
+    """Rows of an HDF5 data set; the file is opened for every reading."""
+
+    path: Path
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    seal: tuple[int, int, int, int]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Nothing stays open."""
+        return 0
+
+    def take(self, positions: Int64) -> npt.NDArray[Any]:
+        """Copies of the rows at these positions.
+
+        Raises:
+            DataError: the file changed since it was opened, or cannot be read.
+        """
+        check_unchanged(self.path, self.seal)
+        # HDF5 takes only increasing, unique indices.
+        wanted, places = np.unique(positions, return_inverse=True)
+        try:
+            with import_hdf5().File(self.path, "r") as file:
+                found = np.asarray(file[self.name][wanted]) if wanted.size else None
+        except OSError as error:
+            raise DataError(f"cannot be read: {error}", where=str(self.path)) from error
+        empty = np.empty((0, *self.shape[1:]), self.dtype)
+        return empty if found is None else found[places.reshape(positions.shape)]
+
+
+def check_unchanged(path: Path, seal: tuple[int, int, int, int]) -> None:
+    """Refuse a file that is no longer the one that was opened.
+
+    Raises:
+        DataError: size, time or inode differ.
+    """
+    if stat_seal(path) != seal:
+        raise DataError(
+            "the file changed while it was read",
+            where=str(path),
+            advice="start again with the file as it is now",
+        )
+
+
+def check_finite(raw: npt.NDArray[Any], positions: Int64, where: str) -> None:
+    """Refuse NaN and infinity in samples [sample, ...].
+
+    Raises:
+        DataError: names the first bad sample.
+    """
+    if raw.dtype.kind != "f" or not raw.size:
+        return
+    bad = ~np.isfinite(raw).reshape(len(raw), -1).all(axis=1)
+    if bad.any():
+        raise DataError(
+            "NaN or infinity",
+            where=f"{where}, sample {int(positions[np.flatnonzero(bad)[0]])} (from 0)",
+            expected="finite values",
+            advice="repair or remove the sample",
+        )
+
+
+def check_all_finite(rows: Rows, where: str) -> None:
+    """Read every row once, in pieces, and refuse NaN and infinity.
+
+    Raises:
+        DataError: names the first bad sample.
+    """
+    if rows.dtype.kind != "f":
+        return
+    row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
+    step = max(1, SCAN_BYTES // max(1, row_bytes))
+    for start in range(0, rows.shape[0], step):
+        positions = np.arange(start, min(start + step, rows.shape[0]))
+        check_finite(rows.take(positions), positions, where)
+
+
+def import_hdf5() -> Any:
+    """The h5py package.
+
+    Raises:
+        SourceError: it is not installed.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise SourceError(
+            "HDF5 files need h5py", where="source", advice="pip install 'krepes-ooc[hdf5]'"
+        ) from error
+    return h5py

@@ -1,0 +1,97 @@
+"""Decode one Arrow column into numbers or text, naming the row that cannot be used."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from krepes_ooc.errors import DataError
+
+Float64 = npt.NDArray[np.float64]
+MISSING = "(missing)"
+
+
+def kind_of(arrow_type: Any) -> Literal["numeric", "categorical"] | None:
+    """The kind that a column of this Arrow type has unless declared otherwise; None if unusable."""
+    if pa.types.is_integer(arrow_type) or pa.types.is_floating(arrow_type):
+        return "numeric"
+    if pa.types.is_decimal(arrow_type):
+        return "numeric"
+    if pa.types.is_dictionary(arrow_type):
+        return "categorical" if kind_of(arrow_type.value_type) else None
+    if _is_text(arrow_type) or pa.types.is_boolean(arrow_type) or pa.types.is_null(arrow_type):
+        return "categorical"
+    return None
+
+
+def is_number(arrow_type: Any) -> bool:
+    """Whether categories of this column are sorted as numbers."""
+    if pa.types.is_dictionary(arrow_type):
+        return is_number(arrow_type.value_type)
+    return kind_of(arrow_type) == "numeric"
+
+
+def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
+    """Finite float64 numbers [sample] of an Arrow column.
+
+    Args:
+        values: the Arrow array.
+        name: its column, for the message.
+        first_row: position of its first row, for the message.
+        where: its file, for the message.
+
+    Raises:
+        DataError: an entry is missing, NaN, infinite or no number; row and column are named.
+    """
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    try:
+        # Integers beyond 2**53 lose their last digits, as every float64 column does.
+        numbers = np.asarray(values.cast(pa.float64(), safe=False), dtype=np.float64)
+    except pa.ArrowInvalid:
+        numbers = np.asarray([_parse(text) for text in values.to_pylist()], dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if bad.size:
+        entry = values[int(bad[0])].as_py()
+        raise DataError(
+            f"{'a missing value' if entry is None else repr(entry)} in a numeric column",
+            where=f"{where}, row {first_row + int(bad[0])} (from 0), column {name!r}",
+            expected="a finite number",
+            advice="repair the row, or list the column under categorical or exclude",
+        )
+    return numbers
+
+
+def to_text(values: Any) -> Any:
+    """The Arrow column as text without nulls; null and NaN become ``(missing)``."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    return pc.fill_null(values.cast(pa.string()), MISSING)
+
+
+def to_codes(values: Any, categories: Any) -> npt.NDArray[np.int64]:
+    """Index of each entry in ``categories``, an Arrow text array; -1 where it is not there."""
+    codes = pc.fill_null(pc.index_in(to_text(values), value_set=categories), -1)
+    return np.asarray(codes, dtype=np.int64)
+
+
+def _is_text(arrow_type: Any) -> bool:
+    views = getattr(pa.types, "is_string_view", lambda _: False)
+    return bool(
+        pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type) or views(arrow_type)
+    )
+
+
+def _parse(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return float("nan")

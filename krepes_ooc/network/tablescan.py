@@ -1,0 +1,223 @@
+"""One pass over a table: kinds, categories, means, spreads, quantiles and the bank of rows.
+
+The bank holds the ``BANK_ROWS`` rows with the smallest keyed hash: a uniform draw without
+replacement that depends on the number of rows alone. Views draw from it, quantiles are read off it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from krepes_ooc import counter
+from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.network.digests import write_atomic
+from krepes_ooc.network.samples import Column
+from krepes_ooc.network.tablecolumns import MISSING, is_number, to_numbers, to_text
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+SCAN_VERSION = 1
+BANK_ROWS = 4_096
+MAX_CATEGORIES = 1_024
+_BANK_SEED, _HASH_ROWS = 0x6B72, 2**20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to read of a table: kinds in file order, resolved from the recipe and the schema.
+
+    Args:
+        kinds: (name, kind, shown) of every column that is read, labels excepted.
+        label: column of labels, or "".
+        n_samples: rows that are used.
+    """
+
+    kinds: tuple[tuple[str, Literal["numeric", "categorical"], bool], ...]
+    label: str
+    n_samples: int
+
+    @property
+    def names(self) -> list[str]:
+        """Columns to read, the label last."""
+        shown = [name for name, _, _ in self.kinds]
+        return shown + [self.label] * bool(self.label and self.label not in shown)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a table found; ``bank`` float64 [row, column]."""
+
+    columns: tuple[Column, ...]
+    classes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    bank: Float64
+
+
+def scan_table(path: Path, reading: Reading, where: str) -> Scan:
+    """Read every used row once.
+
+    Args:
+        path: a Parquet file.
+        reading: columns and rows to use.
+        where: the user's file, for messages.
+
+    Raises:
+        DataError: a number that is missing, NaN or infinite.
+        SourceError: too many categories, or damaged rows.
+    """
+    tallies = [_Tally(name, kind, where) for name, kind, _ in reading.kinds]
+    label = _Tally(reading.label, "categorical", where) if reading.label else None
+    wanted = bank_positions(reading.n_samples)
+    bank = np.empty((wanted.size, len(tallies)))
+    first = 0
+    with pq.ParquetFile(path) as file:
+        for group in range(file.metadata.num_row_groups):
+            if first >= reading.n_samples:
+                break
+            try:
+                table = file.read_row_group(group, columns=reading.names, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"row group {group} cannot be read: {error}", where=where
+                ) from error
+            table = table.slice(0, reading.n_samples - first)
+            here = slice(*np.searchsorted(wanted, [first, first + table.num_rows]))
+            for index, tally in enumerate(tallies):
+                values = tally.update(table.column(tally.name), first)
+                bank[here, index] = values[wanted[here] - first]
+            if label:
+                label.update(table.column(label.name), first)
+            first += table.num_rows
+    return _finish(reading, tallies, label, bank)
+
+
+def bank_positions(n_samples: int) -> Int64:
+    """Positions of the bank's rows, ascending: those with the smallest keyed hash."""
+    kept = np.empty(0, dtype=np.int64)
+    for start in range(0, n_samples, _HASH_ROWS):
+        kept = np.concatenate([kept, np.arange(start, min(start + _HASH_ROWS, n_samples))])
+        if kept.size > BANK_ROWS:
+            order = np.argsort(counter.bits(_BANK_SEED, kept), kind="stable")
+            kept = kept[order[:BANK_ROWS]]
+    return np.sort(kept)
+
+
+def load_scan(folder: Path) -> Scan | None:
+    """The scan that an earlier run kept, or None if there is none that can be read."""
+    try:
+        found = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+        columns = tuple(
+            Column(**(entry | {"categories": tuple(entry["categories"])}))
+            for entry in found["columns"]
+        )
+        bank = np.load(folder / "bank.npy", allow_pickle=False)
+        if bank.shape != (found["bank_rows"], len(columns)):
+            return None
+        return Scan(columns, tuple(found["classes"]), tuple(found["warnings"]), bank)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save_scan(folder: Path, scan: Scan) -> None:
+    """Keep a scan for later runs; the JSON, written last, completes it."""
+    stream = io.BytesIO()
+    np.save(stream, scan.bank, allow_pickle=False)
+    write_atomic(folder / "bank.npy", stream.getvalue())
+    found = {
+        "columns": [asdict(column) for column in scan.columns],
+        "classes": list(scan.classes),
+        "warnings": list(scan.warnings),
+        "bank_rows": int(scan.bank.shape[0]),
+    }
+    write_atomic(folder / "scan.json", json.dumps(found, indent=1).encode())
+
+
+class _Tally:
+    """Running statistics of one column; categories get provisional codes as they appear."""
+
+    def __init__(self, name: str, kind: str, where: str) -> None:
+        self.name, self.kind, self._where = name, kind, where
+        self.codes: dict[str, int] = {}
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.as_numbers = False
+
+    def update(self, values: Any, first_row: int) -> Float64:
+        """Numbers, or provisional codes, of these rows."""
+        if self.kind == "categorical":
+            self.as_numbers = is_number(values.type)
+            return self._update_text(to_text(values.combine_chunks()))
+        numbers = to_numbers(values.combine_chunks(), self.name, first_row, self._where)
+        if numbers.size:
+            self._merge(numbers)
+        return numbers
+
+    def _merge(self, numbers: Float64) -> None:
+        """Chan, Golub and LeVeque (1979): merge means and sums of squared deviations."""
+        mean = float(numbers.mean())
+        squares = float(np.square(numbers - mean).sum())
+        total, apart = self.count + numbers.size, mean - self.mean
+        self.squares += squares + apart * apart * self.count * numbers.size / total
+        self.mean += apart * numbers.size / total
+        self.count = total
+
+    def _update_text(self, text: Any) -> Float64:
+        encoded = text.dictionary_encode()
+        for value in encoded.dictionary.to_pylist():
+            self.codes.setdefault(value, len(self.codes))
+        if len(self.codes) > MAX_CATEGORIES:
+            raise SourceError(
+                f"column {self.name!r} has more than {MAX_CATEGORIES} categories",
+                where=self._where,
+                expected=f"at most {MAX_CATEGORIES}",
+                advice="list it under source.exclude, or under source.numeric if it holds numbers",
+            )
+        codes = [self.codes[value] for value in encoded.dictionary.to_pylist()]
+        return np.asarray(codes, dtype=np.float64)[np.asarray(encoded.indices, dtype=np.int64)]
+
+    def spread(self) -> float:
+        """Population standard deviation; 0 for a constant column."""
+        spread = float(np.sqrt(self.squares / self.count))
+        if not np.isfinite(spread):
+            raise DataError(
+                f"numbers of column {self.name!r} are too large to standardise",
+                where=self._where,
+                expected="a finite standard deviation",
+                advice="rescale the column or list it under source.exclude",
+            )
+        return spread
+
+    def categories(self) -> tuple[str, ...]:
+        """All categories in order: as numbers where the column holds numbers, missing last."""
+        known = [value for value in self.codes if value != MISSING]
+        ordered = sorted(known, key=float) if self.as_numbers else sorted(known)
+        return (*ordered, *([MISSING] if MISSING in self.codes else []))
+
+
+def _finish(reading: Reading, tallies: list[_Tally], label: _Tally | None, bank: Float64) -> Scan:
+    columns, warnings = [], []
+    for index, (tally, (name, kind, shown)) in enumerate(zip(tallies, reading.kinds, strict=True)):
+        if kind == "categorical":
+            categories = tally.categories()
+            final = np.asarray([categories.index(value) for value in tally.codes], dtype=np.float64)
+            bank[:, index] = final[bank[:, index].astype(np.int64)]
+            columns.append(Column(name, kind, shown, categories))
+            constant = len(categories) < 2
+        else:
+            spread, (low, high) = tally.spread(), np.quantile(bank[:, index], [0.01, 0.99])
+            constant = spread == 0.0
+            columns.append(
+                Column(name, kind, shown, (), tally.mean, spread or 1.0, float(low), float(high))
+            )
+        if constant:
+            warnings.append(f"column {name!r} is constant")
+    classes = tuple(c for c in label.categories() if c != MISSING) if label else ()
+    return Scan(tuple(columns), classes, tuple(warnings), bank)

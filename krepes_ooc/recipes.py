@@ -1,0 +1,145 @@
+"""Recipes: pipelines/*.yaml read into frozen settings."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc import catalogue
+from krepes_ooc.errors import RecipeError, UsageError
+from krepes_ooc.network.modelspec import PRETRAIN, NetworkSpec
+from krepes_ooc.network.samples import SourceSpec
+from krepes_ooc.network.views import ViewSpec
+from krepes_ooc.settings import read_settings, setting, unknown_key
+from krepes_ooc.stages.base import Stage
+from krepes_ooc.stages.registry import BY_NAME, STAGES
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """The keys of a recipe."""
+
+    recipe: str = setting(about="name of the recipe")
+    source: SourceSpec = setting(about="where samples come from")
+    network: NetworkSpec = setting(about="the frozen network")
+    about: str = setting("", about="one line for people")
+    seed: int = setting(0, about="key of every random draw", minimum=0)
+    views: ViewSpec = setting(ViewSpec(), about="how views are drawn")
+    stages: dict[str, Any] = setting({}, about="settings of single stages")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One audit, declared: what is run, on what, with which settings.
+
+    Args:
+        name: also the default workspace.
+        about: one line for people.
+        seed: key of every random draw.
+        source: where samples come from.
+        network: what is audited.
+        views: how views are drawn.
+        settings: settings of every stage by name.
+        base: folder that relative paths start from.
+        text: the recipe as it was read, overrides included.
+    """
+
+    name: str
+    about: str
+    seed: int
+    source: SourceSpec
+    network: NetworkSpec
+    views: ViewSpec
+    settings: Mapping[str, Any]
+    base: Path
+    text: str
+
+    @classmethod
+    def load(cls, name: str, overrides: Iterable[str] = ()) -> Recipe:
+        """Read a shipped recipe by name, or any YAML file by path.
+
+        Args:
+            name: ``digits``, or ``path/to/mine.yaml``. Relative paths in a file start from its
+                folder, those of a shipped recipe from the current folder.
+            overrides: ``key.key=value`` texts, as ``--set`` takes them.
+
+        Raises:
+            UsageError: no such recipe or file.
+            RecipeError: an unknown key or a value that is not allowed.
+        """
+        path, base = _locate(name)
+        values = catalogue.load_yaml(path)
+        for override in overrides:
+            _override(values, override)
+        file = read_settings(RecipeFile, values, path.name)
+        if not file.recipe.replace("-", "").replace("_", "").isalnum():
+            raise RecipeError(
+                f"recipe name {file.recipe!r}", where=path.name, expected="letters, digits, - and _"
+            )
+        for stage in file.stages:
+            if stage not in BY_NAME:
+                raise unknown_key(stage, list(BY_NAME), f"{path.name}.stages")
+        settings = {
+            stage.name: read_settings(
+                stage.settings, file.stages.get(stage.name), f"{path.name}.stages.{stage.name}"
+            )
+            for stage in STAGES
+        }
+        text = catalogue.dump_yaml(values)
+        return cls(
+            file.recipe, file.about, file.seed, file.source, file.network, file.views, settings, base, text
+        )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Stages of this recipe in order; the demo trainer only where the weights ask for it."""
+        trained = self.network.weights == PRETRAIN
+        return tuple(stage for stage in STAGES if trained or stage.name != PRETRAIN)
+
+
+def copy_recipe(name: str, target: Path) -> None:
+    """Copy a shipped recipe to a new file, to be edited.
+
+    Raises:
+        UsageError: no such recipe, or the target exists.
+    """
+    source = catalogue.find("pipelines", name)
+    if target.exists():
+        raise UsageError("the file exists", where=str(target), expected="a new file")
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UsageError(f"cannot write: {error.strerror}", where=str(target)) from error
+
+
+def _locate(name: str) -> tuple[Path, Path]:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError("no such recipe file", where=name, expected="a YAML file")
+        return path, path.resolve().parent
+    if name not in catalogue.names("pipelines"):
+        raise UsageError(
+            f"no recipe {name!r}",
+            expected="one of " + ", ".join(catalogue.names("pipelines")) + ", or a .yaml file",
+        )
+    return catalogue.find("pipelines", name), Path.cwd()
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Apply one ``a.b.c=value`` to the parsed recipe."""
+    keys, equals, value = text.partition("=")
+    path = keys.strip().split(".")
+    if not equals or not all(path):
+        raise UsageError(f"{text!r}", where="--set", expected="key.key=value")
+    at: Any = values
+    for key in path[:-1]:
+        if at.get(key) is None:
+            at[key] = {}
+        at = at[key]
+        if not isinstance(at, dict):
+            raise UsageError(f"{key!r} holds a value", where=f"--set {keys}", expected="a mapping")
+    at[path[-1]] = catalogue.parse_value(value)

@@ -1,0 +1,40 @@
+"""The report: small arrays of an audit -> one self-contained HTML page and its figures as JSON."""
+
+from krepes_ooc.report.data import (
+    Alignment,
+    AuditData,
+    Audited,
+    Column,
+    Concepts,
+    Curve,
+    Figure,
+    Influence,
+    Landmarks,
+    Newton,
+    Samples,
+    SelfCheck,
+    Spectrum,
+    StageRecord,
+    Subject,
+)
+from krepes_ooc.report.page import Report, build_report
+
+__all__ = [
+    "Alignment",
+    "AuditData",
+    "Audited",
+    "Column",
+    "Concepts",
+    "Curve",
+    "Figure",
+    "Influence",
+    "Landmarks",
+    "Newton",
+    "Report",
+    "Samples",
+    "SelfCheck",
+    "Spectrum",
+    "StageRecord",
+    "Subject",
+    "build_report",
+]

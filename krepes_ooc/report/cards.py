@@ -1,0 +1,140 @@
+"""One card per audited sample: which landmarks attract its embedding and which repel it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.report.charts import bar
+from krepes_ooc.report.data import Array, AuditData, Audited, Influence, Landmarks
+from krepes_ooc.report.links import Link, links_of
+from krepes_ooc.report.markup import MINUS, Child, Markup, element, join, number
+from krepes_ooc.report.panel import Panel, absent
+from krepes_ooc.report.portrait import Portraits, column_spans
+from krepes_ooc.report.rows import row_table
+
+UNFOLDED_ROWS = 3
+KEY, TITLE = "samples", "Sample by sample"
+MEASURES = {
+    "is": "the paper's influence score, |kernel| times the length of the landmark's step row",
+    "aligned": "kernel times the cosine between the step's changes to sample and landmark",
+    "unique": "the leave-one-out kernel: what this landmark alone adds",
+    "kernel": "the kernel alone (a control)",
+}
+HEADINGS = {"attract": "+ attracting", "repel": f"{MINUS} repelling", "neutral": "strongest"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Deck:
+    """What all cards share."""
+
+    audit: AuditData
+    audited: Audited
+    landmarks: Landmarks
+    influence: Influence
+    spans: Array
+
+
+def samples_panel(audit: AuditData) -> Panel:
+    """Cards of the first audited samples."""
+    if audit.audited is None or audit.landmarks is None or audit.influence is None:
+        return absent(KEY, TITLE, "No influence was computed, so no sample is explained here.")
+    role = audit.audited.role
+    chosen = np.arange(len(audit.audited.sample_id)) if role is None else np.flatnonzero(role == 0)
+    rows = [int(row) for row in chosen[: max(0, audit.cards)]]
+    if not rows:
+        return absent(KEY, TITLE, "No sample was chosen to be shown.")
+    deck = _Deck(audit, audit.audited, audit.landmarks, audit.influence, column_spans(audit))
+    links = links_of(deck.landmarks, deck.influence, rows)
+    cards = [_card(deck, place, row, links[place]) for place, row in enumerate(rows)]
+    measure = deck.influence.measure
+    lead = join(
+        "The landmarks that weigh most on a sample's embedding. ",
+        element("b", "Attracting", class_="attract"), " ones pull it their way, ",
+        element("b", "repelling", class_="repel"), " ones push it off. Shown are ",
+        number(len(rows)), " of ", number(len(chosen)), " audited samples.",
+    )  # fmt: skip
+    figures = {
+        "measure": measure,
+        "shown": len(rows),
+        "total": len(chosen),
+        "samples": [figures for _, figures in cards],
+    }
+    legend = _legend(MEASURES.get(measure, measure), table=deck.audited.values is not None)
+    body = join(legend, element("div", [card for card, _ in cards], class_="cards"))
+    return Panel(KEY, TITLE, lead, body, figures)
+
+
+def _card(deck: _Deck, place: int, row: int, links: list[Link]) -> tuple[Markup, dict[str, Any]]:
+    person, others = Portraits(deck.audited, deck.audit), Portraits(deck.landmarks, deck.audit)
+    counts = {kind: sum(link.kind == kind for link in links) for kind in ("attract", "repel")}
+    same = None
+    if person.code(row) >= 0 and deck.landmarks.label is not None:
+        same = sum(others.code(link.row) == person.code(row) for link in links)
+    figures = {
+        **person.record(row),
+        **counts,
+        "same_class": same,
+        "ranked": len(links),
+        "landmarks": [{**others.record(link.row), **link.record()} for link in links],
+    }
+    anchor = f"sample-{row}"
+    title = element("h3", person.caption(row), id=anchor)
+    told = _told(len(links), same, counts)
+    picture, values = person.picture(row), deck.audited.values
+    if picture is None and values is not None and deck.landmarks.values is not None:
+        table = row_table(deck.audit, values[row], links, deck.landmarks, deck.spans)
+        head = join(title, element("span", told, class_="quiet"))
+        unfolded = "" if place < UNFOLDED_ROWS else None
+        main = element("details", element("summary", head), table, open=unfolded)
+        return element("article", main, class_="card rows", aria_labelledby=anchor), figures
+    strips = [_strip(sign, links, others, person.code(row)) for sign in HEADINGS]
+    head = element("header", picture, element("div", title, element("p", told, class_="quiet")))
+    main = element("div", strips, class_="links")
+    return element("article", head, main, class_="card", aria_labelledby=anchor), figures
+
+
+def _told(ranked: int, same: int | None, counts: dict[str, int]) -> Child:
+    if not ranked:
+        return "No landmark weighs on it."
+    parts: list[Child] = []
+    if same is not None:
+        parts = [element("span", number(same), " of ", number(ranked), " share its class"), " "]
+    if sum(counts.values()):
+        attract, repel = number(counts["attract"]), number(counts["repel"])
+        parts.append(element("span", attract, " attract, ", repel, " repel"))
+    return join(parts)
+
+
+def _strip(kind: str, links: list[Link], others: Portraits, mine: int) -> Markup | None:
+    chosen = [link for link in links if link.kind == kind]
+    if not chosen:
+        return None
+    most = max(abs(link.score) for link in links) or 1.0
+    tiles = [
+        element(
+            "li",
+            others.picture(link.row),
+            others.caption(link.row, mine),
+            bar(abs(link.score) / most, kind),
+            link.describe(),
+        )
+        for link in chosen
+    ]
+    heading = element("h4", HEADINGS[kind], class_=kind)
+    return element("div", heading, element("ol", tiles, class_="strip"), class_="pull")
+
+
+def _legend(measure: str, table: bool) -> Markup:
+    return element(
+        "p",
+        element("b", "score"), f" ranks the landmarks: {measure}; bars compare it within a card. ",
+        element("b", "pull"), " is the signed share along the sample's own embedding. ",
+        element("b", "k"), " is the kernel value. ",
+        "A number behind # is a sample's position in the data.",
+        join(" ", element("span", "Marked", class_="agrees"), " cells agree with the sample's own.")
+        if table else None,
+        class_="legend",
+    )  # fmt: skip

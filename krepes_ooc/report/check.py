@@ -1,0 +1,90 @@
+"""Whether the parts of an audit fit together, before anything is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.errors import DataError
+from krepes_ooc.report.data import AuditData, Influence, Newton, Samples
+
+
+def check_audit(audit: AuditData) -> None:
+    """Check lengths and indices of all parts.
+
+    Raises:
+        DataError: two arrays disagree in length, or an index points outside its array.
+    """
+    n_columns = len(audit.columns)
+    for where, samples in (("landmarks", audit.landmarks), ("audited", audit.audited)):
+        if samples is not None:
+            _check_samples(where, samples, n_columns)
+    if audit.influence is not None:
+        _check_influence(audit, audit.influence)
+    if audit.newton is not None:
+        _check_newton(audit, audit.newton)
+    for key, curve in audit.curves.items():
+        for name, line in curve.lines.items():
+            _check_length(f"curves.{key}.{name}", line, len(curve.x), "points")
+    if audit.concepts is not None:
+        n_audited = 0 if audit.audited is None else len(audit.audited.sample_id)
+        accuracy, score = audit.concepts.accuracy, audit.concepts.score
+        _check_length("concepts.accuracy", accuracy, len(audit.concepts.names), "concepts")
+        _check_length("concepts.score", score, n_audited, "audited samples")
+    if audit.alignment is not None:
+        for name in ("gap", "stderr", "kernel_only", "weighted"):
+            _check_length(f"alignment.{name}", getattr(audit.alignment, name), n_columns, "columns")
+
+
+def _check_samples(where: str, samples: Samples, n_columns: int) -> None:
+    n_samples = len(samples.sample_id)
+    for name, value in vars(samples).items():
+        _check_length(f"{where}.{name}", value, n_samples, "samples")
+    image, values = samples.image, samples.values
+    channels = 1 if image is None or image.ndim == 3 else image.shape[-1]
+    fits = image is None or (image.dtype == np.uint8 and image.ndim in (3, 4))
+    if image is not None and not (fits and channels in (1, 3, 4)):
+        raise DataError(
+            f"images of shape {image.shape} and type {image.dtype}",
+            where=f"report {where}.image",
+            expected="uint8 [sample, y, x] or [sample, y, x, channel] with 1, 3 or 4 channels",
+        )
+    if values is not None and values.shape[1:] != (n_columns,):
+        raise DataError(
+            f"values of shape {values.shape} for {n_columns} columns",
+            where=f"report {where}.values",
+            expected="[sample, column]",
+        )
+
+
+def _check_influence(audit: AuditData, influence: Influence) -> None:
+    if audit.audited is None or audit.landmarks is None:
+        raise DataError(
+            "influence without its samples", where="report", expected="audited and landmarks too"
+        )
+    n_audited = len(audit.audited.sample_id)
+    for name in ("top_landmark", "score", "signed", "kernel", "embedding"):
+        _check_length(f"influence.{name}", getattr(influence, name), n_audited, "audited samples")
+    n_landmarks = len(np.unique(audit.landmarks.sample_id))
+    top = influence.top_landmark
+    if top.size and not (top.min() >= -1 and top.max() < n_landmarks):
+        raise DataError(
+            f"landmark indices from {top.min()} to {top.max()}",
+            where="report influence.top_landmark",
+            expected=f"-1 to {n_landmarks - 1}",
+        )
+
+
+def _check_newton(audit: AuditData, newton: Newton) -> None:
+    if newton.step is not None and audit.landmarks is not None:
+        _check_length("newton.step", newton.step, len(audit.landmarks.sample_id), "landmarks")
+    damping = newton.sweep.get("damping")
+    for name, values in newton.sweep.items():
+        length = 0 if damping is None else len(damping)
+        _check_length(f"newton.sweep.{name}", values, length, "dampings")
+
+
+def _check_length(where: str, value: Any, length: int, words: str) -> None:
+    if value is not None and len(value) != length:
+        raise DataError(f"{len(value)} rows", where=f"report {where}", expected=f"{length} {words}")

@@ -1,0 +1,93 @@
+"""The whole page: panels in reading order, one style sheet, no script, nothing from the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from krepes_ooc.report.cards import samples_panel
+from krepes_ooc.report.check import check_audit
+from krepes_ooc.report.curves import spectrum_panel, step_panel
+from krepes_ooc.report.data import AuditData
+from krepes_ooc.report.findings import alignment_panel, concepts_panel, fidelity_panel
+from krepes_ooc.report.gallery import landmarks_panel, shares_panel
+from krepes_ooc.report.markup import DASH, Markup, element, join, to_plain, user_text
+from krepes_ooc.report.panel import Panel
+from krepes_ooc.report.record import provenance_panel, subject_panel, timing_panel
+from krepes_ooc.report.trust import trust_panel
+
+REPORT_FORMAT = 1
+# Even a hole in the escaping could load or run nothing.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+PANELS: tuple[Callable[[AuditData], Panel], ...] = (
+    subject_panel,
+    trust_panel,
+    samples_panel,
+    landmarks_panel,
+    shares_panel,
+    concepts_panel,
+    alignment_panel,
+    fidelity_panel,
+    step_panel,
+    spectrum_panel,
+    timing_panel,
+    provenance_panel,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The finished report: one HTML page and the same figures as JSON values."""
+
+    html: str
+    json: dict[str, Any]
+
+    @property
+    def json_text(self) -> str:
+        """The figures as the text of ``report.json``."""
+        return json.dumps(self.json, indent=1, allow_nan=False) + "\n"
+
+
+def build_report(audit: AuditData) -> Report:
+    """Draw the report; the same audit gives the same bytes.
+
+    Raises:
+        DataError: parts of the audit do not fit together.
+    """
+    check_audit(audit)
+    panels = [panel(audit) for panel in PANELS]
+    figures = {panel.key: to_plain(dict(panel.figures)) for panel in panels}
+    return Report(_page(audit, panels), {"report_format": REPORT_FORMAT, **figures})
+
+
+def _page(audit: AuditData, panels: list[Panel]) -> str:
+    style = files("krepes_ooc.report").joinpath("report.css").read_text(encoding="utf-8")
+    title = f"{audit.subject.recipe} {DASH} krepes audit"
+    links = [element("li", element("a", panel.title, href=f"#{panel.key}")) for panel in panels]
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        # The style sheet is ours and holds no "<"; it must not be escaped.
+        element("style", Markup(style)),
+    )
+    masthead = element(
+        "header",
+        element("p", "krepes audit", class_="kicker"),
+        element("h1", user_text(audit.subject.network)),
+        element("p", user_text(audit.subject.source), class_="under"),
+    )
+    body = element(
+        "body",
+        element("a", "Skip to the report", href="#report", class_="skip"),
+        masthead,
+        element("nav", element("ol", links), aria_label="Contents"),
+        element("main", join([join(panel.render(), "\n") for panel in panels]), id="report"),
+    )
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"

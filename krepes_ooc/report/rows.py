@@ -1,0 +1,103 @@
+"""A sample from a table beside its landmarks: one line per column, agreeing cells marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from krepes_ooc.report.data import Array, AuditData, Samples
+from krepes_ooc.report.links import SIGNS, Link
+from krepes_ooc.report.markup import Child, Markup, element, join, user_text
+from krepes_ooc.report.portrait import AGREES_FROM, NAME_LIMIT, Portraits, agreement, cell
+
+MAX_COLUMNS = 12
+MAX_LANDMARKS = 8
+
+
+def row_table(
+    audit: AuditData, mine: Array, links: Sequence[Link], others: Samples, spans: Array
+) -> Markup:
+    """A sample's table row beside the rows of its landmarks, attracting ones first.
+
+    Args:
+        audit: columns and classes.
+        mine: the sample's row, [column].
+        links: its ranked landmarks.
+        others: the landmarks; with values.
+        spans: the range of each column, [column].
+    """
+    first = sorted(links, key=lambda link: link.rank)[:MAX_LANDMARKS]
+    shown = sorted(first, key=lambda link: link.kind == "repel")
+    columns = audit.columns
+    theirs = np.empty((0, len(columns))) if others.values is None else others.values
+    theirs = theirs[[link.row for link in shown]]
+    agrees = np.array([agreement(mine, other, columns, spans) for other in theirs])
+    agrees = agrees.reshape(len(shown), len(columns))
+    chosen = _most_agreeing(agrees)
+    body = [
+        element(
+            "tr",
+            element("th", user_text(columns[c].name, NAME_LIMIT), scope="row"),
+            element("td", cell(mine[c], columns[c]), class_="own"),
+            [
+                _cell(cell(other[c], columns[c]), bool(agree >= AGREES_FROM))
+                for other, agree in zip(theirs, agrees[:, c], strict=True)
+            ],
+        )
+        for c in chosen
+    ]
+    head = _head(shown, Portraits(others, audit))
+    table = element("table", head, element("tbody", body), class_="beside")
+    left = len(columns) - len(chosen)
+    note = f"{left} further columns, in which they agree less, are left out." if left else None
+    return join(
+        element(
+            "div",
+            table,
+            class_="scroll",
+            tabindex="0",
+            role="region",
+            aria_label="Its row beside the rows of its landmarks",
+        ),
+        element("p", note, class_="quiet") if note else None,
+    )
+
+
+def _most_agreeing(agrees: Array) -> list[int]:
+    """The columns to show, in their own order; of many, those in which landmarks agree most."""
+    means = agrees.mean(axis=0) if len(agrees) else np.zeros(agrees.shape[1])
+    return sorted(int(c) for c in np.argsort(-means, kind="stable")[:MAX_COLUMNS])
+
+
+def _cell(words: Child, agrees: bool) -> Markup:
+    if not agrees:
+        return element("td", words)
+    return element("td", words, element("span", " agrees", class_="unseen"), class_="agrees")
+
+
+def _head(shown: Sequence[Link], portraits: Portraits) -> Markup:
+    people = [
+        element(
+            "th",
+            element("span", SIGNS[link.kind], class_="sign") if SIGNS[link.kind] else None,
+            portraits.caption(link.row),
+            scope="col",
+            class_=link.kind,
+        )
+        for link in shown
+    ]
+    lines: list[Child] = []
+    for order, name in enumerate(name for name, _ in (shown[0].figures() if shown else [])):
+        values = [link.figures()[order : order + 1] for link in shown]
+        cells = [element("td", value[0][1] if value else None) for value in values]
+        lines.append(
+            element("tr", element("th", name, scope="row"), element("td"), cells, class_="figures")
+        )
+    first = element(
+        "tr",
+        element("th", "column", scope="col"),
+        element("th", "this sample", scope="col"),
+        people,
+    )
+    return element("thead", first, lines)

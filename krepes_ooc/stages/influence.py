@@ -1,0 +1,95 @@
+"""Stage influence: the landmarks that attract and repel every audited sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from krepes_ooc.algebra.influence import attraction, embedding, scorer, top_k
+from krepes_ooc.algebra.normalisation import Mode
+from krepes_ooc.engine.budget import Need
+from krepes_ooc.settings import setting
+from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.kernel import Float, open_landmark_kernel
+from krepes_ooc.stages.spectrum import read_moments
+from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.storage.contracts import StoreSpec, load_contract
+
+ROWS = 1024
+
+
+@dataclass(frozen=True)
+class InfluenceSettings:
+    """Recipe key ``stages.influence``."""
+
+    measure: Literal["aligned", "is", "unique", "kernel"] = setting(
+        "aligned", about="the score that ranks the landmarks"
+    )
+    top: int = setting(10, about="landmarks kept for every sample", minimum=1)
+
+
+def run(context: StageContext) -> None:
+    """Kernel rows, embedding and top landmarks of the audited samples, in short row ranges."""
+    audited, newton = context.reader("audited"), context.reader("newton")
+    kernel_store, spectrum = context.reader("kernel"), context.reader("spectrum")
+    normalise: Mode = kernel_store.attributes["normalise"]
+    landmark_kernel = kernel_store.array("landmark_kernel")
+    step, coefficients = newton.array("step"), newton.array("coefficients")
+    offset = spectrum.array("offset")
+    own_map = open_landmark_kernel(context, normalise)
+    features, own = audited.array("features"), audited.array("self_kernel")
+    score = scorer(
+        context.settings.measure, step, landmark_kernel, read_moments(context).mean_uncentred()
+    )
+    top = min(context.settings.top, len(step))
+    starts = list(range(0, len(features), ROWS))
+    context.progress.begin("influence", len(starts), 0)
+
+    def task(start: int) -> tuple[Float, ...]:
+        rows = slice(start, start + ROWS)
+        kernel = own_map.rows(features[rows], own[rows]).astype(np.float64)
+        f = embedding(kernel, coefficients, offset)
+        landmark, value = top_k(score(kernel), top)
+        signed = np.take_along_axis(attraction(kernel, step, f), landmark, axis=1)
+        context.progress.advance(1)
+        return kernel, f, landmark, value, signed
+
+    parts = list(context.executor().map(task, starts))
+    names = ("kernel", "embedding", "top_landmark", "score", "signed")
+    arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+    arrays["top_landmark"] = arrays["top_landmark"].astype(np.int64)
+    sizes = {
+        "audited": len(features),
+        "landmark": len(step),
+        "component": step.shape[1],
+        "rank": top,
+    }
+    spec = StoreSpec(load_contract("influence"), sizes)
+    attributes = {
+        "measure": context.settings.measure,
+        "trusted": bool(newton.attributes["trusted"]),
+    }
+    write_whole(context, spec, arrays, attributes)
+
+
+def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
+    """Kernel rows of the audited samples."""
+    n, m, width = shape.n_audited, shape.n_landmarks, shape.n_features
+    fixed = n * (2 * width + 16 * (m + shape.n_components)) + 12 * m * width + 64 * m * m
+    per_worker = ROWS * (8 * width + 64 * m)
+    disk = n * 8 * (m + shape.n_components + 3 * settings.top)
+    return Cost(-(-n // ROWS), disk, Need(fixed, per_worker), 2.0 * n * m * width)
+
+
+STAGE = Stage(
+    name="influence",
+    version=1,
+    reads=("features", "landmarks", "audited", "kernel", "moments", "spectrum", "newton"),
+    store="influence",
+    settings=InfluenceSettings,
+    run=run,
+    predict=predict,
+    about="landmarks that attract and repel every audited sample",
+)

@@ -1,0 +1,177 @@
+"""Stage kernel: the normalised kernel between every view of every sample and every landmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.algebra.kernel import KernelMap, kernel_map, landmark_kernel, self_kernel
+from krepes_ooc.algebra.normalisation import Mode, Normalisation, centred_self
+from krepes_ooc.blocks import Block
+from krepes_ooc.engine.budget import Need
+from krepes_ooc.layout import FeatureLayout
+from krepes_ooc.settings import setting
+from krepes_ooc.stages.base import (
+    BlockValues,
+    Cost,
+    Stage,
+    StageContext,
+    seal_blocks,
+    write_blocks,
+)
+from krepes_ooc.stages.features import Rows, unscaled
+from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.storage.contracts import StoreSpec, load_contract
+
+COLLAPSED_SHARE = 1e-3
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """Recipe key ``stages.kernel``."""
+
+    normalise: Mode = setting("ccos", about="how kernel values are centred and scaled")
+    dtype: Literal["auto", "float16", "float32"] = setting(
+        "auto", about="float16 for values within [-1, 1], else float32"
+    )
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of the store."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "float16" if self.normalise in ("ccos", "cosine") else "float32"
+
+
+@dataclass(frozen=True)
+class LandmarkKernel:
+    """Kernel rows against the sealed landmarks, one definition for store, audit and new samples.
+
+    Args:
+        mapped: landmarks, centre and normalisation.
+        layout: layout of the feature rows.
+        sub_rows: rows of one matrix product.
+    """
+
+    mapped: KernelMap
+    layout: FeatureLayout
+    sub_rows: int
+
+    def rows(self, stored: npt.NDArray[Any], own: Float) -> Rows:
+        """Normalised kernel rows [sample, landmark] of stored feature rows [sample, feature].
+
+        Args:
+            stored: float16 rows.
+            own: their k(x, x) [sample].
+        """
+        out = np.empty((len(stored), len(self.mapped.landmarks)), dtype=np.float32)
+        for start in range(0, len(stored), self.sub_rows):
+            part = slice(start, start + self.sub_rows)
+            out[part] = self.mapped.rows(unscaled(stored[part], self.layout), own[part])
+        return out
+
+
+def open_landmark_kernel(context: StageContext, normalise: Mode) -> LandmarkKernel:
+    """The kernel against the sealed landmarks."""
+    reader = context.reader("landmarks")
+    layout = FeatureLayout.from_attributes(reader.attributes["layout"])
+    centre = reader.array("centre")
+    scale = _mean_self_kernel(context) if normalise == "mean-diagonal" else 1.0
+    normalisation = Normalisation(normalise, float(reader.attributes["centre_self"]), scale)
+    rows = unscaled(reader.array("features"), layout)
+    return LandmarkKernel(kernel_map(rows, layout, centre, normalisation), layout, context.plan.sub_rows)
+
+
+def run(context: StageContext) -> None:
+    """Write the missing blocks and the landmark kernel, seal."""
+    settings, features = context.settings, context.reader("features")
+    own_map = open_landmark_kernel(context, settings.normalise)
+    writer = context.workspace.writer(_spec(context, own_map), context.digest)
+    writer.create()
+    views, dtype = features.info("values").shape[0], np.dtype(settings.stored_dtype)
+
+    def compute(block: Block) -> tuple[BlockValues, str]:
+        values: list[tuple[str, int, npt.NDArray[Any]]] = []
+        for view in range(views):
+            stored = features.block("values", block, view)
+            rows = own_map.rows(stored, features.block("self_kernel", block, view))
+            values.append(("values", view, rows.astype(dtype)))
+        return [*values, ("sample_id", 0, np.array(features.block("sample_id", block)))], ""
+
+    files = write_blocks(context, writer, compute)
+    mapped = own_map.mapped
+    exact = mapped.landmarks.astype(np.float64)
+    landmarks = landmark_kernel(exact, own_map.layout, mapped.centre, mapped.normalisation)
+    attributes = {
+        "normalise": settings.normalise,
+        "scale": mapped.normalisation.scale,
+        "self_kernel_mean": _normalised_mean(context, mapped),
+        "collapsed_share": _collapsed_share(mapped, exact),
+        "block_plan": context.plan.to_attributes(),
+    }
+    seal_blocks(context, writer, files, {"landmark_kernel": np.asarray(landmarks)}, attributes)
+
+
+def _mean_self_kernel(context: StageContext) -> float:
+    """Mean k(x, x) over all views and samples, block sums in fixed order."""
+    features = context.reader("features")
+    views = range(features.info("values").shape[0])
+    total = sum(
+        float(features.block("self_kernel", block, view).sum())
+        for block in context.plan.blocks()
+        for view in views
+    )
+    return total / (context.plan.n_samples * len(views))
+
+
+def _normalised_mean(context: StageContext, mapped: KernelMap) -> float:
+    if mapped.normalisation.mode in ("ccos", "cosine"):
+        return 1.0
+    return _mean_self_kernel(context) / mapped.normalisation.scale
+
+
+def _collapsed_share(mapped: KernelMap, landmarks: Float) -> float:
+    """Share of landmarks whose centred self kernel is under a thousandth of the raw one."""
+    if mapped.normalisation.mode != "ccos":
+        return 0.0
+    raw = self_kernel(landmarks, mapped.layout)
+    centred = centred_self(mapped.landmark_centre, raw, mapped.normalisation)
+    return float(np.mean(np.asarray(centred) < COLLAPSED_SHARE * np.asarray(raw)))
+
+
+def _spec(context: StageContext, own_map: LandmarkKernel) -> StoreSpec:
+    info = context.reader("features").info("values")
+    sizes = {
+        "view": info.shape[0],
+        "sample": info.shape[1],
+        "landmark": len(own_map.mapped.landmarks),
+    }
+    dtypes = {"values": context.settings.stored_dtype}
+    return StoreSpec(load_contract("kernel"), sizes, dtypes, context.plan.block_rows)
+
+
+def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
+    """Products of all rows with all landmarks; a worker holds its rows in float32 and as stored."""
+    plan, m, width = shape.plan, shape.n_landmarks, shape.n_features
+    size = shape.kernel_itemsize
+    block = plan.block_rows * m * (4 + size * (1 + shape.n_views))
+    sub = plan.sub_rows * (8 * width + 16 * m)
+    disk = shape.stored_rows * (shape.n_views * m * size + 8) + 8 * m * m
+    flops = 2.0 * plan.n_samples * shape.n_views * m * width
+    return Cost(plan.n_blocks, disk, Need(12 * m * width + 16 * m * m, block + sub), flops)
+
+
+STAGE = Stage(
+    name="kernel",
+    version=1,
+    reads=("features", "landmarks"),
+    store="kernel",
+    settings=KernelSettings,
+    run=run,
+    predict=predict,
+    about="kernel rows between every view of every sample and every landmark",
+)

@@ -1,0 +1,155 @@
+"""Stage landmarks: choose the samples that span the kernel subspace, then take their clean rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc import counter
+from krepes_ooc.algebra import kernel
+from krepes_ooc.algebra.landmarks import choose_uniform
+from krepes_ooc.engine.budget import Need
+from krepes_ooc.errors import UsageError
+from krepes_ooc.settings import setting
+from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.features import open_featurizer, unscaled
+from krepes_ooc.stages.inputs import CLEAN
+from krepes_ooc.stages.kmeans import KmeansParallel
+from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.samples import describe_columns, show
+from krepes_ooc.storage.contracts import StoreSpec, load_contract
+
+MIN_AUTO = 256
+_TOP_UP_STREAM = 301
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LandmarksSettings:
+    """Recipe key ``stages.landmarks``."""
+
+    sampler: Literal["kmeans-parallel", "uniform"] = setting(
+        "kmeans-parallel", about="how the landmarks are chosen"
+    )
+    count: int | Literal["auto"] = setting(
+        "auto", about="number of landmarks; auto: max(256, sqrt(n)), at most n", minimum=1
+    )
+    rounds: int = setting(5, about="passes of kmeans-parallel that draw candidates", minimum=1)
+    oversampling: float = setting(0.5, about="candidates per round over landmarks", above=0)
+
+
+def count_landmarks(settings: LandmarksSettings, n_samples: int) -> int:
+    """Number of landmarks m.
+
+    Raises:
+        UsageError: more landmarks than samples.
+    """
+    if settings.count == "auto":
+        return min(n_samples, max(MIN_AUTO, math.ceil(math.sqrt(n_samples))))
+    if settings.count > n_samples:
+        raise UsageError(
+            f"{settings.count} landmarks of {n_samples} samples",
+            where="stages.landmarks.count",
+            expected=f"at most {n_samples}",
+            advice="lower it, or take auto",
+        )
+    return settings.count
+
+
+def run(context: StageContext) -> None:
+    """Choose landmarks over the feature store, compute their clean rows, seal."""
+    rows, weight = choose(context)
+    sample_id = _positions(context, rows)
+    order = np.argsort(sample_id, kind="stable")
+    sample_id, weight = sample_id[order], weight[order]
+    featurizer = open_featurizer(context)
+    stored, _, _ = featurizer.rows(sample_id, CLEAN)
+    layout, centre = featurizer.layout, context.reader("features").array("centre")
+    shown = show(context.inputs.source, sample_id)
+    own = kernel.self_kernel(unscaled(stored, layout), layout)
+    arrays = {
+        **shown.arrays,
+        "view": np.full(len(sample_id), CLEAN, dtype=np.int64),
+        "weight": weight,
+        "self_kernel": np.asarray(own),
+        "features": stored,
+        "centre": centre,
+    }
+    sizes = {
+        **shown.sizes,
+        "landmark": len(sample_id),
+        "feature": layout.n_features,
+        "moment": layout.n_moments,
+    }
+    spec = StoreSpec(
+        load_contract("landmarks"),
+        sizes,
+        arrays=tuple(arrays),
+        array_attributes=shown.array_attributes,
+    )
+    attributes = {
+        "sampler": context.settings.sampler,
+        "layout": layout.to_attributes(),
+        "centre_self": kernel.centre_self(centre),
+        "columns": describe_columns(context.inputs.source),
+    }
+    write_whole(context, spec, arrays, attributes)
+
+
+def choose(context: StageContext) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """Store rows of the landmarks, and how many samples each stands for."""
+    n, settings = context.plan.n_samples, context.settings
+    count = count_landmarks(settings, n)
+    if settings.sampler == "uniform" or count == n:
+        context.progress.begin("landmarks", 1, 0)
+        rows = choose_uniform(n, count, context.inputs.seed)
+        return rows, np.full(count, n / count)
+    rows, weight = KmeansParallel(context, count).choose()
+    return _topped_up(rows, weight, count, n, context.inputs.seed)
+
+
+def _topped_up(
+    rows: Ids, weight: npt.NDArray[np.float64], count: int, n: int, seed: int
+) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """Fill up with uniform rows of weight 0 where duplicates left fewer candidates than landmarks."""
+    if len(rows) < count:
+        keyed = int(counter.bits(seed, _TOP_UP_STREAM))
+        others = counter.Bijection(n, keyed)(np.arange(min(n, count + len(rows))))
+        extra = others[~np.isin(others, rows)][: count - len(rows)]
+        rows, weight = np.concatenate([rows, extra]), np.append(weight, np.zeros(len(extra)))
+    return rows, weight
+
+
+def _positions(context: StageContext, rows: Ids) -> Ids:
+    """Source positions of store rows."""
+    order = context.inputs.order
+    return np.array([order.positions(row, row + 1)[0] for row in rows.tolist()], dtype=np.int64)
+
+
+def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
+    """Passes over view 0 of the features; a worker holds a short row range against all candidates."""
+    n, m, width = shape.plan.n_samples, shape.n_landmarks, shape.n_features
+    clean = m * (2 * width + 64) + 8 * shape.n_moments
+    if settings.sampler == "uniform":
+        return Cost(1, clean, Need(12 * m * width))
+    candidates = math.ceil(m * settings.oversampling * settings.rounds) + 1
+    per_worker = shape.plan.sub_rows * (8 * width + 12 * candidates)
+    fixed = 8 * n + 20 * candidates * width + 16 * candidates**2
+    disk = clean + (settings.rounds + 1) * (4 * n + 8 * candidates)
+    return Cost(settings.rounds + 2, disk, Need(fixed, per_worker), 4.0 * n * width * candidates)
+
+
+STAGE = Stage(
+    name="landmarks",
+    version=1,
+    reads=("features", "source", "network"),
+    store="landmarks",
+    settings=LandmarksSettings,
+    run=run,
+    predict=predict,
+    about="the samples that span the kernel subspace",
+)

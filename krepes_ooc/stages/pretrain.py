@@ -1,0 +1,63 @@
+"""Stage pretrain: the demo trainer, one checkpoint an epoch; users bring their own weights instead."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.engine.budget import Need
+from krepes_ooc.network.pretrain import PretrainSettings
+from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.inputs import Rows
+from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.storage.files import checksum
+
+
+def run(context: StageContext) -> None:
+    """Train the missing epochs, publish the weights, seal."""
+    from krepes_ooc.network import pretrain
+
+    inputs, settings = context.inputs, context.settings
+    context.executor()
+    saved = context.record.folder / "training.pt"
+    if saved.exists():
+        state = pretrain.load_state(saved, inputs.network_spec, settings, inputs.base)
+    else:
+        state = pretrain.new_state(inputs.network_spec, settings, inputs.base)
+    context.progress.begin("pretrain", settings.epochs, state.epoch)
+    n, output = inputs.source.n_samples, inputs.network_spec.output
+
+    def batch_views(positions: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
+        context.stop.check()
+        return inputs.views.batch(positions, epoch)
+
+    while state.epoch < settings.epochs:
+        pretrain.train_epoch(state, settings, n, batch_views, output)
+        pretrain.save_state(state, saved)
+        context.progress.advance(1)
+    inputs.pretrained.parent.mkdir(parents=True, exist_ok=True)
+    pretrain.save_checkpoint(state, inputs.pretrained)
+    data = inputs.pretrained.read_bytes()
+    key = inputs.pretrained.relative_to(context.workspace.root).as_posix()
+    context.facts["losses"] = state.losses
+    context.seal({key: (len(data), checksum(data))})
+    saved.unlink(missing_ok=True)
+
+
+def predict(shape: AuditShape, settings: PretrainSettings) -> Cost:
+    """Epochs of the demo trainer: three forward passes a view, and Adam's moments."""
+    flops = 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views * settings.epochs
+    need = Need(24 * shape.n_parameters + 64 * settings.batch * shape.n_features)
+    return Cost(settings.epochs, 16 * shape.n_parameters, need, flops)
+
+
+STAGE = Stage(
+    name="pretrain",
+    version=1,
+    reads=("source", "factory", "views"),
+    store=None,
+    settings=PretrainSettings,
+    run=run,
+    predict=predict,
+    about="a small demo trainer for recipes without weights",
+)

@@ -1,0 +1,33 @@
+"""All stages in the order in which they run."""
+
+from __future__ import annotations
+
+from krepes_ooc.stages import (
+    audited,
+    features,
+    fidelity,
+    influence,
+    kernel,
+    landmarks,
+    moments,
+    newton,
+    pretrain,
+    report,
+    spectrum,
+)
+from krepes_ooc.stages.base import Stage
+
+STAGES: tuple[Stage, ...] = (
+    pretrain.STAGE,
+    features.STAGE,
+    landmarks.STAGE,
+    audited.STAGE,
+    kernel.STAGE,
+    moments.STAGE,
+    spectrum.STAGE,
+    newton.STAGE,
+    influence.STAGE,
+    fidelity.STAGE,
+    report.STAGE,
+)
+BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}

@@ -1,0 +1,228 @@
+"""Stage report: hand the small stores to the report and publish it beside the audit."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc import report
+from krepes_ooc.engine.budget import Need
+from krepes_ooc.settings import setting
+from krepes_ooc.stages.audited import ROLES
+from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.storage.files import checksum, write_atomic
+from krepes_ooc.storage.reader import StoreReader
+
+LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
+SWEEP = ("damping", "loss", "predicted", "rho", "step_norm", "stability")
+ORDER = (
+    "pretrain",
+    "features",
+    "landmarks",
+    "audited",
+    "kernel",
+    "moments",
+    "spectrum",
+    "newton",
+    "influence",
+    "fidelity",
+)
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Recipe key ``stages.report``."""
+
+    samples: int = setting(24, about="audited samples that are shown one by one", minimum=0)
+
+
+def run(context: StageContext) -> None:
+    """Draw the report and seal it."""
+    context.progress.begin("report", 1, 0)
+    drawn = report.build_report(collect(context))
+    files = {}
+    for name, text in (
+        ("report.html", drawn.html),
+        ("report.json", json.dumps(drawn.json, indent=1, sort_keys=True, allow_nan=False)),
+    ):
+        data = text.encode()
+        write_atomic(context.workspace.root / name, data, context.record.temp, sync=True)
+        files[name] = (len(data), checksum(data))
+    context.seal(files)
+    context.progress.advance(1)
+
+
+def collect(context: StageContext) -> report.AuditData:
+    """Everything that the report shows, from the small stores."""
+    audited, landmarks = context.reader("audited"), context.reader("landmarks")
+    shown = np.flatnonzero(audited.array("role") == ROLES["audit"])[: context.settings.samples]
+    columns = landmarks.attributes["columns"]
+    return report.AuditData(
+        subject=_subject(context),
+        landmarks=report.Landmarks(
+            **_seen(landmarks, slice(None)),
+            weight=landmarks.array("weight"),
+            view=landmarks.array("view"),
+        ),
+        audited=report.Audited(**_seen(audited, shown), role=audited.array("role")[shown]),
+        influence=_influence(context.reader("influence"), shown),
+        spectrum=_spectrum(context),
+        newton=_newton(context.reader("newton")),
+        fidelity=_fidelity(context.reader("fidelity")),
+        self_check=_self_check(context.reader("features")),
+        stages=tuple(_stages(context)),
+        classes=tuple(landmarks.info("label").attributes["categories"]),
+        columns=tuple(_column(column) for column in columns),
+        warnings=tuple(_warnings(context)),
+        recipe_text=context.recipe_text,
+        versions={"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        record={"processor and numerics": str(_seal(context, "features")["numerics"])},
+    )
+
+
+def _subject(context: StageContext) -> report.Subject:
+    features, spectrum = context.reader("features"), context.reader("spectrum")
+    views, n, width = features.info("values").shape
+    m, h = spectrum.info("start").shape
+    spec = context.inputs.source_spec
+    return report.Subject(
+        recipe=context.workspace.recipe() or "",
+        network=context.inputs.network_spec.factory,
+        source=f"{spec.kind} {spec.path}".strip(),
+        objective=str(context.reader("newton").attributes["objective"]),
+        counts={
+            "samples": n,
+            "views": views,
+            "features": width,
+            "landmarks": m,
+            "components": h,
+            "audited": context.reader("audited").info("role").shape[0],
+        },
+    )
+
+
+def _seen(store: StoreReader, rows: Any) -> dict[str, Any]:
+    """What people can see of the samples of one store."""
+    texts = np.array(store.info("sample_name").attributes["categories"], dtype=object)
+    seen: dict[str, Any] = {
+        "sample_id": store.array("sample_id")[rows],
+        "sample_name": texts[store.array("sample_name")[rows]],
+        "label": store.array("label")[rows],
+    }
+    for name in ("image", "values"):
+        if store.has(name):
+            seen[name] = store.array(name)[rows]
+    return seen
+
+
+def _influence(store: StoreReader, rows: Any) -> report.Influence:
+    names = ("top_landmark", "score", "signed", "kernel", "embedding")
+    arrays = {name: store.array(name)[rows] for name in names}
+    return report.Influence(measure=str(store.attributes["measure"]), **arrays)
+
+
+def _spectrum(context: StageContext) -> report.Spectrum:
+    store, facts = context.reader("spectrum"), context.reader("spectrum").attributes
+    entropy = context.reader("fidelity").attributes["figures"]["spectral_entropy"]
+    return report.Spectrum(
+        eigenvalues=store.array("eigenvalues"),
+        rank=int(facts["usable_rank"]),
+        n_components=store.info("start").shape[1],
+        nystrom_error=float(facts["nystrom_error"]),
+        effective_dimension=float(facts["effective_dimension"]),
+        entropy={"coefficients": entropy["value"], **entropy["controls"]},
+    )
+
+
+def _newton(store: StoreReader) -> report.Newton:
+    return report.Newton(
+        attributes={key: value for key, value in store.attributes.items() if key != "krepes"},
+        step=store.array("step"),
+        residual=store.array("residual"),
+        sweep={name: store.array(name) for name in SWEEP},
+    )
+
+
+def _fidelity(store: StoreReader) -> dict[str, report.Figure]:
+    return {
+        name: report.Figure(
+            value=report_value(figure["value"]),
+            controls={key: report_value(value) for key, value in figure["controls"].items()},
+            words=figure["words"],
+            note=figure["note"],
+        )
+        for name, figure in store.attributes["figures"].items()
+    }
+
+
+def report_value(value: float | None) -> float:
+    """A figure for the report: what was not measured is NaN there, and shown in words."""
+    return float("nan") if value is None else float(value)
+
+
+def _self_check(features: StoreReader) -> report.SelfCheck:
+    facts = features.attributes["self_check"]
+    return report.SelfCheck(True, float(facts["max_relative_error"]), str(facts["words"]))
+
+
+def _column(column: dict[str, Any]) -> report.Column:
+    kind = "category" if column["kind"] == "categorical" else "number"
+    return report.Column(column["name"], kind, tuple(column["categories"]))
+
+
+def _seal(context: StageContext, stage: str) -> dict[str, Any]:
+    return context.workspace.record(stage, None).seal() or {}
+
+
+def _stages(context: StageContext) -> list[report.StageRecord]:
+    records = []
+    for name in ORDER:
+        seal = _seal(context, name)
+        if seal:
+            records.append(
+                report.StageRecord(
+                    name=name,
+                    seconds=float(seal.get("seconds", float("nan"))),
+                    blocks=sum(1 for key in seal["files"] if key.startswith("values/c/0/")) or -1,
+                    bytes_written=int(seal.get("bytes", -1)),
+                    digest=str(seal["digest"]),
+                    version=int(seal["versions"]["stage"]),
+                )
+            )
+    return records
+
+
+def _warnings(context: StageContext) -> list[str]:
+    found = [f"Source: {text}" for text in context.inputs.source.warnings]
+    newton, kernel = context.reader("newton").attributes, context.reader("kernel").attributes
+    if not newton["trusted"]:
+        found.insert(0, f"The step is not trusted: {newton['reason']}.")
+    if context.inputs.source_spec.order == "source":
+        found.append("Rows keep the order of the source: neighbouring rows may belong together.")
+    if kernel["collapsed_share"] > 0.5:
+        share = f"{kernel['collapsed_share']:.0%}"
+        found.append(f"The network looks collapsed: {share} of landmarks lie at the mean feature.")
+    return found
+
+
+def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
+    """One page."""
+    return Cost(1, 2**21, Need(16 * shape.n_audited * shape.n_landmarks))
+
+
+STAGE = Stage(
+    name="report",
+    version=1,
+    reads=("features", "landmarks", "audited", "kernel", "spectrum", "newton", "influence", "fidelity"),
+    store=None,
+    settings=ReportSettings,
+    run=run,
+    predict=predict,
+    about="report.html and report.json",
+)

@@ -1,0 +1,148 @@
+"""Store contracts: what every array on disk is, read from stores/*.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from krepes_ooc import catalogue
+from krepes_ooc.errors import RecipeError
+from krepes_ooc.settings import read_settings, setting
+
+ROW_DIMS = ("sample", "audited")
+DTYPES = ("float16", "float32", "float64", "int64", "uint8")
+
+
+@dataclass(frozen=True)
+class ArrayContract:
+    """One array: named dims, allowed dtypes, chunk rule and meaning."""
+
+    dims: tuple[str, ...] = setting(about="dimension names, outermost first")
+    dtype: tuple[str, ...] = setting(about="allowed dtypes, the default first")
+    chunks: Literal["block", "whole"] = setting(about="block: one chunk a view and block; whole: one chunk")
+    about: str = setting(about="what the numbers mean")
+    optional: bool = setting(False, about="whether a store may lack the array")
+
+    def chunk_shape(self, shape: tuple[int, ...], block_rows: int | None) -> tuple[int, ...]:
+        """Chunk lengths: 1 along view, ``block_rows`` along the rows, whole otherwise."""
+        if self.chunks == "whole" or block_rows is None:
+            return tuple(max(1, size) for size in shape)
+        rule = {"view": 1} | dict.fromkeys(ROW_DIMS, block_rows)
+        return tuple(rule.get(dim, max(1, size)) for dim, size in zip(self.dims, shape, strict=True))
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One store: its arrays and attributes, the one stage that writes it, and its version."""
+
+    store: str = setting(about="name of the group in audit.zarr")
+    version: int = setting(about="raised when bytes or meaning change", minimum=1)
+    writer: str = setting(about="the stage that writes the store")
+    about: str = setting(about="what the store holds")
+    arrays: dict[str, ArrayContract] = setting(about="arrays by name")
+    attributes: dict[str, str] = setting({}, about="attributes by name with their meaning")
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """A contract with sizes: everything that is needed to create the store.
+
+    Args:
+        contract: what the arrays are.
+        sizes: length of every dimension by name.
+        dtypes: dtype of an array where the contract leaves a choice.
+        block_rows: rows of one chunk, or None for a store without blocks.
+        arrays: names of the arrays that this store holds (default: all that are not optional).
+        attributes: attributes known before the first block.
+        array_attributes: attributes of single arrays (``categories``).
+    """
+
+    contract: Contract
+    sizes: Mapping[str, int]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    block_rows: int | None = None
+    arrays: tuple[str, ...] | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    array_attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def names(self) -> tuple[str, ...]:
+        """Arrays that the store holds, in contract order.
+
+        Raises:
+            RecipeError: an array is named that the contract does not know.
+        """
+        known = self.contract.arrays
+        if self.arrays is None:
+            return tuple(name for name, array in known.items() if not array.optional)
+        for name in self.arrays:
+            if name not in known:
+                raise self._broken(f"array {name!r} is not in the contract", ", ".join(known))
+        for name, array in known.items():
+            if not array.optional and name not in self.arrays:
+                raise self._broken(f"array {name!r} is missing", f"dims {list(array.dims)}")
+        return tuple(name for name in known if name in self.arrays)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Lengths of one array's dims; a trailing ``_`` repeats a dimension."""
+        try:
+            return tuple(int(self.sizes[dim.rstrip("_")]) for dim in self.contract.arrays[name].dims)
+        except KeyError as error:
+            raise self._broken(f"no size for dimension {error} of {name!r}", "all dims") from error
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The dtype of one array.
+
+        Raises:
+            RecipeError: the chosen dtype is not one that the contract allows.
+        """
+        allowed = self.contract.arrays[name].dtype
+        chosen = self.dtypes.get(name, allowed[0])
+        if chosen not in allowed:
+            raise self._broken(f"array {name!r} has dtype {chosen}", " or ".join(allowed))
+        return np.dtype(chosen)
+
+    def chunk_shape(self, name: str) -> tuple[int, ...]:
+        """Chunk lengths of one array."""
+        return self.contract.arrays[name].chunk_shape(self.shape(name), self.block_rows)
+
+    def check_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Refuse to seal a store that lacks an attribute of its contract or has an unknown one.
+
+        Raises:
+            RecipeError: naming the attribute and both sides.
+        """
+        known, given = set(self.contract.attributes), set(attributes)
+        for name in sorted(known ^ given):
+            what = "is missing" if name in known else "is not in the contract"
+            raise self._broken(f"attribute {name!r} {what}", ", ".join(sorted(known)))
+
+    def _broken(self, what: str, expected: str) -> RecipeError:
+        return RecipeError(what, where=f"stores/{self.contract.store}.yaml", expected=expected)
+
+
+@cache
+def load_contract(name: str) -> Contract:
+    """The shipped contract of a store.
+
+    Raises:
+        RecipeError: an unknown key, a wrong dtype or a name that differs from the file's.
+    """
+    path = catalogue.find("stores", name)
+    contract = read_settings(Contract, catalogue.load_yaml(path), path.name)
+    if contract.store != name:
+        raise RecipeError(f"store is {contract.store!r}", where=path.name, expected=repr(name))
+    for array_name, array in contract.arrays.items():
+        for dtype in array.dtype:
+            if dtype not in DTYPES:
+                where = f"{path.name}:arrays.{array_name}"
+                raise RecipeError(f"dtype {dtype!r}", where=where, expected="one of " + ", ".join(DTYPES))
+    return contract
+
+
+def contract_names() -> list[str]:
+    """Names of all shipped contracts."""
+    return catalogue.names("stores")

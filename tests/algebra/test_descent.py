@@ -1,0 +1,60 @@
+"""Several damped steps: they go down, they end, and BYOL takes only one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from krepes_ooc.algebra.curvature import Moments
+from krepes_ooc.algebra.descent import levenberg_marquardt
+from krepes_ooc.algebra.objectives import BarlowTwins, SpectralContrastive, VICReg
+from krepes_ooc.algebra.solve import KrylovSolver
+from krepes_ooc.errors import UsageError
+from tests import cases, dense
+from tests.algebra.test_objectives import sample_objective
+
+
+def moments_of(case: cases.Case) -> Moments:
+    return Moments(*dense.moments(case.kernels), case.kernels.shape[1])
+
+
+@pytest.mark.parametrize("kind", [BarlowTwins, VICReg, SpectralContrastive])
+def test_every_accepted_step_lowers_the_loss(kind: type) -> None:
+    case = cases.case("two-views")
+    objective = kind(moments_of(case))
+    found = levenberg_marquardt(objective, case.start, KrylovSolver, steps=6)
+    assert len(found.loss) == len(found.rho) + 1 == len(found.damping_relative) + 1
+    assert len(found.rho) >= 2
+    assert (np.diff(found.loss) < 0).all()
+    assert found.loss[0] == objective.value(case.start)
+    assert found.loss[-1] == objective.value(found.coefficients)
+
+
+def test_it_reaches_a_stationary_point_and_says_so() -> None:
+    case = cases.case("two-views")
+    objective = SpectralContrastive(moments_of(case))
+    found = levenberg_marquardt(objective, case.start, KrylovSolver, steps=200)
+    assert "no further decrease" in found.why
+    gradient = objective.linearise(found.coefficients).gradient
+    assert np.linalg.norm(gradient) < 1e-3 * np.linalg.norm(
+        objective.linearise(case.start).gradient
+    )
+
+
+def test_a_model_that_lies_ends_the_descent() -> None:
+    case = cases.case("two-views")
+
+    class Uphill(VICReg):
+        def value(self, A: np.ndarray) -> float:
+            return 1e9
+
+    found = levenberg_marquardt(Uphill(moments_of(case)), case.start, KrylovSolver, steps=2)
+    assert found.trials == 16
+    assert "no damping tried" in found.why
+    np.testing.assert_array_equal(found.coefficients, case.start)
+
+
+def test_byol_is_not_iterated() -> None:
+    case = cases.case("two-views")
+    with pytest.raises(UsageError, match=r"byol pulls the embedding .* collapses if repeated"):
+        levenberg_marquardt(sample_objective("byol", case), case.start, KrylovSolver)

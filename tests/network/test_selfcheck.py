@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from krepes_ooc.errors import NetworkError
+from krepes_ooc.network import zoo
+from krepes_ooc.network.features import FeatureSettings, open_features
+from krepes_ooc.network.frozen import freeze
+from krepes_ooc.network.selfcheck import check_function, self_check
+
+INPUTS = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return zoo.mlp(6, [9, 8], 5)
+
+
+class Forged:
+    """A feature map that spoils the gradient of one parameter."""
+
+    def __init__(self, inner, name: str, spoil) -> None:
+        self.inner, self.name, self.spoil = inner, name, spoil
+
+    def __getattr__(self, key: str):
+        return getattr(self.inner, key)
+
+    def doubled(self):
+        return Forged(self.inner.doubled(), self.name, self.spoil)
+
+    def gradients(self, inputs, probe):
+        for name, gradient in self.inner.gradients(inputs, probe):
+            yield name, self.spoil(gradient) if name == self.name else gradient
+
+
+def test_a_faithful_map_passes_and_says_so() -> None:
+    found = self_check(network(), open_features(network(), FeatureSettings(), INPUTS), INPUTS)
+    assert found.max_relative_error < 1e-12
+    assert found.n_parameters == 6
+    assert found.precision == "float64"
+    assert found.words.startswith("all 6 parameters agree with autograd")
+    assert 0 < found.seconds < 10
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [torch.zeros_like, lambda g: g * 1.0001, lambda g: g * torch.nan, lambda g: g.flip(0)],
+    ids=["missed", "a little wrong", "NaN", "samples swapped"],
+)
+@pytest.mark.parametrize("name", ["1.weight", "5.bias"])
+def test_planted_misses_are_named(name: str, spoil) -> None:
+    forged = Forged(open_features(network(), FeatureSettings(), INPUTS), name, spoil)
+    if name == "5.bias" and spoil(torch.tensor([0.0, 1.0]))[0] == 1.0:
+        pytest.skip("the last bias has the same gradient for every sample")
+    with pytest.raises(NetworkError, match=rf"1 of 6 parameters are missed or wrong: {name} \(rel"):
+        self_check(network(), forged, INPUTS)
+
+
+class Noisy(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer = kind, nn.Linear(6, 3)
+
+    def forward(self, x):
+        z = self.layer(x)
+        if self.kind == "dropout":
+            return functional.dropout(z, 0.5)
+        if self.kind == "batch":
+            return z - z.mean(dim=0)
+        if self.kind == "nan":
+            return torch.log(z - 1e9)
+        return z + torch.zeros(3, 3, dtype=torch.float32).matmul(z.T).T
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("dropout", "two runs on the same input differ"),
+        ("batch", "a sample's output changes by .* of the largest with its batch"),
+        ("nan", "outputs are NaN or infinite"),
+    ],
+)
+def test_what_is_no_function_of_the_sample_is_refused(kind: str, words: str) -> None:
+    with pytest.raises(NetworkError, match=words):
+        check_function(freeze(Noisy(kind)), torch.from_numpy(INPUTS))
+
+
+def test_a_network_that_fixes_its_precision_is_checked_in_float32() -> None:
+    module = Noisy("float")
+    found = self_check(module, open_features(module, FeatureSettings(), INPUTS), INPUTS)
+    assert found.precision == "float32"
+    assert found.max_relative_error < 1e-5

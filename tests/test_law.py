@@ -1,0 +1,264 @@
+"""The law of the house: layers, sizes, words. Each rule is shown to fail on a planted violation."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "krepes_ooc"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULE_LINES = 300
+FUNCTION_LINES = 50
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+    "contracts"
+]
+
+# contract, module, what it must not import
+PLANTS = [
+    ("layers", "errors", "import krepes_ooc.blocks"),
+    ("layers", "storage", "from krepes_ooc import engine"),
+    ("layers", "algebra", "def late():\n    from krepes_ooc import stages"),
+    ("layers", "stages", "import krepes_ooc.recipes"),
+    ("layers", "recipes", "import krepes_ooc.cli"),
+    ("layers", "network", "import krepes_ooc.storage"),
+    ("layers", "engine", "import krepes_ooc.report"),
+    ("layers", "catalogue", "import krepes_ooc.settings"),
+    ("layers", "helpers", ""),
+    ("algebra", "algebra", "import torch"),
+    ("algebra", "algebra.objectives", "import dask.array"),
+    ("algebra", "algebra", "import krepes_ooc.widen"),
+    ("report", "report", "import zarr"),
+    ("torch", "stages", "import torch.nn"),
+    ("torch", "storage", "def late():\n    import torch"),
+    ("zarr", "engine", "def late():\n    from zarr import open_group"),
+    ("dask", "stages", "import dask.array"),
+    ("dask", "runner", "from distributed import Client"),
+    ("dask", "network", "import xarray"),
+    ("terminal", "runner", "import click"),
+    ("terminal", "stages", "from rich.progress import Progress"),
+    ("yaml", "recipes", "import yaml"),
+    ("sklearn", "algebra.kernel", "import sklearn.metrics"),
+    ("cycles", "algebra.first", "import krepes_ooc.algebra.second"),
+]
+
+
+def lint_imports(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from importlinter.cli import lint_imports_command as main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "--no-logo", "--no-cache", *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("law")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    shutil.copytree(PACKAGE, root / "krepes_ooc", ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def test_the_law_is_kept():
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{len(CONTRACTS)} kept, 0 broken" in result.stdout
+
+
+@pytest.mark.parametrize(("contract", "module", "code"), PLANTS)
+def test_a_planted_import_breaks_its_contract(copy: Path, contract: str, module: str, code: str):
+    """Only the named contract is checked, so nothing else can be what fails."""
+    file = copy.joinpath("krepes_ooc", *module.split("."))
+    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+    planted = {file: f"{file.read_text() if file.exists() else ''}\n{code}\n"}
+    if contract == "cycles":
+        planted[file.with_name("second.py")] = f"import krepes_ooc.{module}\n"
+    before = {path: path.read_text() if path.exists() else None for path in planted}
+    for path, text in planted.items():
+        path.write_text(text)
+    try:
+        result = lint_imports(copy, "--contract", contract)
+    finally:
+        for path, text in before.items():
+            path.unlink() if text is None else path.write_text(text)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "0 kept, 1 broken" in result.stdout, result.stdout + result.stderr
+
+
+def test_every_contract_has_a_planted_violation():
+    assert {contract["id"] for contract in CONTRACTS} == {contract for contract, *_ in PLANTS}
+
+
+def code_lines(text: str) -> set[int]:
+    """Numbers of the lines that hold code: no comment, no blank line."""
+    blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in blank and token.type != tokenize.ENDMARKER:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return lines
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def long_functions(text: str) -> list[str]:
+    lines, found = code_lines(text), []
+    for function in functions(ast.parse(text)):
+        first = function.body[ast.get_docstring(function) is not None :]
+        docstring = function.body[0] if first != function.body else None
+        skipped = range(docstring.lineno, docstring.end_lineno + 1) if docstring else ()
+        own = lines & set(range(function.lineno, (function.end_lineno or 0) + 1)) - set(skipped)
+        if len(own) > FUNCTION_LINES:
+            found.append(f"{function.name}: {len(own)} lines")
+    return found
+
+
+def public_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Functions and methods that others may call: no private names, classes or inner functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if node.name.startswith("_"):
+                continue
+            if isinstance(node, ast.ClassDef):
+                yield from public_functions(node)
+            else:
+                yield node
+
+
+def undocumented_raises(text: str) -> list[str]:
+    """Public functions that raise a new error with their own hands and do not say so."""
+    found = []
+    for function in public_functions(ast.parse(text)):
+        inner = {id(n) for f in functions(function) if f is not function for n in ast.walk(f)}
+        raises = any(
+            isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and id(node) not in inner
+            for node in ast.walk(function)
+        )
+        if raises and "Raises:" not in (ast.get_docstring(function) or ""):
+            found.append(function.name)
+    return found
+
+
+def forbidden_code(text: str) -> list[str]:
+    """Hidden state and ways to run what was only to be read."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Global):
+            found.append(f"line {node.lineno}: global")
+        if isinstance(node, ast.Import) and "random" in {alias.name for alias in node.names}:
+            found.append(f"line {node.lineno}: random, not krepes_ooc.counter")
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            safe = any(
+                k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords
+            )
+            if name in {"eval", "exec", "pickle.load", "pickle.loads", "os.system"}:
+                found.append(f"line {node.lineno}: {name}")
+            if name == "torch.load" and not safe:
+                found.append(f"line {node.lineno}: torch.load without weights_only=True")
+            if name.startswith(("np.random.", "numpy.random.", "torch.manual_seed", "torch.rand")):
+                found.append(f"line {node.lineno}: {name}, not krepes_ooc.counter")
+    return found
+
+
+def unfinished(text: str) -> list[str]:
+    return re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b", text)
+
+
+def module_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_modules_keep_to_their_size_and_words(path: Path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MODULE_LINES
+    assert not long_functions(text)
+    assert not undocumented_raises(text)
+    assert not forbidden_code(text)
+    assert not unfinished(text)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_no_module_is_named_like_a_library(path: Path):
+    taken = {"stores", "pipelines", "zarr", "dask", "torch", "numpy", "scipy", "yaml", "click"}
+    assert path.stem not in taken | (sys.stdlib_module_names - {"__main__"})
+
+
+@pytest.mark.parametrize("folder", ["pipelines", "stores"])
+def test_declarations_hold_no_python(folder: str):
+    files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix == ".py"]
+    for path in files:
+        assert not unfinished(path.read_text()), path
+
+
+def test_long_function_is_found():
+    body = "\n".join(f"    a{i} = {i}" for i in range(FUNCTION_LINES))
+    assert long_functions(f"def f():\n{body}\n") == [f"f: {FUNCTION_LINES + 1} lines"]
+    short = body.replace("    a3 = 3\n", "    # why\n\n")
+    assert not long_functions(f'def f():\n    """One.\n\n    Two.\n    """\n{short}\n')
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def f():\n    raise ValueError('x')", ["f"]),
+        ("def f():\n    '''Raises:\n    ValueError: x.'''\n    raise ValueError('x')", []),
+        ("def _f():\n    raise ValueError('x')", []),
+        ("class A:\n    def f(self):\n        raise ValueError('x')", ["f"]),
+        ("class _A:\n    def f(self):\n        raise ValueError('x')", []),
+        ("def f():\n    def _g():\n        raise ValueError('x')", []),
+        ("def f():\n    try:\n        g()\n    except KeyError:\n        raise", []),
+    ],
+)
+def test_undocumented_raise_is_found(code: str, found: list[str]):
+    assert undocumented_raises(code) == found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f():\n    global a\n    a = 1",
+        "eval('1')",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "pickle.loads(b'')",
+        "np.random.default_rng(0)",
+        "torch.randn(3)",
+        "import random",
+    ],
+)
+def test_forbidden_code_is_found(code: str):
+    assert forbidden_code(code)
+    assert not forbidden_code("torch.load(path, weights_only=True)")
+
+
+def test_unfinished_words_are_found():
+    assert unfinished("# TODO later") == ["TODO"]
+    assert not unfinished("todo list, XXXL")
+
+
+def test_the_command_line_starts_without_the_heavy_libraries():
+    """Together they cost two seconds and 200 MB; each is imported where it is used."""
+    heavy = "{'torch', 'xarray', 'distributed', 'sklearn', 'scipy', 'pyarrow', 'zarr'}"
+    code = f"import sys, krepes_ooc, krepes_ooc.cli; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
