@@ -9,12 +9,13 @@ coefficients are A [landmark, component], the embedding of view a is Z_a = K_a A
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize, relu
 
@@ -136,6 +137,15 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 def byol_targets(start: Any, kernels: Sequence[Any], offset: Any = 0.0) -> list[Tensor]:
     """The constant targets: normalised embeddings at the start, one [sample, component] a view."""
     return [normalize(z, eps=NORM_FLOOR) for z in embeddings(start, kernels, offset)]
+
+
+def one_thread() -> Iterator[None]:
+    """For a fixture: matrices this small are slower, not faster, on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -17,6 +17,7 @@ from tests import cases, dense
 TABLE = cases.cases()
 every_case = pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
 every_objective = pytest.mark.parametrize("objective", dense.OBJECTIVES)
+one_thread = pytest.fixture(autouse=True, scope="module")(dense.one_thread)
 
 
 def arguments(case: cases.Case, objective: str) -> dict[str, object]:

@@ -9,14 +9,11 @@ its input changes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from krepes_ooc.algebra.curvature import Array, BlockFunction, Moments, Stream
-from krepes_ooc.blocks import Block
+from krepes_ooc.algebra.curvature import Array, Moments, Stream
+from krepes_ooc.algebra.streams import ChangedStream, in_basis
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,9 @@ class Basis:
         second = self.T.T @ moments.second @ self.T
         return Moments(moments.mean @ self.T, second, moments.n_samples)
 
-    def stream(self, stream: Stream) -> BasisStream:
+    def stream(self, stream: Stream) -> ChangedStream:
         """The stream of kernel blocks K T."""
-        return BasisStream(stream, self.T)
+        return in_basis(stream, self.T)
 
     def to_basis(self, A: Array) -> Array:
         """B = T^+ A for A [landmark, component] or [landmark, component, column]."""
@@ -59,32 +56,3 @@ class Basis:
     def from_basis(self, B: Array) -> Array:
         """A = T B for B [direction, component] or [direction, component, column]."""
         return np.tensordot(self.T, B, axes=1)
-
-
-@dataclass(frozen=True)
-class BasisStream:
-    """A stream whose blocks are multiplied by T [landmark, direction] as they are read."""
-
-    stream: Stream
-    T: Array
-
-    @property
-    def n_samples(self) -> int:
-        """Rows of the kernel."""
-        return self.stream.n_samples
-
-    @property
-    def n_views(self) -> int:
-        """Number of views p."""
-        return self.stream.n_views
-
-    def reduce(self, function: BlockFunction) -> tuple[Any, ...]:
-        """Sum ``function(K T of each view, block)`` over all blocks."""
-        return self.stream.reduce(partial(_in_basis, self.T, function))
-
-
-def _in_basis(
-    T: Array, function: BlockFunction, views: tuple[Any, ...], block: Block
-) -> tuple[Any, ...]:
-    xp = array_namespace(*views)
-    return function(tuple(K @ xp.asarray(T, dtype=K.dtype) for K in views), block)

@@ -153,7 +153,10 @@ class Stream(Protocol):
         """Number of views p."""
 
     def reduce(self, function: BlockFunction) -> tuple[Any, ...]:
-        """Sum ``function(K [sample, landmark] of each view, block)`` over all blocks."""
+        """Sum ``function(K [sample, landmark] of each view, block)`` over all blocks.
+
+        Partial sums are added in a fixed order, in the precision of the parts, on the host.
+        """
 
 
 def view_pairs(n_views: int) -> Iterator[tuple[int, int]]:

@@ -46,8 +46,9 @@ Float = cases.Float
 TABLE = cases.cases()
 every_case = pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
 every_objective = pytest.mark.parametrize("objective", dense.OBJECTIVES)
-few = settings(max_examples=25)
+few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
+one_thread = pytest.fixture(autouse=True, scope="module")(dense.one_thread)
 
 
 def relative(found: object, expected: object) -> float:
@@ -400,7 +401,7 @@ def test_curvature_equals_the_dense_one_and_is_psd(case: cases.Case, objective: 
     assert found.mean_diagonal == pytest.approx(mean_diagonal, rel=1e-7, abs=rounding)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(dense.OBJECTIVES),
     seeds,
@@ -419,7 +420,7 @@ def test_objectives_hold_for_any_shape_and_scale(
     compare(case, objective, build(objective, case), 1e-9, seed)
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(st.sampled_from(["simclr", "byol"]), seeds, st.integers(4, 26), st.sampled_from([8, 16, 64]))
 def test_sample_objectives_do_not_depend_on_blocks(
     objective: str, seed: int, n_samples: int, block_rows: int
@@ -513,16 +514,15 @@ def test_solved_steps_equal_the_dense_solve(
 
 
 @pytest.mark.parametrize(
-    "objective",
+    ("objective", "name"),
     [
-        "simclr",
-        pytest.param(
-            "byol",
-            marks=pytest.mark.xfail(reason="rounding passes for curvature", strict=True),
-        ),
+        ("simclr", "one-landmark"),
+        ("simclr", "one-component"),
+        ("byol", "one-component"),
+        ("byol", "one-component-three-views"),
+        ("byol", "one-landmark"),
     ],
 )
-@pytest.mark.parametrize("name", ["one-landmark", "one-component", "one-component-three-views"])
 def test_one_component_on_a_sphere_has_no_damping(objective: str, name: str) -> None:
     """u = +-1 cannot turn, so gradient and curvature are zero and no step has a meaning."""
     case = cases.case(name)
@@ -641,9 +641,10 @@ def test_descent_ends_where_the_published_loss_is_lower(objective: str) -> None:
 def test_ridge_predictor_solves_its_normal_equations() -> None:
     """min mean |W z + b - t|^2 + penalty |W|^2 over samples and views, t the other views' mean."""
     case = cases.case("three-views")
-    found = fit_predictor(BlockStream(case.kernels), case.start, case.offset, 0.1, sub_rows=5)
-    views = dense.embeddings(case.start, case.kernels, case.offset)
-    targets = torch.stack(dense.byol_targets(case.start, case.kernels, case.offset))
+    offset = case.offset + np.array([0.5, -0.3, 0.2])  # so that embeddings have a mean
+    found = fit_predictor(BlockStream(case.kernels), case.start, offset, 0.1, sub_rows=5)
+    views = dense.embeddings(case.start, case.kernels, offset)
+    targets = torch.stack(dense.byol_targets(case.start, case.kernels, offset))
     goals = (targets.sum(dim=0) - targets) / 2
     Z, T = torch.cat(views).numpy(), goals.reshape(-1, 3).numpy()
     centred = Z - Z.mean(axis=0)

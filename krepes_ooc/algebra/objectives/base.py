@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -89,6 +90,20 @@ class SampleObjective(ABC):
     def values(self, A: Array) -> Array:
         """The loss of each column of A [landmark, component, column]; one pass."""
 
+    @abstractmethod
+    def multiply(self, A: Array, V: Array) -> Array:
+        """H V at A for V [landmark, component, column]; one pass."""
+
+    def restore(self, A: Array, arrays: Mapping[str, Array]) -> StreamedCurvature:
+        """The curvature at A from what ``StreamedCurvature.arrays`` saved: no pass."""
+        return StreamedCurvature(
+            value=float(arrays["value"]),
+            gradient=arrays["gradient"],
+            mean_diagonal=float(arrays["mean_diagonal"]),
+            component_curvature=arrays["component_curvature"],
+            multiply=partial(self.multiply, A),
+        )
+
     def value(self, A: Array) -> float:
         """The loss at A [landmark, component]; one pass."""
         return float(self.values(A[..., None])[0])
@@ -116,6 +131,15 @@ class StreamedCurvature:
     mean_diagonal: float
     component_curvature: Array
     multiply: Callable[[Array], Array]
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything but the product, to be saved: it has cost a pass."""
+        return {
+            "value": np.array(self.value),
+            "gradient": self.gradient,
+            "mean_diagonal": np.array(self.mean_diagonal),
+            "component_curvature": self.component_curvature,
+        }
 
     def product(self, V: Array) -> Array:
         """H V; V [landmark, component] or [landmark, component, column], one pass for all."""

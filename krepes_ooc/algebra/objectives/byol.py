@@ -96,10 +96,11 @@ class BYOL(SampleObjective):
             gradient=columns_last(gradient)[..., 0] / n,
             mean_diagonal=2.0 * float(trace) / (n * A.size),
             component_curvature=2.0 * W.T @ bend @ W / n,
-            multiply=partial(self._product, A),
+            multiply=partial(self.multiply, A),
         )
 
-    def _product(self, A: Array, V: Array) -> Array:
+    def multiply(self, A: Array, V: Array) -> Array:
+        """H V at A for V [landmark, component, column]; one pass."""
         (total,) = self.read(partial(_product, self._frozen(), A, V))
         return columns_last(total) * (2.0 / self.stream.n_samples)
 
@@ -197,6 +198,7 @@ def _linearise(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) 
             scaled = (U * inverse)[:, 0, :]
             bend = xp.sum(inverse**2) * xp.eye(W.shape[0], dtype=double) - scaled.T @ scaled
             free = inverse[:, 0, 0] ** 2 * xp.sum(W * W) - xp.sum((scaled @ W) ** 2, axis=1)
+            free = free * min(W.shape[0] - 1, 1)  # one component cannot turn: 0 but for rounding
             trace = xp.sum(xp.sum(K * K, axis=1, dtype=double) * free)
             terms = [value, gradient, bend, trace]
             totals = [t + u for t, u in zip(totals, terms, strict=True)] if totals else terms

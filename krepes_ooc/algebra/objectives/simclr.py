@@ -89,10 +89,11 @@ class SimCLR(SampleObjective):
             gradient=columns_last(gradient)[..., 0] / self.anchors,
             mean_diagonal=float(trace) / self.anchors / A.size,
             component_curvature=bend / self.anchors,
-            multiply=partial(self._product, A),
+            multiply=partial(self.multiply, A),
         )
 
-    def _product(self, A: Array, V: Array) -> Array:
+    def multiply(self, A: Array, V: Array) -> Array:
+        """H V at A for V [landmark, component, column]; one pass."""
         (total,) = self.read(partial(_product, self._frozen(A[..., None]), V))
         return columns_last(total) / self.anchors
 
