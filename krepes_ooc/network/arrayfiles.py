@@ -21,6 +21,7 @@ from krepes_ooc.errors import SourceError
 from krepes_ooc.network.arrays import ArraySource, Labels, array_source
 from krepes_ooc.network.digests import (
     canonical_digest,
+    publish,
     remembered_sha256,
     stat_seal,
     unreadable,
@@ -255,7 +256,7 @@ def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> No
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "wb") as stream, open_stream() as packed:
             shutil.copyfileobj(packed, stream, 2**20)
-        os.replace(name, target)
+        publish(Path(name), target)
     except _DAMAGE as error:
         raise SourceError(
             f"cannot be unpacked into the cache: {error}",

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import SourceError
+from krepes_ooc.network.bank import bank_positions
 from krepes_ooc.network.digests import file_sha256, unreadable
 from krepes_ooc.network.rows import MemoryRows, Rows, check_finite
 from krepes_ooc.network.samples import (
@@ -24,7 +25,6 @@ from krepes_ooc.network.samples import (
     SourceSpec,
     check_positions,
 )
-from krepes_ooc.network.tablescan import bank_positions
 
 DIGITS_SIDE, DIGITS_LEVELS = 8, 16.0
 CHANNELS = (1, 3, 4)

@@ -74,7 +74,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
-        os.replace(temporary, path)
+        publish(Path(temporary), path)
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
@@ -83,6 +83,20 @@ def write_atomic(path: Path, content: bytes) -> None:
             where=str(path),
             advice="free space or choose another workspace",
         ) from error
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its name, after its bytes have reached the disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(temporary, path)
 
 
 def unreadable(path: Path, error: Exception) -> SourceError:

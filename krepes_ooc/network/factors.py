@@ -1,12 +1,16 @@
-"""Exact Jacobian rows of networks whose parameters all sit in Linear layers on plain vectors.
+"""Exact Jacobian rows of networks whose large parameters sit in Linear layers on plain vectors.
 
 The gradient of <v_r, f> with respect to a Linear layer's weight is the outer product of d_lr, the
 gradient at the layer's output, and a_l, its input; with respect to its bias it is d_lr. So the row
 [a_l, d_l1, ..., d_lr for every layer l] holds the kernel exactly (krepes_ooc.layout has the sum).
+Small parameters elsewhere (normalisation, scales) follow with their gradients as they are.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -17,34 +21,45 @@ from torch import nn
 
 from krepes_ooc.layout import Factor, FeatureLayout
 from krepes_ooc.network.frozen import FrozenNetwork
-from krepes_ooc.network.tape import Call, Recording, Tape
+from krepes_ooc.network.jacobian import Jacobian, Unit, canonical_names
+from krepes_ooc.network.layers import Dense
+from krepes_ooc.network.plan import plan_units
+from krepes_ooc.network.tape import Call
 
 Float32 = npt.NDArray[np.float32]
+SMALL_PARAMETERS = 8192
+_LEAVES = ("weight", "bias")
 
 
 class FactorFeatures:
-    """A feature map without any sketch; use one clone a thread.
+    """A feature map without any sketch; threads that share one wait for each other: use clones.
 
     Args:
         network: the frozen network.
-        parameters: names of the audited parameters; ``factor_obstacle`` must find nothing.
+        units: the Linear layers in the order of their calls, then all else, from ``plan_factors``.
+        parameters: names of the audited parameters.
         probes: output directions [probe, output], on the selected outputs.
         outputs: indices of the selected outputs.
-        sizes: (inputs, outputs) of each layer in the order of calls, from ``layer_sizes``.
     """
 
     def __init__(
         self,
         network: FrozenNetwork,
+        units: Sequence[Unit],
         parameters: Sequence[str],
         probes: Float32,
         outputs: Sequence[int],
-        layers: Sequence[str],
     ) -> None:
-        self.network, self.parameters, self.layers = network, tuple(parameters), tuple(layers)
+        self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
         self.probes, self.outputs = probes, tuple(outputs)
-        self.layout = self._plan()
-        self._tape = Tape(network, self.layers)
+        self._jacobian = Jacobian(network, units)
+        # Two threads on one map must wait for each other, or they would mix their recordings.
+        self._lock = threading.Lock()
+        # The factor of a Linear layer by the layer's name, of any other parameter by its own.
+        self._factors = dict(self._plan())
+        spans = [span for factor in self._factors.values() for span in _spans(factor)]
+        ranges = tuple((start, stop, 0) for start, stop in spans)
+        self.layout = FeatureLayout(tuple(self._factors.values()), ranges)
 
     @property
     def n_outputs(self) -> int:
@@ -53,133 +68,160 @@ class FactorFeatures:
 
     def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
-        recording = self._tape.record(torch.tensor(inputs))
-        features = torch.zeros(len(inputs), self.layout.n_features)
-        calls = {call.name: call for call in recording.calls}
-        for layer, factor in zip(self.layers, self.layout.factors, strict=True):
-            if factor.inputs is not None:
-                features[:, slice(*factor.inputs)] = calls[layer].input
-        for index, probe in enumerate(self._full_probes(recording.outputs)):
-            gradients = _by_layer(recording, probe)
-            for layer, factor in zip(self.layers, self.layout.factors, strict=True):
-                gradient = gradients.get(layer)
-                if gradient is not None:
-                    features[:, slice(*factor.gradients[index])] = gradient
-        embedding = recording.outputs.detach()[:, list(self.outputs)]
-        return features.numpy(), embedding.numpy()
+        with self._lock:
+            recording = self._jacobian.record(torch.tensor(inputs))
+            outputs = recording.outputs.detach()
+            features = torch.zeros(len(inputs), self.layout.n_features)
+            for call in recording.calls:
+                factor = self._factors.get(call.name)
+                if factor is not None and factor.inputs is not None:
+                    features[:, slice(*factor.inputs)] = call.input
+            full = outputs.new_zeros(len(self.probes), outputs.shape[1])
+            full[:, list(self.outputs)] = torch.from_numpy(self.probes)
+            for index, probe in enumerate(full):
+                gradients = recording.backward(probe)
+                for call, found in zip(recording.calls, gradients, strict=True):
+                    self._add_gradients(features, call, found, index)
+        return features.numpy(), outputs[:, list(self.outputs)].numpy()
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and gradient [sample, *parameter] of <probe, f>, parameter by parameter."""
-        recording = self._tape.record(inputs)
-        by_layer = _by_layer(recording, probe)
-        for call in recording.calls:
-            gradient = by_layer[call.name]
-            if gradient is None:
-                gradient = probe.new_zeros(call.shapes[0])
-            if _join(call.name, "weight") in self.parameters:
-                product = gradient[:, :, None] * call.input[:, None, :]
-                yield _join(call.name, "weight"), product
-            if _join(call.name, "bias") in self.parameters:
-                yield _join(call.name, "bias"), gradient
+        return self._jacobian.gradients(inputs, probe)
 
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
-        return self._on(self.network)
+        return self._on(self.network, self.units)
 
     def doubled(self) -> Self:
         """The same map in float64, for the self-check."""
-        return self._on(self.network.copied().double())
+        return self._on(self.network.copied().double(), [unit.in_loop() for unit in self.units])
 
     def describe(self) -> dict[str, Any]:
         """The map as JSON, for the store's attributes."""
         return {
             "kind": "factors",
             "probes": self.probes.astype(float).tolist(),
-            "plan": [{"layer": layer, "method": "factors"} for layer in self.layers],
+            "plan": [unit.to_attributes() for unit in self.units],
             "parameters": list(self.parameters),
             "outputs": list(self.outputs),
         }
 
-    def _on(self, network: FrozenNetwork) -> Self:
-        twin = type(self)(network, self.parameters, self.probes, self.outputs, self.layers)
+    def _on(self, network: FrozenNetwork, units: Sequence[Unit]) -> Self:
+        twin = type(self)(network, units, self.parameters, self.probes, self.outputs)
         twin.layout = self.layout
         return twin
 
-    def _plan(self) -> FeatureLayout:
-        factors, ranges, column = [], [], 0
-        for name in self.layers:
-            layer = self.network.inner.get_submodule(name)
-            assert isinstance(layer, nn.Linear)
-            spans = []
-            has_weight = _join(name, "weight") in self.parameters
-            widths = [layer.in_features] * has_weight + [layer.out_features] * len(self.probes)
-            for width in widths:
-                spans.append((column, column + width))
-                column += width
-            ranges += [(start, stop, 0) for start, stop in spans]
-            bias = _join(name, "bias") in self.parameters
-            inputs = spans.pop(0) if has_weight else None
-            factors.append(Factor(inputs, bias, tuple(spans)))
-        return FeatureLayout(tuple(factors), tuple(ranges))
+    def _add_gradients(
+        self,
+        features: torch.Tensor,
+        call: Call,
+        gradients: Sequence[torch.Tensor | None],
+        probe: int,
+    ) -> None:
+        factor = self._factors.get(call.name)
+        if factor is not None and isinstance(call.layer, nn.Linear):
+            if gradients[0] is not None:
+                features[:, slice(*factor.gradients[probe])] = gradients[0]
+            return
+        for piece in self._jacobian.call_pieces(call, gradients, len(features)):
+            assert isinstance(piece, Dense)
+            span = slice(*self._factors[piece.parameter].gradients[probe])
+            samples = slice(piece.first, piece.first + len(piece.values))
+            features[samples, span] += piece.values.flatten(1)
 
-    def _full_probes(self, outputs: torch.Tensor) -> torch.Tensor:
-        full = outputs.new_zeros(len(self.probes), outputs.shape[1])
-        full[:, list(self.outputs)] = torch.from_numpy(self.probes).to(full.dtype)
-        return full
+    def _plan(self) -> Iterator[tuple[str, Factor]]:
+        column = 0
+        for unit in self.units:
+            layer = self.network.inner.get_submodule(unit.name) if unit.method == "layer" else None
+            if isinstance(layer, nn.Linear):
+                has_weight, bias = (_join(unit.name, leaf) in unit.parameters for leaf in _LEAVES)
+                spans = _consecutive(
+                    column,
+                    [layer.in_features] * has_weight + [layer.out_features] * len(self.probes),
+                )
+                yield unit.name, Factor(spans[0] if has_weight else None, bias, spans[has_weight:])
+                column = spans[-1][1]
+                continue
+            for name in unit.parameters:
+                size = math.prod(self._jacobian.shapes[name])
+                spans = _consecutive(column, [size] * len(self.probes))
+                yield name, Factor(None, True, spans)
+                column = spans[-1][1]
 
 
-def factor_layers(
+def plan_factors(
     network: FrozenNetwork, parameters: Sequence[str], inputs: npt.NDArray[Any]
-) -> tuple[tuple[str, ...], str]:
-    """The Linear layers that hold all audited parameters, or why exact factors do not apply.
+) -> tuple[tuple[Unit, ...], str]:
+    """How each audited parameter enters exact rows, or why exact rows do not apply.
 
     Args:
         network: the frozen network.
         parameters: names of the audited parameters.
-        inputs: a few samples [sample, ...], at least two.
+        inputs: two different samples [2, ...].
 
     Returns:
-        Layer names in the order of calls, and an empty string; or nothing and the obstacle.
+        The plan and an empty string; or nothing and the obstacle.
     """
-    owners: dict[str, nn.Module] = {}
-    for name in parameters:
-        owner, _, leaf = name.rpartition(".")
-        layer = network.inner.get_submodule(owner)
-        if type(layer) is not nn.Linear or leaf not in ("weight", "bias"):
-            return (), f"{name} belongs to {type(layer).__name__}, not to a Linear layer"
-        owners[owner] = layer
-    everywhere = [
-        id(p) for m in network.inner.modules() for p in m._parameters.values() if p is not None
+    inner, samples = network.inner, torch.tensor(inputs)
+    owners = {name: inner.get_submodule(name.rpartition(".")[0]) for name in parameters}
+    linear = [name for name, owner in owners.items() if type(owner) is nn.Linear]
+    others = [name for name in parameters if name not in set(linear)]
+    first = canonical_names(inner)
+    tied = [name for name in linear if list(first.values()).count(first[name]) > 1]
+    size = sum(inner.get_parameter(name).numel() for name in others)
+    if not linear or tied:
+        return (), f"{tied[0]} is shared by two layers" if tied else "there is no Linear layer"
+    if size > SMALL_PARAMETERS:
+        owner = type(owners[others[0]]).__name__
+        return (), f"{others[0]} and others hold {size} numbers outside Linear layers ({owner})"
+    layers = {name.rpartition(".")[0]: () for name in linear}
+    calls = Jacobian(network, [Unit("layer", name, ()) for name in layers]).record(samples).calls
+    obstacle = _call_obstacle(calls, set(layers), len(samples))
+    if obstacle:
+        return (), obstacle
+    units = [
+        Unit("layer", call.name, tuple(n for n in linear if n.rpartition(".")[0] == call.name))
+        for call in calls
     ]
-    held = {id(p) for layer in owners.values() for p in layer.parameters()}
-    if any(everywhere.count(key) > 1 for key in held):
-        return (), "two layers share one parameter"
-    calls = Tape(network, tuple(owners)).record(torch.tensor(inputs)).calls
-    obstacle = _call_obstacle(calls, set(owners), len(inputs))
-    return ((), obstacle) if obstacle else (tuple(call.name for call in calls), "")
+    extra = plan_units(network, others, samples) if others else ()
+    obstacle = _piece_obstacle(Jacobian(network, extra), samples)
+    return ((), obstacle) if obstacle else ((*units, *extra), "")
 
 
 def _call_obstacle(calls: Sequence[Call], owners: set[str], n_samples: int) -> str:
     names = [call.name for call in calls]
     twice = sorted({name for name in names if names.count(name) > 1})
     missing = sorted(owners.difference(names))
-    if twice or missing:
-        return (
-            f"layer {(twice + missing)[0]} is called {'twice' if twice else 'by none or bypassed'}"
-        )
+    if twice:
+        return f"layer {twice[0]} is called twice"
+    if missing:
+        return f"layer {missing[0]} is not called as a layer"
     for call in calls:
-        if call.input.ndim != 2 or len(call.input) != n_samples:
-            return (
-                f"layer {call.name} reads shape {tuple(call.input.shape)}, not one vector a sample"
-            )
+        shape = tuple(call.input.shape)
+        if len(shape) != 2 or shape[0] != n_samples:
+            return f"layer {call.name} reads shape {shape}, not one vector a sample"
     return ""
 
 
-def _by_layer(recording: Recording, probe: torch.Tensor) -> dict[str, torch.Tensor | None]:
-    gradients = recording.backward(probe)
-    return {call.name: g[0] for call, g in zip(recording.calls, gradients, strict=True)}
+def _piece_obstacle(jacobian: Jacobian, samples: torch.Tensor) -> str:
+    recording = jacobian.record(samples)
+    for piece in jacobian.pieces(recording, torch.ones(recording.outputs.shape[1])):
+        if not isinstance(piece, Dense) or piece.start:
+            return f"{piece.parameter} has a factored gradient outside Linear layers"
+        if piece.values[0].numel() != math.prod(jacobian.shapes[piece.parameter]):
+            return f"{piece.parameter} is used in parts"
+    return ""
+
+
+def _consecutive(start: int, widths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    stops = np.cumsum([start, *widths]).tolist()
+    return tuple((int(a), int(b)) for a, b in itertools.pairwise(stops))
+
+
+def _spans(factor: Factor) -> tuple[tuple[int, int], ...]:
+    return factor.gradients if factor.inputs is None else (factor.inputs, *factor.gradients)
 
 
 def _join(layer: str, leaf: str) -> str:

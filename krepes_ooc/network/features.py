@@ -50,7 +50,7 @@ class FeatureSettings:
 
 
 class FeatureMap(Protocol):
-    """Jacobian rows of one frozen network; use one clone a thread."""
+    """Jacobian rows of one frozen network; threads sharing one wait for each other: use clones."""
 
     layout: FeatureLayout
     network: FrozenNetwork
@@ -95,9 +95,11 @@ def open_features(
 
     Raises:
         UsageError: parameters or outputs match nothing, or ``kind: factors`` does not apply.
-        NetworkError: weights, outputs or rows are not finite.
+        NetworkError: weights, outputs or rows are not finite, the outputs are random or mix the
+            samples of a batch, or a parameter's gradient cannot be reached.
     """
     from krepes_ooc.network.frozen import FrozenNetwork, check_state_finite, freeze
+    from krepes_ooc.network.reference import check_function
 
     if len(calibration) < 2:
         raise UsageError(f"{len(calibration)} calibration samples", expected="at least 2")
@@ -105,6 +107,7 @@ def open_features(
     check_state_finite(network)
     parameters = select_parameters(network, settings.parameters)
     outputs = select_outputs(network, settings.outputs, calibration[:2])
+    check_function(network, calibration[:2])
     given = None if probes is None else np.asarray(probes, dtype=np.float32)
     feature_map = _plan(network, parameters, outputs, settings, calibration, given)
     feature_map.layout = calibrate(feature_map, calibration)
@@ -121,20 +124,22 @@ def _plan(
 ) -> FeatureMap:
     from krepes_ooc.network import factors, sketched
     from krepes_ooc.network.probes import rademacher_probes
+    from krepes_ooc.network.reference import used_parameters
 
+    used = used_parameters(network, parameters, calibration[:2])
     wanted = [None if n == "auto" else n for n in (settings.probes, settings.deflated)]
     if settings.kind != "sketch":
-        layers, obstacle = factors.factor_layers(network, parameters, calibration[:2])
-        if layers:
+        units, obstacle = factors.plan_factors(network, used, calibration[:2])
+        if units:
             n_probes = (wanted[0] or 1) + (wanted[1] or 0)
             if probes is None:
                 probes = rademacher_probes(n_probes, len(outputs), settings.seed)
-            return factors.FactorFeatures(network, parameters, probes, outputs, layers)
+            return factors.FactorFeatures(network, units, parameters, probes, outputs)
         if settings.kind == "factors":
             raise UsageError(
                 f"exact factors do not apply: {obstacle}",
                 where="features.kind",
-                expected="only Linear layers on plain vectors",
+                expected="Linear layers on plain vectors, and few parameters elsewhere",
                 advice="take kind: sketch",
             )
     plan = sketched.plan_sketch(network, parameters, outputs, calibration, settings.sketch)

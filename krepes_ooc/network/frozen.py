@@ -56,8 +56,13 @@ class FrozenNetwork(nn.Module):
         return result.reshape(result.shape[0], -1)
 
     def copied(self) -> FrozenNetwork:
-        """An own copy, with the same names and the same selection of outputs."""
+        """An own copy, whose weights may be changed."""
         return copy.deepcopy(self)
+
+    def twin(self) -> FrozenNetwork:
+        """Own modules, so own hooks, on the same weights: all threads share one copy of them."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return copy.deepcopy(self, {id(tensor): tensor for tensor in tensors})
 
 
 def freeze(module: nn.Module, output: str | None = None) -> FrozenNetwork:

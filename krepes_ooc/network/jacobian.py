@@ -12,7 +12,7 @@ from torch import nn
 from krepes_ooc.network import layers, vjp
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.layers import Dense, Piece
-from krepes_ooc.network.tape import Call, Gradients, Recording, Tape
+from krepes_ooc.network.tape import Call, Recording, Tape
 
 Method = Literal["layer", "attention", "bare", "vjp", "loop"]
 
@@ -35,6 +35,10 @@ class Unit:
     parameters: tuple[str, ...]
     axis: int = 0
     axes: vjp.Axes = ()
+
+    def in_loop(self) -> Unit:
+        """The same with a loop for vmap: some of torch's layers run under vmap in float32 only."""
+        return replace(self, method="loop") if self.method == "vjp" else self
 
     def to_attributes(self) -> dict[str, Any]:
         """The unit as JSON."""
@@ -69,14 +73,19 @@ class Jacobian:
 
     def pieces(self, recording: Recording, probe: torch.Tensor) -> Iterator[Piece]:
         """Pieces of the gradient of <probe, outputs>, named by canonical parameter."""
-        n_samples = len(recording.outputs)
         gradients = recording.backward(probe)
         for call, found in zip(recording.calls, gradients, strict=True):
-            if all(gradient is None for gradient in found):
-                continue
-            for unit in self.units:
-                if unit.name == call.name and (unit.method == "attention") == bool(call.projection):
-                    yield from self._unit_pieces(unit, call, found, n_samples)
+            yield from self.call_pieces(call, found, len(recording.outputs))
+
+    def call_pieces(
+        self, call: Call, gradients: Sequence[torch.Tensor | None], n_samples: int
+    ) -> Iterator[Piece]:
+        """Pieces of one call, given the gradients at its results."""
+        if all(gradient is None for gradient in gradients):
+            return
+        for unit in self.units:
+            if unit.name == call.name and (unit.method == "attention") == bool(call.projection):
+                yield from self._unit_pieces(unit, call, gradients, n_samples)
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -88,11 +97,13 @@ class Jacobian:
         for name, pieces in by_name.items():
             total = probe.new_zeros(len(inputs), *self.shapes[name])
             for piece in pieces:
-                total += layers.expand(piece, self.shapes[name])
+                values = layers.expand(piece, self.shapes[name])
+                first = piece.first if isinstance(piece, Dense) else 0
+                total[first : first + len(values)] += values
             yield name, total
 
     def _unit_pieces(
-        self, unit: Unit, call: Call, gradients: Gradients, n_samples: int
+        self, unit: Unit, call: Call, gradients: Sequence[torch.Tensor | None], n_samples: int
     ) -> Iterator[Piece]:
         if unit.method == "bare":
             assert gradients[0] is not None
@@ -105,7 +116,7 @@ class Jacobian:
                 yield replace(piece, parameter=name)
 
     def _module_pieces(
-        self, unit: Unit, call: Call, gradients: Gradients, n_samples: int
+        self, unit: Unit, call: Call, gradients: Sequence[torch.Tensor | None], n_samples: int
     ) -> list[Piece]:
         if unit.method in ("vjp", "loop"):
             assert call.layer is not None

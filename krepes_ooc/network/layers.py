@@ -38,11 +38,19 @@ class Outer:
 
 @dataclass(frozen=True)
 class Dense:
-    """values[sample, ...] that fill the parameter from row ``start`` on."""
+    """values[sample, ...] that fill the parameter from row ``start`` on.
+
+    Args:
+        parameter: leaf name of the parameter.
+        values: the gradient of samples ``first`` to ``first + len(values)``.
+        start: first row of the parameter.
+        first: first sample.
+    """
 
     parameter: str
     values: torch.Tensor
     start: int = 0
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ def projection_pieces(call: Call, gradient: torch.Tensor, n_samples: int) -> lis
 
 
 def expand(piece: Piece, shape: tuple[int, ...]) -> torch.Tensor:
-    """The gradient [sample, *parameter] that a piece stands for."""
+    """The gradient [sample, *parameter] that a piece stands for, of the samples it has."""
     n_samples = len(piece.values if isinstance(piece, Dense) else piece.gradients)
     if isinstance(piece, Patches):
         return torch.stack([piece.weights(sample) for sample in range(n_samples)])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
+DIRECT_COPY_SHARE = 0.3
 PairLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -55,6 +56,29 @@ def spectral_contrastive(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     similarity = one @ two.T
     off_diagonal = similarity.square().sum() - similarity.diagonal().square().sum()
     return -2.0 * similarity.diagonal().mean() + off_diagonal / (len(one) * (len(one) - 1))
+
+
+def byol(
+    online: Sequence[torch.Tensor], target: Sequence[torch.Tensor], correlation: torch.Tensor
+) -> torch.Tensor:
+    """Predict the target network's other view (Grill et al. 2020): 2 - 2 cos, over ordered pairs.
+
+    The predictor is the second moment of the online embedding, normalised, plus a multiple of the
+    identity: DirectCopy (Wang, Chen, Du and Tian 2021). It has nothing to train.
+
+    Args:
+        online: embeddings[sample, output] of each view.
+        target: the target network's embeddings of the same views.
+        correlation: running second moment of the online embedding [output, output].
+    """
+    eye = torch.eye(len(correlation), dtype=correlation.dtype)
+    predictor = correlation / torch.linalg.matrix_norm(correlation, 2) + DIRECT_COPY_SHARE * eye
+    losses = [
+        2.0 - 2.0 * functional.cosine_similarity(one @ predictor, two).mean()
+        for (a, one), (b, two) in itertools.product(enumerate(online), enumerate(target))
+        if a != b
+    ]
+    return torch.stack(losses).mean()
 
 
 def _standardised(view: torch.Tensor) -> torch.Tensor:

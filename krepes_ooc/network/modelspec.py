@@ -5,6 +5,7 @@ torch is imported on first use, so that reading a recipe stays fast.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -185,14 +186,20 @@ def find_factory(text: str, base: Path = Path()) -> Callable[..., Any]:
 
 
 def factory_sha256(text: str, base: Path = Path()) -> str:
-    """sha256 of the file that defines the factory; of its name if it has no source file."""
-    factory = inspect.unwrap(find_factory(text, base))
-    try:
-        source = inspect.getsourcefile(factory)
-    except TypeError:
-        source = None
-    content = Path(source).read_bytes() if source else text.encode()
-    return hashlib.sha256(content).hexdigest()
+    """sha256 of the file that the factory is named in; nothing but its parent package is imported.
+
+    Raises:
+        UsageError: the text has another form, or there is no such module or file.
+    """
+    place, colon, name = text.rpartition(":")
+    if colon and place.endswith(".py") and (base / place).is_file():
+        return hashlib.sha256((base / place).read_bytes()).hexdigest()
+    with contextlib.suppress(ImportError, ValueError):
+        found = importlib.util.find_spec(place) if colon and name else None
+        if found is not None and found.origin and Path(found.origin).is_file():
+            return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    find_factory(text, base)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _import_module(name: str) -> Any:

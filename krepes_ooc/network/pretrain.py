@@ -7,6 +7,7 @@ continues with the bits it would have had. torch is imported on first use.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 BatchViews = Callable[[npt.NDArray[np.int64], int], tuple[npt.NDArray[np.float32], ...]]
 MIN_BATCH = 2
 _ORDER_STREAM, _DROPOUT_STREAM = 211, 212
-_STATE_KEYS = {"model", "optimiser", "epoch", "losses"}
+_STATE_KEYS = {"model", "target", "correlation", "optimiser", "epoch", "losses"}
+TARGET_DECAY, CORRELATION_DECAY = 0.99, 0.5
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
     """The recipe key ``stages.pretrain``."""
 
-    objective: Literal["barlow-twins", "vicreg", "simclr", "spectral-contrastive"] = setting(
-        "barlow-twins", about="the loss"
+    objective: Literal["barlow-twins", "vicreg", "simclr", "byol", "spectral-contrastive"] = (
+        setting("barlow-twins", about="the loss")
     )
     epochs: int = setting(20, about="passes over the source", minimum=1)
     batch: int = setting(
@@ -56,12 +58,16 @@ class TrainState:
         optimiser: Adam with its moments.
         epoch: finished epochs.
         losses: mean loss of each finished epoch.
+        target: BYOL's slowly following encoder.
+        correlation: BYOL's running second moment of the embedding [output, output].
     """
 
     module: torch.nn.Module
     optimiser: torch.optim.Optimizer
     epoch: int = 0
     losses: list[float] = field(default_factory=list)
+    target: torch.nn.Module | None = None
+    correlation: torch.Tensor | None = None
 
 
 def new_state(spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()) -> TrainState:
@@ -78,7 +84,8 @@ def new_state(spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()
     optimiser = torch.optim.Adam(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    return TrainState(module, optimiser)
+    target = copy.deepcopy(module) if settings.objective == "byol" else None
+    return TrainState(module, optimiser, target=target)
 
 
 def train_epoch(
@@ -137,6 +144,8 @@ def save_state(state: TrainState, path: Path) -> None:
 
     content = {
         "model": state.module.state_dict(),
+        "target": state.target.state_dict() if state.target else None,
+        "correlation": state.correlation,
         "optimiser": state.optimiser.state_dict(),
         "epoch": state.epoch,
         "losses": list(state.losses),
@@ -163,6 +172,9 @@ def load_state(
             raise ValueError("other keys than a training state has")
         state.module.load_state_dict(content["model"])
         state.optimiser.load_state_dict(content["optimiser"])
+        if state.target:
+            state.target.load_state_dict(content["target"])
+        state.correlation = content["correlation"]
     except Exception as error:
         raise NetworkError(
             f"cannot resume: {type(error).__name__}: {str(error)[:200]}",
@@ -205,11 +217,35 @@ def _train_step(
     import torch
 
     from krepes_ooc.network.frozen import pick_output
-    from krepes_ooc.network.losses import view_loss
+    from krepes_ooc.network.losses import byol, view_loss
 
-    embeddings = [pick_output(state.module(torch.tensor(view)), output) for view in views]
-    loss = view_loss(settings.objective, [value.flatten(1) for value in embeddings])
+    def embed(module: torch.nn.Module) -> list[torch.Tensor]:
+        results = [pick_output(module(torch.tensor(view)), output) for view in views]
+        return [result.flatten(1) for result in results]
+
+    embeddings = embed(state.module)
+    if state.target is None:
+        loss = view_loss(settings.objective, embeddings)
+    else:
+        with torch.no_grad():
+            targets = embed(state.target)
+        state.correlation = _correlation(state, torch.cat(embeddings).detach())
+        loss = byol(embeddings, targets, state.correlation)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimiser.step()
+    if state.target is not None:
+        _follow(state.target, state.module)
     return float(loss.detach())
+
+
+def _correlation(state: TrainState, embedding: torch.Tensor) -> torch.Tensor:
+    found = embedding.T @ embedding / len(embedding)
+    if state.correlation is None:
+        return found
+    return CORRELATION_DECAY * state.correlation + (1.0 - CORRELATION_DECAY) * found
+
+
+def _follow(target: torch.nn.Module, module: torch.nn.Module) -> None:
+    for slow, fast in zip(target.parameters(), module.parameters(), strict=True):
+        slow.data.lerp_(fast.data, 1.0 - TARGET_DECAY)

@@ -16,6 +16,7 @@ from krepes_ooc.settings import setting
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+BUFFER_BYTES = 256 * 2**20
 SampleKind = Literal["table", "image", "array", "text"]
 
 

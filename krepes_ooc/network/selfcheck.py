@@ -19,14 +19,15 @@ from krepes_ooc.errors import NetworkError
 from krepes_ooc.network.features import FeatureMap
 from krepes_ooc.network.frozen import FrozenNetwork, freeze
 from krepes_ooc.network.reference import (
+    INDEPENDENCE_TOLERANCE,
     TOLERANCE,
     as_precision,
+    check_function,
     checking_precision,
     gradient_errors,
     random_probe,
 )
 
-INDEPENDENCE_TOLERANCE = 1e-4
 _SHOWN = 5
 
 
@@ -69,7 +70,7 @@ def self_check(
     """
     begin = time.perf_counter()
     network = module if isinstance(module, FrozenNetwork) else freeze(module)
-    difference = check_function(network, torch.tensor(inputs))
+    difference = check_function(network, inputs)
     check_embedding(network, feature_map, inputs)
     errors, precision = _gradient_errors(network, feature_map, inputs)
     wrong = {name: e for name, e in errors.items() if not e <= TOLERANCE[precision]}
@@ -92,44 +93,6 @@ def self_check(
         words=f"all {len(errors)} parameters agree with autograd to {errors[worst]:.1e} in {name}; "
         "the network is deterministic and treats each sample on its own",
     )
-
-
-def check_function(network: FrozenNetwork, inputs: torch.Tensor) -> float:
-    """Check that f is finite, deterministic and independent of the batch.
-
-    Returns:
-        The largest difference between a sample alone and in a batch, relative to max |f|.
-
-    Raises:
-        NetworkError: one of the three does not hold.
-    """
-    with torch.no_grad():
-        together, again = network(inputs.clone()), network(inputs.clone())
-        alone = torch.cat([network(inputs[i : i + 1].clone()) for i in range(len(inputs))])
-    if not bool(torch.isfinite(together).all()):
-        raise NetworkError(
-            "outputs are NaN or infinite",
-            where="self-check",
-            expected="finite outputs",
-            advice="check the inputs' scale and the checkpoint",
-        )
-    if not torch.equal(together, again):
-        raise NetworkError(
-            f"two runs on the same input differ by {float((together - again).abs().max()):.2g}",
-            where="self-check",
-            expected="a deterministic network in eval mode",
-            advice="pass training=self.training to functional dropout",
-        )
-    scale = float(together.abs().max()) or 1.0
-    difference = float((together - alone).abs().max()) / scale
-    if difference > INDEPENDENCE_TOLERANCE:
-        raise NetworkError(
-            f"a sample's output changes by {difference:.2g} of the largest with its batch",
-            where="self-check",
-            expected="outputs that depend on their own sample only",
-            advice="look for batch statistics or attention across the batch",
-        )
-    return difference
 
 
 def check_embedding(

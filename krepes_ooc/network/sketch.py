@@ -150,7 +150,8 @@ class _Fold:
         else:
             values = piece.values.reshape(len(piece.values), -1, self.width)
             signs = self.row_signs[probe, piece.start : piece.start + values.shape[1]]
-            self._fold(rows.direct, (values * signs[:, None]).flatten(1), piece.start, probe)
+            direct = rows.direct[piece.first : piece.first + len(values)]
+            self._fold(direct, (values * signs[:, None]).flatten(1), piece.start, probe)
 
     def _add_outer(self, direct: torch.Tensor, piece: Outer, probe: int) -> None:
         """Form the gradient tile by tile in one small buffer, and fold each tile."""

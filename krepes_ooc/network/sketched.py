@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,7 +25,7 @@ CALIBRATION_BACKWARDS = 2048
 
 
 class SketchFeatures:
-    """A feature map through a sketch; use one clone a thread.
+    """A feature map through a sketch; threads that share one wait for each other: use clones.
 
     Args:
         network: the frozen network.
@@ -48,6 +49,8 @@ class SketchFeatures:
         self.probes, self.outputs, self.sketch = probes, tuple(outputs), sketch
         self.layout = sketch_layout(sketch.n_columns)
         self._jacobian = Jacobian(network, units)
+        # Two threads on one map must wait for each other, or they would mix their recordings.
+        self._lock = threading.Lock()
 
     @property
     def n_outputs(self) -> int:
@@ -56,14 +59,15 @@ class SketchFeatures:
 
     def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
-        recording = self._jacobian.record(torch.tensor(inputs))
-        outputs = recording.outputs.detach()
-        rows = self.sketch.open(len(inputs))
-        full = outputs.new_zeros(len(self.probes), outputs.shape[1])
-        full[:, list(self.outputs)] = torch.from_numpy(self.probes)
-        for index, probe in enumerate(full):
-            for piece in self._jacobian.pieces(recording, probe):
-                rows.add(piece, index)
+        with self._lock:
+            recording = self._jacobian.record(torch.tensor(inputs))
+            outputs = recording.outputs.detach()
+            rows = self.sketch.open(len(inputs))
+            full = outputs.new_zeros(len(self.probes), outputs.shape[1])
+            full[:, list(self.outputs)] = torch.from_numpy(self.probes)
+            for index, probe in enumerate(full):
+                for piece in self._jacobian.pieces(recording, probe):
+                    rows.add(piece, index)
         return rows.finish().numpy(), outputs[:, list(self.outputs)].numpy()
 
     def gradients(
@@ -74,11 +78,11 @@ class SketchFeatures:
 
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
-        return self._on(self.network)
+        return self._on(self.network, self.units)
 
     def doubled(self) -> Self:
         """The same map in float64, for the self-check."""
-        return self._on(self.network.copied().double())
+        return self._on(self.network.copied().double(), [unit.in_loop() for unit in self.units])
 
     def describe(self) -> dict[str, Any]:
         """The map as JSON, for the store's attributes."""
@@ -91,10 +95,8 @@ class SketchFeatures:
             "outputs": list(self.outputs),
         }
 
-    def _on(self, network: FrozenNetwork) -> Self:
-        twin = type(self)(
-            network, self.units, self.parameters, self.probes, self.outputs, self.sketch
-        )
+    def _on(self, network: FrozenNetwork, units: Sequence[Unit]) -> Self:
+        twin = type(self)(network, units, self.parameters, self.probes, self.outputs, self.sketch)
         twin.layout = self.layout
         return twin
 

@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from krepes_ooc.errors import SourceError
-from krepes_ooc.network.digests import canonical_digest, unreadable
+from krepes_ooc.network.digests import canonical_digest, publish, unreadable
 from krepes_ooc.network.samples import SourceSpec
 from krepes_ooc.network.tablecolumns import is_number
 
@@ -201,7 +201,7 @@ def _write(batches: Any, path: Path, target: Path) -> None:
         if held:
             _write_groups(writer, held, last=True)
         writer.close()
-        os.replace(name, target)
+        publish(Path(name), target)
     finally:
         Path(name).unlink(missing_ok=True)
 

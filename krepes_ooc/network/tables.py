@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.network.digests import canonical_digest, remembered_sha256, stat_seal
 from krepes_ooc.network.samples import (
+    BUFFER_BYTES,
     Float32,
     Float64,
     Int64,
@@ -33,8 +34,6 @@ from krepes_ooc.network.tablescan import (
     save_scan,
     scan_table,
 )
-
-BUFFER_BYTES = 256 * 2**20
 
 
 def open_table(

@@ -1,7 +1,6 @@
 """One pass over a table: kinds, categories, means, spreads, quantiles and the bank of rows.
 
-The bank holds the ``BANK_ROWS`` rows with the smallest keyed hash: a uniform draw without
-replacement that depends on the number of rows alone. Views draw from it, quantiles are read off it.
+Views draw from the bank of rows; quantiles are read off it.
 """
 
 from __future__ import annotations
@@ -17,18 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from krepes_ooc import counter
 from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.network.bank import bank_positions
 from krepes_ooc.network.digests import write_atomic
 from krepes_ooc.network.samples import Column
 from krepes_ooc.network.tablecolumns import MISSING, is_number, to_numbers, to_text
 
 Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 SCAN_VERSION = 1
-BANK_ROWS = 4_096
 MAX_CATEGORIES = 1_024
-_BANK_SEED, _HASH_ROWS = 0x6B72, 2**20
 
 
 @dataclass(frozen=True)
@@ -98,17 +94,6 @@ def scan_table(path: Path, reading: Reading, where: str) -> Scan:
                 label.update(table.column(label.name), first)
             first += table.num_rows
     return _finish(reading, tallies, label, bank)
-
-
-def bank_positions(n_samples: int) -> Int64:
-    """Positions of the bank's rows, ascending: those with the smallest keyed hash."""
-    kept = np.empty(0, dtype=np.int64)
-    for start in range(0, n_samples, _HASH_ROWS):
-        kept = np.concatenate([kept, np.arange(start, min(start + _HASH_ROWS, n_samples))])
-        if kept.size > BANK_ROWS:
-            order = np.argsort(counter.bits(_BANK_SEED, kept), kind="stable")
-            kept = kept[order[:BANK_ROWS]]
-    return np.sort(kept)
 
 
 def load_scan(folder: Path) -> Scan | None:

@@ -95,10 +95,10 @@ class Recording:
 
 
 class Tape:
-    """Record parts of an own copy of a network; one tape belongs to one thread.
+    """Record parts of an own twin of a network; one tape belongs to one thread.
 
     Args:
-        network: copied, so that hooks are never shared.
+        network: twinned, so that hooks are never shared.
         layers: layers whose calls are recorded, named as in the user's module.
         attention: attention layers whose projections are recorded.
         bare: parameters replaced by one leaf a sample, with the number of axes to insert
@@ -112,7 +112,7 @@ class Tape:
         attention: Sequence[str] = (),
         bare: Mapping[str, int] | None = None,
     ) -> None:
-        self.network = network.copied()
+        self.network = network.twin()
         self._bare = dict(bare or {})
         self._calls: list[Call] = []
         self._active = False

@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 from krepes_ooc.network.layers import Dense, Piece
 from krepes_ooc.network.tape import Call
 
+# Numbers in the gradients that are formed at once: 64 MiB.
+CHUNK_NUMBERS = 2**24
 Axes = tuple[int | None, ...]
 State = dict[str, torch.Tensor]
 
@@ -50,12 +52,21 @@ def call_pieces(
     in_axes = [None if axis is None else 0 for axis in axes]
     state = {name: module.get_parameter(name).detach() for name in parameters}
     pull = _pull_back(call, module, len(tensors))
-    with torch.enable_grad():
-        if loop:
-            found = _loop(pull, state, varying, in_axes, n_samples)
-        else:
-            found = torch.func.vmap(torch.func.grad(pull), (None, in_axes))(state, varying)
-    return [Dense(name, found[name].detach()) for name in parameters]
+    step = max(1, CHUNK_NUMBERS // max(1, sum(value.numel() for value in state.values())))
+    pieces: list[Piece] = []
+    for first in range(0, n_samples, step):
+        part = [
+            value if axis is None else value[first : first + step]
+            for value, axis in zip(varying, in_axes, strict=True)
+        ]
+        size = min(step, n_samples - first)
+        with torch.enable_grad():
+            if loop:
+                found = _loop(pull, state, part, in_axes, size)
+            else:
+                found = torch.func.vmap(torch.func.grad(pull), (None, in_axes))(state, part)
+        pieces += [Dense(name, found[name].detach(), first=first) for name in parameters]
+    return pieces
 
 
 def sample_axes(small: Call, large: Call, n_small: int, n_large: int) -> Axes:

@@ -20,6 +20,60 @@ def network(seed: int = 0) -> nn.Module:
     return zoo.mlp(6, [9, 8], 5)
 
 
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Parameter(torch.ones(10000)), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)) * self.table.mean()
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(self.layer(x.flatten(1)).relu())
+
+
+class Headed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(6, 2), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.used(x.flatten(1))
+
+
+class Bypassed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.b(nn.functional.linear(x.flatten(1), self.a.weight, self.a.bias))
+
+
+def normalised(seed: int = 0) -> nn.Module:
+    """Linear layers with all that an encoder usually has between them."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(6, 8, bias=False),
+        nn.BatchNorm1d(8),
+        nn.PReLU(),
+        nn.Linear(8, 8),
+        nn.LayerNorm(8),
+        nn.GELU(),
+        nn.Linear(8, 5),
+    )
+    for _ in range(3):
+        module(torch.randn(64, 2, 3))
+    return module.eval()
+
+
 def factor_kernel(rows: np.ndarray, layout: FeatureLayout) -> np.ndarray:
     """The double sum of krepes_ooc.layout, loop by loop."""
     rows, kernel = rows.astype(np.float64), 0.0
@@ -51,20 +105,22 @@ def dense_kernel(module: nn.Module, names: list[str], probes: np.ndarray) -> np.
     return np.einsum("rnP,rmP->nm", taken, taken)
 
 
+@pytest.mark.parametrize("make", [network, normalised])
 @pytest.mark.parametrize("probes", [1, 3, 5])
 @pytest.mark.parametrize(
-    "globs", [(), ("*.weight",), ("*.bias",), ("3.*", "5.bias")], ids=lambda g: "+".join(g) or "all"
+    "globs", [(), ("*.weight",), ("*.bias",), ("1.*", "*.bias")], ids=lambda g: "+".join(g) or "all"
 )
-def test_rows_hold_the_kernel_exactly(probes: int, globs: tuple[str, ...]) -> None:
+def test_rows_hold_the_kernel_exactly(make, probes: int, globs: tuple[str, ...]) -> None:
     settings = FeatureSettings(probes=probes, parameters=globs, seed=4)
-    found = open_features(network(), settings, INPUTS)
+    found = open_features(make(), settings, INPUTS)
+    assert found.describe()["kind"] == "factors"
     rows, embedding = found.rows(INPUTS)
     assert rows.dtype == embedding.dtype == np.float32
     assert rows.shape == (7, found.layout.n_features)
-    exact = dense_kernel(network(), list(found.parameters), found.probes)
+    exact = dense_kernel(make(), list(found.parameters), found.probes)
     np.testing.assert_allclose(factor_kernel(rows, found.layout), exact, rtol=2e-6, atol=1e-5)
     with torch.no_grad():
-        np.testing.assert_allclose(embedding, network()(torch.from_numpy(INPUTS)), rtol=1e-6)
+        np.testing.assert_allclose(embedding, make()(torch.from_numpy(INPUTS)), atol=1e-6)
 
 
 def test_all_probes_give_the_trace_kernel_and_outputs_select() -> None:
@@ -87,7 +143,10 @@ def test_batch_size_does_not_matter_and_clones_agree_bit_for_bit() -> None:
     np.testing.assert_array_equal(rows, again)
     halves = np.concatenate([found.rows(INPUTS[:3])[0], found.rows(INPUTS[3:])[0]])
     np.testing.assert_allclose(rows, halves, rtol=1e-5, atol=1e-6)
-    assert found.clone()._tape.network is not found._tape.network
+    tapes = [copy._jacobian._tape.network for copy in (found, found.clone())]
+    assert tapes[0] is not tapes[1]
+    for one, two in zip(tapes[0].parameters(), tapes[1].parameters(), strict=True):
+        assert one.data_ptr() == two.data_ptr(), "threads share one copy of the weights"
 
 
 def test_the_module_is_not_touched() -> None:
@@ -121,7 +180,7 @@ def test_describe_is_complete() -> None:
     assert described["kind"] == "factors"
     np.testing.assert_array_equal(np.float32(described["probes"]), found.probes)
     assert described["parameters"] == list(found.parameters)
-    assert [entry["layer"] for entry in described["plan"]] == ["1", "3", "5"]
+    assert [entry["name"] for entry in described["plan"]] == ["1", "3", "5"]
 
 
 @pytest.mark.parametrize(
@@ -161,17 +220,17 @@ def test_factors_are_refused_where_they_do_not_apply() -> None:
         open_features(module, FeatureSettings(kind="factors"), INPUTS)
     shared = nn.Linear(6, 6)
     for module, words in (
-        (nn.Sequential(nn.Flatten(), shared, shared), "called twice"),
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.LayerNorm(6)),
-            "2.weight belongs to Layer",
-        ),
+        (nn.Sequential(nn.Flatten(), shared, shared), "1.weight is shared"),
+        (nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv2d(1, 9000, 2)), "no Linear layer"),
+        (Wide(), r"hold 10000 numbers outside Linear layers \(Wide\)"),
+        (Twice(), "layer layer is called twice"),
+        (Bypassed(), "layer a is not called as a layer"),
     ):
         with pytest.raises(UsageError, match=words):
             open_features(module, FeatureSettings(kind="factors"), INPUTS)
     tied = nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Linear(6, 6))
     tied[2].weight = tied[1].weight
-    with pytest.raises(UsageError, match="share one parameter"):
+    with pytest.raises(UsageError, match=r"1.weight is shared by two layers"):
         open_features(tied, FeatureSettings(kind="factors"), INPUTS)
 
 
@@ -203,3 +262,30 @@ def test_unfit_rows_name_their_columns() -> None:
         store_rows(rows, layout)
     rows[0, 1] = 0.0
     assert store_rows(rows, layout)[0, 0] == 8.0
+
+
+def test_unused_layers_are_left_out_of_the_rows() -> None:
+    found = open_features(Headed(), FeatureSettings(), INPUTS)
+    assert len(found.parameters) == 4
+    assert found.layout.n_features == 6 + 2
+    with pytest.raises(NetworkError, match="depend on none of the audited parameters"):
+        open_features(Headed(), FeatureSettings(parameters=("unused.*",)), INPUTS)
+
+
+def test_what_autograd_cannot_do_is_told() -> None:
+    def overwrite(layer, args, output):
+        args[0].mul_(2.0)
+
+    module = nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Linear(6, 3))
+    module[2].register_forward_hook(overwrite)
+    with pytest.raises(NetworkError, match=r"autograd cannot differentiate.*in-place operation"):
+        open_features(module, FeatureSettings(), INPUTS)
+
+
+def test_probes_of_a_store_are_taken_as_they_are() -> None:
+    first = open_features(network(), FeatureSettings(probes=2, seed=7), INPUTS)
+    again = open_features(
+        network(), FeatureSettings(probes=2, seed=8), INPUTS, first.describe()["probes"]
+    )
+    np.testing.assert_array_equal(first.probes, again.probes)
+    np.testing.assert_array_equal(first.rows(INPUTS)[0], again.rows(INPUTS)[0])

@@ -55,6 +55,12 @@ def test_a_row_group_larger_than_the_window_is_shuffled_alone() -> None:
     assert sorted(order.positions(0, 1000).tolist()) == list(range(1000))
 
 
+def test_windows_are_shuffled_differently() -> None:
+    order = RowOrder(2000, (100,) * 20, 5, window_rows=100)
+    inside = {tuple((order.positions(a, a + 100) % 100).tolist()) for a in range(0, 2000, 100)}
+    assert len(inside) == 20
+
+
 def test_source_order_is_the_identity() -> None:
     order = RowOrder(10, (4, 6), 1, "source")
     assert order.positions(2, 99).tolist() == list(range(2, 10))

@@ -21,7 +21,7 @@ from krepes_ooc.network.pretrain import (
 
 SPEC = NetworkSpec("krepes_ooc.network.zoo:mlp", {"inputs": 6, "hidden": [16], "outputs": 4})
 DATA = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
-OBJECTIVES = ["barlow-twins", "vicreg", "simclr", "spectral-contrastive"]
+OBJECTIVES = ["barlow-twins", "vicreg", "simclr", "byol", "spectral-contrastive"]
 
 
 def views(positions: np.ndarray, epoch: int) -> tuple[np.ndarray, ...]:
@@ -148,6 +148,15 @@ def test_losses_follow_their_formulas() -> None:
     off = (s**2).sum() - (np.diag(s) ** 2).sum()
     expected = -2 * np.diag(s).mean() + off / (n * (n - 1))
     assert float(losses.spectral_contrastive(a, b)) == pytest.approx(expected, rel=1e-12)
+
+    moment, targets = np.cov(one.T), (two + 1.0, one - 1.0)
+    predictor = moment / np.linalg.eigvalsh(moment).max() + 0.3 * np.eye(h)
+    expected = 0.0
+    for z, t in ((one @ predictor, targets[1]), (two @ predictor, targets[0])):
+        cosine = (z * t).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(t, axis=1)
+        expected += (2 - 2 * cosine).mean() / 2
+    found = losses.byol([a, b], [torch.from_numpy(t) for t in targets], torch.from_numpy(moment))
+    assert float(found) == pytest.approx(expected, rel=1e-12)
 
     third = a + b
     pairs = [losses.simclr(a, b), losses.simclr(a, third), losses.simclr(b, third)]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from krepes_ooc import counter
 from krepes_ooc.errors import DataError, KrepesError, SourceError, UsageError
-from krepes_ooc.network import digests, tablefiles, tables, tablescan
+from krepes_ooc.network import bank, digests, tablefiles, tables
 from krepes_ooc.network.sources import Source, SourceSpec, open_source, row_order
 from krepes_ooc.network.tables import open_table
 from krepes_ooc.settings import read_settings
@@ -318,16 +318,16 @@ def test_fingerprint_is_json_and_follows_the_content(tmp_path: Path) -> None:
 
 @given(n=st.integers(1, 9000))
 def test_bank_positions_are_the_smallest_hashes(n: int) -> None:
-    positions = tablescan.bank_positions(n)
+    positions = bank.bank_positions(n)
     hashes = counter.bits(0x6B72, np.arange(n))
     want = np.sort(np.argsort(hashes, kind="stable")[:4096])
     assert np.array_equal(positions, want)
 
 
 def test_bank_positions_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    want = tablescan.bank_positions(9000)
-    monkeypatch.setattr(tablescan, "_HASH_ROWS", 1000)
-    assert np.array_equal(tablescan.bank_positions(9000), want)
+    want = bank.bank_positions(9000)
+    monkeypatch.setattr(bank, "_HASH_ROWS", 1000)
+    assert np.array_equal(bank.bank_positions(9000), want)
 
 
 def test_bank_rows_are_rows_of_the_table(tmp_path: Path) -> None:
@@ -343,7 +343,8 @@ def test_a_bad_number_is_named(tmp_path: Path, bad: float | None) -> None:
     columns["wage"] = wage
     with pytest.raises(DataError, match=r"row 321 \(from 0\), column 'wage'.*finite number"):
         open_people(tmp_path, columns)
-    assert open_people(tmp_path, columns, limit=321).n_samples == 321
+    limited = open_people(tmp_path, columns, limit=321)
+    assert limited.read(np.asarray([320])).shape == (1, 7)
     assert open_people(tmp_path, columns, exclude=["wage", "group"]).n_samples == ROWS
 
 
@@ -422,6 +423,39 @@ def test_a_table_that_changes_while_it_is_read(tmp_path: Path) -> None:
     write(tmp_path, people(ROWS + 1))
     with pytest.raises(DataError, match="the table changed while it was read; start again"):
         source.read(np.arange(3))
+
+
+def test_a_category_that_was_not_scanned(tmp_path: Path) -> None:
+    source = open_people(tmp_path)
+    few = [dataclasses.replace(c, categories=c.categories[:1]) for c in source.columns]
+    source.columns = tuple(few)
+    with pytest.raises(DataError, match="the table changed while it was read"):
+        source.read(np.arange(3))
+
+
+def test_the_least_recently_used_row_group_goes_first() -> None:
+    decoded: list[int] = []
+
+    def decode(group: int) -> Any:
+        decoded.append(group)
+        return np.zeros(10)
+
+    buffer = tables._GroupBuffer(160)
+    for group in [0, 1, 0, 2, 0, 1, 0]:
+        buffer.get(group, decode)
+    assert decoded == [0, 1, 2, 1]
+    assert tables._GroupBuffer(10).get(0, decode).size == 10, "larger than the buffer"
+
+
+def test_a_changed_file_of_the_same_size_is_hashed_again(tmp_path: Path) -> None:
+    path = tmp_path / "t.bin"
+    path.write_bytes(b"one")
+    first = digests.remembered_sha256(path, tmp_path / "cache")
+    path.write_bytes(b"two")
+    assert digests.remembered_sha256(path, tmp_path / "cache") == digests.file_sha256(path) != first
+    path.unlink()
+    with pytest.raises(SourceError, match=r"t.bin: cannot be read: No such file"):
+        digests.remembered_sha256(path, tmp_path / "cache")
 
 
 def test_damaged_pages_are_named(tmp_path: Path) -> None:
