@@ -1,1 +1,1 @@
-"""Bytes on disk: contracts, atomic files, journals, seals, readers. The only layer that knows Zarr."""
+"""Bytes on disk: contracts, whole files, journals, seals, readers. Only this layer knows Zarr."""

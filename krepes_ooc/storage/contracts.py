@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,9 @@ class ArrayContract:
 
     dims: tuple[str, ...] = setting(about="dimension names, outermost first")
     dtype: tuple[str, ...] = setting(about="allowed dtypes, the default first")
-    chunks: Literal["block", "whole"] = setting(about="block: one chunk a view and block; whole: one chunk")
+    chunks: Literal["block", "whole"] = setting(
+        about="block: one chunk a view and block; whole: one chunk"
+    )
     about: str = setting(about="what the numbers mean")
     optional: bool = setting(False, about="whether a store may lack the array")
 
@@ -32,7 +35,9 @@ class ArrayContract:
         if self.chunks == "whole" or block_rows is None:
             return tuple(max(1, size) for size in shape)
         rule = {"view": 1} | dict.fromkeys(ROW_DIMS, block_rows)
-        return tuple(rule.get(dim, max(1, size)) for dim, size in zip(self.dims, shape, strict=True))
+        return tuple(
+            rule.get(dim, max(1, size)) for dim, size in zip(self.dims, shape, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,6 @@ class StoreSpec:
         dtypes: dtype of an array where the contract leaves a choice.
         block_rows: rows of one chunk, or None for a store without blocks.
         arrays: names of the arrays that this store holds (default: all that are not optional).
-        attributes: attributes known before the first block.
         array_attributes: attributes of single arrays (``categories``).
     """
 
@@ -66,7 +70,6 @@ class StoreSpec:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     block_rows: int | None = None
     arrays: tuple[str, ...] | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
     array_attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
@@ -89,7 +92,9 @@ class StoreSpec:
     def shape(self, name: str) -> tuple[int, ...]:
         """Lengths of one array's dims; a trailing ``_`` repeats a dimension."""
         try:
-            return tuple(int(self.sizes[dim.rstrip("_")]) for dim in self.contract.arrays[name].dims)
+            return tuple(
+                int(self.sizes[dim.rstrip("_")]) for dim in self.contract.arrays[name].dims
+            )
         except KeyError as error:
             raise self._broken(f"no size for dimension {error} of {name!r}", "all dims") from error
 
@@ -129,17 +134,33 @@ def load_contract(name: str) -> Contract:
     """The shipped contract of a store.
 
     Raises:
-        RecipeError: an unknown key, a wrong dtype or a name that differs from the file's.
+        UsageError: there is no such contract.
+        RecipeError: the file breaks a rule; see ``read_contract``.
     """
-    path = catalogue.find("stores", name)
+    return read_contract(catalogue.find("stores", name))
+
+
+def read_contract(path: Path) -> Contract:
+    """The contract in one file.
+
+    Raises:
+        RecipeError: an unknown key, an unknown dtype, dims that a block cannot cut, or a store
+            whose name is not the file's.
+    """
     contract = read_settings(Contract, catalogue.load_yaml(path), path.name)
-    if contract.store != name:
-        raise RecipeError(f"store is {contract.store!r}", where=path.name, expected=repr(name))
-    for array_name, array in contract.arrays.items():
-        for dtype in array.dtype:
-            if dtype not in DTYPES:
-                where = f"{path.name}:arrays.{array_name}"
-                raise RecipeError(f"dtype {dtype!r}", where=where, expected="one of " + ", ".join(DTYPES))
+    if contract.store != path.stem:
+        expected = repr(path.stem)
+        raise RecipeError(f"store is {contract.store!r}", where=path.name, expected=expected)
+    for name, array in contract.arrays.items():
+        where = f"{path.name}:arrays.{name}"
+        unknown = [dtype for dtype in array.dtype if dtype not in DTYPES]
+        if unknown or not array.dtype:
+            expected = "one or more of " + ", ".join(DTYPES)
+            raise RecipeError(f"dtype {(unknown or ['[]'])[0]}", where=where, expected=expected)
+        rows = array.dims[array.dims[:1].count("view") :][:1]
+        if array.chunks == "block" and not set(rows) & set(ROW_DIMS):
+            expected = " or ".join(ROW_DIMS) + " first, or second behind view"
+            raise RecipeError(f"dims {list(array.dims)}", where=where, expected=expected)
     return contract
 
 

@@ -9,7 +9,9 @@ import json
 import math
 import os
 import shutil
+import stat
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,44 +21,49 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.blocks import format_bytes
-from krepes_ooc.errors import DamageError, StageFailed, UsageError
+from krepes_ooc.errors import DamageError, KrepesError, StageFailed, UsageError
 
 CHECKSUM_BYTES = 4
+MAX_RECORD_BYTES = 2**28
+READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+Bytes = bytes | memoryview
+Files = dict[str, tuple[int, int]]
 
 
-def checksum(data: Any) -> int:
-    """crc32c of a contiguous buffer."""
+def checksum(data: bytes | npt.NDArray[Any]) -> int:
+    """crc32c of bytes or of a contiguous array."""
     return int(google_crc32c.value(data))
 
 
 def boot_id() -> str:
-    """Identity of the running kernel: after a reboot, unsynced files are not trusted by size."""
+    """Identity of the running kernel, empty if unknown: another boot's sizes are not trusted."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        return "unknown"
+        return ""
 
 
-def write_atomic(path: Path, data: bytes | memoryview, temp: Path, *, sync: bool) -> None:
+def write_atomic(path: Path, data: Bytes | tuple[Bytes, ...], temp: Path, *, sync: bool) -> None:
     """Write a file so that it is whole or absent; with ``sync`` also after a power loss.
 
     Args:
         path: final place.
-        data: the bytes.
+        data: the bytes, in one or several parts.
         temp: folder on the same file system, outside any Zarr store.
         sync: flush the file and its folder to the disk before returning.
 
     Raises:
-        StageFailed: the disk is full; says how much was needed and how much is free.
+        StageFailed: the disk is full or fails; says how much was needed and how much is free.
         UsageError: no permission to write there.
     """
+    parts = data if isinstance(data, tuple) else (data,)
     part = temp / f"{uuid.uuid4().hex}.partial"
-    with disk_errors(path, len(data)):
+    with disk_errors(path, sum(map(len, parts))):
         path.parent.mkdir(parents=True, exist_ok=True)
         temp.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
-                file.write(data)
+                file.writelines(parts)
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
@@ -66,44 +73,78 @@ def write_atomic(path: Path, data: bytes | memoryview, temp: Path, *, sync: bool
                 part.unlink()
             raise
         if sync:
-            sync_folder(path.parent)
+            sync_path(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a rename inside it survives a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> int:
+    """Flush a file, or a folder and the renames inside it, to the disk; returns its size."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        state = os.fstat(descriptor)
+        # Some network file systems cannot flush a folder and need not.
+        with contextlib.suppress(*([OSError] if stat.S_ISDIR(state.st_mode) else [])):
+            os.fsync(descriptor)
+        return state.st_size
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a full disk and a missing permission into one clear line."""
+def disk_errors(path: Path, needed: int = 4096) -> Iterator[None]:
+    """Turn a full or failing disk and a missing permission into one clear line."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StageFailed(
-                f"the disk is full: {format_bytes(needed)} needed, {format_bytes(_free(path))} free",
-                where=str(path),
-                advice="free some space and run the same command again: it resumes",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UsageError(
-                f"cannot write ({error.strerror})",
-                where=str(path),
-                expected="a folder you may write to",
-                advice="choose another --workspace",
-            ) from error
-        raise
+        raise _disk_error(error, path, needed) from error
+
+
+def _disk_error(error: OSError, path: Path, needed: int) -> KrepesError:
+    where = str(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageFailed(
+            f"the disk is full: {format_bytes(needed)} needed, {format_bytes(_free(path))} free",
+            where=where,
+            advice="free some space and run the same command again: it resumes",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return UsageError(
+            f"cannot write ({error.strerror})",
+            where=where,
+            expected="a folder you may write to",
+            advice="choose another --workspace",
+        )
+    return StageFailed(
+        f"the disk fails ({error.strerror or error})",
+        where=where,
+        advice="look at the disk, then run the same command again: it resumes",
+    )
 
 
 def _free(path: Path) -> int:
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """A whole small file, or None if there is none.
+
+    Raises:
+        UsageError: no permission to read it.
+        DamageError: it cannot be read, or is larger than any record.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RECORD_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        kind = UsageError if isinstance(error, PermissionError) else DamageError
+        raise kind(f"cannot be read ({error.strerror})", where=str(path)) from error
+    if len(data) > MAX_RECORD_BYTES:
+        limit = f"at most {format_bytes(MAX_RECORD_BYTES)}"
+        raise DamageError("the file is too large", where=str(path), expected=limit)
+    return data
 
 
 def to_json(value: Any) -> str:
@@ -127,19 +168,21 @@ def _plain(value: Any) -> Any:
 
 def sign_json(value: Mapping[str, Any]) -> bytes:
     """One line of JSON that carries its own checksum."""
-    body = to_json(value)
-    return f'{{"crc32c":{checksum(body.encode())},"body":{body}}}\n'.encode()
+    body = to_json(value).encode()
+    return b'{"crc32c":%d,"body":%b}\n' % (checksum(body), body)
 
 
 def read_signed(line: bytes) -> dict[str, Any] | None:
     """The value of one signed line, or None if the line is torn or changed."""
-    try:
-        parsed = json.loads(line)
-        body = parsed["body"]
-        whole = line.endswith(b"\n") and sign_json(body) == line
-    except (ValueError, KeyError, TypeError, RecursionError):
+    head, _, rest = line.partition(b',"body":')
+    body = rest[:-2]
+    if rest[-2:] != b"}\n" or head != b'{"crc32c":%d' % checksum(body):
         return None
-    return dict(body) if whole and isinstance(body, dict) else None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def read_signed_file(path: Path) -> dict[str, Any] | None:
@@ -148,16 +191,16 @@ def read_signed_file(path: Path) -> dict[str, Any] | None:
     Raises:
         DamageError: the file is there, but not what was written.
     """
-    try:
-        line = path.read_bytes()
-    except FileNotFoundError:
+    line = read_bytes(path)
+    if line is None:
         return None
     value = read_signed(line)
     if value is None:
         raise DamageError(
             "the record does not match its checksum",
             where=str(path),
-            advice="`krepes run --restart-stale` computes its stage again",
+            expected="the line that was written",
+            advice="delete this file and run again: what it recorded is computed anew",
         )
     return value
 
@@ -166,18 +209,24 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], temp: Path)
     """Write a partial result: named arrays with one checksum, whole or absent."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    data = buffer.getvalue()
-    write_atomic(path, data + checksum(data).to_bytes(CHECKSUM_BYTES, "little"), temp, sync=True)
+    suffix = checksum(np.frombuffer(buffer.getbuffer(), dtype=np.uint8))
+    data = (buffer.getbuffer(), suffix.to_bytes(CHECKSUM_BYTES, "little"))
+    write_atomic(path, data, temp, sync=True)
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]] | None:
     """The arrays of a partial result, or None if it is missing or damaged: it is computed again."""
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
-    payload, suffix = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    if len(data) < CHECKSUM_BYTES or checksum(payload) != int.from_bytes(suffix, "little"):
+    if len(data) < CHECKSUM_BYTES:
         return None
-    with np.load(io.BytesIO(payload), allow_pickle=False) as loaded:
-        return {name: loaded[name] for name in loaded.files}
+    payload = np.frombuffer(data, dtype=np.uint8)[:-CHECKSUM_BYTES]
+    if checksum(payload) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
+        return None
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile):
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -10,9 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.storage.files import boot_id, disk_errors, read_signed, sign_json, sync_folder
+from krepes_ooc.storage.checks import is_inside
+from krepes_ooc.storage.files import (
+    Files,
+    boot_id,
+    disk_errors,
+    read_signed,
+    sign_json,
+    sync_path,
+)
 
 COMMIT_SECONDS = 1.0
+MAX_LINE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -20,9 +30,9 @@ class Unit:
     """One finished unit of work: its files with size and crc32c of the payload.
 
     Args:
-        name: ``block 37`` or ``whole``.
+        name: ``block 37``.
         files: path relative to the store -> (bytes of the file, crc32c of the payload).
-        boot: boot id under which the files were written.
+        boot: boot id under which the files were written; ``append`` fills it in.
         numerics: backend and BLAS that computed it.
         content: hash of the source rows, empty where no source was read.
     """
@@ -35,7 +45,7 @@ class Unit:
 
 
 class Journal:
-    """Append-only record of finished units; a torn tail is dropped, a power loss costs a second.
+    """Append-only record of finished units; a power loss costs those of the last second.
 
     Args:
         path: the file; its folder exists.
@@ -48,7 +58,11 @@ class Journal:
         self._synced = 0.0
 
     def append(self, unit: Unit) -> None:
-        """Record a finished unit; the line reaches the disk within a second or at ``close``."""
+        """Record a finished unit; the line reaches the disk within a second or at ``close``.
+
+        Raises:
+            StageFailed: the disk is full; no part of the line is left behind.
+        """
         line = sign_json(
             {
                 "unit": unit.name,
@@ -61,24 +75,36 @@ class Journal:
         with self._lock, disk_errors(self.path, len(line)):
             if self._file is None:
                 self._open()
-            self._file.write(line)
-            self._file.flush()
+            self._write(line)
             if time.monotonic() - self._synced > COMMIT_SECONDS:
                 self._sync()
 
     def close(self) -> None:
         """Flush what was appended to the disk."""
         with self._lock, disk_errors(self.path):
-            if self._file is not None:
-                self._sync()
-                self._file.close()
-                self._file = None
+            file, self._file = self._file, None
+            if file is not None:
+                with contextlib.closing(file):
+                    os.fsync(file.fileno())
 
     def _open(self) -> None:
-        whole = sum(len(line) for line in _whole_lines(self.path))
-        self._file = self.path.open("ab")
+        end = whole = 0
+        for line in _lines(self.path):
+            end += len(line)
+            whole = end if line.endswith(b"\n") else whole
+        self._file = self.path.open("ab", buffering=0)
         self._file.truncate(whole)
-        sync_folder(self.path.parent)
+        sync_path(self.path.parent)
+
+    def _write(self, line: bytes) -> None:
+        """Append the whole line or nothing: a disk that fills up takes a part of it first."""
+        end, rest = os.fstat(self._file.fileno()).st_size, memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except BaseException:
+            self._file.truncate(end)
+            raise
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -86,20 +112,36 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[list[Unit], int]:
-    """The units of one journal, later lines last, and the number of damaged lines in it."""
+    """The units of one journal, later lines last, and the number of damaged lines in it.
+
+    A kill can tear the last line only, which then has no end and is dropped.
+    """
     units, damaged = [], 0
-    for line in _whole_lines(path):
-        value = read_signed(line)
-        if value is None:
+    for line in _lines(path):
+        unit = _parse(line)
+        if unit is not None:
+            units.append(unit)
+        elif line.endswith(b"\n") or _parse(line[:-1] + b"\n") is not None:
+            # The second case is a whole line whose end was changed: a torn one is shorter.
             damaged += 1
-            continue
-        files = {key: (int(size), int(crc)) for key, (size, crc) in value["files"].items()}
-        units.append(Unit(value["unit"], files, value["boot"], value["numerics"], value["content"]))
     return units, damaged
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Lines that end in a newline: a kill can tear only the last one."""
-    if path.exists():
-        with path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n"))
+def _parse(line: bytes) -> Unit | None:
+    value = read_signed(line)
+    if value is None:
+        return None
+    try:
+        files: Files = {key: (int(size), int(crc)) for key, (size, crc) in value["files"].items()}
+        texts = [str(value[key]) for key in ("unit", "boot", "numerics", "content")]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    name, boot, numerics, content = texts
+    return Unit(name, files, boot, numerics, content) if all(map(is_inside, files)) else None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a journal with their ends; none if there is no file."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            yield line

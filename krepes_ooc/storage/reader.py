@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import errno
+import math
+import mmap
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,34 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.blocks import Block
-from krepes_ooc.errors import DamageError, WorkspaceError
-from krepes_ooc.storage.files import CHECKSUM_BYTES, checksum
+from krepes_ooc.errors import DamageError, StageFailed
+from krepes_ooc.storage.checks import confine
+from krepes_ooc.storage.files import CHECKSUM_BYTES, READ_FLAGS, checksum
+from krepes_ooc.storage.metadata import DOCUMENT, ArrayInfo, read_document, read_info
 
-CODECS = ["bytes", "crc32c"]
-
-
-@dataclass(frozen=True)
-class ArrayInfo:
-    """What the reader needs of one array's metadata."""
-
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    dtype: np.dtype[Any]
-    dims: tuple[str, ...]
-    attributes: dict[str, Any]
-    mappable: bool
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of one chunk's values, checksum not counted."""
-        return int(np.prod(self.chunks, dtype=np.int64)) * self.dtype.itemsize
+_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class StoreReader:
-    """Rows and arrays of one store, as read-only arrays.
+    """Rows and arrays of one store, as read-only arrays; any number of threads may ask.
 
-    A block is a fresh memory map of its chunk file, dropped after use, so that mapped pages never pile
-    up; sizes are checked before mapping, because a map beyond the end of a file kills the process.
+    A block is a fresh memory map of its chunk file, dropped after use, so that mapped pages never
+    pile up; it holds one file descriptor while it lives. Sizes are checked before mapping, because
+    a map beyond the end of a file kills the process. The crc32c is checked when this reader first
+    touches a chunk: once in a process, because a workspace keeps one reader for each store.
 
     Args:
         path: the store's group inside ``audit.zarr``.
@@ -48,137 +37,136 @@ class StoreReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._arrays: dict[str, ArrayInfo] = {}
-        self._verified: set[Path] = set()
+        self._verified: set[tuple[str, tuple[int, ...]]] = set()
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the store."""
-        return dict(self._metadata(self.path)["attributes"])
+        """Attributes of the store.
+
+        Raises:
+            WorkspaceError: there is no such store.
+            DamageError: its metadata cannot be read.
+        """
+        return dict(read_document(self.path).get("attributes", {}))
 
     def info(self, name: str) -> ArrayInfo:
-        """Shape, chunks, dtype and dims of one array."""
+        """Shape, chunks, dtype and dims of one array.
+
+        Raises:
+            WorkspaceError: there is no such array, or a link leads out of the store.
+            DamageError: its metadata are not those of an array that krepes may read.
+        """
         if name not in self._arrays:
-            self._arrays[name] = _parse(self._metadata(self.path / name))
+            self._arrays[name] = read_info(confine(self.path / name, self.path))
         return self._arrays[name]
 
     def has(self, name: str) -> bool:
         """Whether the store holds this optional array."""
-        return (self.path / name / "zarr.json").exists()
+        return (self.path / name / DOCUMENT).exists()
+
+    def names(self) -> list[str]:
+        """Arrays that the store holds."""
+        return sorted(path.parent.name for path in self.path.glob(f"*/{DOCUMENT}"))
 
     def block(self, name: str, block: Block, view: int = 0) -> npt.NDArray[Any]:
         """Rows of one block (of one view): [sample, ...] or [sample].
 
         Raises:
+            StageFailed: the block is not one of the array's chunks.
             DamageError: the chunk is missing, of the wrong size, or fails its checksum.
         """
         info = self.info(name)
-        index = {"view": view, "sample": block.index, "audited": block.index}
-        chunk = self._chunk(name, tuple(index.get(dim, 0) for dim in info.dims))
-        rows = chunk[0] if info.dims[0] == "view" else chunk
-        return rows[: block.rows]
+        if not info.is_chunk(block):
+            raise StageFailed(
+                f"block {block.index}, rows {block.start} to {block.stop}",
+                where=str(self.path / name),
+                expected=f"a chunk of dims {info.dims}, shape {info.shape}, chunks {info.chunks}",
+            )
+        chunk = self._chunk(name, info, info.chunk_of(block.index, view))
+        return (chunk[0] if info.row_axis else chunk)[: block.rows]
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """One whole array, copied into memory: for stores whose size does not grow with n."""
+        """One whole array, copied into memory: for stores whose size does not grow with n.
+
+        Raises:
+            StageFailed: it does not fit the memory.
+            DamageError: a chunk is missing, of the wrong size, or fails its checksum.
+        """
         info = self.info(name)
-        if 0 in info.shape:
-            return np.empty(info.shape, dtype=info.dtype)
-        out = np.empty(info.shape, dtype=info.dtype)
-        counts = [-(-size // chunk) for size, chunk in zip(info.shape, info.chunks, strict=True)]
-        for at in np.ndindex(*counts):
+        if 0 not in info.shape:
+            # An impossible shape is found here, before anything is allocated.
+            self._chunk(name, info, tuple(count - 1 for count in info.n_chunks))
+        try:
+            out = np.empty(info.shape, dtype=info.dtype)
+        except (MemoryError, ValueError) as error:
+            where = str(self.path / name)
+            raise StageFailed(str(error), where=where, expected="an array that fits") from error
+        for at in np.ndindex(*info.n_chunks):
             starts = [i * chunk for i, chunk in zip(at, info.chunks, strict=True)]
-            target = tuple(slice(s, s + c) for s, c in zip(starts, info.chunks, strict=True))
-            piece = out[target]
-            piece[...] = self._chunk(name, at)[tuple(slice(size) for size in piece.shape)]
+            cut: list[Any] = [slice(s, s + c) for s, c in zip(starts, info.chunks, strict=True)]
+            piece = out[(*cut, ...)]
+            piece[...] = self._chunk(name, info, at)[tuple(slice(size) for size in piece.shape)]
         return out
 
-    def _chunk(self, name: str, coordinates: tuple[int, ...]) -> npt.NDArray[Any]:
-        info = self.info(name)
-        path = self.path.joinpath(name, "c", *map(str, coordinates))
+    def _chunk(self, name: str, info: ArrayInfo, at: tuple[int, ...]) -> npt.NDArray[Any]:
+        path = self.path.joinpath(name, "c", *map(str, at))
         if not info.mappable:
-            return self._plain_chunk(name, info, coordinates)
-        values = map_chunk(path, info)
-        if path not in self._verified:
-            check_chunk(path, values)
-            self._verified.add(path)
+            return self._decoded_chunk(name, info, at)
+        values, suffix = map_chunk(path, info)
+        if (name, at) not in self._verified:
+            if (crc := checksum(values)) != suffix:
+                raise _damaged(path, f"crc32c of the values is {crc:08x}", f"{suffix:08x}")
+            self._verified.add((name, at))
         return values
 
-    def _plain_chunk(
-        self, name: str, info: ArrayInfo, coordinates: tuple[int, ...]
-    ) -> npt.NDArray[Any]:
-        """Any other codec: let Zarr decode it (slower; a missing chunk would read as fill)."""
+    def _decoded_chunk(self, name: str, info: ArrayInfo, at: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Any other codec, of a copy that somebody compressed: Zarr decodes it, more slowly."""
         import zarr
 
-        array = zarr.open_array(self.path / name, mode="r")
-        start = [i * c for i, c in zip(coordinates, info.chunks, strict=True)]
-        values = array[tuple(slice(s, s + c) for s, c in zip(start, info.chunks, strict=True))]
-        return np.asarray(values)
-
-    def _metadata(self, folder: Path) -> dict[str, Any]:
-        path = folder / "zarr.json"
+        folder = self.path / name
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise WorkspaceError(
-                "the store has no metadata",
-                where=str(path),
-                expected="a store written by krepes",
-                advice="`krepes status` shows what the workspace holds",
-            ) from None
-        except ValueError as error:
-            raise DamageError(f"the metadata is no JSON: {error}", where=str(path)) from error
+            array = zarr.open_array(folder, mode="r", zarr_format=3)
+            path = folder / array.metadata.encode_chunk_key(at)
+            if not path.exists():
+                raise _damaged(path, "the chunk is missing", "a file")
+            starts = [i * chunk for i, chunk in zip(at, info.chunks, strict=True)]
+            cut = tuple(slice(s, s + c) for s, c in zip(starts, info.chunks, strict=True))
+            return np.asarray(array[cut])
+        except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
+            raise _damaged(folder, f"chunk {list(at)}: {error}", "what Zarr can decode") from error
 
 
-def map_chunk(path: Path, info: ArrayInfo) -> npt.NDArray[Any]:
-    """Map the values of one chunk file, read-only, its size checked first.
+def map_chunk(path: Path, info: ArrayInfo) -> tuple[npt.NDArray[Any], int]:
+    """Values of one chunk file, mapped read-only, its size checked first; and their crc32c on disk.
 
     Raises:
         DamageError: the file is missing or its size is wrong.
+        StageFailed: this process has no more file descriptors or address space.
     """
+    needed = info.chunk_bytes + CHECKSUM_BYTES
     try:
-        size = path.stat().st_size
+        descriptor = os.open(path, READ_FLAGS)
+        try:
+            if (size := os.fstat(descriptor).st_size) != needed:
+                raise _damaged(path, f"{size} bytes", f"{needed} bytes")
+            mapped = mmap.mmap(descriptor, needed, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
-        raise damaged(path, "the chunk is missing", f"{info.chunk_bytes + CHECKSUM_BYTES} bytes") from None
-    if size != info.chunk_bytes + CHECKSUM_BYTES:
-        raise damaged(path, f"{size} bytes", f"{info.chunk_bytes + CHECKSUM_BYTES} bytes")
-    return np.memmap(path, dtype=info.dtype, mode="r", shape=info.chunks)
+        raise _damaged(path, "the chunk is missing", f"{needed} bytes") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _OUR_LIMITS:
+            raise StageFailed(f"cannot map ({error.strerror})", where=str(path)) from error
+        raise _damaged(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
+    values = np.frombuffer(mapped, dtype=info.dtype, count=math.prod(info.chunks))
+    suffix = int.from_bytes(mapped[-CHECKSUM_BYTES:], "little")
+    return values.reshape(info.chunks), suffix
 
 
-def check_chunk(path: Path, values: npt.NDArray[Any]) -> int:
-    """Compare a mapped chunk with the checksum behind it; returns the crc32c of the values.
-
-    Raises:
-        DamageError: the checksum does not match.
-    """
-    with path.open("rb") as file:
-        file.seek(-CHECKSUM_BYTES, 2)
-        expected = int.from_bytes(file.read(CHECKSUM_BYTES), "little")
-    crc = checksum(values)
-    if crc != expected:
-        raise damaged(path, f"crc32c of the values is {crc:08x}", f"{expected:08x}")
-    return crc
-
-
-def damaged(path: Path, what: str, expected: str) -> DamageError:
-    """The error for a chunk that is not what was written."""
+def _damaged(path: Path, what: str, expected: str) -> DamageError:
     return DamageError(
         what,
         where=str(path),
         expected=expected,
         advice="`krepes verify` lists all damage",
-    )
-
-
-def _parse(metadata: dict[str, Any]) -> ArrayInfo:
-    codecs = [codec["name"] for codec in metadata["codecs"]]
-    grid = metadata["chunk_grid"]
-    key = metadata["chunk_key_encoding"]
-    plain_keys = key["name"] == "default" and key.get("configuration", {}).get("separator", "/") == "/"
-    shape = tuple(int(size) for size in metadata["shape"])
-    return ArrayInfo(
-        shape=shape,
-        chunks=tuple(int(size) for size in grid["configuration"]["chunk_shape"]),
-        dtype=np.dtype(metadata["data_type"]).newbyteorder("<"),
-        dims=tuple(metadata.get("dimension_names") or (str(i) for i in range(len(shape)))),
-        attributes=dict(metadata["attributes"]),
-        mappable=codecs == CODECS and grid["name"] == "regular" and plain_keys,
     )

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from krepes_ooc.errors import DamageError
-from krepes_ooc.storage.files import CHECKSUM_BYTES, checksum
+from krepes_ooc.errors import KrepesError
+from krepes_ooc.storage.checks import is_inside, what_is_wrong
+from krepes_ooc.storage.files import Files, read_bytes, read_signed_file
+from krepes_ooc.storage.metadata import DOCUMENT, read_document, root_document
 from krepes_ooc.storage.records import StageRecord
+
+WORKSPACE = "workspace"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One difference between what was written and what is on disk."""
+    """One difference between what was written and what is on disk.
+
+    Args:
+        stage: whose file it is, or ``workspace``.
+        file: relative to the stage's store, or the path of a record.
+        what: the difference, in words.
+    """
 
     stage: str
     file: str
@@ -35,70 +45,105 @@ class Verification:
     damage: tuple[Damage, ...]
 
 
-def verify(records: Iterable[StageRecord], progress: Callable[[int], None] = lambda _: None) -> Verification:
-    """Recompute the checksum of every file that the records name.
+def verify(
+    records: Iterable[StageRecord], progress: Callable[[int], None] = lambda _: None
+) -> Verification:
+    """Recompute the checksum of every file that the records name, and of the records.
 
     Args:
         records: stages to verify; those without a record are passed over.
         progress: called with the bytes read so far.
     """
-    stages, damage = [], []
+    stages: list[str] = []
+    damage: list[Damage] = []
     n_files = n_bytes = 0
+    folders = set()
     for record in records:
+        folders.add(record.private)
         files, problems = _expected_files(record)
         damage += problems
         if files is None:
             continue
         stages.append(record.name)
-        base = record.store if record.store is not None else record.private.parent
         for key, (size, crc) in sorted(files.items()):
-            what = check_file(base / key, size, crc, is_chunk="/c/" in key or key.endswith("/c"))
-            if what:
+            suffixed = record.has_suffix(key)
+            if what := what_is_wrong(record.base / key, size, crc, suffixed=suffixed):
                 damage.append(Damage(record.name, key, what))
             n_files, n_bytes = n_files + 1, n_bytes + size
             progress(n_bytes)
-        damage += _strangers(record, set(files))
+    for private in sorted(folders):
+        damage += _workspace_damage(private)
     return Verification(tuple(stages), n_files, n_bytes, tuple(damage))
 
 
-def check_file(path: Path, size: int, crc: int, *, is_chunk: bool) -> str:
-    """What is wrong with one file, or nothing; a chunk carries its checksum as a suffix."""
+def _expected_files(record: StageRecord) -> tuple[Files | None, list[Damage]]:
+    """Files that the seal names, else those of the journal; and what is wrong with the records."""
+    damage: list[Damage] = []
+    begun = _read_record(record.begun, record, damage)
+    seal = _read_record(record.seal, record, damage)
+    if seal is None:
+        if begun is None and not damage:
+            return None, damage
+        units, bad_lines = record.units()
+        if bad_lines:
+            damage.append(Damage(record.name, "journal", f"{bad_lines} damaged lines"))
+        return {key: value for unit in units.values() for key, value in unit.files.items()}, damage
+    if begun is None and not damage:
+        damage.append(Damage(record.name, str(record.folder / "begun.json"), "missing"))
     try:
-        found = path.stat().st_size
-    except OSError:
-        return "missing"
-    if found != size:
-        return f"{found} bytes instead of {size}"
-    if found == 0:
-        return ""
-    data = np.memmap(path, dtype=np.uint8, mode="r")
-    if not is_chunk:
-        return "" if checksum(data) == crc else "its checksum differs from the one recorded"
-    suffix = int.from_bytes(data[-CHECKSUM_BYTES:].tobytes(), "little")
-    if checksum(data[:-CHECKSUM_BYTES]) != crc:
-        return "its values differ from the checksum recorded"
-    return "" if suffix == crc else "its checksum suffix is damaged"
+        files, journals = _files(seal["files"]), _files(seal["journals"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        what = "the manifest has another form"
+        return {}, [*damage, Damage(record.name, str(record.folder / "seal.json"), what)]
+    for name, (size, crc) in journals.items():
+        if what := what_is_wrong(record.folder / name, size, crc, suffixed=False):
+            damage.append(Damage(record.name, str(record.folder / name), what))
+    return files, damage + _strangers(record, set(files))
 
 
-def _expected_files(record: StageRecord) -> tuple[dict[str, tuple[int, int]] | None, list[Damage]]:
-    damage = []
+def _read_record(
+    read: Callable[[], dict[str, Any] | None], record: StageRecord, damage: list[Damage]
+) -> dict[str, Any] | None:
     try:
-        begun, seal = record.begun(), record.seal()
-    except DamageError as error:
-        return None, [Damage(record.name, error.where, error.what)]
-    if seal is None and begun is None:
-        return None, []
-    units, bad_lines = record.units()
-    if bad_lines:
-        damage.append(Damage(record.name, "journal", f"{bad_lines} damaged lines"))
-    if seal is not None:
-        return {key: (size, crc) for key, (size, crc) in seal["files"].items()}, damage
-    return {key: value for unit in units.values() for key, value in unit.files.items()}, damage
+        return read()
+    except KrepesError as error:
+        damage.append(Damage(record.name, error.where, error.what))
+        return None
+
+
+def _files(recorded: Any) -> Files:
+    files = {str(key): (int(size), int(crc)) for key, (size, crc) in recorded.items()}
+    if not all(map(is_inside, files)):
+        raise ValueError("a file outside the workspace")
+    return files
 
 
 def _strangers(record: StageRecord, known: set[str]) -> list[Damage]:
-    """Chunk files of a sealed store that nobody recorded."""
-    if record.store is None or record.seal() is None or not record.store.exists():
+    """Files of a sealed store that nobody recorded."""
+    if record.store is None:
         return []
-    found = {p.relative_to(record.store).as_posix() for p in record.store.rglob("*") if p.is_file()}
+    found = {
+        Path(folder, name).relative_to(record.store).as_posix()
+        for folder, _, names in os.walk(record.store)
+        for name in names
+    }
     return [Damage(record.name, key, "not written by krepes") for key in sorted(found - known)]
+
+
+def _workspace_damage(private: Path) -> list[Damage]:
+    """What is wrong with the documents that belong to no stage."""
+    audit, damage = private.parent / "audit.zarr", []
+    try:
+        read_signed_file(private / "recipe.json")
+    except KrepesError as error:
+        damage.append(Damage(WORKSPACE, error.where, error.what))
+    try:
+        found = read_bytes(audit / DOCUMENT)
+        if found is not None:
+            consolidated = "consolidated_metadata" in read_document(audit)
+            if found != root_document(audit, consolidated=consolidated):
+                what = "differs from what the stores say"
+                damage.append(Damage(WORKSPACE, str(audit / DOCUMENT), what))
+    except KrepesError as error:
+        damage.append(Damage(WORKSPACE, error.where, error.what))
+    return damage

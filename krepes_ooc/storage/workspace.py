@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krepes_ooc.errors import UsageError, WorkspaceError
-from krepes_ooc.storage.contracts import StoreSpec, contract_names
-from krepes_ooc.storage.files import disk_errors, read_signed_file, sign_json, write_atomic
+from krepes_ooc.storage.checks import confine
+from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
+from krepes_ooc.storage.files import (
+    disk_errors,
+    read_bytes,
+    read_signed_file,
+    sign_json,
+    write_atomic,
+)
 from krepes_ooc.storage.lock import WorkspaceLock
+from krepes_ooc.storage.metadata import DOCUMENT, FORMAT, read_document, root_document
 from krepes_ooc.storage.reader import StoreReader
-from krepes_ooc.storage.records import StageRecord
+from krepes_ooc.storage.records import StageRecord, remove
 from krepes_ooc.storage.writer import StoreWriter
 
 if TYPE_CHECKING:
     import xarray
-
-FORMAT = 1
 
 
 class Workspace:
@@ -30,7 +35,7 @@ class Workspace:
         root: the folder.
 
     Raises:
-        WorkspaceError: the folder holds another format.
+        WorkspaceError: the folder holds another format, or a link leads out of it.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -38,14 +43,29 @@ class Workspace:
         self.audit = self.root / "audit.zarr"
         self.private = self.root / ".krepes"
         self._readers: dict[str, StoreReader] = {}
+        for folder in (self.audit, *(self.private / name for name in ("temp", "stages", "parked"))):
+            confine(folder, self.root)
         self._check_format()
 
     def __getitem__(self, store: str) -> xarray.Dataset:
-        if not (self.audit / store / "zarr.json").exists():
-            raise KeyError(f"no store {store!r} in {self.audit}; known: {', '.join(contract_names())}")
+        if store not in self.stores():
+            raise KeyError(f"no store {store!r} in {self.audit}; found: {', '.join(self.stores())}")
+        if self.record(load_contract(store).writer, store).seal() is None:
+            raise WorkspaceError(
+                f"store {store!r} is not sealed: rows that are missing would read as NaN",
+                where=str(self.audit / store),
+                expected="a sealed store",
+                advice="run the recipe to its end; `krepes status` shows what is missing",
+            )
         import xarray
 
-        return xarray.open_zarr(self.audit, group=store, consolidated=False, chunks={})
+        reader = self.reader(store)
+        for name in reader.names():
+            reader.info(name)  # refuses what krepes did not write before Zarr opens it
+        dataset: xarray.Dataset = xarray.open_zarr(
+            self.audit, group=store, consolidated=False, zarr_format=3, chunks={}
+        )
+        return dataset
 
     def create(self, recipe: str) -> None:
         """Make the folder and its root group; does nothing if they are there.
@@ -54,6 +74,8 @@ class Workspace:
             UsageError: no permission to write there, or the path is a file.
             WorkspaceError: the workspace belongs to another recipe.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError("the workspace is a file", where=str(self.root), expected="a folder")
         owner = self.recipe()
         if owner not in (None, recipe):
             raise WorkspaceError(
@@ -62,47 +84,60 @@ class Workspace:
                 expected=f"a workspace of recipe {recipe!r} or an empty folder",
                 advice="choose another --workspace",
             )
-        if self.root.exists() and not self.root.is_dir():
-            raise UsageError("the workspace is a file", where=str(self.root), expected="a folder")
         with disk_errors(self.root):
             (self.private / "temp").mkdir(parents=True, exist_ok=True)
-        if not (self.audit / "zarr.json").exists():
-            attributes = {"krepes_format": FORMAT}
-            self._write_root({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+        if not (self.audit / DOCUMENT).exists():
+            self._write_root(consolidated=False)
         if owner is None:
             record = sign_json({"recipe": recipe, "format": FORMAT})
             write_atomic(self.private / "recipe.json", record, self.private / "temp", sync=True)
 
     def recipe(self) -> str | None:
-        """Name of the recipe that wrote the workspace."""
-        record = read_signed_file(self.private / "recipe.json")
-        return None if record is None else str(record["recipe"])
+        """Name of the recipe that wrote the workspace.
 
-    def lock(self) -> WorkspaceLock:
-        """The exclusive hold on the workspace, as a context manager."""
-        return WorkspaceLock(self.private / "lock")
+        Raises:
+            DamageError: the record is there, but not what was written.
+        """
+        record = read_signed_file(self.private / "recipe.json")
+        return None if record is None else str(record.get("recipe"))
+
+    def lock(self, lost: Callable[[], None] = lambda: None) -> WorkspaceLock:
+        """The exclusive hold on the workspace, as a context manager.
+
+        Args:
+            lost: called if another host takes the workspace over while this process seems dead.
+        """
+        return WorkspaceLock(self.private / "lock", lost)
 
     def sweep(self) -> None:
         """Remove what killed processes left behind; only under the lock."""
         with disk_errors(self.private):
             for leftover in (self.private / "temp").iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                remove(leftover)
+        for parked in (self.private / "parked").glob("*"):
+            record = self.record(parked.name, None)
+            if record.is_sealed():
+                record.tidy()
 
     def record(self, stage: str, store: str | None) -> StageRecord:
-        """The record of one stage."""
-        path = self.audit / store if store else None
-        return StageRecord(stage, self.private / "stages" / stage, path, self.private)
+        """The record of one stage.
+
+        Raises:
+            WorkspaceError: a link leads out of the workspace.
+        """
+        folder = confine(self.private / "stages" / stage, self.root)
+        return StageRecord(stage, folder, self._store(store) if store else None, self.private)
 
     def writer(self, spec: StoreSpec, digest: str) -> StoreWriter:
         """The writer of one store."""
-        self._readers.pop(spec.contract.store, None)
-        path = self.audit / spec.contract.store
+        self.forget(spec.contract.store)
+        path = self._store(spec.contract.store)
         return StoreWriter(path, self.private / "temp", spec, digest)
 
     def reader(self, store: str) -> StoreReader:
         """The reader of one store; checksums are verified once for each reader."""
         if store not in self._readers:
-            self._readers[store] = StoreReader(self.audit / store)
+            self._readers[store] = StoreReader(self._store(store))
         return self._readers[store]
 
     def forget(self, store: str) -> None:
@@ -110,48 +145,34 @@ class Workspace:
         self._readers.pop(store, None)
 
     def stores(self) -> list[str]:
-        """Names of the stores on disk, in contract order of the stages that wrote them."""
-        return [name for name in contract_names() if (self.audit / name / "zarr.json").exists()]
+        """Names of the stores on disk, sealed or not, sorted."""
+        return [name for name in contract_names() if (self.audit / name / DOCUMENT).exists()]
 
     def consolidate(self) -> None:
-        """Write the metadata of all stores into the root document, so that viewers open it at once."""
-        root = self.audit / "zarr.json"
-        group = json.loads(root.read_text(encoding="utf-8"))
-        metadata = {
-            path.parent.relative_to(self.audit).as_posix(): json.loads(path.read_text("utf-8"))
-            for path in sorted(self.audit.glob("*/**/zarr.json"))
-        }
-        group["consolidated_metadata"] = {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": metadata,
-        }
-        self._write_root(group)
+        """Copy the metadata of all stores into the root document: viewers then open it at once."""
+        self._write_root(consolidated=True)
 
     def unconsolidate(self) -> None:
         """Drop the copies of the metadata before any store changes."""
-        group = json.loads((self.audit / "zarr.json").read_text(encoding="utf-8"))
-        if group.pop("consolidated_metadata", None) is not None:
-            self._write_root(group)
+        self._write_root(consolidated=False)
 
-    def _write_root(self, group: dict[str, Any]) -> None:
-        root, data = self.audit / "zarr.json", json.dumps(group).encode()
-        if not root.exists() or data != root.read_bytes():
+    def _store(self, store: str) -> Path:
+        return confine(self.audit / store, self.root)
+
+    def _write_root(self, *, consolidated: bool) -> None:
+        root, data = self.audit / DOCUMENT, root_document(self.audit, consolidated=consolidated)
+        if data != read_bytes(root):
             write_atomic(root, data, self.private / "temp", sync=True)
 
     def _check_format(self) -> None:
-        path = self.audit / "zarr.json"
-        if not path.exists():
+        if not (self.audit / DOCUMENT).exists():
             return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["attributes"].get("krepes_format")
-        except (ValueError, KeyError, AttributeError):
-            found = None
-        if found != FORMAT:
+        found = read_document(self.audit).get("attributes")
+        version = found.get("krepes_format") if isinstance(found, dict) else None
+        if version != FORMAT:
             raise WorkspaceError(
-                f"the workspace has format {found}",
+                f"the workspace has format {version}",
                 where=str(self.audit),
                 expected=f"format {FORMAT}",
-                advice="open it with the krepes version that wrote it, or choose another --workspace",
+                advice="open it with the krepes that wrote it, or choose another --workspace",
             )
-

@@ -13,19 +13,38 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.blocks import Block
-from krepes_ooc.errors import PlanRefused, StageFailed
-from krepes_ooc.storage.contracts import ArrayContract, StoreSpec
-from krepes_ooc.storage.files import CHECKSUM_BYTES, checksum, disk_errors, to_json, write_atomic
-
-MAX_CHUNK_BYTES = 2**31 - 1
-Files = dict[str, tuple[int, int]]
+from krepes_ooc.errors import DamageError, PlanRefused, StageFailed, WorkspaceError
+from krepes_ooc.storage.checks import confine
+from krepes_ooc.storage.contracts import StoreSpec
+from krepes_ooc.storage.files import (
+    CHECKSUM_BYTES,
+    Files,
+    checksum,
+    disk_errors,
+    read_bytes,
+    sync_path,
+    to_json,
+    write_atomic,
+)
+from krepes_ooc.storage.metadata import (
+    DOCUMENT,
+    MAX_CHUNK_BYTES,
+    ArrayInfo,
+    array_document,
+    fill_value,
+    group_document,
+    read_document,
+    read_info,
+    to_bytes,
+)
 
 
 class StoreWriter:
-    """The one writer of one store.
+    """The one writer of one store; any number of threads may write different chunks.
 
-    A chunk file holds the little-endian values followed by their crc32c, which is what the Zarr codecs
-    ``[bytes, crc32c]`` read; it is written beside the store and renamed into it, so it is whole or absent.
+    A chunk file holds the little-endian values followed by their crc32c, which is what the Zarr
+    codecs ``[bytes, crc32c]`` read; it is written beside the store and renamed into it, so it is
+    whole or absent.
 
     Args:
         path: the store's group inside ``audit.zarr``.
@@ -36,138 +55,200 @@ class StoreWriter:
 
     def __init__(self, path: Path, temp: Path, spec: StoreSpec, digest: str) -> None:
         self.path, self.temp, self.spec, self.digest = path, temp, spec, digest
+        self._arrays = {name: self._info(name) for name in spec.names()}
 
     def create(self) -> None:
-        """Create the group and its empty arrays by one rename; does nothing if they are there.
+        """Create the group and its empty arrays by one rename, or check those that are there.
 
         Raises:
             PlanRefused: a chunk would be 2 GiB or larger.
+            WorkspaceError: the store on disk belongs to another digest.
+            DamageError: an array on disk has another shape or layout than this stage writes.
         """
-        if self.path.exists():
-            return
-        template = self.temp / f"{uuid.uuid4().hex}.template"
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._write_template(template)
+        for name, info in self._arrays.items():
+            self._check_chunk_bytes(name, info)
+        if not self.path.exists():
+            template = self.temp / f"{uuid.uuid4().hex}.template"
             try:
-                template.rename(self.path)
-            except OSError:
-                # Another process created the same store first: the template is the same.
+                self._write_template(template)
+            finally:
                 shutil.rmtree(template, ignore_errors=True)
-                if not self.path.exists():
-                    raise
+        self._check_template()
 
-    def write_block(self, name: str, block: Block, values: npt.NDArray[Any], view: int = 0) -> Files:
+    def write_block(
+        self, name: str, block: Block, values: npt.NDArray[Any], view: int = 0
+    ) -> Files:
         """Write the rows of one block (of one view) of one array, shape as the contract's dims.
 
         Returns:
             The chunk file with its size and crc32c, for the journal.
+
+        Raises:
+            StageFailed: a block, view, dtype or shape that the store has not, or a value that is
+                not finite; the disk is full.
         """
-        dims = self.spec.contract.arrays[name].dims
-        coordinates = tuple(
-            {"view": view, "sample": block.index, "audited": block.index}.get(dim, 0) for dim in dims
-        )
-        chunk = self.spec.chunk_shape(name)
-        full = self._checked(name, values.reshape((1,) + values.shape if dims[0] == "view" else values.shape))
-        if full.shape != chunk:
-            full = self._padded(name, full, chunk)
-        return self._write_chunk(name, coordinates, full)
+        info = self._known(name)
+        if not info.is_chunk(block):
+            what = f"block {block.index}, rows {block.start} to {block.stop}"
+            raise self._unfit(name, what, f"a chunk of shape {info.shape}, chunks {info.chunks}")
+        if info.row_axis and not 0 <= view < info.shape[0]:
+            raise self._unfit(name, f"view {view}", f"0 to {info.shape[0] - 1}")
+        chunk = info.chunks[1:] if info.row_axis else info.chunks
+        values = self._checked(name, values, (block.rows, *chunk[1:]))
+        if block.rows < chunk[0]:
+            full = np.full(chunk, fill_value(info.dtype), dtype=info.dtype)
+            full[: block.rows] = values
+            values = full
+        return self._write_chunk(name, info.chunk_of(block.index, view), values)
 
     def write_array(self, name: str, values: npt.NDArray[Any]) -> Files:
-        """Write one whole array; an empty one has no file."""
-        values = self._checked(name, np.asarray(values))
-        if values.shape != self.spec.shape(name):
-            raise self._mismatch(name, f"shape {values.shape}", f"shape {self.spec.shape(name)}")
-        if values.size == 0:
+        """Write one whole array; an empty one has no file.
+
+        Returns:
+            The chunk file with its size and crc32c, for the seal.
+
+        Raises:
+            StageFailed: as ``write_block``; or the array is written in blocks.
+        """
+        info = self._known(name)
+        values = self._checked(name, np.asarray(values), info.shape)
+        if not values.size:
             return {}
+        if info.chunks != info.shape:
+            raise self._unfit(
+                name, "a whole array", f"chunks {info.chunks}, written block by block"
+            )
         return self._write_chunk(name, (0,) * values.ndim, values)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Replace the store's attributes by those of the contract, checked for completeness."""
+        """Replace the store's attributes by those of the contract, checked for completeness.
+
+        The arrays' documents are made good too, so that the seal covers what was meant.
+
+        Raises:
+            RecipeError: an attribute is missing or not in the contract.
+        """
         self.spec.check_attributes(attributes)
-        path = self.path / "zarr.json"
-        group = json.loads(path.read_text(encoding="utf-8"))
-        group["attributes"] = json.loads(to_json({**attributes, "krepes": self._stamp()}))
-        write_atomic(path, json.dumps(group, indent=2).encode(), self.temp, sync=True)
+        for key, data in self._documents(attributes).items():
+            if read_bytes(self.path / key) != data:
+                write_atomic(self.path / key, data, self.temp, sync=True)
 
     def metadata_files(self) -> Files:
         """The metadata documents of the store with size and crc32c, for the seal."""
         files = {}
-        for path in sorted(self.path.glob("**/zarr.json")):
-            data = path.read_bytes()
-            files[path.relative_to(self.path).as_posix()] = (len(data), checksum(data))
+        for key in (DOCUMENT, *(f"{name}/{DOCUMENT}" for name in self._arrays)):
+            data = read_bytes(self.path / key) or b""
+            files[key] = (len(data), checksum(data))
         return files
+
+    def _documents(self, attributes: Mapping[str, Any]) -> dict[str, bytes]:
+        group = {**attributes, "krepes": self._stamp()}
+        arrays = {
+            f"{name}/{DOCUMENT}": to_bytes(array_document(info))
+            for name, info in self._arrays.items()
+        }
+        return {DOCUMENT: to_bytes(group_document(group)), **arrays}
 
     def _stamp(self) -> dict[str, Any]:
         contract = self.spec.contract
         return {"store": contract.store, "version": contract.version, "digest": self.digest}
 
+    def _info(self, name: str) -> ArrayInfo:
+        spec, array = self.spec, self.spec.contract.arrays[name]
+        extra = json.loads(to_json(spec.array_attributes.get(name, {})))
+        dtype = spec.dtype(name).newbyteorder("<")
+        return ArrayInfo(
+            spec.shape(name),
+            spec.chunk_shape(name),
+            dtype,
+            array.dims,
+            {"long_name": array.about, **extra},
+            mappable=True,
+        )
+
     def _write_template(self, template: Path) -> None:
-        import zarr
-        from zarr.codecs import Crc32cCodec
+        documents = self._documents({})
+        with disk_errors(self.path, sum(map(len, documents.values()))):
+            for key, data in documents.items():
+                (template / key).parent.mkdir(parents=True, exist_ok=True)
+                (template / key).write_bytes(data)
+            for key in documents:
+                sync_path(template / key)
+                sync_path((template / key).parent)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                template.rename(self.path)
+            except OSError:
+                # Another process may have created the same store first.
+                if not self.path.exists():
+                    raise
+            sync_path(self.path.parent)
 
-        group = zarr.create_group(template, attributes={"krepes": self._stamp()})
-        for name in self.spec.names():
-            array, shape, dtype = self.spec.contract.arrays[name], self.spec.shape(name), self.spec.dtype(name)
-            chunks = self.spec.chunk_shape(name)
-            self._check_chunk_bytes(name, chunks, dtype)
-            group.create_array(
-                name,
-                shape=shape,
-                chunks=chunks,
-                dtype=dtype,
-                fill_value=fill_value(dtype),
-                compressors=[Crc32cCodec()],
-                dimension_names=array.dims,
-                attributes=self._array_attributes(name, array),
-                config={"write_empty_chunks": True},
+    def _check_template(self) -> None:
+        """Refuse to write into a store of another digest or layout; put back lost documents."""
+        documents = self._documents({})
+        for key in documents:
+            if read_bytes(confine(self.path / key, self.path)) is None:
+                write_atomic(self.path / key, documents[key], self.temp, sync=True)
+        found = read_document(self.path).get("attributes", {}).get("krepes")
+        if found != self._stamp():
+            raise WorkspaceError(
+                f"the store was written as {found}",
+                where=str(self.path),
+                expected=f"{self._stamp()}",
+                advice="delete the store and run again: it is computed anew",
             )
+        for name, info in self._arrays.items():
+            there = read_info(self.path / name)
+            if _layout(there) != _layout(info):
+                raise DamageError(
+                    f"shape, chunks, dtype and dims are {_layout(there)}",
+                    where=str(self.path / name / DOCUMENT),
+                    expected=f"{_layout(info)}",
+                    advice="delete this file and run again: it is written anew",
+                )
 
-    def _array_attributes(self, name: str, array: ArrayContract) -> dict[str, Any]:
-        extra = json.loads(to_json(self.spec.array_attributes.get(name, {})))
-        return {"long_name": array.about, **extra}
-
-    def _check_chunk_bytes(self, name: str, chunks: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        size = int(np.prod(chunks, dtype=object)) * dtype.itemsize
-        if size > MAX_CHUNK_BYTES:
+    def _check_chunk_bytes(self, name: str, info: ArrayInfo) -> None:
+        if info.chunk_bytes > MAX_CHUNK_BYTES:
             raise PlanRefused(
-                f"one chunk of {name!r} would take {size} bytes",
+                f"one chunk of {name!r} would take {info.chunk_bytes} bytes",
                 where=f"store {self.spec.contract.store}",
                 expected=f"at most {MAX_CHUNK_BYTES}",
                 advice="choose fewer landmarks or fewer features",
             )
 
-    def _checked(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        dtype = self.spec.dtype(name)
-        if values.dtype != dtype:
-            raise self._mismatch(name, f"dtype {values.dtype}", f"dtype {dtype}")
-        if dtype.kind == "f" and not np.isfinite(values).all():
-            where = np.argwhere(~np.isfinite(values))[0].tolist()
-            raise self._mismatch(name, f"a value that is not finite at {where}", "finite numbers")
-        return np.ascontiguousarray(values)
+    def _known(self, name: str) -> ArrayInfo:
+        if name not in self._arrays:
+            raise self._unfit(name, "the store has no such array", f"one of {[*self._arrays]}")
+        return self._arrays[name]
 
-    def _padded(
-        self, name: str, values: npt.NDArray[Any], chunk: tuple[int, ...]
+    def _checked(
+        self, name: str, values: npt.NDArray[Any], shape: tuple[int, ...]
     ) -> npt.NDArray[Any]:
-        if any(size > limit for size, limit in zip(values.shape, chunk, strict=True)):
-            raise self._mismatch(name, f"shape {values.shape}", f"at most one chunk {chunk}")
-        full = np.full(chunk, fill_value(values.dtype), dtype=values.dtype)
-        full[tuple(slice(size) for size in values.shape)] = values
-        return full
+        dtype = self._arrays[name].dtype
+        if values.dtype.name != dtype.name:
+            raise self._unfit(name, f"dtype {values.dtype}", f"dtype {dtype}")
+        if values.shape != shape:
+            raise self._unfit(name, f"shape {values.shape}", f"shape {shape}")
+        if dtype.kind == "f" and not (finite := np.isfinite(values)).all():
+            at = np.argwhere(~finite)[0].tolist()
+            raise self._unfit(name, f"{values[tuple(at)]} at {at}", "finite numbers")
+        return values
 
-    def _write_chunk(self, name: str, coordinates: tuple[int, ...], values: npt.NDArray[Any]) -> Files:
-        key = "/".join([name, "c", *map(str, coordinates)])
-        payload = memoryview(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))).cast("B")
-        crc = checksum(values)
-        data = b"".join((payload, crc.to_bytes(CHECKSUM_BYTES, "little")))
-        write_atomic(self.path / key, data, self.temp, sync=False)
-        return {key: (len(data), crc)}
+    def _write_chunk(self, name: str, at: tuple[int, ...], values: npt.NDArray[Any]) -> Files:
+        key = "/".join([name, "c", *map(str, at)])
+        path = self.path / key
+        confine(path.parent, self.path)
+        payload = np.ascontiguousarray(values, self._arrays[name].dtype).reshape(-1).view(np.uint8)
+        crc = checksum(payload)
+        parts = (payload.data, crc.to_bytes(CHECKSUM_BYTES, "little"))
+        write_atomic(path, parts, self.temp, sync=False)
+        return {key: (sum(map(len, parts)), crc)}
 
-    def _mismatch(self, name: str, what: str, expected: str) -> StageFailed:
+    def _unfit(self, name: str, what: str, expected: str) -> StageFailed:
         where = f"store {self.spec.contract.store}, array {name}"
         return StageFailed(what, where=where, expected=expected)
 
 
-def fill_value(dtype: np.dtype[Any]) -> float | int:
-    """NaN for floats, -1 for integers, 0 for pictures."""
-    return float("nan") if dtype.kind == "f" else (0 if dtype.kind == "u" else -1)
+def _layout(info: ArrayInfo) -> tuple[Any, ...]:
+    return info.shape, info.chunks, info.dtype.name, info.dims, info.mappable
