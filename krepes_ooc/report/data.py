@@ -240,8 +240,8 @@ class AuditData:
     Args:
         classes: class names; a label is an index into them.
         columns: the table's columns, in the order of ``values``.
-        fidelity: figures by name; ``ridge_ceiling``, ``kendall_tau`` and ``confidence_drop`` also
-            appear in the trust panel.
+        fidelity: figures by name; ``ridge_ceiling``, ``kendall_tau`` (or else ``cka``) and
+            ``confidence_drop`` (control ``random``) also appear in the trust panel.
         curves: measured curves, keyed by figure name.
         warnings: sentences, worst first.
         recipe_text: the recipe as it was run.

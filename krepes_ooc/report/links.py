@@ -10,6 +10,8 @@ from krepes_ooc.report.data import Influence, Landmarks
 from krepes_ooc.report.markup import MINUS, Markup, element, number, to_plain
 from krepes_ooc.report.portrait import LandmarkSamples
 
+# Below it one digit is enough, and all that fits under a picture.
+SMALL = 1e-3
 SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
 
 
@@ -38,7 +40,7 @@ class Link:
             ("k", self.kernel, False),
         ]
         return [
-            (name, number(value, signed=signed, digits=2))
+            (name, number(value, signed=signed, digits=2 if abs(value) >= SMALL else 1))
             for name, value, signed in named
             if math.isfinite(value)
         ]

@@ -26,8 +26,9 @@ class Portraits:
     def name(self, row: int) -> str:
         """The user's name of a sample, or ``#`` and its position in the source."""
         names = self.samples.sample_name
-        given = "" if names is None else str(names[row])
-        return given or f"#{int(self.samples.sample_id[row])}"
+        given = "" if names is None else str(names[row]).strip()
+        position = str(int(self.samples.sample_id[row]))
+        return f"#{position}" if given in ("", position) else given
 
     def code(self, row: int) -> int:
         """The class code; -1: no label."""

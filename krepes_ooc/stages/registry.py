@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from krepes_ooc.stages import (
+    alignment,
     audited,
     features,
     fidelity,
@@ -27,6 +28,7 @@ STAGES: tuple[Stage, ...] = (
     spectrum.STAGE,
     newton.STAGE,
     influence.STAGE,
+    alignment.STAGE,
     fidelity.STAGE,
     report.STAGE,
 )

@@ -31,6 +31,7 @@ ORDER = (
     "spectrum",
     "newton",
     "influence",
+    "alignment",
     "fidelity",
 )
 
@@ -75,6 +76,7 @@ def collect(context: StageContext) -> report.AuditData:
         spectrum=_spectrum(context),
         newton=_newton(context.reader("newton")),
         fidelity=_fidelity(context.reader("fidelity")),
+        alignment=_alignment(context.reader("alignment"), len(columns)),
         self_check=_self_check(context.reader("features")),
         stages=tuple(_stages(context)),
         classes=tuple(landmarks.info("label").attributes["categories"]),
@@ -161,6 +163,14 @@ def _fidelity(store: StoreReader) -> dict[str, report.Figure]:
     }
 
 
+def _alignment(store: StoreReader, n_columns: int) -> report.Alignment | None:
+    """The gaps of the table's columns; the label, which comes last, is no column of it."""
+    if not n_columns:
+        return None
+    names = ("gap", "stderr", "kernel_only", "weighted")
+    return report.Alignment(**{name: store.array(name)[:n_columns] for name in names})
+
+
 def report_value(value: float | None) -> float:
     """A figure for the report: what was not measured is NaN there, and shown in words."""
     return float("nan") if value is None else float(value)
@@ -219,7 +229,17 @@ def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
 STAGE = Stage(
     name="report",
     version=1,
-    reads=("features", "landmarks", "audited", "kernel", "spectrum", "newton", "influence", "fidelity"),
+    reads=(
+        "features",
+        "landmarks",
+        "audited",
+        "kernel",
+        "spectrum",
+        "newton",
+        "influence",
+        "alignment",
+        "fidelity",
+    ),
     store=None,
     settings=ReportSettings,
     run=run,

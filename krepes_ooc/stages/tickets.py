@@ -8,7 +8,7 @@ differs from the one the recipe asks for is stale, and the difference is the rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from krepes_ooc.network.digests import canonical_digest, remembered_sha256
@@ -58,6 +58,7 @@ class TicketOffice:
     workspace: Workspace
     inputs: AuditInputs
     settings: Mapping[str, Any]
+    _known: dict[str, str] = field(default_factory=dict)
 
     def record(self, stage: Stage) -> StageRecord:
         """The record of one stage."""
@@ -113,15 +114,20 @@ class TicketOffice:
         return self.inputs.network_spec.weights == PRETRAIN
 
     def _input(self, name: str, digests: Mapping[str, str]) -> str:
+        if name in digests or name not in ("source", "views", "factory", "network"):
+            return digests.get(name, "")
+        if name not in self._known:
+            self._known[name] = self._digest(name)
+        return self._known[name]
+
+    def _digest(self, name: str) -> str:
         if name == "source":
             return canonical_digest(self.inputs.source.fingerprint())
         if name == "views":
             return canonical_digest(self.inputs.views.describe())
         if name == "factory":
             return canonical_digest(self._network(None))
-        if name == "network":
-            return canonical_digest(self._network(self._weights()))
-        return digests.get(name, "")
+        return canonical_digest(self._network(self._weights()))
 
     def _network(self, weights: str | None) -> dict[str, Any]:
         spec = to_mapping(self.inputs.network_spec)

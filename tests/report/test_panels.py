@@ -5,12 +5,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.report import AuditData, Column, Figure, Influence, Landmarks, SelfCheck, Spectrum
+from krepes_ooc.report import (
+    AuditData,
+    Column,
+    Figure,
+    Influence,
+    Landmarks,
+    Samples,
+    SelfCheck,
+    Spectrum,
+)
 from krepes_ooc.report.cards import samples_panel
 from krepes_ooc.report.gallery import landmark_shares, landmarks_panel, shares_panel
 from krepes_ooc.report.links import Link, links_of
 from krepes_ooc.report.portrait import (
     LandmarkSamples,
+    Portraits,
     agreement,
     cell,
     class_name,
@@ -79,6 +89,20 @@ def good(**changes) -> AuditData:
             "Usable",
         ),
         (good(fidelity={"confidence_drop": Figure(0.1)}), "drop", "unknown", "Nothing that was"),
+        (
+            good(fidelity={"cka": Figure(0.6, {"start": 0.5})}),
+            "likeness",
+            "good",
+            "Nothing that was",
+        ),
+        (good(fidelity={"cka": Figure(0.6, {"start": 0.7})}), "likeness", "care", "Usable"),
+        (good(fidelity={"cka": Figure(0.6, {"seed": 0.7})}), "likeness", "unknown", "Nothing"),
+        (
+            good(fidelity={"kendall_tau": Figure(0.6, {"raw input": 0.7})}),
+            "likeness",
+            "care",
+            "Usable",
+        ),
     ],
 )
 def test_each_finding_and_its_verdict(audit, key, mark, verdict):
@@ -98,6 +122,13 @@ def test_the_drop_is_told_as_a_ratio():
     panel = trust_panel(good())
     assert panel.figures["checks"]["drop"]["ratio"] == pytest.approx(0.153 / 0.0008)
     assert "191 times the drop of random landmarks" in Page(panel.render()).text
+
+
+def test_the_self_check_is_told_in_a_sentence():
+    spoken = good(self_check=SelfCheck(True, 1e-9, "all 6 parameters agree"))
+    assert "All 6 parameters agree." in Page(trust_panel(spoken).body).text
+    silent = good(self_check=SelfCheck(True, 2.5e-7))
+    assert "the largest relative error is 2.5×10⁻⁷" in Page(trust_panel(silent).body).text
 
 
 def test_a_direct_solve_has_no_iterations():
@@ -300,6 +331,12 @@ def test_shares_without_labels_or_of_too_many_classes():
     kernel = dataclasses.replace(audit.influence, kernel=None)
     crowded = full_audit(landmarks=many, influence=kernel, newton=None)
     assert "There are 30 classes" in shares_panel(crowded).render()
+
+
+@pytest.mark.parametrize(("given", "shown"), [("", "#7"), ("7", "#7"), (" a ", "a"), ("8", "8")])
+def test_a_name_that_is_only_the_position_is_shown_as_one(given, shown):
+    samples = Samples(np.array([7]), sample_name=np.array([given]))
+    assert Portraits(samples, full_audit()).name(0) == shown
 
 
 def test_class_names():

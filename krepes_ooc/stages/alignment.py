@@ -1,0 +1,225 @@
+"""Stage alignment: which columns the influence follows, and which groups hold up which groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.algebra.alignment import (
+    ColumnValues,
+    agreement,
+    alignment_gap,
+    bootstrap_error,
+    sample_gaps,
+)
+from krepes_ooc.algebra.groups import GroupTable, group_table
+from krepes_ooc.algebra.influence import attraction, top_k
+from krepes_ooc.engine.budget import Need
+from krepes_ooc.errors import StageFailed, UsageError
+from krepes_ooc.settings import setting
+from krepes_ooc.stages.audited import ROLES
+from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.words import alignment_lines, group_lines
+from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.reader import StoreReader
+
+LABEL = "label"
+MAX_GROUPS = 12
+Float = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+ARRAYS = ("gap", "stderr", "chance", "kernel_only", "difference_stderr", "weighted", "repelling")
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """Recipe key ``stages.alignment``."""
+
+    groups: tuple[str, ...] = setting(
+        (),
+        about="categorical columns, or label, that get a group table; none named: all with at most "
+        f"{MAX_GROUPS} categories",
+    )
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column or the label: what is compared, and the names of its categories."""
+
+    name: str
+    values: ColumnValues
+    categories: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Rankings:
+    """Kernel rows of the audit samples and three rankings of their landmarks."""
+
+    kernel: Float
+    top: Index
+    score: Float
+    by_kernel: tuple[Index, Float]
+    repelling: Index
+
+
+def run(context: StageContext) -> None:
+    """Measure every column, draw up the group tables, seal."""
+    audited, landmarks = context.reader("audited"), context.reader("landmarks")
+    here = np.flatnonzero(audited.array("role") == ROLES["audit"])
+    columns, rankings = _columns(audited, landmarks, here), _rankings(context, here)
+    context.progress.begin("alignment", len(columns) + 1, 0)
+    asked = _groups(context.settings.groups, columns)
+    arrays, notes = {name: np.full(len(columns), np.nan) for name in ARRAYS}, {}
+    for i, column in enumerate(columns):
+        context.stop.check()
+        try:
+            for name, value in _measure(column.values, rankings).items():
+                arrays[name][i] = value
+        except StageFailed as error:
+            notes[column.name] = error.what
+        context.progress.advance(1)
+    groups = {column.name: _table(column, rankings) for column in asked}
+    attributes = {
+        "columns": [column.name for column in columns],
+        "notes": notes,
+        "measure": context.reader("influence").attributes["measure"],
+        "top": rankings.top.shape[1],
+        "groups": groups,
+    }
+    for line in [*alignment_lines(arrays, attributes), *group_lines(groups)]:
+        context.progress.note(line)
+    spec = StoreSpec(load_contract("alignment"), {"column": len(columns)})
+    write_whole(context, spec, arrays, attributes)
+
+
+def _columns(audited: StoreReader, landmarks: StoreReader, here: Index) -> list[_Column]:
+    """All table columns, then the label where there is one."""
+    found = []
+    if audited.has("values"):
+        rows, marks = audited.array("values")[here], landmarks.array("values")
+        for i, column in enumerate(audited.attributes["columns"]):
+            numeric = column["kind"] == "numeric"
+            span = float(column["high"] - column["low"]) if numeric else None
+            values = ColumnValues(rows[:, i], marks[:, i], span)
+            found.append(_Column(column["name"], values, tuple(column["categories"])))
+    label = audited.array("label")[here]
+    classes = tuple(audited.info("label").attributes["categories"])
+    if (label >= 0).any() and classes:
+        values = ColumnValues(label.astype(np.float64), landmarks.array("label").astype(np.float64))
+        found.append(_Column(LABEL, values, classes))
+    return found
+
+
+def _rankings(context: StageContext, here: Index) -> _Rankings:
+    influence, step = context.reader("influence"), context.reader("newton").array("step")
+    kernel = influence.array("kernel")[here]
+    top = influence.array("top_landmark")[here]
+    signed = attraction(kernel, step, influence.array("embedding")[here])
+    against = np.argsort(signed, axis=1, kind="stable")[:, : top.shape[1]]
+    score = influence.array("score")[here]
+    return _Rankings(kernel, top, score, top_k(np.abs(kernel), top.shape[1]), against)
+
+
+def _measure(values: ColumnValues, rankings: _Rankings) -> dict[str, float]:
+    agreed = agreement(values)
+    found = alignment_gap(agreed, rankings.top, rankings.kernel)
+    by_kernel = sample_gaps(agreed, rankings.by_kernel[0])
+    return {
+        "gap": found.gap,
+        "stderr": found.stderr,
+        "chance": found.chance,
+        "kernel_only": float(by_kernel.mean()),
+        "difference_stderr": bootstrap_error(sample_gaps(agreed, rankings.top) - by_kernel),
+        "weighted": found.weighted,
+        "repelling": float(sample_gaps(agreed, rankings.repelling).mean()),
+    }
+
+
+def _groups(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
+    """The columns that get a group table.
+
+    Raises:
+        UsageError: a name that is no categorical column.
+    """
+    able = {column.name: column for column in columns if column.categories}
+    for name in names:
+        if name not in able:
+            raise UsageError(
+                f"{name!r} is no column of groups",
+                where="stages.alignment.groups",
+                expected="one of " + (", ".join(able) or "none: the source has no categories"),
+            )
+    if names:
+        return [able[name] for name in names]
+    return [column for column in able.values() if 1 < len(column.categories) <= MAX_GROUPS]
+
+
+def _table(column: _Column, rankings: _Rankings) -> dict[str, Any]:
+    """One group table as JSON; what is not defined is null."""
+    codes = [
+        np.nan_to_num(values, nan=-1.0).astype(np.int64)
+        for values in (column.values.audited, column.values.landmark)
+    ]
+
+    def table(top: Index, score: Float) -> GroupTable:
+        return group_table(codes[0], codes[1], top, score, len(column.categories))
+
+    try:
+        found, control = table(rankings.top, rankings.score), table(*rankings.by_kernel)
+    except StageFailed as error:
+        return {"note": error.what}
+    return {
+        "note": _group_note(found),
+        "categories": list(column.categories),
+        "samples": found.samples.tolist(),
+        "landmarks": found.landmarks.tolist(),
+        "share": to_json(found.share),
+        "stderr": to_json(found.stderr),
+        "kernel_only": to_json(control.share),
+        "chance": to_json(found.chance),
+    }
+
+
+def _group_note(found: GroupTable) -> str:
+    unseen = int(np.sum((found.samples > 0) & (found.landmarks == 0)))
+    if not unseen:
+        return ""
+    return (
+        f"{unseen} of {int(np.sum(found.samples > 0))} groups have no landmark, so that nothing of "
+        "their own can hold them up: take more landmarks"
+    )
+
+
+def to_json(values: Float) -> list[Any]:
+    """Nested lists with null where a value is not finite."""
+    return [
+        to_json(value) if np.ndim(value) else float(value) if np.isfinite(value) else None
+        for value in values
+    ]
+
+
+def read_groups(attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The group tables of a sealed store that are defined."""
+    return {name: table for name, table in attributes["groups"].items() if "share" in table}
+
+
+def predict(shape: AuditShape, settings: AlignmentSettings) -> Cost:
+    """Agreement of every audit sample with every landmark, one column at a time."""
+    n, m = shape.n_audited, shape.n_landmarks
+    return Cost(1, 2**16, Need(80 * n * m + 32 * m * m), 2.0 * n * m * m)
+
+
+STAGE = Stage(
+    name="alignment",
+    version=1,
+    reads=("audited", "landmarks", "newton", "influence"),
+    store="alignment",
+    settings=AlignmentSettings,
+    run=run,
+    predict=predict,
+    about="columns and groups that the influence follows",
+)
