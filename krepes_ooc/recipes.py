@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from krepes_ooc.network.views import ViewSpec
 from krepes_ooc.settings import read_settings, setting, unknown_key
 from krepes_ooc.stages.base import Stage
 from krepes_ooc.stages.registry import BY_NAME, STAGES
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -71,26 +75,58 @@ class Recipe:
             RecipeError: an unknown key or a value that is not allowed.
         """
         path, base = _locate(name)
-        values = catalogue.load_yaml(path)
+        return cls._read(catalogue.load_yaml(path), base, path.name, overrides)
+
+    @classmethod
+    def parse(cls, text: str, base: Path, where: str, overrides: Iterable[str] = ()) -> Recipe:
+        """Read a recipe from its text.
+
+        Args:
+            text: YAML.
+            base: folder that relative paths start from.
+            where: what the text is, for messages.
+            overrides: ``key.key=value`` texts, as ``--set`` takes them.
+
+        Raises:
+            UsageError: an override has another form.
+            RecipeError: an unknown key or a value that is not allowed.
+        """
+        values = catalogue.parse_value(text)
+        if not isinstance(values, dict):
+            raise RecipeError("no mapping at the top", where=where, expected="keys with values")
+        return cls._read(values, base, where, overrides)
+
+    @classmethod
+    def _read(
+        cls, values: dict[str, Any], base: Path, where: str, overrides: Iterable[str]
+    ) -> Recipe:
         for override in overrides:
             _override(values, override)
-        file = read_settings(RecipeFile, values, path.name)
-        if not file.recipe.replace("-", "").replace("_", "").isalnum():
+        file = read_settings(RecipeFile, values, where)
+        if not NAME.fullmatch(file.recipe):
             raise RecipeError(
-                f"recipe name {file.recipe!r}", where=path.name, expected="letters, digits, - and _"
+                f"recipe name {file.recipe!r}",
+                where=where,
+                expected="letters, digits, - and _, at most 64",
             )
         for stage in file.stages:
             if stage not in BY_NAME:
-                raise unknown_key(stage, list(BY_NAME), f"{path.name}.stages")
-        settings = {
-            stage.name: read_settings(
-                stage.settings, file.stages.get(stage.name), f"{path.name}.stages.{stage.name}"
-            )
-            for stage in STAGES
-        }
-        text = catalogue.dump_yaml(values)
+                raise unknown_key(stage, list(BY_NAME), f"{where}.stages")
         return cls(
-            file.recipe, file.about, file.seed, file.source, file.network, file.views, settings, base, text
+            name=file.recipe,
+            about=file.about,
+            seed=file.seed,
+            source=file.source,
+            network=file.network,
+            views=file.views,
+            settings={
+                stage.name: read_settings(
+                    stage.settings, file.stages.get(stage.name), f"{where}.stages.{stage.name}"
+                )
+                for stage in STAGES
+            },
+            base=base,
+            text=catalogue.dump_yaml(values),
         )
 
     @property
@@ -121,10 +157,13 @@ def _locate(name: str) -> tuple[Path, Path]:
         if not path.is_file():
             raise UsageError("no such recipe file", where=name, expected="a YAML file")
         return path, path.resolve().parent
-    if name not in catalogue.names("pipelines"):
+    known = catalogue.names("pipelines")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         raise UsageError(
             f"no recipe {name!r}",
-            expected="one of " + ", ".join(catalogue.names("pipelines")) + ", or a .yaml file",
+            expected="one of " + ", ".join(known) + ", or the path of a .yaml file",
+            advice=f"did you mean {near[0]!r}?" if near else "",
         )
     return catalogue.find("pipelines", name), Path.cwd()
 

@@ -54,7 +54,7 @@ class Gap:
 
 
 def agreement(column: ColumnValues) -> Float:
-    """v [audited, landmark] within [0, 1]; a missing value agrees with a missing one only.
+    """Agreement v [audited, landmark] in [0, 1]; a missing value agrees with a missing one.
 
     Raises:
         StageFailed: all values of the column are the same, so agreement tells nothing.

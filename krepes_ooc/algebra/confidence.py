@@ -92,6 +92,41 @@ def remove_from_sum(embedding: Float, kernel: Float, coefficients: Float, remove
     return np.asarray(embedding - np.einsum("tr,trc->tc", values, coefficients[removed]))
 
 
+def refit_inverse(second: Float, relative: float = 1e-6) -> Float:
+    """P = (S + ridge I)^-1 [landmark, landmark_] for ``refit_without``.
+
+    Args:
+        second: un-centred S [landmark, landmark_], mean over samples and views of k k^T.
+        relative: ridge over the mean diagonal of S; keeps the rounding of stored values out.
+    """
+    ridge = relative * np.trace(second) / len(second)
+    inverse = np.linalg.inv(second + ridge * np.eye(len(second)))
+    return np.asarray((inverse + inverse.T) / 2)
+
+
+def refit_without(
+    embedding: Float, kernel: Float, coefficients: Float, removed: Index, inverse: Float
+) -> Float:
+    """f_t when the other landmarks take over the part of the removed ones [sample, component].
+
+    The least-squares fit of K_R A_R by the columns of the other landmarks, over all samples, is
+    exact in moment space: with P = S^-1 what they cannot express at t is (k_t P)_R (P_RR)^-1 A_R.
+
+    Args:
+        embedding: f [sample, component].
+        kernel: [sample, landmark].
+        coefficients: A [landmark, component].
+        removed: landmarks R per sample [sample, rank], distinct.
+        inverse: P [landmark, landmark_] of ``refit_inverse``.
+    """
+    mapped = np.take_along_axis(kernel @ inverse, removed, axis=1)
+    left = np.empty_like(embedding)
+    for sample, rows in enumerate(removed):
+        lost = np.linalg.solve(inverse[np.ix_(rows, rows)], coefficients[rows])
+        left[sample] = mapped[sample] @ lost
+    return np.asarray(embedding - left)
+
+
 def random_landmarks(sample_id: Index, n_landmarks: int, count: int, seed: int) -> Index:
     """``count`` distinct landmarks per sample [sample, rank], the control of a ranking."""
     key = counter.bits(seed, _RANDOM_LANDMARKS, sample_id[:, None], np.arange(n_landmarks)[None, :])
@@ -122,6 +157,17 @@ def drop_ratio(targeted: Float, random: Float, seed: int, resamples: int = 1000)
             ratios[resample] = targeted[picked].mean() / below
     low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")
     return Interval(float(targeted.mean() / control.mean()), float(low), float(high))
+
+
+def mean_interval(values: Float, seed: int, resamples: int = 1000) -> Interval:
+    """Mean of figures [sample] with its bootstrap interval of 95 %."""
+    n = len(values)
+    means = [
+        values[counter.integers(seed, n, _BOOTSTRAP, resample, np.arange(n))].mean()
+        for resample in range(resamples)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 def _unit(rows: Float) -> Float:

@@ -130,6 +130,8 @@ class Objective(Protocol):
     name: ClassVar[str]
     moment: ClassVar[bool]
     repeatable: ClassVar[bool]
+    rotates: ClassVar[bool]
+    """Whether rotating every embedding leaves the loss as it is, but for the offset."""
 
     def value(self, A: Array) -> float:
         """The loss L(A)."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.algebra.curvature import Array, Linearisation, Moments, Objective
+from krepes_ooc.algebra.curvature import Array, Linearisation, Moments
 from krepes_ooc.algebra.krylov import Solution
 from krepes_ooc.errors import StageFailed
 
@@ -75,7 +75,8 @@ def absolute(relative: npt.ArrayLike, linearisation: Linearisation, start: Array
             f"the loss {linearisation.value:g} has no curvature at the start (mean {unit:g})",
             where="newton",
             expected="an embedding that can change the loss",
-            advice="take at least 2 components, or another objective",
+            advice="take at least 2 components or another objective; if the kernel is the same for "
+            "all samples, the network has collapsed",
         )
     return np.asarray(relative, dtype=np.float64) * unit
 
@@ -106,8 +107,21 @@ def choose(sweep: Sweep) -> Choice:
     return Choice(int(order[-1]), False, why)
 
 
+def assess(sweep: Sweep, index: int) -> Choice:
+    """The damping that a recipe has fixed, and whether its step is one to trust."""
+    faults = [
+        (not sweep.converged[index], "the step does not reach the tolerance"),
+        (not sweep.loss[index] < sweep.loss_start, "the step does not lower the loss"),
+        (sweep.step_norm[index] > sweep.start_norm, "the step is longer than the start"),
+        (sweep.embedding_change[index] > 1.0, "the step moves the embedding by more than its size"),
+    ]
+    found = [words for fault, words in faults if fault]
+    verdict = "; ".join(found) or "the step lowers the loss"
+    return Choice(index, not found, f"damping fixed by the recipe; {verdict}")
+
+
 def judge(
-    objective: Objective,
+    loss: Array,
     linearisation: Linearisation,
     start: Array,
     solution: Solution,
@@ -115,10 +129,10 @@ def judge(
     moments: Moments,
     offset: Array | None = None,
 ) -> Sweep:
-    """Judge the steps of a solve: one product and one pass for the losses of all dampings.
+    """Judge the steps of a solve by what they did to the loss: no pass.
 
     Args:
-        objective: the loss.
+        loss: after the step of each damping, L(A0 + dA) [column].
         linearisation: value, gradient and curvature at the start.
         start: A0 [landmark, component].
         solution: one step for each damping, [landmark, component, column].
@@ -127,8 +141,7 @@ def judge(
         offset: gamma [component] of the embedding f = K A + gamma.
     """
     relative, steps = np.asarray(damping_relative, dtype=np.float64), solution.step
-    loss = objective.values(start[..., None] + steps)
-    predicted = predicted_decrease(linearisation, steps)
+    predicted = predicted_decrease(linearisation, solution)
     promised = predicted > 0
     decrease = linearisation.value - loss
     size = moments.embedding_rms(start, offset)
@@ -148,10 +161,10 @@ def judge(
     )
 
 
-def predicted_decrease(linearisation: Linearisation, steps: Array) -> Array:
-    """-(<G, dA> + <dA, H dA> / 2) of each column of steps [landmark, component, column]."""
-    linear = np.einsum("lk,lkc->c", linearisation.gradient, steps)
-    quadratic = np.einsum("lkc,lkc->c", steps, linearisation.product(steps))
+def predicted_decrease(linearisation: Linearisation, solution: Solution) -> Array:
+    """-(<G, dA> + <dA, H dA> / 2), one number for each column of the solution if it has any."""
+    linear = np.einsum("lk,lk...->...", linearisation.gradient, solution.step)
+    quadratic = np.einsum("lk...,lk...->...", solution.step, solution.image)
     return np.asarray(-(linear + quadratic / 2.0))
 
 

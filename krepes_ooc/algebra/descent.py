@@ -7,7 +7,7 @@ principal components (Levenberg 1944, Marquardt 1963).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,7 +30,9 @@ class Descent:
         damping_relative: of each accepted step [step].
         rho: actual / predicted decrease of each accepted step [step].
         trials: steps that were computed, accepted or not.
-        why: what ended the descent.
+        products: products with the curvature over all trials.
+        next_damping: relative damping of the next trial.
+        why: what ended the descent; empty while it goes on.
     """
 
     coefficients: Array
@@ -38,17 +40,21 @@ class Descent:
     damping_relative: Array
     rho: Array
     trials: int
-    why: str
+    products: int
+    next_damping: float
+    why: str = ""
 
 
 def levenberg_marquardt(
     objective: Objective,
     start: Array,
-    make_solver: Callable[[Linearisation], Solver],
+    prepare: Callable[[Array], tuple[Linearisation, Solver]],
     *,
     steps: int = 5,
     damping_relative: float = 1.0,
     tolerance: float = 1e-9,
+    state: Descent | None = None,
+    checkpoint: Callable[[Descent], None] | None = None,
 ) -> Descent:
     """Take up to ``steps`` damped steps that each lower the loss.
 
@@ -58,10 +64,12 @@ def levenberg_marquardt(
     Args:
         objective: the loss.
         start: A0 [landmark, component].
-        make_solver: the solver for a linearisation.
+        prepare: the linearisation at coefficients, and a solver for it.
         steps: accepted steps at most.
         damping_relative: first damping in units of the curvature's mean diagonal.
         tolerance: promised decrease, relative to the loss, that ends the descent.
+        state: what an earlier descent handed to ``checkpoint``; the descent goes on from it.
+        checkpoint: called after every trial.
 
     Raises:
         UsageError: the objective must not be iterated.
@@ -70,30 +78,55 @@ def levenberg_marquardt(
         raise UsageError(
             f"{objective.name} pulls the embedding towards its own start and collapses if repeated",
             where="stages.newton.steps",
-            expected="1",
+            expected="0",
         )
-    A, here = start, objective.linearise(start)
-    solver = make_solver(here)
-    losses, dampings, ratios = [here.value], list[float](), list[float]()
-    trials, why = 0, "all steps taken"
-    while len(ratios) < steps:
-        if trials == steps * TRIALS_PER_STEP:
-            why = "no damping tried lowers the loss any more"
-            break
-        trials += 1
-        dA = solver.solve(damping_relative * here.mean_diagonal).step
-        promised = float(predicted_decrease(here, dA[..., None])[0])
-        if not promised > tolerance * abs(here.value):
-            why = "the model promises no further decrease"
-            break
-        loss = objective.value(A + dA)
-        rho = (here.value - loss) / promised if np.isfinite(loss) else -np.inf
-        if rho > ACCEPT:
-            A = A + dA
-            here = objective.linearise(A)
-            solver = make_solver(here)
-            losses.append(here.value)
-            dampings.append(damping_relative)
-            ratios.append(rho)
-        damping_relative *= 1 / 3 if rho > GOOD else 4 if rho < POOR else 1
-    return Descent(A, np.array(losses), np.array(dampings), np.array(ratios), trials, why)
+    here, solver = prepare(start if state is None else state.coefficients)
+    if state is None:
+        none = np.empty(0)
+        state = Descent(start, np.array([here.value]), none, none, 0, 0, damping_relative)
+    while not state.why:
+        before, state = state, _trial(objective, here, solver, state, tolerance)
+        state = replace(state, why=state.why or _end(state, steps))
+        if checkpoint is not None:
+            checkpoint(state)
+        if len(state.rho) > len(before.rho) and not state.why:
+            here, solver = prepare(state.coefficients)
+    return state
+
+
+def _trial(
+    objective: Objective, here: Linearisation, solver: Solver, state: Descent, tolerance: float
+) -> Descent:
+    """One step from the current coefficients, accepted or not."""
+    damping = state.next_damping
+    solution = solver.solve(damping * here.mean_diagonal)
+    tried = replace(
+        state, trials=state.trials + 1, products=state.products + int(solution.iterations)
+    )
+    promised = float(predicted_decrease(here, solution))
+    if not promised > tolerance * abs(here.value):
+        return replace(tried, why="the model promises no further decrease")
+    A = state.coefficients + solution.step
+    loss = objective.value(A)
+    rho = (here.value - loss) / promised if np.isfinite(loss) else -np.inf
+    changed = replace(
+        tried, next_damping=damping * (1 / 3 if rho > GOOD else 4 if rho < POOR else 1)
+    )
+    if not rho > ACCEPT:
+        return changed
+    return replace(
+        changed,
+        coefficients=A,
+        loss=np.append(state.loss, loss),
+        damping_relative=np.append(state.damping_relative, damping),
+        rho=np.append(state.rho, rho),
+    )
+
+
+def _end(state: Descent, steps: int) -> str:
+    """Why the descent ends now, or nothing."""
+    if len(state.rho) >= steps:
+        return "all steps taken"
+    if state.trials >= steps * TRIALS_PER_STEP:
+        return "no damping tried lowers the loss any more"
+    return ""

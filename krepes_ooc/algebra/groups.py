@@ -1,6 +1,6 @@
 """Group audit: which groups of landmarks hold up the samples of each group.
 
-    share[g, g'] = mean over samples t of group g of  sum_{l in R_t, group g'} w_tl / sum_{l in R_t} w_tl
+    share[g, g'] = mean_{t in g} [ sum_{l in R_t, l in g'} w_tl / sum_{l in R_t} w_tl ]
 
 with R_t the top landmarks of t and w_tl = |score|. Its chance level is the share of group g' among
 the landmarks: what top landmarks drawn at random would give.
@@ -84,7 +84,7 @@ def group_table(
 
 
 def _mass(group: Index, weight: Float, n_groups: int) -> Float:
-    """Share of every sample's landmark mass by group [audited, group]; a zero row if it has none."""
+    """Share of landmark mass by group [audited, group]; a zero row if there is none."""
     mass = np.zeros((len(group), n_groups))
     sample, rank = np.nonzero(group >= 0)
     np.add.at(mass, (sample, group[sample, rank]), weight[sample, rank])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from array_api_compat import array_namespace, device
@@ -42,18 +43,31 @@ class KernelMap:
     landmark_centre: Array | None
     landmark_self: Array
 
-    def rows(self, x: Array, self_kernel_x: Array | None = None) -> Array:
+    @cached_property
+    def _row_centre(self) -> Array:
+        """The centre in the type of the rows, cast once."""
+        xp = array_namespace(self.landmarks)
+        return None if self.centre is None else xp.astype(self.centre, self.landmarks.dtype)
+
+    def centre_rows(self, x: Array) -> Array:
+        """c_x [sample] of unscaled feature rows [sample, feature]; None without centring."""
+        return None if self.centre is None else centre_kernel(x, self._row_centre, self.layout)
+
+    def rows(
+        self, x: Array, self_kernel_x: Array | None = None, centre_x: Array | None = None
+    ) -> Array:
         """Normalised kernel rows [sample, landmark] of unscaled feature rows [sample, feature].
 
         Args:
             x: unscaled feature rows.
             self_kernel_x: k(x, x) [sample] where it is stored; computed where it is not.
+            centre_x: what ``centre_rows`` gave for x, if it is known.
         """
         if self.normalisation.mode in ("ccos", "cosine") and self_kernel_x is None:
             self_kernel_x = self_kernel(x, self.layout)
         return normalise(
             gram(x, self.landmarks, self.layout),
-            None if self.centre is None else centre_kernel(x, self.centre, self.layout),
+            self.centre_rows(x) if centre_x is None else centre_x,
             self.landmark_centre,
             self_kernel_x,
             self.landmark_self,

@@ -36,6 +36,8 @@ class Solution:
     Args:
         step: X [landmark, component, column].
         converged: whether the true residual is within the tolerance [column].
+        image: H X, from the products that recompute the residual at the end, so that the model's
+            decrease costs no further product [landmark, component, column].
         relative_residual: |R - (H + damping I) X| / |R|, recomputed at the end [column].
         iterations: products that the column took part in [column].
         residual: relative residual that the recursion saw [iteration, column].
@@ -43,6 +45,7 @@ class Solution:
     """
 
     step: Array
+    image: Array
     converged: npt.NDArray[np.bool_]
     relative_residual: Array
     iterations: npt.NDArray[np.int64]
@@ -103,7 +106,7 @@ def conjugate_gradient(
         guess: where to start, shaped like the step (default 0).
         state: what an earlier solve of the same system handed to ``checkpoint``; the solve goes on
             from it, bit for bit as if it had not been interrupted.
-        checkpoint: called with the state after every iteration.
+        checkpoint: called with the state after every product that led to a new one.
 
     Raises:
         ValueError: a damping is not positive, or the shapes do not belong together.
@@ -118,15 +121,19 @@ def conjugate_gradient(
     if state is None:
         start = np.zeros_like(rhs) if guess is None else guess.reshape(rhs.shape)
         state = system.begin(start, guess is not None)
-    restart = True
+    image, restart = np.zeros_like(rhs), True
     while restart:
         while (active := _active(state, tolerance)).size and len(state.history) < max_iterations:
             state = system.advance(state, active)
             if checkpoint is not None:
                 checkpoint(state)
-        state, restart = system.verify(state, tolerance)
+        image = product(state.step)
+        state, restart = system.verify(state, image, tolerance)
+        if restart and checkpoint is not None:
+            checkpoint(state)
     solution = Solution(
         step=state.step,
+        image=image,
         converged=state.verified <= tolerance,
         relative_residual=state.verified,
         iterations=state.used,
@@ -146,7 +153,7 @@ class _System:
     preconditioner: Preconditioner | None
 
     def begin(self, step: Array, guessed: bool) -> CGState:
-        R = missing(self.product, self.rhs, self.shifts, step) if guessed else self.rhs
+        R = missing(self.product(step), self.rhs, self.shifts, step) if guessed else self.rhs
         columns = len(self.shifts)
         Z = self._precondition(R, self.shifts)
         return CGState(
@@ -184,9 +191,9 @@ class _System:
             history=np.concatenate([state.history, relative[None]]),
         )
 
-    def verify(self, state: CGState, tolerance: float) -> tuple[CGState, bool]:
-        """Compute true residuals; restart the columns that the recursion gave up too early."""
-        R = missing(self.product, self.rhs, self.shifts, state.step)
+    def verify(self, state: CGState, image: Array, tolerance: float) -> tuple[CGState, bool]:
+        """True residuals from H X; restart the columns that the recursion gave up too early."""
+        R = missing(image, self.rhs, self.shifts, state.step)
         true = norms(R) / scale(self.rhs)
         early = (true > tolerance) & (state.relative <= tolerance) & (2 * true < state.verified)
         if not early.any():
@@ -234,9 +241,9 @@ def positive(damping: npt.ArrayLike) -> Array:
     return shifts
 
 
-def missing(product: Operator, rhs: Array, shifts: Array, step: Array) -> Array:
-    """R - (H + shift I) X."""
-    return np.asarray(rhs - product(step) - shifts * step)
+def missing(image: Array, rhs: Array, shifts: Array, step: Array) -> Array:
+    """R - (H + shift I) X for the image H X."""
+    return np.asarray(rhs - image - shifts * step)
 
 
 def _dots(X: Array, Y: Array) -> Array:
@@ -268,6 +275,7 @@ def without_columns(solution: Solution) -> Solution:
     """The solution of a system of one column, its column axis removed."""
     return Solution(
         step=solution.step[..., 0],
+        image=solution.image[..., 0],
         converged=solution.converged[0],
         relative_residual=solution.relative_residual[0],
         iterations=solution.iterations[0],

@@ -7,13 +7,10 @@ space, d(x, y) = k(x, x) + k(y, y) - 2 k(x, y), which is 2 - 2 k for ccos and co
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 from array_api_compat import array_namespace
 
 from krepes_ooc import counter
@@ -22,11 +19,10 @@ from krepes_ooc.errors import StageFailed, UsageError
 Array = Any
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-KernelRows = Callable[[Index], Float]
 
 # Below this share of k(x, x) + k(y, y) a squared distance is rounding noise of float32 products.
 SAME = 2.0**-20
-_OVERSAMPLE, _SEEDING, _GUMBEL = 101, 102, 103
+_OVERSAMPLE, _GUMBEL = 101, 103
 
 
 def choose_uniform(n_samples: int, count: int, seed: int) -> Index:
@@ -91,75 +87,6 @@ def nearest(kernel: Array, self_y: Array | None = None) -> Array:
     return xp.argmin(xp.astype(self_y, kernel.dtype)[None, :] - 2.0 * kernel, axis=1)
 
 
-def kmeans_plus_plus(
-    kernel: Float | KernelRows,
-    count: int,
-    seed: int,
-    *,
-    weights: Float | None = None,
-    self_kernel: Float | None = None,
-    trials: int | None = None,
-) -> tuple[Index, Index]:
-    """Choose ``count`` of c candidates by weighted greedy k-means++ in kernel space.
-
-    The chosen come in the order of choice, so a prefix is a choice of its own. Once every candidate
-    coincides with a chosen one, the unused candidates of lowest index fill the rest.
-    Source: Arthur and Vassilvitskii (2007); greedy trials as in its section 8.
-
-    Args:
-        kernel: values [candidate, candidate_], or a function from indices to such rows.
-        count: how many to choose; all candidates if there are fewer.
-        seed: of the sampler.
-        weights: samples that a candidate stands for [candidate]; default 1.
-        self_kernel: k(c, c) [candidate]; default the diagonal of an array, else 1.
-        trials: candidates drawn per step, the best is kept; default 2 + ln(count).
-
-    Returns:
-        indices of the chosen [landmark] and, for every candidate, the position of its nearest
-        chosen one [candidate].
-    """
-    rows, own = _rows_and_diagonal(kernel, self_kernel, weights)
-    mass = np.ones(len(own)) if weights is None else np.asarray(weights, dtype=np.float64)
-    trials = 2 + int(math.log(max(count, 1))) if trials is None else trials
-    chosen: list[int] = []
-    distance, owner = np.full(len(own), np.inf), np.zeros(len(own), dtype=np.int64)
-    for step in range(min(count, len(own))):
-        potential = mass * distance if step else mass
-        drawn = _draw(potential, seed, step, trials if step else 1)
-        if not drawn.size:
-            drawn = np.setdiff1d(np.arange(len(own)), chosen)[:1]
-        away = squared_distance(rows(drawn), own[drawn], own)
-        best = int(np.argmin(np.minimum(away, distance) @ mass))
-        closer = away[best] < distance
-        distance, owner = np.minimum(away[best], distance), np.where(closer, step, owner)
-        # A chosen candidate never comes again, and belongs to itself unless it is a duplicate.
-        distance[drawn[best]] = 0.0
-        chosen.append(int(drawn[best]))
-    return np.array(chosen, dtype=np.int64), owner
-
-
-def reduce_candidates(
-    kernel: Float | KernelRows,
-    weights: Float,
-    count: int,
-    seed: int,
-    *,
-    self_kernel: Float | None = None,
-    trials: int | None = None,
-) -> tuple[Index, Float]:
-    """The last step of k-means||: weighted k-means++ from the candidates down to ``count``.
-
-    Returns:
-        indices of the chosen [landmark] (fewer if there are fewer candidates), and for each the
-        summed weight of the candidates nearest to it [landmark].
-    """
-    chosen, owner = kmeans_plus_plus(
-        kernel, count, seed, weights=weights, self_kernel=self_kernel, trials=trials
-    )
-    share = np.bincount(owner, weights=weights, minlength=len(chosen))
-    return chosen, share.astype(np.float64)
-
-
 def pilot_damping(eigenvalues: Float, n_samples: int, n_pilot: int, n_landmarks: int) -> float:
     """Damping of the ridge leverage scores: tail trace / m, estimated from the pilot kernel.
 
@@ -189,9 +116,11 @@ def pilot_damping(eigenvalues: Float, n_samples: int, n_pilot: int, n_landmarks:
 
 def pilot_whitening(pilot_kernel: Float, n_samples: int, damping: float) -> Float:
     """L^-1 [pilot, pilot_] with L L^T = K_CC + damping (q / n) I."""
+    from scipy.linalg import solve_triangular  # on first use: scipy costs 0.2 s
+
     q = len(pilot_kernel)
     L = np.linalg.cholesky(pilot_kernel + damping * q / n_samples * np.eye(q))
-    return np.asarray(scipy.linalg.solve_triangular(L, np.eye(q), lower=True))
+    return np.asarray(solve_triangular(L, np.eye(q), lower=True))
 
 
 def leverage_scores(
@@ -230,26 +159,3 @@ def top_m(keys: Float, sample_id: Index, count: int) -> tuple[Float, Index]:
     """
     order = np.lexsort((sample_id, -np.asarray(keys)))[:count]
     return keys[order], sample_id[order]
-
-
-def _rows_and_diagonal(
-    kernel: Float | KernelRows, self_kernel: Float | None, weights: Float | None
-) -> tuple[KernelRows, Float]:
-    if callable(kernel):
-        if self_kernel is None and weights is None:
-            raise ValueError("a kernel function needs weights or a self kernel to tell its size")
-        own = np.ones(len(weights)) if self_kernel is None else self_kernel  # type: ignore[arg-type]
-        return kernel, np.asarray(own, dtype=np.float64)
-    values = np.asarray(kernel)
-    own = np.diagonal(values) if self_kernel is None else self_kernel
-    return lambda index: values[index], np.asarray(own, dtype=np.float64)
-
-
-def _draw(potential: Float, seed: int, step: int, trials: int) -> Index:
-    """Indices drawn in proportion to the potential; none if it is zero everywhere."""
-    cumulated = np.cumsum(potential)
-    if not cumulated[-1] > 0:
-        return np.zeros(0, dtype=np.int64)
-    wanted = counter.uniform(seed, _SEEDING, step, np.arange(trials)) * cumulated[-1]
-    found = np.searchsorted(cumulated, wanted, side="right")
-    return np.unique(np.minimum(found, np.flatnonzero(potential)[-1])).astype(np.int64)

@@ -83,9 +83,10 @@ class DirectSolver:
             rest = y - image - shifts[:, None] * weights
         step = -np.moveaxis(self.problem.adjoint(weights), 0, -1)
         rhs = np.repeat(-self.problem.gradient[..., None], len(shifts), axis=-1)
-        error = norms(missing(self.problem.product, rhs, shifts, step)) / scale(rhs)
+        image = self.problem.product(step)
+        error = norms(missing(image, rhs, shifts, step)) / scale(rhs)
         once = np.ones(len(shifts), dtype=np.int64)
-        solution = Solution(step, error <= self.tolerance, error, once, error[None])
+        solution = Solution(step, image, error <= self.tolerance, error, once, error[None])
         return solution if np.ndim(damping) else without_columns(solution)
 
 

@@ -1,16 +1,14 @@
-"""What the terminal shows: progress as bars, or as plain lines on a pipe; tables; one-line errors."""
+"""What the terminal shows: progress as bars, or as plain lines on a pipe; tables; JSON."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from krepes_ooc.blocks import format_bytes
 
@@ -48,14 +46,15 @@ class Lines:
 class Bars:
     """Progress as one bar a stage, with blocks, rate and remaining time."""
 
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=console,
+    def __init__(self) -> None:
+        from rich import progress
+
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description:<10}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(),
         )
         self._task: Any = None
         self._bytes, self._begun = 0, 0.0
@@ -90,13 +89,18 @@ class Bars:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows as a table; cells are text, never markup."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
-    Console(soft_wrap=False).print(table)
+    """Print rows as a table, wrapped on a terminal, one line a row on a pipe; cells are text."""
+    cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    if title:
+        click.echo(title)
+    if sys.stdout.isatty():
+        _print_wrapped(columns, cells)
+        return
+    table = [list(columns), *cells] if any(columns) else cells
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo(line.rstrip())
 
 
 def print_json(value: Any) -> None:
@@ -104,7 +108,14 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, sort_keys=True, default=str))
 
 
-def _plain(cell: Any) -> Any:
+def _print_wrapped(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
-    return Text(str(cell))
+    table = Table(box=None, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        table.add_column(column)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console().print(table)

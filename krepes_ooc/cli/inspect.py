@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -24,39 +23,44 @@ def status(
     """Show every stage: sealed, stale, missing, or how many units are on disk."""
     from krepes_ooc.runner import read_status
 
-    name, root = _which(recipe, workspace)
-    found = read_status(name, root, overrides)
+    found = read_status(recipe, _which(recipe, workspace), overrides)
     if as_json:
         print_json(found)
         return
     rows = [(stage["stage"], stage["state"], stage["detail"]) for stage in found["stages"]]
-    print_table(f"{found['workspace']} ({found['recipe']})", ("stage", "state", ""), rows)
+    print_table(f"{found['workspace']} ({found['recipe']})", ("stage", "state", "detail"), rows)
+    if found["note"]:
+        click.echo(found["note"])
 
 
 @click.command()
 @recipe_or_none
 @options.workspace
-@click.option("--store", "only", metavar="STAGE", help="Verify what this stage wrote, only.")
+@click.option("--store", "only", metavar="NAME", help="Verify this store or stage only.")
 @options.as_json
 def verify(recipe: str | None, workspace: Path | None, only: str | None, as_json: bool) -> None:
     """Recompute every checksum and name every damaged file. Exit 5 if there is one."""
     from krepes_ooc.runner import verify_workspace
 
-    _, root = _which(recipe, workspace)
+    root = _which(recipe, workspace)
     found = verify_workspace(root, only)
     damage = [str(item) for item in found.damage]
     if as_json:
-        print_json({"stages": found.stages, "files": found.files, "bytes": found.bytes, "damage": damage})
+        print_json(
+            {"stages": found.stages, "files": found.files, "bytes": found.bytes, "damage": damage}
+        )
     else:
         for line in damage:
             click.echo(line)
-        click.echo(f"verified {found.files} files, {format_bytes(found.bytes)}: {len(damage)} damaged")
+        click.echo(
+            f"verified {found.files} files, {format_bytes(found.bytes)}: {len(damage)} damaged"
+        )
     if damage:
         raise DamageError(
             f"{len(damage)} damaged files",
             where=str(root),
             expected="the bytes that were written",
-            advice="delete the damaged stage's folder under .krepes/stages to compute it again",
+            advice="krepes run --repair computes exactly these again",
         )
 
 
@@ -73,21 +77,24 @@ def doctor(as_json: bool) -> None:
     print_table("", ("", ""), [(key, value) for key, value in found.items()])
 
 
-def _which(recipe: str | None, workspace: Path | None) -> tuple[str | None, Path]:
-    """Recipe and folder: either may follow from the other.
+def _which(recipe: str | None, workspace: Path | None) -> Path:
+    """The folder, given or following from the recipe.
 
     Raises:
         UsageError: neither was given, or there is no such workspace.
     """
-    from krepes_ooc.recipes import Recipe
-    from krepes_ooc.runner import default_workspace
+    if workspace is None:
+        if recipe is None:
+            raise UsageError("which workspace?", expected="a recipe, or --workspace FOLDER")
+        from krepes_ooc.recipes import Recipe
+        from krepes_ooc.runner import default_workspace
 
-    if recipe is None and workspace is None:
-        raise UsageError("which workspace?", expected="a recipe or --workspace")
-    root: Any = workspace
-    if root is None:
-        assert recipe is not None
-        root = default_workspace(Recipe.load(recipe))
-    if not (root / ".krepes").is_dir():
-        raise UsageError("no workspace there", where=str(root), expected="a folder that `krepes run` made")
-    return recipe, root
+        workspace = default_workspace(Recipe.load(recipe))
+    if not (workspace / ".krepes").is_dir():
+        raise UsageError(
+            "no workspace there",
+            where=str(workspace),
+            expected="a folder that `krepes run` made",
+            advice="name it with --workspace",
+        )
+    return workspace

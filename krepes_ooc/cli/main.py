@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -11,49 +13,61 @@ import click
 from krepes_ooc.cli import inspect, running, shipped
 from krepes_ooc.errors import Interrupted, KrepesError
 
+_DEBUG = "--debug"
+_RESUME = "run the same command again to resume"
+# click 8.2 raises it where a group is called without a command.
+_HELP_WANTED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
 
 class Group(click.Group):
     """Commands whose errors are one line on stderr."""
 
-    def main(self, *args: Any, **extra: Any) -> Any:  # type: ignore[override]
-        """Run a command and exit with the code of its outcome."""
-        debug = "--debug" in sys.argv
+    def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> Any:
+        """Run a command and exit with the code of its outcome; --debug may stand anywhere."""
+        given = list(sys.argv[1:] if args is None else args)
+        debug = _DEBUG in given
+        given = [argument for argument in given if argument != _DEBUG]
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
-            sys.exit(code if isinstance(code, int) else 0)
-        except click.exceptions.Exit as exit_:
-            sys.exit(exit_.exit_code)
-        except click.Abort:
-            sys.exit(_told(Interrupted("stopped by Ctrl-C", advice="run the same command again to resume"), debug))
-        except click.ClickException as error:
-            click.echo(f"krepes: {' '.join(error.format_message().split())}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.exit(_told(Interrupted("stopped by Ctrl-C", advice="run the same command again to resume"), debug))
-        except KrepesError as error:
-            sys.exit(_told(error, debug))
-        except BrokenPipeError:
-            sys.exit(0)
+            code = super().main(given, **{**extra, "standalone_mode": False})
+            sys.stdout.flush()
         except Exception as error:
-            click.echo(f"krepes: unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-                       "; --debug shows where", err=True)
-            if debug:
-                traceback.print_exc()
-            sys.exit(1)
+            code = _told(error, debug)
+        except KeyboardInterrupt:
+            code = _told(Interrupted("stopped by Ctrl-C", advice=_RESUME), debug)
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="krepes-ooc", prog_name="krepes")
-@click.option("--debug", is_flag=True, help="Show where an error came from.")
+@click.option(_DEBUG, is_flag=True, help="Show where an error came from; may stand anywhere.")
 def main(debug: bool) -> None:
     """Audit frozen self-supervised networks, out of core."""
 
 
-def _told(error: KrepesError, debug: bool) -> int:
+def _told(error: Exception, debug: bool) -> int:
+    """Print an error as one line and return its exit code."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has left: nothing is written to it when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     if debug:
-        traceback.print_exc()
-    click.echo(f"krepes: {error}", err=True)
-    return error.exit_code
+        traceback.print_exception(error)
+    if isinstance(error, click.Abort):
+        error = Interrupted("stopped by Ctrl-C", advice=_RESUME)
+    if isinstance(error, _HELP_WANTED):
+        click.echo(str(error), err=True)
+        return 2
+    if isinstance(error, KrepesError):
+        click.echo(f"krepes: {error}", err=True)
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        click.echo(f"krepes: {' '.join(error.format_message().split())}", err=True)
+        return 2
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    click.echo(f"krepes: unexpected {what}; --debug shows where", err=True)
+    return 1
 
 
 for command in (

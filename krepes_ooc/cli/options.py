@@ -14,7 +14,7 @@ from krepes_ooc.errors import KrepesError, UsageError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Bytes(click.ParamType):
+class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A size such as ``2GiB``."""
 
     name = "size"
@@ -27,13 +27,15 @@ class Bytes(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A duration such as ``90``, ``90s``, ``45m``, ``12h`` or ``2d``."""
 
     name = "time"
     units: dict[str, float] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         """Seconds."""
         text = str(value).strip()
         number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
@@ -54,21 +56,37 @@ workspace = click.option(
     help="Folder of the audit; default krepes-workspace/<recipe>.",
 )
 overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key: stages.newton.damping=1."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe key: stages.newton.damping=1.",
 )
-memory = click.option("--memory", type=Bytes(), help="Memory of the run; default 3/4 of what is free.")
+memory = click.option(
+    "--memory", type=Bytes(), help="Memory of the run; default 3/4 of what is free."
+)
 workers = click.option("--workers", type=click.IntRange(min=1), help="Threads; default all cores.")
 device = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where blocks are computed."
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Where blocks are computed.",
 )
 until = click.option("--until", metavar="STAGE", help="Stop after this stage.")
 only = click.option("--only", metavar="STAGE", help="Run this stage alone.")
 restart_stale = click.option(
     "--restart-stale", is_flag=True, help="Compute stages again whose inputs or settings changed."
 )
-max_time = click.option("--max-time", type=Seconds(), help="Stop, resumable, after this time: 90s, 45m, 12h.")
+repair = click.option(
+    "--repair", is_flag=True, help="Find damaged files and compute exactly these again."
+)
+max_time = click.option(
+    "--max-time", type=Seconds(), help="Stop, resumable, after this time: 90s, 45m, 12h."
+)
 mixed_numerics = click.option(
-    "--allow-mixed-numerics", is_flag=True, help="Resume a stage that another kind of machine began."
+    "--allow-mixed-numerics",
+    is_flag=True,
+    help="Resume a stage that another kind of machine began.",
 )
 strict = click.option("--strict", is_flag=True, help="Exit 1 if the step is not trusted.")
 quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")

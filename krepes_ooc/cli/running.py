@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from krepes_ooc.errors import StageFailed
     options.until,
     options.only,
     options.restart_stale,
+    options.repair,
     options.mixed_numerics,
     options.max_time,
     options.strict,
@@ -32,35 +35,42 @@ from krepes_ooc.errors import StageFailed
     options.as_json,
 )
 def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given: Any) -> None:
-    """Run RECIPE (a shipped name or a .yaml file) to its sealed end, or on from where it stopped."""
-    from krepes_ooc.recipes import Recipe
-    from krepes_ooc.runner import Options
-    from krepes_ooc.runner import run as run_recipe
+    """Run RECIPE to its sealed end, or on from where it stopped.
+
+    RECIPE is a shipped name (krepes recipes list) or the path of a .yaml file.
+    """
+    from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
 
     options.check_device(given["device"])
     quiet = given["quiet"] or given["as_json"]
-    asked = Options(
-        given["memory"],
-        given["workers"],
-        given["until"],
-        given["only"],
-        given["restart_stale"],
-        given["max_time"],
-        given["allow_mixed_numerics"],
-    )
-    listener = _listener(quiet)
-    try:
-        summary = run_recipe(Recipe.load(recipe, overrides), workspace, asked, listener)
-    finally:
-        if isinstance(listener, Bars):
-            listener.close()
-    trusted = _trusted(summary.workspace)
+    stop = StopFlag(given["max_time"])
+    # Signals count from here on: the imports below take a second.
+    with stop_on_signals(stop), _listener(quiet) as listener:
+        from krepes_ooc import runner
+        from krepes_ooc.recipes import Recipe
+
+        asked = runner.Options(
+            memory=given["memory"],
+            workers=given["workers"],
+            until=given["until"],
+            only=given["only"],
+            restart_stale=given["restart_stale"],
+            repair=given["repair"],
+            mixed_numerics=given["allow_mixed_numerics"],
+        )
+        loaded = Recipe.load(recipe, overrides)
+        summary = runner.run(loaded, workspace, asked, listener, stop)
     if given["as_json"]:
-        print_json({**vars(summary), "trusted": trusted})
+        print_json(vars(summary))
     elif not quiet:
-        _say(summary, trusted)
-    if given["strict"] and trusted is False:
-        raise StageFailed("the step is not trusted", where=str(summary.workspace), advice="see the report")
+        _say(summary)
+    if given["strict"] and summary.trusted is False:
+        raise StageFailed(
+            "the Newton step is not trusted",
+            where=str(summary.workspace),
+            expected="a trusted step, because of --strict",
+            advice="the report says why",
+        )
 
 
 @click.command()
@@ -76,12 +86,17 @@ def plan(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Say what RECIPE would do: units, bytes, memory and workers of every stage. Computes nothing."""
+    """Say what RECIPE would cost: units, bytes, memory, workers of every stage.
+
+    Computes nothing, and writes nothing where there is no workspace yet.
+    """
     from krepes_ooc.recipes import Recipe
     from krepes_ooc.runner import Options, default_workspace, make_plan
 
     loaded = Recipe.load(recipe, overrides)
-    planned = make_plan(loaded, workspace or default_workspace(loaded), Options(memory, workers))
+    planned = make_plan(
+        loaded, workspace or default_workspace(loaded), Options(memory=memory, workers=workers)
+    )
     if as_json:
         print_json(planned)
         return
@@ -109,34 +124,33 @@ def plan(
     click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in shape.items()))
 
 
-def _listener(quiet: bool) -> Any:
+@contextlib.contextmanager
+def _listener(quiet: bool) -> Iterator[Any]:
+    """Nothing, plain lines on a pipe, or bars that leave the terminal as it was."""
     from krepes_ooc.engine.progress import Silent
 
     if quiet:
-        return Silent()
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        return Bars(Console())
-    return Lines()
-
-
-def _trusted(workspace: Path) -> bool | None:
-    from krepes_ooc.storage.workspace import Workspace
-
-    space = Workspace(workspace)
-    if not space.record("newton", "newton").seal():
-        return None
-    return bool(space.reader("newton").attributes["trusted"])
-
-
-def _say(summary: Any, trusted: bool | None) -> None:
-    if not summary.ran:
-        click.echo(f"nothing to do: all {len(summary.skipped)} stages are sealed")
+        yield Silent()
+    elif not sys.stdout.isatty():
+        yield Lines()
     else:
+        with contextlib.closing(Bars()) as bars:
+            yield bars
+
+
+def _say(summary: Any) -> None:
+    if summary.ran:
         peak = format_bytes(summary.peak_bytes)
-        click.echo(f"sealed {', '.join(summary.ran)} in {summary.seconds:.1f} s, peak memory {peak}")
-    if trusted is False:
+        click.echo(
+            f"sealed {', '.join(summary.ran)} in {summary.seconds:.1f} s, peak memory {peak}"
+        )
+    elif summary.left:
+        click.echo(f"nothing to do: {', '.join(summary.skipped)} sealed")
+    else:
+        click.echo(f"nothing to do: all {len(summary.skipped)} stages are sealed")
+    if summary.left:
+        click.echo(f"left: {', '.join(summary.left)}")
+    if summary.trusted is False:
         click.echo("the Newton step is not trusted: the report says why")
-    if (summary.workspace / "report.html").exists():
+    if "report" not in summary.left:
         click.echo(f"report: {summary.workspace / 'report.html'}")

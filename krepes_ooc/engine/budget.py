@@ -1,4 +1,4 @@
-"""The byte budget: workers follow from it; a plan that cannot fit is refused before the first task."""
+"""The byte budget: workers follow from it; what cannot fit is refused before the first task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from krepes_ooc.blocks import format_bytes
 from krepes_ooc.engine import machine
-from krepes_ooc.errors import PlanRefused
+from krepes_ooc.errors import PlanRefused, UsageError
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ class Budget:
         fitting = self.fitting(need, base)
         if not fitting:
             total = base + need.fixed + need.per_worker
+            enough = format_bytes(1.1 * total)
             raise PlanRefused(
                 f"one worker needs {format_bytes(total)} of memory",
                 where=f"stage {stage}",
                 expected=f"at most --memory {format_bytes(self.memory)}",
-                advice=f"raise --memory to {format_bytes(1.1 * total)}, or lower the number of landmarks",
+                advice=f"raise --memory to {enough}, or lower the number of landmarks",
             )
         return fitting
 
@@ -65,6 +66,12 @@ class Budget:
 
 
 def default_budget(memory: int | None, workers: int | None) -> Budget:
-    """The budget asked for, or three quarters of the available memory and all cores."""
+    """The budget asked for, or three quarters of the available memory and all cores.
+
+    Raises:
+        UsageError: less than one worker.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"{workers} workers", where="--workers", expected="at least 1")
     limit = memory if memory is not None else machine.available_bytes() * 3 // 4
     return Budget(limit, workers if workers is not None else machine.cores())

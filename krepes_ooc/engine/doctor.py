@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 import time
 import uuid
-from importlib.metadata import version
 from pathlib import Path
 
 from krepes_ooc.blocks import format_bytes
@@ -26,7 +26,7 @@ _TRIAL_BYTES = 2**26
 def examine(folder: Path) -> dict[str, str]:
     """Facts in words: versions, cores, memory, BLAS, disk, GPU, optional parts."""
     found = {"python": sys.version.split()[0]}
-    found |= {name: version(name) for name in LIBRARIES}
+    found |= {name: machine.library_version(name) for name in LIBRARIES}
     found["cores"] = str(machine.cores())
     found["memory available"] = format_bytes(machine.available_bytes())
     found["numerics"] = machine.numerics()
@@ -47,6 +47,7 @@ def _write_rate(folder: Path) -> str:
         with path.open("wb") as file:
             file.write(bytes(_TRIAL_BYTES))
             file.flush()
+            os.fsync(file.fileno())
         seconds = time.perf_counter() - begin
     except OSError as error:
         return f"cannot write: {error.strerror}"

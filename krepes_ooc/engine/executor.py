@@ -12,7 +12,8 @@ from krepes_ooc.engine.stopping import StopFlag
 
 T = TypeVar("T")
 R = TypeVar("R")
-WAVE_TASKS = 4096
+Graph = dict[str, tuple[Any, ...]]
+WAVE_TASKS = 4096  # a power of two, so that waves are whole branches of a reduction tree
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Executor:
     Args:
         workers: threads, one BLAS thread each.
         stop: asked before every task.
-        progress: told after every task.
+        progress: for tasks to tell what they have put on disk; the executor itself says nothing.
     """
 
     workers: int = 1
@@ -39,30 +40,67 @@ class Executor:
             Stopped: the run was asked to stop; finished tasks keep what they wrote.
         """
         for start in range(0, len(items), WAVE_TASKS):
-            yield from self._wave(function, items[start : start + WAVE_TASKS])
+            graph = self._tasks(function, items[start : start + WAVE_TASKS])
+            yield from self._compute(graph, list(graph))
 
     def run(self, function: Callable[[T], Any], items: Sequence[T]) -> None:
-        """Call ``function`` for every item, for what it writes."""
-        for _ in self.map(function, items):
+        """Call ``function`` for every item, for what it writes.
+
+        Raises:
+            Stopped: the run was asked to stop; finished tasks keep what they wrote.
+        """
+
+        def task(item: T) -> None:
+            function(item)
+
+        for _ in self.map(task, items):
             pass
 
-    def fold(
-        self, function: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]
-    ) -> R:
-        """Sum ``function(item)`` over items, pairwise in fixed order."""
-        parts = list(self.map(function, items))
-        return tree_fold(len(parts), parts.__getitem__, add)
+    def fold(self, function: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
+        """Sum of ``function(item)`` over items, added in the tree of ``tree_fold``.
 
-    def _wave(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        from dask.threaded import get
+        Parts are added as soon as both are there, so only a few of them are held at a time.
 
+        Raises:
+            Stopped: the run was asked to stop.
+            ValueError: there is nothing to add.
+        """
+        sums: list[R] = []
+        for start in range(0, len(items), WAVE_TASKS):
+            graph = self._tasks(function, items[start : start + WAVE_TASKS])
+            sums += self._compute(graph, [_add_tree(graph, add)])
+        return tree_fold(len(sums), sums.__getitem__, add)
+
+    def _tasks(self, function: Callable[[T], R], items: Sequence[T]) -> Graph:
         def task(index: int) -> R:
             self.stop.check()
             return function(items[index])
 
-        graph = {f"task-{index}": (task, index) for index in range(len(items))}
+        # Dask starts independent tasks with the last name: these names begin at the first block.
+        return {f"task-{len(items) - index:06d}": (task, index) for index in range(len(items))}
+
+    def _compute(self, graph: Graph, names: list[str]) -> list[Any]:
+        from dask.threaded import get
+
         with ThreadPoolExecutor(self.workers, thread_name_prefix="krepes") as pool:
-            return list(get(graph, list(graph), pool=pool, num_workers=self.workers))
+            results = get(
+                graph, names, pool=pool, num_workers=self.workers, rerun_exceptions_locally=False
+            )
+        return list(results)
+
+
+def _add_tree(graph: Graph, add: Callable[[R, R], R]) -> str:
+    """Add the sums of neighbours, level by level, to a graph of parts; returns the root's name."""
+    level, names = 0, list(graph)
+    while len(names) > 1:
+        pairs = {
+            f"sum-{level:02d}-{len(names) - i:06d}": (add, names[i], names[i + 1])
+            for i in range(0, len(names) - 1, 2)
+        }
+        graph |= pairs
+        names = [*pairs, *names[len(names) // 2 * 2 :]]
+        level += 1
+    return names[0]
 
 
 def tree_fold(count: int, part: Callable[[int], R], add: Callable[[R, R], R]) -> R:

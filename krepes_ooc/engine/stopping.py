@@ -21,20 +21,24 @@ class StopFlag:
 
     def __init__(self, max_seconds: float | None = None) -> None:
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self._reason = ""
-        self._interrupted = False
+        self._asked: tuple[str, bool] | None = None
 
     def request(self, reason: str, *, interrupted: bool = False) -> None:
-        """Ask the run to stop; the first reason stays."""
-        self._interrupted = self._interrupted or interrupted
-        self._reason = self._reason or reason
+        """Ask the run to stop; the first reason stays, and with it the exit code.
+
+        Args:
+            reason: completes "stopped, because ...".
+            interrupted: whether it was Ctrl-C.
+        """
+        if self._asked is None:
+            self._asked = reason, interrupted
 
     @property
     def requested(self) -> bool:
         """Whether the run was asked to stop or its time is up."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.request("its time limit is reached")
-        return bool(self._reason)
+        return self._asked is not None
 
     def check(self) -> None:
         """Leave the current block if the run was asked to stop.
@@ -43,33 +47,40 @@ class StopFlag:
             Interrupted: Ctrl-C.
             Stopped: a signal or the time limit.
         """
-        if self.requested:
-            kind = Interrupted if self._interrupted else Stopped
-            raise kind(
-                f"stopped, because {self._reason}",
+        if self.requested and self._asked is not None:
+            reason, interrupted = self._asked
+            raise (Interrupted if interrupted else Stopped)(
+                f"stopped, because {reason}",
                 advice="nothing is lost: run the same command again to resume",
             )
 
 
 @contextlib.contextmanager
 def stop_on_signals(flag: StopFlag) -> Iterator[None]:
-    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a stop request; a second Ctrl-C stops at once."""
+    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a stop request.
+
+    The second Ctrl-C is a KeyboardInterrupt, for code of the main thread that asks no flag.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    presses = 0
 
     def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal presses
         if number == signal.SIGINT:
-            if flag.requested:
+            presses += 1
+            if presses > 1:
                 raise KeyboardInterrupt
             flag.request("Ctrl-C was pressed", interrupted=True)
         else:
             flag.request(f"{signal.Signals(number).name} was received")
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    names = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def open_dataset(spec: SourceSpec, base: Path) -> ArraySource:
 
     An item is a sample, or a tuple or mapping whose first entry is the sample and whose second is
     a whole number, its label. Samples [channel, y, x] are images; other shapes are taken as they
-    are. Labels are used if the data set lists all of them in ``targets`` or ``labels``.
+    are. Labels are used if the data set lists all of them in ``targets`` or ``labels``, names of
+    the samples (of text: the text itself) if it lists them in ``names``.
 
     Raises:
         SourceError: the factory fails, or gives nothing that has a length and items.
@@ -40,7 +42,7 @@ def open_dataset(spec: SourceSpec, base: Path) -> ArraySource:
         "sha256_of_fixed_samples": hashlib.sha256(content).hexdigest(),
         "length": rows.length,
     }
-    return array_source(spec, rows, rows.find_labels(), identity)
+    return array_source(spec, rows, rows.find_labels(), identity, rows.find_names())
 
 
 class DatasetRows:
@@ -123,6 +125,23 @@ class DatasetRows:
                 expected="a class for every label",
             )
         return Labels(codes, tuple(str(name) for name in names))
+
+    def find_names(self) -> Sequence[str] | None:
+        """Names that the data set lists in ``names``: a list or tuple, one for each sample.
+
+        Raises:
+            SourceError: another number of names than samples.
+        """
+        names = getattr(self._dataset, "names", None)
+        if not isinstance(names, list | tuple):
+            return None
+        if len(names) != self.length:
+            raise SourceError(
+                f"{len(names)} names for {self.length} samples",
+                where=f"source.factory {self._factory}",
+                expected="one name for each sample",
+            )
+        return [str(name) for name in names[: self.shape[0]]]
 
     def _sample(self, position: int) -> npt.NDArray[Any]:
         where = f"{self._factory}, sample {position}"

@@ -74,7 +74,8 @@ class FactorFeatures:
             features = torch.zeros(len(inputs), self.layout.n_features)
             for call in recording.calls:
                 factor = self._factors.get(call.name)
-                if factor is not None and factor.inputs is not None:
+                if factor is not None and factor.inputs is not None and len(call.input):
+                    call.check_samples(len(inputs))  # one row would be broadcast, in silence
                     features[:, slice(*factor.inputs)] = call.input
             full = outputs.new_zeros(len(self.probes), outputs.shape[1])
             full[:, list(self.outputs)] = torch.from_numpy(self.probes)
@@ -122,7 +123,7 @@ class FactorFeatures:
     ) -> None:
         factor = self._factors.get(call.name)
         if factor is not None and isinstance(call.layer, nn.Linear):
-            if gradients[0] is not None:
+            if gradients[0] is not None and len(gradients[0]):
                 features[:, slice(*factor.gradients[probe])] = gradients[0]
             return
         for piece in self._jacobian.call_pieces(call, gradients, len(features)):
@@ -159,7 +160,7 @@ def plan_factors(
     Args:
         network: the frozen network.
         parameters: names of the audited parameters.
-        inputs: two different samples [2, ...].
+        inputs: different samples [sample, ...], 2 or more; all of them are run.
 
     Returns:
         The plan and an empty string; or nothing and the obstacle.
@@ -167,42 +168,45 @@ def plan_factors(
     inner, samples = network.inner, torch.tensor(inputs)
     owners = {name: inner.get_submodule(name.rpartition(".")[0]) for name in parameters}
     linear = [name for name, owner in owners.items() if type(owner) is nn.Linear]
-    others = [name for name in parameters if name not in set(linear)]
     first = canonical_names(inner)
     tied = [name for name in linear if list(first.values()).count(first[name]) > 1]
-    size = sum(inner.get_parameter(name).numel() for name in others)
     if not linear or tied:
         return (), f"{tied[0]} is shared by two layers" if tied else "there is no Linear layer"
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in linear))
+    calls = Jacobian(network, [Unit("layer", name, ()) for name in layers]).record(samples).calls
+    obstacles = _call_obstacles(calls, layers, len(samples))
+    linear = [name for name in linear if name.rpartition(".")[0] not in obstacles]
+    # A layer that is no factor may still be small enough for rows of its plain gradient.
+    others = [name for name in parameters if name not in set(linear)]
+    refusal = next(iter(obstacles.values()), "")
+    size = sum(inner.get_parameter(name).numel() for name in others)
     if size > SMALL_PARAMETERS:
         owner = type(owners[others[0]]).__name__
-        return (), f"{others[0]} and others hold {size} numbers outside Linear layers ({owner})"
-    layers = {name.rpartition(".")[0]: () for name in linear}
-    calls = Jacobian(network, [Unit("layer", name, ()) for name in layers]).record(samples).calls
-    obstacle = _call_obstacle(calls, set(layers), len(samples))
-    if obstacle:
-        return (), obstacle
+        words = f"{others[0]} and others hold {size} numbers outside Linear layers ({owner})"
+        return (), refusal or words
     units = [
         Unit("layer", call.name, tuple(n for n in linear if n.rpartition(".")[0] == call.name))
         for call in calls
+        if call.name not in obstacles
     ]
     extra = plan_units(network, others, samples) if others else ()
     obstacle = _piece_obstacle(Jacobian(network, extra), samples)
-    return ((), obstacle) if obstacle else ((*units, *extra), "")
+    return ((), refusal or obstacle) if obstacle else ((*units, *extra), "")
 
 
-def _call_obstacle(calls: Sequence[Call], owners: set[str], n_samples: int) -> str:
-    names = [call.name for call in calls]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    missing = sorted(owners.difference(names))
-    if twice:
-        return f"layer {twice[0]} is called twice"
-    if missing:
-        return f"layer {missing[0]} is not called as a layer"
+def _call_obstacles(calls: Sequence[Call], layers: Sequence[str], n_samples: int) -> dict[str, str]:
+    """Why a layer is no exact factor, by its name."""
+    names, found = [call.name for call in calls], {}
+    for layer in layers:
+        if names.count(layer) != 1:
+            times = "twice" if layer in names else "nowhere"
+            found[layer] = f"layer {layer} is called {times} as a layer"
     for call in calls:
         shape = tuple(call.input.shape)
         if len(shape) != 2 or shape[0] != n_samples:
-            return f"layer {call.name} reads shape {shape}, not one vector a sample"
-    return ""
+            words = f"layer {call.name} reads shape {shape}, not one vector a sample"
+            found.setdefault(call.name, words)
+    return found
 
 
 def _piece_obstacle(jacobian: Jacobian, samples: torch.Tensor) -> str:

@@ -56,13 +56,21 @@ class FrozenNetwork(nn.Module):
         return result.reshape(result.shape[0], -1)
 
     def copied(self) -> FrozenNetwork:
-        """An own copy, whose weights may be changed."""
-        return copy.deepcopy(self)
+        """An own copy, whose weights may be changed.
+
+        Raises:
+            NetworkError: the module cannot be copied.
+        """
+        return _copy(self, {})
 
     def twin(self) -> FrozenNetwork:
-        """Own modules, so own hooks, on the same weights: all threads share one copy of them."""
+        """Own modules, so own hooks, on the same weights: all threads share one copy of them.
+
+        Raises:
+            NetworkError: the module cannot be copied.
+        """
         tensors = [*self.parameters(), *self.buffers()]
-        return copy.deepcopy(self, {id(tensor): tensor for tensor in tensors})
+        return _copy(self, {id(tensor): tensor for tensor in tensors})
 
 
 def freeze(module: nn.Module, output: str | None = None) -> FrozenNetwork:
@@ -162,6 +170,17 @@ def check_module(module: Any) -> nn.Module:
                 advice="train with track_running_stats=True or replace the layer",
             )
     return module
+
+
+def _copy(network: FrozenNetwork, memo: dict[int, Any]) -> FrozenNetwork:
+    try:
+        return copy.deepcopy(network, memo)
+    except (TypeError, RuntimeError) as error:
+        raise NetworkError(
+            f"the network cannot be copied: {error}",
+            where=type(network.inner).__name__,
+            expected="a module without locks, open files or computed tensors as attributes",
+        ) from error
 
 
 def _calls_layers(graph: torch.fx.GraphModule) -> bool:

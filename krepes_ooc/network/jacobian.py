@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -117,7 +117,7 @@ class Jacobian:
 
     def _module_pieces(
         self, unit: Unit, call: Call, gradients: Sequence[torch.Tensor | None], n_samples: int
-    ) -> list[Piece]:
+    ) -> Iterable[Piece]:
         if unit.method in ("vjp", "loop"):
             assert call.layer is not None
             inside = self._names_inside(unit, call.layer)

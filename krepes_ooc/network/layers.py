@@ -150,9 +150,13 @@ def layer_pieces(call: Call, gradient: torch.Tensor, n_samples: int, axis: int) 
         n_samples: samples in the batch.
         axis: the sample axis of the layer's input, 0 or 1; along axis 0 each sample may hold
             several consecutive entries (windows, frames, tokens folded into the batch).
+
+    Raises:
+        NetworkError: the layer read some of the samples only.
     """
     assert call.layer is not None
     inputs = call.input
+    call.check_samples(n_samples, axis)
     if axis == 1:
         inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)
     kind = _known_kind(call.layer)

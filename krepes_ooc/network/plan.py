@@ -40,12 +40,13 @@ def plan_units(
     Args:
         network: the frozen network.
         parameters: canonical names of the audited parameters.
-        inputs: two different samples [2, ...].
+        inputs: different samples [sample, ...], 2 or more: gradients of the first two are compared,
+            and all are run once, because a network may take another path for some samples.
 
     Raises:
         NetworkError: no way gives autograd's gradient; the message names the parameters.
     """
-    trial = _Trial(network, inputs)
+    trial = _Trial(network, inputs[:2])
     ways = {name: _ways(network.inner, name) for name in parameters}
     current: dict[str, Way] = {}
     pending = list(parameters)
@@ -61,6 +62,7 @@ def plan_units(
                 )
             current[name] = trial.with_axes(way)
         pending = trial.wrong({name: current[name] for name in pending})
+        pending = pending or trial.fails(current, inputs)
     return merge_units(unit for name in parameters for unit in current[name])
 
 
@@ -96,6 +98,18 @@ class _Trial:
                 return list(ways)
             return [name for name, way in ways.items() if self.wrong({name: way})]
         return [name for name, error in errors.items() if not error <= self.tolerance]
+
+    def fails(self, ways: dict[str, Way], inputs: torch.Tensor) -> list[str]:
+        """The parameters whose way cannot be gone on these samples."""
+        jacobian = Jacobian(self.network, merge_units(u for way in ways.values() for u in way))
+        try:
+            for _ in jacobian.pieces(jacobian.record(inputs.clone()), self.probe):
+                pass
+        except Exception:  # as above
+            if len(ways) == 1:
+                return list(ways)
+            return [name for name, way in ways.items() if self.fails({name: way}, inputs)]
+        return []
 
     def with_axes(self, way: Way) -> Way:
         """Find the sample axes of the modules that are run again."""

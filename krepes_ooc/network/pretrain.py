@@ -7,10 +7,11 @@ continues with the bits it would have had. torch is imported on first use.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 BatchViews = Callable[[npt.NDArray[np.int64], int], tuple[npt.NDArray[np.float32], ...]]
 MIN_BATCH = 2
-_ORDER_STREAM, _DROPOUT_STREAM = 211, 212
+_ORDER_STREAM, _DROPOUT_STREAM, _INITIAL_STREAM = 211, 212, 213
 _STATE_KEYS = {"model", "target", "correlation", "optimiser", "epoch", "losses"}
 TARGET_DECAY, CORRELATION_DECAY = 0.99, 0.5
 
@@ -71,12 +72,14 @@ class TrainState:
 
 
 def new_state(spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()) -> TrainState:
-    """The state before the first epoch; initial weights depend on the seed alone."""
+    """The state before the first epoch; initial weights depend on the seed alone.
+
+    Raises:
+        UsageError: the factory's module has nothing to train.
+    """
     import torch
 
-    # The factory draws from torch's global generator: lend it a keyed one and put the old one back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with _keyed_generator(settings.seed, _INITIAL_STREAM):
         module = build_network(spec, base)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
@@ -108,29 +111,25 @@ def train_epoch(
         UsageError: fewer than two samples.
         NetworkError: the loss is not finite.
     """
-    import torch
-
     batch, steps = _schedule(settings, n_samples)
     keyed = int(counter.bits(settings.seed, _ORDER_STREAM, state.epoch))
     order = counter.Bijection(n_samples, keyed)
     total = 0.0
     state.module.train()
-    with torch.random.fork_rng(devices=[]):
-        for step in range(steps):
-            _set_rate(state, settings, (state.epoch + step / steps) / settings.epochs)
-            torch.manual_seed(
-                int(counter.bits(settings.seed, _DROPOUT_STREAM, state.epoch, step) >> np.uint64(1))
+    for step in range(steps):
+        _set_rate(state, settings, (state.epoch + step / steps) / settings.epochs)
+        positions = order(np.arange(step * batch, (step + 1) * batch))
+        views = batch_views(positions, state.epoch)
+        with _keyed_generator(settings.seed, _DROPOUT_STREAM, state.epoch, step):
+            loss = _train_step(state, settings, views, output)
+        if not math.isfinite(loss):
+            raise NetworkError(
+                f"the loss is {loss}",
+                where=f"pretrain, epoch {state.epoch + 1}, step {step + 1}",
+                expected="a finite loss",
+                advice="lower stages.pretrain.learning_rate",
             )
-            positions = order(np.arange(step * batch, (step + 1) * batch))
-            loss = _train_step(state, settings, batch_views(positions, state.epoch), output)
-            if not math.isfinite(loss):
-                raise NetworkError(
-                    f"the loss is {loss}",
-                    where=f"pretrain, epoch {state.epoch + 1}, step {step + 1}",
-                    expected="a finite loss",
-                    advice="lower stages.pretrain.learning_rate",
-                )
-            total += loss
+        total += loss
     state.epoch += 1
     state.losses.append(total / steps)
     return state.losses[-1]
@@ -191,6 +190,20 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
     from krepes_ooc.network.checkpoint import save_state as save_weights
 
     save_weights(state.module.state_dict(), path)
+
+
+@contextlib.contextmanager
+def _keyed_generator(seed: int, *keys: int) -> Iterator[None]:
+    """Lend torch's global generator, which layers and factories draw from, a keyed state."""
+    import torch
+
+    key = int(counter.bits(seed, *keys) >> np.uint64(1))
+    before = torch.get_rng_state()
+    torch.set_rng_state(torch.Generator().manual_seed(key).get_state())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def _schedule(settings: PretrainSettings, n_samples: int) -> tuple[int, int]:

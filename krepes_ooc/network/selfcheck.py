@@ -91,8 +91,24 @@ def self_check(
         batch_difference=difference,
         seconds=time.perf_counter() - begin,
         words=f"all {len(errors)} parameters agree with autograd to {errors[worst]:.1e} in {name}; "
-        "the network is deterministic and treats each sample on its own",
+        "the network is deterministic and treats each sample on its own" + _slow_ways(feature_map),
     )
+
+
+def _slow_ways(feature_map: FeatureMap) -> str:
+    """Which parameters are reached by running a module again, and what that costs."""
+    costs = {
+        "vjp": "again, all samples of a batch at once: one more pass for each probe",
+        "loop": "again, one sample at a time, a pass for each sample and probe: slow",
+    }
+    words = ""
+    for unit in feature_map.describe()["plan"]:
+        if unit["method"] in costs:
+            ran = f"module {unit['name']}" if unit["name"] else "the whole network"
+            listed = ", ".join(unit["parameters"][:_SHOWN])
+            more = ", ..." if len(unit["parameters"]) > _SHOWN else ""
+            words += f"; for {listed}{more} {ran} is run {costs[unit['method']]}"
+    return words
 
 
 def check_embedding(

@@ -172,7 +172,7 @@ def plan_sketch(
         n_columns: columns of the sketch.
     """
     few = torch.tensor(calibration[:2])
-    units = plan_units(network, parameters, few)
+    units = plan_units(network, parameters, torch.tensor(calibration))
     jacobian = Jacobian(network, units)
     recording = jacobian.record(few)
     pieces = jacobian.pieces(recording, torch.ones(recording.outputs.shape[1]))

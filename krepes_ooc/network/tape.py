@@ -70,6 +70,23 @@ class Call:
             )
         return _tensors((self.args, self.kwargs))
 
+    def check_samples(self, n_samples: int, axis: int = 0) -> None:
+        """Check that the layer read all samples of the batch, or none.
+
+        Raises:
+            NetworkError: it read some, and nobody knows which its rows belong to.
+        """
+        shape = self.input.shape
+        n_rows = shape[axis] if axis < len(shape) else 0
+        if n_rows % n_samples:
+            raise NetworkError(
+                f"this layer read {n_rows} rows in a batch of {n_samples} samples",
+                where=self.name,
+                expected="layers that read every sample of a batch",
+                advice="the network takes another path for some samples: set forward_batch to 1, "
+                "or leave the layer out (features.parameters)",
+            )
+
 
 @dataclass(frozen=True)
 class Recording:

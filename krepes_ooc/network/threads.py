@@ -1,4 +1,4 @@
-"""One torch thread: workers are the parallelism, and the bits stay the same on any number of cores."""
+"""One torch thread: workers are the parallelism, and bits are the same on any number of cores."""
 
 from __future__ import annotations
 

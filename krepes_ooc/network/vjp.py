@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ def call_pieces(
     axes: Axes,
     n_samples: int,
     loop: bool,
-) -> list[Piece]:
-    """Pieces of one call of any module.
+) -> Iterator[Piece]:
+    """Pieces of one call of any module, a few samples at a time.
 
     Args:
         call: the call.
@@ -53,7 +53,6 @@ def call_pieces(
     state = {name: module.get_parameter(name).detach() for name in parameters}
     pull = _pull_back(call, module, len(tensors))
     step = max(1, CHUNK_NUMBERS // max(1, sum(value.numel() for value in state.values())))
-    pieces: list[Piece] = []
     for first in range(0, n_samples, step):
         part = [
             value if axis is None else value[first : first + step]
@@ -65,8 +64,7 @@ def call_pieces(
                 found = _loop(pull, state, part, in_axes, size)
             else:
                 found = torch.func.vmap(torch.func.grad(pull), (None, in_axes))(state, part)
-        pieces += [Dense(name, found[name].detach(), first=first) for name in parameters]
-    return pieces
+        yield from (Dense(name, found[name].detach(), first=first) for name in parameters)
 
 
 def sample_axes(small: Call, large: Call, n_small: int, n_large: int) -> Axes:

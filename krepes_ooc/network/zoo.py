@@ -81,8 +81,10 @@ class _SmallViT(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.Conv2d(channels, width, patch, patch)
-        self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.position = nn.Parameter(0.02 * torch.randn(1, patches**2 + 1, width))
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(
+            nn.init.normal_(torch.empty(1, patches**2 + 1, width), std=0.02)
+        )
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )

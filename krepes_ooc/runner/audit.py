@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from krepes_ooc.errors import DamageError
 from krepes_ooc.recipes import Recipe
+from krepes_ooc.stages.base import Cost, Stage, cost_of
 from krepes_ooc.stages.inputs import AuditInputs
+from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.sizing import measure_shape, shape_of
 from krepes_ooc.stages.tickets import StageState, TicketOffice
+from krepes_ooc.storage.files import read_signed_file, sign_json, write_atomic
 from krepes_ooc.storage.workspace import Workspace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """How a recipe is run; nothing here is in any digest.
 
@@ -21,6 +28,7 @@ class Options:
         until: last stage to run.
         only: the one stage to run.
         restart_stale: compute stale stages again.
+        repair: find damaged files and compute them again.
         max_seconds: stop, resumable, after this time.
         mixed_numerics: resume a stage that another backend or processor began.
     """
@@ -30,6 +38,7 @@ class Options:
     until: str | None = None
     only: str | None = None
     restart_stale: bool = False
+    repair: bool = False
     max_seconds: float | None = None
     mixed_numerics: bool = False
 
@@ -46,23 +55,63 @@ class Audit:
     recipe: Recipe
     workspace: Workspace
 
-    @property
+    @cached_property
     def inputs(self) -> AuditInputs:
         """Source, network and views, opened on first use."""
-        recipe = self.recipe
+        recipe, private = self.recipe, self.workspace.private
         return AuditInputs(
-            recipe.source, recipe.network, recipe.views, recipe.seed, recipe.base, self.workspace.private
+            recipe.source, recipe.network, recipe.views, recipe.seed, recipe.base, private
         )
 
-    def office(self, inputs: AuditInputs | None = None) -> TicketOffice:
+    @cached_property
+    def office(self) -> TicketOffice:
         """The tickets of the recipe."""
-        return TicketOffice(self.workspace, inputs or self.inputs, self.recipe.settings)
+        return TicketOffice(self.workspace, self.inputs, self.recipe.settings)
 
-    def states(self) -> list[StageState]:
-        """State of every stage."""
-        return self.office().states(self.recipe.stages)
+    def states(self) -> dict[str, StageState]:
+        """State of every stage by name, upstream first."""
+        return {state.stage.name: state for state in self.office.states(self.recipe.stages)}
+
+    def shape(self, *, anew: bool = False) -> AuditShape:
+        """Sizes of the audit, as its features were begun or measured anew.
+
+        Raises:
+            UsageError: the recipe asks for sizes that cannot be.
+        """
+        if anew:
+            return measure_shape(self.inputs, self.recipe.settings)
+        return shape_of(self.workspace, self.inputs, self.recipe.settings)
+
+    def cost(self, stage: Stage, shape: AuditShape) -> Cost:
+        """What a stage is expected to cost."""
+        return cost_of(stage, shape, self.recipe.settings[stage.name], self.inputs)
 
 
 def default_workspace(recipe: Recipe) -> Path:
     """``krepes-workspace/<recipe>`` under the current folder."""
     return Path("krepes-workspace") / recipe.name
+
+
+def remember_recipe(workspace: Workspace, recipe: Recipe) -> None:
+    """Keep the text of the recipe, so that the workspace can be looked at without it."""
+    record = sign_json({"text": recipe.text, "base": str(recipe.base.resolve())})
+    path = _remembered(workspace)
+    if not path.exists() or path.read_bytes() != record:
+        write_atomic(path, record, workspace.private / "temp", sync=True)
+
+
+def remembered_recipe(workspace: Workspace, overrides: tuple[str, ...] = ()) -> Recipe | None:
+    """The recipe that was last run here, overrides included, or None.
+
+    Raises:
+        RecipeError: this version of krepes does not know one of its keys.
+    """
+    with contextlib.suppress(DamageError):
+        if known := read_signed_file(_remembered(workspace)):
+            where = f"recipe of {workspace.root}"
+            return Recipe.parse(str(known["text"]), Path(str(known["base"])), where, overrides)
+    return None
+
+
+def _remembered(workspace: Workspace) -> Path:
+    return workspace.private / "recipe-text.json"

@@ -5,74 +5,81 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc import catalogue
 from krepes_ooc.blocks import format_bytes
-from krepes_ooc.errors import UsageError
+from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner.audit import Audit
+from krepes_ooc.runner import checks
+from krepes_ooc.runner.audit import Audit, remembered_recipe
 from krepes_ooc.stages.base import Stage
-from krepes_ooc.stages.registry import BY_NAME, STAGES
-from krepes_ooc.stages.tickets import StageState
+from krepes_ooc.stages.registry import STAGES
+from krepes_ooc.stages.tickets import StageState, units_on_disk
 from krepes_ooc.storage.verify import Verification, verify
 from krepes_ooc.storage.workspace import Workspace
 
 
 def read_status(
-    name: str | None, workspace: Path, overrides: tuple[str, ...] = ()
+    name: str | None, workspace: Path | str, overrides: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """State of every stage, as plain values; takes no lock.
 
     Args:
-        name: recipe to compare with; None: the shipped one that wrote the workspace, if it is one.
+        name: recipe to compare with; None: the one that was last run in the workspace.
         workspace: the folder.
         overrides: as ``--set``.
+
+    Raises:
+        UsageError: no such recipe, or overrides without one.
+        WorkspaceError: the workspace is of another recipe or format.
     """
-    space = Workspace(workspace)
-    owner = space.recipe()
-    chosen = name or owner or ""
-    if name is None and chosen not in catalogue.names("pipelines"):
-        stages = [_record_row(space, stage) for stage in STAGES]
-        return {"workspace": str(space.root), "recipe": owner, "stages": stages}
-    states = Audit(Recipe.load(chosen, overrides), space).states()
-    return {
-        "workspace": str(space.root),
-        "recipe": owner,
-        "stages": [_state_row(space, state) for state in states],
-    }
+    space, note = Workspace(workspace), ""
+    recipe = Recipe.load(name, overrides) if name else remembered_recipe(space, overrides)
+    rows = []
+    if recipe is not None:
+        checks.refuse_other_recipe(space, recipe.name)
+        try:
+            rows = [_state_row(space, state) for state in Audit(recipe, space).states().values()]
+        except KrepesError as error:
+            note = f"shown without comparison with the recipe: {error}"
+    if not rows:
+        rows = [_record_row(space, stage) for stage in STAGES]
+    return {"workspace": str(space.root), "recipe": space.recipe(), "stages": rows, "note": note}
 
 
-def verify_workspace(workspace: Path, only: str | None = None) -> Verification:
+def verify_workspace(workspace: Path | str, only: str | None = None) -> Verification:
     """Recompute every checksum of a workspace.
 
     Args:
         workspace: the folder.
-        only: one stage.
+        only: one stage or store.
 
     Raises:
-        UsageError: no such stage.
+        UsageError: no such stage or store.
     """
     space = Workspace(workspace)
-    if only is not None and only not in BY_NAME:
-        raise UsageError(f"no stage {only!r}", where="--store", expected="one of " + ", ".join(BY_NAME))
-    chosen = [stage for stage in STAGES if only in (None, stage.name)]
+    chosen = [stage for stage in STAGES if only in (None, stage.name, stage.store)]
+    if not chosen:
+        known = ", ".join(stage.name for stage in STAGES)
+        raise UsageError(f"no store {only!r}", where="--store", expected=f"one of {known}")
     return verify(space.record(stage.name, stage.store) for stage in chosen)
 
 
 def _state_row(space: Workspace, state: StageState) -> dict[str, Any]:
-    row = _record_row(space, state.stage)
-    if state.kind == "stale":
-        row |= {"state": "stale", "detail": "; ".join(state.why)}
-    return row
+    if state.kind in ("stale", "damaged"):
+        return {"stage": state.stage.name, "state": state.kind, "detail": state.reasons}
+    return _record_row(space, state.stage)
 
 
 def _record_row(space: Workspace, stage: Stage) -> dict[str, Any]:
     record = space.record(stage.name, stage.store)
-    begun, seal = record.begun(), record.seal()
+    try:
+        begun, seal = record.begun(), record.seal()
+    except DamageError as error:
+        return {"stage": stage.name, "state": "damaged", "detail": f"{error.where}: {error.what}"}
     if seal is not None:
         size, seconds = format_bytes(seal.get("bytes", 0)), seal.get("seconds", 0.0)
         return {"stage": stage.name, "state": "sealed", "detail": f"{size}, {seconds:.1f} s"}
     if begun is None:
         return {"stage": stage.name, "state": "missing", "detail": ""}
     total = int(begun.get("units", 0))
-    detail = f"{len(record.done())} of {total} units on disk"
-    return {"stage": stage.name, "state": "begun", "detail": detail}
+    done = min(units_on_disk(record), total)
+    return {"stage": stage.name, "state": "begun", "detail": f"{done} of {total} units on disk"}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.engine import machine
-from krepes_ooc.engine.budget import default_budget
+from krepes_ooc.engine.budget import Budget, default_budget
+from krepes_ooc.engine.memory import base_bytes
 from krepes_ooc.recipes import Recipe
+from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, Options
-from krepes_ooc.stages.sizing import shape_of
+from krepes_ooc.stages.base import Cost
+from krepes_ooc.stages.tickets import StageState
 from krepes_ooc.storage.workspace import Workspace
 
 
@@ -21,47 +24,67 @@ def make_plan(recipe: Recipe, workspace: Path | str, options: Options) -> dict[s
 
     Args:
         recipe: what would be run.
-        workspace: where; need not exist.
+        workspace: where; need not exist, and then stays so.
         options: memory and workers.
+
+    Raises:
+        UsageError: the recipe asks for what cannot be.
+        WorkspaceError: the workspace is of another recipe or format.
     """
-    root = Path(workspace)
-    with contextlib.ExitStack() as stack:
-        if not root.exists():
-            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="krepes-plan-")))
-        audit = Audit(recipe, Workspace(root))
-        inputs = audit.inputs
-        states = audit.office(inputs).states(recipe.stages)
-        shape = shape_of(audit.workspace, inputs, recipe.settings)
-    budget = default_budget(options.memory, options.workers)
-    base = machine.anonymous_bytes()
-    stages = []
-    for state in states:
-        cost = state.stage.predict(shape, recipe.settings[state.stage.name])
-        fitting = budget.fitting(cost.need, base)
-        held = base + cost.need.fixed + max(1, fitting) * cost.need.per_worker
-        stages.append(
-            {
-                "stage": state.stage.name,
-                "state": state.kind,
-                "units": cost.units,
-                "disk_bytes": cost.disk,
-                "memory_bytes": held,
-                "workers": fitting,
-                "flops": cost.flops,
-            }
-        )
-    left = [row for row in stages if row["state"] != "sealed"]
+    root = Path(workspace).resolve()
+    checks.refuse_no_folder(root)
+    with _somewhere(root) as there:
+        audit = Audit(recipe, Workspace(there))
+        checks.refuse_other_recipe(audit.workspace, recipe.name)
+        states = audit.states()
+        shape = audit.shape(anew=states["features"].kind in ("missing", "stale"))
+        budget = default_budget(options.memory, options.workers)
+        base = base_bytes()
+        rows = [
+            _row(audit, state, audit.cost(state.stage, shape), budget, base)
+            for state in states.values()
+        ]
+    scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
     sizes = {key: value for key, value in shape.to_attributes().items() if key != "plan"}
     return {
-        "stages": stages,
+        "stages": rows,
         "shape": {**sizes, **shape.plan.to_attributes()},
         "disk": {
-            "needed": sum(row["disk_bytes"] for row in left),
-            "parked": sum(f.stat().st_size for f in (root / ".krepes").glob("parked/**/*") if f.is_file()),
-            "free": shutil.disk_usage(_existing(Path(workspace))).free,
+            "needed": sum(row["remaining_bytes"] for row in rows) + scratch,
+            "parked": _size(root / ".krepes" / "parked"),
+            "free": shutil.disk_usage(_existing(root)).free,
         },
         "memory": {"budget": budget.memory, "base": base},
     }
+
+
+def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int) -> dict[str, Any]:
+    fitting = budget.fitting(cost.need, base)
+    return {
+        "stage": state.stage.name,
+        "state": state.kind,
+        "units": cost.units,
+        "disk_bytes": cost.disk,
+        "scratch_bytes": cost.scratch,
+        "remaining_bytes": checks.remaining_bytes(audit.office.record(state.stage), state, cost),
+        "memory_bytes": base + cost.need.fixed + max(1, fitting) * cost.need.per_worker,
+        "workers": fitting,
+        "flops": cost.flops,
+    }
+
+
+@contextlib.contextmanager
+def _somewhere(root: Path) -> Iterator[Path]:
+    """The workspace if there is one, else a folder for caches that is removed again."""
+    if (root / ".krepes").is_dir():
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="krepes-plan-") as folder:
+        yield Path(folder)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _existing(path: Path) -> Path:

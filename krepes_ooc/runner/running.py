@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from krepes_ooc.blocks import format_bytes
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.budget import default_budget
+from krepes_ooc.engine.budget import Budget, default_budget
+from krepes_ooc.engine.memory import base_bytes, release
 from krepes_ooc.engine.progress import Progress, Silent
 from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
-from krepes_ooc.errors import PlanRefused, UsageError, WorkspaceError
 from krepes_ooc.network.threads import one_torch_thread
 from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner.audit import Audit, Options, default_workspace
-from krepes_ooc.stages.base import Stage, StageContext
-from krepes_ooc.stages.inputs import AuditInputs
-from krepes_ooc.stages.sizing import measure_shape, shape_of
-from krepes_ooc.stages.tickets import StageState, TicketOffice
+from krepes_ooc.runner import checks
+from krepes_ooc.runner.audit import Audit, Options, default_workspace, remember_recipe
+from krepes_ooc.runner.repair import repair
+from krepes_ooc.stages.base import StageContext
+from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.tickets import KEPT, StageState
 from krepes_ooc.storage.workspace import Workspace
 
 
 @dataclass
 class Summary:
-    """What a run did."""
+    """What a run did.
+
+    Args:
+        workspace: its folder.
+        ran: stages that were sealed, in order.
+        skipped: stages that were sealed before.
+        left: stages of the recipe that are not sealed.
+        seconds: wall time.
+        peak_bytes: largest resident memory of the process.
+        trusted: whether the Newton step may be believed; None while there is none.
+    """
 
     workspace: Path
     ran: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     seconds: float = 0.0
     peak_bytes: int = 0
+    trusted: bool | None = None
 
 
 def run(
@@ -40,32 +51,60 @@ def run(
     workspace: Path | str | None = None,
     options: Options | None = None,
     progress: Progress | None = None,
+    stop: StopFlag | None = None,
 ) -> Summary:
     """Run a recipe to its sealed end, or on from where it stopped.
 
     Args:
         recipe: what is run.
         workspace: folder; default ``krepes-workspace/<recipe>``.
-        options: memory, workers and stopping.
+        options: memory, workers, choice of stages and stopping.
         progress: told what happens.
+        stop: asked between units; default one that signals and ``max_seconds`` set.
 
     Raises:
+        UsageError: an option or the recipe cannot be, or the workspace cannot be written.
         WorkspaceError: the workspace is locked, of another recipe or format, or has stale stages.
+        DamageError: a stage's record is damaged.
         PlanRefused: memory or disk cannot hold the plan.
+        StageFailed: a stage cannot give a result.
         Stopped: stopped early on request; nothing is lost.
     """
     options, progress = options or Options(), progress or Silent()
     begun = time.monotonic()
-    space = Workspace(workspace if workspace is not None else default_workspace(recipe))
+    checks.chosen_stages(recipe.stages, options)
+    root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
+    checks.refuse_no_folder(root)
+    space = Workspace(root, direct_above=machine.available_bytes() // 2)
     space.create(recipe.name)
     summary = Summary(space.root)
-    stop = StopFlag(options.max_seconds)
-    with space.lock(), stop_on_signals(stop), machine.one_blas_thread():
+    flag = stop or StopFlag(options.max_seconds)
+    lost = "another host took the workspace over while this process seemed dead"
+    with (
+        space.lock(lambda: flag.request(lost)),
+        stop_on_signals(flag),
+        machine.one_blas_thread(),
+    ):
         space.sweep()
-        _Run(Audit(recipe, space), options, progress, stop, summary).run()
+        _Run(Audit(recipe, space), options, progress, flag, summary).run()
     summary.seconds = time.monotonic() - begun
     summary.peak_bytes = machine.peak_bytes()
     return summary
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What all stages of one run are given.
+
+    Args:
+        shape: sizes of the audit.
+        budget: memory and workers.
+        base: anonymous memory before the first stage, in bytes.
+    """
+
+    shape: AuditShape
+    budget: Budget
+    base: int
 
 
 @dataclass(frozen=True)
@@ -77,136 +116,90 @@ class _Run:
     summary: Summary
 
     def run(self) -> None:
-        inputs = self.audit.inputs
-        office = self.audit.office(inputs)
-        chosen = _chosen(self.audit.recipe.stages, self.options)
-        states = {state.stage.name: state for state in office.states(self.audit.recipe.stages)}
-        self._refuse_stale([states[stage.name] for stage in chosen])
-        digests = {name: state.digest for name, state in states.items()}
-        for stage in chosen:
-            state = office.state(stage, digests)
+        recipe, space = self.audit.recipe, self.audit.workspace
+        chosen = checks.chosen_stages(recipe.stages, self.options)
+        if self.options.repair:
+            for damage in repair(space, chosen):
+                self.progress.note(f"repair: {damage}")
+        states = self.audit.states()
+        picked = [states[stage.name] for stage in chosen]
+        self._refuse(picked, states)
+        remember_recipe(space, recipe)
+        todo = [state for state in picked if state.kind != "sealed"]
+        if todo:
+            self._run_stages(picked, todo, {name: state.digest for name, state in states.items()})
+        else:
+            self.summary.skipped += [state.stage.name for state in picked]
+        states = self.audit.states()
+        self.summary.left = [name for name, state in states.items() if state.kind != "sealed"]
+        if not self.summary.left:
+            space.consolidate()
+        if "newton" in states and states["newton"].kind == "sealed":
+            self.summary.trusted = bool(space.reader("newton").attributes["trusted"])
+
+    def _refuse(self, picked: list[StageState], states: dict[str, StageState]) -> None:
+        checks.refuse_damaged(picked)
+        if self.options.only is not None:
+            stage = picked[0].stage
+            checks.refuse_without_upstream(stage, self.audit.office.upstream(stage), states)
+        if not self.options.restart_stale:
+            checks.refuse_stale(self.audit, picked)
+
+    def _run_stages(
+        self, picked: list[StageState], todo: list[StageState], digests: dict[str, str]
+    ) -> None:
+        budget = default_budget(self.options.memory, self.options.workers)
+        anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in todo)
+        shape = self.audit.shape(anew=anew)
+        base = base_bytes()
+        checks.refuse_unfit(self.audit, todo, shape, budget, base)
+        for stage in (state.stage for state in picked):
+            state = self.audit.office.state(stage, digests)
             if state.kind == "sealed":
                 self.summary.skipped.append(stage.name)
                 continue
             self.stop.check()
-            digests[stage.name] = self._stage(office, inputs, state, digests)
-        if all(office.state(s, digests).kind == "sealed" for s in self.audit.recipe.stages):
-            self.audit.workspace.consolidate()
+            digests[stage.name] = self._stage(state, digests, _Given(shape, budget, base))
+            self.summary.ran.append(stage.name)
 
-    def _stage(
-        self, office: TicketOffice, inputs: AuditInputs, state: StageState, digests: dict[str, str]
-    ) -> str:
+    def _stage(self, state: StageState, digests: dict[str, str], given: _Given) -> str:
         """Run one stage to its seal and return its digest."""
-        stage = state.stage
-        _require_upstream(stage, digests, self.audit.recipe)
-        self.audit.workspace.unconsolidate()
-        context = self._context(office, inputs, state, digests)
+        stage, space = state.stage, self.audit.workspace
+        space.unconsolidate()
+        context = self._context(state, digests, given)
         if state.kind == "stale":
-            self.progress.note(f"{stage.name} is computed again: {'; '.join(state.why)}")
+            self.progress.note(f"{stage.name} is computed again: {state.reasons}")
             context.record.park()
         if state.kind == "begun":
-            self._check_numerics(context)
+            checks.refuse_mixed_numerics(context.record, self.options)
         else:
-            units = {"digest": context.digest, "units": context.cost.units}
-            context.record.begin({**context.ticket, **units})
+            known = {"digest": context.digest, "units": context.cost.units}
+            context.record.begin({**context.ticket, **known, "numerics": machine.numerics()})
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(context.record.journal))
+            stack.enter_context(context.meter)
             if {"network", "factory"} & set(stage.reads):
                 stack.enter_context(one_torch_thread())
             stage.run(context)
-        self.summary.ran.append(stage.name)
-        self.progress.end(stage.name, time.monotonic() - context.started)
+        release()
+        self.progress.end(stage.name, context.meter.facts()["seconds"])
         return context.digest
 
-    def _context(
-        self, office: TicketOffice, inputs: AuditInputs, state: StageState, digests: dict[str, str]
-    ) -> StageContext:
-        recipe, workspace = self.audit.recipe, self.audit.workspace
-        ticket = office.ticket(state.stage, digests)
-        begun = state.kind == "begun" or state.stage.name not in ("pretrain", "features")
-        shape = (
-            shape_of(workspace, inputs, recipe.settings)
-            if begun
-            else measure_shape(inputs, recipe.settings)
-        )
-        if state.stage.name == "features":
-            ticket["shape"] = shape.to_attributes()
-        context = StageContext(
-            state.stage,
-            recipe.settings[state.stage.name],
-            workspace,
-            inputs,
+    def _context(self, state: StageState, digests: dict[str, str], given: _Given) -> StageContext:
+        recipe, stage = self.audit.recipe, state.stage
+        ticket = self.audit.office.ticket(stage, digests)
+        if stage.name == "features":
+            ticket[KEPT] = given.shape.of_features()
+        return StageContext(
+            stage,
+            recipe.settings[stage.name],
+            self.audit.workspace,
+            self.audit.inputs,
             ticket,
-            shape,
-            default_budget(self.options.memory, self.options.workers),
+            given.shape,
+            given.budget,
             self.stop,
             self.progress,
             recipe_text=recipe.text,
-        )
-        check_disk(context)
-        return context
-
-    def _refuse_stale(self, states: list[StageState]) -> None:
-        stale = [state for state in states if state.kind == "stale"]
-        if stale and not self.options.restart_stale:
-            reasons = "; ".join(f"{s.stage.name} ({', '.join(s.why)})" for s in stale)
-            raise WorkspaceError(
-                f"stale: {reasons}",
-                where=str(self.audit.workspace.root),
-                expected="results of the same settings, network, source and version",
-                advice="--restart-stale computes exactly these stages again",
-            )
-
-    def _check_numerics(self, context: StageContext) -> None:
-        here = machine.numerics()
-        others = {unit.numerics for unit in context.record.units()[0].values()} - {here}
-        if others and not self.options.mixed_numerics:
-            raise WorkspaceError(
-                f"blocks on disk were computed with {min(others)!r}",
-                where=f"stage {context.stage.name}",
-                expected=f"{here!r}",
-                advice="resume on such a machine, or accept other bits with --allow-mixed-numerics",
-            )
-
-
-def _chosen(stages: tuple[Stage, ...], options: Options) -> tuple[Stage, ...]:
-    """The stages that the options ask for.
-
-    Raises:
-        UsageError: no such stage in the recipe.
-    """
-    names = [stage.name for stage in stages]
-    for option, name in (("--until", options.until), ("--only", options.only)):
-        if name is not None and name not in names:
-            raise UsageError(f"no stage {name!r}", where=option, expected="one of " + ", ".join(names))
-    if options.only is not None:
-        return (stages[names.index(options.only)],)
-    return stages if options.until is None else stages[: names.index(options.until) + 1]
-
-
-def _require_upstream(stage: Stage, digests: dict[str, str], recipe: Recipe) -> None:
-    names = {other.name for other in recipe.stages}
-    for name in stage.reads:
-        if name in names and not digests.get(name):
-            raise UsageError(
-                f"stage {stage.name} reads {name}, which is not sealed",
-                where="--only",
-                expected="all stages before it",
-                advice=f"run `krepes run {recipe.name} --until {name}` first",
-            )
-
-
-def check_disk(context: StageContext) -> None:
-    """Refuse a stage whose results do not fit the disk.
-
-    Raises:
-        PlanRefused: with the bytes needed and free.
-    """
-    needed, free = context.cost.disk, shutil.disk_usage(context.workspace.root).free
-    if needed > free:
-        raise PlanRefused(
-            f"{format_bytes(needed)} of disk needed, {format_bytes(free)} free",
-            where=f"stage {context.stage.name}",
-            expected="enough free disk",
-            advice="free some space, choose another --workspace, or fewer landmarks or features",
+            base=given.base,
         )

@@ -16,6 +16,7 @@ from krepes_ooc.algebra.alignment import (
     bootstrap_error,
     sample_gaps,
 )
+from krepes_ooc.algebra.comparators import cosine
 from krepes_ooc.algebra.groups import GroupTable, group_table
 from krepes_ooc.algebra.influence import attraction, top_k
 from krepes_ooc.engine.budget import Need
@@ -23,6 +24,7 @@ from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.fidelityrows import audited_rows, landmark_rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.words import alignment_lines, group_lines
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -32,7 +34,16 @@ LABEL = "label"
 MAX_GROUPS = 12
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-ARRAYS = ("gap", "stderr", "chance", "kernel_only", "difference_stderr", "weighted", "repelling")
+ARRAYS = (
+    "gap",
+    "stderr",
+    "chance",
+    "kernel_only",
+    "difference_stderr",
+    "weighted",
+    "repelling",
+    "by_network",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class _Rankings:
     score: Float
     by_kernel: tuple[Index, Float]
     repelling: Index
+    by_network: Index
+    by_inputs: Index | None
 
 
 def run(context: StageContext) -> None:
@@ -73,7 +86,8 @@ def run(context: StageContext) -> None:
     columns, rankings = _columns(audited, landmarks, here), _rankings(context, here)
     context.progress.begin("alignment", len(columns) + 1, 0)
     asked = _groups(context.settings.groups, columns)
-    arrays, notes = {name: np.full(len(columns), np.nan) for name in ARRAYS}, {}
+    kept = ARRAYS if rankings.by_inputs is None else (*ARRAYS, "by_inputs")
+    arrays, notes = {name: np.zeros(len(columns)) for name in kept}, {}
     for i, column in enumerate(columns):
         context.stop.check()
         try:
@@ -92,8 +106,11 @@ def run(context: StageContext) -> None:
     }
     for line in [*alignment_lines(arrays, attributes), *group_lines(groups)]:
         context.progress.note(line)
-    spec = StoreSpec(load_contract("alignment"), {"column": len(columns)})
-    write_whole(context, spec, arrays, attributes)
+    spec = StoreSpec(
+        load_contract("alignment"), {"column": len(columns)}, arrays=(*arrays, "defined")
+    )
+    defined = np.array([column.name not in notes for column in columns], dtype=np.int64)
+    write_whole(context, spec, {**arrays, "defined": defined}, attributes)
 
 
 def _columns(audited: StoreReader, landmarks: StoreReader, here: Index) -> list[_Column]:
@@ -120,23 +137,45 @@ def _rankings(context: StageContext, here: Index) -> _Rankings:
     top = influence.array("top_landmark")[here]
     signed = attraction(kernel, step, influence.array("embedding")[here])
     against = np.argsort(signed, axis=1, kind="stable")[:, : top.shape[1]]
-    score = influence.array("score")[here]
-    return _Rankings(kernel, top, score, top_k(np.abs(kernel), top.shape[1]), against)
+    held, landmarks = audited_rows(context, "audit"), landmark_rows(context)
+    mean = held.network.mean(axis=0)
+    inputs = None
+    if held.inputs is not None and landmarks.inputs is not None:
+        inputs = _nearest(held.inputs, landmarks.inputs, top.shape[1])
+    return _Rankings(
+        kernel,
+        top,
+        influence.array("score")[here],
+        top_k(np.abs(kernel), top.shape[1]),
+        against,
+        _nearest(held.network - mean, landmarks.network - mean, top.shape[1]),
+        inputs,
+    )
+
+
+def _nearest(held: Float, landmarks: Float, count: int) -> Index:
+    """Landmarks of largest cosine [audited, rank]."""
+    order = np.argsort(-cosine(held, landmarks), axis=1, kind="stable")
+    return order[:, :count]
 
 
 def _measure(values: ColumnValues, rankings: _Rankings) -> dict[str, float]:
     agreed = agreement(values)
-    found = alignment_gap(agreed, rankings.top, rankings.kernel)
+    measured = alignment_gap(agreed, rankings.top, rankings.kernel)
     by_kernel = sample_gaps(agreed, rankings.by_kernel[0])
-    return {
-        "gap": found.gap,
-        "stderr": found.stderr,
-        "chance": found.chance,
+    found = {
+        "gap": measured.gap,
+        "stderr": measured.stderr,
+        "chance": measured.chance,
         "kernel_only": float(by_kernel.mean()),
         "difference_stderr": bootstrap_error(sample_gaps(agreed, rankings.top) - by_kernel),
-        "weighted": found.weighted,
+        "weighted": measured.weighted,
         "repelling": float(sample_gaps(agreed, rankings.repelling).mean()),
+        "by_network": float(sample_gaps(agreed, rankings.by_network).mean()),
     }
+    if rankings.by_inputs is not None:
+        found["by_inputs"] = float(sample_gaps(agreed, rankings.by_inputs).mean())
+    return found
 
 
 def _groups(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
@@ -173,7 +212,7 @@ def _table(column: _Column, rankings: _Rankings) -> dict[str, Any]:
     except StageFailed as error:
         return {"note": error.what}
     return {
-        "note": _group_note(found),
+        "note": group_note(found),
         "categories": list(column.categories),
         "samples": found.samples.tolist(),
         "landmarks": found.landmarks.tolist(),
@@ -184,7 +223,8 @@ def _table(column: _Column, rankings: _Rankings) -> dict[str, Any]:
     }
 
 
-def _group_note(found: GroupTable) -> str:
+def group_note(found: GroupTable) -> str:
+    """What a reader of the table must know: groups that no landmark belongs to."""
     unseen = int(np.sum((found.samples > 0) & (found.landmarks == 0)))
     if not unseen:
         return ""
@@ -216,7 +256,17 @@ def predict(shape: AuditShape, settings: AlignmentSettings) -> Cost:
 STAGE = Stage(
     name="alignment",
     version=1,
-    reads=("audited", "landmarks", "newton", "influence"),
+    reads=(
+        "features",
+        "landmarks",
+        "audited",
+        "kernel",
+        "spectrum",
+        "newton",
+        "influence",
+        "source",
+        "network",
+    ),
     store="alignment",
     settings=AlignmentSettings,
     run=run,

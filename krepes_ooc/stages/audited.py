@@ -25,12 +25,11 @@ from krepes_ooc.stages.base import (
 )
 from krepes_ooc.stages.features import open_featurizer, unscaled
 from krepes_ooc.stages.inputs import CLEAN
-from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.samples import describe_columns, show
+from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 ROLES = {"audit": 0, "fit": 1, "concept": 2}
-LEAST = 2
 _CHOICE_STREAM = 311
 Ids = npt.NDArray[np.int64]
 
@@ -39,13 +38,17 @@ Ids = npt.NDArray[np.int64]
 class AuditedSettings:
     """Recipe key ``stages.audited``."""
 
-    audit: int = setting(1000, about="samples that are explained, at most a quarter of all", minimum=1)
+    audit: int = setting(
+        1000, about="samples that are explained, at most a quarter of all", minimum=1
+    )
     fit: int = setting(10_000, about="further samples that fit probes and ceilings", minimum=0)
-    sample_ids: tuple[int, ...] = setting((), about="samples to explain instead of a draw", minimum=0)
+    sample_ids: tuple[int, ...] = setting(
+        (), about="samples to explain instead of a draw", minimum=0
+    )
 
 
-def choose(settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int) -> tuple[Ids, Ids]:
-    """Sample ids and their roles; drawn samples are never landmarks.
+def check_choice(settings: AuditedSettings, n_samples: int, n_landmarks: int) -> None:
+    """Refuse a choice that cannot be made.
 
     Raises:
         UsageError: a sample id outside the source, or nothing is left to explain.
@@ -57,6 +60,22 @@ def choose(settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int)
             where="stages.audited.sample_ids",
             expected=f"0 to {n_samples - 1}",
         )
+    if not settings.sample_ids and n_landmarks >= n_samples:
+        raise UsageError(
+            f"all {n_samples} samples are landmarks, none is left to explain",
+            where="stages.landmarks.count",
+            expected=f"at most {n_samples - 1}",
+            advice="choose fewer landmarks, or name stages.audited.sample_ids",
+        )
+
+
+def choose(settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int) -> tuple[Ids, Ids]:
+    """Sample ids and their roles; drawn samples are never landmarks.
+
+    Raises:
+        UsageError: a sample id outside the source, or nothing is left to explain.
+    """
+    check_choice(settings, n_samples, len(landmarks))
     named = np.unique(np.array(settings.sample_ids, dtype=np.int64))
     wanted = 0 if len(named) else min(settings.audit, max(1, n_samples // 4))
     keyed = int(counter.bits(seed, _CHOICE_STREAM))
@@ -66,13 +85,6 @@ def choose(settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int)
     free = drawn[~np.isin(drawn, np.concatenate([landmarks, named]))]
     audit = np.sort(named if len(named) else free[:wanted])
     fit = np.sort(free[wanted : wanted + settings.fit])
-    if len(audit) < 1:
-        raise UsageError(
-            f"all {n_samples} samples are landmarks, none is left to explain",
-            where="stages.landmarks.count",
-            expected=f"at most {n_samples - LEAST}",
-            advice="choose fewer landmarks, or name stages.audited.sample_ids",
-        )
     roles = [ROLES["audit"]] * len(audit) + [ROLES["fit"]] * len(fit)
     return np.concatenate([audit, fit]), np.array(roles, dtype=np.int64)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from krepes_ooc.blocks import Block, BlockPlan
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, Need
 from krepes_ooc.engine.executor import Executor
+from krepes_ooc.engine.meter import Meter
 from krepes_ooc.engine.progress import Progress
 from krepes_ooc.engine.stopping import StopFlag
 from krepes_ooc.settings import to_mapping
@@ -63,15 +63,17 @@ class Cost:
 
     Args:
         units: blocks, shards, rounds or epochs.
-        disk: bytes that the stage writes.
+        disk: bytes that the stage leaves on the disk.
         need: anonymous memory.
         flops: floating-point operations.
+        scratch: bytes of partial results, removed when the stage is sealed.
     """
 
     units: int = 1
     disk: int = 0
     need: Need = field(default_factory=Need)
     flops: float = 0.0
+    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ class StageContext:
         stop: asked between units.
         progress: told after every unit.
         facts: what the seal records besides.
-        started: when the stage began in this process, seconds.
+        meter: what the stage costs this process.
         recipe_text: the recipe as it was read, for the report.
+        base: anonymous memory of the process before any stage, in bytes; 0: what it holds now.
     """
 
     stage: Stage
@@ -103,8 +106,9 @@ class StageContext:
     stop: StopFlag
     progress: Progress
     facts: dict[str, Any] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
+    meter: Meter = field(default_factory=Meter)
     recipe_text: str = ""
+    base: int = 0
 
     @property
     def digest(self) -> str:
@@ -125,7 +129,9 @@ class StageContext:
     @property
     def cost(self) -> Cost:
         """Expected cost of the stage."""
-        return self.stage.predict(self.shape, self.settings) if self.shape else Cost()
+        if self.shape is None:
+            return Cost()
+        return cost_of(self.stage, self.shape, self.settings, self.inputs)
 
     def reader(self, store: str) -> StoreReader:
         """The reader of a sealed store."""
@@ -134,7 +140,7 @@ class StageContext:
     def seal(self, files: Files) -> None:
         """Seal the stage with its files and what this process measured."""
         facts = {
-            "seconds": time.monotonic() - self.started,
+            **self.meter.facts(),
             "peak_bytes": machine.peak_bytes(),
             "workers": self.budget.workers,
             "memory": self.budget.memory,
@@ -149,9 +155,18 @@ class StageContext:
         Raises:
             PlanRefused: not even one worker fits.
         """
-        base = machine.anonymous_bytes()
+        base = self.base or machine.anonymous_bytes()
         workers = self.budget.workers_for(self.stage.name, self.cost.need, base)
         return Executor(workers, self.stop, self.progress)
+
+
+def cost_of(stage: Stage, shape: AuditShape, settings: Any, inputs: AuditInputs) -> Cost:
+    """Expected cost of a stage; what reads the source holds the source's buffers too."""
+    cost = stage.predict(shape, settings)
+    if "source" not in stage.reads:
+        return cost
+    held = cost.need.fixed + inputs.source.resident_bytes
+    return replace(cost, need=replace(cost.need, fixed=held))
 
 
 def digest_of(ticket: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from krepes_ooc.storage.writer import StoreWriter
 from krepes_ooc.widen import to_float32
 
 Half = npt.NDArray[np.float16]
+PART_ROWS = 512  # decides bits of the centre: a constant
 Ids = npt.NDArray[np.int64]
 
 
@@ -89,11 +91,16 @@ def unscaled(values: npt.NDArray[Any], layout: FeatureLayout) -> Rows:
     return rows
 
 
+def in_parts(stored: Half) -> Iterator[Half]:
+    """Short row ranges of a block, whose float32 copies stay in the cache."""
+    return (stored[start : start + PART_ROWS] for start in range(0, len(stored), PART_ROWS))
+
+
 def open_featurizer(context: StageContext) -> Featurizer:
     """The featurizer of a sealed features store, for landmarks, audited and new samples."""
     attributes = context.reader("features").attributes
     settings = features_settings(context)
-    shared = context.inputs.open_features(settings)
+    shared = context.inputs.open_features(settings, attributes["probes"])
     context.inputs.check_bits(str(attributes["krepes"]["digest"]))
     layout = FeatureLayout.from_attributes(attributes["layout"])
     return Featurizer(context, shared, layout, settings.forward_batch)
@@ -142,20 +149,26 @@ class _Work:
     featurizer: Featurizer
     writer: StoreWriter
 
+    @property
+    def layout(self) -> FeatureLayout:
+        return self.featurizer.layout
+
     def run(self) -> Files:
         context, plan = self.context, self.context.plan
-        done: dict[str, Files] = {
-            name: dict(unit.files) for name, unit in context.record.done().items()
-        }
+        done = context.record.done()
         context.progress.begin("features", plan.n_blocks, len(done))
-        for shard in context.executor().map(lambda i: self._shard(i, done), range(plan.n_shards)):
-            done |= shard
-        return {key: value for files in done.values() for key, value in files.items()}
+        files = {key: value for unit in done.values() for key, value in unit.files.items()}
+        shards = context.executor().map(partial(self._shard, done=set(done)), range(plan.n_shards))
+        for written in shards:
+            files |= written
+        return files
 
     def centre(self) -> npt.NDArray[np.float64]:
         """Mean feature moment over all views and samples, folded in fixed order."""
         total = tree_fold(self.context.plan.n_shards, self._partial, np.add)
-        return np.asarray(total / (self.context.plan.n_samples * self.context.inputs.view_spec.count))
+        return np.asarray(
+            total / (self.context.plan.n_samples * self.context.inputs.view_spec.count)
+        )
 
     def _partial(self, index: int) -> npt.NDArray[np.float64]:
         part = read_arrays(partial_path(self.context, "centre", index))
@@ -167,45 +180,48 @@ class _Work:
             )
         return part["centre"]
 
-    def _shard(self, index: int, done: dict[str, Files]) -> dict[str, Files]:
-        written: dict[str, Files] = {}
-        partial = partial_path(self.context, "centre", index)
-        folded = read_arrays(partial) is not None
-        total = np.zeros(self.featurizer.layout.n_moments)
+    def _shard(self, index: int, done: set[str]) -> Files:
+        """Write the missing blocks of one shard and fold all of its rows; files written."""
+        written: Files = {}
+        path = partial_path(self.context, "centre", index)
+        folded = read_arrays(path) is not None
+        total = np.zeros(self.layout.n_moments)
         for block in self.context.plan.shard(index):
             self.context.stop.check()
             if block_name(block) not in done:
-                name, written[block_name(block)] = self._block(block)
+                written |= self._block(block)
             if not folded:
                 total += self._fold(block)
         if not folded:
-            write_arrays(partial, {"centre": total}, self.context.record.temp)
+            write_arrays(path, {"centre": total}, self.context.record.temp)
         return written
 
-    def _block(self, block: Block) -> tuple[str, Files]:
-        positions = self.context.inputs.order.positions(block.start, block.stop)
+    def _block(self, block: Block) -> Files:
+        positions, layout = (
+            self.context.inputs.order.positions(block.start, block.stop),
+            self.layout,
+        )
+        values: list[tuple[str, int, npt.NDArray[Any]]] = [("sample_id", 0, positions)]
         content = ""
-
-        def values() -> Iterator[tuple[str, int, npt.NDArray[Any]]]:
-            nonlocal content
-            for view in range(self.context.inputs.view_spec.count):
-                stored, _, content = self.featurizer.rows(positions, view)
-                yield "values", view, stored
-                rows = unscaled(stored, self.featurizer.layout)
-                yield "self_kernel", view, np.asarray(kernel.self_kernel(rows, self.featurizer.layout))
-            yield "sample_id", 0, positions
-
-        return write_unit(self.context, self.writer, block, list(values()), content)
+        for view in range(self.context.inputs.view_spec.count):
+            stored, _, content = self.featurizer.rows(positions, view)
+            own = [
+                np.asarray(kernel.self_kernel(unscaled(part, layout), layout))
+                for part in in_parts(stored)
+            ]
+            values += [("values", view, stored), ("self_kernel", view, np.concatenate(own))]
+        return write_unit(self.context, self.writer, block, values, content)[1]
 
     def _fold(self, block: Block) -> npt.NDArray[np.float64]:
         """Sum of the stored rows' moments; read back, so that a resumed fold has the same bits."""
-        reader, layout = self.context.workspace.reader("features"), self.featurizer.layout
+        reader, layout = self.context.workspace.reader("features"), self.layout
         views = range(self.context.inputs.view_spec.count)
-        parts = (
-            kernel.centre_sum(unscaled(reader.block("values", block, view), layout), layout)
+        sums = (
+            kernel.centre_sum(unscaled(part, layout), layout)
             for view in views
+            for part in in_parts(reader.block("values", block, view))
         )
-        return np.asarray(sum(parts))
+        return np.asarray(sum(sums))
 
 
 def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
@@ -229,7 +245,8 @@ def predict(shape: AuditShape, settings: FeaturesSettings) -> Cost:
     block = rows * width * (2 * shape.n_views + 8)
     batch = 16 * shape.plan.forward_batch * width
     disk = shape.stored_rows * (shape.n_views * (2 * width + 8) + 8) + 8 * shape.n_moments
-    flops = 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views
+    passes = 6.0 * shape.n_parameters + 2.0 * shape.n_moments
+    flops = passes * shape.plan.n_samples * shape.n_views
     need = Need(8 * shape.n_moments, block + batch + 24 * shape.n_moments)
     return Cost(shape.plan.n_blocks, disk, need, flops)
 

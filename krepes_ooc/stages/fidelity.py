@@ -1,13 +1,16 @@
 """Stage fidelity: figures that say whether to believe the audit, each beside its control.
 
-Everything here needs no label: how well the embedding and the kernel reproduce the network's own
-embedding, how much of the kernel the landmarks miss, and how spread out the spectrum is.
+Without labels: how well the embedding and the kernel reproduce the network's own embedding, how
+much of the kernel the landmarks miss, how spread out the spectrum is. With labels: probes, removal
+of landmarks, coverage of classes and Precision@1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,150 +18,211 @@ import numpy.typing as npt
 
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed
+from krepes_ooc.settings import setting
+from krepes_ooc.stages import labelfree
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.curves import ceiling_curve, entropy_curve, landmark_curves
+from krepes_ooc.stages.dropping import Removal, coverage_figure
+from krepes_ooc.stages.fidelityrows import (
+    Figure,
+    Rows,
+    audited_rows,
+    landmark_rows,
+    measured,
+)
+from krepes_ooc.stages.nearest import Nearest
+from krepes_ooc.stages.probing import Probes, keep, open_probes
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.spectrum import read_moments
+from krepes_ooc.stages.uniform import Comparison, compare
+from krepes_ooc.stages.words import fidelity_lines
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 Float = npt.NDArray[np.float64]
-Figure = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class FidelitySettings:
-    """Recipe key ``stages.fidelity``: nothing to set."""
+    """Recipe key ``stages.fidelity``."""
+
+    top: int = setting(10, about="landmarks of a sample that are removed", minimum=1)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Kernel rows, embeddings and network embeddings of the fit or audit samples."""
+class _Measured:
+    """What the figures are measured on, read once."""
 
-    kernel: Float
-    start: Float
-    step: Float
-    network: Float
+    context: StageContext
+
+    @cached_property
+    def fit(self) -> Rows:
+        """Samples that probes and ceilings are fitted on, and that vote."""
+        return audited_rows(self.context, "fit")
+
+    @cached_property
+    def held(self) -> Rows:
+        """Samples that are explained; every figure is scored on them."""
+        return audited_rows(self.context, "audit")
+
+    @cached_property
+    def landmarks(self) -> Rows:
+        """The landmarks themselves."""
+        return landmark_rows(self.context)
+
+    @cached_property
+    def second(self) -> Float:
+        """Un-centred second moment of the kernel rows."""
+        return read_moments(self.context).mean_uncentred()
+
+    @cached_property
+    def probes(self) -> Probes:
+        """The linear probes."""
+        return open_probes(self.fit, self.held, len(self.landmarks.label), self.context.inputs.seed)
+
+    @cached_property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.context.reader("audited").info("label").attributes["categories"])
+
+    @cached_property
+    def uniform(self) -> Comparison:
+        """Uniform landmarks on the same samples."""
+        return compare(self.context, self.seed)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any label is known."""
+        return bool(self.fit.labelled.any() or self.held.labelled.any())
+
+    @property
+    def seed(self) -> int:
+        """Seed of the recipe."""
+        return self.context.inputs.seed
 
 
 def run(context: StageContext) -> None:
-    """Measure, and seal the figures as attributes."""
-    context.progress.begin("fidelity", 1, 0)
-    newton, spectrum = context.reader("newton"), context.reader("spectrum")
-    fit, held = (_rows(context, ROLES[role]) for role in ("fit", "audit"))
-    figures = {
-        "ridge_ceiling": _measured(lambda: _ceiling(fit, held)),
-        "cka": _measured(lambda: _cka(held)),
-        "spectral_entropy": _measured(lambda: _entropy(newton, spectrum)),
-        "nystrom_error": _nystrom(spectrum),
-        "stability": _stability(newton),
+    """Measure one figure after the other, and seal them as attributes."""
+    data = _Measured(context)
+    measures = _label_free(data) | (_labelled(data) if data.has_labels else {})
+    context.progress.begin("fidelity", len(measures) + 2, 0)
+    figures = {}
+    for name, measure in measures.items():
+        context.stop.check()
+        figures[name] = measured(measure)
+        context.progress.advance(1)
+    curves = _curves(data)
+    context.progress.advance(1)
+    for line in fidelity_lines(figures, context.reader("newton").attributes):
+        context.progress.note(line)
+    attributes = {"figures": figures, "curves": curves}
+    write_whole(context, StoreSpec(load_contract("fidelity"), {}), {}, attributes)
+
+
+def _label_free(data: _Measured) -> dict[str, Callable[[], Figure]]:
+    newton, spectrum = data.context.reader("newton"), data.context.reader("spectrum")
+
+    def uniform() -> Comparison:
+        return data.uniform
+
+    return {
+        "ridge_ceiling": lambda: labelfree.ceiling(data.fit, data.held, uniform, data.seed),
+        "cka": lambda: labelfree.cka(data.held),
+        "spectral_entropy": lambda: labelfree.entropy(newton, spectrum),
+        "nystrom_error": lambda: labelfree.nystrom_error(spectrum, uniform),
+        "stability": lambda: labelfree.stability(newton),
     }
-    write_whole(context, StoreSpec(load_contract("fidelity"), {}), {}, {"figures": figures})
 
 
-def _rows(context: StageContext, role: int) -> _Rows:
-    audited, influence = context.reader("audited"), context.reader("influence")
-    spectrum = context.reader("spectrum")
-    here = audited.array("role") == role
-    kernel = influence.array("kernel")[here]
-    start = kernel @ spectrum.array("start") + spectrum.array("offset")
-    network = audited.array("network_embedding")[here].astype(np.float64)
-    return _Rows(kernel, start, influence.array("embedding")[here], network)
+def _labelled(data: _Measured) -> dict[str, Callable[[], Figure]]:
+    newton = data.context.reader("newton")
+    return {
+        "kendall_tau": lambda: data.probes.tau(),
+        "accuracy_gap": lambda: data.probes.accuracy_gap(),
+        "confidence_drop": lambda: _removal(data).drop(),
+        "drop_ratio": lambda: _removal(data).ratio(),
+        "coverage": lambda: coverage_figure(
+            data.landmarks, newton.array("step"), data.n_classes, data.seed
+        ),
+        "precision_at_1": lambda: _nearest(data).precision(),
+    }
 
 
-def _measured(measure: Callable[[], Figure]) -> Figure:
-    """A figure, or why it is not defined here: a reduced result, never a silent NaN."""
-    try:
-        return measure()
-    except StageFailed as error:
-        return {"value": None, "controls": {}, "words": "", "note": str(error)}
-
-
-def _figure(value: float, words: str, note: str, controls: Mapping[str, float]) -> Figure:
-    return {"value": value, "controls": dict(controls), "words": words, "note": note}
-
-
-def _ceiling(fit: _Rows, held: _Rows) -> Figure:
-    """R^2 of linear maps to the network's embedding, fitted on fit samples, scored on audit samples."""
-    from krepes_ooc.algebra.measures import ridge_ceiling
-
-    if len(fit.kernel) < 2:
-        raise StageFailed(
-            "the ridge ceiling is not defined",
-            where="fidelity",
-            expected="at least two fit samples",
-            advice="raise stages.audited.fit",
-        )
-
-    def score(name: str) -> float:
-        rows = getattr(fit, name), fit.network, getattr(held, name), held.network
-        return ridge_ceiling(*rows).r_squared
-
-    return _figure(
-        score("kernel"),
-        "Variance of the network's embedding that kernel rows explain (ridge ceiling)",
-        "Held-out R squared of a ridge regression. The ceiling is what any coefficients could "
-        "reach; start and step are what the audit's own embedding reaches.",
-        {"embedding at the start": score("start"), "embedding after the step": score("step")},
+def _removal(data: _Measured) -> Removal:
+    influence = data.context.reader("influence")
+    held = data.held.labelled
+    top = influence.array("top_landmark")[
+        data.context.reader("audited").array("role") == ROLES["audit"]
+    ]
+    return Removal(
+        keep(data.fit, data.fit.labelled),
+        keep(data.held, held),
+        data.landmarks,
+        data.context.reader("newton").array("coefficients"),
+        data.second,
+        top[held][:, : data.context.settings.top],
+        data.n_classes,
+        data.seed,
     )
 
 
-def _cka(held: _Rows) -> Figure:
-    from krepes_ooc.algebra.measures import linear_cka
-
-    return _figure(
-        linear_cka(held.step, held.network),
-        "Similarity of the audit's embedding and the network's (linear CKA)",
-        "1 means the same geometry up to rotation and scale.",
-        {
-            "embedding at the start": linear_cka(held.start, held.network),
-            "kernel rows": linear_cka(held.kernel, held.network),
-        },
+def _nearest(data: _Measured) -> Nearest:
+    newton = data.context.reader("newton")
+    return Nearest(
+        keep(data.held, data.held.labelled),
+        data.landmarks,
+        newton.array("step"),
+        newton.array("coefficients"),
+        data.second,
+        str(data.context.reader("influence").attributes["measure"]),
+        data.n_classes,
     )
 
 
-def _entropy(newton: Any, spectrum: Any) -> Figure:
-    from krepes_ooc.algebra.measures import spectral_entropy
-
-    return _figure(
-        spectral_entropy(newton.array("coefficients")),
-        "Spectral entropy of the coefficients",
-        "1 means that all directions are used alike, 0 that a single one is.",
-        {
-            "start": spectral_entropy(spectrum.array("start")),
-            "step": spectral_entropy(newton.array("step")),
-        },
+def _curves(data: _Measured) -> dict[str, Any]:
+    """All curves that are defined here."""
+    context = data.context
+    kernel = context.reader("kernel")
+    rms = float(np.sqrt(np.trace(data.second) / len(data.second)))
+    found: dict[str, Any] = {"spectral_entropy": entropy_curve(context.reader("newton"))}
+    found |= landmark_curves(
+        kernel.array("landmark_kernel"),
+        data.second,
+        float(kernel.attributes["self_kernel_mean"]),
+        rms,
+        kernel.info("values").dtype.name,
+        data.seed,
     )
-
-
-def _nystrom(spectrum: Any) -> Figure:
-    facts = spectrum.attributes
-    return _figure(
-        float(facts["nystrom_error"]),
-        "Share of the kernel that the landmarks miss (Nystrom error)",
-        "Mean of k(x, x) - k_x K_mm^+ k_x over all samples and views, relative to the mean k(x, x).",
-        {"usable rank over landmarks": facts["usable_rank"] / spectrum.info("eigenvalues").shape[0]},
-    )
-
-
-def _stability(newton: Any) -> Figure:
-    chosen = int(np.argmin(np.abs(newton.array("damping") - newton.attributes["damping"])))
-    return _figure(
-        float(newton.array("stability")[chosen]),
-        "Top-10 landmarks that survive the next larger damping",
-        "Mean overlap under the paper's influence score; low means that damping decides the ranking.",
-        {"lowest over the sweep": float(newton.array("stability").min())},
-    )
+    with contextlib.suppress(StageFailed):  # the figures say why
+        found["ceiling_over_components"] = ceiling_curve(data.fit, data.held)
+    if data.has_labels:
+        with contextlib.suppress(StageFailed):
+            found |= data.probes.over_components()
+    return found
 
 
 def predict(shape: AuditShape, settings: FidelitySettings) -> Cost:
-    """A few regressions on kernel rows of the audited samples."""
-    n, m = shape.n_audited, shape.n_landmarks
-    return Cost(1, 2**14, Need(32 * n * m + 48 * m * m), 4.0 * n * m * m)
+    """Regressions, probes and votes on rows of the audited samples."""
+    n, m, h = shape.n_audited, shape.n_landmarks, shape.n_components
+    rows = 8 * n * (6 * m + 6 * h + 2 * shape.n_outputs) + 8 * n * shape.n_features
+    return Cost(1, 2**15, Need(rows + 64 * m * m + 12 * m * shape.n_features), 40.0 * n * m * m)
 
 
 STAGE = Stage(
     name="fidelity",
-    version=1,
-    reads=("audited", "kernel", "moments", "spectrum", "newton", "influence"),
+    version=2,
+    reads=(
+        "features",
+        "landmarks",
+        "audited",
+        "kernel",
+        "moments",
+        "spectrum",
+        "newton",
+        "influence",
+        "source",
+        "network",
+    ),
     store="fidelity",
     settings=FidelitySettings,
     run=run,

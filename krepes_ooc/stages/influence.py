@@ -14,8 +14,8 @@ from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
 from krepes_ooc.stages.kernel import Float, open_landmark_kernel
-from krepes_ooc.stages.spectrum import read_moments
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.spectrum import read_moments
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 ROWS = 1024
@@ -81,8 +81,8 @@ def shown_scorer(
 
     They are those of ``scorer``, but ``aligned`` is max(k, 0) cos(df_t, df_l): a landmark that is
     less like the sample than the average is no example of it, even where both moved the same way.
-    Measured against |k cos| with labels (share of top-1 and top-10 landmarks with the sample's
-    label): digits .937 / .768 against .937 / .765, Adult .799 / .781 against .797 / .778.
+    Measured against |k cos| on one network each, as the share of top-1 / top-10 landmarks that have
+    the sample's label: digits .937 / .768 against .937 / .765, Adult .799 / .781 against .797 / .778.
     """
     score = scorer(measure, step, landmark_kernel, second)
     if measure != "aligned":

@@ -48,6 +48,7 @@ class AuditInputs:
     base: Path
     private: Path
     _local: threading.local = field(default_factory=threading.local)
+    _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
     @property
     def pretrained(self) -> Path:
@@ -90,11 +91,22 @@ class AuditInputs:
         check_finite(inputs, positions, "network input")
         return inputs, content
 
-    def open_features(self, settings: FeatureSettings) -> FeatureMap:
-        """The feature map of the network, its scale fixed from calibration samples."""
+    def open_features(
+        self, settings: FeatureSettings, probes: npt.ArrayLike | None = None
+    ) -> FeatureMap:
+        """The feature map of the network, its scale fixed from calibration samples; opened once.
+
+        Args:
+            settings: how rows are taken.
+            probes: the probes of a store that exists: the same bits, without choosing them again.
+        """
         from krepes_ooc.network.features import open_features
 
-        return open_features(self.network, settings, self._calibration())
+        if settings not in self._opened:
+            self._opened[settings] = open_features(
+                self.network, settings, self._calibration(), probes
+            )
+        return self._opened[settings]
 
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
         """The feature map of the network before its training: for sizes alone."""
@@ -140,7 +152,7 @@ class AuditInputs:
                 "the network gives other outputs on two fixed samples than when the run began",
                 where=self.network_spec.factory,
                 expected="the same code, torch version and kind of processor",
-                advice="undo the change, or start over with --restart-stale after changing the recipe",
+                advice="undo the change, or start over in another --workspace",
             )
 
 

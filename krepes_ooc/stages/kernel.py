@@ -22,9 +22,11 @@ from krepes_ooc.stages.base import (
     seal_blocks,
     write_blocks,
 )
-from krepes_ooc.stages.features import Rows, unscaled
+from krepes_ooc.stages.features import unscaled
+from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.widen import to_dtype
 
 COLLAPSED_SHARE = 1e-3
 Float = npt.NDArray[np.float64]
@@ -83,7 +85,9 @@ def open_landmark_kernel(context: StageContext, normalise: Mode) -> LandmarkKern
     scale = _mean_self_kernel(context) if normalise == "mean-diagonal" else 1.0
     normalisation = Normalisation(normalise, float(reader.attributes["centre_self"]), scale)
     rows = unscaled(reader.array("features"), layout)
-    return LandmarkKernel(kernel_map(rows, layout, centre, normalisation), layout, context.plan.sub_rows)
+    return LandmarkKernel(
+        kernel_map(rows, layout, centre, normalisation), layout, context.plan.sub_rows
+    )
 
 
 def run(context: StageContext) -> None:
@@ -99,7 +103,7 @@ def run(context: StageContext) -> None:
         for view in range(views):
             stored = features.block("values", block, view)
             rows = own_map.rows(stored, features.block("self_kernel", block, view))
-            values.append(("values", view, rows.astype(dtype)))
+            values.append(("values", view, to_dtype(rows, dtype)))
         return [*values, ("sample_id", 0, np.array(features.block("sample_id", block)))], ""
 
     files = write_blocks(context, writer, compute)
@@ -161,7 +165,8 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
     block = plan.block_rows * m * (4 + size * (1 + shape.n_views))
     sub = plan.sub_rows * (8 * width + 16 * m)
     disk = shape.stored_rows * (shape.n_views * m * size + 8) + 8 * m * m
-    flops = 2.0 * plan.n_samples * shape.n_views * m * width
+    centre = shape.n_moments if settings.normalise == "ccos" else 0
+    flops = 2.0 * plan.n_samples * shape.n_views * (m * width + centre)
     return Cost(plan.n_blocks, disk, Need(12 * m * width + 16 * m * m, block + sub), flops)
 
 

@@ -1,88 +1,95 @@
-"""The k-means|| sampler over the feature store: a few passes, each resumable.
+"""The k-means samplers over the feature store: a few passes, each resumable.
 
-Source: Bahmani, Moseley, Vattani, Kumar and Vassilvitskii (2012), "Scalable k-means++", with squared
-distances 2 - 2 k^ of the centred cosine kernel on view 0.
+``KmeansParallel`` is k-means||: Bahmani, Moseley, Vattani, Kumar and Vassilvitskii (2012),
+"Scalable k-means++". ``KmeansPlusPlus`` is the sequential original on a uniform pool: Arthur and
+Vassilvitskii (2007). Squared distances are 2 - 2 k^ of the centred cosine kernel on view 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc import counter
-from krepes_ooc.algebra import kernel
-from krepes_ooc.algebra.kernel import KernelMap
-from krepes_ooc.algebra.landmarks import nearest, oversample, reduce_candidates, squared_distance
-from krepes_ooc.algebra.normalisation import Normalisation
+from krepes_ooc.algebra.landmarks import choose_uniform, oversample, squared_distance
+from krepes_ooc.algebra.seeding import Seeding, extend_seeding, reduce_candidates, seeding_trials
 from krepes_ooc.blocks import Block
-from krepes_ooc.layout import FeatureLayout
-from krepes_ooc.stages.base import StageContext
-from krepes_ooc.stages.features import Rows, unscaled
+from krepes_ooc.stages.passes import Float, Ids, Passes
 from krepes_ooc.storage.files import read_arrays, write_arrays
 
-Ids = npt.NDArray[np.int64]
-Float = npt.NDArray[np.float64]
+POOL = 20
+ROUND = 64
 _FIRST_STREAM = 302
+Distance = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class KmeansParallel:
-    """One choice of ``count`` landmarks.
+class _Found:
+    """What the rounds have found: candidates, and every sample's nearest one.
 
     Args:
-        context: the landmarks stage.
-        count: number of landmarks.
+        candidates: store rows, ascending.
+        distance: squared distance to the nearest candidate [sample].
+        owner: store row of that candidate [sample]; of equal ones the first that was drawn.
     """
 
-    context: StageContext
-    count: int
+    candidates: Ids
+    distance: Distance
+    owner: Ids
+
+    def weights(self) -> Float:
+        """Number of samples nearest to every candidate."""
+        index = np.searchsorted(self.candidates, self.owner)
+        return np.bincount(index, minlength=len(self.candidates)).astype(np.float64)
+
+
+class KmeansParallel(Passes):
+    """Candidates drawn in a few passes, then reduced by weighted k-means++."""
 
     def choose(self) -> tuple[Ids, Float]:
         """Store rows of the chosen candidates and the samples that each stands for."""
         rounds, n = self.context.settings.rounds, self.context.plan.n_samples
         self.context.progress.begin("landmarks", rounds + 2, 0)
-        first = int(counter.integers(self.context.inputs.seed, n, _FIRST_STREAM))
-        candidates = np.array([first], dtype=np.int64)
-        distance = np.full(n, np.inf, dtype=np.float32)
-        new = candidates
+        first = int(counter.integers(self.seed, n, _FIRST_STREAM))
+        new = np.array([first], dtype=np.int64)
+        found = _Found(new[:0], np.full(n, np.inf, dtype=np.float32), np.zeros(n, dtype=np.int64))
         for turn in range(rounds + 1):
-            candidates, distance = self._round(turn, candidates, new, distance)
+            found = self._round(turn, found, new)
             self.context.progress.advance(1)
             if turn < rounds:
-                new = np.setdiff1d(self._drawn(turn, distance), candidates)
-        weights = self._weights(candidates)
-        self.context.progress.advance(1)
+                new = np.setdiff1d(self._drawn(turn, found.distance), found.candidates)
         chosen, weight = reduce_candidates(
-            self._candidate_kernel(candidates), weights, self.count, self.context.inputs.seed
+            self.kernel_between(found.candidates), found.weights(), self.count, self.seed
         )
-        return candidates[chosen], weight
+        self.context.progress.advance(1)
+        return found.candidates[chosen], weight
 
-    def _round(
-        self, turn: int, candidates: Ids, new: Ids, distance: npt.NDArray[np.float32]
-    ) -> tuple[Ids, npt.NDArray[np.float32]]:
-        """Add the new candidates and update every sample's distance; one pass, kept on disk."""
-        path = self.context.record.partials / f"round-{turn:03d}.npz"
+    def _round(self, turn: int, found: _Found, new: Ids) -> _Found:
+        """Add the new candidates and update every sample's nearest; one pass, kept on disk."""
+        path = self.partial(f"round-{turn:03d}")
         known = read_arrays(path)
         if known is not None:
-            return known["candidates"], known["distance"]
-        candidates = np.union1d(candidates, new).astype(np.int64)
+            return _Found(**known)
+        candidates = np.union1d(found.candidates, new).astype(np.int64)
+        distance, owner = found.distance.copy(), found.owner.copy()
         if len(new):
-            near = self._map(new)
+            near = self.map(new)
 
-            def update(block: Block) -> npt.NDArray[np.float32]:
-                away = self._per_rows(block, near, lambda k: squared_distance(k).min(axis=1))
-                return np.minimum(distance[block.start : block.stop], away).astype(np.float32)
+            def update(block: Block) -> None:
+                away = self.per_rows(block, near, _closest)
+                closer = np.flatnonzero(away[:, 0] < distance[block.start : block.stop])
+                distance[block.start + closer] = away[closer, 0]
+                owner[block.start + closer] = new[away[closer, 1].astype(np.int64)]
 
-            parts = self.context.executor().map(update, list(self.context.plan.blocks()))
-            distance = np.concatenate(list(parts))
-        write_arrays(path, {"candidates": candidates, "distance": distance}, self.context.record.temp)
-        return candidates, distance
+            self.context.executor().run(update, list(self.context.plan.blocks()))
+        result = _Found(candidates, distance, owner)
+        write_arrays(path, vars(result), self.context.record.temp)
+        return result
 
-    def _drawn(self, turn: int, distance: npt.NDArray[np.float32]) -> Ids:
+    def _drawn(self, turn: int, distance: Distance) -> Ids:
         """Store rows that one round draws, keyed by sample id."""
         total = float(distance.sum(dtype=np.float64))
         if total <= 0:
@@ -93,10 +100,10 @@ class KmeansParallel:
             + np.flatnonzero(
                 oversample(
                     distance[block.start : block.stop].astype(np.float64),
-                    np.array(self._features.block("sample_id", block)),
+                    np.array(self.features.block("sample_id", block)),
                     total,
                     expected,
-                    self.context.inputs.seed,
+                    self.seed,
                     turn,
                 )
             )
@@ -104,59 +111,42 @@ class KmeansParallel:
         ]
         return np.concatenate(drawn).astype(np.int64)
 
-    def _weights(self, candidates: Ids) -> Float:
-        """Number of samples nearest to every candidate; one pass."""
-        mapped = self._map(candidates)
 
-        def count(block: Block) -> Float:
-            owner = self._per_rows(block, mapped, nearest)
-            return np.bincount(owner, minlength=len(candidates)).astype(np.float64)
+class KmeansPlusPlus(Passes):
+    """One landmark after the other, each drawn by its distance to those before it."""
 
-        blocks = list(self.context.plan.blocks())
-        return self.context.executor().fold(count, blocks, np.add)
-
-    def _per_rows(self, block: Block, mapped: KernelMap, reduce: Any) -> npt.NDArray[Any]:
-        """Apply a row-wise reduction to the kernel of view 0 of one block, in short row ranges."""
-        stored, own = self._features.block("values", block), self._features.block("self_kernel", block)
-        step = self.context.plan.sub_rows
-        parts = [
-            reduce(mapped.rows(unscaled(stored[i : i + step], self._layout), own[i : i + step]))
-            for i in range(0, block.rows, step)
-        ]
-        return np.concatenate(parts)
-
-    def _candidate_kernel(self, candidates: Ids) -> Float:
-        rows = self._gather(candidates).astype(np.float64)
-        return np.asarray(
-            kernel.landmark_kernel(rows, self._layout, self._centre, self._normalisation)
-        )
-
-    def _map(self, rows: Ids) -> KernelMap:
-        gathered = self._gather(rows)
-        return kernel.kernel_map(gathered, self._layout, self._centre, self._normalisation)
-
-    def _gather(self, rows: Ids) -> Rows:
-        """Unscaled rows of view 0, [row, feature], read block by block."""
-        out = np.empty((len(rows), self._layout.n_features), dtype=np.float32)
-        index = rows // self.context.plan.block_rows
-        for block_index in np.unique(index).tolist():
-            block, here = self.context.plan.block(block_index), index == block_index
-            stored = self._features.block("values", block)[rows[here] - block.start]
-            out[here] = unscaled(stored, self._layout)
-        return out
+    def choose(self) -> tuple[Ids, Float]:
+        """Store rows in order of choice and the samples that each stands for."""
+        pool = choose_uniform(self.context.plan.n_samples, self.pool_size, self.seed)
+        self.context.progress.begin("landmarks", -(-self.count // ROUND) + 2, 0)
+        chosen = pool[self._seeded(pool).chosen]
+        weights = self.weights(chosen)
+        self.context.progress.advance(1)
+        return chosen, weights
 
     @property
-    def _features(self) -> Any:
-        return self.context.reader("features")
+    def pool_size(self) -> int:
+        """Samples that may become landmarks."""
+        return min(self.context.plan.n_samples, POOL * self.count)
 
-    @cached_property
-    def _layout(self) -> FeatureLayout:
-        return FeatureLayout.from_attributes(self._features.attributes["layout"])
+    def _seeded(self, pool: Ids) -> Seeding:
+        """The choice, ``ROUND`` landmarks at a time, each round kept on disk."""
+        against = self.among(self.gather(pool))
+        ones, path = np.ones(len(pool)), self.partial("seeding")
+        known = read_arrays(path)
+        seeding = Seeding.begin(len(pool)) if known is None else Seeding(**known)
+        while len(seeding.chosen) < self.count:
+            self.context.stop.check()
+            upto = min(self.count, len(seeding.chosen) + ROUND)
+            trials = seeding_trials(self.count)
+            seeding = extend_seeding(seeding, against, ones, ones, upto, self.seed, trials)
+            write_arrays(path, vars(seeding), self.context.record.temp)
+            self.context.progress.advance(1)
+        return seeding
 
-    @cached_property
-    def _centre(self) -> Float:
-        return np.asarray(self._features.array("centre"))
 
-    @cached_property
-    def _normalisation(self) -> Normalisation:
-        return Normalisation("ccos", kernel.centre_self(self._centre))
+def _closest(rows: npt.NDArray[Any]) -> Float:
+    """Squared distance to the nearest landmark, and its index [sample, 2], of kernel rows."""
+    distance = squared_distance(rows)
+    index = distance.argmin(axis=1)
+    return np.stack([distance[np.arange(len(rows)), index], index], axis=1).astype(np.float64)

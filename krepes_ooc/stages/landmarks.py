@@ -12,18 +12,25 @@ import numpy.typing as npt
 from krepes_ooc import counter
 from krepes_ooc.algebra import kernel
 from krepes_ooc.algebra.landmarks import choose_uniform
+from krepes_ooc.algebra.seeding import seeding_trials
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import UsageError
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
 from krepes_ooc.stages.features import open_featurizer, unscaled
 from krepes_ooc.stages.inputs import CLEAN
-from krepes_ooc.stages.kmeans import KmeansParallel
-from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.kmeans import POOL, ROUND, KmeansParallel, KmeansPlusPlus
+from krepes_ooc.stages.leverage import PILOT, Leverage
 from krepes_ooc.stages.samples import describe_columns, show
+from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 MIN_AUTO = 256
+SAMPLERS: dict[str, type[KmeansParallel | KmeansPlusPlus | Leverage]] = {
+    "kmeans-parallel": KmeansParallel,
+    "kmeans++": KmeansPlusPlus,
+    "leverage": Leverage,
+}
 _TOP_UP_STREAM = 301
 Ids = npt.NDArray[np.int64]
 
@@ -32,11 +39,11 @@ Ids = npt.NDArray[np.int64]
 class LandmarksSettings:
     """Recipe key ``stages.landmarks``."""
 
-    sampler: Literal["kmeans-parallel", "uniform"] = setting(
+    sampler: Literal["kmeans-parallel", "kmeans++", "leverage", "uniform"] = setting(
         "kmeans-parallel", about="how the landmarks are chosen"
     )
     count: int | Literal["auto"] = setting(
-        "auto", about="number of landmarks; auto: max(256, sqrt(n)), at most n", minimum=1
+        "auto", about="number of landmarks; auto: max(256, sqrt(n)), at most n / 2", minimum=1
     )
     rounds: int = setting(5, about="passes of kmeans-parallel that draw candidates", minimum=1)
     oversampling: float = setting(0.5, about="candidates per round over landmarks", above=0)
@@ -49,7 +56,7 @@ def count_landmarks(settings: LandmarksSettings, n_samples: int) -> int:
         UsageError: more landmarks than samples.
     """
     if settings.count == "auto":
-        return min(n_samples, max(MIN_AUTO, math.ceil(math.sqrt(n_samples))))
+        return min(max(1, n_samples // 2), max(MIN_AUTO, math.ceil(math.sqrt(n_samples))))
     if settings.count > n_samples:
         raise UsageError(
             f"{settings.count} landmarks of {n_samples} samples",
@@ -108,14 +115,14 @@ def choose(context: StageContext) -> tuple[Ids, npt.NDArray[np.float64]]:
         context.progress.begin("landmarks", 1, 0)
         rows = choose_uniform(n, count, context.inputs.seed)
         return rows, np.full(count, n / count)
-    rows, weight = KmeansParallel(context, count).choose()
+    rows, weight = SAMPLERS[settings.sampler](context, count).choose()
     return _topped_up(rows, weight, count, n, context.inputs.seed)
 
 
 def _topped_up(
     rows: Ids, weight: npt.NDArray[np.float64], count: int, n: int, seed: int
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Fill up with uniform rows of weight 0 where duplicates left fewer candidates than landmarks."""
+    """Fill up with uniform rows of weight 0 where duplicates left too few candidates."""
     if len(rows) < count:
         keyed = int(counter.bits(seed, _TOP_UP_STREAM))
         others = counter.Bijection(n, keyed)(np.arange(min(n, count + len(rows))))
@@ -131,16 +138,28 @@ def _positions(context: StageContext, rows: Ids) -> Ids:
 
 
 def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
-    """Passes over view 0 of the features; a worker holds a short row range against all candidates."""
+    """Passes over view 0; a worker holds a short row range against all candidates."""
     n, m, width = shape.plan.n_samples, shape.n_landmarks, shape.n_features
     clean = m * (2 * width + 64) + 8 * shape.n_moments
     if settings.sampler == "uniform":
         return Cost(1, clean, Need(12 * m * width))
+    if settings.sampler == "kmeans++":
+        pool = min(n, POOL * m)
+        per_worker = shape.plan.sub_rows * (8 * width + 12 * m)
+        fixed = pool * (8 * width + 128)
+        flops = 2.0 * m * seeding_trials(m) * pool * width + 2.0 * n * width * m
+        return Cost(-(-m // ROUND) + 2, clean, Need(fixed, per_worker), flops, 24 * pool)
+    if settings.sampler == "leverage":
+        pilot = min(n, PILOT * m)
+        per_worker = shape.plan.sub_rows * (8 * width + 24 * pilot) + 16 * shape.plan.block_rows
+        fixed = 20 * pilot * width + 40 * pilot**2
+        return Cost(3, clean, Need(fixed, per_worker), 2.0 * n * pilot * (width + pilot))
     candidates = math.ceil(m * settings.oversampling * settings.rounds) + 1
     per_worker = shape.plan.sub_rows * (8 * width + 12 * candidates)
-    fixed = 8 * n + 20 * candidates * width + 16 * candidates**2
-    disk = clean + (settings.rounds + 1) * (4 * n + 8 * candidates)
-    return Cost(settings.rounds + 2, disk, Need(fixed, per_worker), 4.0 * n * width * candidates)
+    fixed = 44 * n + 20 * candidates * width + 16 * candidates**2
+    flops = 2.0 * n * (width * candidates + shape.n_moments)
+    scratch = (settings.rounds + 1) * (12 * n + 8 * candidates)
+    return Cost(settings.rounds + 2, clean, Need(fixed, per_worker), flops, scratch)
 
 
 STAGE = Stage(

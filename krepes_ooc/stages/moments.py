@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from krepes_ooc.algebra.moments import MomentSums, block_shift, finish, merge, moment_sums, pair_index
+from krepes_ooc.algebra.moments import (
+    MomentSums,
+    block_shift,
+    finish,
+    merge,
+    moment_sums,
+    pair_index,
+)
 from krepes_ooc.blocks import Block
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.engine.executor import tree_fold
@@ -20,7 +27,7 @@ from krepes_ooc.stages.base import (
     pending_shards,
     write_whole,
 )
-from krepes_ooc.stages.features import Rows
+from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.files import read_arrays, write_arrays
@@ -86,9 +93,9 @@ def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
     pairs = len(pair_index(views))
     per_worker = m * views * (4 * plan.block_rows + 8 * plan.sub_rows) + 16 * pairs * m * m
     fixed = 8 * m * m * (views * views + pairs * (2 + plan.n_shards.bit_length()))
-    disk = 8 * m * m * (views * views + pairs * plan.n_shards)
+    disk, scratch = 8 * m * m * views * views, 8 * m * m * pairs * plan.n_shards
     flops = 2.0 * plan.n_samples * m * m * pairs
-    return Cost(plan.n_shards, disk, Need(fixed, per_worker), flops)
+    return Cost(plan.n_shards, disk, Need(fixed, per_worker), flops, scratch)
 
 
 STAGE = Stage(

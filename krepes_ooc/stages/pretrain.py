@@ -1,4 +1,4 @@
-"""Stage pretrain: the demo trainer, one checkpoint an epoch; users bring their own weights instead."""
+"""Stage pretrain: the demo trainer, one checkpoint an epoch, for recipes without weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def predict(shape: AuditShape, settings: PretrainSettings) -> Cost:
     """Epochs of the demo trainer: three forward passes a view, and Adam's moments."""
     flops = 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views * settings.epochs
     need = Need(24 * shape.n_parameters + 64 * settings.batch * shape.n_features)
-    return Cost(settings.epochs, 16 * shape.n_parameters, need, flops)
+    return Cost(settings.epochs, 4 * shape.n_parameters, need, flops, 12 * shape.n_parameters)
 
 
 STAGE = Stage(

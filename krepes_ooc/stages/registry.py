@@ -5,6 +5,7 @@ from __future__ import annotations
 from krepes_ooc.stages import (
     alignment,
     audited,
+    concepts,
     features,
     fidelity,
     influence,
@@ -28,6 +29,7 @@ STAGES: tuple[Stage, ...] = (
     spectrum.STAGE,
     newton.STAGE,
     influence.STAGE,
+    concepts.STAGE,
     alignment.STAGE,
     fidelity.STAGE,
     report.STAGE,

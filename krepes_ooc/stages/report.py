@@ -20,6 +20,19 @@ from krepes_ooc.storage.files import checksum, write_atomic
 from krepes_ooc.storage.reader import StoreReader
 
 LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
+FIGURES = (
+    "ridge_ceiling",
+    "kendall_tau",
+    "accuracy_gap",
+    "cka",
+    "precision_at_1",
+    "confidence_drop",
+    "drop_ratio",
+    "coverage",
+    "nystrom_error",
+    "spectral_entropy",
+    "stability",
+)
 SWEEP = ("damping", "loss", "predicted", "rho", "step_norm", "stability")
 ORDER = (
     "pretrain",
@@ -31,6 +44,7 @@ ORDER = (
     "spectrum",
     "newton",
     "influence",
+    "concepts",
     "alignment",
     "fidelity",
 )
@@ -76,14 +90,17 @@ def collect(context: StageContext) -> report.AuditData:
         spectrum=_spectrum(context),
         newton=_newton(context.reader("newton")),
         fidelity=_fidelity(context.reader("fidelity")),
+        curves=_curves(context.reader("fidelity")),
         alignment=_alignment(context.reader("alignment"), len(columns)),
+        concepts=_concepts(context.reader("concepts"), shown),
         self_check=_self_check(context.reader("features")),
         stages=tuple(_stages(context)),
         classes=tuple(landmarks.info("label").attributes["categories"]),
         columns=tuple(_column(column) for column in columns),
         warnings=tuple(_warnings(context)),
         recipe_text=context.recipe_text,
-        versions={"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
         record={"processor and numerics": str(_seal(context, "features")["numerics"])},
     )
 
@@ -156,10 +173,28 @@ def _fidelity(store: StoreReader) -> dict[str, report.Figure]:
         name: report.Figure(
             value=report_value(figure["value"]),
             controls={key: report_value(value) for key, value in figure["controls"].items()},
+            interval=tuple(figure["interval"]) if figure.get("interval") else None,
             words=figure["words"],
             note=figure["note"],
         )
-        for name, figure in store.attributes["figures"].items()
+        for name, figure in sorted(store.attributes["figures"].items(), key=_reading_order)
+    }
+
+
+def _reading_order(item: tuple[str, Any]) -> int:
+    """Attributes come back in alphabetical order; people read the ceiling first."""
+    return FIGURES.index(item[0]) if item[0] in FIGURES else len(FIGURES)
+
+
+def _curves(store: StoreReader) -> dict[str, report.Curve]:
+    arrays = ("x", "lines")
+    return {
+        name: report.Curve(
+            **{key: value for key, value in curve.items() if key not in arrays},
+            x=np.array(curve["x"]),
+            lines={line: np.array(values) for line, values in curve["lines"].items()},
+        )
+        for name, curve in store.attributes["curves"].items()
     }
 
 
@@ -168,7 +203,18 @@ def _alignment(store: StoreReader, n_columns: int) -> report.Alignment | None:
     if not n_columns:
         return None
     names = ("gap", "stderr", "kernel_only", "weighted")
-    return report.Alignment(**{name: store.array(name)[:n_columns] for name in names})
+    defined = store.array("defined")[:n_columns] == 1
+    return report.Alignment(
+        **{name: np.where(defined, store.array(name)[:n_columns], np.nan) for name in names}
+    )
+
+
+def _concepts(store: StoreReader, rows: Any) -> report.Concepts | None:
+    names = tuple(store.attributes["names"])
+    if not names:
+        return None
+    scores = np.where(store.array("trusted") == 1, store.array("score")[rows], np.nan)
+    return report.Concepts(names, store.array("accuracy"), scores)
 
 
 def report_value(value: float | None) -> float:
@@ -237,6 +283,7 @@ STAGE = Stage(
         "spectrum",
         "newton",
         "influence",
+        "concepts",
         "alignment",
         "fidelity",
     ),

@@ -1,4 +1,4 @@
-"""What people see of samples: names, labels, table rows and pictures, in the form the stores keep."""
+"""What people see of samples: names, labels, table rows and pictures, as the stores keep them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def show(source: Source, sample_id: Ids) -> Shown:
     elif source.kind == "image":
         arrays["image"] = picture(raw)
         sizes |= dict(zip(("y", "x", "channel"), arrays["image"].shape[1:], strict=True))
-    texts = {
+    texts: dict[str, Mapping[str, Any]] = {
         "sample_name": {"categories": list(names)},
         "label": {"categories": list(source.classes)},
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from krepes_ooc.blocks import BlockPlan
+
+FEATURE_SIZES = ("n_views", "n_features", "n_moments", "n_outputs", "n_parameters")
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class AuditShape:
         """Rows on disk: the last chunk is stored whole."""
         return self.plan.n_blocks * self.plan.block_rows
 
-    def to_attributes(self) -> dict[str, Any]:
-        """The sizes as JSON, for the ticket of the features."""
-        return dataclasses.asdict(self)
+    def of_features(self) -> dict[str, Any]:
+        """The sizes that the features fix for good, as JSON, for their ticket."""
+        return {key: getattr(self, key) for key in FEATURE_SIZES} | {
+            "plan": self.plan.to_attributes()
+        }
 
-    @classmethod
-    def from_attributes(cls, attributes: Mapping[str, Any]) -> AuditShape:
-        """The sizes that the features were begun with."""
-        values = {key: int(value) for key, value in attributes.items() if key != "plan"}
-        return cls(**values, plan=BlockPlan.from_attributes(attributes["plan"]))
+    def to_attributes(self) -> dict[str, Any]:
+        """All sizes as JSON."""
+        return dataclasses.asdict(self)

@@ -1,17 +1,17 @@
-"""Measure the sizes of an audit from its recipe: source and network are opened, nothing is computed."""
+"""Sizes of an audit, from its recipe: source and network are opened, nothing is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from krepes_ooc.blocks import choose_block_plan
+from krepes_ooc.blocks import BlockPlan, choose_block_plan
 from krepes_ooc.errors import UsageError
 from krepes_ooc.network.modelspec import PRETRAIN
-from krepes_ooc.stages.audited import AuditedSettings
+from krepes_ooc.stages.audited import AuditedSettings, check_choice
 from krepes_ooc.stages.inputs import AuditInputs
 from krepes_ooc.stages.landmarks import count_landmarks
-from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.shapes import FEATURE_SIZES, AuditShape
 from krepes_ooc.stages.spectrum import AUTO_COMPONENTS
 from krepes_ooc.storage.workspace import Workspace
 
@@ -22,25 +22,32 @@ LEAST_SAMPLES = 2
 
 
 def shape_of(workspace: Workspace, inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShape:
-    """Sizes of an audit: those that its features were begun with, else measured anew."""
+    """Sizes of an audit: block plan and feature sizes as its features were begun, if they were.
+
+    Raises:
+        UsageError: as ``measure_shape``.
+    """
     begun = workspace.record("features", "features").begun()
-    if begun is not None and "shape" in begun:
-        return AuditShape.from_attributes(begun["shape"])
-    return measure_shape(inputs, settings)
+    if begun is None or "shape" not in begun:
+        return measure_shape(inputs, settings)
+    known = begun["shape"]
+    sizes = {key: int(known[key]) for key in FEATURE_SIZES}
+    return _complete(sizes, BlockPlan.from_attributes(known["plan"]), settings)
 
 
 def measure_shape(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShape:
     """Sizes of an audit that is not begun.
 
     Raises:
-        UsageError: a single sample, more landmarks than samples, or a block plan that cannot be.
+        UsageError: a single sample, more landmarks than samples, more components than landmarks,
+            nothing left to audit, or a block plan that cannot be.
     """
     features, n = settings["features"], inputs.source.n_samples
     if n < LEAST_SAMPLES:
         raise UsageError(f"{n} sample", where="source", expected=f"at least {LEAST_SAMPLES}")
     m = count_landmarks(settings["landmarks"], n)
     shared = _feature_map(inputs, features)
-    width, outputs = shared.layout.n_features, shared.n_outputs
+    width = shared.layout.n_features
     plan = choose_block_plan(
         n,
         2 * max(width, m),
@@ -48,16 +55,34 @@ def measure_shape(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShap
         forward_batch=features.forward_batch,
         sub_row_bytes=4 * m,
     )
-    asked = settings["spectrum"].components
     parameters = dict(shared.network.inner.named_parameters())
+    sizes = {
+        "n_views": inputs.view_spec.count,
+        "n_features": width,
+        "n_moments": shared.layout.n_moments,
+        "n_outputs": shared.n_outputs,
+        "n_parameters": sum(parameters[name].numel() for name in shared.parameters),
+    }
+    return _complete(sizes, plan, settings)
+
+
+def _complete(sizes: Mapping[str, int], plan: BlockPlan, settings: Mapping[str, Any]) -> AuditShape:
+    """Add the sizes that later stages choose anew whenever their settings change."""
+    n, components = plan.n_samples, settings["spectrum"].components
+    m = count_landmarks(settings["landmarks"], n)
+    if components != "auto" and components > m:
+        raise UsageError(
+            f"{components} components of {m} landmarks",
+            where="stages.spectrum.components",
+            expected=f"at most {m}",
+            advice="lower it, or raise stages.landmarks.count",
+        )
+    check_choice(settings["audited"], n, m)
+    most = min(m, AUTO_COMPONENTS, sizes["n_outputs"])
     return AuditShape(
-        n_views=inputs.view_spec.count,
-        n_features=width,
-        n_moments=shared.layout.n_moments,
-        n_outputs=outputs,
-        n_parameters=sum(parameters[name].numel() for name in shared.parameters),
+        **sizes,
         n_landmarks=m,
-        n_components=min(m, AUTO_COMPONENTS, outputs) if asked == "auto" else asked,
+        n_components=most if components == "auto" else components,
         n_audited=_n_audited(settings["audited"], n, m),
         kernel_itemsize=2 if settings["kernel"].stored_dtype == "float16" else 4,
         plan=plan,
@@ -70,7 +95,10 @@ def _n_audited(settings: AuditedSettings, n: int, m: int) -> int:
 
 
 def _feature_map(inputs: AuditInputs, settings: Any) -> FeatureMap:
-    """The feature map; untrained weights have the same shapes as trained ones."""
-    if inputs.network_spec.weights == PRETRAIN and not inputs.pretrained.exists():
+    """The feature map; untrained weights have the same shapes as trained ones.
+
+    A checkpoint of the demo trainer is not asked: it may be that of another architecture.
+    """
+    if inputs.network_spec.weights == PRETRAIN:
         return inputs.open_untrained(settings)
     return inputs.open_features(settings)

@@ -1,178 +1,169 @@
-"""The Newton system of one objective: built from the stores, solved so that a kill costs one product."""
+"""Solve the Newton system of a problem, so that a kill costs one pass over the kernel at most."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.algebra import nystrom, objectives
-from krepes_ooc.algebra.basis import Basis
-from krepes_ooc.algebra.curvature import Linearisation, Moments, Objective
-from krepes_ooc.algebra.krylov import CGState, Preconditioner
-from krepes_ooc.algebra.objectives.base import SampleObjective
-from krepes_ooc.algebra.preconditioners import Kronecker, RandomizedNystrom
-from krepes_ooc.algebra.solve import Solution, choose_solver, conjugate_gradient
-from krepes_ooc.errors import StageFailed, UsageError
-from krepes_ooc.stages.base import StageContext
-from krepes_ooc.stages.spectrum import read_moments
-from krepes_ooc.stages.stream import KernelStream
-from krepes_ooc.storage.files import read_arrays, write_arrays
+from krepes_ooc.algebra.curvature import Linearisation
+from krepes_ooc.algebra.damping import absolute
+from krepes_ooc.algebra.descent import Descent, levenberg_marquardt
+from krepes_ooc.algebra.krylov import CGState, Operator, Preconditioner
+from krepes_ooc.algebra.preconditioners import (
+    Kronecker,
+    RandomizedNystrom,
+    Rotations,
+    rotation_curvature,
+)
+from krepes_ooc.algebra.solve import Solution, Solver, choose_solver, conjugate_gradient
+from krepes_ooc.stages.problem import Problem, arrays_of, linearised
 
 Float = npt.NDArray[np.float64]
+DESCENT_TOLERANCE = 1e-3
 SINGLE_PRECISION = float(np.finfo(np.float32).eps)
+SKETCH_BYTES = 2**25
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The objective at the start of its step, in the coordinates of the chosen metric.
-
-    Args:
-        objective: the loss.
-        at_start: its value, gradient and curvature at the start.
-        start: A0, or its coordinates [landmark or direction, component].
-        offset: gamma [component].
-        moments: of the kernel rows, in the same coordinates.
-        basis: from coordinates to coefficients; None for the euclidean metric.
-    """
-
-    objective: Objective
-    at_start: Linearisation
-    start: Float
-    offset: Float
-    moments: Moments
-    basis: Basis | None
-
-    def coefficients(self, values: Float) -> Float:
-        """Coefficients [landmark, component(, column)] of coordinates."""
-        return values if self.basis is None else self.basis.from_basis(values)
-
-    @property
-    def passes(self) -> int:
-        """Passes over the kernel so far."""
-        return int(getattr(self.objective, "passes", 0))
-
-
-def open_problem(context: StageContext) -> Problem:
-    """The Newton system from the sealed stores.
-
-    Raises:
-        StageFailed: the curvature vanishes, as it does for a collapsed network.
-        UsageError: the objective's batch does not divide the block rows.
-    """
-    settings, spectrum = context.settings, context.reader("spectrum")
-    coefficients = settings.coefficients()
-    _check_batch(context, coefficients)
-    moments, start, basis = read_moments(context), spectrum.array("start"), _basis(context)
-    stream: Any = KernelStream(context)
-    if basis is not None:
-        moments, stream = basis.moments(moments), basis.stream(stream)
-        start = basis.to_basis(start)
-    offset = spectrum.array("offset")
-    objective = objectives.create(
-        settings.objective,
-        coefficients,
-        moments=moments,
-        stream=stream,
-        start=start,
-        offset=offset,
-        sub_rows=context.plan.sub_rows,
-    )
-    at_start = _linearised(context, objective, start)
-    if not at_start.mean_diagonal > 0:
-        raise StageFailed(
-            f"the curvature of {settings.objective} vanishes at the start",
-            where="stages.newton",
-            expected="embeddings that differ between samples",
-            advice="the network may have collapsed: look at the kernel and the views",
-        )
-    return Problem(objective, at_start, start, offset, moments, basis)
-
-
-def solve(context: StageContext, problem: Problem, relative: Float) -> tuple[str, Solution]:
-    """The step for every relative damping, and the name of the solver.
-
-    A streamed solve keeps its iterate on disk after every product, and goes on from it.
-    """
-    settings, at_start = context.settings, problem.at_start
-    damping = relative * at_start.mean_diagonal
+def solve(problem: Problem, relative: Float) -> tuple[str, Solution]:
+    """The step for every relative damping, and the name of the solver."""
+    settings, at_start = problem.context.settings, problem.at_start
+    damping = absolute(relative, at_start, problem.start)
     if problem.objective.moment:
         solver = choose_solver(
             at_start,
-            lambda: preconditioner(context, problem),
+            lambda: preconditioner(problem, at_start, problem.start, "step-0"),
             memory_bytes=settings.direct_bytes,
             tolerance=settings.reached_tolerance,
             max_iterations=settings.max_iterations,
         )
         return type(solver).__name__.removesuffix("Solver").lower(), solver.solve(damping)
-    path = context.record.partials / "iterate.npz"
-
-    def checkpoint(state: CGState) -> None:
-        context.progress.advance(1)
-        write_arrays(path, {f.name: getattr(state, f.name) for f in fields(state)}, context.record.temp)
-
-    known = read_arrays(path)
-    solution = conjugate_gradient(
-        at_start.product,
-        -at_start.gradient,
-        damping,
-        preconditioner=preconditioner(context, problem),
-        tolerance=settings.reached_tolerance,
-        max_iterations=settings.max_iterations,
-        state=None if known is None else CGState(**known),
-        checkpoint=checkpoint,
-    )
-    return "krylov", solution
+    chosen = preconditioner(problem, at_start, problem.start, "step-0")
+    tolerance = settings.reached_tolerance
+    return "krylov", KeptSolver(problem, at_start, chosen, tolerance, count()).solve(damping)
 
 
-def preconditioner(context: StageContext, problem: Problem) -> Preconditioner | None:
-    """The preconditioner that the recipe names."""
-    kind, objective = context.settings.preconditioner, context.settings.objective
-    if kind == "none":
-        return None
-    if kind == "kronecker" or (kind == "auto" and objective != "simclr"):
-        return Kronecker.build(problem.at_start, problem.moments)
-    m, h = problem.start.shape
-    return RandomizedNystrom.build(
-        problem.at_start.product,
-        (m, h),
-        context.settings.rank,
-        seed=context.inputs.seed,
-        precision=2e-16 if problem.objective.moment else SINGLE_PRECISION,
-    )
+def losses(problem: Problem, solution: Solution) -> Float:
+    """The loss after the step of every damping [damping]; one pass for all if it is streamed."""
+    reached = problem.start[..., None] + solution.step
+    found = problem.stream.keep("losses", lambda: {"loss": problem.objective.values(reached)})
+    return np.asarray(found["loss"])
 
 
-def _basis(context: StageContext) -> Basis | None:
-    """Coordinates of the RKHS metric: damping is then the norm of the embedding's function."""
-    if context.settings.metric == "euclidean":
-        return None
-    values, vectors = nystrom.eigenpairs(context.reader("kernel").array("landmark_kernel"))
-    rank = int(context.reader("spectrum").attributes["usable_rank"])
-    return Basis.rkhs(values, vectors, rank)
+@dataclass(frozen=True)
+class KeptSolver:
+    """Conjugate gradients whose iterate and result are kept: a kill costs one pass at most.
 
+    Args:
+        problem: whose stream does the keeping.
+        here: the linearisation.
+        preconditioner: of its system.
+        tolerance: relative residual to reach.
+        numbers: of the solves, which name what is kept; shared by all solvers of a descent.
+    """
 
-def _check_batch(context: StageContext, coefficients: Any) -> None:
-    batch, rows = getattr(coefficients, "batch", None), context.plan.block_rows
-    if batch is not None and rows % batch:
-        near = [size for size in (2**i for i in range(1, 20)) if size <= rows]
-        raise UsageError(
-            f"a batch of {batch} does not divide blocks of {rows} rows",
-            where="stages.newton.objective_settings.batch",
-            expected=f"a divisor of {rows}",
-            advice=f"take {min(near, key=lambda size: abs(size - batch))}",
+    problem: Problem
+    here: Linearisation
+    preconditioner: Preconditioner | None
+    tolerance: float
+    numbers: Iterator[int]
+
+    def solve(self, damping: npt.ArrayLike) -> Solution:
+        """The step for a damping, or one column for each of several dampings."""
+        name = f"solve-{next(self.numbers)}"
+        arrays = self.problem.stream.keep(name, lambda: self._compute(name, damping))
+        found: dict[str, Any] = {**arrays, "advice": str(arrays["advice"])}
+        return Solution(**found)
+
+    def _compute(self, name: str, damping: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
+        context, stream = self.problem.context, self.problem.stream
+        name = f"{name}-iterate"
+        known = stream.recall(name)
+
+        def checkpoint(state: CGState) -> None:
+            context.progress.advance(1)
+            stream.note(name, arrays_of(state))
+
+        solution = conjugate_gradient(
+            self.here.product,
+            -self.here.gradient,
+            damping,
+            preconditioner=self.preconditioner,
+            tolerance=self.tolerance,
+            max_iterations=context.settings.max_iterations,
+            state=None if known is None else CGState(**known),
+            checkpoint=None if self.problem.objective.moment else checkpoint,
         )
+        return arrays_of(solution)
 
 
-def _linearised(context: StageContext, objective: Objective, start: Float) -> Linearisation:
-    """The linearisation at the start; a streamed one is kept on disk, since it costs a pass."""
-    if not isinstance(objective, SampleObjective):
-        return objective.linearise(start)
-    path = context.record.partials / "linearised.npz"
-    known = read_arrays(path)
-    if known is not None:
-        return objective.restore(start, known)
-    found = objective.linearise(start)
-    write_arrays(path, found.arrays(), context.record.temp)
-    return found
+def preconditioner(
+    problem: Problem, here: Linearisation, A: Float, name: str
+) -> Preconditioner | None:
+    """The preconditioner that the recipe names, at A; what it costs in passes is kept."""
+    settings, stream, seed = problem.context.settings, problem.stream, problem.context.inputs.seed
+    if settings.preconditioner == "none":
+        return None
+    if settings.preconditioner == "nystrom":
+        product = in_parts(here.product)
+        precision = 2e-16 if problem.objective.moment else SINGLE_PRECISION
+
+        def sketch() -> dict[str, Float]:
+            found = RandomizedNystrom.build(product, A.shape, settings.rank, seed, precision)
+            return arrays_of(found)
+
+        return RandomizedNystrom(**stream.keep(f"sketch-{name}", sketch))
+    model = Kronecker.build(here, problem.moments)
+    if not problem.objective.rotates:
+        return model
+
+    def rotation() -> dict[str, Float]:
+        return {"curvature": np.array(rotation_curvature(A, here.product, seed))}
+
+    known = stream.keep(f"rotation-{name}", rotation)
+    return Rotations.build(model, A, float(known["curvature"]))
+
+
+def in_parts(product: Operator) -> Operator:
+    """A product with many columns, a bounded number of bytes of them in each pass."""
+
+    def parts(V: Float) -> Float:
+        columns = max(1, SKETCH_BYTES // (8 * V.shape[0] * V.shape[1]))
+        cuts = range(0, V.shape[2], columns)
+        return np.concatenate([product(V[..., cut : cut + columns]) for cut in cuts], axis=-1)
+
+    return parts
+
+
+def descend(problem: Problem, relative: float, steps: int) -> Descent:
+    """Levenberg-Marquardt from the start, kept after every trial: where several steps lead."""
+    stream, objective = problem.stream, problem.objective
+    known = stream.recall("descent")
+    state = None if known is None else _descent_from(known)
+    trials = count(1 if state is None else 1 + state.trials)
+    accepted = count(0 if state is None else len(state.rho))
+
+    def prepare(A: Float) -> tuple[Linearisation, Solver]:
+        name = f"step-{next(accepted)}"
+        here = linearised(stream, objective, A, f"linearised-{name}")
+        chosen = preconditioner(problem, here, A, name)
+        return here, KeptSolver(problem, here, chosen, DESCENT_TOLERANCE, trials)
+
+    return levenberg_marquardt(
+        objective,
+        problem.start,
+        prepare,
+        steps=steps,
+        damping_relative=relative,
+        state=state,
+        checkpoint=None if objective.moment else lambda s: stream.note("descent", arrays_of(s)),
+    )
+
+
+def _descent_from(arrays: Mapping[str, npt.NDArray[Any]]) -> Descent:
+    plain = {name: value.item() for name, value in arrays.items() if not value.ndim}
+    return Descent(**{**arrays, **plain})

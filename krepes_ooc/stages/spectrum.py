@@ -23,7 +23,9 @@ class SpectrumSettings:
     """Recipe key ``stages.spectrum``."""
 
     components: int | Literal["auto"] = setting(
-        "auto", about="components h; auto: the network's outputs, at most 64 and the usable rank", minimum=1
+        "auto",
+        about="components h; auto: the network's outputs, at most 64 and the usable rank",
+        minimum=1,
     )
 
 

@@ -1,28 +1,38 @@
-"""The stored kernel as a stream of blocks: what sample objectives read once for every product."""
+"""The stored kernel as a stream of blocks, and a memory for what passes over it have found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from krepes_ooc.blocks import Block
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.moments import read_views
+from krepes_ooc.storage.files import read_arrays, write_arrays
 
 BlockFunction = Callable[[tuple[Any, ...], Block], tuple[Any, ...]]
 Sums = tuple[Any, ...]
+Arrays = Mapping[str, npt.NDArray[Any]]
+PASSES = "passes"
 
 
-@dataclass(frozen=True)
+@dataclass
 class KernelStream:
     """Kernel blocks of all views, summed in a fixed order: shard by shard, then a balanced tree.
 
     Args:
         context: a stage that reads the sealed kernel.
+
+    Attributes:
+        passes: how often the kernel was read for this result, in this process or before it.
     """
 
     context: StageContext
+    passes: int = field(default=0, init=False)
 
     @property
     def n_samples(self) -> int:
@@ -45,7 +55,35 @@ class KernelStream:
                 total = add(total, part) if total else part
             return total
 
-        return self.context.executor().fold(shard_sums, range(self.context.plan.n_shards), add)
+        total = self.context.executor().fold(shard_sums, range(self.context.plan.n_shards), add)
+        self.passes += 1
+        return total
+
+    def keep(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """What ``compute`` returns, from the disk if it was computed before.
+
+        Nothing is written if no pass was needed.
+        """
+        known = self.recall(name)
+        if known is not None:
+            return known
+        before = self.passes
+        found = compute()
+        if self.passes > before:
+            self.note(name, found)
+        return found
+
+    def recall(self, name: str) -> Arrays | None:
+        """What was noted under this name, if anything; ``passes`` goes on from there."""
+        known = read_arrays(self.context.record.partials / f"{name}.npz")
+        if known is not None:
+            self.passes = max(self.passes, int(known.pop(PASSES)))
+        return known
+
+    def note(self, name: str, arrays: Arrays) -> None:
+        """Keep arrays, and how many passes it took to get there, until the stage is sealed."""
+        path = self.context.record.partials / f"{name}.npz"
+        write_arrays(path, {**arrays, PASSES: np.array(self.passes)}, self.context.record.temp)
 
 
 def add(left: Sums, right: Sums) -> Sums:

@@ -11,17 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from krepes_ooc.errors import DamageError
 from krepes_ooc.network.digests import canonical_digest, remembered_sha256
 from krepes_ooc.network.modelspec import FACTORY, PRETRAIN, factory_sha256, resolve_weights
 from krepes_ooc.settings import to_mapping
 from krepes_ooc.stages.base import Stage, digest_of
 from krepes_ooc.stages.inputs import AuditInputs
 from krepes_ooc.storage.contracts import load_contract
+from krepes_ooc.storage.files import to_json
 from krepes_ooc.storage.records import StageRecord
 from krepes_ooc.storage.workspace import Workspace
 
 Ticket = dict[str, Any]
-KEEP = ("shape",)
+Kind = Literal["missing", "begun", "sealed", "stale", "damaged"]
+KEPT = "shape"
+LONGEST_VALUE = 60
+INPUTS = ("source", "views", "factory", "network")
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,27 @@ class StageState:
 
     Args:
         stage: the stage.
-        kind: nothing yet; begun and resumable; sealed; or made with other inputs.
+        kind: nothing yet; begun and resumable; sealed; made with other inputs; or its record
+            is not what was written.
         digest: of the ticket that the recipe asks for; empty while an input is unknown.
         done: finished units of a begun stage.
         total: units of the stage where they are known, else 0.
-        why: what differs, for a stale stage.
+        why: what differs, for a stale stage; what is damaged, for a damaged one.
+        after: stages before it whose results are not the ones that it read.
     """
 
     stage: Stage
-    kind: Literal["missing", "begun", "sealed", "stale"]
+    kind: Kind
     digest: str = ""
     done: int = 0
     total: int = 0
     why: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> str:
+        """Why it is stale or damaged, in words."""
+        return ", ".join([*self.why, *(f"{name} changed" for name in self.after)])
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class TicketOffice:
     workspace: Workspace
     inputs: AuditInputs
     settings: Mapping[str, Any]
-    _known: dict[str, str] = field(default_factory=dict)
+    _known: dict[str, Any] = field(default_factory=dict)
 
     def record(self, stage: Stage) -> StageRecord:
         """The record of one stage."""
@@ -72,8 +85,8 @@ class TicketOffice:
             digests: digests of the stages before it, empty where unknown.
         """
         inputs = {name: self._input(name, digests) for name in stage.reads}
-        if stage.name in ("features", "landmarks", "audited") and self._trained_here:
-            inputs["pretrain"] = digests.get(PRETRAIN, "")
+        if self._needs_training(stage):
+            inputs[PRETRAIN] = digests.get(PRETRAIN, "")
         contract = load_contract(stage.store).version if stage.store else 0
         return {
             "stage": stage.name,
@@ -96,38 +109,48 @@ class TicketOffice:
     def state(self, stage: Stage, digests: Mapping[str, str]) -> StageState:
         """State of one stage, given the digests of the stages before it."""
         record = self.record(stage)
-        begun = record.begun()
-        if begun is None:
-            return StageState(stage, "missing")
+        try:
+            begun, sealed = record.begun(), record.seal() is not None
+        except DamageError as error:
+            return StageState(stage, "damaged", why=(f"{error.where}: {error.what}",))
         ticket = self.ticket(stage, digests)
-        ticket |= {key: begun[key] for key in KEEP if key in begun}
+        if begun is None:
+            # The ticket of the features holds sizes that are measured when they begin.
+            known = stage.name != "features" and all(ticket["inputs"].values())
+            return StageState(stage, "missing", digest_of(ticket) if known else "")
+        if KEPT in begun:
+            ticket[KEPT] = begun[KEPT]
         digest = digest_of(ticket)
         if digest != begun["digest"]:
-            return StageState(stage, "stale", why=_differences(begun, ticket))
-        if record.seal() is not None:
+            why, after = _differences(begun, ticket)
+            return StageState(stage, "stale", why=why, after=after)
+        if sealed:
             return StageState(stage, "sealed", digest)
         total = int(begun.get("units", 0))
-        return StageState(stage, "begun", digest, min(len(record.done()), total or 10**9), total)
+        return StageState(stage, "begun", digest, min(units_on_disk(record), total), total)
 
-    @property
-    def _trained_here(self) -> bool:
-        return self.inputs.network_spec.weights == PRETRAIN
+    def upstream(self, stage: Stage) -> tuple[str, ...]:
+        """Stages whose results a stage reads."""
+        trained = (PRETRAIN,) if self._needs_training(stage) else ()
+        return trained + tuple(name for name in stage.reads if name not in INPUTS)
 
-    def _input(self, name: str, digests: Mapping[str, str]) -> str:
-        if name in digests or name not in ("source", "views", "factory", "network"):
+    def _needs_training(self, stage: Stage) -> bool:
+        return "network" in stage.reads and self.inputs.network_spec.weights == PRETRAIN
+
+    def _input(self, name: str, digests: Mapping[str, str]) -> Any:
+        if name not in INPUTS:
             return digests.get(name, "")
         if name not in self._known:
-            self._known[name] = self._digest(name)
+            self._known[name] = self._describe(name)
         return self._known[name]
 
-    def _digest(self, name: str) -> str:
+    def _describe(self, name: str) -> Any:
+        """What identifies an input: whole where it is short, so that a difference can be named."""
         if name == "source":
             return canonical_digest(self.inputs.source.fingerprint())
         if name == "views":
-            return canonical_digest(self.inputs.views.describe())
-        if name == "factory":
-            return canonical_digest(self._network(None))
-        return canonical_digest(self._network(self._weights()))
+            return self.inputs.views.describe()
+        return self._network(None if name == "factory" else self._weights())
 
     def _network(self, weights: str | None) -> dict[str, Any]:
         spec = to_mapping(self.inputs.network_spec)
@@ -145,22 +168,43 @@ class TicketOffice:
         return remembered_sha256(path, self.inputs.private / "cache")
 
 
-def _differences(begun: Mapping[str, Any], ticket: Mapping[str, Any]) -> tuple[str, ...]:
-    """What differs between the ticket on disk and the one asked for, in words."""
-    found = []
-    for key, then in begun.get("settings", {}).items():
-        now = ticket["settings"].get(key)
-        if then != now:
-            found.append(f"settings.{key} was {then!r}, is {now!r}")
-    new = sorted(set(ticket["settings"]) - set(begun.get("settings", {})))
-    found += [f"settings.{key} is new" for key in new]
+def units_on_disk(record: StageRecord) -> int:
+    """Finished units of a begun stage: journalled ones, or partial results where none are."""
+    return len(record.done()) or sum(1 for _ in record.partials.glob("*.npz"))
+
+
+def _differences(
+    begun: Mapping[str, Any], ticket: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What differs between the ticket on disk and the one asked for; and stages that changed."""
+    then, why, after = dict(begun), [], []
     for key in ("stage", "contract"):
-        then, now = begun["versions"].get(key), ticket["versions"][key]
-        if then != now:
-            found.append(f"{key} version was {then}, is {now}")
-    if begun["seed"] != ticket["seed"]:
-        found.append(f"seed was {begun['seed']}, is {ticket['seed']}")
+        was, now = dict(then.get("versions", {})).get(key), ticket["versions"][key]
+        if was != now:
+            why.append(f"{key} version was {was}, is {now}")
+    why += _changed("seed", then.get("seed"), ticket["seed"])
+    why += _changed("settings", then.get("settings"), ticket["settings"])
+    known = dict(then.get("inputs", {}))
     for key, now in ticket["inputs"].items():
-        if begun["inputs"].get(key) != now:
-            found.append(f"{key} changed")
-    return tuple(found) or ("the record has another form",)
+        if key in INPUTS:
+            why += _changed(key, known.get(key), now)
+        elif known.get(key) != now:
+            after.append(key)
+    if not why and not after:
+        why.append("its record has another form")
+    return tuple(why), tuple(after)
+
+
+def _changed(name: str, was: Any, now: Any) -> list[str]:
+    """What differs between two values, key by key, in words."""
+    if to_json(was) == to_json(now):
+        return []
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        keys = [*now, *(key for key in was if key not in now)]
+        return [
+            text for key in keys for text in _changed(f"{name}.{key}", was.get(key), now.get(key))
+        ]
+    old, new = to_json(was), to_json(now)
+    if max(len(old), len(new)) > LONGEST_VALUE:
+        return [f"{name} changed"]
+    return [f"{name} was {old}, is {new}"]

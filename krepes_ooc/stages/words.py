@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,16 @@ import numpy.typing as npt
 
 NAME = 24
 MAX_LINES = 20
+HEADS = {
+    "gap": "gap",
+    "stderr": "s.e.",
+    "chance": "chance",
+    "kernel_only": "kernel only",
+    "by_network": "by network",
+    "by_inputs": "by inputs",
+    "weighted": "weighted",
+    "repelling": "repelling",
+}
 
 
 def alignment_lines(
@@ -24,25 +33,53 @@ def alignment_lines(
     """
     names = attributes["columns"]
     if not names:
-        return ["alignment: the source has no columns and no labels, so there is nothing to compare"]
-    gap = arrays["gap"]
-    order = np.argsort(-np.nan_to_num(gap, nan=-np.inf), kind="stable")[:MAX_LINES]
+        return ["alignment: the source has no columns and no labels to compare"]
+    shown = [name for name in HEADS if name in arrays]
+    known = np.array([name not in attributes["notes"] for name in names])
+    order = np.argsort(np.where(known, -arrays["gap"], np.inf), kind="stable")[:MAX_LINES]
     lines = [
         f"alignment of the top {attributes['top']} landmarks ({attributes['measure']}); "
         "gap: 0 = no more than any landmark, 1 = always",
-        f"{'column':<{NAME}} {'gap':>7} {'s.e.':>6} {'chance':>7} {'kernel only':>12} {'repelling':>10}",
+        f"{'column':<{NAME}} " + " ".join(f"{HEADS[name]:>11}" for name in shown),
     ]
     for i in order.tolist():
-        if not math.isfinite(gap[i]):
+        if not known[i]:
             lines.append(f"{_short(names[i]):<{NAME}} not defined: {attributes['notes'][names[i]]}")
             continue
         lines.append(
-            f"{_short(names[i]):<{NAME}} {gap[i]:7.3f} {arrays['stderr'][i]:6.3f} "
-            f"{arrays['chance'][i]:7.3f} {arrays['kernel_only'][i]:12.3f} {arrays['repelling'][i]:10.3f}"
+            f"{_short(names[i]):<{NAME}} " + " ".join(f"{arrays[name][i]:11.3f}" for name in shown)
         )
     if len(names) > len(order):
         lines.append(f"and {len(names) - len(order)} columns with smaller gaps")
-    return [*lines, _same(arrays)]
+    return [*lines, _same(arrays, known)]
+
+
+def fidelity_lines(
+    figures: Mapping[str, Mapping[str, Any]], newton: Mapping[str, Any]
+) -> list[str]:
+    """The trust panel: the step, then every figure with its interval and its controls.
+
+    Args:
+        figures: those of the store.
+        newton: attributes of the step.
+    """
+    trusted = "is trusted" if newton["trusted"] else "is NOT trusted"
+    lines = [
+        f"the step {trusted} ({newton['reason']}): loss {newton['loss_start']:.4g} -> "
+        f"{newton['loss_step']:.4g}, rho {newton['rho']:.2f}"
+    ]
+    for name, figure in figures.items():
+        if figure["value"] is None:
+            lines.append(f"{figure['words'] or name}: not defined: {figure['note']}")
+            continue
+        low_high = figure["interval"]
+        within = f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""
+        lines.append(f"{figure['words']}: {figure['value']:.3f}{within}")
+        lines += [
+            f"    {control}: {'not defined' if value is None else format(value, '.3f')}"
+            for control, value in figure["controls"].items()
+        ]
+    return lines
 
 
 def group_lines(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -73,9 +110,8 @@ def group_lines(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _same(arrays: Mapping[str, npt.NDArray[np.float64]]) -> str:
+def _same(arrays: Mapping[str, npt.NDArray[np.float64]], known: npt.NDArray[np.bool_]) -> str:
     """Whether the control without the step tells the same."""
-    known = np.isfinite(arrays["gap"])
     away = np.abs(arrays["gap"] - arrays["kernel_only"])[known]
     if not away.size:
         return "no column could be measured"

@@ -21,14 +21,16 @@ def confine(path: Path, root: Path) -> Path:
     Raises:
         WorkspaceError: a link would lead elsewhere.
     """
-    there = os.path.realpath(path)
-    if there != os.path.join(os.path.realpath(root), path.relative_to(root)):
-        raise WorkspaceError(
-            f"a symbolic link leads to {there}",
-            where=str(path),
-            expected="a real file or folder inside the workspace",
-            advice="remove the link",
-        )
+    step = path
+    while step != root and step != step.parent:
+        if step.is_symlink():
+            raise WorkspaceError(
+                f"a symbolic link, to {step.readlink()}",
+                where=str(step),
+                expected="real files and folders inside the workspace",
+                advice="remove the link",
+            )
+        step = step.parent
     return path
 
 

@@ -90,7 +90,11 @@ class StoreSpec:
         return tuple(name for name in known if name in self.arrays)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Lengths of one array's dims; a trailing ``_`` repeats a dimension."""
+        """Lengths of one array's dims; a trailing ``_`` repeats a dimension.
+
+        Raises:
+            RecipeError: a dimension has no size.
+        """
         try:
             return tuple(
                 int(self.sizes[dim.rstrip("_")]) for dim in self.contract.arrays[name].dims

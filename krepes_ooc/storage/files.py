@@ -91,7 +91,12 @@ def sync_path(path: Path) -> int:
 
 @contextlib.contextmanager
 def disk_errors(path: Path, needed: int = 4096) -> Iterator[None]:
-    """Turn a full or failing disk and a missing permission into one clear line."""
+    """Turn a full or failing disk and a missing permission into one clear line.
+
+    Raises:
+        StageFailed: the disk is full, with the bytes needed and free; or it fails.
+        UsageError: no permission, or a file is in the way.
+    """
     try:
         yield
     except OSError as error:

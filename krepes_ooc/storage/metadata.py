@@ -18,7 +18,7 @@ import numpy as np
 from krepes_ooc.blocks import Block
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.storage.contracts import DTYPES, ROW_DIMS
-from krepes_ooc.storage.files import read_bytes, to_json
+from krepes_ooc.storage.files import read_bytes, to_json, write_atomic
 
 FORMAT = 1
 DOCUMENT = "zarr.json"
@@ -101,18 +101,22 @@ def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
-def root_document(audit: Path, *, consolidated: bool) -> bytes:
-    """The document of ``audit.zarr``, with copies of all others where it is consolidated."""
-    document = group_document({"krepes_format": FORMAT})
-    if consolidated:
-        paths = sorted([*audit.glob(f"*/{DOCUMENT}"), *audit.glob(f"*/*/{DOCUMENT}")])
-        copies = {p.parent.relative_to(audit).as_posix(): read_document(p.parent) for p in paths}
-        document["consolidated_metadata"] = {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": copies,
-        }
-    return to_bytes(document)
+def root_document(copies: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of ``audit.zarr``, consolidated: with copies of all others by folder."""
+    listing = {"kind": "inline", "must_understand": False, "metadata": dict(copies)}
+    return group_document({"krepes_format": FORMAT}) | {"consolidated_metadata": listing}
+
+
+def write_root(audit: Path, temp: Path) -> None:
+    """Bring the document of ``audit.zarr`` up to date with the stores in it.
+
+    It is consolidated from the start, because xarray warns of a root that is not.
+    """
+    paths = sorted([*audit.glob(f"*/{DOCUMENT}"), *audit.glob(f"*/*/{DOCUMENT}")])
+    copies = {p.parent.relative_to(audit).as_posix(): read_document(p.parent) for p in paths}
+    data = to_bytes(root_document(copies))
+    if read_bytes(audit / DOCUMENT) != data:
+        write_atomic(audit / DOCUMENT, data, temp, sync=True)
 
 
 def to_bytes(document: Mapping[str, Any]) -> bytes:
@@ -137,9 +141,12 @@ def read_document(folder: Path) -> dict[str, Any]:
             advice="`krepes status` shows what the workspace holds",
         )
     try:
-        return dict(json.loads(data))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise _unfit(path, f"the metadata is no JSON object: {error}") from error
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _unfit(path, f"the metadata is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise _unfit(path, "the metadata is no JSON object")
+    return document
 
 
 def read_info(folder: Path) -> ArrayInfo:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import math
-import mmap
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,28 +10,31 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.blocks import Block
-from krepes_ooc.errors import DamageError, StageFailed
+from krepes_ooc.errors import StageFailed
 from krepes_ooc.storage.checks import confine
-from krepes_ooc.storage.files import CHECKSUM_BYTES, READ_FLAGS, checksum
+from krepes_ooc.storage.files import checksum
 from krepes_ooc.storage.metadata import DOCUMENT, ArrayInfo, read_document, read_info
-
-_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+from krepes_ooc.storage.ways import Way, choose_way, chunk_path, damaged
 
 
 class StoreReader:
     """Rows and arrays of one store, as read-only arrays; any number of threads may ask.
 
     A block is a fresh memory map of its chunk file, dropped after use, so that mapped pages never
-    pile up; it holds one file descriptor while it lives. Sizes are checked before mapping, because
-    a map beyond the end of a file kills the process. The crc32c is checked when this reader first
-    touches a chunk: once in a process, because a workspace keeps one reader for each store.
+    pile up; or a pooled buffer, where the store is too large for the page cache. Sizes are checked
+    before mapping, because a map beyond the end of a file kills the process. The crc32c is checked
+    when this reader first touches a chunk: once in a process, because a workspace keeps one reader
+    for each store.
 
     Args:
         path: the store's group inside ``audit.zarr``.
+        direct_above: bytes of an array above which it is read past the page cache; None: never.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, direct_above: int | None = None) -> None:
         self.path = path
+        self._direct_above = direct_above
+        self._ways: dict[str, Way] = {}
         self._arrays: dict[str, ArrayInfo] = {}
         self._verified: set[tuple[str, tuple[int, ...]]] = set()
 
@@ -109,64 +108,16 @@ class StoreReader:
         return out
 
     def _chunk(self, name: str, info: ArrayInfo, at: tuple[int, ...]) -> npt.NDArray[Any]:
-        path = self.path.joinpath(name, "c", *map(str, at))
-        if not info.mappable:
-            return self._decoded_chunk(name, info, at)
-        values, suffix = map_chunk(path, info)
-        if (name, at) not in self._verified:
+        folder = self.path / name
+        values, suffix = self._way(name, info).chunk(folder, info, at)
+        if suffix is not None and (name, at) not in self._verified:
             if (crc := checksum(values)) != suffix:
-                raise _damaged(path, f"crc32c of the values is {crc:08x}", f"{suffix:08x}")
+                where = chunk_path(folder, at)
+                raise damaged(where, f"crc32c of the values is {crc:08x}", f"{suffix:08x}")
             self._verified.add((name, at))
         return values
 
-    def _decoded_chunk(self, name: str, info: ArrayInfo, at: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Any other codec, of a copy that somebody compressed: Zarr decodes it, more slowly."""
-        import zarr
-
-        folder = self.path / name
-        try:
-            array = zarr.open_array(folder, mode="r", zarr_format=3)
-            path = folder / array.metadata.encode_chunk_key(at)
-            if not path.exists():
-                raise _damaged(path, "the chunk is missing", "a file")
-            starts = [i * chunk for i, chunk in zip(at, info.chunks, strict=True)]
-            cut = tuple(slice(s, s + c) for s, c in zip(starts, info.chunks, strict=True))
-            return np.asarray(array[cut])
-        except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
-            raise _damaged(folder, f"chunk {list(at)}: {error}", "what Zarr can decode") from error
-
-
-def map_chunk(path: Path, info: ArrayInfo) -> tuple[npt.NDArray[Any], int]:
-    """Values of one chunk file, mapped read-only, its size checked first; and their crc32c on disk.
-
-    Raises:
-        DamageError: the file is missing or its size is wrong.
-        StageFailed: this process has no more file descriptors or address space.
-    """
-    needed = info.chunk_bytes + CHECKSUM_BYTES
-    try:
-        descriptor = os.open(path, READ_FLAGS)
-        try:
-            if (size := os.fstat(descriptor).st_size) != needed:
-                raise _damaged(path, f"{size} bytes", f"{needed} bytes")
-            mapped = mmap.mmap(descriptor, needed, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise _damaged(path, "the chunk is missing", f"{needed} bytes") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in _OUR_LIMITS:
-            raise StageFailed(f"cannot map ({error.strerror})", where=str(path)) from error
-        raise _damaged(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
-    values = np.frombuffer(mapped, dtype=info.dtype, count=math.prod(info.chunks))
-    suffix = int.from_bytes(mapped[-CHECKSUM_BYTES:], "little")
-    return values.reshape(info.chunks), suffix
-
-
-def _damaged(path: Path, what: str, expected: str) -> DamageError:
-    return DamageError(
-        what,
-        where=str(path),
-        expected=expected,
-        advice="`krepes verify` lists all damage",
-    )
+    def _way(self, name: str, info: ArrayInfo) -> Way:
+        if name not in self._ways:
+            self._ways[name] = choose_way(self.path / name, info, self._direct_above)
+        return self._ways[name]

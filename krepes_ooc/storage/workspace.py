@@ -11,13 +11,12 @@ from krepes_ooc.storage.checks import confine
 from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
 from krepes_ooc.storage.files import (
     disk_errors,
-    read_bytes,
     read_signed_file,
     sign_json,
     write_atomic,
 )
 from krepes_ooc.storage.lock import WorkspaceLock
-from krepes_ooc.storage.metadata import DOCUMENT, FORMAT, read_document, root_document
+from krepes_ooc.storage.metadata import DOCUMENT, FORMAT, read_document, write_root
 from krepes_ooc.storage.reader import StoreReader
 from krepes_ooc.storage.records import StageRecord, remove
 from krepes_ooc.storage.writer import StoreWriter
@@ -33,13 +32,15 @@ class Workspace:
 
     Args:
         root: the folder.
+        direct_above: bytes of an array above which it is read past the page cache; None: never.
 
     Raises:
         WorkspaceError: the folder holds another format, or a link leads out of it.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, direct_above: int | None = None) -> None:
         self.root = Path(root).resolve()
+        self.direct_above = direct_above
         self.audit = self.root / "audit.zarr"
         self.private = self.root / ".krepes"
         self._readers: dict[str, StoreReader] = {}
@@ -87,7 +88,7 @@ class Workspace:
         with disk_errors(self.root):
             (self.private / "temp").mkdir(parents=True, exist_ok=True)
         if not (self.audit / DOCUMENT).exists():
-            self._write_root(consolidated=False)
+            self.consolidate()
         if owner is None:
             record = sign_json({"recipe": recipe, "format": FORMAT})
             write_atomic(self.private / "recipe.json", record, self.private / "temp", sync=True)
@@ -114,9 +115,9 @@ class Workspace:
         with disk_errors(self.private):
             for leftover in (self.private / "temp").iterdir():
                 remove(leftover)
-        for parked in (self.private / "parked").glob("*"):
-            record = self.record(parked.name, None)
-            if record.is_sealed():
+        for folder in (self.private / "stages").glob("*"):
+            record = self.record(folder.name, None)
+            if (record.parked.exists() or record.partials.exists()) and record.is_sealed():
                 record.tidy()
 
     def record(self, stage: str, store: str | None) -> StageRecord:
@@ -137,7 +138,7 @@ class Workspace:
     def reader(self, store: str) -> StoreReader:
         """The reader of one store; checksums are verified once for each reader."""
         if store not in self._readers:
-            self._readers[store] = StoreReader(self._store(store))
+            self._readers[store] = StoreReader(self._store(store), self.direct_above)
         return self._readers[store]
 
     def forget(self, store: str) -> None:
@@ -149,20 +150,15 @@ class Workspace:
         return [name for name in contract_names() if (self.audit / name / DOCUMENT).exists()]
 
     def consolidate(self) -> None:
-        """Copy the metadata of all stores into the root document: viewers then open it at once."""
-        self._write_root(consolidated=True)
+        """Bring the copies of all stores' metadata in the root document up to date."""
+        write_root(self.audit, self.private / "temp")
 
     def unconsolidate(self) -> None:
-        """Drop the copies of the metadata before any store changes."""
-        self._write_root(consolidated=False)
+        """The same, before a stage runs: a kill may have left copies of a store that is gone."""
+        self.consolidate()
 
     def _store(self, store: str) -> Path:
         return confine(self.audit / store, self.root)
-
-    def _write_root(self, *, consolidated: bool) -> None:
-        root, data = self.audit / DOCUMENT, root_document(self.audit, consolidated=consolidated)
-        if data != read_bytes(root):
-            write_atomic(root, data, self.private / "temp", sync=True)
 
     def _check_format(self) -> None:
         if not (self.audit / DOCUMENT).exists():

@@ -36,6 +36,7 @@ from krepes_ooc.storage.metadata import (
     read_document,
     read_info,
     to_bytes,
+    write_root,
 )
 
 
@@ -74,6 +75,7 @@ class StoreWriter:
             finally:
                 shutil.rmtree(template, ignore_errors=True)
         self._check_template()
+        write_root(self.path.parent, self.temp)
 
     def write_block(
         self, name: str, block: Block, values: npt.NDArray[Any], view: int = 0
@@ -132,6 +134,7 @@ class StoreWriter:
         for key, data in self._documents(attributes).items():
             if read_bytes(self.path / key) != data:
                 write_atomic(self.path / key, data, self.temp, sync=True)
+        write_root(self.path.parent, self.temp)
 
     def metadata_files(self) -> Files:
         """The metadata documents of the store with size and crc32c, for the seal."""
@@ -230,8 +233,8 @@ class StoreWriter:
             raise self._unfit(name, f"dtype {values.dtype}", f"dtype {dtype}")
         if values.shape != shape:
             raise self._unfit(name, f"shape {values.shape}", f"shape {shape}")
-        if dtype.kind == "f" and not (finite := np.isfinite(values)).all():
-            at = np.argwhere(~finite)[0].tolist()
+        if dtype.kind == "f" and (bad := _not_finite(values)).any():
+            at = np.argwhere(bad)[0].tolist()
             raise self._unfit(name, f"{values[tuple(at)]} at {at}", "finite numbers")
         return values
 
@@ -248,6 +251,12 @@ class StoreWriter:
     def _unfit(self, name: str, what: str, expected: str) -> StageFailed:
         where = f"store {self.spec.contract.store}, array {name}"
         return StageFailed(what, where=where, expected=expected)
+
+
+def _not_finite(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where values are infinite or NaN; float16 by its exponent bits, several times faster."""
+    half = values.dtype == np.float16
+    return np.asarray((values.view(np.uint16) & 0x7C00) == 0x7C00 if half else ~np.isfinite(values))
 
 
 def _layout(info: ArrayInfo) -> tuple[Any, ...]:

@@ -92,3 +92,36 @@ def test_drop_ratio_near_zero_is_open_and_below_zero_undefined() -> None:
     assert confidence.drop_ratio(targeted, random, seed=0).high == np.inf
     with pytest.raises(StageFailed, match="drop ratio is not defined; expected a random"):
         confidence.drop_ratio(targeted, -random, seed=0)
+
+
+def test_a_refit_is_the_least_squares_fit_by_the_other_landmarks() -> None:
+    draw = np.random.default_rng(12)
+    K, A = draw.normal(size=(200, 6)) @ draw.normal(size=(6, 6)), draw.normal(size=(6, 2))
+    removed = np.tile([1, 4], (200, 1))
+    others = [0, 2, 3, 5]
+    B = np.linalg.lstsq(K[:, others], K[:, [1, 4]] @ A[[1, 4]], rcond=None)[0]
+    expected = K[:, others] @ (A[others] + B)
+    inverse = confidence.refit_inverse(K.T @ K / 200, relative=1e-12)
+    found = confidence.refit_without(K @ A, K, A, removed, inverse)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_duplicate_landmark_takes_over_completely() -> None:
+    draw = np.random.default_rng(13)
+    K = draw.normal(size=(50, 4))
+    K[:, 3] = K[:, 0]
+    A = draw.normal(size=(4, 2))
+    inverse = confidence.refit_inverse(K.T @ K / 50)
+    found = confidence.refit_without(K @ A, K, A, np.zeros((50, 1), dtype=np.int64), inverse)
+    assert found == pytest.approx(K @ A, abs=1e-4)
+
+
+def test_the_mean_interval_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(14).normal(size=400)
+    found = confidence.mean_interval(values, seed=0)
+    assert found.value == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 20
+    assert (found.low, found.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.2 * half
+    )
+    assert found == confidence.mean_interval(values, seed=0)

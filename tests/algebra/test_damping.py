@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from krepes_ooc.algebra.curvature import Moments
-from krepes_ooc.algebra.damping import RELATIVE_GRID, Sweep, absolute, choose, judge, stability
+from krepes_ooc.algebra.damping import (
+    RELATIVE_GRID,
+    Sweep,
+    absolute,
+    assess,
+    choose,
+    judge,
+    stability,
+)
 from krepes_ooc.algebra.objectives.barlow_twins import BarlowTwins
 from krepes_ooc.algebra.solve import DirectSolver
 from krepes_ooc.errors import StageFailed
@@ -71,6 +79,27 @@ def test_unsolved_steps_come_last() -> None:
     assert (chosen.index, chosen.trusted) == (3, False)
 
 
+@pytest.mark.parametrize(
+    ("index", "changes", "words"),
+    [
+        (2, {}, "the step lowers the loss"),
+        (2, {"loss": np.full(4, 11.0)}, "does not lower the loss"),
+        (2, {"loss": np.full(4, np.nan)}, "does not lower the loss"),
+        (2, {"converged": np.zeros(4, dtype=bool)}, "does not reach the tolerance"),
+        (0, {}, "longer than the start"),
+        (1, {}, "moves the embedding by more than its size"),
+    ],
+)
+def test_a_fixed_damping_is_judged_in_words(
+    index: int, changes: dict[str, object], words: str
+) -> None:
+    found = assess(sweep(**changes), index)
+    assert found.index == index
+    assert found.why.startswith("damping fixed by the recipe; ")
+    assert words in found.why
+    assert found.trusted == (words == "the step lowers the loss")
+
+
 def test_judge_measures_what_it_says() -> None:
     case = cases.case("two-views")
     A0, moments = case.start, Moments(*dense.moments(case.kernels), case.kernels.shape[1])
@@ -78,7 +107,8 @@ def test_judge_measures_what_it_says() -> None:
     linearisation = objective.linearise(A0)
     dampings = absolute(RELATIVE_GRID, linearisation, A0)
     solution = DirectSolver(linearisation).solve(dampings)
-    found = judge(objective, linearisation, A0, solution, RELATIVE_GRID, moments, case.offset)
+    losses = objective.values(A0[..., None] + solution.step)
+    found = judge(losses, linearisation, A0, solution, RELATIVE_GRID, moments, case.offset)
     H = np.asarray(dense.ggn("barlow-twins", A0, case.kernels, case.offset))
     G = np.asarray(dense.gradient("barlow-twins", A0, case.kernels, case.offset))
     for column in range(len(RELATIVE_GRID)):

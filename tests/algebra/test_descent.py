@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,11 +20,19 @@ def moments_of(case: cases.Case) -> Moments:
     return Moments(*dense.moments(case.kernels), case.kernels.shape[1])
 
 
+def prepare(objective: Any) -> Any:
+    def at(A: np.ndarray) -> tuple[Any, KrylovSolver]:
+        here = objective.linearise(A)
+        return here, KrylovSolver(here)
+
+    return at
+
+
 @pytest.mark.parametrize("kind", [BarlowTwins, VICReg, SpectralContrastive])
 def test_every_accepted_step_lowers_the_loss(kind: type) -> None:
     case = cases.case("two-views")
     objective = kind(moments_of(case))
-    found = levenberg_marquardt(objective, case.start, KrylovSolver, steps=6)
+    found = levenberg_marquardt(objective, case.start, prepare(objective), steps=6)
     assert len(found.loss) == len(found.rho) + 1 == len(found.damping_relative) + 1
     assert len(found.rho) >= 2
     assert (np.diff(found.loss) < 0).all()
@@ -33,7 +43,7 @@ def test_every_accepted_step_lowers_the_loss(kind: type) -> None:
 def test_it_reaches_a_stationary_point_and_says_so() -> None:
     case = cases.case("two-views")
     objective = SpectralContrastive(moments_of(case))
-    found = levenberg_marquardt(objective, case.start, KrylovSolver, steps=200)
+    found = levenberg_marquardt(objective, case.start, prepare(objective), steps=200)
     assert "no further decrease" in found.why
     gradient = objective.linearise(found.coefficients).gradient
     assert np.linalg.norm(gradient) < 1e-3 * np.linalg.norm(
@@ -48,7 +58,8 @@ def test_a_model_that_lies_ends_the_descent() -> None:
         def value(self, A: np.ndarray) -> float:
             return 1e9
 
-    found = levenberg_marquardt(Uphill(moments_of(case)), case.start, KrylovSolver, steps=2)
+    objective = Uphill(moments_of(case))
+    found = levenberg_marquardt(objective, case.start, prepare(objective), steps=2)
     assert found.trials == 16
     assert "no damping tried" in found.why
     np.testing.assert_array_equal(found.coefficients, case.start)
@@ -56,5 +67,23 @@ def test_a_model_that_lies_ends_the_descent() -> None:
 
 def test_byol_is_not_iterated() -> None:
     case = cases.case("two-views")
+    objective = sample_objective("byol", case)
     with pytest.raises(UsageError, match=r"byol pulls the embedding .* collapses if repeated"):
-        levenberg_marquardt(sample_objective("byol", case), case.start, KrylovSolver)
+        levenberg_marquardt(objective, case.start, prepare(objective))
+
+
+def test_a_descent_goes_on_where_it_was_left() -> None:
+    case = cases.case("two-views")
+    objective = VICReg(moments_of(case))
+    states: list[Any] = []
+    whole = levenberg_marquardt(
+        objective, case.start, prepare(objective), steps=4, checkpoint=states.append
+    )
+    assert len(states) == whole.trials
+    for state in states:
+        resumed = levenberg_marquardt(
+            objective, case.start, prepare(objective), steps=4, state=state
+        )
+        assert np.array_equal(resumed.coefficients, whole.coefficients)
+        assert (resumed.trials, resumed.products) == (whole.trials, whole.products)
+        assert resumed.why == whole.why

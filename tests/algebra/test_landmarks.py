@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.algebra import landmarks
+from krepes_ooc.algebra import landmarks, seeding
 from krepes_ooc.errors import StageFailed, UsageError
 
 RNG = np.random.default_rng(11)
@@ -101,15 +101,15 @@ def test_kmeans_chooses_distinct_candidates_and_their_nearest(
 ) -> None:
     count = data.draw(st.integers(1, n))
     K = cosine_kernel(n, seed)
-    chosen, owner = landmarks.kmeans_plus_plus(K, count, seed)
+    chosen, owner = seeding.kmeans_plus_plus(K, count, seed)
     assert len(set(chosen.tolist())) == count
     np.testing.assert_array_equal(owner, reference_kmeans(K, chosen))
 
 
 def test_the_order_of_choice_makes_prefixes_choices_of_their_own() -> None:
     K = cosine_kernel(60)
-    longer, _ = landmarks.kmeans_plus_plus(K, 20, 4, trials=3)
-    shorter, _ = landmarks.kmeans_plus_plus(K, 8, 4, trials=3)
+    longer, _ = seeding.kmeans_plus_plus(K, 20, 4, trials=3)
+    shorter, _ = seeding.kmeans_plus_plus(K, 8, 4, trials=3)
     np.testing.assert_array_equal(longer[:8], shorter)
 
 
@@ -120,20 +120,20 @@ def test_kmeans_spreads_better_than_uniform() -> None:
     phi = np.repeat(centres, sizes, axis=0) + 0.01 * RNG.normal(size=(sizes.sum(), 12))
     group = np.repeat(np.arange(10), sizes)
     for seed in range(5):
-        chosen, _ = landmarks.kmeans_plus_plus(phi @ phi.T, 10, seed)
+        chosen, _ = seeding.kmeans_plus_plus(phi @ phi.T, 10, seed)
         assert set(group[chosen].tolist()) == set(range(10))
 
 
 def test_duplicates_fill_with_the_lowest_unused_indices() -> None:
     K = np.ones((6, 6))
-    chosen, owner = landmarks.kmeans_plus_plus(K, 4, 9)
+    chosen, owner = seeding.kmeans_plus_plus(K, 4, 9)
     rest = [index for index in range(6) if index != chosen[0]]
     assert chosen[1:].tolist() == rest[:3]
     np.testing.assert_array_equal(owner, 0)
 
 
 def test_fewer_candidates_than_asked_gives_all_of_them() -> None:
-    chosen, share = landmarks.reduce_candidates(cosine_kernel(3), np.array([2.0, 3.0, 5.0]), 10, 0)
+    chosen, share = seeding.reduce_candidates(cosine_kernel(3), np.array([2.0, 3.0, 5.0]), 10, 0)
     assert sorted(chosen.tolist()) == [0, 1, 2]
     assert share.sum() == 10.0
 
@@ -142,7 +142,7 @@ def test_weights_are_summed_over_the_nearest_and_zero_weight_is_last() -> None:
     K = cosine_kernel(30)
     weights = RNG.integers(0, 5, 30).astype(np.float64)
     weights[[3, 7]] = 0.0
-    chosen, share = landmarks.reduce_candidates(K, weights, 12, 2)
+    chosen, share = seeding.reduce_candidates(K, weights, 12, 2)
     assert not {3, 7} & set(chosen.tolist())
     owner = reference_kmeans(K, chosen)
     np.testing.assert_array_equal(share, [weights[owner == i].sum() for i in range(12)])
@@ -151,8 +151,7 @@ def test_weights_are_summed_over_the_nearest_and_zero_weight_is_last() -> None:
 def test_first_choice_follows_the_weights() -> None:
     weights = np.array([1.0, 0.0, 3.0])
     first = [
-        landmarks.kmeans_plus_plus(np.eye(3), 1, seed, weights=weights)[0][0]
-        for seed in range(2000)
+        seeding.kmeans_plus_plus(np.eye(3), 1, seed, weights=weights)[0][0] for seed in range(2000)
     ]
     assert np.bincount(first, minlength=3)[1] == 0
     assert abs(np.mean(np.array(first) == 2) - 0.75) < 0.05
@@ -166,13 +165,13 @@ def test_kernel_rows_may_be_computed_on_demand() -> None:
         asked.extend(index.tolist())
         return K[index]
 
-    by_rows = landmarks.kmeans_plus_plus(rows, 5, 1, weights=np.ones(25))
-    by_array = landmarks.kmeans_plus_plus(K, 5, 1)
+    by_rows = seeding.kmeans_plus_plus(rows, 5, 1, weights=np.ones(25))
+    by_array = seeding.kmeans_plus_plus(K, 5, 1)
     np.testing.assert_array_equal(by_rows[0], by_array[0])
     np.testing.assert_array_equal(by_rows[1], by_array[1])
     assert len(asked) <= 1 + 4 * 3
     with pytest.raises(ValueError, match="needs weights or a self kernel"):
-        landmarks.kmeans_plus_plus(rows, 5, 1)
+        seeding.kmeans_plus_plus(rows, 5, 1)
 
 
 def test_pilot_damping_is_the_tail_trace() -> None:

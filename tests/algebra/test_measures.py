@@ -178,3 +178,14 @@ def test_mean_with_error() -> None:
     assert mean == 2.5
     assert error == pytest.approx(np.sqrt(5 / 3) / 2)
     assert measures.mean_with_error(np.array([3.0])) == (3.0, 0.0)
+
+
+def test_the_interval_of_tau_holds_tau() -> None:
+    draw = np.random.default_rng(21)
+    x = draw.normal(size=120)
+    y = x + draw.normal(size=120)
+    low, high = measures.tau_interval(x, y, seed=0)
+    assert low < measures.kendall_tau(x, y) < high
+    # the standard error of tau at n = 120 is near 0.05
+    assert 0.1 < high - low < 0.3
+    assert measures.tau_interval(x, y, seed=0) == (low, high)

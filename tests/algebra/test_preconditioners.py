@@ -9,9 +9,22 @@ from hypothesis import strategies as st
 
 from krepes_ooc.algebra.curvature import Moments
 from krepes_ooc.algebra.krylov import conjugate_gradient
-from krepes_ooc.algebra.objectives import BarlowTwins, SpectralContrastive, VICReg
-from krepes_ooc.algebra.preconditioners import Kronecker, RandomizedNystrom
+from krepes_ooc.algebra.objectives import (
+    OBJECTIVES,
+    BarlowTwins,
+    SpectralContrastive,
+    VICReg,
+    create,
+    settings_type,
+)
+from krepes_ooc.algebra.preconditioners import (
+    Kronecker,
+    RandomizedNystrom,
+    Rotations,
+    rotation_curvature,
+)
 from tests import cases, dense
+from tests.algebra.test_objectives import sample_objective
 
 
 class Product:
@@ -107,3 +120,70 @@ def test_preconditioners_save_iterations(kind: type, how: str) -> None:
     if kind is not BarlowTwins or how == "nystrom":  # its curvature has low rank, S (x) Q has not
         assert faster.iterations < 0.7 * plain.iterations
     assert np.linalg.norm(faster.step - plain.step) < 0.02 * np.linalg.norm(plain.step)
+
+
+@given(st.integers(2, 7), st.integers(1, 5), st.integers(0, 9))
+def test_along_is_the_projection_on_rotations(m: int, h: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    A, R = draw.normal(size=(m, h)), draw.normal(size=(m, h, 2))
+    basis = []
+    for i in range(h):
+        for j in range(i):
+            W = np.zeros((h, h))
+            W[i, j], W[j, i] = 1.0, -1.0
+            basis.append((A @ W).ravel())
+    found = Rotations.build(Kronecker.build(Product(np.eye(m), np.eye(h)), None), A).along(R)
+    columns = np.array(basis).reshape(len(basis), m * h).T
+    for column in range(2):
+        wanted = columns @ np.linalg.lstsq(columns, R[..., column].ravel())[0] if basis else 0.0
+        np.testing.assert_allclose(found[..., column].ravel(), wanted, atol=1e-8)
+
+
+def test_rotations_leave_a_spread_of_two_for_equal_views() -> None:
+    case = cases.make("equal", n_samples=60, n_landmarks=12, n_components=4, seed=3)
+    mean, second = dense.moments(case.kernels)
+    moments = Moments(mean[[0, 0]], second[np.ix_([0, 0], [0, 0])], 60)
+    problem = SpectralContrastive(moments).linearise(case.start)
+    m, h = case.start.shape
+    assert rotation_curvature(case.start, problem.product) < 1e-12 * problem.mean_diagonal
+    model = Kronecker.build(problem, moments)
+    found = Rotations.build(model, case.start)
+    damping, eye = np.full(m * h, 1e-12), np.eye(m * h).reshape(m, h, m * h)
+    H = problem.product(eye).reshape(m * h, m * h)
+    inverse = found.apply(eye, damping).reshape(m * h, m * h)
+    np.testing.assert_allclose(inverse, inverse.T, atol=1e-6 * abs(inverse).max())
+    spread = np.sort(np.linalg.eigvals(inverse @ H).real)
+    turning = h * (h - 1) // 2
+    assert abs(spread[:turning]).max() < 1e-4
+    assert spread[turning] > 1 - 1e-4
+    assert spread[-1] < 2 + 1e-4
+
+
+@pytest.mark.parametrize("damping", [1e-3, 1e-1])
+def test_rotations_save_iterations(damping: float) -> None:
+    case = cases.make("larger", n_samples=64, n_landmarks=24, n_components=5, seed=3)
+    moments = Moments(*dense.moments(case.kernels), 64)
+    problem = SpectralContrastive(moments).linearise(case.start)
+    model = Kronecker.build(problem, moments)
+    arguments = (problem.product, -problem.gradient, damping * problem.mean_diagonal)
+    before = conjugate_gradient(*arguments, tolerance=1e-5, preconditioner=model)
+    split = Rotations.build(model, case.start)
+    after = conjugate_gradient(*arguments, tolerance=1e-5, preconditioner=split)
+    assert after.converged
+    assert after.iterations < 0.5 * before.iterations
+    assert np.linalg.norm(after.step - before.step) < 0.01 * np.linalg.norm(after.step)
+
+
+def test_what_turns_freely_is_declared() -> None:
+    case = cases.case("two-views")
+    for name in OBJECTIVES:
+        objective = sample_objective(name, case) if name in ("simclr", "byol") else None
+        moments = Moments(*dense.moments(case.kernels), case.kernels.shape[1])
+        objective = objective or create(
+            name, settings_type(name)(), moments=moments, start=case.start, offset=0 * case.offset
+        )
+        if name in ("simclr", "byol"):
+            objective.offset = 0 * objective.offset
+        turn = np.linalg.qr(np.random.default_rng(0).normal(size=(case.start.shape[1],) * 2))[0]
+        same = abs(objective.value(case.start @ turn) - objective.value(case.start)) < 1e-6
+        assert same == objective.rotates

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from krepes_ooc.errors import NetworkError, RecipeError, UsageError
-from krepes_ooc.network import frozen
+from krepes_ooc.network import frozen, modelspec
 from krepes_ooc.network.checkpoint import fill_module, read_state, save_state
 from krepes_ooc.network.modelspec import (
     NetworkSpec,
     build_network,
+    factory_sha256,
     find_factory,
     load_network,
     network_fingerprint,
@@ -77,6 +81,12 @@ def test_fingerprint_sees_weights_inputs_and_factory(tmp_path: Path, state) -> N
     source.write_text(source.read_text() + "# edited\n")
     edited = network_fingerprint(described, network, None, inputs, tmp_path)
     assert edited["factory_sha256"] != first["factory_sha256"]
+
+
+def test_a_builtin_factory_has_a_name_for_a_source() -> None:
+    with pytest.raises(NetworkError, match="the factory returned dict"):
+        build_network(NetworkSpec("builtins:dict"))
+    assert factory_sha256("builtins:dict") != factory_sha256("builtins:list")
 
 
 def test_file_factory_is_never_stale(tmp_path: Path) -> None:
@@ -221,6 +231,14 @@ def test_unfinite_and_unready_parameters_are_named() -> None:
         frozen.check_state_finite(nn.Linear(2, 2, dtype=torch.complex64))
 
 
+def test_a_module_that_cannot_be_copied_is_told() -> None:
+    network = frozen.freeze(nn.Linear(2, 2))
+    network.inner.lock = threading.Lock()
+    for make in (network.copied, network.twin):
+        with pytest.raises(NetworkError, match=r"Linear: the network cannot be copied.*lock"):
+            make()
+
+
 class Several(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -257,3 +275,12 @@ def test_output_is_chosen_and_flattened() -> None:
         frozen.freeze(Several("tuple"), "5")(x)
     with pytest.raises(UsageError, match=r"no output 'a'; expected no entry"):
         frozen.freeze(Several("mixed"), "a")(x)
+
+
+def test_reading_settings_does_not_load_torch() -> None:
+    code = (
+        "import sys; from krepes_ooc.network import features, modelspec, pretrain; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    root = Path(modelspec.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

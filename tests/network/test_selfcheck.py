@@ -59,6 +59,15 @@ def test_planted_misses_are_named(name: str, spoil) -> None:
         self_check(network(), forged, INPUTS)
 
 
+def test_a_map_of_another_network_is_refused() -> None:
+    other = network()
+    with torch.no_grad():
+        other[5].bias += 0.5
+    found = open_features(other, FeatureSettings(), INPUTS)
+    with pytest.raises(NetworkError, match=r"recording changes the outputs by 0\.5"):
+        self_check(network(), found, INPUTS)
+
+
 class Noisy(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()

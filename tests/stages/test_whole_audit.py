@@ -141,7 +141,9 @@ def test_influence_of_every_audited_sample(audit: Any, naive: Naive) -> None:
     kept = np.sort(np.abs(score), axis=1)[:, ::-1][:, : top.shape[1]]
     np.testing.assert_allclose(np.abs(store["score"][:]), kept, atol=1e-9)
     signed = dense.influence("signed-step", store["kernel"][:], step, coefficients, offset=offset)
-    np.testing.assert_allclose(np.take_along_axis(signed, top, axis=1), store["signed"][:], atol=1e-9)
+    np.testing.assert_allclose(
+        np.take_along_axis(signed, top, axis=1), store["signed"][:], atol=1e-9
+    )
 
 
 def test_landmarks_are_not_audited(audit: Any) -> None:

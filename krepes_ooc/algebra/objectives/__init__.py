@@ -32,6 +32,7 @@ __all__ = [
     "create",
     "fit_predictor",
     "is_moment",
+    "is_repeatable",
     "settings_type",
 ]
 
@@ -62,6 +63,15 @@ def is_moment(name: str) -> bool:
         UsageError: no objective of this name.
     """
     return bool(_entry(name)[0].moment)
+
+
+def is_repeatable(name: str) -> bool:
+    """Whether more than one step makes sense.
+
+    Raises:
+        UsageError: no objective of this name.
+    """
+    return bool(_entry(name)[0].repeatable)
 
 
 def create(

@@ -37,6 +37,7 @@ class MomentObjective(ABC):
     name: ClassVar[str]
     moment: ClassVar[bool] = True
     repeatable: ClassVar[bool] = True
+    rotates: ClassVar[bool] = False
 
     moments: Moments
 
@@ -74,6 +75,7 @@ class SampleObjective(ABC):
     name: ClassVar[str]
     moment: ClassVar[bool] = False
     repeatable: ClassVar[bool] = True
+    rotates: ClassVar[bool] = False
 
     stream: Stream
     offset: Array
@@ -157,10 +159,18 @@ def times_columns(K: Any, V: Array) -> Any:
         K: kernel rows [sample, landmark].
         V: coefficients on the host [landmark, component, column].
     """
-    xp = array_namespace(K)
-    landmarks, components, columns = V.shape
-    flat = np.moveaxis(V, -1, 1).reshape(landmarks, columns * components)
-    return xp.reshape(K @ xp.asarray(flat, dtype=K.dtype), (-1, columns, components))
+    return times_flat(K, flat_columns(V, K), V.shape[1])
+
+
+def flat_columns(V: Array, like: Any) -> Any:
+    """V [landmark, column x component] in the precision and on the device of an array."""
+    flat = np.moveaxis(V, -1, 1).reshape(V.shape[0], -1)
+    return array_namespace(like).asarray(flat, dtype=like.dtype)
+
+
+def times_flat(K: Any, flat: Any, components: int) -> Any:
+    """K V [sample, column, component] for V as ``flat_columns`` leaves it."""
+    return array_namespace(K).reshape(K @ flat, (K.shape[0], -1, components))
 
 
 def transposed_times(K: Any, Z: Any) -> Any:
@@ -183,7 +193,7 @@ def unit_rows(Z: Any) -> tuple[Any, Any]:
         Z: embeddings [..., component].
     """
     xp = array_namespace(Z)
-    length = xp.sqrt(xp.sum(Z * Z, axis=-1, keepdims=True))
+    length = xp.sqrt(xp.vecdot(Z, Z))[..., None]
     directed = xp.astype(length > NORM_FLOOR, Z.dtype)
     inverse = directed / (length + (1 - directed))
     return Z * inverse, inverse
@@ -192,4 +202,4 @@ def unit_rows(Z: Any) -> tuple[Any, Any]:
 def tangent(U: Any, V: Any) -> Any:
     """(I - u u^T) v along the last axis: what is left of v when u may only turn."""
     xp = array_namespace(U, V)
-    return V - U * xp.sum(U * V, axis=-1, keepdims=True)
+    return V - U * xp.vecdot(U, V)[..., None]

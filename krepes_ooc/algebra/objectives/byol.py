@@ -25,8 +25,10 @@ from krepes_ooc.algebra.objectives.base import (
     SampleObjective,
     StreamedCurvature,
     columns_last,
+    flat_columns,
     tangent,
     times_columns,
+    times_flat,
     transposed_times,
     unit_rows,
 )
@@ -208,17 +210,28 @@ def _linearise(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) 
 def _product(
     frozen: _Frozen, A: Array, V: Array, views: tuple[Any, ...], block: Block
 ) -> tuple[Any, ...]:
-    """sum_a K_a^T [ |y|^-2 (I - u u^T) K_a V W^T ] W [landmark, column, component]."""
+    """sum_a K_a^T [ |y|^-2 (I - u u^T) K_a V W^T ] W [landmark, column, component].
+
+    The predictor acts on A and V before, and on the sum after, all products with the kernel.
+    """
     del block
-    xp = array_namespace(*views)
-    W = xp.asarray(frozen.predictor.weight, dtype=views[0].dtype)
+    xp, W = array_namespace(*views), frozen.predictor.weight
+    at_and_along = np.concatenate([_predicted(A[..., None], W), _predicted(V, W)], axis=2)
+    shift = xp.asarray(frozen.offset @ W.T + frozen.predictor.bias, dtype=views[0].dtype)
     total = xp.zeros((V.shape[0], V.shape[2], V.shape[1]), dtype=xp.float64)
+    flat = flat_columns(at_and_along, views[0])
     for rows in frozen.rows(views):
         for K in rows:
-            U, inverse = frozen.units(K, A[..., None])
-            turned = tangent(U, times_columns(K, V) @ W.T)
-            total = total + transposed_times(K, turned * inverse**2 @ W)
-    return (total,)
+            both = times_flat(K, flat, V.shape[1])
+            U, inverse = unit_rows(both[:, :1, :] + shift)
+            turned = tangent(U, both[:, 1:, :]) * inverse**2
+            total += transposed_times(K, turned)
+    return (total @ xp.asarray(W, dtype=xp.float64),)
+
+
+def _predicted(V: Array, W: Array) -> Array:
+    """V W^T for V [landmark, component, column]."""
+    return np.moveaxis(np.moveaxis(V, -1, 0) @ W.T, 0, -1)
 
 
 def _normal_equations(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from krepes_ooc.algebra.curvature import Array, view_pairs
@@ -24,8 +25,10 @@ from krepes_ooc.algebra.objectives.base import (
     SampleObjective,
     StreamedCurvature,
     columns_last,
+    flat_columns,
     tangent,
     times_columns,
+    times_flat,
     transposed_times,
     unit_rows,
 )
@@ -33,12 +36,14 @@ from krepes_ooc.blocks import Block
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.settings import setting
 
+SINGLE_TEMPERATURE = 0.05  # exp(-2 / tau) of opposite points is far from the end of float32
+
 
 @dataclass(frozen=True)
 class SimCLRSettings:
     """Constants of the loss."""
 
-    temperature: float = setting(0.5, about="tau, divides the cosines", above=0)
+    temperature: float = setting(0.5, about="tau, divides the cosines", above=0, minimum=0.01)
     batch: int = setting(256, about="samples of one batch; divides the block rows", minimum=2)
 
 
@@ -57,6 +62,7 @@ class SimCLR(SampleObjective):
     """
 
     name: ClassVar[str] = "simclr"
+    rotates: ClassVar[bool] = True
 
     settings: SimCLRSettings = SimCLRSettings()
 
@@ -127,57 +133,94 @@ class _Frozen:
 
     def embeddings(self, K: Any) -> Any:
         """Z [sample, column, component]."""
-        return times_columns(K, self.A) + array_namespace(K).asarray(self.offset, dtype=K.dtype)
+        return times_columns(K, self.A) + self.shift(K)
+
+    def shift(self, like: Any) -> Any:
+        """The offset in the precision of an array."""
+        return array_namespace(like).asarray(self.offset, dtype=like.dtype)
 
     def points(self, Z: list[Any], column: int) -> Iterator[tuple[int, int, _Points]]:
         """The 2B points of one column for each pair of views."""
         xp = array_namespace(*Z)
         for a, b in view_pairs(len(Z)):
             both = xp.concat([Z[a][:, column, :], Z[b][:, column, :]], axis=0)
+            if self.temperature < SINGLE_TEMPERATURE:
+                both = xp.astype(both, xp.float64)
             yield a, b, _points(both, self.temperature)
 
 
 @dataclass(frozen=True)
 class _Points:
-    """The 2B points of one batch, with everything a derivative needs."""
+    """The 2B points of one batch, with everything a derivative needs.
+
+    The softmax of row i is P_ij = a_i W_ij with W symmetric, so that E + E^T, where E is a change
+    of P, acts on U by products with W alone: nothing of size 2B x 2B is formed but W and one more.
+    """
 
     U: Any  # unit vectors [point, component]
     inverse: Any  # 1 / |z| [point, 1]
-    P: Any  # softmax of the logits, diagonal 0 [point, point_]
-    positive: Any  # one-hot [point, point_]
+    W: Any  # exp((u_i . u_j - 1) / tau), diagonal 0 [point, point_]
+    a: Any  # 1 / row sums of W [point, 1]
     loss: Any  # summed over anchors
     temperature: float
 
-    def pull_back(self, E: Any) -> Any:
-        """The cotangent of z [point, component] for the cotangent E of the logits."""
-        return tangent(self.U, (E + E.T) @ self.U) * (self.inverse / self.temperature)
+    @cached_property
+    def softmax(self) -> Any:
+        """P [point, point_]."""
+        return self.a * self.W
+
+    @cached_property
+    def weighted(self) -> Any:
+        """W U [point, component]."""
+        return self.W @ self.U
+
+    @cached_property
+    def _sides(self) -> Any:
+        """U, a U and a column of ones [point, 2 component + 1]."""
+        xp = array_namespace(self.U)
+        return xp.concat([self.U, self.a * self.U, xp.ones_like(self.a)], axis=1)
+
+    def pull_back(self, cotangent: Any) -> Any:
+        """The cotangent of z [point, component] for that of u, times tau."""
+        return tangent(self.U, cotangent) * (self.inverse / self.temperature)
 
     def gradient(self) -> Any:
         """The cotangent of z for the loss: E = P - onehot(positive)."""
-        return self.pull_back(self.P - self.positive)
+        xp = array_namespace(self.U)
+        matched = xp.roll(self.U, self.U.shape[0] // 2, axis=0)
+        return self.pull_back(self.a * self.weighted + self.W @ (self.a * self.U) - 2 * matched)
 
     def product(self, dZ: Any) -> Any:
-        """J^T Q J dZ [point, component]."""
-        xp = array_namespace(dZ)
-        X = (tangent(self.U, dZ) * self.inverse) @ self.U.T
-        T = self.P * (X + X.T) / self.temperature
-        return self.pull_back(T - self.P * xp.sum(T, axis=1, keepdims=True))
+        """J^T Q J dZ [point, component].
+
+        With G = dS and c_i = sum_j P_ij G_ij, E_ij = a_i W_ij (G_ij - c_i), hence with b = a c
+
+            (E + E^T) U = a o (W o G) U + (W o G)(a o U) - b o W U - W (b o U).
+        """
+        xp, h = array_namespace(self.U), self.U.shape[1]
+        dU = self.pull_back(dZ)
+        # dU U^T + U dU^T as one product: adding a transposed matrix is the slower half of it.
+        G = xp.concat([dU, self.U], axis=1) @ xp.concat([self.U, dU], axis=1).T
+        G *= self.W
+        sums = G @ self._sides
+        b = self.a**2 * sums[:, 2 * h :]
+        bent = self.a * sums[:, :h] + sums[:, h : 2 * h] - b * self.weighted - self.W @ (b * self.U)
+        return self.pull_back(bent)
 
 
 def _points(Z: Any, temperature: float) -> _Points:
-    """Normalise, compare and take the softmax without the diagonal; Z [point, component]."""
+    """Normalise, compare, take the softmax without the diagonal; Z [point, component]."""
     xp = array_namespace(Z)
     U, inverse = unit_rows(Z)
-    eye = xp.eye(Z.shape[0], dtype=Z.dtype)
-    positive = xp.roll(eye, Z.shape[0] // 2, axis=0)
-    logits = U @ U.T / temperature
-    # |s_ij| <= 1 / tau, so that 4 / tau takes the diagonal below every other entry.
-    top = xp.max(logits - eye * (4 / temperature), axis=1, keepdims=True)
-    weights = xp.exp(logits - top) * (1 - eye)
-    total = xp.sum(weights, axis=1, keepdims=True)
-    matched = xp.sum(logits * positive, axis=1, keepdims=True)
-    loss = xp.sum(xp.log(total) + top - matched, dtype=xp.float64)
-    return _Points(U, inverse, weights / total, positive, loss, temperature)
+    logits = U @ (U / temperature).T
+    logits -= 1 / temperature
+    W = xp.exp(logits)
+    W *= 1 - xp.eye(Z.shape[0], dtype=Z.dtype)
+    total = xp.sum(W, axis=1, keepdims=True)
+    matched = xp.vecdot(U, xp.roll(U, Z.shape[0] // 2, axis=0))
+    loss = xp.sum(xp.log(total), dtype=xp.float64)
+    loss = loss + xp.sum((1 - matched) / temperature, dtype=xp.float64)
+    return _Points(U, inverse, W, 1 / total, loss, temperature)
 
 
 def _values(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
@@ -196,15 +239,17 @@ def _product(frozen: _Frozen, V: Array, views: tuple[Any, ...], block: Block) ->
     """N H V [landmark, column, component]."""
     xp = array_namespace(*views)
     total = xp.zeros((V.shape[0], V.shape[2], V.shape[1]), dtype=xp.float64)
+    flat = flat_columns(np.concatenate([frozen.A, V], axis=2), views[0])
     for batch in frozen.batches(views, block):
-        Z = [frozen.embeddings(K) for K in batch]
-        dZ = [times_columns(K, V) for K in batch]
+        both = [times_flat(K, flat, V.shape[1]) for K in batch]
+        Z = [product[:, :1, :] + frozen.shift(product) for product in both]
+        dZ = [product[:, 1:, :] for product in both]
         back = [xp.zeros_like(d) for d in dZ]
         size = batch[0].shape[0]
         for a, b, points in frozen.points(Z, 0):
             for column in range(V.shape[2]):
-                both = xp.concat([dZ[a][:, column, :], dZ[b][:, column, :]], axis=0)
-                cotangent = points.product(both)
+                moved = xp.concat([dZ[a][:, column, :], dZ[b][:, column, :]], axis=0)
+                cotangent = xp.astype(points.product(moved), moved.dtype)
                 back[a][:, column, :] += cotangent[:size, :]
                 back[b][:, column, :] += cotangent[size:, :]
         for K, cotangent in zip(batch, back, strict=True):
@@ -243,7 +288,7 @@ def _own_curvature(points: _Points) -> Any:
     point i sees of its own motion, as anchor and in the rows of the other anchors.
     """
     xp = array_namespace(points.U)
-    U, P = points.U, points.P
+    U, P = points.U, points.softmax
     scale = (points.inverse / points.temperature) ** 2
     W, m = P + (P * (1 - P)).T, P @ U
     seen = (W * (U @ U.T)) @ U - m * xp.sum(m * U, axis=1, keepdims=True)  # M_i u_i
@@ -261,7 +306,7 @@ def _trace(points: _Points, gram: Any) -> Any:
     only kernel products and cosines g_ij = u_i . u_j: no probe vectors, no noise.
     """
     xp = array_namespace(points.U)
-    U, P, r = points.U, points.P, points.inverse
+    U, P, r = points.U, points.softmax, points.inverse
     G, m = U @ U.T, P @ U
     size = xp.sum(U * U, axis=1, keepdims=True)  # 1, or 0 for a point without direction
     own = xp.sum(gram * xp.eye(U.shape[0], dtype=U.dtype), axis=1, keepdims=True) * r**2

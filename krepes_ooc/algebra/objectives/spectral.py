@@ -30,6 +30,7 @@ class SpectralContrastive(MomentObjective):
     """The objective on given moments; its embedding has no offset."""
 
     name: ClassVar[str] = "spectral-contrastive"
+    rotates: ClassVar[bool] = True
 
     settings: SpectralContrastiveSettings = SpectralContrastiveSettings()
 

@@ -1,0 +1,70 @@
+"""Which parameters and which outputs of a network are audited."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from krepes_ooc.errors import NetworkError, UsageError
+from krepes_ooc.network.frozen import FrozenNetwork
+
+
+def select_parameters(network: FrozenNetwork, globs: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the audited parameters, in network order; no glob: those that were trainable.
+
+    Raises:
+        UsageError: a glob, or the whole selection, matches no parameter.
+    """
+    names = [name for name, _ in network.inner.named_parameters()]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            raise UsageError(
+                f"{glob!r} matches no parameter", where="features.parameters", expected=shown
+            )
+    if globs:
+        return tuple(n for n in names if any(fnmatch.fnmatchcase(n, glob) for glob in globs))
+    if not network.trainable:
+        raise UsageError(
+            "the network has no trainable parameter",
+            where="features.parameters",
+            expected="at least one",
+            advice=f"name some of {shown}" if names else "an NTK needs parameters",
+        )
+    return network.trainable
+
+
+def select_outputs(
+    network: FrozenNetwork, outputs: tuple[int, ...], inputs: npt.NDArray[Any]
+) -> tuple[int, ...]:
+    """Indices of the audited outputs; none given: all.
+
+    Raises:
+        UsageError: an index is outside the network's output, or stands twice.
+        NetworkError: the network does not run on the samples.
+    """
+    n_outputs = _n_outputs(network, inputs)
+    chosen = outputs or tuple(range(n_outputs))
+    if len(set(chosen)) != len(chosen) or not all(0 <= index < n_outputs for index in chosen):
+        raise UsageError(
+            f"outputs {list(chosen)}",
+            where="features.outputs",
+            expected=f"different indices from 0 to {n_outputs - 1}",
+        )
+    return chosen
+
+
+def _n_outputs(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> int:
+    try:
+        with torch.no_grad():
+            return int(network(torch.tensor(inputs)).shape[1])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise NetworkError(
+            f"the network does not run: {error}",
+            where=f"inputs of shape {tuple(inputs.shape)} and type {inputs.dtype}",
+            expected="the shape that the network was built for",
+            advice="check network.arguments and the source",
+        ) from error

@@ -1,0 +1,57 @@
+"""Repair: take away what verification found damaged, so that a run computes exactly that again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from krepes_ooc.errors import DamageError
+from krepes_ooc.stages.base import Stage
+from krepes_ooc.storage.metadata import DOCUMENT
+from krepes_ooc.storage.records import StageRecord, discard
+from krepes_ooc.storage.verify import Damage, verify
+from krepes_ooc.storage.workspace import Workspace
+
+STRANGER = "not written by krepes"
+
+
+def repair(workspace: Workspace, stages: Sequence[Stage]) -> list[Damage]:
+    """Open every damaged stage again; its whole blocks stay, and so do the stages that read it.
+
+    A stage computes the same bits again, so its digest and what was made of it stay valid. Only
+    under the lock.
+
+    Returns:
+        What was found, in words for the user.
+    """
+    found: list[Damage] = []
+    for stage in stages:
+        record = workspace.record(stage.name, stage.store)
+        damage = [
+            d for d in verify([record]).damage if d.stage == stage.name and d.what != STRANGER
+        ]
+        if damage:
+            _open_again(record, damage)
+            workspace.forget(stage.store or "")
+        found += damage
+    return found
+
+
+def _open_again(record: StageRecord, damage: Sequence[Damage]) -> None:
+    try:
+        begun = record.begun()
+    except DamageError:
+        begun = None
+    if begun is None:
+        # Without a record nothing says what the blocks are: the stage starts anew.
+        discard(record.folder, record.temp)
+        return
+    files = [Path(item.file) for item in damage]
+    if any(file.name == DOCUMENT for file in files):
+        record.reset()
+    for file in files:
+        # Damaged lines of a journal, whose path is absolute, are passed over by whoever reads it.
+        # A file goes before the seal: a kill in between leaves damage that is found again.
+        if not file.is_absolute():
+            (record.base / file).unlink(missing_ok=True)
+    (record.folder / "seal.json").unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""Passes of a landmark sampler over view 0 of the feature store, in the centred cosine kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.algebra import kernel
+from krepes_ooc.algebra.kernel import KernelMap
+from krepes_ooc.algebra.landmarks import nearest
+from krepes_ooc.algebra.normalisation import Normalisation, normalise
+from krepes_ooc.blocks import Block
+from krepes_ooc.layout import FeatureLayout
+from krepes_ooc.stages.base import StageContext
+from krepes_ooc.stages.features import unscaled
+from krepes_ooc.stages.inputs import Rows
+from krepes_ooc.storage.reader import StoreReader
+
+Ids = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What every sampler reads of the features.
+
+    Args:
+        context: the landmarks stage.
+        count: number of landmarks.
+    """
+
+    context: StageContext
+    count: int
+
+    @property
+    def seed(self) -> int:
+        """Seed of the recipe."""
+        return self.context.inputs.seed
+
+    def partial(self, name: str) -> Path:
+        """File of one finished round; removed when the stage is sealed."""
+        return self.context.record.partials / f"{name}.npz"
+
+    def weights(self, chosen: Ids) -> Float:
+        """Number of samples nearest to each of the chosen store rows; one pass."""
+        mapped = self.map(chosen)
+
+        def count(block: Block) -> Float:
+            owner = self.per_rows(block, mapped, nearest)
+            return np.bincount(owner, minlength=len(chosen)).astype(np.float64)
+
+        return self.context.executor().fold(count, list(self.context.plan.blocks()), np.add)
+
+    def per_rows(
+        self, block: Block, mapped: KernelMap, reduce: Callable[[Rows], Any]
+    ) -> npt.NDArray[Any]:
+        """Apply a row-wise reduction to the kernel of one block, in short row ranges."""
+        stored = self.features.block("values", block)
+        own = self.features.block("self_kernel", block)
+        centre, parts = self._centre_rows[block.start : block.stop], []
+        for start in range(0, block.rows, self.context.plan.sub_rows):
+            part = slice(start, start + self.context.plan.sub_rows)
+            rows = unscaled(stored[part], self.layout)
+            if np.isnan(centre[part]).any():
+                centre[part] = mapped.centre_rows(rows)
+            parts.append(reduce(mapped.rows(rows, own[part], centre[part])))
+        return np.concatenate(parts)
+
+    def map(self, rows: Ids) -> KernelMap:
+        """The kernel against some store rows."""
+        return kernel.kernel_map(self.gather(rows), self.layout, self._centre, self._normalisation)
+
+    def kernel_between(self, rows: Ids) -> Float:
+        """Kernel of some store rows among themselves [row, row_], in float64."""
+        exact = self.gather(rows).astype(np.float64)
+        return np.asarray(
+            kernel.landmark_kernel(exact, self.layout, self._centre, self._normalisation)
+        )
+
+    def among(self, rows: Rows) -> Callable[[Ids], Float]:
+        """The function from indices to kernel values [index, row] among gathered rows.
+
+        What a row needs of the centre is computed once, not for every index.
+        """
+        layout, step = self.layout, self.context.plan.sub_rows
+        spans = [slice(i, i + step) for i in range(0, len(rows), step)]
+        own = np.concatenate([kernel.self_kernel(rows[span], layout) for span in spans])
+        centred = [kernel.centre_kernel(rows[span], self._centre, layout) for span in spans]
+        to_centre = np.concatenate(centred)
+
+        def against(index: Ids) -> Float:
+            near, parts = rows[index], []
+            for span in spans:
+                raw = kernel.gram(rows[span], near, layout)
+                ends = to_centre[span], to_centre[index], own[span], own[index]
+                parts.append(normalise(raw, *ends, self._normalisation))
+            return np.concatenate(parts).astype(np.float64).T
+
+        return against
+
+    def gather(self, rows: Ids) -> Rows:
+        """Unscaled rows of view 0 [row, feature], read block by block."""
+        out = np.empty((len(rows), self.layout.n_features), dtype=np.float32)
+        index = rows // self.context.plan.block_rows
+        for block_index in np.unique(index).tolist():
+            block, here = self.context.plan.block(block_index), index == block_index
+            stored = self.features.block("values", block)[rows[here] - block.start]
+            out[here] = unscaled(stored, self.layout)
+        return out
+
+    @property
+    def features(self) -> StoreReader:
+        """The feature store."""
+        return self.context.reader("features")
+
+    @cached_property
+    def layout(self) -> FeatureLayout:
+        """Layout of a feature row."""
+        return FeatureLayout.from_attributes(self.features.attributes["layout"])
+
+    @cached_property
+    def _centre_rows(self) -> Float:
+        """c_x of every store row of view 0 [sample], found by the first pass over its block."""
+        return np.full(self.context.plan.n_samples, np.nan)
+
+    @cached_property
+    def _centre(self) -> Float:
+        return np.asarray(self.features.array("centre"))
+
+    @cached_property
+    def _normalisation(self) -> Normalisation:
+        return Normalisation("ccos", kernel.centre_self(self._centre))

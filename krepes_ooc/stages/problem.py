@@ -1,0 +1,154 @@
+"""The objective at the start of its step, built from the sealed stores, or refused in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.algebra import nystrom, objectives
+from krepes_ooc.algebra.basis import Basis
+from krepes_ooc.algebra.curvature import Linearisation, Moments, Objective, Stream
+from krepes_ooc.algebra.damping import absolute
+from krepes_ooc.algebra.objectives.base import SampleObjective
+from krepes_ooc.algebra.objectives.byol import BYOLSettings, Predictor, fit_predictor
+from krepes_ooc.errors import StageFailed, UsageError
+from krepes_ooc.stages.base import StageContext
+from krepes_ooc.stages.spectrum import read_moments
+from krepes_ooc.stages.stream import KernelStream
+
+Float = npt.NDArray[np.float64]
+FLAT_STEP = 1e-5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The objective at the start of its step, in the coordinates of the chosen metric.
+
+    Args:
+        context: the stage.
+        stream: the kernel, and what passes over it have found.
+        objective: the loss.
+        at_start: its value, gradient and curvature at the start.
+        start: A0, or its coordinates [landmark or direction, component].
+        offset: gamma [component].
+        moments: of the kernel rows, in the same coordinates.
+        basis: from coordinates to coefficients; None for the euclidean metric.
+    """
+
+    context: StageContext
+    stream: KernelStream
+    objective: Objective
+    at_start: Linearisation
+    start: Float
+    offset: Float
+    moments: Moments
+    basis: Basis | None
+
+    def coefficients(self, values: Float) -> Float:
+        """Coefficients [landmark, component(, column)] of coordinates."""
+        return values if self.basis is None else self.basis.from_basis(values)
+
+
+def open_problem(context: StageContext) -> Problem:
+    """The Newton system from the sealed stores.
+
+    Raises:
+        StageFailed: the loss has no curvature or no slope at the start, as for a collapsed network.
+        UsageError: the objective's batch does not divide the block rows, or it may not be iterated.
+    """
+    settings, spectrum = context.settings, context.reader("spectrum")
+    coefficients = settings.coefficients()
+    _check_batch(context, coefficients)
+    _check_steps(settings)
+    moments, start, basis = read_moments(context), spectrum.array("start"), _basis(context)
+    offset, kernel = spectrum.array("offset"), KernelStream(context)
+    stream: Any = kernel
+    if basis is not None:
+        moments, stream = basis.moments(moments), basis.stream(stream)
+        start = basis.to_basis(start)
+    objective = objectives.create(
+        settings.objective,
+        coefficients,
+        moments=moments,
+        stream=stream,
+        start=start,
+        offset=offset,
+        predictor=_predictor(kernel, stream, coefficients, start, offset),
+        sub_rows=context.plan.sub_rows,
+    )
+    at_start = linearised(kernel, objective, start, "linearised-step-0")
+    absolute(settings.swept, at_start, start)
+    _check_slope(settings.objective, at_start, start)
+    return Problem(context, kernel, objective, at_start, start, offset, moments, basis)
+
+
+def linearised(stream: KernelStream, objective: Objective, A: Float, name: str) -> Linearisation:
+    """The linearisation at A; a streamed one is kept, since it costs a pass."""
+    if not isinstance(objective, SampleObjective):
+        return objective.linearise(A)
+    return objective.restore(A, stream.keep(name, lambda: objective.linearise(A).arrays()))
+
+
+def arrays_of(record: Any) -> dict[str, npt.NDArray[Any]]:
+    """The fields of a flat dataclass as arrays, to be kept on the disk."""
+    return {field.name: np.asarray(getattr(record, field.name)) for field in fields(record)}
+
+
+def _basis(context: StageContext) -> Basis | None:
+    """Coordinates of the RKHS metric: damping is then the norm of the embedding's function."""
+    if context.settings.metric == "euclidean":
+        return None
+    values, vectors = nystrom.eigenpairs(context.reader("kernel").array("landmark_kernel"))
+    rank = int(context.reader("spectrum").attributes["usable_rank"])
+    return Basis.rkhs(values, vectors, rank)
+
+
+def _predictor(
+    kernel: KernelStream, stream: Stream, coefficients: Any, start: Float, offset: Float
+) -> Predictor | None:
+    """BYOL's fitted predictor, kept, since it costs a pass."""
+    if not isinstance(coefficients, BYOLSettings) or coefficients.predictor != "ridge":
+        return None
+    rows = kernel.context.plan.sub_rows
+
+    def fit() -> dict[str, Float]:
+        return arrays_of(fit_predictor(stream, start, offset, coefficients.ridge, rows))
+
+    return Predictor(**kernel.keep("predictor", fit))
+
+
+def _check_batch(context: StageContext, coefficients: Any) -> None:
+    batch, rows = getattr(coefficients, "batch", None), context.plan.block_rows
+    if batch is not None and rows % batch:
+        divisors = [2**i for i in range(1, rows.bit_length())]
+        raise UsageError(
+            f"a batch of {batch} does not divide blocks of {rows} rows",
+            where="stages.newton.objective_settings.batch",
+            expected=f"a divisor of {rows}",
+            advice=f"take {min(divisors, key=lambda size: abs(size - batch))}",
+        )
+
+
+def _check_steps(settings: Any) -> None:
+    if settings.further_steps and not objectives.is_repeatable(settings.objective):
+        raise UsageError(
+            f"{settings.further_steps} further steps of {settings.objective}, whose target is its "
+            "own start: it would collapse",
+            where="stages.newton.steps",
+            expected="0",
+        )
+
+
+def _check_slope(name: str, at_start: Linearisation, start: Float) -> None:
+    """Refuse a gradient of rounding size: a step along it would explain noise."""
+    slope = np.linalg.norm(at_start.gradient)
+    if not slope > FLAT_STEP * at_start.mean_diagonal * np.linalg.norm(start):
+        raise StageFailed(
+            f"{name} has no slope at the start (loss {at_start.value:g}, gradient {slope:g})",
+            where="newton",
+            expected="a loss that a step can lower",
+            advice="the views of each sample may be equal: let views.* make them differ",
+        )

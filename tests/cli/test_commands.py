@@ -1,0 +1,297 @@
+"""Commands as people type them: options, tables on a pipe, JSON, start-up time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from krepes_ooc.cli import main
+from tests import small
+
+RUN = {
+    "workspace",
+    "memory",
+    "workers",
+    "device",
+    "set",
+    "until",
+    "only",
+    "restart-stale",
+    "repair",
+    "allow-mixed-numerics",
+    "max-time",
+    "strict",
+    "quiet",
+    "json",
+}
+OPTIONS = {
+    "run": RUN,
+    "plan": {"workspace", "memory", "workers", "set", "json"},
+    "status": {"workspace", "set", "json"},
+    "verify": {"workspace", "store", "json"},
+    "doctor": {"json"},
+    "stores list": set(),
+    "stores show": set(),
+    "recipes list": set(),
+    "recipes show": set(),
+    "recipes copy": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = tmp_path_factory.mktemp("sealed") / "w"
+    small.audit(workspace)
+    return workspace
+
+
+def commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{prefix}{name} ")
+        else:
+            found[prefix + name] = command
+    return found
+
+
+def test_options_of_every_command() -> None:
+    found = {
+        name: {
+            option.opts[0].removeprefix("--")
+            for option in command.params
+            if isinstance(option, click.Option)
+        }
+        for name, command in commands(main).items()
+    }
+    assert found == OPTIONS
+
+
+def test_same_option_is_the_same_everywhere() -> None:
+    seen: dict[str, Any] = {}
+    for command in commands(main).values():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                told = (option.opts, option.help, type(option.type))
+                assert seen.setdefault(option.opts[0], told) == told
+
+
+@pytest.mark.parametrize("command", [*OPTIONS, "", "stores", "recipes"])
+def test_help(capsys: Any, command: str) -> None:
+    outcome = small.krepes(capsys, *command.split(), "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith("Usage: ")
+    lines = outcome.out.splitlines()
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_group_without_command_shows_its_help(capsys: Any) -> None:
+    outcome = small.krepes(capsys)
+    assert outcome.code == 2
+    assert "Commands:" in outcome.err
+
+
+def test_help_imports_no_heavy_library() -> None:
+    program = (
+        "import sys\n"
+        "from krepes_ooc.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'zarr', 'dask', 'distributed', 'sklearn', 'pyarrow', 'xarray', 'rich'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=small.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_run_with_nothing_to_do_imports_no_heavy_library(sealed: Path) -> None:
+    program = (
+        "import sys\n"
+        "from krepes_ooc.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as exit_:\n    assert not exit_.code\n"
+        "heavy = {'torch', 'zarr', 'dask', 'distributed', 'xarray'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
+    )
+    command = [sys.executable, "-c", program, *small.arguments(sealed)]
+    done = subprocess.run(command, cwd=small.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    stages = len(small.recipe().stages)
+    assert done.stdout == (
+        f"nothing to do: all {stages} stages are sealed\nreport: {sealed}/report.html\n"
+    )
+
+
+def test_plain_lines_of_a_run(capsys: Any, tmp_path: Path) -> None:
+    outcome = small.krepes(capsys, *small.arguments(tmp_path, "--until", "features"))
+    assert outcome.code == 0
+    assert outcome.err == ""
+    lines = outcome.out.splitlines()
+    assert lines[0] == "pretrain: 1 units"
+    assert lines[1].startswith("pretrain: sealed in ")
+    assert "features: 2 units" in lines
+    assert lines[-2].startswith("sealed pretrain, features in ")
+    assert lines[-1].startswith("left: landmarks, audited, kernel, ")
+    assert "\x1b" not in outcome.out
+    again = small.krepes(capsys, *small.arguments(tmp_path, "--until", "features"))
+    assert again.out.splitlines()[0] == "nothing to do: pretrain, features sealed"
+
+
+def test_json_of_a_run(capsys: Any, sealed: Path) -> None:
+    outcome = small.krepes(capsys, *small.arguments(sealed, "--json"))
+    told = json.loads(outcome.out)
+    assert told["ran"] == []
+    assert told["left"] == []
+    assert told["workspace"] == str(sealed)
+    assert isinstance(told["trusted"], bool)
+
+
+def test_quiet_run_says_nothing(capsys: Any, sealed: Path) -> None:
+    outcome = small.krepes(capsys, *small.arguments(sealed, "--quiet"))
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+
+
+def test_strict(capsys: Any, sealed: Path, tmp_path: Path) -> None:
+    shutil.copytree(sealed, tmp_path / "w")
+    trusted = json.loads(small.krepes(capsys, *small.arguments(sealed, "--json")).out)["trusted"]
+    assert small.krepes(capsys, *small.arguments(sealed, "--strict")).code == (not trusted)
+    path = tmp_path / "w/audit.zarr/newton/zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"]["trusted"] = False
+    path.write_text(json.dumps(document))
+    outcome = small.krepes(capsys, *small.arguments(tmp_path / "w", "--strict", "--quiet"))
+    assert outcome.code == 1
+    assert "the Newton step is not trusted" in outcome.line
+
+
+def states(outcome: small.Outcome) -> dict[str, tuple[str, str]]:
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(outcome.out)["stages"]
+    return {row["stage"]: (row["state"], row["detail"]) for row in rows}
+
+
+def test_status(capsys: Any, sealed: Path, tmp_path: Path) -> None:
+    shutil.copytree(sealed, tmp_path / "w")
+    where = ("-w", str(tmp_path / "w"), "--json")
+    found = states(small.krepes(capsys, "status", *where))
+    assert {state for state, _ in found.values()} == {"sealed"}
+    (tmp_path / "w/.krepes/stages/kernel/seal.json").unlink()
+    (tmp_path / "w/audit.zarr/kernel/values/c/1/0/0").unlink()
+    shutil.rmtree(tmp_path / "w/.krepes/stages/fidelity")
+    change = ("--set", "stages.spectrum.components=3")
+    found = states(small.krepes(capsys, "status", *where, *change))
+    assert found["features"][0] == "sealed"
+    assert found["kernel"] == ("begun", "1 of 2 units on disk")
+    assert found["spectrum"] == ("stale", "settings.components was 4, is 3")
+    assert found["newton"] == ("stale", "spectrum changed")
+    assert found["fidelity"] == ("missing", "")
+    plain = small.krepes(capsys, "status", "-w", str(tmp_path / "w"))
+    lines = plain.out.splitlines()
+    assert lines[0] == f"{tmp_path / 'w'} (digits)"
+    assert lines[1].split() == ["stage", "state", "detail"]
+    assert "kernel     begun    1 of 2 units on disk" in lines
+
+
+def test_status_of_a_recipe_of_ones_own(capsys: Any, tmp_path: Path) -> None:
+    recipe = small.own_recipe(tmp_path)
+    given = ("run", str(recipe), "-w", str(tmp_path / "w"), "--until", "kernel", "-q")
+    assert small.krepes(capsys, *given).code == 0
+    recipe.unlink()
+    where = ("-w", str(tmp_path / "w"), "--json")
+    found = states(small.krepes(capsys, "status", *where))
+    assert "pretrain" not in found
+    assert found["kernel"][0] == "sealed"
+    assert found["moments"][0] == "missing"
+    (tmp_path / "rows.csv").unlink()
+    outcome = small.krepes(capsys, "status", *where)
+    assert states(outcome)["kernel"][0] == "sealed"
+    assert "rows.csv: no such file" in json.loads(outcome.out)["note"]
+    assert "no such file" in small.krepes(capsys, "status", *where[:2]).out.splitlines()[-1]
+
+
+def test_status_and_verify_without_a_workspace(capsys: Any, tmp_path: Path) -> None:
+    for command in ("status", "verify"):
+        outcome = small.krepes(capsys, command)
+        assert outcome.code == 2
+        assert "which workspace?" in outcome.line
+        outcome = small.krepes(capsys, command, "-w", str(tmp_path))
+        assert outcome.code == 2
+        assert "no workspace there" in outcome.line
+
+
+def test_verify(capsys: Any, sealed: Path, tmp_path: Path) -> None:
+    shutil.copytree(sealed, tmp_path / "w")
+    where = ("-w", str(tmp_path / "w"))
+    outcome = small.krepes(capsys, "verify", *where)
+    assert outcome.code == 0
+    assert outcome.out.endswith(": 0 damaged\n")
+    path = tmp_path / "w/audit.zarr/moments/mean/c/0/0"
+    data = bytearray(path.read_bytes())
+    data[17] ^= 4
+    path.write_bytes(data)
+    outcome = small.krepes(capsys, "verify", *where, "--json")
+    assert outcome.code == 5
+    told = json.loads(outcome.out)
+    assert [text.split(":")[0] for text in told["damage"]] == ["moments"]
+    assert "1 damaged file" in outcome.line
+    assert "krepes run --repair" in outcome.line
+    assert small.krepes(capsys, "verify", *where, "--store", "moments").code == 5
+    assert small.krepes(capsys, "verify", *where, "--store", "pretrain").code == 0
+    assert small.krepes(capsys, "verify", *where, "--store", "features").code == 0
+    outcome = small.krepes(capsys, "verify", *where, "--store", "momets")
+    assert outcome.code == 2
+    assert "--store: no store 'momets'; expected one of pretrain, features" in outcome.line
+
+
+def test_doctor(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = json.loads(small.krepes(capsys, "doctor", "--json").out)
+    assert {"python", "cores", "memory available", "numerics", "gpu"} <= told.keys()
+    assert "cores" in small.krepes(capsys, "doctor").out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipes(capsys: Any, tmp_path: Path) -> None:
+    listed = small.krepes(capsys, "recipes", "list").out
+    assert "digits" in listed
+    assert "adult" in listed
+    shown = small.krepes(capsys, "recipes", "show", "digits").out
+    assert yaml.safe_load(shown)["recipe"] == "digits"
+    target = tmp_path / "mine.yaml"
+    assert small.krepes(capsys, "recipes", "copy", "digits", str(target)).code == 0
+    assert target.read_text() == shown
+    outcome = small.krepes(capsys, "recipes", "copy", "digits", str(target))
+    assert outcome.code == 2
+    assert "the file exists; expected a new file" in outcome.line
+    outcome = small.krepes(capsys, "recipes", "copy", "digits", str(tmp_path / "no" / "x.yaml"))
+    assert outcome.code == 2
+    assert "cannot write" in outcome.line
+    outcome = small.krepes(capsys, "recipes", "show", "digit")
+    assert outcome.code == 2
+    assert "no 'digit' in pipelines" in outcome.line
+
+
+def test_stores(capsys: Any) -> None:
+    listed = small.krepes(capsys, "stores", "list").out.splitlines()
+    assert len(listed) == 1 + len(list((small.ROOT / "stores").glob("*.yaml")))
+    shown = small.krepes(capsys, "stores", "show", "kernel").out
+    assert "written by stage kernel" in shown
+    assert "view, sample, landmark" in shown
+    outcome = small.krepes(capsys, "stores", "show", "kernal")
+    assert outcome.code == 2
+    assert "expected one of" in outcome.line
+
+
+def test_reader_that_leaves_early() -> None:
+    command = f"{sys.executable} -m krepes_ooc stores show features | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=small.ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("features, version ")

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krepes_ooc.blocks import parse_bytes
+from krepes_ooc.engine import machine
+from krepes_ooc.engine.budget import Budget, Need, default_budget
+from krepes_ooc.errors import PlanRefused, UsageError
+
+MIB = 2**20
+SIZES = st.integers(0, 2**40)
+
+
+def test_refusal_says_both_numbers_and_the_knob():
+    with pytest.raises(PlanRefused) as caught:
+        Budget(500 * MIB, 4).workers_for("kernel", Need(200 * MIB, 300 * MIB), 100 * MIB)
+    assert str(caught.value) == (
+        "stage kernel: one worker needs 600.0 MiB of memory; "
+        "expected at most --memory 500.0 MiB; "
+        "raise --memory to 660.0 MiB, or lower the number of landmarks"
+    )
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"), [(599, 0), (600, 1), (899, 1), (900, 2), (1500, 4), (9000, 4)]
+)
+def test_workers_follow_from_memory(memory: int, expected: int):
+    budget, need = Budget(memory, 4), Need(200, 300)
+    assert budget.fitting(need, 100) == expected
+    if expected:
+        assert budget.workers_for("kernel", need, 100) == expected
+
+
+def test_stage_that_holds_nothing_takes_all_workers():
+    assert Budget(10, 3).fitting(Need(), 10) == 3
+    assert Budget(10, 3).fitting(Need(), 11) == 0
+    assert Budget(10, 3).fitting(Need(5, 0), 5) == 3
+    assert Budget(10, 3).fitting(Need(6, 0), 5) == 0
+
+
+@given(SIZES, st.integers(1, 64), SIZES, SIZES, SIZES)
+def test_what_is_granted_fits_and_one_more_would_not(
+    memory: int, workers: int, fixed: int, per_worker: int, base: int
+):
+    granted = Budget(memory, workers).fitting(Need(fixed, per_worker), base)
+    assert 0 <= granted <= workers
+    if granted:
+        assert base + fixed + granted * per_worker <= memory
+    if granted < workers:
+        assert base + fixed + (granted + 1) * per_worker > memory
+
+
+@given(SIZES, SIZES, SIZES)
+def test_advice_is_enough(fixed: int, per_worker: int, base: int):
+    need = Need(fixed, per_worker)
+    if base + fixed + per_worker < 1:
+        return
+    with pytest.raises(PlanRefused) as caught:
+        Budget(base + fixed + per_worker - 1, 2).workers_for("kernel", need, base)
+    text = re.search(r"raise --memory to (\S+ \S+),", str(caught.value))
+    assert text is not None
+    assert Budget(parse_bytes(text[1]), 2).workers_for("kernel", need, base) >= 1
+
+
+def test_default_budget_is_what_was_asked_for():
+    assert default_budget(7 * MIB, 3) == Budget(7 * MIB, 3)
+
+
+def test_default_budget_follows_the_machine():
+    budget = default_budget(None, None)
+    assert budget.workers == len(os.sched_getaffinity(0))
+    assert 0 < budget.memory <= machine.available_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, -2])
+def test_no_workers_are_refused(workers: int):
+    with pytest.raises(UsageError, match=f"--workers: {workers} workers; expected at least 1"):
+        default_budget(None, workers)

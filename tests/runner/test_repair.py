@@ -1,0 +1,121 @@
+"""Repair computes exactly the damaged blocks again, and nothing after them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from krepes_ooc.engine.progress import Silent
+from krepes_ooc.runner import Options, run, verify_workspace
+from tests import small
+from tests.crash.compare import differences
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = tmp_path_factory.mktemp("sealed") / "w"
+    small.audit(workspace)
+    return workspace
+
+
+@pytest.fixture
+def workspace(sealed: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sealed, tmp_path / "w")
+    return tmp_path / "w"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+class Listener(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.units: dict[str, tuple[int, int]] = {}
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        self.units[stage] = (total, done)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, zero, delete])
+@pytest.mark.parametrize(
+    ("file", "stage", "left"),
+    [
+        ("audit.zarr/features/values/c/1/1/0", "features", (2, 1)),
+        ("audit.zarr/kernel/values/c/0/0/0", "kernel", (2, 1)),
+        ("audit.zarr/newton/step/c/0/0", "newton", None),
+        (".krepes/checkpoints/network.safetensors", "pretrain", (1, 0)),
+        ("report.html", "report", None),
+    ],
+)
+def test_repair(
+    workspace: Path,
+    sealed: Path,
+    harm: Callable[[Path], None],
+    file: str,
+    stage: str,
+    left: tuple[int, int] | None,
+) -> None:
+    harm(workspace / file)
+    (damage,) = verify_workspace(workspace).damage
+    assert damage.stage == stage
+    listener = Listener()
+    summary = run(small.recipe(), workspace, Options(repair=True, workers=1), listener)
+    assert summary.ran == [stage]
+    assert listener.notes[0] == f"repair: {damage}"
+    if left is not None:
+        assert listener.units[stage] == left
+    assert verify_workspace(workspace).damage == ()
+    assert differences(sealed, workspace) == []
+    assert small.seals(workspace) == small.seals(sealed)
+
+
+@pytest.mark.parametrize(
+    "file", ["audit.zarr/kernel/zarr.json", "audit.zarr/kernel/values/zarr.json"]
+)
+def test_damaged_metadata(workspace: Path, sealed: Path, file: str) -> None:
+    truncate(workspace / file)
+    summary = run(small.recipe(), workspace, Options(repair=True))
+    assert summary.ran == ["kernel"]
+    assert differences(sealed, workspace) == []
+    assert verify_workspace(workspace).damage == ()
+
+
+def test_damaged_journal(workspace: Path, sealed: Path) -> None:
+    flip(workspace / ".krepes/stages/kernel/journal-0000.jsonl")
+    summary = run(small.recipe(), workspace, Options(repair=True))
+    assert summary.ran == ["kernel"]
+    assert differences(sealed, workspace) == []
+    assert verify_workspace(workspace).damage == ()
+
+
+def test_nothing_to_repair(workspace: Path) -> None:
+    assert run(small.recipe(), workspace, Options(repair=True)).ran == []
+
+
+def test_files_of_others_are_left_alone(workspace: Path) -> None:
+    (workspace / "audit.zarr/kernel/notes.txt").write_text("mine")
+    assert run(small.recipe(), workspace, Options(repair=True)).ran == []
+    assert (workspace / "audit.zarr/kernel/notes.txt").read_text() == "mine"
+    (damage,) = verify_workspace(workspace).damage
+    assert damage.what == "not written by krepes"

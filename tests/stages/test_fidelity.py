@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from krepes_ooc.errors import StageFailed
+from krepes_ooc.stages.fidelityrows import attempt, figure, measured
+from krepes_ooc.stages.probing import powers_of_two
+from krepes_ooc.stages.words import fidelity_lines
+from tests.stages import audits
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    return audits.finished().reader("fidelity").attributes["figures"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, Any]:
+    """Arrays of the audit, cut into fit and audit samples."""
+    space = audits.finished()
+    audited, influence = space.reader("audited"), space.reader("influence")
+    role, label = audited.array("role"), audited.array("label")
+    K, f = influence.array("kernel"), influence.array("embedding")
+    net = audited.array("network_embedding").astype(float)
+    cut = {
+        "label": label,
+        "kernel": K,
+        "step": f,
+        "network": net,
+        "top": influence.array("top_landmark"),
+    }
+    return {
+        name: {key: value[role == code] for key, value in cut.items()}
+        for name, code in (("fit", 1), ("held", 0))
+    }
+
+
+def probe(rows: dict[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    fit, held = rows["fit"], rows["held"]
+    scale = StandardScaler().fit(fit[name])
+    model = LogisticRegression(max_iter=1000).fit(scale.transform(fit[name]), fit["label"])
+    P = model.predict_proba(scale.transform(held[name]))
+    return P[np.arange(len(P)), held["label"]], P.argmax(axis=1) == held["label"]
+
+
+def test_tau_and_gap_are_those_of_two_probes(figures, rows):
+    from scipy.stats import kendalltau
+
+    (step, step_hit), (network, network_hit) = probe(rows, "step"), probe(rows, "network")
+    assert figures["kendall_tau"]["value"] == pytest.approx(
+        kendalltau(step, network).statistic, abs=0.01
+    )
+    gap = 100 * (step_hit.mean() - network_hit.mean())
+    assert figures["accuracy_gap"]["value"] == pytest.approx(gap, abs=1.7)
+    low, high = figures["kendall_tau"]["interval"]
+    assert low < figures["kendall_tau"]["value"] < high
+
+
+def test_every_figure_has_its_controls(figures):
+    needed = {
+        "kendall_tau": ["raw inputs", "embedding at the start", "kernel rows", "ridge ceiling",
+                        "after further steps",
+                        "noise floor: network, two halves of the fit samples"],
+        "accuracy_gap": ["raw inputs", "always the most frequent class"],
+        "ridge_ceiling": ["as many uniform landmarks", "random Fourier features of the inputs"],
+        "nystrom_error": ["on the audit samples, as many uniform landmarks"],
+        "confidence_drop": ["random", "largest |k| (no step)", "out of a bank of landmarks",
+                            "with an exact refit", "with an exact refit, random ones"],
+        "coverage": ["random order"],
+        "precision_at_1": ["plain kernel", "cosine of inputs", "a random landmark",
+                           "the paper's influence score", "cosine of network embeddings",
+                           "representer values of a probe (labels)",
+                           "influence functions of a probe (labels)",
+                           "always the most frequent class"],
+    }  # fmt: skip
+    for name, controls in needed.items():
+        assert set(controls) <= set(figures[name]["controls"]), name
+        for control in controls:
+            assert np.isfinite(figures[name]["controls"][control]), (name, control)
+
+
+def test_precision_is_a_count(figures, rows):
+    landmarks = audits.finished().reader("landmarks").array("label")
+    held = rows["held"]
+    first = landmarks[held["top"][:, 0]]
+    controls = figures["precision_at_1"]["controls"]
+    assert figures["precision_at_1"]["value"] == pytest.approx(np.mean(first == held["label"]))
+    plain = landmarks[held["kernel"].argmax(axis=1)]
+    assert controls["plain kernel"] == pytest.approx(np.mean(plain == held["label"]))
+    chance = np.mean([np.mean(landmarks == code) for code in held["label"]])
+    assert controls["a random landmark"] == pytest.approx(chance)
+
+
+def vote(query: np.ndarray, bank: np.ndarray, label: np.ndarray) -> np.ndarray:
+    shares = np.zeros((len(query), 2))
+    for t, f in enumerate(query):
+        cosine = bank @ f / np.linalg.norm(bank, axis=1) / np.linalg.norm(f)
+        for j in np.argsort(-cosine, kind="stable")[:50]:
+            shares[t, label[j]] += np.exp(cosine[j] / 0.1)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def test_the_drop_is_that_of_a_naive_vote(figures, rows):
+    A = audits.finished().reader("newton").array("coefficients")
+    fit, held = rows["fit"], rows["held"]
+    left = held["step"].copy()
+    for t, top in enumerate(held["top"]):
+        left[t] -= sum(held["kernel"][t, one] * A[one] for one in top)
+    before = vote(held["step"], fit["step"], fit["label"])
+    after = vote(left, fit["step"], fit["label"])
+    each, predicted = np.arange(len(before)), before.argmax(axis=1)
+    drop = (before[each, predicted] - after[each, predicted]).mean()
+    assert figures["confidence_drop"]["value"] == pytest.approx(drop)
+
+
+def test_the_curves_are_complete_and_end_at_the_figure(figures):
+    curves = audits.finished().reader("fidelity").attributes["curves"]
+    assert sorted(curves) == [
+        "ceiling_over_components",
+        "effective_dimension_over_landmarks",
+        "gap_over_components",
+        "nystrom_error_over_landmarks",
+        "spectral_entropy",
+        "tau_over_components",
+    ]
+    for curve in curves.values():
+        assert all(len(line) == len(curve["x"]) for line in curve["lines"].values())
+        assert np.isfinite(curve["x"]).all()
+    error = curves["nystrom_error_over_landmarks"]
+    assert error["x"][-1] == 24
+    assert error["lines"]["these landmarks"][-1] == pytest.approx(figures["nystrom_error"]["value"])
+    assert np.all(np.diff(error["lines"]["these landmarks"]) < 0.02)
+    tau = curves["tau_over_components"]["lines"]["start"]
+    assert tau[-1] == pytest.approx(figures["kendall_tau"]["controls"]["embedding at the start"])
+
+
+def test_without_labels_there_are_no_label_figures(tmp_path: Path):
+    path = audits.write_recipe(tmp_path)
+    path.write_text(path.read_text().replace("label: kind", "exclude: [kind]"))
+    figures = run_own(path, tmp_path)
+    assert sorted(figures) == [
+        "cka",
+        "nystrom_error",
+        "ridge_ceiling",
+        "spectral_entropy",
+        "stability",
+    ]
+
+
+def test_one_class_gives_words_instead_of_figures(tmp_path: Path):
+    path = audits.write_recipe(tmp_path)
+    table = (tmp_path / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text(table.replace(",q\n", ",p\n"))
+    figures = run_own(path, tmp_path)
+    for name in ("kendall_tau", "accuracy_gap"):
+        assert figures[name]["value"] is None
+        assert "1 classes among 150 fit samples" in figures[name]["note"]
+    assert figures["precision_at_1"]["value"] == 1.0
+    assert figures["precision_at_1"]["controls"]["always the most frequent class"] == 1.0
+    assert figures["coverage"]["value"] == 1
+
+
+def test_few_fit_samples_leave_the_uniform_control_out(tmp_path: Path):
+    space = audits.audit(tmp_path, "fidelity", audited={"audit": 30, "fit": 30})
+    figures = space.reader("fidelity").attributes["figures"]
+    assert figures["ridge_ceiling"]["controls"]["as many uniform landmarks"] is None
+    assert figures["ridge_ceiling"]["value"] is not None
+
+
+def run_own(path: Path, folder: Path) -> dict[str, Any]:
+    from krepes_ooc.recipes import Recipe
+    from krepes_ooc.runner import Options, run
+    from krepes_ooc.storage.workspace import Workspace
+
+    run(Recipe.load(str(path)), folder / "w", Options(workers=2))
+    return dict(Workspace(folder / "w").reader("fidelity").attributes["figures"])
+
+
+def test_powers_of_two_end_at_the_whole():
+    assert powers_of_two(1) == [1]
+    assert powers_of_two(4) == [1, 2, 4]
+    assert powers_of_two(6) == [1, 2, 4, 6]
+
+
+def test_an_undefined_figure_says_why():
+    def fail() -> float:
+        raise StageFailed("nothing there", expected="something")
+
+    found = measured(lambda: figure(fail(), "a", "b", {}), "A figure")
+    assert found["value"] is None
+    assert found["note"] == "nothing there; expected something"
+    assert attempt(fail) is None
+    newton = {"trusted": False, "reason": "r", "loss_start": 1.0, "loss_step": 2.0, "rho": -1.0}
+    lines = fidelity_lines({"a": found, "b": figure(0.5, "B", "", {"c": None}, (0, 1))}, newton)
+    assert "is NOT trusted (r)" in lines[0]
+    assert lines[1] == "A figure: not defined: nothing there; expected something"
+    assert lines[2] == "B: 0.500 [0.000, 1.000]"
+    assert lines[3].strip() == "c: not defined"
