@@ -144,7 +144,7 @@ def pretrained(asked: argparse.Namespace) -> Path:
 
 def write_recipe(asked: argparse.Namespace, table: Path, weights: Path) -> tuple[Path, Path]:
     """The recipe of the run and its (fresh) workspace."""
-    name = f"scale-{asked.samples}-{asked.landmarks}-{asked.objective}-{asked.features}"
+    name = asked.name or f"scale-{asked.samples}-{asked.landmarks}-{asked.features}"
     features: dict[str, Any] = {"kind": asked.features, "forward_batch": BATCH}
     if asked.features == "sketch":
         features["sketch"] = asked.sketch
@@ -175,10 +175,13 @@ def write_recipe(asked: argparse.Namespace, table: Path, weights: Path) -> tuple
 KREPES = [sys.executable, "-m", "krepes_ooc"]
 
 
-def command(verb: str, recipe: Path, workspace: Path, asked: argparse.Namespace, *more: str) -> list[str]:
+def command(
+    verb: str, recipe: Path, workspace: Path, asked: argparse.Namespace, *more: str
+) -> list[str]:
     """One command line of krepes."""
     given = ["-w", str(workspace), "--memory", asked.memory, "--workers", str(asked.workers)]
-    return [*KREPES, verb, str(recipe), *given, *more]
+    again = ["--restart-stale"] if verb == "run" else []
+    return [*KREPES, verb, str(recipe), *given, *again, *more]
 
 
 def krepes(verb: str, recipe: Path, workspace: Path, asked: argparse.Namespace, *more: str) -> Any:
@@ -300,13 +303,13 @@ def table_of(found: dict[str, Any]) -> str:
         f"{'stage':<12}{'wall s':>9}{'CPU s':>9}{'floor s':>9}{'ratio':>7}"
         f"{'anon MiB':>10}{'plan MiB':>10}{'GB':>8}{'plan GB':>9}",
     ]
-    for row in found["stages"]:
-        lines.append(
-            f"{row['stage']:<12}{row['wall']:>9.1f}{row['cpu_seconds']:>9.1f}{row['floor']:>9.1f}"
-            f"{row['ratio'] or 0:>7.2f}{row['anonymous_peak'] / 2**20:>10.0f}"
-            f"{row['planned_peak'] / 2**20:>10.0f}{row['bytes'] / 1e9:>8.2f}"
-            f"{row['planned_bytes'] / 1e9:>9.2f}"
-        )
+    lines += [
+        f"{row['stage']:<12}{row['wall']:>9.1f}{row['cpu_seconds']:>9.1f}{row['floor']:>9.1f}"
+        f"{row['ratio'] or 0:>7.2f}{row['anonymous_peak'] / 2**20:>10.0f}"
+        f"{row['planned_peak'] / 2**20:>10.0f}{row['bytes'] / 1e9:>8.2f}"
+        f"{row['planned_bytes'] / 1e9:>9.2f}"
+        for row in found["stages"]
+    ]
     total = found["whole"]
     lines.append(
         f"{'whole':<12}{found['wall']:>9.1f}{total['cpu_seconds']:>9.1f}{total['floor']:>9.1f}"
@@ -323,12 +326,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--objective", default="barlow-twins")
     parser.add_argument("--features", default="factors", choices=["factors", "sketch"])
     parser.add_argument("--sketch", type=int, default=1024)
-    parser.add_argument("--hidden", type=lambda t: tuple(map(int, t.split(","))), default=(512, 512))
+    parser.add_argument(
+        "--hidden", type=lambda t: tuple(map(int, t.split(","))), default=(512, 512)
+    )
     parser.add_argument("--memory", default="2GiB")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--adult", type=Path, default=ROOT / ".cache/data/adult.parquet")
     parser.add_argument("--folder", type=Path, default=Path("scale-workspace"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--name", help="recipe and workspace; objectives may share one")
     parser.add_argument("--keep", action="store_true", help="keep the workspace")
     parser.add_argument("--resume", action="store_true", help="go on in an existing workspace")
     return parser

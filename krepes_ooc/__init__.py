@@ -2,6 +2,6 @@
 
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import Options, run
-from krepes_ooc.storage.workspace import Workspace
+from krepes_ooc.runner.opened import Workspace
 
 __all__ = ["Options", "Recipe", "Workspace", "run"]

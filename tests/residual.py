@@ -32,8 +32,7 @@ def relative_residual(workspace: Path | str) -> tuple[str, float]:
     audit = zarr.open_group(str(Path(workspace) / "audit.zarr"), mode="r", use_consolidated=False)
     facts = dict(audit["newton"].attrs)
     step, start = (
-        torch.tensor(np.asarray(audit[name][:]))
-        for name in ("newton/step", "spectrum/start")
+        torch.tensor(np.asarray(audit[name][:])) for name in ("newton/step", "spectrum/start")
     )
     inner, outer = split_of(audit, facts)
     gradient = torch.func.grad(lambda A: outer(inner(A)))(start)
@@ -95,7 +94,9 @@ def vicreg(mean: Tensor, C: Tensor, n: int, settings: dict[str, float]) -> Split
 
     def inner(A: Tensor) -> Tensor:
         spread = [A.T @ C[a, a] @ A * n / (n - 1) for a in range(len(C))]
-        return torch.cat([*((root @ A).reshape(-1) for root in roots), *(s.reshape(-1) for s in spread)])
+        return torch.cat(
+            [*((root @ A).reshape(-1) for root in roots), *(s.reshape(-1) for s in spread)]
+        )
 
     def outer(flat: Tensor) -> Tensor:
         m, p = C.shape[-1], len(C)
@@ -106,7 +107,9 @@ def vicreg(mean: Tensor, C: Tensor, n: int, settings: dict[str, float]) -> Split
             sd = torch.sqrt(s.diagonal() + settings["epsilon"])
             hinge = torch.relu(1 - sd).sum() / h
             off = (s**2).sum() - (s.diagonal() ** 2).sum()
-            total = total + 2 / p * (settings["variance"] / 2 * hinge + settings["covariance"] * off / h)
+            total = total + 2 / p * (
+                settings["variance"] / 2 * hinge + settings["covariance"] * off / h
+            )
         return total
 
     return inner, outer

@@ -8,6 +8,8 @@ Source: Williams and Seeger (2001), "Using the Nystrom method to speed up kernel
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -120,7 +122,7 @@ def effective_dimension(eigenvalues: Float, damping: float) -> float:
 
 
 def nystrom_error(
-    self_kernel_mean: float, second: Float, eigenvalues: Float, U: Float, rank: int
+    self_kernel_mean: float, second: Any, eigenvalues: Float, U: Float, rank: int
 ) -> float:
     """Share of the trace that the landmarks miss: mean of k(x,x) - k_x^T K_mm^+ k_x, relative.
 
@@ -129,7 +131,8 @@ def nystrom_error(
 
     Args:
         self_kernel_mean: mean normalised self kernel over all samples and views.
-        second: un-centred S [landmark, landmark_], mean over samples and views of k_x k_x^T.
+        second: un-centred S [landmark, landmark_], mean over samples and views of k_x k_x^T;
+            only ``second @ V`` is asked of it.
         eigenvalues: of K_mm, descending.
         U: eigenvectors [landmark, component].
         rank: components of the pseudo-inverse (the usable rank).

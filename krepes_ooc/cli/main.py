@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krepes_ooc.cli import inspect, running, shipped
+from krepes_ooc.cli import inspecting, running, shipped
 from krepes_ooc.errors import Interrupted, KrepesError
 
 _DEBUG = "--debug"
@@ -73,9 +73,9 @@ def _told(error: Exception, debug: bool) -> int:
 for command in (
     running.run,
     running.plan,
-    inspect.status,
-    inspect.verify,
-    inspect.doctor,
+    inspecting.status,
+    inspecting.verify,
+    inspecting.doctor,
     shipped.stores,
     shipped.recipes,
 ):

@@ -64,13 +64,8 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
         print_json(vars(summary))
     elif not quiet:
         _say(summary)
-    if given["strict"] and summary.trusted is False:
-        raise StageFailed(
-            "the Newton step is not trusted",
-            where=str(summary.workspace),
-            expected="a trusted step, because of --strict",
-            advice="the report says why",
-        )
+    if given["strict"]:
+        _require_trust(summary)
 
 
 @click.command()
@@ -95,12 +90,15 @@ def plan(
 
     loaded = Recipe.load(recipe, overrides)
     planned = make_plan(
-        loaded, workspace or default_workspace(loaded), Options(memory=memory, workers=workers)
+        loaded,
+        workspace or default_workspace(loaded),
+        Options(memory=memory, workers=workers),
+        timed=True,
     )
     if as_json:
         print_json(planned)
         return
-    columns = ("stage", "state", "units", "disk", "memory", "workers", "flops")
+    columns = ("stage", "state", "units", "disk", "memory", "workers", "flops", "time")
     rows = [
         (
             stage["stage"],
@@ -110,6 +108,7 @@ def plan(
             format_bytes(stage["memory_bytes"]) + ("" if stage["workers"] else " (does not fit)"),
             stage["workers"] or "-",
             f"{stage['flops']:.1e}",
+            f"{stage['seconds']:.0f} s",
         )
         for stage in planned["stages"]
     ]
@@ -154,3 +153,18 @@ def _say(summary: Any) -> None:
         click.echo("the Newton step is not trusted: the report says why")
     if "report" not in summary.left:
         click.echo(f"report: {summary.workspace / 'report.html'}")
+
+
+def _require_trust(summary: Any) -> None:
+    """Make a step that is not trusted an error.
+
+    Raises:
+        StageFailed: it is not trusted.
+    """
+    if summary.trusted is False:
+        raise StageFailed(
+            "the Newton step is not trusted",
+            where=str(summary.workspace),
+            expected="a trusted step, because of --strict",
+            advice="the report says why",
+        )

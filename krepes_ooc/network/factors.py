@@ -74,9 +74,9 @@ class FactorFeatures:
             features = torch.zeros(len(inputs), self.layout.n_features)
             for call in recording.calls:
                 factor = self._factors.get(call.name)
-                if factor is not None and factor.inputs is not None and len(call.input):
+                if factor is not None and factor.inputs is not None and len(entry := call.input):
                     call.check_samples(len(inputs))  # one row would be broadcast, in silence
-                    features[:, slice(*factor.inputs)] = call.input
+                    features[:, slice(*factor.inputs)] = entry
             full = outputs.new_zeros(len(self.probes), outputs.shape[1])
             full[:, list(self.outputs)] = torch.from_numpy(self.probes)
             for index, probe in enumerate(full):

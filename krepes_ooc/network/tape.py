@@ -68,7 +68,7 @@ class Call:
                 expected="inputs that stay as the layer read them",
                 advice="replace the in-place operation (x += ..., relu_) by its plain form",
             )
-        return _tensors((self.args, self.kwargs))
+        return _given(self.args, self.kwargs)
 
     def check_samples(self, n_samples: int, axis: int = 0) -> None:
         """Check that the layer read all samples of the batch, or none.
@@ -166,8 +166,11 @@ class Tape:
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if not (self._active and torch.is_grad_enabled()):
                 return None  # what runs under no_grad has no gradient, in autograd too
-            given = {id(value) for value in _tensors((args, kwargs))}
-            result = pytree.tree_map(lambda value: with_graph(value, given), output)
+            given = {id(value) for value in _given(args, kwargs)}
+            if isinstance(output, torch.Tensor):
+                result = with_graph(output, given)
+            else:
+                result = pytree.tree_map(lambda value: with_graph(value, given), output)
             self._note(name, result, layer=layer, args=args, kwargs=kwargs)
             return result
 
@@ -193,7 +196,10 @@ class Tape:
         kwargs: Any = None,
     ) -> None:
         results = [value for value in _tensors(result) if value.is_floating_point()]
-        args, kwargs = pytree.tree_map(_detached, (args, kwargs or {}))
+        if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
+            args, kwargs = tuple(value.detach() for value in args), {}
+        else:
+            args, kwargs = pytree.tree_map(_detached, (args, kwargs or {}))
         call = Call(
             name,
             layer,
@@ -238,8 +244,17 @@ def _detached(value: Any) -> Any:
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return [tree]
     return [value for value in pytree.tree_leaves(tree) if isinstance(value, torch.Tensor)]
 
 
 def _versions(args: Any, kwargs: Any) -> tuple[int, ...]:
-    return tuple(value._version for value in _tensors((args, kwargs)))
+    return tuple(value._version for value in _given(args, kwargs))
+
+
+def _given(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """All tensor arguments; the plain case without pytree, which costs more than a small layer."""
+    if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
+        return list(args)
+    return _tensors((args, kwargs))

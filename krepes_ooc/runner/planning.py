@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.engine.budget import Budget, default_budget
+from krepes_ooc.engine.calibration import Rates, calibrate
 from krepes_ooc.engine.memory import base_bytes
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
@@ -18,14 +19,20 @@ from krepes_ooc.stages.base import Cost
 from krepes_ooc.stages.tickets import StageState
 from krepes_ooc.storage.workspace import Workspace
 
+# Whole audits took 1.6 times the CPU-seconds of their arithmetic and bytes.
+EFFICIENCY = 0.6
 
-def make_plan(recipe: Recipe, workspace: Path | str, options: Options) -> dict[str, Any]:
+
+def make_plan(
+    recipe: Recipe, workspace: Path | str, options: Options, *, timed: bool = False
+) -> dict[str, Any]:
     """What every stage would cost, as plain values; opens source and network, computes nothing.
 
     Args:
         recipe: what would be run.
         workspace: where; need not exist, and then stays so.
         options: memory and workers.
+        timed: measure this machine for two seconds and foretell the time of every stage.
 
     Raises:
         UsageError: the recipe asks for what cannot be.
@@ -40,8 +47,10 @@ def make_plan(recipe: Recipe, workspace: Path | str, options: Options) -> dict[s
         shape = audit.shape(anew=states["features"].kind in ("missing", "stale"))
         budget = default_budget(options.memory, options.workers)
         base = base_bytes()
+        rates = calibrate(there) if timed else None
         rows = [
             _row(audit, state, audit.cost(state.stage, shape), budget, base)
+            | {"seconds": _seconds(audit.cost(state.stage, shape), budget, rates)}
             for state in states.values()
         ]
     scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
@@ -71,6 +80,16 @@ def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int)
         "workers": fitting,
         "flops": cost.flops,
     }
+
+
+def _seconds(cost: Cost, budget: Budget, rates: Rates | None) -> float | None:
+    """Wall time at the measured rates; one unit keeps one worker busy."""
+    if rates is None:
+        return None
+    busy = max(1, min(budget.workers, cost.units))
+    written = cost.disk + cost.scratch
+    cpu = rates.cpu_seconds(cost.flops, written, double=cost.double) / EFFICIENCY
+    return max(cpu / busy, written / rates.disk)
 
 
 @contextlib.contextmanager

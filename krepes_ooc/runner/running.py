@@ -178,8 +178,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(context.record.journal))
             stack.enter_context(context.meter)
-            if {"network", "factory"} & set(stage.reads):
-                stack.enter_context(one_torch_thread())
+            stack.enter_context(one_torch_thread())
             stage.run(context)
         release()
         self.progress.end(stage.name, context.meter.facts()["seconds"])

@@ -29,6 +29,10 @@ from krepes_ooc.storage.records import Files, StageRecord
 from krepes_ooc.storage.workspace import Workspace
 from krepes_ooc.storage.writer import StoreWriter
 
+# Thread stacks, journals and what the allocator keeps; measured in a fresh process per stage.
+SLACK_BYTES = 24 * 2**20
+# The part of torch that differentiates: it loads with the first network.
+NETWORK_BYTES = 96 * 2**20
 BlockValues = Iterable[tuple[str, int, npt.NDArray[Any]]]
 
 
@@ -67,6 +71,7 @@ class Cost:
         need: anonymous memory.
         flops: floating-point operations.
         scratch: bytes of partial results, removed when the stage is sealed.
+        double: whether the operations are in float64.
     """
 
     units: int = 1
@@ -74,6 +79,7 @@ class Cost:
     need: Need = field(default_factory=Need)
     flops: float = 0.0
     scratch: int = 0
+    double: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,11 +167,11 @@ class StageContext:
 
 
 def cost_of(stage: Stage, shape: AuditShape, settings: Any, inputs: AuditInputs) -> Cost:
-    """Expected cost of a stage; what reads the source holds the source's buffers too."""
+    """Expected cost of a stage; what reads source or network holds their memory too."""
     cost = stage.predict(shape, settings)
-    if "source" not in stage.reads:
-        return cost
-    held = cost.need.fixed + inputs.source.resident_bytes
+    held = cost.need.fixed + SLACK_BYTES
+    held += inputs.source.resident_bytes if "source" in stage.reads else 0
+    held += NETWORK_BYTES + 8 * shape.n_parameters if "network" in stage.reads else 0
     return replace(cost, need=replace(cost.need, fixed=held))
 
 

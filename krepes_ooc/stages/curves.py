@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from krepes_ooc import counter
 from krepes_ooc.algebra import nystrom
+from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelityrows import Rows, curve
 from krepes_ooc.stages.probing import powers_of_two
 from krepes_ooc.storage.reader import StoreReader
@@ -33,9 +34,12 @@ def ceiling_curve(fit: Rows, held: Rows) -> dict[str, Any]:
     """R squared of the network's embedding from the first h components of the start.
 
     Raises:
-        StageFailed: as ``ridge_ceiling``.
+        StageFailed: fewer than two fit samples, or as ``ridge_ceiling``.
     """
     from krepes_ooc.algebra.measures import ridge_ceiling
+
+    if len(fit.kernel) < 2:
+        raise StageFailed("too few fit samples", where="fidelity", expected="at least two")
 
     counts = powers_of_two(fit.start.shape[1])
     found = [

@@ -82,7 +82,7 @@ def shown_scorer(
     They are those of ``scorer``, but ``aligned`` is max(k, 0) cos(df_t, df_l): a landmark that is
     less like the sample than the average is no example of it, even where both moved the same way.
     Measured against |k cos| on one network each, as the share of top-1 / top-10 landmarks that have
-    the sample's label: digits .937 / .768 against .937 / .765, Adult .799 / .781 against .797 / .778.
+    the sample's label: digits .937 / .768 against .937 / .765; Adult .799 / .781, .797 / .778.
     """
     score = scorer(measure, step, landmark_kernel, second)
     if measure != "aligned":

@@ -166,8 +166,9 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
     sub = plan.sub_rows * (8 * width + 16 * m)
     disk = shape.stored_rows * (shape.n_views * m * size + 8) + 8 * m * m
     centre = shape.n_moments if settings.normalise == "ccos" else 0
+    need = Need(28 * m * width + 40 * m * m + 24 * shape.n_moments, block + sub)
     flops = 2.0 * plan.n_samples * shape.n_views * (m * width + centre)
-    return Cost(plan.n_blocks, disk, Need(12 * m * width + 16 * m * m, block + sub), flops)
+    return Cost(plan.n_blocks, disk, need, flops)
 
 
 STAGE = Stage(

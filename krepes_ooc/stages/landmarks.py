@@ -156,7 +156,7 @@ def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
         return Cost(3, clean, Need(fixed, per_worker), 2.0 * n * pilot * (width + pilot))
     candidates = math.ceil(m * settings.oversampling * settings.rounds) + 1
     per_worker = shape.plan.sub_rows * (8 * width + 12 * candidates)
-    fixed = 44 * n + 20 * candidates * width + 16 * candidates**2
+    fixed = 44 * n + 28 * candidates * width + 40 * candidates**2 + 24 * shape.n_moments
     flops = 2.0 * n * (width * candidates + shape.n_moments)
     scratch = (settings.rounds + 1) * (12 * n + 8 * candidates)
     return Cost(settings.rounds + 2, clean, Need(fixed, per_worker), flops, scratch)

@@ -57,8 +57,8 @@ class NewtonSettings:
         above=0,
         below=1,
     )
-    max_iterations: int = setting(
-        2000, about="products at most, if the system is iterated", minimum=1
+    max_iterations: int | Literal["auto"] = setting(
+        "auto", about="iterations at most; auto: 2000 by moments, 100 streamed", minimum=1
     )
     solver: Literal["auto", "krylov"] = setting("auto", about="auto: exact where it fits")
     preconditioner: Literal["auto", "kronecker", "nystrom", "none"] = setting(
@@ -80,6 +80,13 @@ class NewtonSettings:
         if self.tolerance != "auto":
             return self.tolerance
         return 1e-8 if objectives.is_moment(self.objective) else 1e-3
+
+    @property
+    def iteration_limit(self) -> int:
+        """Iterations at most; what small dampings of a streamed sweep do not reach is untrusted."""
+        if self.max_iterations != "auto":
+            return self.max_iterations
+        return 2000 if objectives.is_moment(self.objective) else 100
 
     @property
     def direct_bytes(self) -> int:
@@ -104,7 +111,7 @@ def run(context: StageContext) -> None:
     """Solve for every damping of the grid, choose one, go on if asked, seal."""
     settings: NewtonSettings = context.settings
     streamed = not objectives.is_moment(settings.objective)
-    context.progress.begin("newton", settings.max_iterations if streamed else 1, 0)
+    context.progress.begin("newton", settings.iteration_limit if streamed else 1, 0)
     problem = open_problem(context)
     solver, solution = solve(problem, settings.swept)
     sweep = judge(
@@ -171,7 +178,7 @@ def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
     direct = 32 * rows * (rows + m)
     exact = direct <= settings.direct_bytes and settings.objective == "barlow-twins"
     flops = 8.0 * h**3 * m + 9.0 * rows**3 if exact else 2.0 * m * m * h * columns * 50
-    return Cost(1, disk, Need(held + (direct if exact else 0)), flops)
+    return Cost(1, disk, Need(held + (direct if exact else 0)), flops, double=True)
 
 
 def _working_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) -> int:

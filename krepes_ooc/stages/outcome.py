@@ -74,6 +74,7 @@ class Outcome:
             "step_norm": sweep.step_norm / sweep.start_norm,
             "embedding_change": sweep.embedding_change,
             "stability": sweep.stability,
+            "unsolved": self.solution.relative_residual,
             "entropy": _entropies(start, steps),
         }
         if self.descent is not None:

@@ -39,7 +39,7 @@ def solve(problem: Problem, relative: Float) -> tuple[str, Solution]:
             lambda: preconditioner(problem, at_start, problem.start, "step-0"),
             memory_bytes=settings.direct_bytes,
             tolerance=settings.reached_tolerance,
-            max_iterations=settings.max_iterations,
+            max_iterations=settings.iteration_limit,
         )
         return type(solver).__name__.removesuffix("Solver").lower(), solver.solve(damping)
     chosen = preconditioner(problem, at_start, problem.start, "step-0")
@@ -94,7 +94,7 @@ class KeptSolver:
             damping,
             preconditioner=self.preconditioner,
             tolerance=self.tolerance,
-            max_iterations=context.settings.max_iterations,
+            max_iterations=context.settings.iteration_limit,
             state=None if known is None else CGState(**known),
             checkpoint=None if self.problem.objective.moment else checkpoint,
         )

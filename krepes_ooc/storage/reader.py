@@ -107,6 +107,19 @@ class StoreReader:
             piece[...] = self._chunk(name, info, at)[tuple(slice(size) for size in piece.shape)]
         return out
 
+    def whole(self, name: str) -> npt.NDArray[Any]:
+        """One whole array that is a single chunk, read-only and not copied.
+
+        Raises:
+            StageFailed: the array has several chunks.
+            DamageError: the chunk is missing, of the wrong size, or fails its checksum.
+        """
+        info = self.info(name)
+        if info.chunks != info.shape:
+            where, what = str(self.path / name), f"chunks {info.chunks} of shape {info.shape}"
+            raise StageFailed(what, where=where, expected="a single chunk")
+        return self._chunk(name, info, (0,) * len(info.shape))
+
     def _chunk(self, name: str, info: ArrayInfo, at: tuple[int, ...]) -> npt.NDArray[Any]:
         folder = self.path / name
         values, suffix = self._way(name, info).chunk(folder, info, at)

@@ -80,7 +80,11 @@ class Direct:
     def chunk(
         self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
     ) -> tuple[npt.NDArray[Any], int | None]:
-        """As ``Way``."""
+        """As ``Way``.
+
+        Raises:
+            DamageError: as ``Way``.
+        """
         needed, path = info.chunk_bytes + CHECKSUM_BYTES, chunk_path(folder, at)
         buffer = self._pool.take(needed)
         view = memoryview(buffer)
@@ -118,7 +122,11 @@ class Decoded:
     def chunk(
         self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
     ) -> tuple[npt.NDArray[Any], int | None]:
-        """As ``Way``."""
+        """As ``Way``.
+
+        Raises:
+            DamageError: as ``Way``.
+        """
         import zarr
 
         try:

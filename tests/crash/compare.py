@@ -10,10 +10,9 @@ def differences(first: Path, second: Path) -> list[str]:
     """Files of ``audit.zarr`` that differ between two workspaces; nothing if all bits are equal."""
     left, right = _files(first / "audit.zarr"), _files(second / "audit.zarr")
     found = [f"only in one: {name}" for name in sorted(left.keys() ^ right.keys())]
-    for name in sorted(left.keys() & right.keys()):
-        if _content(left[name]) != _content(right[name]):
-            found.append(f"differs: {name}")
-    return found
+    both = sorted(left.keys() & right.keys())
+    differing = [name for name in both if _content(left[name]) != _content(right[name])]
+    return found + [f"differs: {name}" for name in differing]
 
 
 def _files(root: Path) -> dict[str, Path]:

@@ -3,7 +3,8 @@
     python -m tests.crash.kill_and_resume --kills 30 --seed 0
 
 A kill is SIGKILL of the process group. When a run gets through to its end before it is killed, its
-workspace is compared and a new one is begun. Prints one line a kill and a summary; exit 1 if a bit differs.
+workspace is compared and a new one is begun. Prints one line a kill and a summary; exit 1 if a bit
+differs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,17 @@ class Tally:
 
 def command(recipe: str, workspace: Path, extra: list[str]) -> list[str]:
     """The command of one run."""
-    return [sys.executable, "-m", "krepes_ooc", "run", recipe, "-w", str(workspace), "--quiet", *extra]
+    return [
+        sys.executable,
+        "-m",
+        "krepes_ooc",
+        "run",
+        recipe,
+        "-w",
+        str(workspace),
+        "--quiet",
+        *extra,
+    ]
 
 
 def run_to_end(recipe: str, workspace: Path, extra: list[str]) -> float:
@@ -84,7 +95,9 @@ def campaign(recipe: str, kills: int, seed: int, extra: list[str], root: Path) -
     while tally.kills < kills:
         workspace = root / f"killed-{tally.workspaces}"
         killed_here = 0
-        while tally.kills < kills and run_and_kill(recipe, workspace, extra, draw.uniform(0, seconds)):
+        while tally.kills < kills and run_and_kill(
+            recipe, workspace, extra, draw.uniform(0, seconds)
+        ):
             tally.kills, killed_here = tally.kills + 1, killed_here + 1
             stage = current_stage(workspace)
             tally.stages[stage] = tally.stages.get(stage, 0) + 1
@@ -94,7 +107,10 @@ def campaign(recipe: str, kills: int, seed: int, extra: list[str], root: Path) -
         tally.recomputed.append(units_on_disk(workspace) - clean_units)
         found = differences(reference, workspace)
         tally.differing += found
-        print(f"workspace {tally.workspaces}: {killed_here} kills, {len(found)} differences", flush=True)
+        print(
+            f"workspace {tally.workspaces}: {killed_here} kills, {len(found)} differences",
+            flush=True,
+        )
         shutil.rmtree(workspace)
     return tally
 

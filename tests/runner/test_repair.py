@@ -57,22 +57,23 @@ class Listener(Silent):
         self.notes.append(text)
 
 
-@pytest.mark.parametrize("harm", [flip, truncate, zero, delete])
 @pytest.mark.parametrize(
-    ("file", "stage", "left"),
+    ("file", "harm", "stage", "left"),
     [
-        ("audit.zarr/features/values/c/1/1/0", "features", (2, 1)),
-        ("audit.zarr/kernel/values/c/0/0/0", "kernel", (2, 1)),
-        ("audit.zarr/newton/step/c/0/0", "newton", None),
-        (".krepes/checkpoints/network.safetensors", "pretrain", (1, 0)),
-        ("report.html", "report", None),
+        ("audit.zarr/features/values/c/1/1/0", flip, "features", (2, 1)),
+        ("audit.zarr/features/self_kernel/c/0/0", delete, "features", (2, 1)),
+        ("audit.zarr/kernel/values/c/0/0/0", truncate, "kernel", (2, 1)),
+        ("audit.zarr/kernel/values/c/0/1/0", zero, "kernel", (2, 1)),
+        ("audit.zarr/newton/step/c/0/0", flip, "newton", None),
+        (".krepes/checkpoints/network.safetensors", flip, "pretrain", (1, 0)),
+        ("report.html", delete, "report", None),
     ],
 )
 def test_repair(
     workspace: Path,
     sealed: Path,
-    harm: Callable[[Path], None],
     file: str,
+    harm: Callable[[Path], None],
     stage: str,
     left: tuple[int, int] | None,
 ) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from krepes_ooc.engine import machine
 from krepes_ooc.engine.stopping import StopFlag
-from krepes_ooc.errors import Stopped
+from krepes_ooc.errors import Stopped, WorkspaceError
 from krepes_ooc.runner import Options, run
 from tests import small
 from tests.crash.compare import differences
@@ -140,6 +141,19 @@ def test_deleted_folder_of_a_stage_is_computed_again(reference: Path, tmp_path: 
     shutil.rmtree(tmp_path / ".krepes" / "stages" / "kernel")
     assert small.audit(tmp_path).ran == ["kernel"]
     assert differences(reference, tmp_path) == []
+
+
+def test_other_numerics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Stopped):
+        run(small.recipe(), tmp_path, Options(until="features"), stop=Impatient(6))
+    assert small.seals(tmp_path).keys() == {"pretrain"}
+    monkeypatch.setattr(machine, "numerics", lambda: "another machine")
+    with pytest.raises(WorkspaceError, match="stage features: what is on disk was computed") as it:
+        small.audit(tmp_path, until="features")
+    assert it.value.exit_code == 4
+    assert "'another machine'" in it.value.expected
+    summary = small.audit(tmp_path, until="features", mixed_numerics=True)
+    assert summary.ran == ["features"]
 
 
 def test_nothing_to_do(reference: Path) -> None:

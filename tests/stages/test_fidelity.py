@@ -173,6 +173,19 @@ def test_few_fit_samples_leave_the_uniform_control_out(tmp_path: Path):
     assert figures["ridge_ceiling"]["value"] is not None
 
 
+def test_no_fit_samples_leave_most_figures_undefined_in_words(tmp_path: Path):
+    space = audits.audit(tmp_path, audited={"audit": 30, "fit": 0})
+    store = space.reader("fidelity")
+    figures = store.attributes["figures"]
+    assert "raise stages.audited.fit" in figures["ridge_ceiling"]["note"]
+    for name in ("ridge_ceiling", "kendall_tau", "accuracy_gap", "confidence_drop", "drop_ratio"):
+        assert figures[name]["value"] is None, name
+        assert figures[name]["note"], name
+    for name in ("cka", "nystrom_error", "precision_at_1", "coverage"):
+        assert figures[name]["value"] is not None, name
+    assert "ceiling_over_components" not in store.attributes["curves"]
+
+
 def run_own(path: Path, folder: Path) -> dict[str, Any]:
     from krepes_ooc.recipes import Recipe
     from krepes_ooc.runner import Options, run

@@ -118,7 +118,9 @@ def test_the_sealed_step_solves_its_system(
     facts = dict(group.attrs)
     name, residual = relative_residual(workspace)
     assert name == objective == facts["objective"]
-    assert residual <= 1.01 * facts["tolerance"]
+    # The solver's norm is that of the metric; the oracle's is that of the coefficients.
+    assert residual <= (2 if metric == "rkhs" else 1.01) * facts["tolerance"]
+    assert facts["residual_norm"] <= facts["tolerance"]
     assert residual == pytest.approx(facts["residual_norm"], rel=0.05, abs=1e-4)
     assert all(np.isfinite(array[:]).all() for _, array in group.arrays())
     assert facts["trusted"] == (facts["loss_step"] < facts["loss_start"])
@@ -128,6 +130,8 @@ def test_the_sealed_step_solves_its_system(
     assert f"{passes} passes over the kernel" in notes[0]
     assert ("converged" in group) == (objective not in STREAMED)
     assert group["stability"].shape == group["damping"].shape
+    at = list(group["damping_relative"][:]).index(facts["damping_relative"])
+    assert group["unsolved"][at] == facts["residual_norm"]
 
 
 @pytest.mark.parametrize("objective", ["barlow-twins", "byol"])
@@ -288,9 +292,9 @@ def test_sigkill_costs_nothing_but_the_pass_it_hits(
         ),
         (
             ("objective=simclr", "objective_settings={temperature: 0}"),
-            r"temperature: 0.* not allowed; expected more than 0",
+            r"temperature: 0.* not allowed; expected at least 0.01",
         ),
-        (("objective=simclr", "objective_settings={temperature: -1}"), r"expected more than 0"),
+        (("objective=simclr", "objective_settings={temperature: -1}"), r"expected at least 0.01"),
         (("objective=simclr", "objective_settings={tau: 1}"), r"unknown key 'tau'"),
         (("damping=0",), r"expected more than 0"),
         (("objective=moco",), r"expected one of barlow-twins, vicreg"),

@@ -207,6 +207,27 @@ def test_unreadable_and_endless_files_are_refused(tmp_path: Path, monkeypatch: p
     assert read_bytes(tmp_path / "long") == bytes(10)
 
 
+def test_missing_permission_is_a_usage_error(tmp_path: Path):
+    path = tmp_path / "seal.json"
+    path.write_bytes(sign_json({}))
+    path.chmod(0)
+    tmp_path.chmod(0o555)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        told = r"cannot (be read|write) \(Permission denied\)"
+        for work in (
+            lambda: read_bytes(path),
+            lambda: write_atomic(tmp_path / "new", b"", tmp_path / "temp", sync=False),
+        ):
+            with pytest.raises(UsageError, match=told):
+                work()
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o755)
+
+
 def test_boot_id_is_the_kernels():
     assert boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

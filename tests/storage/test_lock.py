@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -224,6 +225,16 @@ def test_fresh_lease_that_was_moved_by_mistake_is_put_back(tmp_path: Path):
     lock_in(tmp_path)._take_over(judged)
     assert json.loads((tmp_path / ".krepes" / "lease").read_text())["host"] == "third"
     assert [path.name for path in (tmp_path / ".krepes").iterdir()] == ["lease"]
+
+
+def test_system_without_locks_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(UsageError) as caught:
+        lock_in(tmp_path).__enter__()
+    assert str(caught.value) == (
+        f"{tmp_path / '.krepes' / 'lock'}: this system cannot lock a workspace; "
+        "expected Linux or macOS; finished workspaces can be read here"
+    )
 
 
 def test_lock_that_is_a_link_is_not_followed(tmp_path: Path):

@@ -226,7 +226,8 @@ def _product(
             U, inverse = unit_rows(both[:, :1, :] + shift)
             turned = tangent(U, both[:, 1:, :]) * inverse**2
             total += transposed_times(K, turned)
-    return (total @ xp.asarray(W, dtype=xp.float64),)
+    turns = min(W.shape[0] - 1, 1)  # one component cannot turn: 0 but for rounding
+    return (total @ xp.asarray(W * turns, dtype=xp.float64),)
 
 
 def _predicted(V: Array, W: Array) -> Array:

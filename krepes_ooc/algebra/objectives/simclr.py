@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,12 +26,11 @@ from krepes_ooc.algebra.objectives.base import (
     StreamedCurvature,
     columns_last,
     flat_columns,
-    tangent,
     times_columns,
     times_flat,
     transposed_times,
-    unit_rows,
 )
+from krepes_ooc.algebra.objectives.contrast import Points, compare, curvature_trace, own_curvature
 from krepes_ooc.blocks import Block
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.settings import setting
@@ -43,7 +42,7 @@ SINGLE_TEMPERATURE = 0.05  # exp(-2 / tau) of opposite points is far from the en
 class SimCLRSettings:
     """Constants of the loss."""
 
-    temperature: float = setting(0.5, about="tau, divides the cosines", above=0, minimum=0.01)
+    temperature: float = setting(0.5, about="tau, divides the cosines", minimum=0.01)
     batch: int = setting(256, about="samples of one batch; divides the block rows", minimum=2)
 
 
@@ -139,88 +138,14 @@ class _Frozen:
         """The offset in the precision of an array."""
         return array_namespace(like).asarray(self.offset, dtype=like.dtype)
 
-    def points(self, Z: list[Any], column: int) -> Iterator[tuple[int, int, _Points]]:
+    def points(self, Z: list[Any], column: int) -> Iterator[tuple[int, int, Points]]:
         """The 2B points of one column for each pair of views."""
         xp = array_namespace(*Z)
         for a, b in view_pairs(len(Z)):
             both = xp.concat([Z[a][:, column, :], Z[b][:, column, :]], axis=0)
             if self.temperature < SINGLE_TEMPERATURE:
                 both = xp.astype(both, xp.float64)
-            yield a, b, _points(both, self.temperature)
-
-
-@dataclass(frozen=True)
-class _Points:
-    """The 2B points of one batch, with everything a derivative needs.
-
-    The softmax of row i is P_ij = a_i W_ij with W symmetric, so that E + E^T, where E is a change
-    of P, acts on U by products with W alone: nothing of size 2B x 2B is formed but W and one more.
-    """
-
-    U: Any  # unit vectors [point, component]
-    inverse: Any  # 1 / |z| [point, 1]
-    W: Any  # exp((u_i . u_j - 1) / tau), diagonal 0 [point, point_]
-    a: Any  # 1 / row sums of W [point, 1]
-    loss: Any  # summed over anchors
-    temperature: float
-
-    @cached_property
-    def softmax(self) -> Any:
-        """P [point, point_]."""
-        return self.a * self.W
-
-    @cached_property
-    def weighted(self) -> Any:
-        """W U [point, component]."""
-        return self.W @ self.U
-
-    @cached_property
-    def _sides(self) -> Any:
-        """U, a U and a column of ones [point, 2 component + 1]."""
-        xp = array_namespace(self.U)
-        return xp.concat([self.U, self.a * self.U, xp.ones_like(self.a)], axis=1)
-
-    def pull_back(self, cotangent: Any) -> Any:
-        """The cotangent of z [point, component] for that of u, times tau."""
-        return tangent(self.U, cotangent) * (self.inverse / self.temperature)
-
-    def gradient(self) -> Any:
-        """The cotangent of z for the loss: E = P - onehot(positive)."""
-        xp = array_namespace(self.U)
-        matched = xp.roll(self.U, self.U.shape[0] // 2, axis=0)
-        return self.pull_back(self.a * self.weighted + self.W @ (self.a * self.U) - 2 * matched)
-
-    def product(self, dZ: Any) -> Any:
-        """J^T Q J dZ [point, component].
-
-        With G = dS and c_i = sum_j P_ij G_ij, E_ij = a_i W_ij (G_ij - c_i), hence with b = a c
-
-            (E + E^T) U = a o (W o G) U + (W o G)(a o U) - b o W U - W (b o U).
-        """
-        xp, h = array_namespace(self.U), self.U.shape[1]
-        dU = self.pull_back(dZ)
-        # dU U^T + U dU^T as one product: adding a transposed matrix is the slower half of it.
-        G = xp.concat([dU, self.U], axis=1) @ xp.concat([self.U, dU], axis=1).T
-        G *= self.W
-        sums = G @ self._sides
-        b = self.a**2 * sums[:, 2 * h :]
-        bent = self.a * sums[:, :h] + sums[:, h : 2 * h] - b * self.weighted - self.W @ (b * self.U)
-        return self.pull_back(bent)
-
-
-def _points(Z: Any, temperature: float) -> _Points:
-    """Normalise, compare, take the softmax without the diagonal; Z [point, component]."""
-    xp = array_namespace(Z)
-    U, inverse = unit_rows(Z)
-    logits = U @ (U / temperature).T
-    logits -= 1 / temperature
-    W = xp.exp(logits)
-    W *= 1 - xp.eye(Z.shape[0], dtype=Z.dtype)
-    total = xp.sum(W, axis=1, keepdims=True)
-    matched = xp.vecdot(U, xp.roll(U, Z.shape[0] // 2, axis=0))
-    loss = xp.sum(xp.log(total), dtype=xp.float64)
-    loss = loss + xp.sum((1 - matched) / temperature, dtype=xp.float64)
-    return _Points(U, inverse, W, 1 / total, loss, temperature)
+            yield a, b, compare(both, self.temperature)
 
 
 def _values(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
@@ -274,48 +199,8 @@ def _linearise(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[A
             back[b][:, 0, :] += cotangent[size:, :]
             rows = xp.concat([batch[a], batch[b]], axis=0)
             value = value + points.loss
-            bend = bend + _own_curvature(points)
-            trace = trace + _trace(points, xp.astype(rows @ rows.T, double))
+            bend = bend + own_curvature(points)
+            trace = trace + curvature_trace(points, xp.astype(rows @ rows.T, double))
         for K, cotangent in zip(batch, back, strict=True):
             gradient = gradient + transposed_times(K, cotangent)
     return value, gradient, bend, trace
-
-
-def _own_curvature(points: _Points) -> Any:
-    """sum_i (tau |z_i|)^-2 Pi_i M_i Pi_i [component, component_], Pi_i = I - u_i u_i^T.
-
-    M_i = sum_j [p_ij + p_ji (1 - p_ji)] u_j u_j^T - m_i m_i^T with m_i = sum_j p_ij u_j is what
-    point i sees of its own motion, as anchor and in the rows of the other anchors.
-    """
-    xp = array_namespace(points.U)
-    U, P = points.U, points.softmax
-    scale = (points.inverse / points.temperature) ** 2
-    W, m = P + (P * (1 - P)).T, P @ U
-    seen = (W * (U @ U.T)) @ U - m * xp.sum(m * U, axis=1, keepdims=True)  # M_i u_i
-    around = U.T @ (U * (W.T @ scale)) - m.T @ (scale * m)
-    across = seen.T @ (scale * U)
-    along = U.T @ (U * (scale * xp.sum(U * seen, axis=1, keepdims=True)))
-    return around - across - across.T + along
-
-
-def _trace(points: _Points, gram: Any) -> Any:
-    """sum_i [ sum_j p_ij |ds_ij|^2 - |sum_j p_ij ds_ij|^2 ], gram = K K^T [point, point_].
-
-    ds_ij is the derivative of a logit as a vector over A,
-    tau ds_ij = k_i (x) Pi_i u_j / |z_i| + k_j (x) Pi_j u_i / |z_j|, so that its inner products need
-    only kernel products and cosines g_ij = u_i . u_j: no probe vectors, no noise.
-    """
-    xp = array_namespace(points.U)
-    U, P, r = points.U, points.softmax, points.inverse
-    G, m = U @ U.T, P @ U
-    size = xp.sum(U * U, axis=1, keepdims=True)  # 1, or 0 for a point without direction
-    own = xp.sum(gram * xp.eye(U.shape[0], dtype=U.dtype), axis=1, keepdims=True) * r**2
-    each = own * (size.T - G**2) + own.T * (size - G**2) + 2 * gram * (r * r.T) * (G**3 - G)
-    mean_u, mean_G = xp.sum(m * U, axis=1, keepdims=True), m @ U.T
-    alone = own * (xp.sum(m * m, axis=1, keepdims=True) - mean_u**2)
-    mixed = 2 * r * P * r.T * gram * (G**2 * mean_u - G * mean_G)
-    weight = P * r.T
-    turned = weight * G
-    others = ((size * weight - 2 * turned * G) @ gram) * weight + (turned @ (gram * G)) * turned
-    total = xp.sum(P * each - mixed - others, dtype=xp.float64) - xp.sum(alone, dtype=xp.float64)
-    return total / points.temperature**2

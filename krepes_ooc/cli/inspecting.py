@@ -55,13 +55,7 @@ def verify(recipe: str | None, workspace: Path | None, only: str | None, as_json
         click.echo(
             f"verified {found.files} files, {format_bytes(found.bytes)}: {len(damage)} damaged"
         )
-    if damage:
-        raise DamageError(
-            f"{len(damage)} damaged files",
-            where=str(root),
-            expected="the bytes that were written",
-            advice="krepes run --repair computes exactly these again",
-        )
+    _refuse_damage(root, len(damage))
 
 
 @click.command()
@@ -98,3 +92,18 @@ def _which(recipe: str | None, workspace: Path | None) -> Path:
             advice="name it with --workspace",
         )
     return workspace
+
+
+def _refuse_damage(root: Path, count: int) -> None:
+    """Make damage an error, so that scripts see it in the exit code.
+
+    Raises:
+        DamageError: there is any.
+    """
+    if count:
+        raise DamageError(
+            f"{count} damaged files",
+            where=str(root),
+            expected="the bytes that were written",
+            advice="krepes run --repair computes exactly these again",
+        )
