@@ -1,6 +1,6 @@
 """Does the damping rule choose well? Every damping of the grid beside measures it does not see.
 
-    python -m benchmarks.damping_rule --work /tmp/objectives --data digits adult
+    python -m benchmarks.damping_rule --work /tmp/objectives --write docs/objectives.md
 
 For each data set and objective the step of every damping is judged on the audited samples: P@1 of
 the influence score |k| |dA_l| and of the aligned score max(k, 0) cos(df_t, df_l), and the agreement
@@ -21,7 +21,7 @@ import zarr
 from sklearn.linear_model import RidgeClassifier
 from threadpoolctl import threadpool_limits
 
-from benchmarks.objective_table import DATA, OBJECTIVES, audit, table
+from benchmarks.objective_table import DATA, OBJECTIVES, audit, table, write
 from krepes_ooc.algebra import objectives
 from krepes_ooc.algebra.curvature import Moments
 from krepes_ooc.algebra.damping import RELATIVE_GRID, absolute, choose, judge
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the workspaces")
     parser.add_argument("--data", nargs="*", default=["digits", "adult"], choices=list(DATA))
     parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), choices=OBJECTIVES)
+    parser.add_argument("--write", type=Path, help="page to update")
     parser.add_argument("--json", type=Path, help="file for all figures")
     chosen = parser.parse_args()
     found = {}
@@ -180,6 +181,8 @@ def main() -> None:
                 found[name] = validate(audit(data, objective, chosen.work, until="influence"))
                 print(name, json.dumps(found[name]), flush=True)
     print(table(HEADS, lines(found)))
+    if chosen.write:
+        write(chosen.write, table(HEADS, lines(found)), "rule")
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 

@@ -35,7 +35,6 @@ DATA = {
         "stages.features={}",
     ),
 }
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 HEADS = (
     "objective",
     "damping",
@@ -132,12 +131,13 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def write(path: Path, text: str) -> None:
-    """Put the measured part between the marker lines of a page."""
-    old = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
-    head, _, rest = old.partition(BEGIN)
-    tail = rest.partition(END)[2]
-    path.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}", encoding="utf-8")
+def write(path: Path, text: str, part: str = "measured") -> None:
+    """Put what was measured between the two marker lines of a part of a page."""
+    begin, end = (f"<!-- {part}: {edge} -->" for edge in ("begin", "end"))
+    old = path.read_text(encoding="utf-8") if path.exists() else f"{begin}\n{end}\n"
+    head, _, rest = old.partition(begin)
+    tail = rest.partition(end)[2]
+    path.write_text(f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}", encoding="utf-8")
 
 
 def main() -> None:

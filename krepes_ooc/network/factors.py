@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from krepes_ooc.errors import NetworkError
 from krepes_ooc.layout import Factor, FeatureLayout
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.jacobian import Jacobian, Unit, canonical_names
@@ -67,11 +68,19 @@ class FactorFeatures:
         return len(self.outputs)
 
     def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
-        """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
+        """Unscaled features[sample, feature] and embedding[sample, output] of a batch.
+
+        Raises:
+            NetworkError: a layer reads some of the samples only, or is called twice.
+        """
         with self._lock:
             recording = self._jacobian.record(torch.tensor(inputs))
             outputs = recording.outputs.detach()
-            features = torch.zeros(len(inputs), self.layout.n_features)
+            features = torch.empty(len(inputs), self.layout.n_features)
+            # Linear layers fill their columns whole; only the others need zeros to add to.
+            missing = {span for factor in self._factors.values() for span in _spans(factor)}
+            for start, stop in missing.difference(self._filled(recording.calls)):
+                features[:, start:stop] = 0.0
             for call in recording.calls:
                 factor = self._factors.get(call.name)
                 if factor is not None and factor.inputs is not None and len(entry := call.input):
@@ -114,6 +123,25 @@ class FactorFeatures:
         twin.layout = self.layout
         return twin
 
+    def _filled(self, calls: Sequence[Call]) -> Iterator[tuple[int, int]]:
+        """Columns that the Linear layers of a recording will fill.
+
+        Raises:
+            NetworkError: a layer is called twice, unlike on the calibration samples.
+        """
+        seen: set[str] = set()
+        for call in calls:
+            if isinstance(call.layer, nn.Linear) and call.name in self._factors and len(call.input):
+                if call.name in seen:
+                    raise NetworkError(
+                        "this layer is called twice for some samples",
+                        where=call.name,
+                        expected="one call, as for the calibration samples",
+                        advice="set features.kind to sketch",
+                    )
+                seen.add(call.name)
+                yield from _spans(self._factors[call.name])
+
     def _add_gradients(
         self,
         features: torch.Tensor,
@@ -123,8 +151,9 @@ class FactorFeatures:
     ) -> None:
         factor = self._factors.get(call.name)
         if factor is not None and isinstance(call.layer, nn.Linear):
-            if gradients[0] is not None and len(gradients[0]):
-                features[:, slice(*factor.gradients[probe])] = gradients[0]
+            if len(call.input):
+                found = 0.0 if gradients[0] is None else gradients[0]
+                features[:, slice(*factor.gradients[probe])] = found
             return
         for piece in self._jacobian.call_pieces(call, gradients, len(features)):
             assert isinstance(piece, Dense)

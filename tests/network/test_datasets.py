@@ -16,9 +16,11 @@ import torch
 
 class Squares:
     classes = ("even", "odd")
-    def __init__(self, count=20, channels=3, kind="tuple", top=2):
+    def __init__(self, count=20, channels=3, kind="tuple", top=2, named=None):
         self.targets = torch.arange(count) % top
         self.count, self.channels, self.kind = count, channels, kind
+        if named is not None:
+            self.names = [f"sentence {i}" for i in range(named)]
     def __len__(self):
         return self.count
     def __getitem__(self, i):
@@ -65,6 +67,12 @@ def test_vectors_in_mappings(tmp_path: Path) -> None:
     np.testing.assert_allclose(source.read(np.asarray([5])), np.full((1, 6), 0.25))
 
 
+def test_names_of_samples(tmp_path: Path) -> None:
+    picked = np.asarray([3, 0])
+    assert opened(tmp_path).names(picked) == ["3", "0"]
+    assert opened(tmp_path, named=20, limit=5).names(picked) == ["sentence 3", "sentence 0"]
+
+
 def test_fingerprint_follows_code_length_and_samples(tmp_path: Path) -> None:
     first = opened(tmp_path).fingerprint()
     assert opened(tmp_path).fingerprint() == first
@@ -83,6 +91,7 @@ def test_fingerprint_follows_code_length_and_samples(tmp_path: Path) -> None:
         ("data.py:Squares", {"count": 0}, r"no samples; expected at least one"),
         ("data.py:Squares", {"kind": "broken"}, r"sample 7: OSError: disk on fire"),
         ("data.py:Squares", {"kind": "words"}, r"sample 0: <U6 sample; expected an array of num"),
+        ("data.py:Squares", {"named": 3}, r"3 names for 20 samples; expected one name for each"),
         ("data.py:Squares", {"top": 5}, r"label 4 but 2 classes; expected a class for every"),
         (
             "data.py:Squares",

@@ -62,6 +62,18 @@ class Grouping(nn.Module):
         return found.tanh()
 
 
+class Repeating(nn.Module):
+    """Calls its layer once more if a sample of the batch asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.layer(x)
+        return self.layer(found) if bool(x[:, 0].max() > 1.0) else found
+
+
 class Sorting(nn.Module):
     """Runs one layer on its batch in another order."""
 
@@ -134,6 +146,13 @@ def test_a_path_that_no_calibration_sample_took_is_told(kind: str) -> None:
         found.rows(DRAWN)
     one = DRAWN[:1] if DRAWN[0].sum() < 0 else -DRAWN[:1]
     assert found.rows(one)[0].any()
+
+
+def test_a_layer_that_is_called_once_more_is_told() -> None:
+    calm, wild = DRAWN[DRAWN[:, 0] <= 1.0], DRAWN[DRAWN[:, 0] > 1.0]
+    found = open_features(trained(Repeating), FeatureSettings(kind="factors"), calm)
+    with pytest.raises(NetworkError, match=r"layer: this layer is called twice for some samples"):
+        found.rows(wild[:1])
 
 
 def test_a_network_that_sorts_its_batch_is_refused() -> None:
