@@ -12,6 +12,8 @@ from krepes_ooc.engine import machine
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.widen import to_float32
 
+COLLECT_BYTES = 32 << 20
+
 
 def base_bytes() -> int:
     """Anonymous bytes of this process with every library loaded that the block tasks use.
@@ -26,8 +28,13 @@ def base_bytes() -> int:
     return machine.anonymous_bytes()
 
 
-def release() -> None:
-    """Give freed memory back to the system, so that one stage does not count what another held."""
-    gc.collect()
+def release(held_bytes: int = 0) -> None:
+    """Give freed memory back to the system, so that one stage does not count what another held.
+
+    Looking for cycles costs tenths of a second with the libraries loaded: it is done only when
+    this process has grown by more than COLLECT_BYTES beyond `held_bytes`.
+    """
+    if machine.anonymous_bytes() - held_bytes > COLLECT_BYTES:
+        gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

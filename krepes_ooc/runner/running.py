@@ -180,7 +180,7 @@ class _Run:
             stack.enter_context(context.meter)
             stack.enter_context(one_torch_thread())
             stage.run(context)
-        release()
+        release(given.base)
         self.progress.end(stage.name, context.meter.facts()["seconds"])
         return context.digest
 
