@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from krepes_ooc.blocks import format_bytes
+from krepes_ooc.errors import Interrupted
 
 
 class Lines:
@@ -86,6 +88,20 @@ class Bars:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._progress.stop()
+
+
+def told_ctrl_c(presses: int) -> None:
+    """Say at once that Ctrl-C was heard; the second one ends the process as a kill would.
+
+    Runs inside the signal handler, so it writes to the descriptors and touches no lock.
+    """
+    if presses == 1:
+        os.write(2, b"krepes: finishing the blocks in flight; Ctrl-C again drops them\n")
+        return
+    if sys.stdout.isatty():
+        os.write(1, b"\x1b[?25h")  # the bars hide the cursor
+    os.write(2, b"krepes: stopped by Ctrl-C; run the same command again to resume\n")
+    os._exit(Interrupted.exit_code)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -12,7 +12,7 @@ import click
 
 from krepes_ooc.blocks import format_bytes
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import Bars, Lines, print_json, print_table
+from krepes_ooc.cli.console import Bars, Lines, print_json, print_table, told_ctrl_c
 from krepes_ooc.errors import StageFailed
 
 
@@ -43,7 +43,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
 
     options.check_device(given["device"])
     quiet = given["quiet"] or given["as_json"]
-    stop = StopFlag(given["max_time"])
+    stop = StopFlag(given["max_time"], told_ctrl_c)
     # Signals count from here on: the imports below take a second.
     with stop_on_signals(stop), _listener(quiet) as listener:
         from krepes_ooc import runner

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from krepes_ooc.errors import Interrupted, Stopped
@@ -17,9 +17,13 @@ class StopFlag:
 
     Args:
         max_seconds: stop that many seconds after creation, or never.
+        pressed: told at every Ctrl-C how often it was pressed, inside the signal handler.
     """
 
-    def __init__(self, max_seconds: float | None = None) -> None:
+    def __init__(
+        self, max_seconds: float | None = None, pressed: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._pressed, self._presses = pressed, 0
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._asked: tuple[str, bool] | None = None
 
@@ -32,6 +36,18 @@ class StopFlag:
         """
         if self._asked is None:
             self._asked = reason, interrupted
+
+    def press(self) -> None:
+        """Count one Ctrl-C: the first asks the run to stop.
+
+        Raises:
+            KeyboardInterrupt: it is not the first, for code of the main thread that asks no flag.
+        """
+        self._presses += 1
+        self._pressed(self._presses)
+        if self._presses > 1:
+            raise KeyboardInterrupt
+        self.request("Ctrl-C was pressed", interrupted=True)
 
     @property
     def requested(self) -> bool:
@@ -57,22 +73,14 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_on_signals(flag: StopFlag) -> Iterator[None]:
-    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a stop request.
-
-    The second Ctrl-C is a KeyboardInterrupt, for code of the main thread that asks no flag.
-    """
+    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a stop request."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    presses = 0
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal presses
         if number == signal.SIGINT:
-            presses += 1
-            if presses > 1:
-                raise KeyboardInterrupt
-            flag.request("Ctrl-C was pressed", interrupted=True)
+            flag.press()
         else:
             flag.request(f"{signal.Signals(number).name} was received")
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from krepes_ooc.errors import DamageError
+from krepes_ooc.recipes import Recipe
+from krepes_ooc.runner.audit import remembered_recipe
 from krepes_ooc.stages.base import Stage
 from krepes_ooc.storage.metadata import DOCUMENT
 from krepes_ooc.storage.records import StageRecord, discard
-from krepes_ooc.storage.verify import Damage, verify
+from krepes_ooc.storage.verify import Damage, verify, workspace_damage
 from krepes_ooc.storage.workspace import Workspace
 
 STRANGER = "not written by krepes"
+
+
+def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], None]) -> None:
+    """Write anew the records of the workspace itself that are damaged.
+
+    Whose workspace it is says the text of the recipe that was last run, if that is whole, else the
+    recipe given: its stages still refuse what was made with other inputs. What the root document
+    and the text say is written anew by every run.
+    """
+    for damage in workspace_damage(workspace.private):
+        note(f"repair: {damage}")
+    try:
+        workspace.recipe()
+    except DamageError:
+        workspace.claim((remembered_recipe(workspace) or recipe).name)
 
 
 def repair(workspace: Workspace, stages: Sequence[Stage]) -> list[Damage]:

@@ -16,7 +16,7 @@ from krepes_ooc.network.threads import one_torch_thread
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, Options, default_workspace, remember_recipe
-from krepes_ooc.runner.repair import repair
+from krepes_ooc.runner.repair import repair, repair_records
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.tickets import KEPT, StageState
@@ -65,7 +65,7 @@ def run(
     Raises:
         UsageError: an option or the recipe cannot be, or the workspace cannot be written.
         WorkspaceError: the workspace is locked, of another recipe or format, or has stale stages.
-        DamageError: a stage's record is damaged.
+        DamageError: a record of the workspace or of a stage is damaged.
         PlanRefused: memory or disk cannot hold the plan.
         StageFailed: a stage cannot give a result.
         Stopped: stopped early on request; nothing is lost.
@@ -76,7 +76,6 @@ def run(
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     checks.refuse_no_folder(root)
     space = Workspace(root, direct_above=machine.available_bytes() // 2)
-    space.create(recipe.name)
     summary = Summary(space.root)
     flag = stop or StopFlag(options.max_seconds)
     lost = "another host took the workspace over while this process seemed dead"
@@ -85,6 +84,9 @@ def run(
         stop_on_signals(flag),
         machine.one_blas_thread(),
     ):
+        if options.repair:
+            repair_records(space, recipe, progress.note)
+        space.create(recipe.name)
         space.sweep()
         _Run(Audit(recipe, space), options, progress, flag, summary).run()
     summary.seconds = time.monotonic() - begun

@@ -26,6 +26,8 @@ from krepes_ooc.errors import DamageError, KrepesError, StageFailed, UsageError
 CHECKSUM_BYTES = 4
 MAX_RECORD_BYTES = 2**28
 READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+# What network file systems answer that cannot flush a folder, and need not.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 Bytes = bytes | memoryview
 Files = dict[str, tuple[int, int]]
 
@@ -81,9 +83,11 @@ def sync_path(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         state = os.fstat(descriptor)
-        # Some network file systems cannot flush a folder and need not.
-        with contextlib.suppress(*([OSError] if stat.S_ISDIR(state.st_mode) else [])):
+        try:
             os.fsync(descriptor)
+        except OSError as error:
+            if not stat.S_ISDIR(state.st_mode) or error.errno not in _NO_FOLDER_SYNC:
+                raise
         return state.st_size
     finally:
         os.close(descriptor)
@@ -144,12 +148,27 @@ def read_bytes(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        kind = UsageError if isinstance(error, PermissionError) else DamageError
-        raise kind(f"cannot be read ({error.strerror})", where=str(path)) from error
+        raise unreadable(path, error) from error
     if len(data) > MAX_RECORD_BYTES:
         limit = f"at most {format_bytes(MAX_RECORD_BYTES)}"
         raise DamageError("the file is too large", where=str(path), expected=limit)
     return data
+
+
+def unreadable(path: Path, error: OSError) -> KrepesError:
+    """The error for a file that is there and cannot be read."""
+    if isinstance(error, PermissionError):
+        return UsageError(
+            f"cannot be read ({error.strerror})",
+            where=str(path),
+            expected="a file that you may read",
+        )
+    return DamageError(
+        f"cannot be read ({error.strerror})",
+        where=str(path),
+        expected="the file that was written",
+        advice="look at the disk, then run again, with --repair if it stays so",
+    )
 
 
 def to_json(value: Any) -> str:
@@ -205,7 +224,7 @@ def read_signed_file(path: Path) -> dict[str, Any] | None:
             "the record does not match its checksum",
             where=str(path),
             expected="the line that was written",
-            advice="delete this file and run again: what it recorded is computed anew",
+            advice="`krepes run --repair` mends it: what it recorded is computed anew",
         )
     return value
 

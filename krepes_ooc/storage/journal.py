@@ -19,6 +19,7 @@ from krepes_ooc.storage.files import (
     read_signed,
     sign_json,
     sync_path,
+    unreadable,
 )
 
 COMMIT_SECONDS = 1.0
@@ -103,7 +104,12 @@ class Journal:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except BaseException:
-            self._file.truncate(end)
+            try:
+                self._file.truncate(end)
+            except OSError:
+                # The disk does not even take that: whoever opens the journal next cuts the line.
+                self._file.close()
+                self._file = None
             raise
 
     def _sync(self) -> None:
@@ -115,6 +121,10 @@ def read_journal(path: Path) -> tuple[list[Unit], int]:
     """The units of one journal, later lines last, and the number of damaged lines in it.
 
     A kill can tear the last line only, which then has no end and is dropped.
+
+    Raises:
+        UsageError: no permission to read it.
+        DamageError: the disk cannot read it.
     """
     units, damaged = [], 0
     for line in _lines(path):
@@ -142,6 +152,11 @@ def _parse(line: bytes) -> Unit | None:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """The lines of a journal with their ends; none if there is no file."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        while line := file.readline(MAX_LINE_BYTES):
-            yield line
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unreadable(path, error) from error

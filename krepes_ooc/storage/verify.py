@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from krepes_ooc.storage.metadata import DOCUMENT, read_document, root_document, 
 from krepes_ooc.storage.records import StageRecord
 
 WORKSPACE = "workspace"
+_READ_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,26 @@ def verify(
         if files is None:
             continue
         stages.append(record.name)
-        for key, (size, crc) in sorted(files.items()):
-            suffixed = record.has_suffix(key)
-            if what := what_is_wrong(record.base / key, size, crc, suffixed=suffixed):
-                damage.append(Damage(record.name, key, what))
+        for key, size, what in _checked(record, files):
+            damage += [Damage(record.name, key, what)] if what else []
             n_files, n_bytes = n_files + 1, n_bytes + size
             progress(n_bytes)
     for private, sealed in stores.items():
-        damage += _workspace_damage(private, sealed)
+        damage += workspace_damage(private, sealed)
     return Verification(tuple(stages), n_files, n_bytes, tuple(damage))
+
+
+def _checked(record: StageRecord, files: Files) -> Iterator[tuple[str, int, str]]:
+    """Every recorded file in order: its name, its size and what is wrong with it."""
+
+    def check(item: tuple[str, tuple[int, int]]) -> tuple[str, int, str]:
+        key, (size, crc) = item
+        suffixed = record.has_suffix(key)
+        return key, size, what_is_wrong(record.base / key, size, crc, suffixed=suffixed)
+
+    # The checksum is as fast as memory: several files at once keep the disk busy meanwhile.
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        yield from pool.map(check, sorted(files.items()))
 
 
 def _expected_files(record: StageRecord) -> tuple[Files | None, list[Damage]]:
@@ -133,7 +146,7 @@ def _strangers(record: StageRecord, known: set[str]) -> list[Damage]:
     return [Damage(record.name, key, "not written by krepes") for key in sorted(found - known)]
 
 
-def _workspace_damage(private: Path, sealed: set[str]) -> list[Damage]:
+def workspace_damage(private: Path, sealed: Collection[str] = ()) -> list[Damage]:
     """What is wrong with the documents that belong to no stage.
 
     Args:
@@ -141,19 +154,21 @@ def _workspace_damage(private: Path, sealed: set[str]) -> list[Damage]:
         sealed: stores whose copies in the root document must be those on disk; the copies of a
             store that a stage is writing may lag behind.
     """
+    checks: list[Callable[[], object]] = [
+        lambda: read_signed_file(private / "recipe.json"),
+        lambda: read_signed_file(private / "recipe-text.json"),
+        lambda: _check_root(private.parent / "audit.zarr", sealed),
+    ]
     damage = []
-    try:
-        read_signed_file(private / "recipe.json")
-    except KrepesError as error:
-        damage.append(Damage(WORKSPACE, error.where, error.what))
-    try:
-        _check_root(private.parent / "audit.zarr", sealed)
-    except KrepesError as error:
-        damage.append(Damage(WORKSPACE, error.where, error.what))
+    for check in checks:
+        try:
+            check()
+        except KrepesError as error:
+            damage.append(Damage(WORKSPACE, error.where, error.what))
     return damage
 
 
-def _check_root(audit: Path, sealed: set[str]) -> None:
+def _check_root(audit: Path, sealed: Collection[str]) -> None:
     found = read_bytes(audit / DOCUMENT)
     if found is None:
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from krepes_ooc.errors import UsageError, WorkspaceError
+from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.storage.checks import confine
 from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
 from krepes_ooc.storage.files import (
@@ -74,6 +75,7 @@ class Workspace:
         Raises:
             UsageError: no permission to write there, or the path is a file.
             WorkspaceError: the workspace belongs to another recipe.
+            DamageError: the record of its recipe is not what was written.
         """
         if self.root.exists() and not self.root.is_dir():
             raise UsageError("the workspace is a file", where=str(self.root), expected="a folder")
@@ -90,8 +92,12 @@ class Workspace:
         if not (self.audit / DOCUMENT).exists():
             self.consolidate()
         if owner is None:
-            record = sign_json({"recipe": recipe, "format": FORMAT})
-            write_atomic(self.private / "recipe.json", record, self.private / "temp", sync=True)
+            self.claim(recipe)
+
+    def claim(self, recipe: str) -> None:
+        """Write down which recipe the workspace belongs to."""
+        record = sign_json({"recipe": recipe, "format": FORMAT})
+        write_atomic(self.private / "recipe.json", record, self.private / "temp", sync=True)
 
     def recipe(self) -> str | None:
         """Name of the recipe that wrote the workspace.
@@ -161,14 +167,31 @@ class Workspace:
         return confine(self.audit / store, self.root)
 
     def _check_format(self) -> None:
-        if not (self.audit / DOCUMENT).exists():
-            return
-        found = read_document(self.audit).get("attributes")
-        version = found.get("krepes_format") if isinstance(found, dict) else None
-        if version != FORMAT:
+        version = self._format()
+        if version not in (None, FORMAT):
             raise WorkspaceError(
                 f"the workspace has format {version}",
                 where=str(self.audit),
                 expected=f"format {FORMAT}",
                 advice="open it with the krepes that wrote it, or choose another --workspace",
             )
+
+    def _format(self) -> object:
+        """Format of the workspace, None if there is none yet.
+
+        The signed record says it; the root document only where there is no whole record, because
+        a damaged one is written anew from the stores.
+        """
+        with contextlib.suppress(DamageError):
+            if record := read_signed_file(self.private / "recipe.json"):
+                return _known(record.get("format"))
+        if not (self.audit / DOCUMENT).exists():
+            return None
+        found = read_document(self.audit).get("attributes")
+        version = found.get("krepes_format") if isinstance(found, dict) else None
+        return _known(version)
+
+
+def _known(version: object) -> object:
+    """A format as it is told: text unless it is ours, so that None says that there is none."""
+    return version if version == FORMAT else str(version)

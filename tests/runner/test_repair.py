@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from krepes_ooc.engine.progress import Silent
+from krepes_ooc.errors import DamageError, WorkspaceError
+from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import Options, run, verify_workspace
 from tests import small
 from tests.crash.compare import differences
@@ -108,6 +110,45 @@ def test_damaged_journal(workspace: Path, sealed: Path) -> None:
     assert summary.ran == ["kernel"]
     assert differences(sealed, workspace) == []
     assert verify_workspace(workspace).damage == ()
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, zero])
+@pytest.mark.parametrize("file", [".krepes/recipe.json", ".krepes/recipe-text.json"])
+def test_damaged_record_of_the_workspace(
+    workspace: Path, sealed: Path, file: str, harm: Callable[[Path], None]
+) -> None:
+    harm(workspace / file)
+    (damage,) = verify_workspace(workspace).damage
+    assert damage.file == str(workspace / file)
+    if file.endswith("recipe.json"):
+        with pytest.raises(DamageError, match="krepes run --repair"):
+            run(small.recipe(), workspace)
+    listener = Listener()
+    assert run(small.recipe(), workspace, Options(repair=True), listener).ran == []
+    assert listener.notes == [f"repair: {damage}"]
+    assert (workspace / file).read_bytes() == (sealed / file).read_bytes()
+    assert verify_workspace(workspace).damage == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"{", b"["), (b'krepes_format": 1', b'krepes_format": 3')]
+)
+def test_damaged_root_document(workspace: Path, sealed: Path, old: bytes, new: bytes) -> None:
+    path = workspace / "audit.zarr/zarr.json"
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    (damage,) = verify_workspace(workspace).damage
+    assert damage.file == str(path)
+    assert run(small.recipe(), workspace, Options(repair=True)).ran == []
+    assert verify_workspace(workspace).damage == ()
+    assert differences(sealed, workspace) == []
+
+
+def test_repair_keeps_the_workspace_with_its_recipe(workspace: Path, tmp_path: Path) -> None:
+    flip(workspace / ".krepes/recipe.json")
+    own = Recipe.load(str(small.own_recipe(tmp_path / "own")))
+    with pytest.raises(WorkspaceError, match="was written by recipe 'digits'"):
+        run(own, workspace, Options(repair=True))
+    assert run(small.recipe(), workspace).ran == []
 
 
 def test_nothing_to_repair(workspace: Path) -> None:

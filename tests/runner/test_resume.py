@@ -20,6 +20,7 @@ from krepes_ooc.runner import Options, run
 from tests import small
 from tests.crash.compare import differences
 
+FINISHING = "krepes: finishing the blocks in flight; Ctrl-C again drops them\n"
 RESUME = "nothing is lost: run the same command again to resume"
 
 
@@ -108,12 +109,32 @@ def test_signals_stop_and_resume(
     begun = time.monotonic()
     _, err = process.communicate(timeout=30)
     assert time.monotonic() - begun < 10
+    told = FINISHING if number == signal.SIGINT else ""
     assert (process.returncode, err) == (
         code,
-        f"krepes: stopped, because {words}; {RESUME}\n",
+        f"{told}krepes: stopped, because {words}; {RESUME}\n",
     )
     assert "report" not in small.seals(tmp_path)
     small.audit(tmp_path)
+    assert differences(reference, tmp_path) == []
+
+
+def test_second_press_drops_the_blocks_in_flight(reference: Path, tmp_path: Path) -> None:
+    changes = ["stages.pretrain.epochs=2000"]
+    process = small.process(small.arguments(tmp_path, changes=changes))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith("pretrain: ")
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == FINISHING
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    # Between the two presses the block may have been finished.
+    assert process.returncode == 130
+    assert err.startswith("krepes: stopped")
+    assert err.endswith("to resume\n")
+    small.audit(tmp_path, restart_stale=True)
     assert differences(reference, tmp_path) == []
 
 

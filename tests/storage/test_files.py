@@ -191,7 +191,7 @@ def test_signed_file(tmp_path: Path):
         read_signed_file(path)
     assert str(caught.value) == (
         f"{path}: the record does not match its checksum; expected the line that was written; "
-        "delete this file and run again: what it recorded is computed anew"
+        "`krepes run --repair` mends it: what it recorded is computed anew"
     )
     assert caught.value.exit_code == 5
 

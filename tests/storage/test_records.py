@@ -210,7 +210,7 @@ def test_damaged_seal_is_told_and_deleting_it_reseals_without_work(tmp_path: Pat
     before = stores.files_in(space.audit)
     stores.flip(record.folder / "seal.json", 999)
     assert not record.is_sealed()
-    with pytest.raises(DamageError, match="delete this file and run again"):
+    with pytest.raises(DamageError, match="krepes run --repair"):
         record.seal()
     (record.folder / "seal.json").unlink()
     assert len(record.done()) == len(BLOCKS)

@@ -13,6 +13,7 @@ import pytest
 import xarray
 
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
+from krepes_ooc.storage.files import sign_json
 from krepes_ooc.storage.workspace import Workspace
 from tests.storage import stores
 from tests.storage.stores import ARRAYS, BLOCKS
@@ -89,6 +90,7 @@ def test_workspace_of_another_format_is_refused(tmp_path: Path, version: object)
     stores.open_workspace(tmp_path)
     root = tmp_path / "audit.zarr" / "zarr.json"
     root.write_text(json.dumps({"attributes": {"krepes_format": version}}))
+    (tmp_path / ".krepes" / "recipe.json").write_bytes(sign_json({"format": version}))
     with pytest.raises(WorkspaceError) as caught:
         Workspace(tmp_path)
     assert str(caught.value) == (
@@ -106,8 +108,13 @@ def test_foreign_zarr_group_is_refused(tmp_path: Path, text: str):
 
 
 def test_damaged_root_document_is_damage(tmp_path: Path):
+    """Where no signed record says the format; where one does, the document is written anew."""
     stores.open_workspace(tmp_path)
     (tmp_path / "audit.zarr" / "zarr.json").write_text("{")
+    Workspace(tmp_path).consolidate()
+    assert json.loads((tmp_path / "audit.zarr" / "zarr.json").read_text())["attributes"]
+    (tmp_path / "audit.zarr" / "zarr.json").write_text("{")
+    (tmp_path / ".krepes" / "recipe.json").unlink()
     with pytest.raises(DamageError, match="the metadata is no JSON"):
         Workspace(tmp_path)
 
