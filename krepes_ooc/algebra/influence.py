@@ -73,9 +73,12 @@ def grouped_is_score(kernel: Array, step: Array, groups: Index) -> Array:
 
 def aligned(kernel: Array, step: Array, landmark_kernel: Array) -> Array:
     """k_lt cos(df_t, df_l) [audited, landmark]; 0 where sample or landmark does not move."""
-    moved = unit_rows(kernel @ step)
-    landmark_moved = unit_rows(landmark_kernel @ step)
-    return kernel * (moved @ landmark_moved.T)
+    return aligned_with(kernel, step, landmark_kernel @ step)
+
+
+def aligned_with(kernel: Array, step: Array, landmark_moved: Array) -> Array:
+    """``aligned`` with df_l = K_mm dA [landmark, component] known: no K_mm is needed."""
+    return kernel * (unit_rows(kernel @ step) @ unit_rows(landmark_moved).T)
 
 
 def leave_one_out(second: Float) -> Float:

@@ -11,7 +11,7 @@ from krepes_ooc.cli import options
 from krepes_ooc.cli.console import print_json, print_table
 from krepes_ooc.errors import DamageError, UsageError
 
-recipe_or_none = click.argument("recipe", required=False)
+recipe_or_none = click.argument("recipe", required=False, shell_complete=options.complete_recipe)
 
 
 @click.command()
@@ -23,7 +23,7 @@ def status(
     """Show every stage: sealed, stale, missing, or how many units are on disk."""
     from krepes_ooc.runner import read_status
 
-    found = read_status(recipe, _which(recipe, workspace), overrides)
+    found = read_status(recipe, which(recipe, workspace), overrides)
     if as_json:
         print_json(found)
         return
@@ -42,7 +42,7 @@ def verify(recipe: str | None, workspace: Path | None, only: str | None, as_json
     """Recompute every checksum and name every damaged file. Exit 5 if there is one."""
     from krepes_ooc.runner import verify_workspace
 
-    root = _which(recipe, workspace)
+    root = which(recipe, workspace)
     found = verify_workspace(root, only)
     damage = [str(item) for item in found.damage]
     if as_json:
@@ -71,7 +71,7 @@ def doctor(as_json: bool) -> None:
     print_table("", ("", ""), [(key, value) for key, value in found.items()])
 
 
-def _which(recipe: str | None, workspace: Path | None) -> Path:
+def which(recipe: str | None, workspace: Path | None) -> Path:
     """The folder, given or following from the recipe.
 
     Raises:

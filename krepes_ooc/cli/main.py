@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krepes_ooc.cli import inspecting, running, shipped
+from krepes_ooc.cli import explaining, inspecting, running, shipped
 from krepes_ooc.errors import Interrupted, KrepesError
 
 _DEBUG = "--debug"
@@ -74,6 +74,7 @@ for command in (
     running.run,
     running.plan,
     inspecting.status,
+    explaining.explain,
     inspecting.verify,
     inspecting.doctor,
     shipped.stores,

@@ -48,7 +48,25 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return seconds
 
 
-recipe = click.argument("recipe")
+def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Shipped recipes and YAML files, for the shell."""
+    from click.shell_completion import CompletionItem
+
+    from krepes_ooc import catalogue
+
+    names = [name for name in catalogue.names("pipelines") if name.startswith(incomplete)]
+    return [*(CompletionItem(name) for name in names), CompletionItem(incomplete, type="file")]
+
+
+def complete_stage(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of stages, for the shell; every other one writes a store of its name."""
+    from krepes_ooc import catalogue
+
+    names = [*catalogue.names("stores"), "pretrain", "report"]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+recipe = click.argument("recipe", shell_complete=complete_recipe)
 workspace = click.option(
     "--workspace",
     "-w",
@@ -72,8 +90,12 @@ device = click.option(
     default="auto",
     help="Where blocks are computed.",
 )
-until = click.option("--until", metavar="STAGE", help="Stop after this stage.")
-only = click.option("--only", metavar="STAGE", help="Run this stage alone.")
+until = click.option(
+    "--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage."
+)
+only = click.option(
+    "--only", metavar="STAGE", shell_complete=complete_stage, help="Run this stage alone."
+)
 restart_stale = click.option(
     "--restart-stale", is_flag=True, help="Compute stages again whose inputs or settings changed."
 )

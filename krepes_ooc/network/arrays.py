@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.errors import SourceError
+from krepes_ooc.errors import SourceError, UsageError
 from krepes_ooc.network.bank import bank_positions
 from krepes_ooc.network.digests import file_sha256, unreadable
 from krepes_ooc.network.rows import MemoryRows, Rows, check_finite
@@ -111,6 +111,22 @@ class ArraySource:
         raw = self._rows.take(positions)
         check_finite(raw, positions, self._where)
         return raw
+
+    def read_text(self, texts: list[str]) -> npt.NDArray[Any]:
+        """Raw samples [sample, ...] of new texts, by the user's data set.
+
+        Raises:
+            UsageError: the source has no way from text to a sample.
+            DataError: the data set's ``from_text`` fails or gives another shape.
+        """
+        read = getattr(self._rows, "from_text", None)
+        if read is None:
+            raise UsageError(
+                "this source takes no text",
+                where=self._where,
+                expected="a factory whose data set has from_text(text)",
+            )
+        return np.asarray(read(texts))
 
     def labels(self, positions: Int64) -> Int64:
         """Codes of ``classes`` [sample], -1 where there is none."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.errors import DataError, SourceError, UsageError
 from krepes_ooc.network.arrays import CHANNELS, ArraySource, Labels, array_source
 from krepes_ooc.network.callables import load_callable
 from krepes_ooc.network.modelspec import factory_sha256
@@ -95,14 +96,29 @@ class DatasetRows:
         made = np.empty((len(positions), *self._shape), dtype=self.dtype)
         for place, position in enumerate(positions.tolist()):
             sample = self._sample(position)
-            if sample.shape != self._shape or sample.dtype != self.dtype:
-                raise DataError(
-                    f"{sample.dtype} of shape {list(sample.shape)}",
-                    where=f"{self._factory}, sample {position}",
-                    expected=f"{self.dtype} of shape {list(self._shape)} as in sample 0",
-                )
+            self._check_like_first(sample, f"sample {position}")
             made[place] = sample
         return np.moveaxis(made, 1, -1) if self._turn else made
+
+    def from_text(self, texts: list[str]) -> npt.NDArray[Any]:
+        """Samples [sample, ...] that the data set's own ``from_text`` makes of new texts.
+
+        Raises:
+            UsageError: the data set has no ``from_text``.
+            DataError: it fails, or gives what is unlike the data set's items.
+        """
+        read = getattr(self._dataset, "from_text", None)
+        if read is None:
+            raise UsageError(
+                "the data set has no from_text",
+                where=self._factory,
+                expected="a method from_text(text) that returns an item",
+                advice="give the item itself as .npy",
+            )
+        made = [self._sample_of(partial(read, text), repr(text[:40])) for text in texts]
+        for sample in made:
+            self._check_like_first(sample, "new text")
+        return np.stack(made)
 
     def find_labels(self) -> Labels | None:
         """Labels that the data set lists in ``targets`` or ``labels``; names from ``classes``.
@@ -143,11 +159,22 @@ class DatasetRows:
             )
         return [str(name) for name in names[: self.shape[0]]]
 
+    def _check_like_first(self, sample: npt.NDArray[Any], which: str) -> None:
+        if sample.shape != self._shape or sample.dtype != self.dtype:
+            raise DataError(
+                f"{sample.dtype} of shape {list(sample.shape)}",
+                where=f"{self._factory}, {which}",
+                expected=f"{self.dtype} of shape {list(self._shape)} as in sample 0",
+            )
+
     def _sample(self, position: int) -> npt.NDArray[Any]:
-        where = f"{self._factory}, sample {position}"
+        return self._sample_of(lambda: self._dataset[position], f"sample {position}")
+
+    def _sample_of(self, get: Callable[[], Any], which: str) -> npt.NDArray[Any]:
+        where = f"{self._factory}, {which}"
         try:
             with self._lock:
-                item = self._dataset[position]
+                item = get()
             if isinstance(item, dict):
                 item = next(iter(item.values()))
             sample = np.asarray(item[0] if isinstance(item, tuple | list) else item)

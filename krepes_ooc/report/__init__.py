@@ -17,6 +17,7 @@ from krepes_ooc.report.data import (
     StageRecord,
     Subject,
 )
+from krepes_ooc.report.explained import Explained, explain_rows
 from krepes_ooc.report.page import Report, build_report
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Column",
     "Concepts",
     "Curve",
+    "Explained",
     "Figure",
     "Influence",
     "Landmarks",
@@ -37,4 +39,5 @@ __all__ = [
     "StageRecord",
     "Subject",
     "build_report",
+    "explain_rows",
 ]

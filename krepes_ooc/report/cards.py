@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from krepes_ooc.report.charts import bar
-from krepes_ooc.report.data import Array, AuditData, Audited, Influence, Landmarks
-from krepes_ooc.report.links import Link, links_of
+from krepes_ooc.report.data import AuditData
+from krepes_ooc.report.explained import Explained, explain_rows
 from krepes_ooc.report.markup import MINUS, Child, Markup, element, join, number
 from krepes_ooc.report.panel import Panel, absent
-from krepes_ooc.report.portrait import Portraits, column_spans
 from krepes_ooc.report.rows import row_table
 
 UNFOLDED_ROWS = 3
@@ -26,17 +24,6 @@ MEASURES = {
 HEADINGS = {"attract": "+ attracting", "repel": f"{MINUS} repelling", "neutral": "strongest"}
 
 
-@dataclass(frozen=True, eq=False)
-class _Deck:
-    """What all cards share."""
-
-    audit: AuditData
-    audited: Audited
-    landmarks: Landmarks
-    influence: Influence
-    spans: Array
-
-
 def samples_panel(audit: AuditData) -> Panel:
     """Cards of the first audited samples."""
     if audit.audited is None or audit.landmarks is None or audit.influence is None:
@@ -46,10 +33,8 @@ def samples_panel(audit: AuditData) -> Panel:
     rows = [int(row) for row in chosen[: max(0, audit.cards)]]
     if not rows:
         return absent(KEY, TITLE, "No sample was chosen to be shown.")
-    deck = _Deck(audit, audit.audited, audit.landmarks, audit.influence, column_spans(audit))
-    links = links_of(deck.landmarks, deck.influence, rows)
-    cards = [_card(deck, place, row, links[place]) for place, row in enumerate(rows)]
-    measure = deck.influence.measure
+    cards = [_card(one, place) for place, one in enumerate(explain_rows(audit, rows))]
+    measure = audit.influence.measure
     lead = join(
         "The landmarks that weigh most on a sample's embedding. ",
         element("b", "Attracting", class_="attract"), " ones pull it their way, ",
@@ -62,35 +47,22 @@ def samples_panel(audit: AuditData) -> Panel:
         "total": len(chosen),
         "samples": [figures for _, figures in cards],
     }
-    legend = _legend(MEASURES.get(measure, measure), table=deck.audited.values is not None)
+    legend = _legend(MEASURES.get(measure, measure), table=audit.audited.values is not None)
     body = join(legend, element("div", [card for card, _ in cards], class_="cards"))
     return Panel(KEY, TITLE, lead, body, figures)
 
 
-def _card(deck: _Deck, place: int, row: int, links: list[Link]) -> tuple[Markup, dict[str, Any]]:
-    person, others = Portraits(deck.audited, deck.audit), Portraits(deck.landmarks, deck.audit)
-    counts = {kind: sum(link.kind == kind for link in links) for kind in ("attract", "repel")}
-    same = None
-    if person.code(row) >= 0 and deck.landmarks.label is not None:
-        same = sum(others.code(link.row) == person.code(row) for link in links)
-    figures = {
-        **person.record(row),
-        **counts,
-        "same_class": same,
-        "ranked": len(links),
-        "landmarks": [{**others.record(link.row), **link.record()} for link in links],
-    }
-    anchor = f"sample-{row}"
-    title = element("h3", person.caption(row), id=anchor)
-    told = _told(len(links), same, counts)
-    picture, values = person.picture(row), deck.audited.values
-    if picture is None and values is not None and deck.landmarks.values is not None:
-        table = row_table(deck.audit, values[row], links, deck.landmarks, deck.spans)
+def _card(one: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
+    figures, anchor = one.record(), f"sample-{one.row}"
+    title = element("h3", one.person.caption(one.row), id=anchor)
+    told = _told(len(one.links), one.same_class, one.counts)
+    picture = one.person.picture(one.row)
+    if picture is None and one.agrees is not None:
         head = join(title, element("span", told, class_="quiet"))
         unfolded = "" if place < UNFOLDED_ROWS else None
-        main = element("details", element("summary", head), table, open=unfolded)
+        main = element("details", element("summary", head), row_table(one), open=unfolded)
         return element("article", main, class_="card rows", aria_labelledby=anchor), figures
-    strips = [_strip(sign, links, others, person.code(row)) for sign in HEADINGS]
+    strips = [_strip(sign, one) for sign in HEADINGS]
     head = element("header", picture, element("div", title, element("p", told, class_="quiet")))
     main = element("div", strips, class_="links")
     return element("article", head, main, class_="card", aria_labelledby=anchor), figures
@@ -108,11 +80,12 @@ def _told(ranked: int, same: int | None, counts: dict[str, int]) -> Child:
     return join(parts)
 
 
-def _strip(kind: str, links: list[Link], others: Portraits, mine: int) -> Markup | None:
-    chosen = [link for link in links if link.kind == kind]
+def _strip(kind: str, one: Explained) -> Markup | None:
+    chosen = [link for link in one.links if link.kind == kind]
     if not chosen:
         return None
-    most = max(abs(link.score) for link in links) or 1.0
+    others, mine = one.others, one.person.code(one.row)
+    most = max(abs(link.score) for link in one.links) or 1.0
     tiles = [
         element(
             "li",

@@ -68,8 +68,9 @@ class Portraits:
 
     def record(self, row: int) -> dict[str, Any]:
         """The same as JSON."""
-        known = {
-            "sample_id": int(self.samples.sample_id[row]),
+        position = int(self.samples.sample_id[row])
+        known: dict[str, Any] = {
+            "sample_id": None if position < 0 else position,
             "name": self.name(row),
             "label": self.code(row),
             "class": self.class_name(row) or None,
@@ -148,11 +149,18 @@ def agreement(one: Array, other: Array, columns: tuple[Column, ...], spans: Arra
 
 
 def cell(value: float, column: Column) -> Child:
-    """One table value in words."""
+    """One table value as HTML."""
     if not np.isfinite(value):
         return element("span", "missing", class_="none")
+    words = plain_cell(value, column)
+    return user_text(words, NAME_LIMIT) if column.kind == "category" else words
+
+
+def plain_cell(value: float, column: Column) -> str:
+    """One table value in words."""
+    if not np.isfinite(value):
+        return "missing"
     if column.kind == "category":
         code = int(value)
-        known = 0 <= code < len(column.categories)
-        return user_text(column.categories[code] if known else f"code {code}", NAME_LIMIT)
+        return column.categories[code] if 0 <= code < len(column.categories) else f"code {code}"
     return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"

@@ -6,34 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from krepes_ooc.report.data import Array, AuditData, Samples
+from krepes_ooc.report.data import Array
+from krepes_ooc.report.explained import Explained
 from krepes_ooc.report.links import SIGNS, Link
 from krepes_ooc.report.markup import Child, Markup, element, join, user_text
-from krepes_ooc.report.portrait import AGREES_FROM, NAME_LIMIT, Portraits, agreement, cell
+from krepes_ooc.report.portrait import AGREES_FROM, NAME_LIMIT, Portraits, cell
 
 MAX_COLUMNS = 12
 MAX_LANDMARKS = 8
 
 
-def row_table(
-    audit: AuditData, mine: Array, links: Sequence[Link], others: Samples, spans: Array
-) -> Markup:
-    """A sample's table row beside the rows of its landmarks, attracting ones first.
-
-    Args:
-        audit: columns and classes.
-        mine: the sample's row, [column].
-        links: its ranked landmarks.
-        others: the landmarks; with values.
-        spans: the range of each column, [column].
-    """
-    first = sorted(links, key=lambda link: link.rank)[:MAX_LANDMARKS]
-    shown = sorted(first, key=lambda link: link.kind == "repel")
-    columns = audit.columns
-    theirs = np.empty((0, len(columns))) if others.values is None else others.values
-    theirs = theirs[[link.row for link in shown]]
-    agrees = np.array([agreement(mine, other, columns, spans) for other in theirs])
-    agrees = agrees.reshape(len(shown), len(columns))
+def row_table(one: Explained) -> Markup:
+    """A sample's table row beside the rows of its landmarks, attracting ones first."""
+    columns, values = one.audit.columns, one.others.samples.values
+    assert one.person.samples.values is not None
+    assert one.agreement is not None
+    assert values is not None
+    mine = one.person.samples.values[one.row]
+    places = sorted(range(min(MAX_LANDMARKS, len(one.links))), key=lambda p: _repels(one.links[p]))
+    shown = [one.links[place] for place in places]
+    theirs = values[[link.row for link in shown]].reshape(len(shown), len(columns))
+    agrees = one.agreement[places]
     chosen = _most_agreeing(agrees)
     body = [
         element(
@@ -47,7 +40,7 @@ def row_table(
         )
         for c in chosen
     ]
-    head = _head(shown, Portraits(others, audit))
+    head = _head(shown, one.others)
     table = element("table", head, element("tbody", body), class_="beside")
     left = len(columns) - len(chosen)
     note = f"{left} further columns, in which they agree less, are left out." if left else None
@@ -62,6 +55,10 @@ def row_table(
         ),
         element("p", note, class_="quiet") if note else None,
     )
+
+
+def _repels(link: Link) -> bool:
+    return link.kind == "repel"
 
 
 def _most_agreeing(agrees: Array) -> list[int]:

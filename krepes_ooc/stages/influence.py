@@ -60,6 +60,7 @@ def run(context: StageContext) -> None:
     names = ("kernel", "embedding", "top_landmark", "score", "signed")
     arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
     arrays["top_landmark"] = arrays["top_landmark"].astype(np.int64)
+    arrays["landmark_moved"] = landmark_kernel @ step
     sizes = {
         "audited": len(features),
         "landmark": len(step),
@@ -70,6 +71,8 @@ def run(context: StageContext) -> None:
     attributes = {
         "measure": context.settings.measure,
         "trusted": bool(newton.attributes["trusted"]),
+        "normalise": normalise,
+        "scale": own_map.mapped.normalisation.scale,
     }
     write_whole(context, spec, arrays, attributes)
 
@@ -101,7 +104,7 @@ def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
 
 STAGE = Stage(
     name="influence",
-    version=2,
+    version=3,
     reads=("features", "landmarks", "audited", "kernel", "moments", "spectrum", "newton"),
     store="influence",
     settings=InfluenceSettings,

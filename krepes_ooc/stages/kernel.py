@@ -26,6 +26,7 @@ from krepes_ooc.stages.features import unscaled
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.reader import StoreReader
 from krepes_ooc.widen import to_dtype
 
 COLLAPSED_SHARE = 1e-3
@@ -79,15 +80,28 @@ class LandmarkKernel:
 
 def open_landmark_kernel(context: StageContext, normalise: Mode) -> LandmarkKernel:
     """The kernel against the sealed landmarks."""
-    reader = context.reader("landmarks")
+    scale = _mean_self_kernel(context) if normalise == "mean-diagonal" else 1.0
+    return read_landmark_kernel(
+        context.reader("landmarks"), normalise, scale, context.plan.sub_rows
+    )
+
+
+def read_landmark_kernel(
+    reader: StoreReader, normalise: Mode, scale: float, sub_rows: int
+) -> LandmarkKernel:
+    """The kernel against the landmarks of one store, with nothing read besides.
+
+    Args:
+        reader: the store landmarks.
+        normalise: how values are normalised.
+        scale: the mean self kernel for ``mean-diagonal``, else 1.
+        sub_rows: rows of one matrix product.
+    """
     layout = FeatureLayout.from_attributes(reader.attributes["layout"])
     centre = reader.array("centre")
-    scale = _mean_self_kernel(context) if normalise == "mean-diagonal" else 1.0
     normalisation = Normalisation(normalise, float(reader.attributes["centre_self"]), scale)
     rows = unscaled(reader.array("features"), layout)
-    return LandmarkKernel(
-        kernel_map(rows, layout, centre, normalisation), layout, context.plan.sub_rows
-    )
+    return LandmarkKernel(kernel_map(rows, layout, centre, normalisation), layout, sub_rows)
 
 
 def run(context: StageContext) -> None:

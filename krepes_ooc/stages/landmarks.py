@@ -103,6 +103,7 @@ def run(context: StageContext) -> None:
         "layout": layout.to_attributes(),
         "centre_self": kernel.centre_self(centre),
         "columns": describe_columns(context.inputs.source),
+        "probes": context.reader("features").attributes["probes"],
     }
     write_whole(context, spec, arrays, attributes)
 

@@ -81,11 +81,11 @@ def collect(context: StageContext) -> report.AuditData:
     return report.AuditData(
         subject=_subject(context),
         landmarks=report.Landmarks(
-            **_seen(landmarks, slice(None)),
+            **seen(landmarks, slice(None)),
             weight=landmarks.array("weight"),
             view=landmarks.array("view"),
         ),
-        audited=report.Audited(**_seen(audited, shown), role=audited.array("role")[shown]),
+        audited=report.Audited(**seen(audited, shown), role=audited.array("role")[shown]),
         influence=_influence(context.reader("influence"), shown),
         spectrum=_spectrum(context),
         newton=_newton(context.reader("newton")),
@@ -96,7 +96,7 @@ def collect(context: StageContext) -> report.AuditData:
         self_check=_self_check(context.reader("features")),
         stages=tuple(_stages(context)),
         classes=tuple(landmarks.info("label").attributes["categories"]),
-        columns=tuple(_column(column) for column in columns),
+        columns=tuple(shown_column(column) for column in columns),
         warnings=tuple(_warnings(context)),
         recipe_text=context.recipe_text,
         versions={"python": platform.python_version()}
@@ -126,7 +126,7 @@ def _subject(context: StageContext) -> report.Subject:
     )
 
 
-def _seen(store: StoreReader, rows: Any) -> dict[str, Any]:
+def seen(store: StoreReader, rows: Any) -> dict[str, Any]:
     """What people can see of the samples of one store."""
     texts = np.array(store.info("sample_name").attributes["categories"], dtype=object)
     seen: dict[str, Any] = {
@@ -227,7 +227,8 @@ def _self_check(features: StoreReader) -> report.SelfCheck:
     return report.SelfCheck(True, float(facts["max_relative_error"]), str(facts["words"]))
 
 
-def _column(column: dict[str, Any]) -> report.Column:
+def shown_column(column: dict[str, Any]) -> report.Column:
+    """A table column as the report draws it, from the attributes of a store."""
     kind = "category" if column["kind"] == "categorical" else "number"
     return report.Column(column["name"], kind, tuple(column["categories"]))
 

@@ -36,6 +36,7 @@ OPTIONS = {
     "run": RUN,
     "plan": {"workspace", "memory", "workers", "set", "json"},
     "status": {"workspace", "set", "json"},
+    "explain": {"workspace", "sample", "input", "top", "png", "json"},
     "verify": {"workspace", "store", "json"},
     "doctor": {"json"},
     "stores list": set(),

@@ -16,6 +16,7 @@ from krepes_ooc.report import (
     Spectrum,
 )
 from krepes_ooc.report.cards import samples_panel
+from krepes_ooc.report.explained import Explained
 from krepes_ooc.report.gallery import landmark_shares, landmarks_panel, shares_panel
 from krepes_ooc.report.links import Link, links_of
 from krepes_ooc.report.portrait import (
@@ -247,13 +248,20 @@ def test_cell(value, column, shown):
     assert cell(value, column) == shown
 
 
+def beside(audit, mine, theirs, links, spans):
+    """The first audited sample, with this row, beside some landmarks."""
+    values = np.tile(mine, (len(audit.audited.sample_id), 1))
+    audited = dataclasses.replace(audit.audited, values=values)
+    return Explained(dataclasses.replace(audit, audited=audited, landmarks=theirs), 0, links, spans)
+
+
 def test_agreeing_cells_are_marked():
     audit = table_audit()
     mine = np.array([40.0, 1.0, 1.0])
     theirs = dataclasses.replace(audit.landmarks, values=np.tile(mine, (9, 1)))
     theirs.values[1] = [90.0, 0.0, 2.0]
     links = [Link(0, 1, 2.0, -1.0, 0.5), Link(1, 2, 1.0, 1.0, 0.5)]
-    page = Page(row_table(audit, mine, links, theirs, np.array([10.0, 1.0, 0.0])))
+    page = Page(row_table(beside(audit, mine, theirs, links, np.array([10.0, 1.0, 0.0]))))
     cells = [td.get("class") for td in page.all("td") if td.get("class") != "own"][6 + 3 :]
     # The attracting landmark, which differs everywhere, comes first.
     assert cells == [None, "agrees"] * 3
@@ -265,7 +273,8 @@ def test_a_wide_table_keeps_the_columns_that_agree():
     audit = table_audit(columns=columns, alignment=None)
     mine = np.zeros(20)
     theirs = Landmarks(np.arange(9), values=np.tile(np.arange(20.0)[::-1], (9, 1)))
-    page = Page(row_table(audit, mine, [Link(0, 1, 1.0, 1.0, 1.0)], theirs, np.full(20, 20.0)))
+    links = [Link(0, 1, 1.0, 1.0, 1.0)]
+    page = Page(row_table(beside(audit, mine, theirs, links, np.full(20, 20.0))))
     rows = [f"c{i}" for i in range(20) if f"c{i} " in page.text]
     assert rows == [f"c{i}" for i in range(8, 20)]
     assert "8 further columns" in page.text

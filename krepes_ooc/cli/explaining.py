@@ -1,0 +1,149 @@
+"""krepes explain."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from krepes_ooc.cli import options
+from krepes_ooc.cli.console import print_json, print_table
+from krepes_ooc.cli.inspecting import which
+from krepes_ooc.errors import UsageError
+
+if TYPE_CHECKING:
+    from krepes_ooc.report import Explained
+
+SHOWN_LANDMARKS = 5
+NARROW, MOST_IN_TABLE = 16, 6
+
+
+@click.command()
+@click.argument("recipe", required=False, shell_complete=options.complete_recipe)
+@options.workspace
+@click.option("--sample", type=click.IntRange(min=0), help="Position of a sample in the source.")
+@click.option(
+    "--input",
+    "file",
+    type=click.Path(path_type=Path),
+    help="New sample: .json or .csv rows, a picture, .npy, or .txt.",
+)
+@click.option("--top", type=click.IntRange(min=1), help="Landmarks; default all that are kept.")
+@click.option("--png", type=click.Path(path_type=Path), help="Write a card as a picture.")
+@options.as_json
+def explain(
+    recipe: str | None,
+    workspace: Path | None,
+    sample: int | None,
+    file: Path | None,
+    top: int | None,
+    png: Path | None,
+    as_json: bool,
+) -> None:
+    """Say which landmarks attract and which repel one sample.
+
+    The sample is one of the source (--sample) or a new one (--input), which goes through the frozen
+    network. Only small stores are read.
+    """
+    from krepes_ooc.runner.explaining import explain_input, explain_sample
+
+    root = which(recipe, workspace)
+    if (sample is None) == (file is None):
+        raise UsageError("which sample?", expected="one of --sample NUMBER and --input FILE")
+    found = (
+        [explain_sample(root, sample, top)]
+        if sample is not None
+        else explain_input(root, file or "", top)
+    )
+    if png is not None:
+        _write_card(found, png)
+    if as_json:
+        print_json([_document(one) for one in found])
+        return
+    for one in found:
+        _show(one)
+    if png is not None:
+        click.echo(f"wrote {png}")
+
+
+def _write_card(found: list[Explained], target: Path) -> None:
+    """Write the one explanation as a picture.
+
+    Raises:
+        UsageError: several samples, or the file cannot be written.
+    """
+    from krepes_ooc.report.postcard import draw_card
+
+    if len(found) != 1:
+        raise UsageError(f"{len(found)} samples", where="--png", expected="one sample")
+    try:
+        target.write_bytes(draw_card(found[0]))
+    except OSError as error:
+        raise UsageError(f"cannot write: {error.strerror}", where=str(target)) from error
+
+
+def _document(one: Explained) -> dict[str, Any]:
+    assert one.audit.influence is not None
+    return {
+        "recipe": one.audit.subject.recipe,
+        "objective": one.audit.subject.objective,
+        "measure": one.audit.influence.measure,
+        "warnings": list(one.audit.warnings),
+        "sample": one.record(),
+    }
+
+
+def _show(one: Explained) -> None:
+    from krepes_ooc.cli.pictures import print_pictures
+
+    for warning in one.audit.warnings:
+        click.echo(f"take care: {warning}")
+    record = one.record()
+    named = f" ({record['class']})" if record["class"] else ""
+    told = f"{record['attract']} attract, {record['repel']} repel"
+    if record["same_class"] is not None:
+        told += f", {record['same_class']} of {record['ranked']} share its class"
+    click.echo(f"sample {record['name']}{named}: {told}")
+    if sys.stdout.isatty():
+        print_pictures(one)
+    columns = ("rank", "", "score", "pull", "kernel", "class", "landmark")
+    print_table("", columns, [_line(link) for link in record["landmarks"]])
+    if one.agrees is not None:
+        _show_columns(one)
+
+
+def _line(link: dict[str, Any]) -> tuple[Any, ...]:
+    sign = "" if link["signed"] is None else "attracts" if link["signed"] >= 0 else "repels"
+    numbers = [
+        "-" if link[name] is None else f"{link[name]:.3g}" for name in ("score", "signed", "kernel")
+    ]
+    return (link["rank"], sign, *numbers, link["class"] or "", link["name"])
+
+
+def _show_columns(one: Explained) -> None:
+    """The sample's row beside the rows of its first landmarks; what agrees is marked."""
+    from krepes_ooc.report.portrait import plain_cell
+
+    mine, theirs = one.person.samples.values, one.others.samples.values
+    agrees = one.agrees
+    assert mine is not None
+    assert theirs is not None
+    assert agrees is not None
+    links = list(enumerate(one.links))[:MOST_IN_TABLE]
+    signs = {"attract": "+", "repel": "-", "neutral": ""}
+    head = ["column", "sample", *(f"{signs[link.kind]}{link.rank}" for _, link in links)]
+    rows = []
+    for c, column in enumerate(one.audit.columns):
+        cells = [
+            _short(plain_cell(theirs[link.row, c], column)) + (" =" if agrees[place, c] else "")
+            for place, link in links
+        ]
+        rows.append((column.name, _short(plain_cell(mine[one.row, c], column)), *cells))
+    title = "\nits row beside those of its landmarks; = agrees, + attracts, - repels"
+    print_table(title, head, rows)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= NARROW else text[: NARROW - 1] + "…"
