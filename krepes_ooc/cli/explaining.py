@@ -47,16 +47,7 @@ def explain(
     The sample is one of the source (--sample) or a new one (--input), which goes through the frozen
     network. Only small stores are read.
     """
-    from krepes_ooc.runner.explaining import explain_input, explain_sample
-
-    root = which(recipe, workspace)
-    if (sample is None) == (file is None):
-        raise UsageError("which sample?", expected="one of --sample NUMBER and --input FILE")
-    found = (
-        [explain_sample(root, sample, top)]
-        if sample is not None
-        else explain_input(root, file or "", top)
-    )
+    found = _explained(which(recipe, workspace), sample, file, top)
     if png is not None:
         _write_card(found, png)
     if as_json:
@@ -66,6 +57,23 @@ def explain(
         _show(one)
     if png is not None:
         click.echo(f"wrote {png}")
+
+
+def _explained(
+    root: Path, sample: int | None, file: Path | None, top: int | None
+) -> list[Explained]:
+    """The samples that the options name.
+
+    Raises:
+        UsageError: neither option was given, or both.
+    """
+    from krepes_ooc.runner.explaining import explain_input, explain_sample
+
+    if sample is not None and file is None:
+        return [explain_sample(root, sample, top)]
+    if file is not None and sample is None:
+        return explain_input(root, file, top)
+    raise UsageError("which sample?", expected="one of --sample NUMBER and --input FILE")
 
 
 def _write_card(found: list[Explained], target: Path) -> None:
