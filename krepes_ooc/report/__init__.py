@@ -1,13 +1,9 @@
 """The report: small arrays of an audit -> one self-contained HTML page and its figures as JSON."""
 
 from krepes_ooc.report.data import (
-    Alignment,
     AuditData,
     Audited,
     Column,
-    Concepts,
-    Curve,
-    Figure,
     Influence,
     Landmarks,
     Newton,
@@ -18,6 +14,7 @@ from krepes_ooc.report.data import (
     Subject,
 )
 from krepes_ooc.report.explained import Explained, explain_rows
+from krepes_ooc.report.measured import Alignment, Concepts, Curve, Figure, Groups
 from krepes_ooc.report.page import Report, build_report
 
 __all__ = [
@@ -29,6 +26,7 @@ __all__ = [
     "Curve",
     "Explained",
     "Figure",
+    "Groups",
     "Influence",
     "Landmarks",
     "Newton",

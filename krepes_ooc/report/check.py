@@ -8,6 +8,7 @@ import numpy as np
 
 from krepes_ooc.errors import DataError
 from krepes_ooc.report.data import AuditData, Influence, Newton, Samples
+from krepes_ooc.report.measured import Groups
 
 
 def check_audit(audit: AuditData) -> None:
@@ -27,14 +28,40 @@ def check_audit(audit: AuditData) -> None:
     for key, curve in audit.curves.items():
         for name, line in curve.lines.items():
             _check_length(f"curves.{key}.{name}", line, len(curve.x), "points")
-    if audit.concepts is not None:
-        n_audited = 0 if audit.audited is None else len(audit.audited.sample_id)
-        accuracy, score = audit.concepts.accuracy, audit.concepts.score
-        _check_length("concepts.accuracy", accuracy, len(audit.concepts.names), "concepts")
-        _check_length("concepts.score", score, n_audited, "audited samples")
+    _check_concepts(audit)
     if audit.alignment is not None:
-        for name in ("gap", "stderr", "kernel_only", "weighted"):
-            _check_length(f"alignment.{name}", getattr(audit.alignment, name), n_columns, "columns")
+        n_names = len(audit.alignment.names) or n_columns
+        for name, value in vars(audit.alignment).items():
+            if name not in ("names", "notes"):
+                _check_length(f"alignment.{name}", value, n_names, "columns")
+    for name, groups in audit.groups.items():
+        _check_groups(f"groups.{name}", groups)
+
+
+def _check_concepts(audit: AuditData) -> None:
+    found = audit.concepts
+    if found is None:
+        return
+    n_concepts, n_audited = len(found.names), 0
+    if audit.audited is not None:
+        n_audited = len(audit.audited.sample_id)
+    for name in ("accuracy", "trusted", "landmark_score"):
+        _check_length(f"concepts.{name}", getattr(found, name), n_concepts, "concepts")
+    for name, values in found.controls.items():
+        _check_length(f"concepts.controls.{name}", values, n_concepts, "concepts")
+    _check_length("concepts.score", found.score, n_audited, "audited samples")
+    if found.landmark_score is not None and audit.landmarks is not None:
+        n_landmarks = len(audit.landmarks.sample_id)
+        _check_length("concepts.landmark_score", found.landmark_score.T, n_landmarks, "landmarks")
+
+
+def _check_groups(where: str, groups: Groups) -> None:
+    n_groups = len(groups.categories)
+    for name in ("samples", "landmarks", "chance", "share", "stderr", "kernel_only"):
+        value = getattr(groups, name)
+        _check_length(f"{where}.{name}", value, n_groups, "groups")
+        if value.ndim == 2:
+            _check_length(f"{where}.{name}", value.T, n_groups, "groups")
 
 
 def _check_samples(where: str, samples: Samples, n_columns: int) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from krepes_ooc.report.measured import Alignment, Concepts, Curve, Figure, Groups
+
 Array = npt.NDArray[Any]
 NOT_MEASURED = float("nan")
 
@@ -151,67 +153,6 @@ class Newton:
 
 
 @dataclass(frozen=True, eq=False)
-class Figure:
-    """One fidelity figure.
-
-    Args:
-        value: what was measured.
-        controls: the figures it must be read beside, by their name in words.
-        interval: low and high of a 95 % interval.
-        words: title for people; default the figure's name.
-        note: one sentence: definition and how to read it.
-    """
-
-    value: float
-    controls: Mapping[str, float] = field(default_factory=dict)
-    interval: tuple[float, float] | None = None
-    words: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """A measured curve, such as fidelity over the number of components.
-
-    Args:
-        words: title for people.
-        x_words: what runs along x.
-        y_words: what runs along y, with its unit.
-        x: [point], ascending.
-        lines: name in words -> [point].
-        log_x: whether x is drawn on a logarithmic axis.
-        note: one sentence on how to read it.
-    """
-
-    words: str
-    x_words: str
-    y_words: str
-    x: Array
-    lines: Mapping[str, Array]
-    log_x: bool = False
-    note: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Alignment:
-    """Alignment gaps, each [column] in the order of ``columns`` (NaN: not measured)."""
-
-    gap: Array
-    stderr: Array
-    kernel_only: Array
-    weighted: Array | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Concepts:
-    """Concepts: names and held-out CAV accuracy, [concept]; score, [audited, concept]."""
-
-    names: tuple[str, ...]
-    accuracy: Array
-    score: Array
-
-
-@dataclass(frozen=True, eq=False)
 class SelfCheck:
     """The network's start-up self-check: passed or not, its largest relative error, in words."""
 
@@ -243,6 +184,7 @@ class AuditData:
         fidelity: figures by name; ``ridge_ceiling``, ``kendall_tau`` (or else ``cka``) and
             ``confidence_drop`` (control ``random``) also appear in the trust panel.
         curves: measured curves, keyed by figure name.
+        groups: group tables by column name.
         warnings: sentences, worst first.
         recipe_text: the recipe as it was run.
         versions: program or library -> version.
@@ -259,6 +201,7 @@ class AuditData:
     fidelity: Mapping[str, Figure] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     alignment: Alignment | None = None
+    groups: Mapping[str, Groups] = field(default_factory=dict)
     concepts: Concepts | None = None
     self_check: SelfCheck | None = None
     stages: tuple[StageRecord, ...] = ()

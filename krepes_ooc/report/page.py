@@ -10,10 +10,13 @@ from typing import Any
 
 from krepes_ooc.report.cards import samples_panel
 from krepes_ooc.report.check import check_audit
+from krepes_ooc.report.columns import alignment_panel
+from krepes_ooc.report.concepts import concepts_panel
 from krepes_ooc.report.curves import spectrum_panel, step_panel
 from krepes_ooc.report.data import AuditData
-from krepes_ooc.report.findings import alignment_panel, concepts_panel, fidelity_panel
-from krepes_ooc.report.gallery import landmarks_panel, shares_panel
+from krepes_ooc.report.findings import fidelity_panel
+from krepes_ooc.report.gallery import landmarks_panel
+from krepes_ooc.report.groups import groups_panel
 from krepes_ooc.report.markup import DASH, Markup, element, join, to_plain, user_text
 from krepes_ooc.report.panel import Panel
 from krepes_ooc.report.record import provenance_panel, subject_panel, timing_panel
@@ -27,9 +30,9 @@ PANELS: tuple[Callable[[AuditData], Panel], ...] = (
     trust_panel,
     samples_panel,
     landmarks_panel,
-    shares_panel,
-    concepts_panel,
     alignment_panel,
+    groups_panel,
+    concepts_panel,
     fidelity_panel,
     step_panel,
     spectrum_panel,

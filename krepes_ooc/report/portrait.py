@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from krepes_ooc.report.data import Array, AuditData, Column, Landmarks, Samples
+from krepes_ooc.report.data import Array, AuditData, Column, Samples
 from krepes_ooc.report.markup import Child, Markup, element, to_plain, user_text
 from krepes_ooc.report.png import data_uri
 
@@ -85,7 +85,7 @@ class Portraits:
 class LandmarkSamples:
     """Landmark samples: rows of one sample's views taken together, in order of first appearance."""
 
-    landmarks: Landmarks
+    landmarks: Samples
 
     @cached_property
     def _index(self) -> tuple[Array, Array]:

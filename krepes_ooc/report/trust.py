@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from krepes_ooc.report.data import AuditData, Figure
+from krepes_ooc.report.data import AuditData
 from krepes_ooc.report.markup import DASH, Child, Markup, element, join, number, to_plain, user_text
+from krepes_ooc.report.measured import Figure
 from krepes_ooc.report.panel import Panel
 
 Mark = Literal["good", "care", "bad", "unknown"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,11 +239,6 @@ def to_json(values: Float) -> list[Any]:
         to_json(value) if np.ndim(value) else float(value) if np.isfinite(value) else None
         for value in values
     ]
-
-
-def read_groups(attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The group tables of a sealed store that are defined."""
-    return {name: table for name, table in attributes["groups"].items() if "share" in table}
 
 
 def predict(shape: AuditShape, settings: AlignmentSettings) -> Cost:

@@ -13,6 +13,13 @@ import numpy as np
 from krepes_ooc import report
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import setting
+from krepes_ooc.stages.answers import (
+    read_alignment,
+    read_concepts,
+    read_curves,
+    read_fidelity,
+    read_groups,
+)
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.shapes import AuditShape
@@ -20,19 +27,6 @@ from krepes_ooc.storage.files import checksum, write_atomic
 from krepes_ooc.storage.reader import StoreReader
 
 LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
-FIGURES = (
-    "ridge_ceiling",
-    "kendall_tau",
-    "accuracy_gap",
-    "cka",
-    "precision_at_1",
-    "confidence_drop",
-    "drop_ratio",
-    "coverage",
-    "nystrom_error",
-    "spectral_entropy",
-    "stability",
-)
 SWEEP = ("damping", "loss", "predicted", "rho", "step_norm", "stability")
 ORDER = (
     "pretrain",
@@ -76,7 +70,7 @@ def run(context: StageContext) -> None:
 def collect(context: StageContext) -> report.AuditData:
     """Everything that the report shows, from the small stores."""
     audited, landmarks = context.reader("audited"), context.reader("landmarks")
-    shown = np.flatnonzero(audited.array("role") == ROLES["audit"])[: context.settings.samples]
+    shown = np.flatnonzero(audited.array("role") == ROLES["audit"])
     columns = landmarks.attributes["columns"]
     return report.AuditData(
         subject=_subject(context),
@@ -89,10 +83,11 @@ def collect(context: StageContext) -> report.AuditData:
         influence=_influence(context.reader("influence"), shown),
         spectrum=_spectrum(context),
         newton=_newton(context.reader("newton")),
-        fidelity=_fidelity(context.reader("fidelity")),
-        curves=_curves(context.reader("fidelity")),
-        alignment=_alignment(context.reader("alignment"), len(columns)),
-        concepts=_concepts(context.reader("concepts"), shown),
+        fidelity=read_fidelity(context.reader("fidelity")),
+        curves=read_curves(context.reader("fidelity")),
+        alignment=read_alignment(context.reader("alignment")),
+        groups=read_groups(context.reader("alignment")),
+        concepts=read_concepts(context.reader("concepts"), shown),
         self_check=_self_check(context.reader("features")),
         stages=tuple(_stages(context)),
         classes=tuple(landmarks.info("label").attributes["categories"]),
@@ -102,6 +97,7 @@ def collect(context: StageContext) -> report.AuditData:
         versions={"python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         record={"processor and numerics": str(_seal(context, "features")["numerics"])},
+        cards=context.settings.samples,
     )
 
 
@@ -168,60 +164,6 @@ def _newton(store: StoreReader) -> report.Newton:
     )
 
 
-def _fidelity(store: StoreReader) -> dict[str, report.Figure]:
-    return {
-        name: report.Figure(
-            value=report_value(figure["value"]),
-            controls={key: report_value(value) for key, value in figure["controls"].items()},
-            interval=tuple(figure["interval"]) if figure.get("interval") else None,
-            words=figure["words"],
-            note=figure["note"],
-        )
-        for name, figure in sorted(store.attributes["figures"].items(), key=_reading_order)
-    }
-
-
-def _reading_order(item: tuple[str, Any]) -> int:
-    """Attributes come back in alphabetical order; people read the ceiling first."""
-    return FIGURES.index(item[0]) if item[0] in FIGURES else len(FIGURES)
-
-
-def _curves(store: StoreReader) -> dict[str, report.Curve]:
-    arrays = ("x", "lines")
-    return {
-        name: report.Curve(
-            **{key: value for key, value in curve.items() if key not in arrays},
-            x=np.array(curve["x"]),
-            lines={line: np.array(values) for line, values in curve["lines"].items()},
-        )
-        for name, curve in store.attributes["curves"].items()
-    }
-
-
-def _alignment(store: StoreReader, n_columns: int) -> report.Alignment | None:
-    """The gaps of the table's columns; the label, which comes last, is no column of it."""
-    if not n_columns:
-        return None
-    names = ("gap", "stderr", "kernel_only", "weighted")
-    defined = store.array("defined")[:n_columns] == 1
-    return report.Alignment(
-        **{name: np.where(defined, store.array(name)[:n_columns], np.nan) for name in names}
-    )
-
-
-def _concepts(store: StoreReader, rows: Any) -> report.Concepts | None:
-    names = tuple(store.attributes["names"])
-    if not names:
-        return None
-    scores = np.where(store.array("trusted") == 1, store.array("score")[rows], np.nan)
-    return report.Concepts(names, store.array("accuracy"), scores)
-
-
-def report_value(value: float | None) -> float:
-    """A figure for the report: what was not measured is NaN there, and shown in words."""
-    return float("nan") if value is None else float(value)
-
-
 def _self_check(features: StoreReader) -> report.SelfCheck:
     facts = features.attributes["self_check"]
     return report.SelfCheck(True, float(facts["max_relative_error"]), str(facts["words"]))
@@ -275,7 +217,7 @@ def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
 
 STAGE = Stage(
     name="report",
-    version=1,
+    version=2,
     reads=(
         "features",
         "landmarks",

@@ -16,6 +16,7 @@ from krepes_ooc.report import (
     Concepts,
     Curve,
     Figure,
+    Groups,
     Influence,
     Landmarks,
     Newton,
@@ -109,7 +110,7 @@ def full_audit(**changes: Any) -> AuditData:
 
 
 def table_audit(**changes: Any) -> AuditData:
-    """The same audit of table rows, with alignment and concepts."""
+    """The same audit of table rows, with alignment, groups and concepts."""
     audit = full_audit()
     rng = np.random.default_rng(8)
     columns = (Column("age"), Column("colour", "category", ("red", "blue")), Column("constant"))
@@ -126,11 +127,39 @@ def table_audit(**changes: Any) -> AuditData:
         "landmarks": dataclasses.replace(audit.landmarks, image=None, values=theirs),
         "audited": dataclasses.replace(audit.audited, image=None, values=mine),
         "alignment": Alignment(
-            np.array([0.3, -0.1, np.nan]),
-            np.array([0.02, 0.02, np.nan]),
-            np.array([0.28, 0.0, 0.0]),
+            np.array([0.3, -0.1, np.nan, 0.12]),
+            np.array([0.02, 0.02, np.nan, 0.01]),
+            np.array([0.28, 0.0, np.nan, 0.11]),
+            np.array([0.31, -0.11, np.nan, 0.13]),
+            np.array([0.011, 0.012, np.nan, 0.013]),
+            np.array([0.006, 0.006, np.nan, 0.02]),
+            np.array([0.25, 0.01, np.nan, 0.115]),
+            np.array([0.36, 0.015, np.nan, 0.09]),
+            np.array([-0.04, -0.05, np.nan, -0.06]),
+            (*(column.name for column in columns), "label"),
+            {"constant": "the column is constant"},
         ),
-        "concepts": Concepts(("old",), np.array([0.9]), rng.normal(size=(N_AUDITED, 1))),
+        "groups": {
+            "colour": Groups(
+                ("red", "blue", "green", "grey"),
+                np.array([3, 2, 0, 0]),
+                np.array([4, 4, 1, 0]),
+                np.array([[0.7, 0.2, 0.1, 0], [0.4, 0.55, 0.05, 0], *np.full((2, 4), np.nan)]),
+                np.full((4, 4), 0.03),
+                np.array([[0.68, 0.22, 0.1, 0], [0.35, 0.6, 0.05, 0], *np.full((2, 4), np.nan)]),
+                np.array([4, 4, 1, 0]) / 9,
+                "1 of 2 groups have no landmark",
+            ),
+            "label": Groups(note="no group is known"),
+        },
+        "concepts": Concepts(
+            ("old", "noise"),
+            np.array([0.9, 0.52]),
+            np.c_[rng.normal(size=N_AUDITED), np.full(N_AUDITED, np.nan)],
+            np.array([True, False]),
+            {"random concepts": np.array([0.501, 0.502]), "network": np.array([0.8, np.nan])},
+            np.stack([rng.normal(size=N_LANDMARKS), np.zeros(N_LANDMARKS)]),
+        ),
     }
     return dataclasses.replace(audit, **{**parts, **changes})
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from krepes_ooc.errors import DataError
-from krepes_ooc.report import AuditData, Newton, Subject, build_report
+from krepes_ooc.report import AuditData, Groups, Newton, Subject, build_report
 from krepes_ooc.report.check import check_audit
 from tests.report.samples import N_AUDITED, N_LANDMARKS, full_audit, table_audit
 
@@ -75,11 +75,37 @@ def test_complete_and_empty_audits_pass():
         ),
         (
             changed(table_audit(), "alignment", gap=np.zeros(2)),
-            "alignment.gap: 2 rows; expected 3 columns",
+            "alignment.gap: 2 rows; expected 4 columns",
         ),
         (
-            changed(table_audit(), "concepts", accuracy=np.zeros(2)),
-            "concepts.accuracy: 2 rows; expected 1 concepts",
+            changed(table_audit(), "concepts", accuracy=np.zeros(3)),
+            "concepts.accuracy: 3 rows; expected 2 concepts",
+        ),
+        (
+            changed(table_audit(), "alignment", names=(), gap=np.zeros(3)),
+            "alignment.stderr: 4 rows; expected 3 columns",
+        ),
+        (
+            changed(table_audit(), "alignment", repelling=np.zeros(1)),
+            "alignment.repelling: 1 rows; expected 4 columns",
+        ),
+        (
+            changed(table_audit(), "concepts", controls={"network": np.zeros(1)}),
+            "concepts.controls.network: 1 rows; expected 2 concepts",
+        ),
+        (
+            changed(table_audit(), "concepts", landmark_score=np.zeros((2, 3))),
+            "concepts.landmark_score: 3 rows; expected 9 landmarks",
+        ),
+        (
+            table_audit(groups={"g": Groups(("a", "b"))}),
+            "groups.g.samples: 0 rows; expected 2 groups",
+        ),
+        (
+            table_audit(
+                groups={"g": Groups(("a",), *np.ones((2, 1)), np.ones((1, 2)), *np.ones((2, 1, 1)))}
+            ),
+            "groups.g.chance: 0 rows; expected 1 groups",
         ),
         (
             changed(table_audit(), "concepts", score=np.zeros((2, 1))),

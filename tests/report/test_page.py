@@ -125,7 +125,20 @@ def test_hostile_text_everywhere_is_only_text():
                 lines={HOSTILE: np.arange(3.0)},
             )
         },
-        concepts=dataclasses.replace(audit.concepts, names=(HOSTILE,)),
+        concepts=dataclasses.replace(
+            audit.concepts,
+            names=(HOSTILE, HOSTILE + "2"),
+            controls={HOSTILE: np.array([0.1, 0.2])},
+        ),
+        alignment=dataclasses.replace(
+            audit.alignment, names=(HOSTILE,) * 4, notes={HOSTILE: HOSTILE}
+        ),
+        groups={
+            HOSTILE: dataclasses.replace(
+                audit.groups["colour"], categories=(HOSTILE,) * 4, note=HOSTILE
+            ),
+            HOSTILE + "2": dataclasses.replace(audit.groups["label"], note=HOSTILE),
+        },
         self_check=dataclasses.replace(audit.self_check, words=HOSTILE),
         influence=dataclasses.replace(audit.influence, measure=HOSTILE),
         newton=dataclasses.replace(
@@ -166,7 +179,7 @@ def test_an_empty_audit_says_what_is_missing():
     for key in (
         "samples",
         "landmarks",
-        "shares",
+        "groups",
         "concepts",
         "alignment",
         "fidelity",
@@ -186,7 +199,6 @@ def test_any_one_part_may_be_missing(make, name):
     if name == "columns":
         audit = make()
         changes |= {
-            "alignment": None,
             "landmarks": dataclasses.replace(audit.landmarks, values=None),
             "audited": dataclasses.replace(audit.audited, values=None),
         }

@@ -17,7 +17,7 @@ from krepes_ooc.report import (
 )
 from krepes_ooc.report.cards import samples_panel
 from krepes_ooc.report.explained import Explained
-from krepes_ooc.report.gallery import landmark_shares, landmarks_panel, shares_panel
+from krepes_ooc.report.gallery import landmarks_panel
 from krepes_ooc.report.links import Link, links_of
 from krepes_ooc.report.portrait import (
     LandmarkSamples,
@@ -280,7 +280,7 @@ def test_a_wide_table_keeps_the_columns_that_agree():
     assert "8 further columns" in page.text
 
 
-# --- gallery and shares --------------------------------------------------------------------------
+# --- gallery -------------------------------------------------------------------------------------
 
 
 def test_gallery_is_ordered_by_the_step_row():
@@ -307,39 +307,6 @@ def test_table_landmarks_are_a_table():
     page = Page(landmarks_panel(table_audit()).render())
     assert len(page.all("tr")) == 10
     assert not page.all("ol")
-
-
-def test_shares_against_a_naive_count():
-    audit = full_audit()
-    codes, share, chance = landmark_shares(audit)
-    theirs = audit.landmarks.label
-    for i, mine in enumerate(codes):
-        tops = [
-            theirs[top]
-            for row in range(5)
-            if audit.audited.label[row] == mine
-            for top in audit.influence.top_landmark[row]
-        ]
-        for j, other in enumerate(codes):
-            assert share[i, j] == pytest.approx(tops.count(other) / len(tops))
-    assert chance.tolist() == pytest.approx([1 / 3] * 3)
-
-
-def test_shares_without_labels_or_of_too_many_classes():
-    audit = full_audit()
-    unknown = dataclasses.replace(audit.audited, label=np.full(7, -1))
-    assert landmark_shares(full_audit(audited=unknown)) is None
-    many = dataclasses.replace(
-        audit.landmarks,
-        sample_id=np.arange(30),
-        label=np.arange(30),
-        image=None,
-        weight=None,
-        view=None,
-    )
-    kernel = dataclasses.replace(audit.influence, kernel=None)
-    crowded = full_audit(landmarks=many, influence=kernel, newton=None)
-    assert "There are 30 classes" in shares_panel(crowded).render()
 
 
 @pytest.mark.parametrize(("given", "shown"), [("", "#7"), ("7", "#7"), (" a ", "a"), ("8", "8")])

@@ -1,0 +1,131 @@
+"""What the last stages measured: figures, curves, alignment gaps, group tables, concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """One fidelity figure.
+
+    Args:
+        value: what was measured.
+        controls: the figures it must be read beside, by their name in words.
+        interval: low and high of a 95 % interval.
+        words: title for people; default the figure's name.
+        note: one sentence: definition and how to read it.
+    """
+
+    value: float
+    controls: Mapping[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    words: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A measured curve, such as fidelity over the number of components.
+
+    Args:
+        words: title for people.
+        x_words: what runs along x.
+        y_words: what runs along y, with its unit.
+        x: [point], ascending.
+        lines: name in words -> [point].
+        log_x: whether x is drawn on a logarithmic axis.
+        note: one sentence on how to read it.
+    """
+
+    words: str
+    x_words: str
+    y_words: str
+    x: Array
+    lines: Mapping[str, Array]
+    log_x: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Alignment gaps and their controls, each [column] (NaN: not measured; None: no such control).
+
+    Args:
+        gap: agreement with the top landmarks minus agreement with all.
+        stderr: its standard error over samples.
+        kernel_only: the gap with landmarks ranked by the kernel alone.
+        weighted: both means weighted by the kernel's size.
+        chance: scatter of the gap if the column is shuffled over the landmarks.
+        difference_stderr: standard error of gap minus kernel_only.
+        by_network: ranked by the network's own embeddings.
+        by_inputs: ranked by the network's inputs.
+        repelling: the gap of the landmarks that repel most.
+        names: what is aligned; empty: ``columns``. The last one may be the label.
+        notes: name -> why its gap is not defined.
+    """
+
+    gap: Array
+    stderr: Array
+    kernel_only: Array
+    weighted: Array | None = None
+    chance: Array | None = None
+    difference_stderr: Array | None = None
+    by_network: Array | None = None
+    by_inputs: Array | None = None
+    repelling: Array | None = None
+    names: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Group table of one column, from the group of the sample to that of the landmark.
+
+    Args:
+        categories: names; none: the table is not defined, and ``note`` says why.
+        samples: audited samples of every group, [group].
+        landmarks: landmarks of every group, [group].
+        share: of the top landmarks' influence, [group, group]; NaN: no sample.
+        stderr: its standard error over samples, [group, group].
+        kernel_only: the same share ranked by the kernel alone, [group, group].
+        chance: share of every group among the landmarks, [group].
+        note: what a reader must know.
+    """
+
+    categories: tuple[str, ...] = ()
+    samples: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    landmarks: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    share: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    stderr: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    kernel_only: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    chance: Array = field(default_factory=lambda: np.zeros(0))
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Concepts:
+    """Concepts and whether they are recognised.
+
+    Args:
+        names: of the concepts.
+        accuracy: held-out accuracy of the concept vector, [concept].
+        score: how far the step carries a sample towards the concept, [audited, concept].
+        trusted: whether it is recognised better than by chance, [concept]; None: all are.
+        controls: name in words -> [concept]; NaN: not measured.
+        landmark_score: [concept, landmark]; None: not shown.
+    """
+
+    names: tuple[str, ...]
+    accuracy: Array
+    score: Array
+    trusted: Array | None = None
+    controls: Mapping[str, Array] = field(default_factory=dict)
+    landmark_score: Array | None = None

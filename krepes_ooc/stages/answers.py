@@ -1,0 +1,123 @@
+"""What the last stages measured, as the report takes it: figures, gaps, group tables, concepts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc import report
+from krepes_ooc.storage.reader import StoreReader
+
+FIGURES = (
+    "ridge_ceiling",
+    "kendall_tau",
+    "accuracy_gap",
+    "cka",
+    "precision_at_1",
+    "confidence_drop",
+    "drop_ratio",
+    "coverage",
+    "nystrom_error",
+    "spectral_entropy",
+    "stability",
+)
+GAPS = (
+    "gap",
+    "stderr",
+    "chance",
+    "kernel_only",
+    "difference_stderr",
+    "weighted",
+    "repelling",
+    "by_network",
+    "by_inputs",
+)
+TABLE = ("share", "stderr", "kernel_only", "chance")
+RECOGNISED = {
+    "chance": "random concepts",
+    "chance_high": "random, at most",
+    "p_value": "p",
+    "accuracy_start": "at the start",
+    "accuracy_network": "network",
+    "accuracy_inputs": "inputs",
+}
+
+
+def read_fidelity(store: StoreReader) -> dict[str, report.Figure]:
+    """All fidelity figures, those first that people read first."""
+    return {
+        name: report.Figure(
+            value=_value(figure["value"]),
+            controls={key: _value(value) for key, value in figure["controls"].items()},
+            interval=tuple(figure["interval"]) if figure.get("interval") else None,
+            words=figure["words"],
+            note=figure["note"],
+        )
+        for name, figure in sorted(store.attributes["figures"].items(), key=_reading_order)
+    }
+
+
+def _reading_order(item: tuple[str, Any]) -> int:
+    """Attributes come back in alphabetical order; people read the ceiling first."""
+    return FIGURES.index(item[0]) if item[0] in FIGURES else len(FIGURES)
+
+
+def read_curves(store: StoreReader) -> dict[str, report.Curve]:
+    """All measured curves."""
+    arrays = ("x", "lines")
+    return {
+        name: report.Curve(
+            **{key: value for key, value in curve.items() if key not in arrays},
+            x=np.array(curve["x"]),
+            lines={line: np.array(values) for line, values in curve["lines"].items()},
+        )
+        for name, curve in store.attributes["curves"].items()
+    }
+
+
+def read_alignment(store: StoreReader) -> report.Alignment | None:
+    """The gaps of the table's columns, and of the label, which comes last."""
+    facts = store.attributes
+    if not facts["columns"]:
+        return None
+    defined = store.array("defined") == 1
+    arrays = {
+        name: np.where(defined, store.array(name), np.nan) for name in GAPS if store.has(name)
+    }
+    return report.Alignment(**arrays, names=tuple(facts["columns"]), notes=facts["notes"])
+
+
+def read_groups(store: StoreReader) -> dict[str, report.Groups]:
+    """All group tables; one that is not defined keeps its note alone."""
+    found = {}
+    for name, table in store.attributes["groups"].items():
+        if "share" not in table:
+            found[name] = report.Groups(note=table["note"])
+            continue
+        arrays = {key: np.array(table[key], dtype=np.float64) for key in TABLE}
+        counts = {key: np.array(table[key], dtype=np.int64) for key in ("samples", "landmarks")}
+        found[name] = report.Groups(
+            categories=tuple(table["categories"]), note=table["note"], **arrays, **counts
+        )
+    return found
+
+
+def read_concepts(store: StoreReader, rows: Any) -> report.Concepts | None:
+    """The concepts with scores of some audited rows; None if none was named."""
+    names = tuple(store.attributes["names"])
+    if not names:
+        return None
+    trusted = store.array("trusted") == 1
+    controls = {words: store.array(name) for name, words in RECOGNISED.items()}
+    if not controls[RECOGNISED["accuracy_inputs"]].any():  # 0: the inputs are too long
+        del controls[RECOGNISED["accuracy_inputs"]]
+    scores = np.where(trusted, store.array("score")[rows], np.nan)
+    return report.Concepts(
+        names, store.array("accuracy"), scores, trusted, controls, store.array("landmark_score")
+    )
+
+
+def _value(value: float | None) -> float:
+    """A figure for the report: what was not measured is NaN there, and shown in words."""
+    return float("nan") if value is None else float(value)
