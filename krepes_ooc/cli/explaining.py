@@ -10,7 +10,7 @@ import click
 
 from krepes_ooc.cli import options
 from krepes_ooc.cli.console import print_json, print_table
-from krepes_ooc.cli.inspecting import which
+from krepes_ooc.cli.inspecting import recipe_or_none, which
 from krepes_ooc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ NARROW, MOST_IN_TABLE = 16, 6
 
 
 @click.command()
-@click.argument("recipe", required=False, shell_complete=options.complete_recipe)
+@recipe_or_none
 @options.workspace
 @click.option("--sample", type=click.IntRange(min=0), help="Position of a sample in the source.")
 @click.option(
@@ -47,7 +47,9 @@ def explain(
     The sample is one of the source (--sample) or a new one (--input), which goes through the frozen
     network. Only small stores are read.
     """
-    found = _explained(which(recipe, workspace), sample, file, top)
+    from krepes_ooc.runner.explaining import explain as explained
+
+    found = explained(which(recipe, workspace), sample=sample, file=file, top=top)
     if png is not None:
         _write_card(found, png)
     if as_json:
@@ -57,23 +59,6 @@ def explain(
         _show(one)
     if png is not None:
         click.echo(f"wrote {png}")
-
-
-def _explained(
-    root: Path, sample: int | None, file: Path | None, top: int | None
-) -> list[Explained]:
-    """The samples that the options name.
-
-    Raises:
-        UsageError: neither option was given, or both.
-    """
-    from krepes_ooc.runner.explaining import explain_input, explain_sample
-
-    if sample is not None and file is None:
-        return [explain_sample(root, sample, top)]
-    if file is not None and sample is None:
-        return explain_input(root, file, top)
-    raise UsageError("which sample?", expected="one of --sample NUMBER and --input FILE")
 
 
 def _write_card(found: list[Explained], target: Path) -> None:

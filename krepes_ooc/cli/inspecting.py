@@ -36,14 +36,14 @@ def status(
 @click.command()
 @recipe_or_none
 @options.workspace
-@click.option("--store", "only", metavar="NAME", help="Verify this store or stage only.")
+@options.store
 @options.as_json
-def verify(recipe: str | None, workspace: Path | None, only: str | None, as_json: bool) -> None:
+def verify(recipe: str | None, workspace: Path | None, store: str | None, as_json: bool) -> None:
     """Recompute every checksum and name every damaged file. Exit 5 if there is one."""
     from krepes_ooc.runner import verify_workspace
 
     root = which(recipe, workspace)
-    found = verify_workspace(root, only)
+    found = verify_workspace(root, store)
     damage = [str(item) for item in found.damage]
     if as_json:
         print_json(

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krepes_ooc.cli import explaining, inspecting, running, shipped
+from krepes_ooc.cli import explaining, exporting, inspecting, running, shipped
 from krepes_ooc.errors import Interrupted, KrepesError
 
 _DEBUG = "--debug"
@@ -75,6 +75,7 @@ for command in (
     running.plan,
     inspecting.status,
     explaining.explain,
+    exporting.export,
     inspecting.verify,
     inspecting.doctor,
     shipped.stores,

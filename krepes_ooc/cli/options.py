@@ -60,10 +60,15 @@ def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 def complete_stage(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of stages, for the shell; every other one writes a store of its name."""
+    names = [name for name in ("pretrain", "report") if name.startswith(incomplete)]
+    return [*complete_store(ctx, param, incomplete), *names]
+
+
+def complete_store(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of stores, for the shell."""
     from krepes_ooc import catalogue
 
-    names = [*catalogue.names("stores"), "pretrain", "report"]
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in catalogue.names("stores") if name.startswith(incomplete)]
 
 
 recipe = click.argument("recipe", shell_complete=complete_recipe)
@@ -98,6 +103,9 @@ only = click.option(
 )
 restart_stale = click.option(
     "--restart-stale", is_flag=True, help="Compute stages again whose inputs or settings changed."
+)
+store = click.option(
+    "--store", metavar="NAME", shell_complete=complete_store, help="One store: krepes stores list."
 )
 repair = click.option(
     "--repair", is_flag=True, help="Find damaged files and compute exactly these again."

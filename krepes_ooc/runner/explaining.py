@@ -36,6 +36,32 @@ MOST_SAMPLES = 100
 Float = npt.NDArray[np.float64]
 
 
+def explain(
+    workspace: Path | str,
+    *,
+    sample: int | None = None,
+    file: Path | str | None = None,
+    top: int | None = None,
+) -> list[report.Explained]:
+    """Explain one sample of the source, or the new samples of a file.
+
+    Args:
+        workspace: folder of the audit.
+        sample: position in the source.
+        file: new samples instead, in the form of the source.
+        top: landmarks to rank; default as many as the audit keeps.
+
+    Raises:
+        UsageError: neither or both are given; or as ``explain_sample`` and ``explain_input``.
+        WorkspaceError: the audit has not got that far, or its recipe is stale.
+    """
+    if sample is not None and file is None:
+        return [explain_sample(workspace, sample, top)]
+    if file is not None and sample is None:
+        return explain_input(workspace, file, top)
+    raise UsageError("which sample?", expected="one of --sample NUMBER and --input FILE")
+
+
 def explain_sample(workspace: Path | str, sample: int, top: int | None = None) -> report.Explained:
     """Explain the sample at one position of the source.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -88,6 +89,17 @@ class Workspace(stored.Workspace):
         shape, dims = (views, len(wanted), len(step)), ("view", "sample", "landmark")
         found = lazy_whole(compute, shape, dims, "influence")
         return found.assign_coords(sample_id=("sample", wanted))
+
+    def export(self, store: str, target: Path | str, kind: str = "parquet") -> None:
+        """Copy one small store to a new file: ``parquet``, ``csv``, ``netcdf`` or ``zarr``.
+
+        Raises:
+            UsageError: no such store or format, or the target exists.
+            WorkspaceError: the store is not sealed.
+        """
+        from krepes_ooc.storage.export import export_store
+
+        export_store(self, store, Path(target), kind)
 
     def _kernel(self) -> tuple[int, BlockPlan]:
         self._refuse_unsealed("kernel")

@@ -14,7 +14,7 @@ from krepes_ooc.engine.calibration import Rates, calibrate
 from krepes_ooc.engine.memory import base_bytes
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
-from krepes_ooc.runner.audit import Audit, Options
+from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.stages.base import Cost
 from krepes_ooc.stages.tickets import StageState
 from krepes_ooc.storage.workspace import Workspace
@@ -24,13 +24,17 @@ EFFICIENCY = 0.6
 
 
 def make_plan(
-    recipe: Recipe, workspace: Path | str, options: Options, *, timed: bool = False
+    recipe: Recipe,
+    workspace: Path | str | None = None,
+    options: Options | None = None,
+    *,
+    timed: bool = False,
 ) -> dict[str, Any]:
     """What every stage would cost, as plain values; opens source and network, computes nothing.
 
     Args:
         recipe: what would be run.
-        workspace: where; need not exist, and then stays so.
+        workspace: where, by default ``krepes-workspace/<recipe>``; need not exist, and stays so.
         options: memory and workers.
         timed: measure this machine for two seconds and foretell the time of every stage.
 
@@ -38,7 +42,8 @@ def make_plan(
         UsageError: the recipe asks for what cannot be.
         WorkspaceError: the workspace is of another recipe or format.
     """
-    root = Path(workspace).resolve()
+    options = options or Options()
+    root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     checks.refuse_no_folder(root)
     with _somewhere(root) as there:
         audit = Audit(recipe, Workspace(there))

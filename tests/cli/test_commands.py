@@ -37,6 +37,7 @@ OPTIONS = {
     "plan": {"workspace", "memory", "workers", "set", "json"},
     "status": {"workspace", "set", "json"},
     "explain": {"workspace", "sample", "input", "top", "png", "json"},
+    "export": {"workspace", "store", "format", "out", "dim"},
     "verify": {"workspace", "store", "json"},
     "doctor": {"json"},
     "stores list": set(),

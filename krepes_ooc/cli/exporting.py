@@ -1,0 +1,44 @@
+"""krepes export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from krepes_ooc.cli import options
+from krepes_ooc.cli.inspecting import recipe_or_none, which
+
+FORMATS = ("parquet", "csv", "netcdf", "zarr")
+
+
+@click.command()
+@recipe_or_none
+@options.workspace
+@options.store
+@click.option(
+    "--format", "kind", type=click.Choice(FORMATS), default="parquet", help="Kind of file."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="New file; zarr: a new folder."
+)
+@click.option("--dim", metavar="NAME", help="Dimension whose entries are the rows of a table.")
+def export(
+    recipe: str | None,
+    workspace: Path | None,
+    store: str | None,
+    kind: str,
+    out: Path,
+    dim: str | None,
+) -> None:
+    """Copy one small store (influence, audited, fidelity ...) to a file for other programs.
+
+    In a table codes are texts, and each ranked landmark of a sample has a row of its own.
+    """
+    from krepes_ooc.storage.export import export_store
+    from krepes_ooc.storage.workspace import Workspace
+
+    left = export_store(Workspace(which(recipe, workspace)), store or "", out, kind, dim)
+    click.echo(f"wrote {out}")
+    if left:
+        click.echo(f"not in the table: {', '.join(left)} (--dim, or --format netcdf or zarr)")

@@ -1,0 +1,233 @@
+"""Copies of a small store for other programs: parquet and csv tables, netCDF, plain Zarr."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.errors import UsageError
+from krepes_ooc.storage.files import disk_errors
+from krepes_ooc.storage.reader import StoreReader
+from krepes_ooc.storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    import xarray
+
+Format = Literal["parquet", "csv", "netcdf", "zarr"]
+FORMATS: tuple[str, ...] = get_args(Format)
+LARGE = ("features", "kernel")
+Columns = dict[str, Any]
+# Attributes that name the entries of a dimension.
+NAMED = {"column": "columns", "concept": "names"}
+RANK = "rank"
+
+
+def export_store(
+    workspace: Workspace, store: str, target: Path, kind: str, dim: str | None = None
+) -> list[str]:
+    """Write one sealed store to a new file (or, for zarr, a new folder).
+
+    A table has one row for each entry of one dimension; codes become texts, a second dimension
+    becomes columns ``name_0``, ``name_1``; with ranked landmarks, every rank gets a row of its own.
+
+    Args:
+        workspace: where the store is.
+        store: its name; not one whose size grows with the number of samples.
+        target: must not exist.
+        kind: one of ``FORMATS``.
+        dim: dimension whose entries are the rows of a table; default that of most arrays.
+
+    Returns:
+        Arrays that a table could not hold.
+
+    Raises:
+        UsageError: no such store, format or dimension, a store that is too large, a target
+            that exists.
+        WorkspaceError: the store is not sealed.
+        StageFailed: the disk is full.
+    """
+    _refuse(workspace, store, target, kind)
+    dataset = workspace[store].load()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temp = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    left: list[str] = []
+    try:
+        with disk_errors(target):
+            if kind == "zarr":
+                _write_zarr(dataset, temp)
+            elif kind == "netcdf":
+                _flat(dataset).to_netcdf(temp, engine="scipy")
+            else:
+                table, left = _table(workspace, store, dataset, dim)
+                _write_table(table, dataset.attrs, temp, kind)
+            os.replace(temp, target)
+    finally:
+        if temp.is_dir():
+            shutil.rmtree(temp)
+        temp.unlink(missing_ok=True)
+    return left
+
+
+def _refuse(workspace: Workspace, store: str, target: Path, kind: str) -> None:
+    """Refuse what cannot be exported.
+
+    Raises:
+        UsageError: as ``export_store``.
+    """
+    known = workspace.stores()
+    if kind not in FORMATS:
+        raise UsageError(f"no format {kind!r}", where="--format", expected=", ".join(FORMATS))
+    if store not in known:
+        raise UsageError(
+            f"no store {store!r}", where=str(workspace.root), expected="one of " + ", ".join(known)
+        )
+    if store in LARGE:
+        raise UsageError(
+            f"store {store!r} grows with the samples",
+            where="--store",
+            expected="one of " + ", ".join(name for name in known if name not in LARGE),
+            advice="read it block by block: Workspace(folder)[store] is lazy",
+        )
+    if target.exists():
+        raise UsageError("exists", where=str(target), expected="a new file")
+
+
+def _flat(dataset: xarray.Dataset) -> xarray.Dataset:
+    """The dataset in what netCDF 3 can hold: no bytes without sign, no nested attributes."""
+    flat = dataset.copy()
+    for name, values in dataset.variables.items():
+        if values.dtype == np.uint8:
+            flat[name] = values.astype(np.int16)
+        elif values.dtype in (np.float16, np.bool_):
+            flat[name] = values.astype(np.float32)
+        elif values.dtype == np.int64:
+            flat[name] = values.astype(np.int32 if _fits(values.values) else np.float64)
+        flat[name].attrs = _words(values.attrs)
+        flat[name].encoding = {}
+    flat.attrs = _words(dataset.attrs)
+    return flat
+
+
+def _fits(values: npt.NDArray[np.int64]) -> bool:
+    return not values.size or bool(np.abs(values).max() < 2**31)
+
+
+def _words(attributes: dict[Any, Any]) -> dict[Any, Any]:
+    return {
+        key: value if isinstance(value, str | int | float) else json.dumps(value)
+        for key, value in attributes.items()
+        if value is not None
+    }
+
+
+def _write_zarr(dataset: xarray.Dataset, path: Path) -> None:
+    with warnings.catch_warnings():
+        # Readers of today want the copy of the metadata in one place, and warn without it.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        dataset.to_zarr(path, zarr_format=3, consolidated=True)
+
+
+def _write_table(table: Columns, attributes: dict[Any, Any], path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    made = pa.table({name: pa.array(values) for name, values in table.items()})
+    if kind == "csv":
+        pyarrow.csv.write_csv(made, path)
+    else:
+        facts = {"krepes": json.dumps(attributes)}
+        pyarrow.parquet.write_table(made.replace_schema_metadata(facts), path)
+
+
+def _table(
+    workspace: Workspace, store: str, dataset: xarray.Dataset, dim: str | None
+) -> tuple[Columns, list[str]]:
+    """Columns of one dimension, and the arrays that are left out."""
+    arrays = {str(name): array for name, array in dataset.variables.items()}
+    if not arrays:
+        return _figures(dataset.attrs), []
+    firsts = [str(array.dims[0]) for array in arrays.values()]
+    main = dim or max(firsts, key=firsts.count)
+    if main not in firsts:
+        raise UsageError(
+            f"no array over {main!r}", where="--dim", expected="one of " + ", ".join(set(firsts))
+        )
+    inside = {n: a for n, a in arrays.items() if a.dims[0] == main and a.ndim <= 2}
+    ranked = {n: a.values for n, a in inside.items() if RANK in a.dims}
+    columns = _names_of(workspace, store, dataset, main)
+    if ranked:
+        return _by_rank(workspace, columns, ranked), [n for n in arrays if n not in ranked]
+    for name, array in inside.items():
+        columns |= _columns_of(name, array)
+    return columns, [n for n in arrays if n not in inside]
+
+
+def _columns_of(name: str, array: xarray.Variable) -> Columns:
+    if array.ndim == 1:
+        return {name: _texts(array.values, array.attrs)}
+    return {f"{name}_{i}": array.values[:, i] for i in range(array.shape[1])}
+
+
+def _texts(values: npt.NDArray[Any], attributes: dict[Any, Any]) -> Any:
+    """Codes as texts where the array says what they mean; -1 is none."""
+    texts = attributes.get("categories")
+    if texts is None or values.dtype.kind != "i":
+        return values
+    return [texts[i] if 0 <= i < len(texts) else None for i in values.tolist()]
+
+
+def _names_of(workspace: Workspace, store: str, dataset: xarray.Dataset, main: str) -> Columns:
+    """What the rows are: names from the attributes, or the samples that another store names."""
+    if main in NAMED and NAMED[main] in dataset.attrs:
+        names = [n["name"] if isinstance(n, dict) else n for n in dataset.attrs[NAMED[main]]]
+        return {main: names}
+    holder = {"audited": "audited", "landmark": "landmarks"}.get(main)
+    if holder is None or store == holder or holder not in workspace.stores():
+        return {}
+    return _people(workspace.reader(holder))
+
+
+def _people(reader: StoreReader) -> Columns:
+    return {
+        name: _texts(reader.array(name), reader.info(name).attributes)
+        for name in ("sample_id", "sample_name", "label")
+    }
+
+
+def _by_rank(
+    workspace: Workspace, columns: Columns, ranked: dict[str, npt.NDArray[Any]]
+) -> Columns:
+    """One row for each ranked landmark of each sample."""
+    rows, ranks = next(iter(ranked.values())).shape
+    table: Columns = {
+        name: [value for value in values for _ in range(ranks)] for name, values in columns.items()
+    }
+    table[RANK] = np.tile(np.arange(1, ranks + 1), rows)
+    for name, values in ranked.items():
+        table[name] = values.reshape(-1)
+    if "top_landmark" in table:
+        top = table.pop("top_landmark")
+        for name, values in _people(workspace.reader("landmarks")).items():
+            table[f"landmark_{name}"] = [values[i] if i >= 0 else None for i in top.tolist()]
+    return table
+
+
+def _figures(attributes: dict[Any, Any]) -> Columns:
+    """The figures of store fidelity: every value, then the controls it is read beside."""
+    rows: list[tuple[str, str, float | None, Any, Any]] = []
+    for name, figure in attributes["figures"].items():
+        low, high = figure.get("interval") or (None, None)
+        rows.append((name, "value", figure["value"], low, high))
+        rows += [(name, words, value, None, None) for words, value in figure["controls"].items()]
+    columns = zip(*rows, strict=True) if rows else [()] * 5
+    names = ("figure", "what", "value", "low", "high")
+    return {name: list(values) for name, values in zip(names, columns, strict=True)}

@@ -1,0 +1,52 @@
+"""Every example is run: the scripts as their first lines say, the notebook cell by cell."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+SCRIPTS = ("audit_digits", "own_table", "open_workspace")
+
+
+def run_script(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [f"{name}.py", str(folder)])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
+def test_scripts(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted(SCRIPTS)
+    run_script("audit_digits", tmp_path / "digits", monkeypatch)
+    told = capsys.readouterr().out
+    assert "13 stages" in told
+    assert "ridge_ceiling" in told
+    run_script("open_workspace", tmp_path / "digits", monkeypatch)
+    told = capsys.readouterr().out
+    assert "alignment, audited, concepts" in told
+    error = float(told.split("rebuilt within ")[1].split()[0])
+    assert error < 1e-9 * np.sqrt(64)
+    run_script("own_table", tmp_path / "own", monkeypatch)
+    assert capsys.readouterr().out.count("agrees in") == 3
+    assert (tmp_path / "own" / "influence.parquet").stat().st_size > 1000
+
+
+def test_scripts_say_how_they_are_run() -> None:
+    for name in SCRIPTS:
+        assert f"python examples/{name}.py " in (EXAMPLES / f"{name}.py").read_text()
+
+
+def test_notebook(capsys: Any) -> None:
+    notebook = json.loads((EXAMPLES / "explore_audit.ipynb").read_text())
+    space: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
+    assert len(space["one"]["landmarks"]) == 3
+    assert space["embedding"].shape == (2, 400, 6)
