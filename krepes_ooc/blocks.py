@@ -20,6 +20,9 @@ MAX_SUB_ROWS = 512
 MIN_BLOCK_ROWS = 256
 MAX_SHARD_BLOCKS = 32
 MIN_SHARDS = 16
+# Landmarks of one side of a tile: a constant that no memory budget changes, because the width of a
+# matrix product can change its rounding.
+TILE = 2048
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,11 @@ def choose_block_plan(
         sub_rows=min(block_rows, max(64, min(MAX_SUB_ROWS, sub_rows))),
         shard_blocks=max(1, min(MAX_SHARD_BLOCKS, n_blocks // MIN_SHARDS)),
     )
+
+
+def tile_slices(n_landmarks: int) -> list[slice]:
+    """The landmark ranges of the tiles, in order; a single one up to ``TILE`` landmarks."""
+    return [slice(a, min(a + TILE, n_landmarks)) for a in range(0, n_landmarks, TILE)]
 
 
 def floor_power_of_two(value: int) -> int:

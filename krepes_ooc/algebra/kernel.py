@@ -8,6 +8,7 @@ float32 or float64 and already unscaled; the functions speak the array API.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,12 +98,34 @@ def landmark_kernel(
     Raises:
         UsageError: the mode is ``ccos`` and no centre is given.
     """
-    exact = _float64(landmarks)
-    xp = array_namespace(exact)
-    mapped = kernel_map(exact, layout, centre, normalisation)
-    K = mapped.rows(exact, mapped.landmark_self)
+    mapped = kernel_map(_float64(landmarks), layout, centre, normalisation)
+    everything = slice(0, landmarks.shape[0])
+    return landmark_tile(mapped, everything, everything)
+
+
+def landmark_tile(mapped: KernelMap, left: slice, right: slice) -> Array:
+    """Rows ``left`` and columns ``right`` of K_mm; the same range twice, or two that are disjoint.
+
+    The tile [right, left] is the transpose, so that K_mm is exactly symmetric tile by tile.
+
+    Args:
+        mapped: of landmarks in float64.
+        left: landmarks of the rows.
+        right: landmarks of the columns.
+    """
+    c_l, own = mapped.landmark_centre, mapped.landmark_self
+    there = dataclasses.replace(
+        mapped,
+        landmarks=mapped.landmarks[right, :],
+        landmark_centre=None if c_l is None else c_l[right],
+        landmark_self=own[right],
+    )
+    K = there.rows(mapped.landmarks[left, :], own[left], None if c_l is None else c_l[left])
+    if left != right:
+        return K
+    xp = array_namespace(K)
     K = (K + K.T) / 2
-    own = normalised_self(mapped.landmark_centre, mapped.landmark_self, normalisation)
+    own = normalised_self(there.landmark_centre, there.landmark_self, mapped.normalisation)
     diagonal = xp.eye(K.shape[0], dtype=xp.bool, device=device(K))
     return xp.where(diagonal, own[:, None], K)
 

@@ -16,14 +16,10 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from krepes_ooc.blocks import tile_slices
 from krepes_ooc.errors import StageFailed
 
 Array = Any
-
-
-# Landmarks of one tile: a constant that no memory budget changes, because the width of a matrix
-# product can change its rounding.
-TILE = 2048
 
 
 @dataclass(frozen=True)
@@ -64,13 +60,16 @@ def block_shift(views: Sequence[Array]) -> Array:
     return xp.astype(xp.astype(mean, views[0].dtype), xp.float64)
 
 
-def moment_sums(views: Sequence[Array], shift: Array, sub_rows: int) -> MomentSums:
+def moment_sums(
+    views: Sequence[Array], shift: Array, sub_rows: int, into: MomentSums | None = None
+) -> MomentSums:
     """Moment sums of one block: K_a [sample, landmark] for every view a, rows paired.
 
     Args:
         views: one kernel block per view, all of one shape.
         shift: fixed vector [landmark], the same for every block of the store.
         sub_rows: rows of one matrix product.
+        into: sums about the same shift to which these are added in place; not to be used again.
 
     Raises:
         ValueError: the blocks differ in shape, or ``sub_rows`` is below 1.
@@ -79,17 +78,24 @@ def moment_sums(views: Sequence[Array], shift: Array, sub_rows: int) -> MomentSu
         raise ValueError(f"shapes {[K.shape for K in views]} with sub_rows {sub_rows}")
     xp = array_namespace(*views)
     (rows, m), pairs = views[0].shape, pair_index(len(views))
-    shift = xp.astype(shift, views[0].dtype)
-    sums = xp.zeros((len(views), m), dtype=xp.float64, device=device(views[0]))
-    products = xp.zeros((len(pairs), m, m), dtype=xp.float64, device=device(views[0]))
+    shift, here = xp.astype(shift, views[0].dtype), {"device": device(views[0])}
+    total = into or MomentSums(
+        0,
+        xp.astype(shift, xp.float64),
+        xp.zeros((len(views), m), dtype=xp.float64, **here),
+        xp.zeros((len(pairs), m, m), dtype=xp.float64, **here),
+    )
     for start in range(0, rows, sub_rows):
         stop = min(start + sub_rows, rows)
         B = [K[start:stop, :] - shift for K in views]
+        # Column sums as a product: the deviations are small, and it is as exact as their Gram.
+        ones = xp.ones((1, stop - start), dtype=shift.dtype, **here)
         for a, deviation in enumerate(B):
-            sums[a, :] += xp.sum(deviation, axis=0, dtype=xp.float64)
+            total.sums[a, :] += xp.astype((ones @ deviation)[0, :], xp.float64)
         for index, (a, b) in enumerate(pairs):
-            products[index, :, :] += B[a].T @ B[b]  # a == b: one array, so BLAS runs syrk
-    return MomentSums(rows, xp.astype(shift, xp.float64), sums, products)
+            # a == b: one array, so BLAS runs syrk.
+            total.products[index, :, :] += B[a].T @ B[b]
+    return MomentSums(total.rows + rows, total.shift, total.sums, total.products)
 
 
 def merge(left: MomentSums, right: MomentSums) -> MomentSums:
@@ -136,10 +142,10 @@ def finish(sums: MomentSums) -> tuple[Array, Array]:
 def tiles(n_landmarks: int) -> tuple[tuple[slice, slice], ...]:
     """Landmark ranges (left, right), left <= right, that cover one triangle of the moments.
 
-    A single tile up to ``TILE`` landmarks. Moments too large for memory are summed tile by tile:
-    a tile on the diagonal with ``moment_sums``, the others with ``cross_sums``.
+    A single tile up to ``blocks.TILE`` landmarks. Moments too large for memory are summed tile
+    by tile: a tile on the diagonal with ``moment_sums``, the others with ``cross_sums``.
     """
-    ranges = [slice(a, min(a + TILE, n_landmarks)) for a in range(0, n_landmarks, TILE)]
+    ranges = tile_slices(n_landmarks)
     return tuple((left, right) for i, left in enumerate(ranges) for right in ranges[i:])
 
 
@@ -166,6 +172,7 @@ def cross_sums(
     left_shift: Array,
     right_shift: Array,
     sub_rows: int,
+    into: CrossSums | None = None,
 ) -> CrossSums:
     """Sums of one block between left K_a [sample, left] and right K_b [sample, right], every view.
 
@@ -175,24 +182,29 @@ def cross_sums(
         left_shift: shift of the left columns [left].
         right_shift: shift of the right columns [right].
         sub_rows: rows of one matrix product.
+        into: sums to which these are added in place; not to be used again.
     """
     xp = array_namespace(*left, *right)
     p, (rows, m), width = len(left), left[0].shape, right[0].shape[1]
     here = {"dtype": xp.float64, "device": device(left[0])}
     left_shift = xp.astype(left_shift, left[0].dtype)
     right_shift = xp.astype(right_shift, left[0].dtype)
-    sums = xp.zeros((p, m), **here), xp.zeros((p, width), **here)
-    products = xp.zeros((p, p, m, width), **here)
+    total = into or CrossSums(
+        0,
+        xp.zeros((p, m), **here),
+        xp.zeros((p, width), **here),
+        xp.zeros((p, p, m, width), **here),
+    )
     for start in range(0, rows, sub_rows):
         stop = min(start + sub_rows, rows)
         B = [K[start:stop, :] - left_shift for K in left]
         D = [K[start:stop, :] - right_shift for K in right]
         for a in range(p):
-            sums[0][a, :] += xp.sum(B[a], axis=0, dtype=xp.float64)
-            sums[1][a, :] += xp.sum(D[a], axis=0, dtype=xp.float64)
+            total.left[a, :] += xp.sum(B[a], axis=0, dtype=xp.float64)
+            total.right[a, :] += xp.sum(D[a], axis=0, dtype=xp.float64)
             for b in range(p):
-                products[a, b, :, :] += B[a].T @ D[b]
-    return CrossSums(rows, *sums, products)
+                total.products[a, b, :, :] += B[a].T @ D[b]
+    return CrossSums(total.rows + rows, total.left, total.right, total.products)
 
 
 def merge_cross(left: CrossSums, right: CrossSums) -> CrossSums:

@@ -253,7 +253,7 @@ def predict(shape: AuditShape, settings: FeaturesSettings) -> Cost:
 
 STAGE = Stage(
     name="features",
-    version=1,
+    version=2,
     reads=("source", "network", "views"),
     store="features",
     settings=FeaturesSettings,

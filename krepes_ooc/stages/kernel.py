@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.algebra.kernel import KernelMap, kernel_map, landmark_kernel, self_kernel
+from krepes_ooc.algebra.kernel import KernelMap, kernel_map, landmark_tile
 from krepes_ooc.algebra.normalisation import Mode, Normalisation, centred_self
-from krepes_ooc.blocks import Block
+from krepes_ooc.blocks import Block, tile_slices
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.settings import setting
@@ -27,6 +27,8 @@ from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.reader import StoreReader
+from krepes_ooc.storage.records import Files
+from krepes_ooc.storage.writer import StoreWriter
 from krepes_ooc.widen import to_dtype
 
 COLLAPSED_SHARE = 1e-3
@@ -122,16 +124,37 @@ def run(context: StageContext) -> None:
 
     files = write_blocks(context, writer, compute)
     mapped = own_map.mapped
-    exact = mapped.landmarks.astype(np.float64)
-    landmarks = landmark_kernel(exact, own_map.layout, mapped.centre, mapped.normalisation)
+    exact = kernel_map(
+        mapped.landmarks.astype(np.float64), own_map.layout, mapped.centre, mapped.normalisation
+    )
+    files |= _write_landmark_kernel(context, writer, exact)
     attributes = {
         "normalise": settings.normalise,
         "scale": mapped.normalisation.scale,
         "self_kernel_mean": _normalised_mean(context, mapped),
-        "collapsed_share": _collapsed_share(mapped, exact),
+        "collapsed_share": _collapsed_share(exact),
         "block_plan": context.plan.to_attributes(),
     }
-    seal_blocks(context, writer, files, {"landmark_kernel": np.asarray(landmarks)}, attributes)
+    seal_blocks(context, writer, files, {}, attributes)
+
+
+def _write_landmark_kernel(context: StageContext, writer: StoreWriter, exact: KernelMap) -> Files:
+    """Compute and write K_mm tile by tile; only the tiles in work are held."""
+    ranges = tile_slices(len(exact.landmarks))
+
+    def write(at: tuple[int, int]) -> Files:
+        row, column = at
+        K = np.asarray(landmark_tile(exact, ranges[row], ranges[column]))
+        files = writer.write_tile("landmark_kernel", row, column, K)
+        if row != column:
+            files |= writer.write_tile("landmark_kernel", column, row, np.ascontiguousarray(K.T))
+        return files
+
+    pairs = [(row, column) for row in range(len(ranges)) for column in range(row, len(ranges))]
+    written: Files = {}
+    for files in context.executor().map(write, pairs):
+        written |= files
+    return written
 
 
 def _mean_self_kernel(context: StageContext) -> float:
@@ -152,11 +175,11 @@ def _normalised_mean(context: StageContext, mapped: KernelMap) -> float:
     return _mean_self_kernel(context) / mapped.normalisation.scale
 
 
-def _collapsed_share(mapped: KernelMap, landmarks: Float) -> float:
+def _collapsed_share(mapped: KernelMap) -> float:
     """Share of landmarks whose centred self kernel is under a thousandth of the raw one."""
     if mapped.normalisation.mode != "ccos":
         return 0.0
-    raw = self_kernel(landmarks, mapped.layout)
+    raw = mapped.landmark_self
     centred = centred_self(mapped.landmark_centre, raw, mapped.normalisation)
     return float(np.mean(np.asarray(centred) < COLLAPSED_SHARE * np.asarray(raw)))
 
@@ -187,7 +210,7 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
 
 STAGE = Stage(
     name="kernel",
-    version=1,
+    version=2,
     reads=("features", "landmarks"),
     store="kernel",
     settings=KernelSettings,

@@ -165,7 +165,7 @@ def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
 
 STAGE = Stage(
     name="landmarks",
-    version=1,
+    version=2,
     reads=("features", "source", "network"),
     store="landmarks",
     settings=LandmarksSettings,

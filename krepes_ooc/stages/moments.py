@@ -1,14 +1,16 @@
-"""Stage moments: mean and centred second moments of the kernel rows, one pass, a fixed tree."""
+"""Stage moments: mean and centred second moments of the kernel rows, one pass, a fixed order."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
+from krepes_ooc import blocks as cuts
 from krepes_ooc.algebra.moments import (
-    TILE,
     CrossSums,
     MomentSums,
     block_shift,
@@ -21,9 +23,8 @@ from krepes_ooc.algebra.moments import (
     pair_index,
 )
 from krepes_ooc.algebra.moments import tiles as landmark_tiles
-from krepes_ooc.blocks import Block
+from krepes_ooc.blocks import Block, tile_slices
 from krepes_ooc.engine.budget import Need
-from krepes_ooc.engine.executor import tree_fold
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base import (
     Cost,
@@ -31,16 +32,18 @@ from krepes_ooc.stages.base import (
     StageContext,
     partial_path,
     pending_shards,
-    write_whole,
+    seal_blocks,
 )
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
-from krepes_ooc.storage.files import read_arrays, write_arrays
+from krepes_ooc.storage.files import Files, read_arrays, write_arrays
+from krepes_ooc.storage.writer import StoreWriter
 from krepes_ooc.widen import to_float32
 
-# Rows of one product: more than elsewhere, because each adds a whole matrix in float64.
-GRAM_ROWS = 2048
+# Rows of one product: several blocks of a shard where they are short, because every product adds a
+# whole matrix in float64.
+GRAM_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -48,38 +51,39 @@ class MomentsSettings:
     """Recipe key ``stages.moments``: nothing to set."""
 
 
-def read_views(
-    context: StageContext, block: Block, landmarks: slice = slice(None)
-) -> tuple[Rows, ...]:
+def read_views(context: StageContext, block: Block) -> tuple[Rows, ...]:
     """Kernel rows [sample, landmark] of one block, one array for each view, as float32."""
     kernel = context.reader("kernel")
     views = range(kernel.info("values").shape[0])
-    return tuple(to_float32(kernel.block("values", block, view)[:, landmarks]) for view in views)
+    return tuple(to_float32(kernel.block("values", block, view)) for view in views)
 
 
 def run(context: StageContext) -> None:
-    """Sum the missing shards tile by tile, fold all of them, seal."""
-    plan = context.plan
+    """Sum the missing shards tile by tile, fold each tile and write it, seal."""
+    plan, record = context.plan, context.record
     views, n, m = context.reader("kernel").info("values").shape
     tiles = [Tile(context, left, right) for left, right in landmark_tiles(m)]
     shift = block_shift(read_views(context, plan.block(0)))
     pending = [tile.pending() for tile in tiles]
     total = plan.n_shards * len(tiles)
     context.progress.begin("moments", total, total - sum(map(len, pending)))
-    mean, second = np.empty((views, m)), np.empty((views, views, m, m))
+    record.reset()  # the partial sums stay; what is written from them is written anew
+    spec = StoreSpec(load_contract("moments"), {"view": views, "landmark": m})
+    writer = context.workspace.writer(spec, context.digest)
+    writer.create()
+    mean, files = np.empty((views, m)), {}
     for tile, shards in zip(tiles, pending, strict=True):
         tile.sum_shards(shards, shift)
-        tile.put(mean, second, shift)
-    spec = StoreSpec(load_contract("moments"), {"view": views, "landmark": m})
-    write_whole(context, spec, {"mean": mean, "second": second}, {"n_samples": n})
+        files |= tile.write(writer, mean)
+    seal_blocks(context, writer, files, {"mean": mean}, {"n_samples": n})
 
 
 @dataclass(frozen=True)
 class Tile:
     """The moments between two landmark ranges, summed in one pass of their own.
 
-    A single tile up to ``TILE`` landmarks. The accumulators of a worker are those of one tile; the
-    tiles are constants, because the width of a matrix product can change its rounding.
+    A single tile up to ``blocks.TILE`` landmarks. A worker holds the sums of one tile; the tiles
+    are constants, because the width of a matrix product can change its rounding.
 
     Args:
         context: the stage.
@@ -106,33 +110,51 @@ class Tile:
 
         def task(shard: int) -> None:
             sums: Any = None
-            for block in context.plan.shard(shard):
+            for blocks in together(context.plan.shard(shard)):
                 context.stop.check()
-                part = self._block_sums(block, shift)
-                sums = part if sums is None else self._merge(sums, part)
+                sums = self._add(sums, blocks, shift)
             arrays = {name: np.asarray(value) for name, value in vars(sums).items()}
             write_arrays(partial_path(context, self.prefix, shard), arrays, context.record.temp)
             context.progress.advance(1)
 
         context.executor().run(task, shards)
 
-    def put(self, mean: Any, second: Any, shift: Any) -> None:
-        """Write the folded tile, and its mirror, into mean and second moments."""
-        sums = tree_fold(self.context.plan.n_shards, self._partial, self._merge)
-        if self.left == self.right:
-            mean[:, self.left], second[:, :, self.left, self.left] = finish(sums)
-            return
-        found = finish_cross(sums)
-        second[:, :, self.left, self.right] = found
-        second[:, :, self.right, self.left] = found.transpose(1, 0, 3, 2)
+    def write(self, writer: StoreWriter, mean: Any) -> Files:
+        """Fold the shards in their order, write the tile and its mirror, put its part of the mean.
 
-    def _block_sums(self, block: Block, shift: Any) -> MomentSums | CrossSums:
-        rows = min(self.context.plan.block_rows, GRAM_ROWS)
-        left = read_views(self.context, block, self.left)
+        Returns:
+            The files written.
+        """
+        sums = reduce(self._merge, map(self._partial, range(self.context.plan.n_shards)))
+        row, column = self.left.start // cuts.TILE, self.right.start // cuts.TILE
         if self.left == self.right:
-            return moment_sums(left, shift[self.left], rows)
-        right = read_views(self.context, block, self.right)
-        return cross_sums(left, right, shift[self.left], shift[self.right], rows)
+            mean[:, self.left], second = finish(sums)
+            return writer.write_tile("second", row, column, second)
+        second = finish_cross(sums)
+        mirror = np.ascontiguousarray(second.transpose(1, 0, 3, 2))
+        files = writer.write_tile("second", row, column, second)
+        return files | writer.write_tile("second", column, row, mirror)
+
+    def _add(self, sums: Any, blocks: Sequence[Block], shift: Any) -> MomentSums | CrossSums:
+        left = self._rows(blocks, self.left)
+        if self.left == self.right:
+            return moment_sums(left, shift[self.left], GRAM_ROWS, sums)
+        right = self._rows(blocks, self.right)
+        return cross_sums(left, right, shift[self.left], shift[self.right], GRAM_ROWS, sums)
+
+    def _rows(self, blocks: Sequence[Block], landmarks: slice) -> list[Rows]:
+        """Kernel rows [sample, landmark] of consecutive blocks, one array for each view."""
+        kernel = self.context.reader("kernel")
+        views, start = kernel.info("values").shape[0], blocks[0].start
+        shape = blocks[-1].stop - start, landmarks.stop - landmarks.start
+        rows: list[Rows] = []
+        for view in range(views):
+            out = np.empty(shape, dtype=np.float32)
+            for block in blocks:
+                stored = kernel.block("values", block, view)[:, landmarks]
+                out[block.start - start : block.stop - start] = to_float32(stored)
+            rows.append(out)
+        return rows
 
     @property
     def _merge(self) -> Any:
@@ -155,23 +177,38 @@ class Tile:
         return kind(**{**known, "rows": int(known["rows"])})
 
 
+def together(blocks: Sequence[Block]) -> list[Sequence[Block]]:
+    """Consecutive blocks taken together, as many as make ``GRAM_ROWS`` rows."""
+    count = max(1, GRAM_ROWS // blocks[0].rows)
+    return [blocks[i : i + count] for i in range(0, len(blocks), count)]
+
+
 def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
-    """A pass over the kernel for each tile; a product for every pair of views."""
+    """A pass over the kernel for each tile; a product for every pair of views.
+
+    A worker holds its rows in float32 and once more about the shift, one block as it was read, its
+    sums, one product, and the file that keeps the sums. At the end of a tile the sum so far, one
+    part read back and their sum are held, then the moments three times.
+    """
     plan, m, views = shape.plan, shape.n_landmarks, shape.n_views
     pairs, tiles = len(pair_index(views)), len(landmark_tiles(m))
-    width, held = min(m, TILE), pairs if tiles == 1 else views * views
-    sums = 8 * held * width * width
-    rows = plan.block_rows + min(plan.block_rows, GRAM_ROWS)
-    per_worker = 4 * width * views * rows + 2 * sums
-    fixed = 8 * m * m * views * views + sums * (2 + plan.n_shards.bit_length())
+    width, held = min(m, cuts.TILE), pairs if tiles == 1 else views * views
+    sums, second = 8 * held * width * width, 8 * views * views * width * width
+    block = min(plan.block_rows, plan.n_samples)
+    rows = max(block, min(GRAM_ROWS, plan.shard_blocks * block))
+    ranges = 1 if tiles == 1 else 2
+    per_worker = 4 * width * ranges * (views * (rows + min(rows, GRAM_ROWS)) + block)
+    per_worker += 2 * sums + 4 * width * width
+    fixed = max(0, max(4 * sums, 2 * sums + 3 * second) - per_worker)
     flops = 2.0 * plan.n_samples * m * m * pairs
-    disk, scratch = 8 * m * (m * views + 1) * views, sums * plan.n_shards * tiles
+    side = len(tile_slices(m)) * width
+    disk, scratch = 8 * (side * side * views + m) * views, sums * plan.n_shards * tiles
     return Cost(plan.n_shards * tiles, disk, Need(fixed, per_worker), flops, scratch)
 
 
 STAGE = Stage(
     name="moments",
-    version=1,
+    version=2,
     reads=("kernel",),
     store="moments",
     settings=MomentsSettings,

@@ -8,19 +8,21 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc import blocks as cuts
 from krepes_ooc.algebra import nystrom
 from krepes_ooc.algebra.curvature import Moments
 from krepes_ooc.algebra.subspace import leading_eigenpairs
+from krepes_ooc.blocks import tile_slices
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.reader import StoreReader
 
 AUTO_COMPONENTS = 64
-DENSE_LANDMARKS = 8192
-ROWS = 1024  # of one product with K_mm
+DENSE_LANDMARKS = 4096
 Float = npt.NDArray[np.float64]
 
 
@@ -55,13 +57,13 @@ def read_moments(context: StageContext) -> Moments:
 def run(context: StageContext) -> None:
     """Decompose the landmark kernel, check the rank, seal."""
     context.progress.begin("spectrum", 1, 0)
-    kernel, reader = context.reader("kernel"), context.reader("moments")
-    mean, second = reader.array("mean"), reader.whole("second")
-    K = kernel.whole("landmark_kernel")
+    kernel, mean = context.reader("kernel"), context.reader("moments").array("mean")
+    K, second = TiledKernel(context), UncentredMoment(context, mean)
+    m = K.n_landmarks
     values, vectors = decompose(context, K)
-    rms = float(np.sqrt(_trace(mean, second) / len(K)))
+    rms = float(np.sqrt(second.trace() / m))
     dtype = kernel.info("values").dtype.name
-    rank = nystrom.usable_rank(values, rms, len(K), dtype)
+    rank = nystrom.usable_rank(values, rms, m, dtype)
     components = _components(context, rank)
     nystrom.check_rank(components, rank)
     start = nystrom.start(values, vectors, components)
@@ -74,16 +76,16 @@ def run(context: StageContext) -> None:
     own = float(kernel.attributes["self_kernel_mean"])
     attributes = {
         "usable_rank": rank,
-        "nystrom_error": nystrom.nystrom_error(own, Uncentred(mean, second), values, vectors, rank),
+        "nystrom_error": nystrom.nystrom_error(own, second, values, vectors, rank),
         "effective_dimension": nystrom.effective_dimension(
-            _with_rest(values, K), float(np.trace(K)) / len(K)
+            _with_rest(values, m, K.trace()), K.trace() / m
         ),
     }
-    sizes = {"landmark": len(K), "component": components, "eigenvalue": len(values)}
+    sizes = {"landmark": m, "component": components, "eigenvalue": len(values)}
     write_whole(context, StoreSpec(load_contract("spectrum"), sizes), arrays, attributes)
 
 
-def decompose(context: StageContext, K: Float) -> tuple[Float, Float]:
+def decompose(context: StageContext, K: TiledKernel) -> tuple[Float, Float]:
     """Eigenvalues of K_mm, descending, and eigenvectors [landmark, eigenvalue].
 
     All of them from a dense decomposition, or the leading ones by subspace iteration.
@@ -92,16 +94,11 @@ def decompose(context: StageContext, K: Float) -> tuple[Float, Float]:
         StageFailed: the iteration did not converge.
     """
     settings: SpectrumSettings = context.settings
-    if not settings.iterates(len(K)):
-        return nystrom.eigenpairs(np.array(K))
+    m = K.n_landmarks
+    if not settings.iterates(m):
+        return nystrom.eigenpairs(context.reader("kernel").array("landmark_kernel"))
     asked = AUTO_COMPONENTS if settings.components == "auto" else settings.components
-    rows = [slice(i, i + ROWS) for i in range(0, len(K), ROWS)]
-    executor = context.executor()
-
-    def product(V: Float) -> Float:
-        return np.concatenate(list(executor.map(lambda part: K[part] @ V, rows)))
-
-    found = leading_eigenpairs(product, len(K), min(asked, len(K)), context.inputs.seed)
+    found = leading_eigenpairs(K.product, m, min(asked, m), context.inputs.seed)
     if not found.converged:
         raise StageFailed(
             f"{found.products} products left a residual of {found.residual.max():.1e}",
@@ -113,34 +110,83 @@ def decompose(context: StageContext, K: Float) -> tuple[Float, Float]:
 
 
 @dataclass(frozen=True)
-class Uncentred:
-    """The mean over views of C_aa + mu_a mu_a^T, multiplied without being formed.
+class TiledKernel:
+    """K_mm as it lies on disk, multiplied tile by tile and never held whole.
 
     Args:
-        mean: mu_a [view, landmark].
-        second: C_ab [view, view_, landmark, landmark_].
+        context: a stage that reads the sealed kernel.
     """
 
+    context: StageContext
+
+    @property
+    def n_landmarks(self) -> int:
+        """Rows of K_mm."""
+        return self._reader.info("landmark_kernel").shape[0]
+
+    def product(self, V: Float) -> Float:
+        """K_mm V [landmark, column], one task of the block graph for each row of tiles."""
+        ranges = tile_slices(self.n_landmarks)
+
+        def rows(row: int) -> Float:
+            total = np.zeros((ranges[row].stop - ranges[row].start, V.shape[1]))
+            for column, there in enumerate(ranges):
+                self.context.stop.check()
+                total += self._reader.tile("landmark_kernel", row, column) @ V[there]
+            return total
+
+        return np.concatenate(list(self.context.executor().map(rows, range(len(ranges)))))
+
+    def trace(self) -> float:
+        """Trace of K_mm."""
+        diagonal = range(len(tile_slices(self.n_landmarks)))
+        tiles = (self._reader.tile("landmark_kernel", i, i) for i in diagonal)
+        return float(np.concatenate([np.diagonal(tile) for tile in tiles]).sum())
+
+    @property
+    def _reader(self) -> StoreReader:
+        return self.context.reader("kernel")
+
+
+@dataclass(frozen=True)
+class UncentredMoment:
+    """The mean over views of C_aa + mu_a mu_a^T, multiplied tile by tile without being formed.
+
+    Args:
+        context: a stage that reads the sealed moments.
+        mean: mu_a [view, landmark].
+    """
+
+    context: StageContext
     mean: Float
-    second: Float
 
     def __matmul__(self, V: Float) -> Float:
-        parts = (self.second[a, a] @ V + np.outer(mu, mu @ V) for a, mu in enumerate(self.mean))
-        return np.asarray(sum(parts)) / len(self.mean)
+        total, ranges = np.zeros(V.shape), tile_slices(len(V))
+        for row, column in np.ndindex(len(ranges), len(ranges)):
+            second = self._tile(row, column)
+            for a in range(len(self.mean)):
+                total[ranges[row]] += second[a, a] @ V[ranges[column]]
+        for mu in self.mean:
+            total += np.outer(mu, mu @ V)
+        return total / len(self.mean)
+
+    def trace(self) -> float:
+        """The mean squared length of a kernel row."""
+        diagonal = range(len(tile_slices(self.mean.shape[1])))
+        tiles = [self._tile(i, i) for i in diagonal]
+        own = sum(float(np.trace(tile[a, a])) for tile in tiles for a in range(len(self.mean)))
+        return (own + float(np.sum(self.mean**2))) / len(self.mean)
+
+    def _tile(self, row: int, column: int) -> Float:
+        return np.asarray(self.context.reader("moments").tile("second", row, column))
 
 
-def _trace(mean: Float, second: Float) -> float:
-    """Trace of the mean un-centred moment: the mean squared length of a kernel row."""
-    own = sum(float(np.trace(second[a, a]) + mu @ mu) for a, mu in enumerate(mean))
-    return own / len(mean)
-
-
-def _with_rest(values: Float, K: Float) -> Float:
+def _with_rest(values: Float, n_landmarks: int, trace: float) -> Float:
     """The eigenvalues, those not found as equal shares of the rest of the trace."""
-    left = len(K) - len(values)
+    left = n_landmarks - len(values)
     if not left:
         return values
-    share = max(0.0, float(np.trace(K)) - float(values.sum())) / left
+    share = max(0.0, trace - float(values.sum())) / left
     return np.append(values, np.full(left, share))
 
 
@@ -154,20 +200,23 @@ def _components(context: StageContext, rank: int) -> int:
 
 
 def predict(shape: AuditShape, settings: SpectrumSettings) -> Cost:
-    """A dense eigendecomposition of the landmark kernel, or about fifty products with it."""
+    """A dense eigendecomposition of the landmark kernel, or about fifty products with it.
+
+    Dense: the kernel, its copy that becomes the eigenvectors, the workspace of LAPACK (twice), and
+    the vectors in descending order. Iterated: two Krylov spaces of four blocks, their products and
+    the copies that join them; the tiles are mapped.
+    """
     m, h = shape.n_landmarks, shape.n_components
     disk = 8 * m * (2 * h + 1)
     if settings.iterates(m):
-        # Two Krylov spaces of four blocks, their products and the copies that join them.
-        return Cost(
-            1, disk, Need(8 * m * (h + 8) * 20, 8 * ROWS * h), 2.0 * 50 * m * m * h, double=True
-        )
-    return Cost(1, disk, Need(8 * m * m * 6), 9.0 * m**3, double=True)
+        need = Need(8 * m * (h + 8) * 20, 8 * min(m, cuts.TILE) * (h + 8) * 2)
+        return Cost(1, disk, need, 2.0 * 50 * m * m * h, double=True)
+    return Cost(1, disk, Need(8 * m * m * 5), 9.0 * m**3, double=True)
 
 
 STAGE = Stage(
     name="spectrum",
-    version=1,
+    version=2,
     reads=("features", "kernel", "moments"),
     store="spectrum",
     settings=SpectrumSettings,

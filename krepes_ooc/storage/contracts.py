@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from krepes_ooc import catalogue
+from krepes_ooc import blocks, catalogue
 from krepes_ooc.errors import RecipeError
 from krepes_ooc.settings import read_settings, setting
 
 ROW_DIMS = ("sample", "audited")
+TILE_DIMS = ("landmark", "landmark_")
 DTYPES = ("float16", "float32", "float64", "int64", "uint8")
 
 
@@ -24,20 +25,23 @@ class ArrayContract:
 
     dims: tuple[str, ...] = setting(about="dimension names, outermost first")
     dtype: tuple[str, ...] = setting(about="allowed dtypes, the default first")
-    chunks: Literal["block", "whole"] = setting(
-        about="block: one chunk a view and block; whole: one chunk"
+    chunks: Literal["block", "tile", "whole"] = setting(
+        about="block: one chunk a view and block; tile: squares of landmarks; whole: one chunk"
     )
     about: str = setting(about="what the numbers mean")
     optional: bool = setting(False, about="whether a store may lack the array")
 
     def chunk_shape(self, shape: tuple[int, ...], block_rows: int | None) -> tuple[int, ...]:
-        """Chunk lengths: 1 along view, ``block_rows`` along the rows, whole otherwise."""
-        if self.chunks == "whole" or block_rows is None:
-            return tuple(max(1, size) for size in shape)
-        rule = {"view": 1} | dict.fromkeys(ROW_DIMS, block_rows)
-        return tuple(
-            rule.get(dim, max(1, size)) for dim, size in zip(self.dims, shape, strict=True)
-        )
+        """Chunk lengths: 1 along view and ``block_rows`` along the rows, or tiles, else whole."""
+        rule: dict[str, int] = {}
+        if self.chunks == "tile":
+            rule = dict.fromkeys(TILE_DIMS, blocks.TILE)
+        elif self.chunks == "block" and block_rows is not None:
+            rule = {"view": 1} | dict.fromkeys(ROW_DIMS, block_rows)
+        cut = [rule.get(dim, size) for dim, size in zip(self.dims, shape, strict=True)]
+        if self.chunks == "tile":  # a block is stored whole, a small matrix as it is
+            cut = [min(pair) for pair in zip(cut, shape, strict=True)]
+        return tuple(max(1, length) for length in cut)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,9 @@ def read_contract(path: Path) -> Contract:
         if unknown or not array.dtype:
             expected = "one or more of " + ", ".join(DTYPES)
             raise RecipeError(f"dtype {(unknown or ['[]'])[0]}", where=where, expected=expected)
+        if array.chunks == "tile" and array.dims[-2:] != TILE_DIMS:
+            expected = " and ".join(TILE_DIMS) + " last"
+            raise RecipeError(f"dims {list(array.dims)}", where=where, expected=expected)
         rows = array.dims[array.dims[:1].count("view") :][:1]
         if array.chunks == "block" and not set(rows) & set(ROW_DIMS):
             expected = " or ".join(ROW_DIMS) + " first, or second behind view"

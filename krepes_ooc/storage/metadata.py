@@ -73,6 +73,18 @@ class ArrayInfo:
             return False
         return 0 < block.rows <= self.chunks[axis] and block.stop <= self.shape[axis]
 
+    def tile_shape(self, row: int, column: int) -> tuple[int, ...] | None:
+        """Lengths of one tile of the last two dims, short at the end; None if there is none."""
+        before = len(self.shape) - 2
+        counts = self.n_chunks
+        if before < 0 or any(count != 1 for count in counts[:before]):
+            return None
+        if not (0 <= row < counts[-2] and 0 <= column < counts[-1]):
+            return None
+        starts = (*(0,) * before, row * self.chunks[-2], column * self.chunks[-1])
+        both = zip(self.shape, starts, self.chunks, strict=True)
+        return tuple(min(size - start, chunk) for size, start, chunk in both)
+
     def chunk_of(self, block: int, view: int) -> tuple[int, ...]:
         """Coordinates of the chunk that holds one block of one view."""
         at = {"view": view} | dict.fromkeys(ROW_DIMS, block)

@@ -107,17 +107,34 @@ class StoreReader:
             piece[...] = self._chunk(name, info, at)[tuple(slice(size) for size in piece.shape)]
         return out
 
-    def whole(self, name: str) -> npt.NDArray[Any]:
-        """One whole array that is a single chunk, read-only and not copied.
+    def tile(self, name: str, row: int, column: int) -> npt.NDArray[Any]:
+        """One tile of an array in tiles [..., landmark, landmark_], read-only and not copied.
 
         Raises:
-            StageFailed: the array has several chunks.
+            StageFailed: the array has no such tile.
             DamageError: the chunk is missing, of the wrong size, or fails its checksum.
         """
         info = self.info(name)
+        shape = info.tile_shape(row, column)
+        if shape is None:
+            raise StageFailed(
+                f"tile {row}, {column}",
+                where=str(self.path / name),
+                expected=f"a chunk of dims {info.dims}, shape {info.shape}, chunks {info.chunks}",
+            )
+        chunk = self._chunk(name, info, (*(0,) * (len(shape) - 2), row, column))
+        return chunk[tuple(map(slice, shape))]
+
+    def whole(self, name: str) -> npt.NDArray[Any]:
+        """One whole array, read-only where it is a single chunk, which is not copied.
+
+        Raises:
+            StageFailed: it does not fit the memory.
+            DamageError: a chunk is missing, of the wrong size, or fails its checksum.
+        """
+        info = self.info(name)
         if info.chunks != info.shape:
-            where, what = str(self.path / name), f"chunks {info.chunks} of shape {info.shape}"
-            raise StageFailed(what, where=where, expected="a single chunk")
+            return self.array(name)
         return self._chunk(name, info, (0,) * len(info.shape))
 
     def _chunk(self, name: str, info: ArrayInfo, at: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -118,9 +118,36 @@ class StoreWriter:
             return {}
         if info.chunks != info.shape:
             raise self._unfit(
-                name, "a whole array", f"chunks {info.chunks}, written block by block"
+                name, "a whole array", f"chunks {info.chunks}, written piece by piece"
             )
         return self._write_chunk(name, (0,) * values.ndim, values)
+
+    def write_tile(self, name: str, row: int, column: int, values: npt.NDArray[Any]) -> Files:
+        """Write one tile of an array in tiles: ``values`` [..., landmark, landmark_] of its ranges.
+
+        Args:
+            name: of the array.
+            row: index of the tile along ``landmark``.
+            column: index of the tile along ``landmark_``.
+            values: what the tile holds; tiles at the end are short.
+
+        Returns:
+            The chunk file with its size and crc32c, for the seal.
+
+        Raises:
+            StageFailed: as ``write_block``.
+        """
+        info = self._known(name)
+        shape = info.tile_shape(row, column)
+        if shape is None:
+            expected = f"a chunk of shape {info.shape}, chunks {info.chunks}"
+            raise self._unfit(name, f"tile {row}, {column}", expected)
+        values = self._checked(name, values, shape)
+        if shape != info.chunks:
+            full = np.full(info.chunks, fill_value(info.dtype), dtype=info.dtype)
+            full[tuple(map(slice, shape))] = values
+            values = full
+        return self._write_chunk(name, (*(0,) * (len(shape) - 2), row, column), values)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Replace the store's attributes by those of the contract, checked for completeness.

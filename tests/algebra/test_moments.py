@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from krepes_ooc import blocks
 from krepes_ooc.algebra import moments
 from krepes_ooc.algebra.moments import (
     MomentSums,
@@ -143,7 +144,7 @@ def test_misuse_raises() -> None:
 
 def test_tiles_cover_one_triangle(monkeypatch: pytest.MonkeyPatch) -> None:
     assert moments.tiles(2048) == ((slice(0, 2048), slice(0, 2048)),)
-    monkeypatch.setattr(moments, "TILE", 4)
+    monkeypatch.setattr(blocks, "TILE", 4)
     seen = np.zeros((10, 10), dtype=int)
     for left, right in moments.tiles(10):
         seen[left, right] += 1
@@ -154,7 +155,7 @@ def test_tiles_cover_one_triangle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("p", [1, 2, 3])
 def test_tiled_moments_are_the_moments(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "TILE", 4)
+    monkeypatch.setattr(blocks, "TILE", 4)
     views = kernels(p, 103, 10, mean=30.0)
     shift, true = block_shift([K[:32] for K in views]), naive(views)[1]
     got = np.full((p, p, 10, 10), np.nan)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krepes_ooc.algebra import moments
+from krepes_ooc import blocks
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages import moments as stage
 from krepes_ooc.stages import spectrum
@@ -39,7 +39,7 @@ def test_tiles_of_moments(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return reader.array("mean"), reader.array("second")
 
     mean, second = read()
-    for module in (moments, stage):
+    for module in (blocks,):
         monkeypatch.setattr(module, "TILE", 10)  # 24 landmarks: tiles of 10, 10 and 4
     found = []
     for workers in (1, 2):
@@ -57,7 +57,7 @@ def test_tiles_of_moments(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_tiles_resume(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (moments, stage):
+    for module in (blocks,):
         monkeypatch.setattr(module, "TILE", 10)
     forget(workspace, "moments", "spectrum")
     small.audit(workspace, until="moments")

@@ -228,7 +228,7 @@ def test_wrong_whole_array_is_refused(tmp_path: Path):
     for name, values, told in (
         ("centre", np.zeros(4), "shape (4,); expected shape (3,)"),
         ("centre", np.zeros(3, dtype=np.float32), "dtype float32; expected dtype float64"),
-        ("sample_id", stores.SAMPLE_ID, "a whole array; expected chunks (256,), written block by"),
+        ("sample_id", stores.SAMPLE_ID, "a whole array; expected chunks (256,), written piece by"),
         ("more", np.zeros(3), "the store has no such array"),
     ):
         with pytest.raises(StageFailed, match=name) as caught:
