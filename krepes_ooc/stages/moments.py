@@ -71,7 +71,8 @@ def run(context: StageContext) -> None:
     spec = StoreSpec(load_contract("moments"), {"view": views, "landmark": m})
     writer = context.workspace.writer(spec, context.digest)
     writer.create()
-    mean, files = np.empty((views, m)), {}
+    mean = np.empty((views, m))
+    files: Files = {}
     for tile, shards in zip(tiles, pending, strict=True):
         tile.sum_shards(shards, shift)
         files |= tile.write(writer, mean)
