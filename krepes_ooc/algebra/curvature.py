@@ -177,7 +177,7 @@ def require_views(name: str, n_views: int) -> None:
             f"{name} compares views, the kernel holds {n_views}",
             where="stages.newton.objective",
             expected="at least 2 views",
-            advice="set views: 2 in the source",
+            advice="set views.count to 2 or more",
         )
 
 

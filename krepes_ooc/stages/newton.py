@@ -23,7 +23,7 @@ from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import read_settings, setting
 from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
 from krepes_ooc.stages.outcome import Outcome
-from krepes_ooc.stages.problem import open_problem
+from krepes_ooc.stages.problem import check_settings, open_problem
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.solving import SKETCH_BYTES, descend, losses, solve
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -165,6 +165,7 @@ def _choose(settings: NewtonSettings, sweep: Sweep, advice: str) -> Choice:
 
 def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
     """Products and one eigendecomposition in moment space, or passes over the kernel."""
+    check_settings(settings, shape.n_views, shape.n_components, shape.plan.block_rows)
     m, h, views, columns = shape.n_landmarks, shape.n_components, shape.n_views, len(settings.swept)
     sketch = min(settings.rank, m * h) if settings.preconditioner == "nystrom" else 0
     held = 8 * m * m * (views**2 + 4) + 8 * m * h * (12 * columns + 5 * sketch + 16)

@@ -10,7 +10,13 @@ import numpy.typing as npt
 
 from krepes_ooc.algebra import nystrom, objectives
 from krepes_ooc.algebra.basis import Basis
-from krepes_ooc.algebra.curvature import Linearisation, Moments, Objective, Stream
+from krepes_ooc.algebra.curvature import (
+    Linearisation,
+    Moments,
+    Objective,
+    Stream,
+    require_views,
+)
 from krepes_ooc.algebra.damping import absolute
 from krepes_ooc.algebra.objectives.base import SampleObjective
 from krepes_ooc.algebra.objectives.byol import BYOLSettings, Predictor, fit_predictor
@@ -57,13 +63,12 @@ def open_problem(context: StageContext) -> Problem:
 
     Raises:
         StageFailed: the loss has no curvature or no slope at the start, as for a collapsed network.
-        UsageError: the objective's batch does not divide the block rows, or it may not be iterated.
+        UsageError: as ``check_settings``.
     """
     settings, spectrum = context.settings, context.reader("spectrum")
     coefficients = settings.coefficients()
-    _check_batch(context, coefficients)
-    _check_steps(settings)
     moments, start, basis = read_moments(context), spectrum.array("start"), _basis(context)
+    check_settings(settings, moments.n_views, start.shape[1], context.plan.block_rows)
     offset, kernel = spectrum.array("offset"), KernelStream(context)
     stream: Any = kernel
     if basis is not None:
@@ -120,25 +125,38 @@ def _predictor(
     return Predictor(**kernel.keep("predictor", fit))
 
 
-def _check_batch(context: StageContext, coefficients: Any) -> None:
-    batch, rows = getattr(coefficients, "batch", None), context.plan.block_rows
-    if batch is not None and rows % batch:
-        divisors = [2**i for i in range(1, rows.bit_length())]
+def check_settings(settings: Any, n_views: int, n_components: int, block_rows: int) -> None:
+    """Refuse what the objective cannot do with these sizes: at plan time, and again at its start.
+
+    Raises:
+        UsageError: too few views or components, further steps of an objective that may not be
+            iterated, or a batch that does not divide the block rows.
+    """
+    name = settings.objective
+    require_views(name, n_views)
+    least = objectives.least_components(name)
+    if n_components < least:
         raise UsageError(
-            f"a batch of {batch} does not divide blocks of {rows} rows",
-            where="stages.newton.objective_settings.batch",
-            expected=f"a divisor of {rows}",
-            advice=f"take {min(divisors, key=lambda size: abs(size - batch))}",
+            f"{n_components} component of {name}, which compares directions: one cannot turn",
+            where="stages.spectrum.components",
+            expected=f"at least {least}",
+            advice="raise it, or choose another objective",
         )
-
-
-def _check_steps(settings: Any) -> None:
-    if settings.further_steps and not objectives.is_repeatable(settings.objective):
+    if settings.further_steps and not objectives.is_repeatable(name):
         raise UsageError(
-            f"{settings.further_steps} further steps of {settings.objective}, whose target is its "
-            "own start: it would collapse",
+            f"{settings.further_steps} further steps of {name}, whose target is its own start: it "
+            "would collapse",
             where="stages.newton.steps",
             expected="0",
+        )
+    batch = getattr(settings.coefficients(), "batch", None)
+    if batch is not None and block_rows % batch:
+        divisors = [2**i for i in range(1, block_rows.bit_length())]
+        raise UsageError(
+            f"a batch of {batch} does not divide blocks of {block_rows} rows",
+            where="stages.newton.objective_settings.batch",
+            expected=f"a divisor of {block_rows}",
+            advice=f"take {min(divisors, key=lambda size: abs(size - batch))}",
         )
 
 

@@ -117,3 +117,43 @@ def test_small_sources_leave_samples_to_audit() -> None:
 def test_features_of_a_broken_block_plan(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="forward_batch 300 does not divide"):
         make_plan(small.recipe("stages.features.forward_batch=300"), tmp_path / "w", Options())
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            ("views.count=1",),
+            "stages.newton.objective: barlow-twins compares views, the kernel holds 1; expected at "
+            "least 2 views; set views.count to 2 or more",
+        ),
+        (
+            ("stages.newton.objective=simclr", "stages.spectrum.components=1"),
+            "stages.spectrum.components: 1 component of simclr, which compares directions: one "
+            "cannot turn; expected at least 2; raise it, or choose another objective",
+        ),
+        (
+            ("stages.newton.objective=byol", "stages.spectrum.components=1"),
+            "1 component of byol",
+        ),
+        (
+            ("stages.newton.objective=simclr", "stages.newton.objective_settings={batch: 100}"),
+            "stages.newton.objective_settings.batch: a batch of 100 does not divide blocks of",
+        ),
+    ],
+)
+def test_what_the_step_cannot_do_is_refused_before_the_first_task(
+    tmp_path: Path, changes: tuple[str, ...], line: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_plan(small.recipe(*changes), tmp_path / "w", Options())
+    assert line in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        small.audit(tmp_path / "w", *changes)
+    assert line in str(caught.value)
+    assert small.seals(tmp_path / "w") == {}
+
+
+def test_one_component_is_enough_where_nothing_has_to_turn(tmp_path: Path) -> None:
+    changes = ("stages.newton.objective=vicreg", "stages.spectrum.components=1")
+    make_plan(small.recipe(*changes), tmp_path / "w", Options())

@@ -33,6 +33,7 @@ __all__ = [
     "fit_predictor",
     "is_moment",
     "is_repeatable",
+    "least_components",
     "settings_type",
 ]
 
@@ -72,6 +73,15 @@ def is_repeatable(name: str) -> bool:
         UsageError: no objective of this name.
     """
     return bool(_entry(name)[0].repeatable)
+
+
+def least_components(name: str) -> int:
+    """Components that the objective needs: one direction on a sphere cannot turn.
+
+    Raises:
+        UsageError: no objective of this name.
+    """
+    return int(_entry(name)[0].least_components)
 
 
 def create(

@@ -38,6 +38,7 @@ class MomentObjective(ABC):
     moment: ClassVar[bool] = True
     repeatable: ClassVar[bool] = True
     rotates: ClassVar[bool] = False
+    least_components: ClassVar[int] = 1
 
     moments: Moments
 
@@ -76,6 +77,8 @@ class SampleObjective(ABC):
     moment: ClassVar[bool] = False
     repeatable: ClassVar[bool] = True
     rotates: ClassVar[bool] = False
+    # Both sample objectives look at directions u = z / |z| alone.
+    least_components: ClassVar[int] = 2
 
     stream: Stream
     offset: Array
