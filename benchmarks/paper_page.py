@@ -1,0 +1,227 @@
+"""The page of results: tables and figures out of the measured cells."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from benchmarks.objective_table import table, write
+from benchmarks.paper_cells import CHOOSING, DATA, OBJECTIVES, VARIANTS
+
+Found = dict[str, Any]
+Take = Callable[[Found], float | None]
+
+
+def figure(name: str, control: str | None = None) -> Take:
+    """Takes a figure, or one of its controls."""
+
+    def take(found: Found) -> float | None:
+        held = found["figures"].get(name, {})
+        return held.get("value") if control is None else held.get("controls", {}).get(control)
+
+    return take
+
+
+def cost(name: str, scale: float = 1.0) -> Take:
+    """Takes a cost."""
+    return lambda found: found["cost"][name] * scale
+
+
+TAU, GAP, DROP = "kendall_tau", "accuracy_gap", "confidence_drop"
+RIGHT, COVER = "precision_at_1", "coverage"
+FIDELITY = {
+    "network probe, %": figure(GAP, "accuracy of the network's probe, percent"),
+    "always most frequent, points": figure(GAP, "always the most frequent class"),
+    "gap, points": figure(GAP),
+    "gap, start": figure(GAP, "embedding at the start"),
+    "tau": figure(TAU),
+    "tau, start": figure(TAU, "embedding at the start"),
+    "tau, further steps": figure(TAU, "after further steps"),
+    "ridge ceiling": figure(TAU, "ridge ceiling"),
+    "noise floor": figure(TAU, "noise floor: network, two halves of the fit samples"),
+    "raw inputs": figure(TAU, "raw inputs"),
+}
+INFLUENCE = {
+    "drop, top 10": figure(DROP),
+    "drop, random": figure(DROP, "random"),
+    "ratio": figure("drop_ratio"),
+    "drop by k alone": figure(DROP, "largest |k| (no step)"),
+    "drop, exact refit": figure(DROP, "with an exact refit"),
+    "kappa": figure(COVER),
+    "kappa, random": figure(COVER, "random order"),
+    "P@1, aligned": figure(RIGHT),
+    "P@1, the paper's": figure(RIGHT, "the paper's influence score"),
+    "P@1, kernel": figure(RIGHT, "plain kernel"),
+    "P@1, cosine": figure(RIGHT, "cosine of network embeddings"),
+    "P@1, inputs": figure(RIGHT, "cosine of inputs"),
+}
+COST = {
+    "damping": lambda found: found["damping"],
+    "rho": lambda found: found["rho"],
+    "kernel, s": cost("kernel"),
+    "solve, s": cost("solve"),
+    "pretraining, s": cost("pretrain"),
+    "the rest, s": cost("other"),
+    "peak, MiB": cost("peak", 2**-20),
+}
+CHOICE = {
+    "tau": figure(TAU),
+    "gap, points": figure(GAP),
+    "ratio": figure("drop_ratio"),
+    "P@1, aligned": figure(RIGHT),
+    "P@1, the paper's": figure(RIGHT, "the paper's influence score"),
+    "P@1, kernel": figure(RIGHT, "plain kernel"),
+    "solve, s": cost("solve"),
+}
+
+
+def load(folder: Path) -> list[Found]:
+    """All measured cells."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def spread(values: Iterable[float | None]) -> str:
+    """Mean and standard deviation over seeds; a dash where nothing is defined."""
+    known = [v for v in values if v is not None and np.isfinite(v)]
+    if not known:
+        return "-"
+    centre = f"{mean(known):.3g}" if abs(mean(known)) < 1000 else f"{mean(known):,.0f}"
+    return f"{centre} ± {stdev(known):.2g}" if len(known) > 1 else centre
+
+
+def results(cells: list[Found], columns: dict[str, Take]) -> str:
+    """One row for each set and objective, over its seeds."""
+    lines = []
+    for data, objective in _pairs(cells):
+        rows = [c for c in cells if (c["data"], c["objective"]) == (data, objective)]
+        lines.append([data, objective, *(spread(map(take, rows)) for take in columns.values())])
+    return table(("data", "objective", *columns), lines)
+
+
+def _pairs(cells: list[Found]) -> list[tuple[str, str]]:
+    found = {(c["data"], c["objective"]) for c in cells}
+    order = (list(DATA), list(OBJECTIVES))
+    return sorted(found, key=lambda p: (order[0].index(p[0]), order[1].index(p[1])))
+
+
+def sizes(cells: list[Found]) -> str:
+    """What was audited."""
+    rows: dict[str, Found] = {c["data"]: c for c in cells}
+    seeds = {data: len({c["seed"] for c in cells if c["data"] == data}) for data in rows}
+    lines = [
+        [d, f"{c['samples']:,}", str(c["landmarks"]), str(c["components"]), str(seeds[d])]
+        for d in DATA
+        if (c := rows.get(d))
+    ]
+    return table(("data", "samples", "landmarks", "components", "seeds"), lines)
+
+
+def choices(cells: list[Found]) -> str:
+    """What each setting moves on the sets of the choice: means over objectives and seeds."""
+    lines = []
+    for data in CHOOSING:
+        for variant in VARIANTS:
+            rows = [c for c in cells if (c["data"], c["variant"]) == (data, variant)]
+            if rows:
+                # Paired with the default of the same network, so that networks cancel.
+                taken = [_paired(rows, cells, take, variant) for take in CHOICE.values()]
+                lines.append([data, variant, str(len(rows)), *taken])
+    return table(("data", "setting", "audits", *CHOICE), lines)
+
+
+def _paired(rows: list[Found], cells: list[Found], take: Take, variant: str) -> str:
+    if variant == "default":
+        return spread(map(take, rows))
+    base = {_network(c): take(c) for c in cells if c["variant"] == "default"}
+    moved = [
+        value - against
+        for c in rows
+        if (value := take(c)) is not None and (against := base.get(_network(c))) is not None
+    ]
+    if not moved:
+        return "-"
+    error = f" ± {stdev(moved) / len(moved) ** 0.5:.2g}" if len(moved) > 1 else ""
+    return f"{mean(moved):+.3g}{error}"
+
+
+def _network(found: Found) -> tuple[str, str, int]:
+    return found["data"], found["objective"], found["seed"]
+
+
+def bias(cells: list[Found]) -> str:
+    """Alignment gaps of Adult's columns by objective, each with the control without the step."""
+    rows: dict[str, list[Found]] = defaultdict(list)
+    for found in cells:
+        if found["data"] == "adult":
+            rows[found["objective"]].append(found)
+    names = _by_gap([c for found in rows.values() for c in found])
+    lines = []
+    for name in names:
+        held = [(c["alignment"].get(name) for c in rows[o]) for o in OBJECTIVES]
+        cells_of = [[one for one in group if one] for group in held]
+        lines.append([name, *(_gap(group) for group in cells_of)])
+    return table(("column", *OBJECTIVES), lines)
+
+
+def _by_gap(cells: list[Found]) -> list[str]:
+    gaps: dict[str, list[float]] = defaultdict(list)
+    for found in cells:
+        for name, one in found["alignment"].items():
+            gaps[name].append(one["gap"])
+    return sorted(gaps, key=lambda name: -mean(gaps[name]))
+
+
+def _gap(group: Sequence[dict[str, float]]) -> str:
+    if not group:
+        return "-"
+    alone = mean(one["kernel_only"] for one in group)
+    return f"{spread(one['gap'] for one in group)} ({alone:.3g})"
+
+
+def over(cells: list[Found], sets: Iterable[str]) -> str:
+    """Tau and gap against the number of landmarks."""
+    lines = []
+    for data, objective in _pairs([c for c in cells if c["data"] in sets]):
+        rows = [c for c in cells if (c["data"], c["objective"], c["seed"]) == (data, objective, 0)]
+        for found in sorted(rows, key=lambda c: c["landmarks"]):
+            taken = [spread([take(found)]) for take in CHOICE.values()]
+            lines.append([data, objective, str(found["landmarks"]), *taken])
+    return table(("data", "objective", "landmarks", *CHOICE), lines)
+
+
+def entropy(cells: list[Found]) -> str:
+    """Spectral entropy over the damping beside the loss and the probe, for MNIST."""
+    lines = []
+    for found in cells:
+        curve = found["curves"].get("spectral_entropy")
+        if found["data"] == "mnist" and found["objective"] == "barlow-twins" and curve:
+            for name, values in curve["lines"].items():
+                shown = ["-" if v is None else f"{v:.3f}" for v in values]
+                lines.append([f"seed {found['seed']}, {name}", *shown])
+            heads = ["", *(f"{x:g}" for x in curve["x"])]
+    return table(heads, lines) if lines else "Not measured."
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Put the tables between the marker lines of the page."""
+    cells = load(folder)
+    plain = [c for c in cells if c["variant"] == "default" and c["data"] != "digits"]
+    curves = [c for c in cells if c["variant"] == "default" or c["variant"].startswith("m = ")]
+    parts = {
+        "sizes": sizes(plain),
+        "fidelity": results(plain, FIDELITY),
+        "influence": results(plain, INFLUENCE),
+        "cost": results(plain, COST),
+        "bias": bias(plain),
+        "landmarks": over(curves, ("adult", "mnist")),
+        "entropy": entropy(plain),
+        "choices": choices([c for c in cells if c["data"] in CHOOSING]),
+    }
+    for name, text in parts.items():
+        write(page, text, name)
