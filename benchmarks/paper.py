@@ -32,7 +32,7 @@ from benchmarks.paper_cells import (
     prepare,
 )
 from benchmarks.paper_page import write_page
-from krepes_ooc.errors import KrepesError
+from krepes_ooc.errors import StageFailed
 
 REPORTED = ("adult", "protein", "census", "mnist", "fashion-mnist")
 # Curves over landmarks are shown for these; components need no audit of their own.
@@ -56,14 +56,14 @@ def _variants(chosen: argparse.Namespace, name: str, seed: int) -> tuple[str, ..
 
 
 def run_cells(chosen: argparse.Namespace) -> None:
-    """Measure what is missing; a failed audit is told and left out."""
+    """Measure what is missing; an audit whose data or network are unfit is told and left out."""
     todo = list(cells(chosen))
     prepare(chosen.data)
     for index, cell in enumerate(todo):
         begun = time.monotonic()
         try:
             found = measure(cell, chosen.data, chosen.work, chosen.memory)
-        except KrepesError as error:
+        except StageFailed as error:
             print(f"{cell.workspace} {cell.variant}: {error}", file=sys.stderr, flush=True)
             continue
         tau = found["figures"].get("kendall_tau", {}).get("value")
