@@ -1,4 +1,4 @@
-"""The paper's tables: every cell is a recipe that can be read, and the page says what was measured."""
+"""The paper's tables: every cell is a recipe, and the page says what was measured."""
 
 from __future__ import annotations
 
