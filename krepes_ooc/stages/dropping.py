@@ -6,7 +6,8 @@ sum, out of a bank of landmarks, or followed by an exact refit of the other land
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -43,6 +44,7 @@ class Removal:
         top: landmarks to remove [audited, rank].
         n_classes: number of classes.
         seed: of random landmarks and intervals.
+        others: scores [audited, landmark] of other ways to rank the landmarks, by name in words.
     """
 
     fit: Rows
@@ -53,6 +55,7 @@ class Removal:
     top: Index
     n_classes: int
     seed: int
+    others: Mapping[str, Float] = field(default_factory=dict)
 
     def drop(self) -> Figure:
         """The drop after removal from the representer sum, with all its controls."""
@@ -64,7 +67,8 @@ class Removal:
             "Confidence lost without the top landmarks",
             "A vote of the 50 nearest fit samples; the share of the class predicted before, minus "
             "its share after. Removal is from the representer sum, unless a control says "
-            "otherwise; after an exact refit the other landmarks take over what they can.",
+            "otherwise; after an exact refit the other landmarks take over what they can express "
+            "of the embedding by least squares over all samples.",
             {
                 "random": float(random.mean()),
                 "random, two standard errors": 2 * error,
@@ -80,6 +84,10 @@ class Removal:
                 ),
                 "with an exact refit": float(self._refit(self.top).mean()),
                 "with an exact refit, random ones": float(self._refit(self._drawn(0)).mean()),
+                **{
+                    f"ranked by {name}": self._mean(self._by_size(scores))
+                    for name, scores in self.others.items()
+                },
             },
             (found.low, found.high),
         )

@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.algebra.span import Span
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import setting
 from krepes_ooc.stages import labelfree
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
-from krepes_ooc.stages.curves import ceiling_curve, entropy_curve, landmark_curves
+from krepes_ooc.stages.curves import (
+    ALL_ROWS,
+    AUDIT_ROWS,
+    UNIFORM,
+    ceiling_curve,
+    entropy_curve,
+    landmark_curves,
+)
 from krepes_ooc.stages.dropping import Removal, coverage_figure
 from krepes_ooc.stages.fidelityrows import (
     Figure,
@@ -31,6 +39,7 @@ from krepes_ooc.stages.fidelityrows import (
     landmark_rows,
     measured,
 )
+from krepes_ooc.stages.narrower import Narrow, narrow_audits
 from krepes_ooc.stages.nearest import Nearest
 from krepes_ooc.stages.probing import Probes, keep, open_probes
 from krepes_ooc.stages.shapes import AuditShape
@@ -78,7 +87,13 @@ class _Measured:
     @cached_property
     def probes(self) -> Probes:
         """The linear probes."""
-        return open_probes(self.fit, self.held, len(self.landmarks.label), self.context.inputs.seed)
+        m = len(self.landmarks.label)
+        return open_probes(self.fit, self.held, lambda: self.uniform.rows, m, self.seed)
+
+    @cached_property
+    def narrow(self) -> list[Narrow]:
+        """The audit with fewer components."""
+        return narrow_audits(self.context)
 
     @cached_property
     def n_classes(self) -> int:
@@ -163,6 +178,7 @@ def _removal(data: _Measured) -> Removal:
         top[held][:, : data.context.settings.top],
         data.n_classes,
         data.seed,
+        _nearest(data).rankings(),
     )
 
 
@@ -182,22 +198,24 @@ def _nearest(data: _Measured) -> Nearest:
 def _curves(data: _Measured) -> dict[str, Any]:
     """All curves that are defined here."""
     context = data.context
-    kernel = context.reader("kernel")
-    rms = float(np.sqrt(np.trace(data.second) / len(data.second)))
-    found: dict[str, Any] = {"spectral_entropy": entropy_curve(context.reader("newton"))}
-    found |= landmark_curves(
-        kernel.array("landmark_kernel"),
-        data.second,
-        float(kernel.attributes["self_kernel_mean"]),
-        rms,
-        kernel.info("values").dtype.name,
-        data.seed,
-    )
+    kernel, spectrum = context.reader("kernel"), context.reader("spectrum")
+    spans = {
+        ALL_ROWS: Span(
+            kernel.array("landmark_kernel"),
+            data.second,
+            float(kernel.attributes["self_kernel_mean"]),
+            kernel.info("values").dtype.name,
+        )
+    }
+    with contextlib.suppress(StageFailed):
+        spans |= {AUDIT_ROWS: data.uniform.own, UNIFORM: data.uniform.uniform}
+    found: dict[str, Any] = {"spectral_entropy": entropy_curve(context.reader("newton"), spectrum)}
+    found |= landmark_curves(spans, data.seed)
     with contextlib.suppress(StageFailed):  # the figures say why
-        found["ceiling_over_components"] = ceiling_curve(data.fit, data.held)
+        found["ceiling_over_components"] = ceiling_curve(data.fit, data.held, data.narrow)
     if data.has_labels:
         with contextlib.suppress(StageFailed):
-            found |= data.probes.over_components()
+            found |= data.probes.over_components(data.narrow)
     return found
 
 
@@ -210,7 +228,7 @@ def predict(shape: AuditShape, settings: FidelitySettings) -> Cost:
 
 STAGE = Stage(
     name="fidelity",
-    version=2,
+    version=3,
     reads=(
         "features",
         "landmarks",

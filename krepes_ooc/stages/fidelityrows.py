@@ -155,3 +155,8 @@ def curve(
         "log_x": log_x,
         "note": note,
     }
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, ... and ``most``."""
+    return [*(2**i for i in range(most.bit_length()) if 2**i < most), most]

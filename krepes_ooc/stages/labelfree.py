@@ -46,7 +46,7 @@ def ceiling(fit: Rows, held: Rows, uniform: Callable[[], Comparison], seed: int)
         controls["raw inputs"] = attempt(lambda: score(*inputs))
         for name, rows in fourier(*inputs, fit.kernel.shape[1], seed).items():
             controls[name] = score(*rows)
-    controls["as many uniform landmarks"] = attempt(lambda: uniform().uniform_ceiling)
+    controls["as many uniform landmarks"] = attempt(lambda: uniform().ceiling)
     return figure(
         score(fit.kernel, held.kernel),
         "Variance of the network's embedding that kernel rows explain (ridge ceiling)",
@@ -95,9 +95,9 @@ def nystrom_error(spectrum: StoreReader, uniform: Callable[[], Comparison]) -> F
         "Mean of k(x, x) - k_x K_mm^+ k_x over all samples and views, over the mean k(x, x).",
         {
             "usable rank over landmarks": facts["usable_rank"] / m,
-            "on the audit samples": attempt(lambda: uniform().own_error),
+            "on the audit samples": attempt(lambda: uniform().own.error()),
             "on the audit samples, as many uniform landmarks": attempt(
-                lambda: uniform().uniform_error
+                lambda: uniform().uniform.error()
             ),
         },
     )

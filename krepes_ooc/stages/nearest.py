@@ -56,21 +56,8 @@ class Nearest:
         known = int(np.sum(self.held.label >= 0))
         error = 1.96 * float(np.sqrt(value * (1 - value) / known))
         controls: dict[str, float | None] = {
-            NAMES[name]: self._precision(self._scores(name))
-            for name in MEASURES
-            if name != self.measure
+            name: self._precision(scores) for name, scores in self.rankings().items()
         }
-        signed = contribution(self.held.kernel, self.coefficients, self.held.step)
-        controls["signed contribution <k A_l, f_t>"] = self._precision(signed)
-        network = self.landmarks.network - self.held.network.mean(axis=0)
-        own = self.held.network - self.held.network.mean(axis=0)
-        controls["cosine of network embeddings, centred"] = self._cosine(own, network)
-        controls["cosine of network embeddings"] = self._cosine(
-            self.held.network, self.landmarks.network
-        )
-        if self.held.inputs is not None and self.landmarks.inputs is not None:
-            controls["cosine of inputs"] = self._cosine(self.held.inputs, self.landmarks.inputs)
-        controls |= self._trained()
         controls["always the most frequent class"] = attempt(
             lambda: majority_share(self.held.label)
         )
@@ -84,8 +71,25 @@ class Nearest:
             (value - error, value + error),
         )
 
-    def _trained(self) -> dict[str, float | None]:
-        """Rankings by a linear probe that is fitted on the landmarks."""
+    def rankings(self) -> dict[str, Float]:
+        """Scores [audited, landmark] of every other way to rank the landmarks, by name in words."""
+        found = {NAMES[name]: self._scores(name) for name in MEASURES if name != self.measure}
+        found["signed contribution <k A_l, f_t>"] = contribution(
+            self.held.kernel, self.coefficients, self.held.step
+        )
+        mean = self.held.network.mean(axis=0)
+        found["cosine of network embeddings, centred"] = comparators.cosine(
+            self.held.network - mean, self.landmarks.network - mean
+        )
+        found["cosine of network embeddings"] = comparators.cosine(
+            self.held.network, self.landmarks.network
+        )
+        if self.held.inputs is not None and self.landmarks.inputs is not None:
+            found["cosine of inputs"] = comparators.cosine(self.held.inputs, self.landmarks.inputs)
+        return found | self._trained()
+
+    def _trained(self) -> dict[str, Float]:
+        """Scores by a linear probe that is fitted on the landmarks; those without a label last."""
         known = self.landmarks.label >= 0
         fitted, label = self.landmarks.network[known], self.landmarks.label[known]
         try:
@@ -93,13 +97,14 @@ class Nearest:
         except StageFailed:
             return {}
         found = {}
-        for name, scores in (
+        for name, values in (
             ("representer values of a probe (labels)", comparators.representer_values),
             ("influence functions of a probe (labels)", comparators.influence_functions),
         ):
-            first = scores(probe, fitted, label, self.held.network).argmax(axis=1)
-            found[name] = float(np.mean(label[first] == self.held.label))
-        return dict(found)
+            scores = np.full(self.held.kernel.shape, -np.inf)
+            scores[:, known] = values(probe, fitted, label, self.held.network)
+            found[name] = scores
+        return found
 
     def _random(self) -> float:
         """Expected precision of a landmark drawn at random, exactly."""
@@ -110,9 +115,6 @@ class Nearest:
     def _scores(self, measure: str) -> Float:
         score = shown_scorer(measure, self.step, self.landmarks.kernel, self.second)
         return np.asarray(score(self.held.kernel))
-
-    def _cosine(self, held: Float, landmarks: Float) -> float:
-        return self._precision(comparators.cosine(held, landmarks))
 
     def _precision(self, scores: Float) -> float:
         from krepes_ooc.algebra.measures import precision_at_1

@@ -7,7 +7,8 @@ kernel rows, the ridge ceiling, and as controls the raw inputs and random Fourie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,10 +19,12 @@ import numpy.typing as npt
 from krepes_ooc import counter
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelityrows import Figure, Rows, curve, figure
+from krepes_ooc.stages.narrower import Narrow, streamed_note
 
 OTHER_STRENGTH = 0.1
 _HALF_STREAM = 421
 NETWORK, STEP, START = "network", "after the step", "embedding at the start"
+UNIFORM = "kernel rows of as many uniform landmarks"
 Float = npt.NDArray[np.float64]
 
 
@@ -97,31 +100,36 @@ class Probes:
             (value - 1.96 * error, value + 1.96 * error),
         )
 
-    def over_components(self) -> dict[str, Any]:
-        """Rank agreement and gap when only the first components of the start are kept."""
+    def over_components(self, audits: list[Narrow]) -> dict[str, Any]:
+        """Rank agreement and gap of audits with fewer components."""
         from krepes_ooc.algebra.measures import kendall_tau
 
         network = self.results[NETWORK]
-        counts = powers_of_two(self.fit.start.shape[1])
-        taus, gaps = [], []
-        for count in counts:
-            probe = self._probe(self.fit.start[:, :count], self.held.start[:, :count])
-            taus.append(kendall_tau(probe.true_probability, network.true_probability))
-            gaps.append(100.0 * (probe.accuracy - network.accuracy))
+        taus: dict[str, list[float]] = {name: [] for name in audits[-1].coefficients}
+        gaps: dict[str, list[float]] = {name: [] for name in taus}
+        for audit in audits:
+            for name in taus:
+                fit, held = (audit.embedding(name, p.kernel) for p in (self.fit, self.held))
+                probe = self._probe(fit, held)
+                taus[name].append(kendall_tau(probe.true_probability, network.true_probability))
+                gaps[name].append(100.0 * (probe.accuracy - network.accuracy))
+        counts = [audit.n_components for audit in audits]
+        note = "Linear probe on the embedding of an audit with h components; its steps are solved "
+        note += "anew. " + streamed_note(audits)
         return {
             "tau_over_components": curve(
                 "Rank agreement against the number of components",
                 ("components h", "Kendall tau-b"),
                 counts,
-                {"start": taus},
-                "Linear probe on the first h components of the embedding at the start.",
+                taus,
+                note,
             ),
             "gap_over_components": curve(
                 "Accuracy gap against the number of components",
                 ("components h", "gap to the network's probe, points"),
                 counts,
-                {"start": gaps},
-                "Linear probe on the first h components of the embedding at the start.",
+                gaps,
+                note,
             ),
         }
 
@@ -146,15 +154,25 @@ class Probes:
         return first.true_probability, second.true_probability
 
 
-def open_probes(fit: Rows, held: Rows, n_landmarks: int, seed: int) -> Probes:
+def open_probes(
+    fit: Rows, held: Rows, uniform: Callable[[], tuple[Float, Float]], n_landmarks: int, seed: int
+) -> Probes:
     """The spaces that are probed.
+
+    Args:
+        fit: the fit samples.
+        held: the audit samples.
+        uniform: kernel rows of uniform landmarks, of the fit and of the audit samples.
+        n_landmarks: features of the random Fourier map.
+        seed: of halves, bootstrap draws and frequencies.
 
     Raises:
         StageFailed: too few labels, or only one class among the fit samples.
     """
     from krepes_ooc.algebra.measures import ridge_ceiling
 
-    fit, held = keep(fit, fit.labelled), keep(held, held.labelled)
+    known = fit.labelled, held.labelled
+    fit, held = keep(fit, known[0]), keep(held, known[1])
     classes = len(np.unique(fit.label))
     if classes < 2 or len(held.label) < 2:
         raise StageFailed(
@@ -172,6 +190,9 @@ def open_probes(fit: Rows, held: Rows, n_landmarks: int, seed: int) -> Probes:
         "kernel rows": (fit.kernel, held.kernel),
         "ridge ceiling": (ceiling.predict(fit.kernel), ceiling.predict(held.kernel)),
     }
+    with contextlib.suppress(StageFailed):  # too few fit samples to draw them from
+        rows = uniform()
+        spaces[UNIFORM] = rows[0][known[0]], rows[1][known[1]]
     if fit.converged is not None and held.converged is not None:
         spaces["after further steps"] = (fit.converged, held.converged)
     if fit.inputs is not None and held.inputs is not None:
@@ -197,8 +218,3 @@ def keep(rows: Rows, which: npt.NDArray[np.bool_]) -> Rows:
         name: value if value is None else value[which] for name, value in vars(rows).items()
     }
     return Rows(**cut)
-
-
-def powers_of_two(most: int) -> list[int]:
-    """1, 2, 4, ... and ``most``."""
-    return [*(2**i for i in range(most.bit_length()) if 2**i < most), most]

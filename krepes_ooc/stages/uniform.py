@@ -1,7 +1,8 @@
 """Comparator: as many landmarks drawn uniformly, measured on the same samples.
 
 Source: Rudi, Camoriano and Rosasco (2015), "Less is more: Nystrom computational regularization".
-The uniform landmarks are fit samples, whose clean rows are at hand; they fit nothing afterwards.
+The uniform landmarks are fit samples, whose clean rows are at hand; the ceiling is fitted without
+them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc import counter
-from krepes_ooc.algebra import nystrom
 from krepes_ooc.algebra.kernel import kernel_map
 from krepes_ooc.algebra.kernel import landmark_kernel as kernel_between
+from krepes_ooc.algebra.span import Span
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import StageContext
@@ -30,14 +31,17 @@ class Comparison:
     """The audit's landmarks beside uniform ones.
 
     Args:
-        own_error: Nystrom error of the audit's landmarks on the audit samples.
-        uniform_error: that of the uniform ones.
-        uniform_ceiling: held-out R squared from uniform kernel rows to the network's embedding.
+        own: the audit's landmarks before the audit samples.
+        uniform: the uniform ones before the same samples.
+        ceiling: held-out R squared from uniform kernel rows to the network's embedding.
+        rows: kernel rows of uniform landmarks, of the fit and of the audit samples, each
+            [sample, landmark]; the landmarks themselves are among the fit samples.
     """
 
-    own_error: float
-    uniform_error: float
-    uniform_ceiling: float
+    own: Span
+    uniform: Span
+    ceiling: float
+    rows: tuple[Float, Float]
 
 
 def compare(context: StageContext, seed: int) -> Comparison:
@@ -60,7 +64,7 @@ def compare(context: StageContext, seed: int) -> Comparison:
             advice="raise stages.audited.fit",
         )
     drawn = pool[np.argsort(counter.bits(seed, _CHOICE_STREAM, ids[pool]), kind="stable")]
-    chosen, fit, held = drawn[:m], np.sort(drawn[m:]), np.flatnonzero(role == ROLES["audit"])
+    chosen, held = drawn[:m], np.flatnonzero(role == ROLES["audit"])
     own_map = open_landmark_kernel(context, context.reader("kernel").attributes["normalise"])
     features, self_kernel = audited.array("features"), audited.array("self_kernel")
     uniform = _uniform(own_map, features[chosen])
@@ -71,15 +75,21 @@ def compare(context: StageContext, seed: int) -> Comparison:
         uniform.mapped.normalisation,
     )
     rows_fit, rows_held = (
-        uniform.rows(features[part], self_kernel[part]).astype(np.float64) for part in (fit, held)
+        uniform.rows(features[part], self_kernel[part]).astype(np.float64) for part in (pool, held)
     )
     network = audited.array("network_embedding").astype(np.float64)
     own_mean = _self_kernel_mean(own_map, self_kernel[held])
-    landmark_kernel = context.reader("kernel").array("landmark_kernel")
+    others = ~np.isin(pool, chosen)
+    ceiling = ridge_ceiling(rows_fit[others], network[pool[others]], rows_held, network[held])
     return Comparison(
-        _error(landmark_kernel, influence.array("kernel")[held], own_mean),
-        _error(np.asarray(between), rows_held, own_mean),
-        ridge_ceiling(rows_fit, network[fit], rows_held, network[held]).r_squared,
+        _span(
+            context.reader("kernel").array("landmark_kernel"),
+            influence.array("kernel")[held],
+            own_mean,
+        ),
+        _span(np.asarray(between), rows_held, own_mean),
+        ceiling.r_squared,
+        (rows_fit, rows_held),
     )
 
 
@@ -97,10 +107,6 @@ def _self_kernel_mean(own_map: LandmarkKernel, raw: Float) -> float:
     return float(raw.mean() / normalisation.scale)
 
 
-def _error(landmark_kernel: Float, rows: Float, self_kernel_mean: float) -> float:
-    """Nystrom error on kernel rows [sample, landmark]."""
-    values, vectors = nystrom.eigenpairs(landmark_kernel)
-    second = rows.T @ rows / len(rows)
-    rms = float(np.sqrt(np.trace(second) / len(second)))
-    rank = max(1, nystrom.usable_rank(values, rms, len(values), "float32"))
-    return nystrom.nystrom_error(self_kernel_mean, second, values, vectors, rank)
+def _span(landmark_kernel: Float, rows: Float, self_kernel_mean: float) -> Span:
+    """Landmarks before kernel rows [sample, landmark] that were never rounded below float32."""
+    return Span(landmark_kernel, rows.T @ rows / len(rows), self_kernel_mean, "float32")

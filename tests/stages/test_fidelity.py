@@ -8,9 +8,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from krepes_ooc.engine.stopping import StopFlag
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.fidelityrows import attempt, figure, measured
-from krepes_ooc.stages.probing import powers_of_two
+from krepes_ooc.recipes import Recipe
+from krepes_ooc.stages.curves import ALL_ROWS, AUDIT_ROWS, UNIFORM
+from krepes_ooc.stages.fidelityrows import attempt, figure, measured, powers_of_two
+from krepes_ooc.stages.narrower import narrow_audits, streamed_note
 from krepes_ooc.stages.words import fidelity_lines
 from tests.stages import audits
 
@@ -65,7 +68,8 @@ def test_tau_and_gap_are_those_of_two_probes(figures, rows):
 def test_every_figure_has_its_controls(figures):
     needed = {
         "kendall_tau": ["raw inputs", "embedding at the start", "kernel rows", "ridge ceiling",
-                        "after further steps",
+                        "after further steps", "kernel rows of as many uniform landmarks",
+                        "random Fourier features of the inputs",
                         "noise floor: network, two halves of the fit samples"],
         "accuracy_gap": ["raw inputs", "always the most frequent class"],
         "ridge_ceiling": ["as many uniform landmarks", "random Fourier features of the inputs"],
@@ -134,10 +138,107 @@ def test_the_curves_are_complete_and_end_at_the_figure(figures):
         assert np.isfinite(curve["x"]).all()
     error = curves["nystrom_error_over_landmarks"]
     assert error["x"][-1] == 24
-    assert error["lines"]["these landmarks"][-1] == pytest.approx(figures["nystrom_error"]["value"])
-    assert np.all(np.diff(error["lines"]["these landmarks"]) < 0.02)
-    tau = curves["tau_over_components"]["lines"]["start"]
-    assert tau[-1] == pytest.approx(figures["kendall_tau"]["controls"]["embedding at the start"])
+    ends = {name: line[-1] for name, line in error["lines"].items()}
+    controls = figures["nystrom_error"]["controls"]
+    assert ends == {
+        ALL_ROWS: pytest.approx(figures["nystrom_error"]["value"]),
+        AUDIT_ROWS: pytest.approx(controls["on the audit samples"]),
+        UNIFORM: pytest.approx(controls["on the audit samples, as many uniform landmarks"]),
+    }
+    assert np.all(np.diff(error["lines"][ALL_ROWS]) < 0.02)
+    spread = curves["effective_dimension_over_landmarks"]["lines"]
+    assert sorted(spread) == [ALL_ROWS, UNIFORM]
+    for line in spread.values():
+        assert (np.diff(line) > 0).all()
+    entropy = curves["spectral_entropy"]["lines"]
+    assert set(entropy["start"]) == {figures["spectral_entropy"]["controls"]["start"]}
+
+
+def test_curves_over_components_show_start_step_and_further_steps(figures):
+    curves = audits.finished().reader("fidelity").attributes["curves"]
+    for figure_name, name in (("kendall_tau", "tau"), ("accuracy_gap", "gap")):
+        shown = curves[f"{name}_over_components"]
+        assert shown["x"] == [1, 2, 4]
+        controls = figures[figure_name]["controls"]
+        assert {line: values[-1] for line, values in shown["lines"].items()} == {
+            "start": pytest.approx(controls["embedding at the start"]),
+            "after the step": pytest.approx(figures[figure_name]["value"]),
+            "after further steps": pytest.approx(controls["after further steps"]),
+        }
+    ceiling = curves["ceiling_over_components"]["lines"]
+    controls = figures["ridge_ceiling"]["controls"]
+    assert ceiling["after the step"][-1] == pytest.approx(controls["embedding after the step"])
+
+
+def narrow(folder: Path, h: int, newton: dict[str, Any]) -> list[Any]:
+    """Coefficients and offset of a real audit with h components, and its narrower audits."""
+    from krepes_ooc.runner import Audit
+
+    stages = {"spectrum": {"components": h}, "newton": newton}
+    space = audits.audit(folder, "newton", **stages)
+    recipe = Recipe.load(str(audits.write_recipe(folder, **stages)))
+    context = Readers(space, Audit(recipe, space).inputs)
+    store = space.reader("newton")
+    own = {"after the step": store.array("coefficients")}
+    if store.has("converged"):
+        own["after further steps"] = store.array("converged")
+    return [own, space.reader("spectrum").array("offset"), narrow_audits(context)]
+
+
+class Readers:
+    """As much of a stage's context as narrower audits need."""
+
+    def __init__(self, space: Any, inputs: Any) -> None:
+        self.workspace, self.inputs = space, inputs
+        self.reader, self.stop = space.reader, StopFlag()
+
+
+@pytest.mark.parametrize(
+    "newton",
+    [
+        {"damping": 10.0, "steps": 2, "grid": [10.0]},
+        {"objective": "vicreg", "damping": 1.0, "metric": "rkhs", "steps": 0, "grid": [1.0]},
+    ],
+)
+def test_a_narrower_audit_is_the_audit_with_fewer_components(tmp_path: Path, newton):
+    wide = narrow(tmp_path, 4, newton)[2]
+    own, offset, _ = narrow(tmp_path, 2, newton)
+    found = wide[1]
+    assert [audit.n_components for audit in wide] == [1, 2, 4]
+    assert found.offset == pytest.approx(offset)
+    assert sorted(found.coefficients) == sorted(["start", *own])
+    for name, coefficients in own.items():
+        scale = np.abs(coefficients).max()
+        assert found.coefficients[name] == pytest.approx(coefficients, abs=1e-3 * scale), name
+    cut = wide[2].coefficients["after the step"][:, :2]
+    assert np.abs(cut - found.coefficients["after the step"]).max() > 1e-3 * np.abs(cut).max()
+
+
+def test_a_streamed_objective_shows_the_start_only(tmp_path: Path):
+    found = narrow(tmp_path, 4, {"objective": "byol", "damping": 1.0, "grid": [1.0]})[2]
+    assert [list(audit.coefficients) for audit in found] == [["start"]] * 3
+    assert streamed_note(found) == "The objective streams the kernel, so only the start is shown."
+
+
+def test_every_comparator_is_removed_and_ranked_alike(figures, rows):
+    """The same drop and the same Precision@1 for every way to name landmarks."""
+    drop, first = (figures[name]["controls"] for name in ("confidence_drop", "precision_at_1"))
+    ranked = {name.removeprefix("ranked by ") for name in drop if name.startswith("ranked by ")}
+    assert ranked == set(first) - {"always the most frequent class", "a random landmark"}
+    space, held = audits.finished(), rows["held"]
+    A = space.reader("newton").array("coefficients")
+    influence = np.abs(held["kernel"]) * np.linalg.norm(
+        space.reader("newton").array("step"), axis=1
+    )
+    left = held["step"].copy()
+    for t, row in enumerate(influence):
+        for one in np.argsort(-row, kind="stable")[:10]:
+            left[t] -= held["kernel"][t, one] * A[one]
+    fit = rows["fit"]
+    before, after = (vote(f, fit["step"], fit["label"]) for f in (held["step"], left))
+    each, predicted = np.arange(len(before)), before.argmax(axis=1)
+    expected = (before[each, predicted] - after[each, predicted]).mean()
+    assert drop["ranked by the paper's influence score"] == pytest.approx(expected)
 
 
 def test_without_labels_there_are_no_label_figures(tmp_path: Path):
