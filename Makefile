@@ -9,7 +9,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test crash clean
+.PHONY: help demo test browser crash clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,9 @@ test: $(VENV)/.test ## lint, format, types, layers, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -n $(JOBS) --maxprocesses 8
+
+browser: $(VENV)/.browser ## open the report in an installed Chromium
+	$(BIN)/pytest -m browser tests/browser
 
 crash: $(VENV)/.test ## kill whole runs at random and check that they resume to the same bits
 	$(BIN)/pytest -m crash tests/crash
@@ -43,3 +46,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[test]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.browser: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[browser]'
+	@touch $(VENV)/.test $(VENV)/.demo $@

@@ -76,6 +76,7 @@ for command in (
     inspecting.status,
     explaining.explain,
     exporting.export,
+    running.report,
     inspecting.verify,
     inspecting.doctor,
     shipped.stores,

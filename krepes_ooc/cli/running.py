@@ -13,6 +13,7 @@ import click
 from krepes_ooc.blocks import format_bytes
 from krepes_ooc.cli import options
 from krepes_ooc.cli.console import Bars, Lines, print_json, print_table, told_ctrl_c
+from krepes_ooc.cli.inspecting import recipe_or_none, which
 from krepes_ooc.errors import StageFailed
 
 
@@ -121,6 +122,26 @@ def plan(
     click.echo(f"memory: {format_bytes(planned['memory']['budget'])} allowed")
     shape = planned["shape"]
     click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in shape.items()))
+
+
+@click.command()
+@recipe_or_none
+@options.stacked(options.workspace, options.quiet)
+@click.option(
+    "--samples", type=click.IntRange(min=0), help="Cards that are drawn without a search."
+)
+def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int | None) -> None:
+    """Draw the report of a finished audit again; nothing else is computed."""
+    from krepes_ooc import runner
+    from krepes_ooc.runner.audit import recorded_recipe
+
+    root = which(recipe, workspace)
+    changes = () if samples is None else (f"stages.report.samples={samples}",)
+    asked = runner.Options(only="report", restart_stale=True)
+    with _listener(quiet) as listener:
+        summary = runner.run(recorded_recipe(root, changes), root, asked, listener)
+    if not quiet:
+        click.echo(f"report: {summary.workspace / 'report.html'}")
 
 
 @contextlib.contextmanager

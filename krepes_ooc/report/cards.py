@@ -8,9 +8,11 @@ import numpy as np
 
 from krepes_ooc.report.charts import bar
 from krepes_ooc.report.data import AuditData
+from krepes_ooc.report.deck import deck_of, with_pictures
 from krepes_ooc.report.explained import Explained, explain_rows
 from krepes_ooc.report.markup import MINUS, Child, Markup, element, join, number
 from krepes_ooc.report.panel import Panel, absent
+from krepes_ooc.report.portrait import class_name
 from krepes_ooc.report.rows import row_table
 
 UNFOLDED_ROWS = 3
@@ -30,26 +32,71 @@ def samples_panel(audit: AuditData) -> Panel:
         return absent(KEY, TITLE, "No influence was computed, so no sample is explained here.")
     role = audit.audited.role
     chosen = np.arange(len(audit.audited.sample_id)) if role is None else np.flatnonzero(role == 0)
-    rows = [int(row) for row in chosen[: max(0, audit.cards)]]
-    if not rows:
+    if not audit.cards or not len(chosen):
         return absent(KEY, TITLE, "No sample was chosen to be shown.")
-    cards = [_card(one, place) for place, one in enumerate(explain_rows(audit, rows))]
+    everyone = explain_rows(audit, [int(row) for row in chosen])
+    cards = [_card(one, place) for place, one in enumerate(everyone[: max(0, audit.cards)])]
+    deck = deck_of(audit, everyone)
     measure = audit.influence.measure
     lead = join(
         "The landmarks that weigh most on a sample's embedding. ",
         element("b", "Attracting", class_="attract"), " ones pull it their way, ",
         element("b", "repelling", class_="repel"), " ones push it off. Shown are ",
-        number(len(rows)), " of ", number(len(chosen)), " audited samples.",
+        number(len(cards)), " of ", number(len(chosen)), " audited samples.",
     )  # fmt: skip
     figures = {
         "measure": measure,
-        "shown": len(rows),
+        "shown": len(cards),
         "total": len(chosen),
         "samples": [figures for _, figures in cards],
+        "deck": deck,
     }
     legend = _legend(MEASURES.get(measure, measure), table=audit.audited.values is not None)
-    body = join(legend, element("div", [card for card, _ in cards], class_="cards"))
+    body = join(
+        legend,
+        search_form(audit, deck),
+        element("div", [card for card, _ in cards], class_="cards", id="cards"),
+        element("div", class_="cards", id="found"),
+        element("button", "Show more", id="more", type="button", hidden=""),
+        with_pictures(deck, audit, everyone),
+    )
     return Panel(KEY, TITLE, lead, body, figures)
+
+
+def search_form(audit: AuditData, deck: dict[str, Any]) -> Markup:
+    """Search over all audited samples; hidden where no script runs."""
+    codes = sorted({sample["label"] for sample in deck["samples"]} - {-1})
+    labels = [(str(code), class_name(code, audit.classes)) for code in codes]
+    pulls = [("attract", "with attracting landmarks"), ("repel", "with repelling landmarks")]
+    columns = [(str(c), column.name) for c, column in enumerate(audit.columns)]
+    return element(
+        "form",
+        _field("number or name", element("input", name="query", type="search", size=18)),
+        _field("class", _select("label", "any", labels)) if labels else _hidden("label"),
+        _field("landmarks", _select("pull", "any", pulls)),
+        _field("column", _select("column", "any", columns)) if columns else None,
+        _field("value", element("input", name="value", size=14)) if columns else None,
+        element("button", "Clear", type="reset"),
+        element("output", id="told", aria_live="polite"),
+        id="find",
+        class_="find",
+        hidden="",
+        role="search",
+        aria_label="Search the audited samples",
+    )
+
+
+def _field(words: str, control: Markup) -> Markup:
+    return element("label", element("span", words), control)
+
+
+def _hidden(name: str) -> Markup:
+    return element("input", name=name, type="hidden", value="")
+
+
+def _select(name: str, empty: str, options: list[tuple[str, str]]) -> Markup:
+    shown = [element("option", words[:60], value=value) for value, words in options]
+    return element("select", element("option", empty, value=""), shown, name=name)
 
 
 def _card(one: Explained, place: int) -> tuple[Markup, dict[str, Any]]:

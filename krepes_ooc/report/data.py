@@ -28,6 +28,7 @@ class Subject:
         source: the data in words, such as ``digits (inside scikit-learn)``.
         objective: the self-supervised objective in words.
         counts: what was counted, such as ``{"samples": 1797, "views": 2}``, in reading order.
+        about: one line about the audit.
     """
 
     recipe: str
@@ -35,6 +36,7 @@ class Subject:
     source: str
     objective: str
     counts: Mapping[str, int] = field(default_factory=dict)
+    about: str = ""
 
 
 @dataclass(frozen=True, eq=False)

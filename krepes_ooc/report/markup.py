@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-VOID = frozenset({"img", "meta", "br", "hr", "link"})
+VOID = frozenset({"img", "meta", "br", "hr", "input", "link"})
 MAX_TEXT = 160
 MINUS, TIMES, DASH = "\u2212", "\u00d7", "\u2013"
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

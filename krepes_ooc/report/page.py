@@ -1,4 +1,4 @@
-"""The whole page: panels in reading order, one style sheet, no script, nothing from the network."""
+"""The whole page: panels in reading order, one style sheet, one script, no network."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from krepes_ooc.report.columns import alignment_panel
 from krepes_ooc.report.concepts import concepts_panel
 from krepes_ooc.report.curves import spectrum_panel, step_panel
 from krepes_ooc.report.data import AuditData
+from krepes_ooc.report.deck import script, script_policy
 from krepes_ooc.report.findings import fidelity_panel
 from krepes_ooc.report.gallery import landmarks_panel
 from krepes_ooc.report.groups import groups_panel
@@ -24,10 +25,13 @@ from krepes_ooc.report.trust import trust_panel
 
 REPORT_FORMAT = 1
 # Even a hole in the escaping could load or run nothing.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = (
+    "default-src 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src {script}"
+)
 PANELS: tuple[Callable[[AuditData], Panel], ...] = (
-    subject_panel,
     trust_panel,
+    subject_panel,
     samples_panel,
     landmarks_panel,
     alignment_panel,
@@ -70,11 +74,12 @@ def _page(audit: AuditData, panels: list[Panel]) -> str:
     style = files("krepes_ooc.report").joinpath("report.css").read_text(encoding="utf-8")
     title = f"{audit.subject.recipe} {DASH} krepes audit"
     links = [element("li", element("a", panel.title, href=f"#{panel.key}")) for panel in panels]
+    policy = POLICY.format(script=script_policy())
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
         # The style sheet is ours and holds no "<"; it must not be escaped.
@@ -83,8 +88,8 @@ def _page(audit: AuditData, panels: list[Panel]) -> str:
     masthead = element(
         "header",
         element("p", "krepes audit", class_="kicker"),
-        element("h1", user_text(audit.subject.network)),
-        element("p", user_text(audit.subject.source), class_="under"),
+        element("h1", user_text(audit.subject.recipe)),
+        element("p", user_text(audit.subject.about or audit.subject.network), class_="under"),
     )
     body = element(
         "body",
@@ -92,5 +97,7 @@ def _page(audit: AuditData, panels: list[Panel]) -> str:
         masthead,
         element("nav", element("ol", links), aria_label="Contents"),
         element("main", join([join(panel.render(), "\n") for panel in panels]), id="report"),
+        # Ours too; its sha256 is in the policy.
+        element("script", Markup(script())),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"

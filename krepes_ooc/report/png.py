@@ -39,9 +39,10 @@ def shrink(image: Array, side: int = THUMBNAIL_SIDE) -> Array:
     return np.asarray(np.rint(boxes.mean(axis=(1, 3))), dtype=np.uint8)
 
 
-def data_uri(image: Array) -> str:
+def data_uri(image: Array, side: int = THUMBNAIL_SIDE) -> str:
     """A thumbnail of the image as an inline ``data:`` address."""
-    return "data:image/png;base64," + base64.b64encode(encode_png(shrink(image))).decode("ascii")
+    small = base64.b64encode(encode_png(shrink(image, side))).decode("ascii")
+    return f"data:image/png;base64,{small}"
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

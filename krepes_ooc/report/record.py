@@ -37,6 +37,7 @@ def subject_panel(audit: AuditData) -> Panel:
         ("data", subject.source),
         ("objective", subject.objective),
         ("recipe", subject.recipe),
+        *([("about", subject.about)] if subject.about else []),
     ]
     counts = [
         element("div", element("dd", number(count)), element("dt", user_text(name)))

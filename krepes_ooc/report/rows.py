@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from krepes_ooc.report.data import Array
+from krepes_ooc.report.data import Array, Column
 from krepes_ooc.report.explained import Explained
 from krepes_ooc.report.links import SIGNS, Link
 from krepes_ooc.report.markup import Child, Markup, element, join, user_text
-from krepes_ooc.report.portrait import AGREES_FROM, NAME_LIMIT, Portraits, cell
+from krepes_ooc.report.portrait import AGREES_FROM, NAME_LIMIT, Portraits, cell, plain_cell
 
 MAX_COLUMNS = 12
 MAX_LANDMARKS = 8
@@ -32,9 +32,11 @@ def row_table(one: Explained) -> Markup:
         element(
             "tr",
             element("th", user_text(columns[c].name, NAME_LIMIT), scope="row"),
-            element("td", cell(mine[c], columns[c]), class_="own"),
+            element(
+                "td", cell(mine[c], columns[c]), class_="own", title=plain_cell(mine[c], columns[c])
+            ),
             [
-                _cell(cell(other[c], columns[c]), bool(agree >= AGREES_FROM))
+                _cell(other[c], columns[c], bool(agree >= AGREES_FROM))
                 for other, agree in zip(theirs, agrees[:, c], strict=True)
             ],
         )
@@ -67,10 +69,12 @@ def _most_agreeing(agrees: Array) -> list[int]:
     return sorted(int(c) for c in np.argsort(-means, kind="stable")[:MAX_COLUMNS])
 
 
-def _cell(words: Child, agrees: bool) -> Markup:
+def _cell(value: float, column: Column, agrees: bool) -> Markup:
+    words, title = cell(value, column), plain_cell(value, column)
     if not agrees:
-        return element("td", words)
-    return element("td", words, element("span", " agrees", class_="unseen"), class_="agrees")
+        return element("td", words, title=title)
+    marked = element("span", " agrees", class_="unseen")
+    return element("td", words, marked, class_="agrees", title=title)
 
 
 def _head(shown: Sequence[Link], portraits: Portraits) -> Markup:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from krepes_ooc.errors import DamageError
+from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.stages.base import Cost, Stage, cost_of
 from krepes_ooc.stages.inputs import AuditInputs
@@ -111,6 +111,23 @@ def remembered_recipe(workspace: Workspace, overrides: tuple[str, ...] = ()) -> 
             where = f"recipe of {workspace.root}"
             return Recipe.parse(str(known["text"]), Path(str(known["base"])), where, overrides)
     return None
+
+
+def recorded_recipe(root: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """The recipe that was last run in a workspace.
+
+    Raises:
+        WorkspaceError: none is recorded there.
+        RecipeError: this version of krepes does not know one of its keys.
+    """
+    recipe = remembered_recipe(Workspace(root), overrides)
+    if recipe is None:
+        raise WorkspaceError(
+            "the recipe is not recorded",
+            where=str(root),
+            expected="a workspace that krepes run has made",
+        )
+    return recipe
 
 
 def _remembered(workspace: Workspace) -> Path:

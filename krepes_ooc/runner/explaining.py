@@ -18,7 +18,7 @@ from krepes_ooc import report
 from krepes_ooc.algebra import influence
 from krepes_ooc.algebra.kernel import self_kernel
 from krepes_ooc.errors import UsageError, WorkspaceError
-from krepes_ooc.runner.audit import Audit, remembered_recipe
+from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.settings import read_settings
 from krepes_ooc.stages.features import FeaturesSettings, unscaled
 from krepes_ooc.stages.influence import shown_scorer
@@ -144,14 +144,7 @@ class _Explainer:
         Raises:
             WorkspaceError: the recipe is unknown, or source, network or settings have changed.
         """
-        recipe = remembered_recipe(self.workspace)
-        if recipe is None:
-            raise WorkspaceError(
-                "the recipe is not recorded",
-                where=str(self.workspace.root),
-                expected="a workspace that krepes run has made",
-            )
-        audit = Audit(recipe, self.workspace)
+        audit = Audit(recorded_recipe(self.workspace.root), self.workspace)
         for name, state in audit.states().items():
             if name in NEEDED and state.kind != "sealed":
                 raise WorkspaceError(

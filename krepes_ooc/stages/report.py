@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from krepes_ooc import report
+from krepes_ooc import catalogue, report
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.answers import (
@@ -28,6 +28,14 @@ from krepes_ooc.storage.reader import StoreReader
 
 LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 SWEEP = ("damping", "loss", "predicted", "rho", "step_norm", "stability")
+NAME_LENGTH = 32
+OBJECTIVES = {
+    "barlow-twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "spectral-contrastive": "spectral contrastive",
+}
 ORDER = (
     "pretrain",
     "features",
@@ -105,12 +113,14 @@ def _subject(context: StageContext) -> report.Subject:
     features, spectrum = context.reader("features"), context.reader("spectrum")
     views, n, width = features.info("values").shape
     m, h = spectrum.info("start").shape
-    spec = context.inputs.source_spec
+    recipe = catalogue.parse_value(context.recipe_text)
+    objective = str(context.reader("newton").attributes["objective"])
     return report.Subject(
         recipe=context.workspace.recipe() or "",
-        network=context.inputs.network_spec.factory,
-        source=f"{spec.kind} {spec.path}".strip(),
-        objective=str(context.reader("newton").attributes["objective"]),
+        network=_network_words(context),
+        source=_source_words(context),
+        objective=OBJECTIVES.get(objective, objective),
+        about=str(recipe.get("about", "")) if isinstance(recipe, dict) else "",
         counts={
             "samples": n,
             "views": views,
@@ -120,6 +130,26 @@ def _subject(context: StageContext) -> report.Subject:
             "audited": context.reader("audited").info("role").shape[0],
         },
     )
+
+
+def _network_words(context: StageContext) -> str:
+    """The network as people would call it: what made it, how large, where its weights come from."""
+    spec, described = context.inputs.network_spec, context.reader("features").attributes["network"]
+    place, _, name = spec.factory.rpartition(":")
+    size = f"{len(described['parameters'])} parameter arrays, {len(described['outputs'])} outputs"
+    weights = {"pretrain": "trained by this run", "factory": "weights from the factory"}
+    return f"{name} from {place}, {size}, {weights.get(spec.weights, f'weights {spec.weights}')}"
+
+
+def _source_words(context: StageContext) -> str:
+    spec, landmarks = context.inputs.source_spec, context.reader("landmarks")
+    words = "handwritten digits inside scikit-learn" if spec.kind == "digits" else spec.path
+    if landmarks.has("values"):
+        return f"table {words}, {landmarks.info('values').shape[1]} columns"
+    if landmarks.has("image"):
+        _, height, width, channels = landmarks.info("image").shape
+        return f"{words}, images of {height} x {width} x {channels}"
+    return words or f"data set {spec.factory}"
 
 
 def seen(store: StoreReader, rows: Any) -> dict[str, Any]:
@@ -133,7 +163,14 @@ def seen(store: StoreReader, rows: Any) -> dict[str, Any]:
     for name in ("image", "values"):
         if store.has(name):
             seen[name] = store.array(name)[rows]
+    if not {"image", "values"} & set(seen) and _are_texts(texts):
+        seen |= {"text": seen["sample_name"], "sample_name": None}
     return seen
+
+
+def _are_texts(names: Any) -> bool:
+    """Whether the names of samples that show nothing else are the samples: whole sentences."""
+    return bool(len(names)) and float(np.median([len(name) for name in names])) > NAME_LENGTH
 
 
 def _influence(store: StoreReader, rows: Any) -> report.Influence:
@@ -217,7 +254,7 @@ def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
 
 STAGE = Stage(
     name="report",
-    version=2,
+    version=3,
     reads=(
         "features",
         "landmarks",

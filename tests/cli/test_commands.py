@@ -38,6 +38,7 @@ OPTIONS = {
     "status": {"workspace", "set", "json"},
     "explain": {"workspace", "sample", "input", "top", "png", "json"},
     "export": {"workspace", "store", "format", "out", "dim"},
+    "report": {"workspace", "quiet", "samples"},
     "verify": {"workspace", "store", "json"},
     "doctor": {"json"},
     "stores list": set(),

@@ -28,7 +28,7 @@ from krepes_ooc.report import (
 
 HOSTILE = "<script>alert('x')</script>\"&\x00‮"
 N_LANDMARKS, N_AUDITED, N_RANKS, N_COMPONENTS = 9, 7, 4, 3
-VOID = {"img", "meta", "br", "hr", "link"}
+VOID = {"img", "input", "meta", "br", "hr", "link"}
 
 
 def full_audit(**changes: Any) -> AuditData:
@@ -187,7 +187,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     @property

@@ -1,4 +1,6 @@
+import base64
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -13,9 +15,11 @@ from krepes_ooc.report import (
     Subject,
     build_report,
 )
+from krepes_ooc.report.deck import script_policy
 from krepes_ooc.report.page import PANELS
 from tests.report.samples import HOSTILE, Page, full_audit, numbers_in, table_audit
 
+OUR_SCRIPTS = [{"type": "application/json", "id": "deck"}, {}]
 AUDITS = {"images": full_audit, "table": table_audit}
 PARTS = [
     field.name
@@ -83,14 +87,55 @@ def test_nan_is_never_printed(report):
 def test_nothing_is_loaded_or_run(report):
     page = Page(report.html)
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    assert not tags & {"link", "iframe", "object", "embed", "base"}
+    # The one form is the search; it has nowhere to be sent to, and the policy allows nowhere.
+    assert [form.get("action") for form in page.all("form")] == [None]
+    assert page.all("script") == OUR_SCRIPTS
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith(("data:image/png;base64,", "#"))
     assert "url(" not in report.html
     assert "@import" not in report.html
-    assert page.all("meta")[2]["content"].startswith("default-src 'none'")
+    policy = page.all("meta")[2]["content"]
+    assert policy.startswith("default-src 'none'")
+    assert policy.endswith(f"script-src {script_policy()}")
+    assert "form-action 'none'" in policy
+
+
+def test_policy_names_the_script_that_the_page_holds(report):
+    own = report.html.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in Page(report.html).all("meta")[2]["content"]
+
+
+def test_deck_holds_every_audit_sample(report):
+    text = report.html.partition('id="deck">')[2].partition("</script>")[0]
+    deck, told = json.loads(text), report.json["samples"]
+    assert {key: value for key, value in deck.items() if key != "pictures"} == told["deck"]
+    assert len(deck["samples"]) == told["total"]
+    for sample, card in zip(deck["samples"], told["samples"], strict=False):
+        assert sample["id"] == card["sample_id"]
+        ids = [deck["landmarks"][link[0]]["id"] for link in sample["links"]]
+        assert ids == [landmark["sample_id"] for landmark in card["landmarks"]]
+        scores = [link[1] for link in sample["links"]]
+        assert scores == [landmark["score"] for landmark in card["landmarks"]]
+
+
+def test_pictures_shrink_until_they_fit():
+    audit = full_audit()
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (7, 96, 96, 3), dtype=np.uint8)
+    large = dataclasses.replace(audit.audited, image=noise)
+    sizes = []
+    for limit in (10**7, 10**5, 10):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("krepes_ooc.report.deck.PICTURE_BYTES", limit)
+            html = build_report(dataclasses.replace(audit, audited=large)).html
+        text = html.partition('id="deck">')[2].partition("</script>")[0]
+        sizes.append(len(text))
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert "pictures" not in json.loads(text)
 
 
 @pytest.mark.parametrize("make", AUDITS.values(), ids=AUDITS)
@@ -153,8 +198,8 @@ def test_hostile_text_everywhere_is_only_text():
     )
     report = build_report(hostile)
     page = Page(report.html)
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert "<script" not in report.html.lower()
+    assert page.all("script") == OUR_SCRIPTS
+    assert report.html.lower().count("<script") == 2
     assert "\x00" not in report.html
     assert page.text.count("<script>alert('x')</script>") > 20
     report.html.encode("utf-8")
@@ -169,7 +214,7 @@ def test_hostile_pictures_and_texts():
         audited=dataclasses.replace(audit.audited, image=None, text=np.array([HOSTILE] * 7)),
     )
     page = Page(build_report(hostile).html)
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.all("script") == OUR_SCRIPTS
     assert any("<script>" in (image["alt"] or "") for image in page.all("img"))
 
 
