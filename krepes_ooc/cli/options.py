@@ -48,6 +48,21 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return seconds
 
 
+class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A part such as ``3/16``: its number, from 1, and how many there are."""
+
+    name = "part"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Number and count; the runner judges whether they can be."""
+        number, slash, count = str(value).partition("/")
+        if not (slash and number.strip().isdecimal() and count.strip().isdecimal()):
+            self.fail(f"{value!r} is no part; expected such as 3/16", param, ctx)
+        return int(number), int(count)
+
+
 def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """Shipped recipes and YAML files, for the shell."""
     from click.shell_completion import CompletionItem
@@ -94,6 +109,17 @@ device = click.option(
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     help="Where blocks are computed.",
+)
+cluster = click.option(
+    "--cluster",
+    metavar="WHERE",
+    help="Workers: local, a site's .yaml (pipelines/hpc), or tcp://HOST:PORT.",
+)
+print_job = click.option(
+    "--print-job", is_flag=True, help="Print the batch script of a --cluster job and stop."
+)
+shard = click.option(
+    "--shard", type=Share(), help="With --only: compute part I of N, beside others (job arrays)."
 )
 until = click.option(
     "--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage."

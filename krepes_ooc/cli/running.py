@@ -14,7 +14,7 @@ from krepes_ooc.blocks import format_bytes
 from krepes_ooc.cli import options
 from krepes_ooc.cli.console import Bars, Lines, print_json, print_table, told_ctrl_c
 from krepes_ooc.cli.inspecting import recipe_or_none, which
-from krepes_ooc.errors import StageFailed
+from krepes_ooc.errors import StageFailed, UsageError
 
 
 @click.command()
@@ -24,9 +24,12 @@ from krepes_ooc.errors import StageFailed
     options.memory,
     options.workers,
     options.device,
+    options.cluster,
+    options.print_job,
     options.overrides,
     options.until,
     options.only,
+    options.shard,
     options.restart_stale,
     options.repair,
     options.mixed_numerics,
@@ -43,6 +46,9 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
     from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
 
     options.check_device(given["device"])
+    if given["print_job"]:
+        _print_job(given["cluster"], given["memory"])
+        return
     quiet = given["quiet"] or given["as_json"]
     stop = StopFlag(given["max_time"], told_ctrl_c)
     # Signals count from here on: the imports below take a second.
@@ -58,6 +64,8 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
             restart_stale=given["restart_stale"],
             repair=given["repair"],
             mixed_numerics=given["allow_mixed_numerics"],
+            cluster=_wish(given["cluster"], given["memory"]),
+            shard=given["shard"],
         )
         loaded = Recipe.load(recipe, overrides)
         summary = runner.run(loaded, workspace, asked, listener, stop)
@@ -144,6 +152,32 @@ def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int
         click.echo(f"report: {summary.workspace / 'report.html'}")
 
 
+def _wish(text: str | None, memory: int | None) -> Any:
+    """What --cluster asks for."""
+    from krepes_ooc.engine.wish import read_wish
+
+    return None if text is None else read_wish(text, memory)
+
+
+def _print_job(text: str | None, memory: int | None) -> None:
+    """Print the batch script that a site's queue would be given.
+
+    Raises:
+        UsageError: --cluster names no site file.
+    """
+    from krepes_ooc.engine.queues import job_script
+
+    site = getattr(_wish(text, memory), "site", None)
+    if site is None:
+        raise UsageError(
+            "there is no job to print",
+            where="--print-job",
+            expected="--cluster with the path of a site's .yaml",
+            advice="copy one from pipelines/hpc",
+        )
+    click.echo(job_script(site), nl=False)
+
+
 @contextlib.contextmanager
 def _listener(quiet: bool) -> Iterator[Any]:
     """Nothing, plain lines on a pipe, or bars that leave the terminal as it was."""
@@ -164,6 +198,8 @@ def _say(summary: Any) -> None:
         click.echo(
             f"sealed {', '.join(summary.ran)} in {summary.seconds:.1f} s, peak memory {peak}"
         )
+    elif summary.shard:
+        click.echo(f"{summary.shard} is on disk; a run without --shard seals the stage")
     elif summary.left:
         click.echo(f"nothing to do: {', '.join(summary.skipped)} sealed")
     else:

@@ -21,6 +21,10 @@ class Need:
     fixed: int = 0
     per_worker: int = 0
 
+    def of_process(self, base: int) -> Need:
+        """The same for workers that are processes: each has a base and a fixed part of its own."""
+        return Need(0, base + self.fixed + self.per_worker)
+
 
 @dataclass(frozen=True)
 class Budget:

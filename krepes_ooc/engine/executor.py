@@ -68,7 +68,7 @@ class Executor:
         sums: list[R] = []
         for start in range(0, len(items), WAVE_TASKS):
             graph = self._tasks(function, items[start : start + WAVE_TASKS])
-            sums += self._compute(graph, [_add_tree(graph, add)])
+            sums += self._compute(graph, [add_tree(graph, list(graph), add)])
         return tree_fold(len(sums), sums.__getitem__, add)
 
     def _tasks(self, function: Callable[[T], R], items: Sequence[T]) -> Graph:
@@ -89,12 +89,19 @@ class Executor:
         return list(results)
 
 
-def _add_tree(graph: Graph, add: Callable[[R, R], R]) -> str:
-    """Add the sums of neighbours, level by level, to a graph of parts; returns the root's name."""
-    level, names = 0, list(graph)
+def add_tree(graph: Graph, names: list[str], *add: Any, prefix: str = "") -> str:
+    """Add the sums of neighbours, level by level, to a graph of parts; returns the root's name.
+
+    Args:
+        graph: of the parts; grows.
+        names: of the parts in their order.
+        add: the function, and the arguments that come before the two sums.
+        prefix: of the new names.
+    """
+    level = 0
     while len(names) > 1:
         pairs = {
-            f"sum-{level:02d}-{len(names) - i:06d}": (add, names[i], names[i + 1])
+            f"{prefix}sum-{level:02d}-{len(names) - i:06d}": (*add, names[i], names[i + 1])
             for i in range(0, len(names) - 1, 2)
         }
         graph |= pairs

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from krepes_ooc.engine.wish import Wish
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.stages.base import Cost, Stage, cost_of
@@ -31,6 +32,8 @@ class Options:
         repair: find damaged files and compute them again.
         max_seconds: stop, resumable, after this time.
         mixed_numerics: resume a stage that another backend or processor began.
+        cluster: workers beyond this process.
+        shard: number of the part that is computed, from 1, and of how many; with ``only``.
     """
 
     memory: int | None = None
@@ -41,6 +44,8 @@ class Options:
     repair: bool = False
     max_seconds: float | None = None
     mixed_numerics: bool = False
+    cluster: Wish | None = None
+    shard: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, Options, default_workspace, remember_recipe
 from krepes_ooc.runner.repair import repair, repair_records
-from krepes_ooc.stages.base import StageContext
+from krepes_ooc.runner.sharing import hold, owner_of, refuse_share, turn
+from krepes_ooc.runner.spreading import Workers, open_workers
+from krepes_ooc.stages.base import ShareDone, StageContext
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.tickets import KEPT, StageState
 from krepes_ooc.storage.workspace import Workspace
@@ -35,6 +37,7 @@ class Summary:
         seconds: wall time.
         peak_bytes: largest resident memory of the process.
         trusted: whether the Newton step may be believed; None while there is none.
+        shard: what was computed of one stage, if not all of it.
     """
 
     workspace: Path
@@ -44,6 +47,7 @@ class Summary:
     seconds: float = 0.0
     peak_bytes: int = 0
     trusted: bool | None = None
+    shard: str = ""
 
 
 def run(
@@ -72,7 +76,7 @@ def run(
     """
     options, progress = options or Options(), progress or Silent()
     begun = time.monotonic()
-    checks.chosen_stages(recipe.stages, options)
+    refuse_share(checks.chosen_stages(recipe.stages, options), options)
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     checks.refuse_no_folder(root)
     space = Workspace(root, direct_above=machine.available_bytes() // 2)
@@ -80,14 +84,15 @@ def run(
     flag = stop or StopFlag(options.max_seconds)
     lost = "another host took the workspace over while this process seemed dead"
     with (
-        space.lock(lambda: flag.request(lost)),
+        hold(space, recipe.name, options, lambda: flag.request(lost)),
         stop_on_signals(flag),
         machine.one_blas_thread(),
     ):
         if options.repair:
             repair_records(space, recipe, progress.note)
-        space.create(recipe.name)
-        space.sweep()
+        if options.shard is None:
+            space.create(recipe.name)
+            space.sweep()
         _Run(Audit(recipe, space), options, progress, flag, summary).run()
     summary.seconds = time.monotonic() - begun
     summary.peak_bytes = machine.peak_bytes()
@@ -102,11 +107,13 @@ class _Given:
         shape: sizes of the audit.
         budget: memory and workers.
         base: anonymous memory before the first stage, in bytes.
+        workers: of a cluster.
     """
 
     shape: AuditShape
     budget: Budget
     base: int
+    workers: Workers
 
 
 @dataclass(frozen=True)
@@ -155,36 +162,49 @@ class _Run:
         shape = self.audit.shape(anew=anew)
         base = base_bytes()
         checks.refuse_unfit(self.audit, todo, shape, budget, base)
-        for stage in (state.stage for state in picked):
-            state = self.audit.office.state(stage, digests)
-            if state.kind == "sealed":
-                self.summary.skipped.append(stage.name)
-                continue
-            self.stop.check()
-            digests[stage.name] = self._stage(state, digests, _Given(shape, budget, base))
-            self.summary.ran.append(stage.name)
+        with open_workers(self.audit, self.options, todo, shape, budget, base) as workers:
+            given = _Given(shape, budget, base, workers)
+            for stage in (state.stage for state in picked):
+                self.stop.check()
+                with turn(self.audit.workspace, self.options):
+                    state = self.audit.office.state(stage, digests)
+                    if state.kind == "sealed":
+                        self.summary.skipped.append(stage.name)
+                        continue
+                    context = self._context(state, digests, given)
+                    self._begin(state, context)
+                self._stage(context)
+                digests[stage.name] = context.digest
 
-    def _stage(self, state: StageState, digests: dict[str, str], given: _Given) -> str:
-        """Run one stage to its seal and return its digest."""
-        stage, space = state.stage, self.audit.workspace
-        space.unconsolidate()
-        context = self._context(state, digests, given)
+    def _stage(self, context: StageContext) -> None:
+        """Run one stage to its seal, or a share of it."""
+        name, shared = context.stage.name, False
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(context.record.journal))
+            stack.enter_context(context.meter)
+            stack.enter_context(one_torch_thread())
+            try:
+                context.stage.run(context)
+            except ShareDone:
+                shared = True
+        release(context.base)
+        if shared and context.share is not None:
+            self.summary.shard = f"shard {context.share[0]}/{context.share[1]} of {name}"
+            return
+        self.summary.ran.append(name)
+        self.progress.end(name, context.meter.facts()["seconds"])
+
+    def _begin(self, state: StageState, context: StageContext) -> None:
+        """Write the record of a stage before its first block."""
+        self.audit.workspace.unconsolidate()
         if state.kind == "stale":
-            self.progress.note(f"{stage.name} is computed again: {state.reasons}")
+            self.progress.note(f"{state.stage.name} is computed again: {state.reasons}")
             context.record.park()
         if state.kind == "begun":
             checks.refuse_mixed_numerics(context.record, self.options)
         else:
             known = {"digest": context.digest, "units": context.cost.units}
             context.record.begin({**context.ticket, **known, "numerics": machine.numerics()})
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.closing(context.record.journal))
-            stack.enter_context(context.meter)
-            stack.enter_context(one_torch_thread())
-            stage.run(context)
-        release(given.base)
-        self.progress.end(stage.name, context.meter.facts()["seconds"])
-        return context.digest
 
     def _context(self, state: StageState, digests: dict[str, str], given: _Given) -> StageContext:
         recipe, stage = self.audit.recipe, state.stage
@@ -203,4 +223,8 @@ class _Run:
             self.progress,
             recipe_text=recipe.text,
             base=given.base,
+            crowd=given.workers.crowd,
+            desk=given.workers.desk,
+            owner=owner_of(self.options),
+            share=self.options.shard,
         )

@@ -22,10 +22,11 @@ from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.audited import ROLES
-from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.fidelityrows import audited_rows, landmark_rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.words import alignment_lines, group_lines
+from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.reader import StoreReader
 

@@ -15,18 +15,12 @@ from krepes_ooc.blocks import Block
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import UsageError
 from krepes_ooc.settings import setting
-from krepes_ooc.stages.base import (
-    BlockValues,
-    Cost,
-    Stage,
-    StageContext,
-    seal_blocks,
-    write_blocks,
-)
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.features import open_featurizer, unscaled
 from krepes_ooc.stages.inputs import CLEAN
 from krepes_ooc.stages.samples import describe_columns, show
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 ROLES = {"audit": 0, "fit": 1, "concept": 2}
@@ -148,4 +142,5 @@ STAGE = Stage(
     run=run,
     predict=predict,
     about="samples that are explained, and those that fit probes",
+    spreads="passes",
 )

@@ -1,39 +1,35 @@
-"""What a stage is, what it is given, and the two ways in which stages write stores."""
+"""What a stage is, and what it is given."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy.typing as npt
-
-from krepes_ooc.blocks import Block, BlockPlan
+from krepes_ooc.blocks import BlockPlan
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, Need
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.engine.meter import Meter
 from krepes_ooc.engine.progress import Progress
+from krepes_ooc.engine.spread import Crowd, Desk, Spread
+from krepes_ooc.engine.station import station
 from krepes_ooc.engine.stopping import StopFlag
 from krepes_ooc.settings import to_mapping
 from krepes_ooc.stages.inputs import AuditInputs
 from krepes_ooc.stages.shapes import AuditShape
-from krepes_ooc.storage.contracts import StoreSpec
-from krepes_ooc.storage.files import read_arrays, to_json
-from krepes_ooc.storage.journal import Unit
+from krepes_ooc.storage.files import to_json
 from krepes_ooc.storage.reader import StoreReader
 from krepes_ooc.storage.records import Files, StageRecord
 from krepes_ooc.storage.workspace import Workspace
-from krepes_ooc.storage.writer import StoreWriter
 
 # Thread stacks, journals and what the allocator keeps; measured in a fresh process per stage.
 SLACK_BYTES = 24 * 2**20
 # The part of torch that differentiates: it loads with the first network.
 NETWORK_BYTES = 96 * 2**20
-BlockValues = Iterable[tuple[str, int, npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,8 @@ class Stage:
         run: computes and seals; called only if the stage is not sealed.
         predict: expected cost from sizes and settings, for ``plan`` and the budget.
         about: one line for people.
+        spreads: whether its passes run on the workers of a cluster, and whether its shards can also
+            be computed apart.
     """
 
     name: str
@@ -59,6 +57,11 @@ class Stage:
     run: Callable[[StageContext], None]
     predict: Callable[[AuditShape, Any], Cost]
     about: str
+    spreads: Literal["no", "passes", "shards"] = "no"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach another process by the name of its module."""
+        return _stage_of, (self.run.__module__,)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,15 @@ class Cost:
     double: bool = False
 
 
+def _stage_of(module: str) -> Stage:
+    stage: Stage = importlib.import_module(module).STAGE
+    return stage
+
+
+class ShareDone(Exception):
+    """The share of this process is on disk; sealing is left to a plain run."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """Everything that one stage is given.
@@ -100,6 +112,11 @@ class StageContext:
         meter: what the stage costs this process.
         recipe_text: the recipe as it was read, for the report.
         base: anonymous memory of the process before any stage, in bytes; 0: what it holds now.
+        crowd: the workers of a cluster, where there is one.
+        desk: through which work and large results pass to them.
+        owner: names the writer among several of one workspace.
+        peaks: anonymous memory of workers at most, in bytes.
+        share: number of the part that this process computes, from 1, and of how many; None: all.
     """
 
     stage: Stage
@@ -115,6 +132,11 @@ class StageContext:
     meter: Meter = field(default_factory=Meter)
     recipe_text: str = ""
     base: int = 0
+    crowd: Crowd | None = None
+    desk: Desk | None = None
+    owner: str = ""
+    peaks: list[int] = field(default_factory=lambda: [0])
+    share: tuple[int, int] | None = None
 
     @property
     def digest(self) -> str:
@@ -124,7 +146,7 @@ class StageContext:
     @cached_property
     def record(self) -> StageRecord:
         """The stage's record in the workspace."""
-        return self.workspace.record(self.stage.name, self.stage.store)
+        return self.workspace.record(self.stage.name, self.stage.store, self.owner)
 
     @property
     def plan(self) -> BlockPlan:
@@ -153,17 +175,95 @@ class StageContext:
             "numerics": machine.numerics(),
             "bytes": sum(size for size, _ in files.values()),
         }
+        if self.crowd is not None:
+            facts |= {"workers": self.crowd.n_workers, "anonymous_worker": max(self.peaks)}
         self.record.seal_with(files, facts | self.facts)
 
     def executor(self) -> Executor:
-        """Threads that fit the budget.
+        """Where blocks are computed: the cluster, or threads that fit the budget.
 
         Raises:
             PlanRefused: not even one worker fits.
         """
+        if self.crowd is None or self.desk is None or self.stage.spreads == "no":
+            return self._threads()
+        return Spread(
+            self.crowd.n_workers,
+            self.stop,
+            self.progress,
+            self.crowd,
+            self.desk,
+            self.finish_task,
+            self.peaks,
+        )
+
+    def _threads(self) -> Executor:
         base = self.base or machine.anonymous_bytes()
         workers = self.budget.workers_for(self.stage.name, self.cost.need, base)
         return Executor(workers, self.stop, self.progress)
+
+    def mine(self, shards: Iterable[int]) -> list[int]:
+        """Those shards of the plan that fall to this process; consecutive ones stay together."""
+        if self.share is None:
+            return list(shards)
+        number, count = self.share
+        return [i for i in shards if i * count // self.plan.n_shards == number - 1]
+
+    def end_share(self) -> None:
+        """Leave the stage here if this process computes a part of it only.
+
+        Raises:
+            ShareDone: it does.
+        """
+        if self.share is not None:
+            raise ShareDone
+
+    def finish_task(self) -> None:
+        """What a worker of a cluster does after a task: others will read its journal."""
+        self.record.journal.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach a worker as what it takes to open everything there."""
+        assert self.desk is not None
+        given = (self.settings, self.workspace, self.inputs, dict(self.ticket), self.shape)
+        return _on_worker, (str(self.desk.folder), self.stage, *given, self.budget, self.base)
+
+
+def _on_worker(
+    folder: str,
+    stage: Stage,
+    settings: Any,
+    workspace: Workspace,
+    inputs: AuditInputs,
+    ticket: Mapping[str, Any],
+    shape: AuditShape | None,
+    budget: Budget,
+    base: int,
+) -> StageContext:
+    """The context of a stage on a worker: one for all tasks, so that sources and stores stay open.
+
+    The worker stops with its run, and what tasks tell goes back with their results.
+    """
+    here = station()
+    here.enter(folder)
+
+    def make() -> StageContext:
+        return StageContext(
+            stage,
+            settings,
+            workspace,
+            inputs,
+            ticket,
+            shape,
+            budget,
+            here.stop,
+            here.progress,
+            base=base,
+            owner=here.owner,
+        )
+
+    context: StageContext = here.keep((stage.name, digest_of(ticket)), make)
+    return context
 
 
 def cost_of(stage: Stage, shape: AuditShape, settings: Any, inputs: AuditInputs) -> Cost:
@@ -178,92 +278,3 @@ def cost_of(stage: Stage, shape: AuditShape, settings: Any, inputs: AuditInputs)
 def digest_of(ticket: Mapping[str, Any]) -> str:
     """sha256 over the canonical JSON of a ticket."""
     return hashlib.sha256(to_json(to_mapping(ticket)).encode()).hexdigest()
-
-
-def write_blocks(
-    context: StageContext,
-    writer: StoreWriter,
-    compute: Callable[[Block], tuple[BlockValues, str]],
-    plan: BlockPlan | None = None,
-) -> Files:
-    """Compute and write the blocks that are not yet on disk, one task each.
-
-    Args:
-        context: the stage.
-        writer: writer of its store, already created.
-        compute: values of one block as (array, view, rows), and the hash of the source rows.
-        plan: how the rows are cut (default: the plan of the features).
-
-    Returns:
-        Files of all blocks, for the seal.
-    """
-    plan, record = plan or context.plan, context.record
-    done = {name: dict(unit.files) for name, unit in record.done().items()}
-    missing = [block for block in plan.blocks() if block_name(block) not in done]
-    context.progress.begin(context.stage.name, plan.n_blocks, plan.n_blocks - len(missing))
-
-    def task(block: Block) -> tuple[str, Files]:
-        values, content = compute(block)
-        return write_unit(context, writer, block, values, content)
-
-    done.update(context.executor().map(task, missing))
-    return {key: value for files in done.values() for key, value in files.items()}
-
-
-def write_unit(
-    context: StageContext, writer: StoreWriter, block: Block, values: BlockValues, content: str
-) -> tuple[str, Files]:
-    """Write the chunks of one block, then its journal line."""
-    files: Files = {}
-    for name, view, rows in values:
-        files |= writer.write_block(name, block, rows, view)
-    name = block_name(block)
-    context.record.journal.append(Unit(name, files, numerics=machine.numerics(), content=content))
-    context.progress.advance(1, sum(size for size, _ in files.values()))
-    return name, files
-
-
-def block_name(block: Block) -> str:
-    """Name of a block in the journal."""
-    return f"block {block.index}"
-
-
-def seal_blocks(
-    context: StageContext,
-    writer: StoreWriter,
-    files: Files,
-    arrays: Mapping[str, npt.NDArray[Any]],
-    attributes: Mapping[str, Any],
-) -> None:
-    """Write the arrays that come last and the attributes, then seal."""
-    for name, values in arrays.items():
-        files |= writer.write_array(name, values)
-    writer.set_attributes(attributes)
-    context.seal(files | writer.metadata_files())
-    context.workspace.forget(writer.spec.contract.store)
-
-
-def write_whole(
-    context: StageContext,
-    spec: StoreSpec,
-    arrays: Mapping[str, npt.NDArray[Any]],
-    attributes: Mapping[str, Any],
-) -> None:
-    """Write a store whose size does not grow with n in one go, and seal it."""
-    context.stop.check()
-    context.record.reset()
-    writer = context.workspace.writer(spec, context.digest)
-    writer.create()
-    seal_blocks(context, writer, {}, arrays, attributes)
-    context.progress.advance(1)
-
-
-def pending_shards(context: StageContext, prefix: str) -> list[int]:
-    """Shards whose partial result is missing or damaged."""
-    shards = range(context.plan.n_shards)
-    return [i for i in shards if read_arrays(partial_path(context, prefix, i)) is None]
-
-
-def partial_path(context: StageContext, prefix: str, shard: int) -> Path:
-    """File of one shard's partial result; removed when the stage is sealed."""
-    return context.record.partials / f"{prefix}-{shard:06d}.npz"

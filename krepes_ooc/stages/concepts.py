@@ -22,13 +22,14 @@ from krepes_ooc.algebra.concepts import (
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.audited import ROLES
-from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.conceptsets import choose, read_sets
 from krepes_ooc.stages.features import open_featurizer, unscaled
 from krepes_ooc.stages.fidelityrows import flat_inputs
 from krepes_ooc.stages.inputs import CLEAN
 from krepes_ooc.stages.kernel import open_landmark_kernel
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.files import read_arrays, write_arrays
 

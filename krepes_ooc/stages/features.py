@@ -14,21 +14,14 @@ from krepes_ooc.algebra import kernel
 from krepes_ooc.blocks import Block
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.engine.executor import tree_fold
-from krepes_ooc.errors import StageFailed
+from krepes_ooc.errors import StageFailed, WorkspaceError
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.network.features import FeatureMap, FeatureSettings, store_rows
 from krepes_ooc.settings import setting, to_mapping
-from krepes_ooc.stages.base import (
-    Cost,
-    Stage,
-    StageContext,
-    block_name,
-    partial_path,
-    seal_blocks,
-    write_unit,
-)
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.inputs import CLEAN, Rows, check_finite
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.writing import block_name, partial_path, seal_blocks, write_unit
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.files import read_arrays, write_arrays
 from krepes_ooc.storage.records import Files
@@ -67,13 +60,22 @@ class Featurizer:
     layout: FeatureLayout
     batch: int
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach a worker as the probes: it loads the network from its files."""
+        probes = self.shared.describe()["probes"]
+        return Reopened, (self.context, None, self.layout, self.batch, probes)
+
+    def opened(self) -> FeatureMap:
+        """The shared feature map."""
+        return self.shared
+
     def rows(self, positions: Ids, view: int) -> tuple[Half, Rows, str]:
         """Stored feature rows [sample, feature], network embedding [sample, output], source hash.
 
         Raises:
             DataError: a row is not finite; names the sample.
         """
-        own = self.context.inputs.feature_map(self.shared)
+        own = self.context.inputs.feature_map(self.opened())
         inputs, content = self.context.inputs.encode(positions, view)
         features, embeddings = [], []
         for start in range(0, len(positions), self.batch):
@@ -83,6 +85,36 @@ class Featurizer:
             features.append(store_rows(part, self.layout))
             embeddings.append(embedding)
         return np.concatenate(features), np.concatenate(embeddings), content
+
+
+@dataclass(frozen=True)
+class Reopened(Featurizer):
+    """The featurizer of a stage on a worker: the network is opened with the first rows.
+
+    Args:
+        probes: those of the client.
+    """
+
+    probes: npt.ArrayLike
+
+    def opened(self) -> FeatureMap:
+        """The shared feature map of this process.
+
+        Raises:
+            WorkspaceError: the network has other scales here: other weights or libraries.
+        """
+        known = self.context.settings
+        own = isinstance(known, FeaturesSettings)
+        settings = known if own else features_settings(self.context)
+        shared = self.context.inputs.open_features(settings, self.probes)
+        if shared.layout != self.layout:
+            raise WorkspaceError(
+                "the network gives other feature scales on this worker",
+                where=self.context.inputs.network_spec.factory,
+                expected="the same weights, code and libraries on every worker",
+                advice="check that all workers see the same files",
+            )
+        return shared
 
 
 def unscaled(values: npt.NDArray[Any], layout: FeatureLayout) -> Rows:
@@ -158,9 +190,10 @@ class _Work:
         done = context.record.done()
         context.progress.begin("features", plan.n_blocks, len(done))
         files = {key: value for unit in done.values() for key, value in unit.files.items()}
-        shards = context.executor().map(partial(self._shard, done=set(done)), range(plan.n_shards))
-        for written in shards:
+        shards = context.mine(range(plan.n_shards))
+        for written in context.executor().map(partial(self._shard, done=set(done)), shards):
             files |= written
+        context.end_share()
         return files
 
     def centre(self) -> npt.NDArray[np.float64]:
@@ -260,4 +293,5 @@ STAGE = Stage(
     run=run,
     predict=predict,
     about="Jacobian rows of every view of every sample",
+    spreads="shards",
 )

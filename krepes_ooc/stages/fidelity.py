@@ -22,7 +22,7 @@ from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import setting
 from krepes_ooc.stages import labelfree
 from krepes_ooc.stages.audited import ROLES
-from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.curves import (
     ALL_ROWS,
     AUDIT_ROWS,
@@ -46,6 +46,7 @@ from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.spectrum import read_moments
 from krepes_ooc.stages.uniform import Comparison, compare
 from krepes_ooc.stages.words import fidelity_lines
+from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 Float = npt.NDArray[np.float64]

@@ -12,10 +12,11 @@ from krepes_ooc.algebra.influence import attraction, embedding, scorer, top_k
 from krepes_ooc.algebra.normalisation import Mode
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import setting
-from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.kernel import Float, open_landmark_kernel
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.spectrum import read_moments
+from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 ROWS = 1024

@@ -50,6 +50,11 @@ class AuditInputs:
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach another process as what was declared; it opens everything anew."""
+        spec = (self.source_spec, self.network_spec, self.view_spec)
+        return AuditInputs, (*spec, self.seed, self.base, self.private)
+
     @property
     def pretrained(self) -> Path:
         """Checkpoint of the demo trainer."""

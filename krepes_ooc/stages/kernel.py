@@ -14,17 +14,11 @@ from krepes_ooc.blocks import Block, tile_slices
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.settings import setting
-from krepes_ooc.stages.base import (
-    BlockValues,
-    Cost,
-    Stage,
-    StageContext,
-    seal_blocks,
-    write_blocks,
-)
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.features import unscaled
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.reader import StoreReader
 from krepes_ooc.storage.records import Files
@@ -217,4 +211,5 @@ STAGE = Stage(
     run=run,
     predict=predict,
     about="kernel rows between every view of every sample and every landmark",
+    spreads="shards",
 )

@@ -78,13 +78,16 @@ class KmeansParallel(Passes):
         if len(new):
             near = self.map(new)
 
-            def update(block: Block) -> None:
-                away = self.per_rows(block, near, _closest)
+            def update(block: Block) -> Float:
+                return self.per_rows(block, near, _closest)
+
+            blocks = list(self.context.plan.blocks())
+            for block, away in zip(
+                blocks, self.context.executor().map(update, blocks), strict=True
+            ):
                 closer = np.flatnonzero(away[:, 0] < distance[block.start : block.stop])
                 distance[block.start + closer] = away[closer, 0]
                 owner[block.start + closer] = new[away[closer, 1].astype(np.int64)]
-
-            self.context.executor().run(update, list(self.context.plan.blocks()))
         result = _Found(candidates, distance, owner)
         write_arrays(path, vars(result), self.context.record.temp)
         return result

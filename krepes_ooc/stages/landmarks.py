@@ -16,13 +16,14 @@ from krepes_ooc.algebra.seeding import seeding_trials
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import UsageError
 from krepes_ooc.settings import setting
-from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.features import open_featurizer, unscaled
 from krepes_ooc.stages.inputs import CLEAN
 from krepes_ooc.stages.kmeans import POOL, ROUND, KmeansParallel, KmeansPlusPlus
 from krepes_ooc.stages.leverage import PILOT, Leverage
 from krepes_ooc.stages.samples import describe_columns, show
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 MIN_AUTO = 256
@@ -157,7 +158,7 @@ def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
         return Cost(3, clean, Need(fixed, per_worker), 2.0 * n * pilot * (width + pilot))
     candidates = math.ceil(m * settings.oversampling * settings.rounds) + 1
     per_worker = shape.plan.sub_rows * (8 * width + 12 * candidates)
-    fixed = 44 * n + 28 * candidates * width + 40 * candidates**2 + 24 * shape.n_moments
+    fixed = 60 * n + 28 * candidates * width + 40 * candidates**2 + 24 * shape.n_moments
     flops = 2.0 * n * (width * candidates + shape.n_moments)
     scratch = (settings.rounds + 1) * (12 * n + 8 * candidates)
     return Cost(settings.rounds + 2, clean, Need(fixed, per_worker), flops, scratch)
@@ -172,4 +173,5 @@ STAGE = Stage(
     run=run,
     predict=predict,
     about="the samples that span the kernel subspace",
+    spreads="passes",
 )

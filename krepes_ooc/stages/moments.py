@@ -26,16 +26,10 @@ from krepes_ooc.algebra.moments import tiles as landmark_tiles
 from krepes_ooc.blocks import Block, tile_slices
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.base import (
-    Cost,
-    Stage,
-    StageContext,
-    partial_path,
-    pending_shards,
-    seal_blocks,
-)
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.writing import partial_path, pending_shards, seal_blocks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.files import Files, read_arrays, write_arrays
 from krepes_ooc.storage.writer import StoreWriter
@@ -67,14 +61,16 @@ def run(context: StageContext) -> None:
     pending = [tile.pending() for tile in tiles]
     total = plan.n_shards * len(tiles)
     context.progress.begin("moments", total, total - sum(map(len, pending)))
+    for tile, shards in zip(tiles, pending, strict=True):
+        tile.sum_shards(shards, shift)
+    context.end_share()
     record.reset()  # the partial sums stay; what is written from them is written anew
     spec = StoreSpec(load_contract("moments"), {"view": views, "landmark": m})
     writer = context.workspace.writer(spec, context.digest)
     writer.create()
     mean = np.empty((views, m))
     files: Files = {}
-    for tile, shards in zip(tiles, pending, strict=True):
-        tile.sum_shards(shards, shift)
+    for tile in tiles:
         files |= tile.write(writer, mean)
     seal_blocks(context, writer, files, {"mean": mean}, {"n_samples": n})
 
@@ -216,4 +212,5 @@ STAGE = Stage(
     run=run,
     predict=predict,
     about="mean and second moments of the kernel rows",
+    spreads="shards",
 )

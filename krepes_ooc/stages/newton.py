@@ -21,11 +21,12 @@ from krepes_ooc.algebra.damping import (
 from krepes_ooc.algebra.solve import DIRECT_BYTES
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import read_settings, setting
-from krepes_ooc.stages.base import Cost, Stage, StageContext, write_whole
+from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.outcome import Outcome
 from krepes_ooc.stages.problem import check_settings, open_problem
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.solving import SKETCH_BYTES, descend, losses, solve
+from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.widen import to_float32
 
@@ -202,4 +203,5 @@ STAGE = Stage(
     run=run,
     predict=predict,
     about="one damped Gauss-Newton step for the SSL objective",
+    spreads="passes",
 )

@@ -38,6 +38,10 @@ class Passes:
     context: StageContext
     count: int
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach a worker without what this process has found."""
+        return type(self), (self.context, self.count)
+
     @property
     def seed(self) -> int:
         """Seed of the recipe."""
@@ -63,13 +67,15 @@ class Passes:
         """Apply a row-wise reduction to the kernel of one block, in short row ranges."""
         stored = self.features.block("values", block)
         own = self.features.block("self_kernel", block)
-        centre, parts = self._centre_rows[block.start : block.stop], []
+        known, parts = self._centre_rows.get(block.index), []
+        centre = np.empty(block.rows) if known is None else known
         for start in range(0, block.rows, self.context.plan.sub_rows):
             part = slice(start, start + self.context.plan.sub_rows)
             rows = unscaled(stored[part], self.layout)
-            if np.isnan(centre[part]).any():
+            if known is None:
                 centre[part] = mapped.centre_rows(rows)
             parts.append(reduce(mapped.rows(rows, own[part], centre[part])))
+        self._centre_rows[block.index] = centre
         return np.concatenate(parts)
 
     def map(self, rows: Ids) -> KernelMap:
@@ -125,9 +131,9 @@ class Passes:
         return FeatureLayout.from_attributes(self.features.attributes["layout"])
 
     @cached_property
-    def _centre_rows(self) -> Float:
-        """c_x of every store row of view 0 [sample], found by the first pass over its block."""
-        return np.full(self.context.plan.n_samples, np.nan)
+    def _centre_rows(self) -> dict[int, Float]:
+        """c_x of view 0 [sample] of every block that a pass has seen in this process."""
+        return {}
 
     @cached_property
     def _centre(self) -> Float:

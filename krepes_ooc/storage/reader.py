@@ -38,6 +38,10 @@ class StoreReader:
         self._arrays: dict[str, ArrayInfo] = {}
         self._verified: set[tuple[str, tuple[int, ...]]] = set()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach another process as its folder: maps and buffers stay here."""
+        return StoreReader, (self.path, self._direct_above)
+
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the store.

@@ -38,12 +38,14 @@ class StageRecord:
         folder: ``.krepes/stages/<name>``.
         store: the store's group inside ``audit.zarr``, or None for a stage that writes none.
         private: ``.krepes``, home of temp and parked folders.
+        owner: who appends to the journal, where several write one stage.
     """
 
     name: str
     folder: Path
     store: Path | None
     private: Path
+    owner: str = ""
 
     @property
     def temp(self) -> Path:
@@ -72,7 +74,7 @@ class StageRecord:
     @cached_property
     def journal(self) -> Journal:
         """The journal that this process appends to."""
-        return Journal(self.folder / "journal-0000.jsonl")
+        return Journal(self.folder / f"journal-{self.owner or '0000'}.jsonl")
 
     @property
     def journals(self) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.storage.checks import confine
@@ -48,6 +48,10 @@ class Workspace:
         for folder in (self.audit, *(self.private / name for name in ("temp", "stages", "parked"))):
             confine(folder, self.root)
         self._check_format()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach another process as its folder."""
+        return Workspace, (self.root, self.direct_above)
 
     def __getitem__(self, store: str) -> xarray.Dataset:
         if store not in self.stores():
@@ -126,14 +130,20 @@ class Workspace:
             if (record.parked.exists() or record.partials.exists()) and record.is_sealed():
                 record.tidy()
 
-    def record(self, stage: str, store: str | None) -> StageRecord:
+    def record(self, stage: str, store: str | None, owner: str = "") -> StageRecord:
         """The record of one stage.
+
+        Args:
+            stage: its name.
+            store: the store that it writes.
+            owner: who appends to the journal, where several write one stage.
 
         Raises:
             WorkspaceError: a link leads out of the workspace.
         """
         folder = confine(self.private / "stages" / stage, self.root)
-        return StageRecord(stage, folder, self._store(store) if store else None, self.private)
+        path = self._store(store) if store else None
+        return StageRecord(stage, folder, path, self.private, owner)
 
     def writer(self, spec: StoreSpec, digest: str) -> StoreWriter:
         """The writer of one store."""

@@ -1,0 +1,202 @@
+"""What a worker process keeps between tasks, and what passes between it and the client.
+
+Work is lent to a worker once; a task then carries a few numbers. Arrays travel as files of plain
+numbers in the folder of the run, which lies in the workspace: nothing big goes through the
+scheduler. The folder is also a licence: once it is gone, because the run ended or another one
+began, its workers stop before their next block.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc.engine.stopping import StopFlag
+from krepes_ooc.errors import Stopped, WorkspaceError
+
+LICENCE = "licence"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a task names.
+
+    Args:
+        folder: of the run, in the workspace.
+        key: of the work that was lent.
+        package: digest of the client's krepes_ooc.
+        numerics: libraries and processor of the client; empty: any are welcome.
+    """
+
+    folder: str
+    key: str
+    package: str
+    numerics: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call of an executor.
+
+    Args:
+        function: of one item.
+        items: all of them.
+        add: adds two results of a fold.
+        finish: called after every task, when its results are on disk.
+    """
+
+    function: Callable[[Any], Any]
+    items: Sequence[Any]
+    add: Callable[[Any, Any], Any] | None = None
+    finish: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a task gives back.
+
+    Args:
+        value: its result; large arrays are the files that hold them.
+        told: what it told its progress, as (method, arguments).
+        anonymous: peak of the worker's anonymous memory meanwhile, in bytes.
+    """
+
+    value: Any
+    told: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    anonymous: int = 0
+
+
+class Licence(StopFlag):
+    """The stop flag of a worker: raised as soon as the folder of its run is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._path = folder / LICENCE
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run has ended; opening asks a network file system anew, stat may not."""
+        try:
+            os.close(os.open(self._path, os.O_RDONLY))
+        except OSError:
+            self.request("its run has ended")
+        return super().requested
+
+
+class Tally:
+    """A progress that keeps what tasks tell, so that the client can be told with their results."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """Said by the client alone."""
+
+    def end(self, stage: str, seconds: float) -> None:
+        """Said by the client alone."""
+
+    def advance(self, units: int = 1, n_bytes: int = 0) -> None:
+        """Units finished and bytes written."""
+        self._told.append(("advance", (units, n_bytes)))
+
+    def note(self, text: str) -> None:
+        """One line that the user should read."""
+        self._told.append(("note", (text,)))
+
+    def collect(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        """What this thread has told since it was last asked; advances are summed."""
+        told, self._own.told = self._told, []
+        notes = [entry for entry in told if entry[0] != "advance"]
+        steps = [arguments for method, arguments in told if method == "advance"]
+        sums = tuple(map(sum, zip(*steps, strict=True)))
+        return (*notes, ("advance", sums)) if steps else tuple(notes)
+
+    @property
+    def _told(self) -> list[tuple[str, tuple[Any, ...]]]:
+        if not hasattr(self._own, "told"):
+            self._own.told = []
+        told: list[tuple[str, tuple[Any, ...]]] = self._own.told
+        return told
+
+
+@dataclass
+class Station:
+    """What a worker process keeps between tasks: the work at hand, and what stages opened for it.
+
+    Attributes:
+        owner: names this process among all that write into a workspace.
+        stop: the licence of the run.
+        progress: what tasks tell.
+    """
+
+    owner: str = field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    )
+    progress: Tally = field(default_factory=Tally)
+    stop: StopFlag = field(default_factory=StopFlag)
+    _folder: str = ""
+    _lent: dict[str, Work] = field(default_factory=dict)
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def enter(self, folder: str) -> None:
+        """Work for the run of this folder; what was kept for another one goes.
+
+        Raises:
+            WorkspaceError: this machine does not see the folder.
+        """
+        with self._lock:
+            if folder == self._folder:
+                return
+            if not (Path(folder) / LICENCE).exists():
+                raise WorkspaceError(
+                    f"the worker on {socket.gethostname()} does not see this folder",
+                    where=folder,
+                    expected="a workspace on a file system that all workers share",
+                    advice="choose another --workspace",
+                )
+            self._folder, self.stop = folder, Licence(Path(folder))
+            self._lent, self._kept = {}, {}
+
+    def borrow(self, key: str, work: Work) -> None:
+        """Take work that a client lends."""
+        with self._lock:
+            self._lent[key] = work
+
+    def give_back(self, key: str) -> None:
+        """The client has all results."""
+        with self._lock:
+            self._lent.pop(key, None)
+
+    def work(self, call: Call) -> Work:
+        """The work of a call.
+
+        Raises:
+            Stopped: the run has ended, or lends this work no more.
+        """
+        self.stop.check()
+        with self._lock:
+            if call.key not in self._lent:
+                raise Stopped("stopped, because its run has ended")
+            return self._lent[call.key]
+
+    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The one object of this key in this process, as long as the run lasts."""
+        with self._lock:
+            if key not in self._kept:
+                # Stages follow each other: what the last one opened is not needed any more.
+                self._kept = {key: make()}
+            return self._kept[key]
+
+
+@cache
+def station() -> Station:
+    """The station of this process."""
+    return Station()
