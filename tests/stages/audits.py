@@ -58,6 +58,11 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="krepes-audit-")
 
 
+def recipe_of(space: Workspace) -> Recipe:
+    """The recipe of the finished audit, as it lies beside its workspace."""
+    return Recipe.load(str(space.root.parent / "own.yaml"))
+
+
 @functools.cache
 def finished() -> Workspace:
     """The audit with all concepts; read only."""

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from krepes_ooc.algebra.groups import group_table
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.alignment import group_note
 from krepes_ooc.stages.words import alignment_lines, group_lines
+from tests import dense
 from tests.stages import audits
 
 
@@ -36,6 +38,65 @@ def naive_gap(name: str, numeric: bool) -> float:
         v = 1 - np.minimum(np.abs(x - there) / span, 1) if numeric else x == there
         gaps.append(np.mean(v[top[t]]) - np.mean(v))
     return float(np.mean(gaps))
+
+
+def rankings() -> dict[str, np.ndarray]:
+    """Top landmarks of every audit sample [audited, rank] under every control, by loops."""
+    from krepes_ooc.runner import Audit
+
+    space = audits.finished()
+    recipe = audits.recipe_of(space)
+    inputs = Audit(recipe, space).inputs
+    audited, influence = space.reader("audited"), space.reader("influence")
+    here = audited.array("role") == 0
+    ids = audited.array("sample_id")[here], space.reader("landmarks").array("sample_id")
+    K, f = influence.array("kernel")[here], influence.array("embedding")[here]
+    step = space.reader("newton").array("step")
+    signed = [[k * (dA @ u) / np.linalg.norm(u) for k, dA in zip(row, step, strict=True)]
+              for row, u in zip(K, f, strict=True)]  # fmt: skip
+    rows = [inputs.encode(part, -1)[0].astype(np.float64) for part in ids]
+    with torch.no_grad():
+        nets = [inputs.network.inner(torch.as_tensor(x).float()).double().numpy() for x in rows]
+    mean = nets[0].mean(axis=0)
+    scores = {
+        "kernel_only": np.abs(K),
+        "repelling": -np.array(signed),
+        "by_network": cosines(nets[0] - mean, nets[1] - mean),
+        "by_inputs": cosines(*rows),
+    }
+    return {
+        name: np.argsort(-score, axis=1, kind="stable")[:, :10] for name, score in scores.items()
+    }
+
+
+def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in y] for a in x])
+
+
+@pytest.mark.parametrize("name", ["a", "town"])
+def test_every_control_is_the_gap_under_its_ranking(store, name: str):
+    space = audits.finished()
+    audited, landmarks = space.reader("audited"), space.reader("landmarks")
+    at = store.attributes["columns"].index(name)
+    described = audited.attributes["columns"][at]
+    span = None if name == "town" else described["high"] - described["low"]
+    here = audited.array("role") == 0
+    x, y = audited.array("values")[here, at], landmarks.array("values")[:, at]
+    v = np.array([[dense.agreement(a, b, span) for b in y] for a in x])
+    for control, top in rankings().items():
+        gaps = [row[best].mean() - row.mean() for row, best in zip(v, top, strict=True)]
+        assert column(store, name, control) == pytest.approx(np.mean(gaps), abs=1e-6), control
+    K = np.abs(space.reader("influence").array("kernel")[here])
+    top = space.reader("influence").array("top_landmark")[here]
+    weighted = [
+        w[t] @ r[t] / w[t].sum() - w @ r / w.sum() for r, w, t in zip(v, K, top, strict=True)
+    ]
+    assert column(store, name, "weighted") == pytest.approx(np.mean(weighted))
+    own = [r[t].mean() - r.mean() for r, t in zip(v, top, strict=True)]
+    assert column(store, name, "stderr") == pytest.approx(np.std(own) / np.sqrt(len(own)))
+    alone = [r[t].mean() - r.mean() for r, t in zip(v, rankings()["kernel_only"], strict=True)]
+    expected = np.std(np.subtract(own, alone)) / np.sqrt(len(own))
+    assert column(store, name, "difference_stderr") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("name", "numeric"), [("a", True), ("c", True), ("town", False)])
