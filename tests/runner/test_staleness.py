@@ -38,6 +38,12 @@ CHANGES = [
     ("stages.spectrum.components=3", ("spectrum",), "settings.components was 4, is 3"),
     ("stages.newton.damping=1.0", ("newton",), 'settings.damping was "auto", is 1.0'),
     ("stages.influence.top=5", ("influence",), "settings.top was 10, is 5"),
+    (
+        "stages.concepts.sets={even: {positive: {label: '2'}, negative: {label: '3'}}}",
+        ("concepts",),
+        "settings.sets was",
+    ),
+    ("stages.alignment.groups=[label]", ("alignment",), 'settings.groups was [], is ["label"]'),
     ("stages.fidelity.top=5", ("fidelity",), "settings.top was 10, is 5"),
     ("stages.report.samples=3", ("report",), "settings.samples was 24, is 3"),
 ]
@@ -138,7 +144,9 @@ def test_parked_store_stays_until_the_new_one_is_sealed(workspace: Path) -> None
     assert not any(parked.glob("*"))
 
 
-@pytest.mark.parametrize("name", ["features", "spectrum"])
+@pytest.mark.parametrize(
+    "name", ["features", "moments", "spectrum", "influence", "concepts", "alignment", "fidelity"]
+)
 def test_stage_version(workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     versions = {stage.name: stage.version for stage in STAGES}
     raised = tuple(
