@@ -61,8 +61,10 @@ class WorkspaceLock:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._is_ours():
-            self.lease.unlink(missing_ok=True)
+        # A lease that a failing disk keeps is taken over at once: flock says that nobody runs.
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                self.lease.unlink(missing_ok=True)
         self._file.close()
 
     def _flock(self) -> bool:
