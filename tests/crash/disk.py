@@ -97,7 +97,7 @@ class FailingDisk:
                 return None
         text = os.fspath(path)
         text = os.fsdecode(text)
-        return text if text.startswith(self.root + os.sep) else None
+        return text if (text + os.sep).startswith(self.root + os.sep) else None
 
     def _open(self, path: Any, flags: int, *rest: Any, **more: Any) -> int:
         if more.get("dir_fd") is None and (inside := self._inside(path)) is not None:

@@ -1,0 +1,25 @@
+"""SIGKILL at random instants, for every objective; the short version is in tests/runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from krepes_ooc.algebra.objectives import OBJECTIVES
+from tests.crash import kill_and_resume
+
+NAMES = tuple(OBJECTIVES)
+SMALLER = ("stages.pretrain.epochs=8", "stages.audited.audit=60", "stages.audited.fit=200")
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("objective", NAMES)
+def test_kills(tmp_path: Path, objective: str) -> None:
+    changes = (*SMALLER, f"stages.newton.objective={objective}")
+    extra = [part for change in changes for part in ("--set", change)]
+    tally = kill_and_resume.campaign("digits", 60, NAMES.index(objective), extra, tmp_path)
+    assert tally.wrong == []
+    assert tally.recomputed == 0
+    assert max(tally.in_flight) <= kill_and_resume.WORKERS
