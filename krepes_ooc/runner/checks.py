@@ -92,10 +92,12 @@ def refuse_damaged(states: Iterable[StageState]) -> None:
 def refuse_stale(audit: Audit, states: Iterable[StageState]) -> None:
     """Refuse to compute again what was made with other inputs, unless told.
 
+    A stage that only waits for another is judged when that one is there.
+
     Raises:
         WorkspaceError: naming the stages with their reasons, then those that only follow.
     """
-    stale = [state for state in states if state.kind == "stale"]
+    stale = [state for state in states if state.kind == "stale" and (state.why or state.after)]
     causes = [f"{s.stage.name} ({', '.join(s.why)})" for s in stale if s.why]
     after = [s.stage.name for s in stale if not s.why]
     if stale:

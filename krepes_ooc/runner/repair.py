@@ -55,12 +55,11 @@ def repair(workspace: Workspace, stages: Sequence[Stage]) -> list[Damage]:
 
 
 def _open_again(record: StageRecord, damage: Sequence[Damage]) -> None:
-    try:
-        begun = record.begun()
-    except DamageError:
-        begun = None
-    if begun is None:
-        # Without a record nothing says what the blocks are: the stage starts anew.
+    if record.restore() is None:
+        # Without a record nothing says what the blocks are: the stage starts anew. The record goes
+        # last: as long as it is there, it is found damaged again.
+        if record.store is not None:
+            discard(record.store, record.temp)
         discard(record.folder, record.temp)
         return
     files = [Path(item.file) for item in damage]

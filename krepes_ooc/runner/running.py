@@ -171,6 +171,8 @@ class _Run:
                     if state.kind == "sealed":
                         self.summary.skipped.append(stage.name)
                         continue
+                    if not self.options.restart_stale:
+                        checks.refuse_stale(self.audit, [state])
                     context = self._context(state, digests, given)
                     self._begin(state, context)
                 self._stage(context)

@@ -7,7 +7,7 @@ differs from the one the recipe asks for is stale, and the difference is the rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ class StageState:
         total: units of the stage where they are known, else 0.
         why: what differs, for a stale stage; what is damaged, for a damaged one.
         after: stages before it whose results are not the ones that it read.
+        waits: stages before it whose result must be there before it can be told whether it is the
+            one that it read; nothing else makes it stale.
     """
 
     stage: Stage
@@ -51,11 +53,13 @@ class StageState:
     total: int = 0
     why: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    waits: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> str:
         """Why it is stale or damaged, in words."""
-        return ", ".join([*self.why, *(f"{name} changed" for name in self.after)])
+        after = [f"{name} changed" for name in self.after]
+        return ", ".join([*self.why, *after, *(f"{name} is not there" for name in self.waits)])
 
 
 @dataclass(frozen=True)
@@ -100,14 +104,24 @@ class TicketOffice:
         """State of every stage, upstream first."""
         states: list[StageState] = []
         digests: dict[str, str] = {}
+        changed: set[str] = set()
         for stage in stages:
-            state = self.state(stage, digests)
+            state = self.state(stage, digests, changed)
             digests[stage.name] = state.digest
+            changed |= {stage.name} if state.why or state.after else set()
             states.append(state)
         return states
 
-    def state(self, stage: Stage, digests: Mapping[str, str]) -> StageState:
-        """State of one stage, given the digests of the stages before it."""
+    def state(
+        self, stage: Stage, digests: Mapping[str, str], changed: Collection[str] = ()
+    ) -> StageState:
+        """State of one stage.
+
+        Args:
+            stage: the stage.
+            digests: digests of the stages before it, empty where unknown.
+            changed: stages before it that are stale, for certain.
+        """
         record = self.record(stage)
         try:
             begun, sealed = record.begun(), record.seal() is not None
@@ -123,7 +137,9 @@ class TicketOffice:
         digest = digest_of(ticket)
         if digest != begun["digest"]:
             why, after = _differences(begun, ticket)
-            return StageState(stage, "stale", why=why, after=after)
+            waits = tuple(n for n in after if not (digests.get(n) or n in changed))
+            after = tuple(name for name in after if name not in waits)
+            return StageState(stage, "stale", why=why, after=after, waits=waits)
         if sealed:
             return StageState(stage, "sealed", digest)
         total = int(begun.get("units", 0))

@@ -119,6 +119,22 @@ class StageRecord:
         discard(self.folder, self.temp)
         write_atomic(self.folder / "begun.json", sign_json(record), self.temp, sync=True)
 
+    def restore(self) -> dict[str, Any] | None:
+        """What the stage was begun with, written anew from the seal if that alone still says it."""
+        try:
+            if (begun := self.begun()) is not None:
+                return begun
+        except DamageError:
+            pass
+        try:
+            begun = (self.seal() or {}).get("begun")
+        except DamageError:
+            return None
+        if not isinstance(begun, dict) or "digest" not in begun:
+            return None
+        write_atomic(self.folder / "begun.json", sign_json(begun), self.temp, sync=True)
+        return begun
+
     def units(self) -> tuple[dict[str, Unit], int]:
         """All journalled units by name, and the number of damaged journal lines."""
         units: dict[str, Unit] = {}
@@ -154,6 +170,7 @@ class StageRecord:
         kept = ("stage", "digest", "settings", "inputs", "versions")
         manifest = {
             **{key: begun.get(key) for key in kept},
+            "begun": begun,
             "files": {key: list(value) for key, value in files.items()},
             "journals": {path.name: list(measure(path)) for path in self.journals},
             "sealed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

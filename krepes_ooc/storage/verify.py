@@ -66,7 +66,7 @@ def verify(
         if record.store is not None and record.is_sealed():
             sealed.add(record.store.name)
         files, problems = _expected_files(record)
-        damage += problems
+        damage += problems + _lost_seal(record)
         if files is None:
             continue
         stages.append(record.name)
@@ -117,6 +117,28 @@ def _expected_files(record: StageRecord) -> tuple[Files | None, list[Damage]]:
     return files, damage + _strangers(record, set(files))
 
 
+def _lost_seal(record: StageRecord) -> list[Damage]:
+    """The seal that must have been there, because another stage was made of what it sealed."""
+    path = record.folder / "seal.json"
+    if path.exists() or (record.parked / "record").exists():
+        return []
+    ours = _quietly(record.folder / "begun.json")
+    for other in sorted(record.folder.parent.glob("*/seal.json")):
+        made_of = (_quietly(other) or {}).get("inputs")
+        digest = made_of.get(record.name) if isinstance(made_of, dict) else None
+        if digest and (ours is None or ours.get("digest") == digest):
+            what = f"missing, though {other.parent.name} was made of what it sealed"
+            return [Damage(record.name, str(path), what)]
+    return []
+
+
+def _quietly(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_signed_file(path)
+    except KrepesError:
+        return None
+
+
 def _read_record(
     read: Callable[[], dict[str, Any] | None], record: StageRecord, damage: list[Damage]
 ) -> dict[str, Any] | None:
@@ -155,7 +177,7 @@ def workspace_damage(private: Path, sealed: Collection[str] = ()) -> list[Damage
             store that a stage is writing may lag behind.
     """
     checks: list[Callable[[], object]] = [
-        lambda: read_signed_file(private / "recipe.json"),
+        lambda: _check_owner(private),
         lambda: read_signed_file(private / "recipe-text.json"),
         lambda: _check_root(private.parent / "audit.zarr", sealed),
     ]
@@ -166,6 +188,12 @@ def workspace_damage(private: Path, sealed: Collection[str] = ()) -> list[Damage
         except KrepesError as error:
             damage.append(Damage(WORKSPACE, error.where, error.what))
     return damage
+
+
+def _check_owner(private: Path) -> None:
+    path = private / "recipe.json"
+    if read_signed_file(path) is None and any((private / "stages").glob("*/begun.json")):
+        raise DamageError("missing", where=str(path))
 
 
 def _check_root(audit: Path, sealed: Collection[str]) -> None:

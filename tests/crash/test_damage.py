@@ -1,0 +1,44 @@
+"""Damage of every kind: a short campaign in ``make test``, the long one in ``make crash``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import small
+from tests.crash import damage
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_short_campaign(tmp_path: Path) -> None:
+    tally = damage.campaign(tmp_path, 28, 10, 10, seed=5)
+    assert tally.wrong == []
+    assert tally.harms == {"flip": 28, "cut": 10, "delete": 10}
+    assert tally.recomputed == tally.harmed_blocks
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(7200)
+def test_long_campaign(tmp_path: Path) -> None:
+    tally = damage.campaign(tmp_path, 1000, 200, 200, seed=0)
+    assert tally.wrong == []
+    assert tally.recomputed == tally.harmed_blocks > 20
+
+
+def test_what_is_harmed(tmp_path: Path) -> None:
+    """Everything that is not a cache or a lock; so nothing new escapes the campaigns."""
+    small.audit(tmp_path, workers=1)
+    files = damage.harmed_files(tmp_path)
+    known = {tmp_path / name for name in files}
+    rest = {path for path in tmp_path.rglob("*") if path.is_file()} - known
+    assert {path.relative_to(tmp_path).as_posix() for path in rest} <= {
+        ".krepes/lock",
+        ".krepes/network.json",
+    }
+    kinds = {damage.kind_of(name) for name in files}
+    assert kinds >= {"begun.json", "seal.json", "journal-0000.jsonl", "chunk", "checkpoint"}
+    body = json.loads((tmp_path / ".krepes/recipe.json").read_bytes())["body"]
+    assert body["recipe"] == "digits"
