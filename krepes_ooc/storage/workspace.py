@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,12 +191,20 @@ class Workspace:
         The signed record says it; the root document only where there is no whole record, because
         a damaged one is written anew from the stores.
         """
-        with contextlib.suppress(DamageError):
+        harmed = any((self.private / "stages").glob("*/begun.json"))
+        try:
             if record := read_signed_file(self.private / "recipe.json"):
                 return _known(record.get("format"))
+        except DamageError:
+            harmed = True
         if not (self.audit / DOCUMENT).exists():
             return None
-        found = read_document(self.audit).get("attributes")
+        try:
+            found = read_document(self.audit).get("attributes")
+        except DamageError:
+            if harmed:
+                return FORMAT  # both are told by whoever verifies, and the record by every run
+            raise
         version = found.get("krepes_format") if isinstance(found, dict) else None
         return _known(version)
 

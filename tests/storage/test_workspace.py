@@ -13,6 +13,7 @@ import pytest
 import xarray
 
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
+from krepes_ooc.runner import verify_workspace
 from krepes_ooc.storage.files import sign_json
 from krepes_ooc.storage.workspace import Workspace
 from tests.storage import stores
@@ -114,6 +115,8 @@ def test_damaged_root_document_is_damage(tmp_path: Path):
     Workspace(tmp_path).consolidate()
     assert json.loads((tmp_path / "audit.zarr" / "zarr.json").read_text())["attributes"]
     (tmp_path / "audit.zarr" / "zarr.json").write_text("{")
+    (tmp_path / ".krepes" / "recipe.json").write_text("{")
+    assert len(verify_workspace(tmp_path).damage) == 2
     (tmp_path / ".krepes" / "recipe.json").unlink()
     with pytest.raises(DamageError, match="the metadata is no JSON"):
         Workspace(tmp_path)
