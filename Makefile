@@ -9,7 +9,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser crash clean
+.PHONY: help demo test browser docs crash clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: $(VENV)/.test ## lint, format, types, layers, tests
 
 browser: $(VENV)/.browser ## open the report in an installed Chromium
 	$(BIN)/pytest -m browser tests/browser
+
+docs: $(VENV)/.docs ## build the documentation; a broken link is an error
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/docs
 
 crash: $(VENV)/.test ## kill whole runs at random and check that they resume to the same bits
 	$(BIN)/pytest -m crash tests/crash
@@ -50,3 +53,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.browser: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[browser]'
 	@touch $(VENV)/.test $(VENV)/.demo $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[docs]'
+	@touch $(VENV)/.demo $@

@@ -45,7 +45,9 @@ def row_table(one: Explained) -> Markup:
     head = _head(shown, one.others)
     table = element("table", head, element("tbody", body), class_="beside")
     left = len(columns) - len(chosen)
-    note = f"{left} further columns, in which they agree less, are left out." if left else None
+    further = "column, in which they agree less, is" if left == 1 else None
+    further = further or "columns, in which they agree less, are"
+    note = f"{left} further {further} left out." if left else None
     return join(
         element(
             "div",

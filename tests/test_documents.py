@@ -1,0 +1,186 @@
+"""Every command in README and docs is run here, or stands below with the reason why not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krepes_ooc.recipes import Recipe, RecipeFile
+from krepes_ooc.settings import read_settings
+from tests import small
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+TINY = (
+    "--set", "source.limit=400", "--set", "stages.pretrain.epochs=2",
+    "--set", "stages.landmarks.count=64", "--set", "stages.audited.fit=150",
+    "--set", "stages.spectrum.components=8", "--set", "stages.concepts.sets={}",
+)  # fmt: skip
+NOT_RUN = {
+    "make ": "installs; tests/test_packaging.py checks that each target exists",
+    "pip install": "installs",
+    "python benchmarks/": "hours, or a download; tests/benchmarks runs their parts",
+    "eval ": "changes the shell; test_completion below asks for the same script",
+    "krepes plan adult": "needs the downloaded table",
+    "krepes run adult": "needs the downloaded table",
+    "krepes explain adult": "needs the downloaded table; tests/runner/test_explaining.py has one",
+    "krepes run mine.yaml": "a copy of adult, which needs the downloaded table",
+    "python examples/audit_digits.py": "tests/test_examples.py",
+    "python examples/open_workspace.py": "tests/test_examples.py",
+}
+# Documents of other parts whose commands need a site or a large disk say so themselves.
+ELSEWHERE = {"clusters.md", "scale.md"}
+
+
+def blocks(path: Path, kinds: tuple[str, ...]) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind in kinds]
+
+
+def commands() -> list[str]:
+    """Commands in the order in which a reader meets them."""
+    order = ["README.md", "start.md", "own.md", "report.md", "explain.md", "choosing.md"]
+    rank = {name: place for place, name in enumerate(order)}
+    found: list[str] = []
+    for path in sorted(DOCUMENTS, key=lambda p: rank.get(p.name, len(rank))):
+        if path.name in ELSEWHERE:
+            continue
+        for text in blocks(path, ("", "bash", "sh")):
+            lines = [line.split(" #")[0].strip() for line in text.splitlines()]
+            found += [line for line in lines if re.match(r"(krepes|make|python|pip|eval) ?", line)]
+    return list(dict.fromkeys(found))
+
+
+def reason_not_to(command: str) -> str | None:
+    return next((why for start, why in NOT_RUN.items() if command.startswith(start)), None)
+
+
+def test_reasons_are_still_needed() -> None:
+    for start in NOT_RUN:
+        assert any(command.startswith(start) for command in commands()), start
+
+
+def test_commands(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in one folder, one after the other, as somebody would type them; on 400 digits."""
+    monkeypatch.chdir(tmp_path)
+    small.krepes(capsys, "run", "digits", *TINY)
+    run = 0
+    for command in commands():
+        if reason_not_to(command):
+            continue
+        assert command.startswith("krepes "), f"neither run nor excused: {command}"
+        given = shlex.split(command)[1:]
+        if given[0] in ("run", "plan"):
+            given += [part for part in TINY if not _named(part, given)]
+            given = _without_lonely_sets(given)
+        done = small.krepes(capsys, *given)
+        stale = given[0] == "run" and "newton.objective" in command and "--restart" not in command
+        assert done.code == (4 if stale else 0), (command, done.err)
+        run += 1
+    assert run > 15
+
+
+def _named(part: str, given: list[str]) -> bool:
+    """Whether the command itself sets this key."""
+    key = part.partition("=")[0]
+    return "=" in part and any(word.startswith(f"{key}=") for word in given)
+
+
+def _without_lonely_sets(given: list[str]) -> list[str]:
+    """Drop every --set that lost its value."""
+    kept: list[str] = []
+    for word in given:
+        if word == "--set" and kept and kept[-1] == "--set":
+            continue
+        kept.append(word)
+    return kept[:-1] if kept[-1] == "--set" else kept
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_yaml_keys_are_known(path: Path) -> None:
+    from krepes_ooc import catalogue
+
+    for text in blocks(path, ("yaml",)):
+        values = catalogue.parse_value(text)
+        whole = {
+            "recipe": "shown",
+            "source": {"kind": "digits"},
+            "network": {"factory": "a:b", "weights": "factory"},
+        }
+        read_settings(RecipeFile, {**whole, **values}, path.name)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    """What click writes for the shells, and what it answers them."""
+    command = [sys.executable, "-m", "krepes_ooc"]
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell}")
+    program = "from krepes_ooc.cli import main; main(prog_name='krepes')"
+    script = subprocess.run(
+        [command[0], "-c", program],
+        env=env | {"_KREPES_COMPLETE": f"{shell}_source"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "krepes" in script.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("krepes run d", "digits"),
+        ("krepes run digits --until spec", "spectrum"),
+        ("krepes export digits --store infl", "influence"),
+        ("krepes ex", "explain"),
+    ],
+)
+def test_completion_offers(typed: str, offered: str) -> None:
+    words = typed.split()
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "_KREPES_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    program = "from krepes_ooc.cli import main; main(prog_name='krepes')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
+    )
+    assert f"plain,{offered}" in done.stdout.split()
+
+
+def test_python_of_the_documents_names_what_exists() -> None:
+    import krepes_ooc
+
+    for path in DOCUMENTS:
+        for text in blocks(path, ("python",)):
+            compile(text, path.name, "exec")
+            for names in re.findall(r"from krepes_ooc import (.*)", text):
+                assert all(hasattr(krepes_ooc, name.strip()) for name in names.split(","))
+
+
+def test_recipe_of_the_documents_can_be_loaded() -> None:
+    assert Recipe.load("digits", ["stages.landmarks.count=128"]).name == "digits"
+
+
+def test_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="no mkdocs: make docs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(tmp_path / "s")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
