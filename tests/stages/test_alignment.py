@@ -137,7 +137,8 @@ def test_the_words_hold_every_column_and_group(store):
         for name in ("weighted", "repelling", "difference_stderr", "by_network", "by_inputs")
     }
     lines = alignment_lines(arrays, store.attributes)
-    assert lines[2].split()[0] in {"label", "town"}
+    assert lines[3].startswith("column ")
+    assert lines[4].split()[0] in {"label", "town"}
     assert any(line.startswith("flat") and "the column is constant" in line for line in lines)
     assert "the kernel alone gives the same gaps within" in lines[-1]
     words = "\n".join(group_lines(store.attributes["groups"]))

@@ -14,7 +14,7 @@ from krepes_ooc.recipes import Recipe
 from krepes_ooc.stages.curves import ALL_ROWS, AUDIT_ROWS, UNIFORM
 from krepes_ooc.stages.fidelityrows import attempt, figure, measured, powers_of_two
 from krepes_ooc.stages.narrower import narrow_audits, streamed_note
-from krepes_ooc.stages.words import fidelity_lines
+from krepes_ooc.stages.words import fidelity_lines, summary_lines
 from tests.stages import audits
 
 
@@ -316,3 +316,25 @@ def test_an_undefined_figure_says_why():
     assert lines[1] == "A figure: not defined: nothing there; expected something"
     assert lines[2] == "B: 0.500 [0.000, 1.000]"
     assert lines[3].strip() == "c: not defined"
+
+
+def test_the_summary_says_on_which_side_of_its_interval_a_control_lies(figures):
+    tau = figure(0.8, "tau", "", {"embedding at the start": 0.79, "raw inputs": 0.5}, (0.78, 0.82))
+    tau["controls"]["noise floor: network, two halves of the fit samples"] = 0.9
+    alone = {"value": 0.5, "controls": {}, "interval": None}
+    missing = measured(nothing)
+    lines = summary_lines({"kendall_tau": tau, "precision_at_1": alone, "confidence_drop": missing})
+    assert lines == [
+        "in short:",
+        "    agreement with the network (tau): 0.800, above a probe on raw inputs (0.500); "
+        "level with the start (0.790); below the network against itself (0.900)",
+        "    first landmarks of the same class: 0.500, without a control",
+    ]
+    assert summary_lines({"confidence_drop": missing}) == []
+    real = summary_lines(figures)
+    assert len(real) == 5
+    assert real[-1].startswith("    kernel rows carry ")
+
+
+def nothing() -> Any:
+    raise StageFailed("nothing there", where="fidelity", expected="something")
