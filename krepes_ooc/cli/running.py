@@ -92,21 +92,22 @@ def plan(
 ) -> None:
     """Say what RECIPE would cost: units, bytes, memory, workers of every stage.
 
-    Computes nothing, and writes nothing where there is no workspace yet.
+    Computes nothing, and writes nothing where there is no workspace yet. Exit 3 if it does not fit.
     """
     from krepes_ooc.recipes import Recipe
-    from krepes_ooc.runner import Options, default_workspace, make_plan
+    from krepes_ooc.runner import Options, default_workspace, make_plan, refuse_unfit_plan
 
     loaded = Recipe.load(recipe, overrides)
-    planned = make_plan(
-        loaded,
-        workspace or default_workspace(loaded),
-        Options(memory=memory, workers=workers),
-        timed=True,
-    )
+    root = workspace or default_workspace(loaded)
+    planned = make_plan(loaded, root, Options(memory=memory, workers=workers), timed=True)
     if as_json:
         print_json(planned)
-        return
+    else:
+        _show_plan(planned)
+    refuse_unfit_plan(planned, root)
+
+
+def _show_plan(planned: Any) -> None:
     columns = ("stage", "state", "units", "disk", "memory", "workers", "flops", "time")
     rows = [
         (

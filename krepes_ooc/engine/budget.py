@@ -51,15 +51,18 @@ class Budget:
         """
         fitting = self.fitting(need, base)
         if not fitting:
-            total = base + need.fixed + need.per_worker
-            enough = format_bytes(1.1 * total)
-            raise PlanRefused(
-                f"one worker needs {format_bytes(total)} of memory",
-                where=f"stage {stage}",
-                expected=f"at most --memory {format_bytes(self.memory)}",
-                advice=f"raise --memory to {enough}, or lower the number of landmarks",
-            )
+            raise self.refusal(stage, base + need.fixed + need.per_worker)
         return fitting
+
+    def refusal(self, stage: str, total: int) -> PlanRefused:
+        """The error for a stage that needs ``total`` bytes, the base included."""
+        enough = format_bytes(1.1 * total)
+        return PlanRefused(
+            f"one worker needs {format_bytes(total)} of memory",
+            where=f"stage {stage}",
+            expected=f"at most --memory {format_bytes(self.memory)}",
+            advice=f"raise --memory to {enough}, or lower the number of landmarks",
+        )
 
     def fitting(self, need: Need, base: int) -> int:
         """Number of workers that fit; 0 if not even one does."""

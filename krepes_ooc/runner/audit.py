@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,9 +88,17 @@ class Audit:
             return measure_shape(self.inputs, self.recipe.settings)
         return shape_of(self.workspace, self.inputs, self.recipe.settings)
 
-    def cost(self, stage: Stage, shape: AuditShape) -> Cost:
-        """What a stage is expected to cost."""
-        return cost_of(stage, shape, self.recipe.settings[stage.name], self.inputs)
+    def costs(self, states: Sequence[StageState], shape: AuditShape) -> dict[str, Cost]:
+        """What every stage is expected to cost by its name, run in this order in one process."""
+        costs: dict[str, Cost] = {}
+        before: list[Stage] = []
+        for state in states:
+            stage = state.stage
+            settings = self.recipe.settings[stage.name]
+            costs[stage.name] = cost_of(stage, shape, settings, self.inputs, before)
+            if state.kind != "sealed":
+                before.append(stage)
+        return costs
 
 
 def default_workspace(recipe: Recipe) -> Path:

@@ -137,20 +137,26 @@ def refuse_unfit(
         PlanRefused: with the bytes needed and allowed, before anything is computed.
     """
     needed = scratch = 0
+    costs = audit.costs(states, shape)
     for state in states:
-        cost = audit.cost(state.stage, shape)
+        cost = costs[state.stage.name]
         budget.workers_for(state.stage.name, cost.need, base)
         needed += remaining_bytes(audit.office.record(state.stage), state, cost)
         scratch = max(scratch, 0 if state.kind == "begun" else cost.scratch)
     needed += scratch
     free = shutil.disk_usage(audit.workspace.root).free
     if needed > free:
-        raise PlanRefused(
-            f"{format_bytes(needed)} of disk needed, {format_bytes(free)} free",
-            where=str(audit.workspace.root),
-            expected="enough free disk for all stages that are left",
-            advice="free some space, choose another --workspace, or fewer landmarks or features",
-        )
+        raise disk_refusal(audit.workspace.root, needed, free)
+
+
+def disk_refusal(root: Path, needed: int, free: int) -> PlanRefused:
+    """The error for stages that write more bytes than are free."""
+    return PlanRefused(
+        f"{format_bytes(needed)} of disk needed, {format_bytes(free)} free",
+        where=str(root),
+        expected="enough free disk for all stages that are left",
+        advice="free some space, choose another --workspace, or fewer landmarks or features",
+    )
 
 
 def remaining_bytes(record: StageRecord, state: StageState, cost: Cost) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,15 @@ def make_plan(
         audit = Audit(recipe, Workspace(there))
         checks.refuse_other_recipe(audit.workspace, recipe.name)
         states = audit.states()
-        shape = audit.shape(anew=states["features"].kind in ("missing", "stale"))
         budget = default_budget(options.memory, options.workers)
-        base = base_bytes()
+        base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
+        shape = audit.shape(anew=states["features"].kind in ("missing", "stale"))
+        costs = audit.costs(list(states.values()), shape)
         rates = calibrate(there) if timed else None
         rows = [
-            _row(audit, state, audit.cost(state.stage, shape), budget, base)
-            | {"seconds": _seconds(audit.cost(state.stage, shape), budget, rates)}
-            for state in states.values()
+            _row(audit, state, costs[name], budget, base)
+            | {"seconds": _seconds(costs[name], budget, rates)}
+            for name, state in states.items()
         ]
     scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
     sizes = {key: value for key, value in shape.to_attributes().items() if key != "plan"}
@@ -70,6 +71,25 @@ def make_plan(
         },
         "memory": {"budget": budget.memory, "base": base},
     }
+
+
+def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None:
+    """Refuse what ``krepes run`` would refuse, so that scripts see it in the exit code.
+
+    Args:
+        planned: what ``make_plan`` gave.
+        workspace: its folder, for the message.
+
+    Raises:
+        PlanRefused: a stage that is left does not fit the memory, or all of them the disk.
+    """
+    for row in planned["stages"]:
+        if row["state"] != "sealed" and not row["workers"]:
+            budget = Budget(planned["memory"]["budget"], 1)
+            raise budget.refusal(row["stage"], row["memory_bytes"])
+    disk = planned["disk"]
+    if disk["needed"] > disk["free"]:
+        raise checks.disk_refusal(Path(workspace), disk["needed"], disk["free"])
 
 
 def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, default_budget
-from krepes_ooc.engine.memory import base_bytes, release
+from krepes_ooc.engine.memory import base_bytes, bound_allocator, release
 from krepes_ooc.engine.progress import Progress, Silent
 from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
 from krepes_ooc.network.threads import one_torch_thread
@@ -20,6 +20,7 @@ from krepes_ooc.runner.repair import repair, repair_records
 from krepes_ooc.runner.sharing import hold, owner_of, refuse_share, turn
 from krepes_ooc.runner.spreading import Workers, open_workers
 from krepes_ooc.stages.base import ShareDone, StageContext
+from krepes_ooc.stages.registry import BY_NAME
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.tickets import KEPT, StageState
 from krepes_ooc.storage.workspace import Workspace
@@ -77,6 +78,7 @@ def run(
     options, progress = options or Options(), progress or Silent()
     begun = time.monotonic()
     refuse_share(checks.chosen_stages(recipe.stages, options), options)
+    bound_allocator()
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     checks.refuse_no_folder(root)
     space = Workspace(root, direct_above=machine.available_bytes() // 2)
@@ -159,8 +161,8 @@ class _Run:
     ) -> None:
         budget = default_budget(self.options.memory, self.options.workers)
         anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in todo)
+        base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
         shape = self.audit.shape(anew=anew)
-        base = base_bytes()
         checks.refuse_unfit(self.audit, todo, shape, budget, base)
         with open_workers(self.audit, self.options, todo, shape, budget, base) as workers:
             given = _Given(shape, budget, base, workers)
@@ -198,7 +200,7 @@ class _Run:
 
     def _begin(self, state: StageState, context: StageContext) -> None:
         """Write the record of a stage before its first block."""
-        self.audit.workspace.unconsolidate()
+        self.audit.workspace.consolidate()
         if state.kind == "stale":
             self.progress.note(f"{state.stage.name} is computed again: {state.reasons}")
             context.record.park()
@@ -229,4 +231,5 @@ class _Run:
             desk=given.workers.desk,
             owner=owner_of(self.options),
             share=self.options.shard,
+            before=tuple(BY_NAME[name] for name in self.summary.ran),
         )

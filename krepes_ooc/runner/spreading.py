@@ -43,8 +43,9 @@ def open_workers(
     if options.cluster is None or not spread:
         yield Workers()
         return
-    costs = {state.stage.name: audit.cost(state.stage, shape) for state in spread}
-    n_workers = min(fitting(options.cluster, name, costs[name], budget, base) for name in costs)
+    costs = audit.costs(todo, shape)
+    names = [state.stage.name for state in spread]
+    n_workers = min(fitting(options.cluster, name, costs[name], budget, base) for name in names)
     private = audit.workspace.private
     numerics = "" if options.mixed_numerics else machine.numerics()
     with (

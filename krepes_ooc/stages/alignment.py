@@ -245,7 +245,7 @@ def to_json(values: Float) -> list[Any]:
 def predict(shape: AuditShape, settings: AlignmentSettings) -> Cost:
     """Agreement of every audit sample with every landmark, one column at a time."""
     n, m = shape.n_audited, shape.n_landmarks
-    return Cost(1, 2**16, Need(80 * n * m + 32 * m * m), 2.0 * n * m * m)
+    return Cost(1, 2**16, Need(16 * n * m + 32 * m * m), 2.0 * n * m * m)
 
 
 STAGE = Stage(

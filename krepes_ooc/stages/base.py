@@ -30,6 +30,7 @@ from krepes_ooc.storage.workspace import Workspace
 SLACK_BYTES = 24 * 2**20
 # The part of torch that differentiates: it loads with the first network.
 NETWORK_BYTES = 96 * 2**20
+LEARNING_BYTES = 56 * 2**20  # scikit-learn
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Stage:
         about: one line for people.
         spreads: whether its passes run on the workers of a cluster, and whether its shards can also
             be computed apart.
+        learns: whether it loads scikit-learn.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Stage:
     predict: Callable[[AuditShape, Any], Cost]
     about: str
     spreads: Literal["no", "passes", "shards"] = "no"
+    learns: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach another process by the name of its module."""
@@ -117,6 +120,7 @@ class StageContext:
         owner: names the writer among several of one workspace.
         peaks: anonymous memory of workers at most, in bytes.
         share: number of the part that this process computes, from 1, and of how many; None: all.
+        before: stages that ran earlier in this process; what they loaded is still there.
     """
 
     stage: Stage
@@ -137,6 +141,7 @@ class StageContext:
     owner: str = ""
     peaks: list[int] = field(default_factory=lambda: [0])
     share: tuple[int, int] | None = None
+    before: tuple[Stage, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -159,7 +164,7 @@ class StageContext:
         """Expected cost of the stage."""
         if self.shape is None:
             return Cost()
-        return cost_of(self.stage, self.shape, self.settings, self.inputs)
+        return cost_of(self.stage, self.shape, self.settings, self.inputs, self.before)
 
     def reader(self, store: str) -> StoreReader:
         """The reader of a sealed store."""
@@ -266,12 +271,26 @@ def _on_worker(
     return context
 
 
-def cost_of(stage: Stage, shape: AuditShape, settings: Any, inputs: AuditInputs) -> Cost:
-    """Expected cost of a stage; what reads source or network holds their memory too."""
-    cost = stage.predict(shape, settings)
+def cost_of(
+    stage: Stage,
+    shape: AuditShape,
+    settings: Any,
+    inputs: AuditInputs,
+    before: Iterable[Stage] = (),
+) -> Cost:
+    """Expected cost of a stage; what reads source or network holds their memory too.
+
+    Source, network and libraries stay in memory, so those of the stages ``before`` it in the same
+    process count as well.
+    """
+    cost, loaded = stage.predict(shape, settings), [*before, stage]
     held = cost.need.fixed + SLACK_BYTES
-    held += inputs.source.resident_bytes if "source" in stage.reads else 0
-    held += NETWORK_BYTES + 8 * shape.n_parameters if "network" in stage.reads else 0
+    if any("source" in each.reads for each in loaded):
+        held += inputs.source.resident_bytes
+    if any("network" in each.reads for each in loaded):
+        held += NETWORK_BYTES + 8 * shape.n_parameters
+    if any(each.learns for each in loaded):
+        held += LEARNING_BYTES
     return replace(cost, need=replace(cost.need, fixed=held))
 
 

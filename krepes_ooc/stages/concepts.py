@@ -179,6 +179,7 @@ def predict(shape: AuditShape, settings: ConceptsSettings) -> Cost:
     samples = 2 * settings.samples
     rows = min(samples, shape.plan.sub_rows)
     need = 10 * rows * width + 12 * m * width + 8 * (samples + shape.n_audited) * m
+    need = need if count else 0
     disk = 8 * count * (shape.n_audited + m + shape.n_components)
     return Cost(count + 1, disk, Need(need), 6.0 * shape.n_parameters * samples * count)
 
@@ -202,4 +203,5 @@ STAGE = Stage(
     run=run,
     predict=predict,
     about="directions of named concepts and influence along them",
+    learns=True,
 )

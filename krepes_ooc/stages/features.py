@@ -271,11 +271,11 @@ def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
 def predict(shape: AuditShape, settings: FeaturesSettings) -> Cost:
     """Three times the forward pass for each probe, and the rows on disk.
 
-    A worker holds one block of every view in float16, one view of it in float32 twice, and the
-    activations and gradients of one batch.
+    A worker holds one block of every view in float16, one view of it once more while its batches
+    are joined, the activations and gradients of one batch, and the sums of the centre.
     """
     rows, width = shape.plan.block_rows, shape.n_features
-    block = rows * width * (2 * shape.n_views + 8)
+    block = rows * width * (2 * shape.n_views + 4)
     batch = 16 * shape.plan.forward_batch * width
     disk = shape.stored_rows * (shape.n_views * (2 * width + 8) + 8) + 8 * shape.n_moments
     passes = 6.0 * shape.n_parameters + 2.0 * shape.n_moments

@@ -248,4 +248,5 @@ STAGE = Stage(
     run=run,
     predict=predict,
     about="figures that say whether to believe the audit",
+    learns=True,
 )

@@ -97,8 +97,8 @@ def shown_scorer(
 def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
     """Kernel rows of the audited samples."""
     n, m, width = shape.n_audited, shape.n_landmarks, shape.n_features
-    fixed = n * (2 * width + 16 * (m + shape.n_components)) + 12 * m * width + 64 * m * m
-    per_worker = ROWS * (8 * width + 64 * m)
+    fixed = n * (2 * width + 16 * (m + shape.n_components)) + 12 * m * width + 40 * m * m
+    per_worker = ROWS * (8 * width + 40 * m)
     disk = n * 8 * (m + shape.n_components + 3 * settings.top)
     return Cost(-(-n // ROWS), disk, Need(fixed, per_worker), 2.0 * n * m * width)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc import blocks as cuts
 from krepes_ooc.algebra.kernel import KernelMap, kernel_map, landmark_tile
 from krepes_ooc.algebra.normalisation import Mode, Normalisation, centred_self
 from krepes_ooc.blocks import Block, tile_slices
@@ -196,8 +197,9 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
     block = plan.block_rows * m * (4 + size * (1 + shape.n_views))
     sub = plan.sub_rows * (8 * width + 16 * m)
     disk = shape.stored_rows * (shape.n_views * m * size + 8) + 8 * m * m
+    side = min(m, cuts.TILE)
     centre = shape.n_moments if settings.normalise == "ccos" else 0
-    need = Need(28 * m * width + 40 * m * m + 24 * shape.n_moments, block + sub)
+    need = Need(36 * m * width + 40 * side * side + 24 * shape.n_moments, block + sub)
     flops = 2.0 * plan.n_samples * shape.n_views * (m * width + centre)
     return Cost(plan.n_blocks, disk, need, flops)
 

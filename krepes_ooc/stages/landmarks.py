@@ -156,9 +156,11 @@ def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
         per_worker = shape.plan.sub_rows * (8 * width + 24 * pilot) + 16 * shape.plan.block_rows
         fixed = 20 * pilot * width + 40 * pilot**2
         return Cost(3, clean, Need(fixed, per_worker), 2.0 * n * pilot * (width + pilot))
-    candidates = math.ceil(m * settings.oversampling * settings.rounds) + 1
+    drawn = m * settings.oversampling * settings.rounds  # on average
+    candidates = math.ceil(drawn + 4 * math.sqrt(drawn)) + 1
     per_worker = shape.plan.sub_rows * (8 * width + 12 * candidates)
-    fixed = 60 * n + 28 * candidates * width + 40 * candidates**2 + 24 * shape.n_moments
+    # Almost four kernels among the candidates in float64, while one becomes symmetric.
+    fixed = 60 * n + 16 * candidates * width + 30 * candidates**2 + 24 * shape.n_moments
     flops = 2.0 * n * (width * candidates + shape.n_moments)
     scratch = (settings.rounds + 1) * (12 * n + 8 * candidates)
     return Cost(settings.rounds + 2, clean, Need(fixed, per_worker), flops, scratch)

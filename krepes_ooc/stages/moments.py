@@ -38,6 +38,8 @@ from krepes_ooc.widen import to_float32
 # Rows of one product: several blocks of a shard where they are short, because every product adds a
 # whole matrix in float64.
 GRAM_ROWS = 4096
+# NumPy writes a file in pieces of 16 MiB, each of which is held twice.
+SAVED_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
     rows = max(block, min(GRAM_ROWS, plan.shard_blocks * block))
     ranges = 1 if tiles == 1 else 2
     per_worker = 4 * width * ranges * (views * (rows + min(rows, GRAM_ROWS)) + block)
-    per_worker += 2 * sums + 4 * width * width
+    per_worker += 2 * sums + sums // 8 + min(sums, SAVED_BYTES) + 4 * width * width
     fixed = max(0, max(4 * sums, 2 * sums + 3 * second) - per_worker)
     flops = 2.0 * plan.n_samples * m * m * pairs
     side = len(tile_slices(m)) * width

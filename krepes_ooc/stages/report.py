@@ -249,7 +249,7 @@ def _warnings(context: StageContext) -> list[str]:
 
 def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
     """One page."""
-    return Cost(1, 2**21, Need(16 * shape.n_audited * shape.n_landmarks))
+    return Cost(1, 2**21, Need(8 * shape.n_audited * shape.n_landmarks))
 
 
 STAGE = Stage(

@@ -165,12 +165,11 @@ class Workspace:
         return [name for name in contract_names() if (self.audit / name / DOCUMENT).exists()]
 
     def consolidate(self) -> None:
-        """Bring the copies of all stores' metadata in the root document up to date."""
-        write_root(self.audit, self.private / "temp")
+        """Bring the copies of all stores' metadata in the root document up to date.
 
-    def unconsolidate(self) -> None:
-        """The same, before a stage runs: a kill may have left copies of a store that is gone."""
-        self.consolidate()
+        Before a stage runs too: a kill may have left copies of a store that is gone.
+        """
+        write_root(self.audit, self.private / "temp")
 
     def _store(self, store: str) -> Path:
         return confine(self.audit / store, self.root)

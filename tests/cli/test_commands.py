@@ -298,3 +298,57 @@ def test_reader_that_leaves_early() -> None:
     done = subprocess.run(command, shell=True, cwd=small.ROOT, capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.startswith("features, version ")
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",)])
+def test_plan_that_does_not_fit_ends_with_3(
+    capsys: Any, tmp_path: Path, extra: tuple[str, ...]
+) -> None:
+    path = small.own_recipe(tmp_path, small.rows_csv())
+    given = ("plan", str(path), "-w", str(tmp_path / "w"), "--memory", "50MiB", *extra)
+    done = small.krepes(capsys, *given)
+    assert done.code == 3
+    assert "of memory; expected at most --memory 50.0 MiB; raise --memory to" in done.err
+    assert "one worker needs" in done.err
+    assert not (tmp_path / "w").exists()
+    assert "features" in done.out  # the plan is shown all the same
+
+
+def test_plan_that_fills_the_disk_ends_with_3(
+    capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from krepes_ooc.runner import planning
+
+    class Usage:
+        free = 4096
+
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: Usage)
+    path = small.own_recipe(tmp_path, small.rows_csv())
+    done = small.krepes(capsys, "plan", str(path), "-w", str(tmp_path / "w"))
+    assert done.code == 3
+    assert "MiB of disk needed, 4.0 KiB free" in done.err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--memory", "banana"), "'banana' is no size in bytes"),
+        (("--memory", "-1GiB"), "is no size in bytes"),
+        (("--workers", "0"), "0 is not in the range x>=1"),
+    ],
+)
+def test_sizes_that_are_none(
+    capsys: Any, tmp_path: Path, option: tuple[str, ...], words: str
+) -> None:
+    path = small.own_recipe(tmp_path, small.rows_csv())
+    done = small.krepes(capsys, "run", str(path), "-w", str(tmp_path / "w"), *option)
+    assert done.code == 2
+    assert words in done.err
+    assert not (tmp_path / "w").exists()
+
+
+def test_more_workers_than_cores_is_allowed(capsys: Any, tmp_path: Path) -> None:
+    path = small.own_recipe(tmp_path, small.rows_csv())
+    given = ("run", str(path), "-w", str(tmp_path / "w"), "--workers", "64", "--until", "features")
+    done = small.krepes(capsys, *given, "--quiet")
+    assert done.code == 0, done.err
