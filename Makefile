@@ -9,10 +9,10 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser docs crash clean
+.PHONY: help demo test browser docs crash slurm-test clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo ## install, audit the digits network, say where the report is
 	$(BIN)/krepes run digits
@@ -33,6 +33,12 @@ docs: $(VENV)/.docs ## build the documentation; a broken link is an error
 
 crash: $(VENV)/.test ## kill whole runs at random and check that they resume to the same bits
 	$(BIN)/pytest -m crash tests/crash
+
+slurm-test: $(VENV)/.test ## (root, Debian) a real Slurm of one node: every result equals threads
+	apt-get install -y --no-install-recommends slurm-wlm munge
+	$(INSTALL) -e '.[hpc]'
+	$(BIN)/python benchmarks/fetch.py adult --to .cache/data
+	$(BIN)/python tests/slurm/run.py
 
 clean: ## remove the virtual environment, builds and caches; workspaces stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

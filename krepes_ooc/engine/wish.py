@@ -85,6 +85,7 @@ def open_cluster(wish: Wish, n_workers: int, logs: Path) -> Iterator[Cluster]:
         UsageError: the scheduler cannot be reached, or dask-jobqueue is not installed.
     """
     import dask
+    import distributed  # noqa: F401  its defaults come first: what is set here is unset again
 
     # The scheduler is lost in one line of ours, not in pages of theirs.
     with dask.config.set(SETTINGS), _quiet("distributed"):
@@ -117,6 +118,7 @@ def _local(n_workers: int) -> Iterator[Cluster]:
 
 def _jobs(site: Site, logs: Path) -> Iterator[Cluster]:
     from distributed import Client
+    from distributed.deploy.spec import ProcessInterface
 
     kind = cluster_class(site)
     job: Any = kind.job_cls
@@ -131,8 +133,9 @@ def _jobs(site: Site, logs: Path) -> Iterator[Cluster]:
             try:
                 await super().start()
             except (RuntimeError, ValueError, OSError) as error:
+                # Counted as started: the error would be lost in Distributed's event loop.
                 refusals.append(_said(error))
-                raise
+                await ProcessInterface.start(self)  # type: ignore[no-untyped-call]
 
     with (
         kind(
@@ -183,10 +186,13 @@ def _said(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Silence the loggers of a library, each of which has a level of its own."""
+    known = [n for n in logging.root.manager.loggerDict if n == name or n.startswith(f"{name}.")]
+    before = {logger: logger.level for logger in map(logging.getLogger, (name, *known))}
+    for logger in before:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in before.items():
+            logger.setLevel(level)

@@ -1,0 +1,97 @@
+"""Whole audits on worker processes: the bits of threads, whatever becomes of the scheduler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from krepes_ooc.engine.budget import Budget, Need
+from krepes_ooc.engine.wish import Wish, read_wish
+from krepes_ooc.errors import PlanRefused
+from krepes_ooc.runner.spreading import fitting
+from krepes_ooc.stages.base import Cost
+from tests import small
+from tests.crash.compare import differences
+
+GIB = 2**30
+STREAMED = (
+    "stages.newton.objective=simclr",
+    "stages.newton.objective_settings.batch=64",
+    "stages.newton.max_iterations=3",
+    "stages.landmarks.sampler=leverage",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [(), STREAMED])
+def test_two_processes_give_the_bits_of_threads(tmp_path: Path, changes: tuple[str, ...]):
+    small.audit(tmp_path / "threads", *changes)
+    small.audit(tmp_path / "processes", *changes, cluster=read_wish("local", None))
+    assert differences(tmp_path / "threads", tmp_path / "processes") == []
+    assert small.seals(tmp_path / "threads") == small.seals(tmp_path / "processes")
+    assert not list((tmp_path / "processes" / ".krepes" / "temp").iterdir())
+
+
+@pytest.mark.slow
+def test_a_lost_scheduler_ends_the_run_and_the_next_one_goes_on(tmp_path: Path):
+    small.audit(tmp_path / "threads")
+    module = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
+    file = tmp_path / "address.json"
+    scheduler = subprocess.Popen(
+        [*module, "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)],
+        stderr=subprocess.DEVNULL,
+        cwd=small.ROOT,
+    )
+    try:
+        address = _address(file)
+        # No worker ever comes, so the run is waiting when the scheduler dies.
+        run = small.process(
+            small.arguments(tmp_path / "w", "--cluster", address, "--until", "features", "-q")
+        )
+        journal = tmp_path / "w" / ".krepes" / "stages" / "features" / "begun.json"
+        deadline = time.monotonic() + 60
+        while not journal.exists():
+            assert time.monotonic() < deadline
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.1)
+        time.sleep(1.0)
+    finally:
+        scheduler.kill()
+        scheduler.wait()
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 75
+    assert err.startswith("krepes: --cluster: stopped, because the scheduler is lost; nothing is")
+    assert err.count("\n") == 1
+    small.audit(tmp_path / "w")
+    assert differences(tmp_path / "threads", tmp_path / "w") == []
+
+
+def _address(file: Path) -> str:
+    import json
+
+    deadline = time.monotonic() + 30
+    while not file.exists() or not file.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return str(json.loads(file.read_text())["address"])
+
+
+def test_processes_on_this_machine_share_the_budget():
+    cost = Cost(need=Need(fixed=GIB // 4, per_worker=GIB // 4))
+    wish = Wish("local")
+    assert fitting(wish, "kernel", cost, Budget(4 * GIB, 8), GIB // 4) == 4
+    assert fitting(wish, "kernel", cost, Budget(4 * GIB, 2), GIB // 4) == 2
+    with pytest.raises(PlanRefused, match="stage kernel: one worker needs"):
+        fitting(wish, "kernel", cost, Budget(GIB, 2), GIB // 4)
+
+
+def test_a_worker_of_a_site_has_its_own_memory():
+    cost = Cost(need=Need(fixed=GIB // 4, per_worker=GIB // 4))
+    assert fitting(Wish("site", memory=GIB), "kernel", cost, Budget(GIB, 7), GIB // 4) == 7
+    assert fitting(Wish("address"), "kernel", cost, Budget(GIB, 7), GIB // 4) == 7
+    with pytest.raises(PlanRefused, match=r"one worker needs 768\.0 MiB"):
+        fitting(Wish("site", memory=GIB // 2), "kernel", cost, Budget(GIB, 7), GIB // 4)
