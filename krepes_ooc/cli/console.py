@@ -19,13 +19,14 @@ class Lines:
     """Progress as plain lines, for logs and pipes."""
 
     def __init__(self) -> None:
-        self._stage, self._total, self._done = "", 0, 0
-        self._bytes, self._said = 0, 0.0
+        self._stage, self._total, self._done, self._before = "", 0, 0, 0
+        self._bytes, self._said, self._begun = 0, 0.0, 0.0
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Say what is on disk already."""
         self._stage, self._total, self._done, self._bytes = stage, total, done, 0
-        self._said = time.monotonic()
+        self._said = self._begun = time.monotonic()
+        self._before = done
         resumed = f", {done} of {total} on disk" if done else ""
         click.echo(f"{stage}: {total} units{resumed}")
 
@@ -34,7 +35,18 @@ class Lines:
         self._done, self._bytes = self._done + units, self._bytes + n_bytes
         if time.monotonic() - self._said > 10:
             self._said = time.monotonic()
-            click.echo(f"{self._stage}: {self._done} of {self._total}, {format_bytes(self._bytes)}")
+            click.echo(f"{self._stage}: {self._told()}")
+
+    def _told(self) -> str:
+        """Units, rate of what is written, and how long the rest will take at this pace."""
+        told = f"{self._done} of {self._total}"
+        seconds = max(1e-9, time.monotonic() - self._begun)
+        if self._bytes:
+            told += f", {format_bytes(self._bytes / seconds)}/s"
+        if finished := self._done - self._before:
+            left = (self._total - self._done) * seconds / finished
+            told += f", {_words(left)} left"
+        return told
 
     def note(self, text: str) -> None:
         """Say it."""
@@ -43,6 +55,15 @@ class Lines:
     def end(self, stage: str, seconds: float) -> None:
         """Say that the stage is sealed."""
         click.echo(f"{stage}: sealed in {seconds:.1f} s")
+
+
+def _words(seconds: float) -> str:
+    """A duration as people say it."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class Bars:

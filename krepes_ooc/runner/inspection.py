@@ -10,6 +10,7 @@ from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, remembered_recipe
+from krepes_ooc.runner.history import read_last
 from krepes_ooc.stages.base import Stage
 from krepes_ooc.stages.registry import STAGES
 from krepes_ooc.stages.tickets import StageState, units_on_disk
@@ -42,7 +43,13 @@ def read_status(
             note = f"shown without comparison with the recipe: {error}"
     if not rows:
         rows = [_record_row(space, stage) for stage in STAGES]
-    return {"workspace": str(space.root), "recipe": space.recipe(), "stages": rows, "note": note}
+    return {
+        "workspace": str(space.root),
+        "recipe": space.recipe(),
+        "stages": rows,
+        "note": note,
+        "last_run": read_last(space),
+    }
 
 
 def verify_workspace(workspace: Path | str, only: str | None = None) -> Verification:
@@ -76,10 +83,13 @@ def _record_row(space: Workspace, stage: Stage) -> dict[str, Any]:
     except DamageError as error:
         return {"stage": stage.name, "state": "damaged", "detail": f"{error.where}: {error.what}"}
     if seal is not None:
-        size, seconds = format_bytes(seal.get("bytes", 0)), seal.get("seconds", 0.0)
-        return {"stage": stage.name, "state": "sealed", "detail": f"{size}, {seconds:.1f} s"}
+        size, seconds = seal.get("bytes", 0), seal.get("seconds", 0.0)
+        told = {"stage": stage.name, "state": "sealed"}
+        told["detail"] = f"{format_bytes(size)}, {seconds:.1f} s"
+        return {**told, "bytes": size, "seconds": seconds, "peak_bytes": seal.get("peak_bytes")}
     if begun is None:
         return {"stage": stage.name, "state": "missing", "detail": ""}
     total = int(begun.get("units", 0))
     done = min(units_on_disk(record), total)
-    return {"stage": stage.name, "state": "begun", "detail": f"{done} of {total} units on disk"}
+    told = {"stage": stage.name, "state": "begun", "detail": f"{done} of {total} units on disk"}
+    return {**told, "done": done, "total": total}

@@ -16,6 +16,7 @@ from krepes_ooc.network.threads import one_torch_thread
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, Options, default_workspace, remember_recipe
+from krepes_ooc.runner.history import recorded
 from krepes_ooc.runner.repair import repair, repair_records
 from krepes_ooc.runner.sharing import hold, owner_of, refuse_share, turn
 from krepes_ooc.runner.spreading import Workers, open_workers
@@ -95,7 +96,8 @@ def run(
         if options.shard is None:
             space.create(recipe.name)
             space.sweep()
-        _Run(Audit(recipe, space), options, progress, flag, summary).run()
+        with recorded(space, options, summary):
+            _Run(Audit(recipe, space), options, progress, flag, summary).run()
     summary.seconds = time.monotonic() - begun
     summary.peak_bytes = machine.peak_bytes()
     return summary
