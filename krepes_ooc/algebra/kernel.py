@@ -164,7 +164,7 @@ def self_kernel(x: Array, layout: FeatureLayout) -> Array:
         part = _sum(_row_dot(x[:, a:b], x[:, a:b]) for a, b in _joined(factor.gradients))
         if factor.inputs is not None:
             a, b = factor.inputs
-            part = part * (_row_dot(x[:, a:b], x[:, a:b]) + float(factor.bias))
+            part = part * (_row_dot(x[:, a:b], x[:, a:b]) + (1.0 if factor.bias else 0.0))
         parts.append(part)
     return _sum(iter(parts))
 
