@@ -58,7 +58,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         parsed = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"not plain YAML: {error}", where=str(path)) from error
+        told = str(error).replace('in "<unicode string>", ', "in ")
+        raise RecipeError(f"not plain YAML: {told}", where=str(path)) from error
     if not isinstance(parsed, dict):
         raise RecipeError("no mapping at the top", where=str(path), expected="keys with values")
     return parsed

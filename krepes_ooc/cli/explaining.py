@@ -20,7 +20,7 @@ SHOWN_LANDMARKS = 5
 NARROW, MOST_IN_TABLE = 16, 6
 
 
-@click.command()
+@click.command(short_help="Say which landmarks hold one sample.")
 @recipe_or_none
 @options.workspace
 @click.option("--sample", type=click.IntRange(min=0), help="Position of a sample in the source.")

@@ -12,7 +12,7 @@ from krepes_ooc.cli.inspecting import recipe_or_none, which
 FORMATS = ("parquet", "csv", "netcdf", "zarr")
 
 
-@click.command()
+@click.command(short_help="Copy a store for other programs.")
 @recipe_or_none
 @options.workspace
 @options.store

@@ -14,7 +14,7 @@ from krepes_ooc.errors import DamageError, UsageError
 recipe_or_none = click.argument("recipe", required=False, shell_complete=options.complete_recipe)
 
 
-@click.command()
+@click.command(short_help="Show the state of every stage.")
 @recipe_or_none
 @options.stacked(options.workspace, options.overrides, options.as_json)
 def status(
@@ -33,7 +33,7 @@ def status(
         click.echo(found["note"])
 
 
-@click.command()
+@click.command(short_help="Recompute every checksum.")
 @recipe_or_none
 @options.workspace
 @options.store
@@ -58,7 +58,7 @@ def verify(recipe: str | None, workspace: Path | None, store: str | None, as_jso
     _refuse_damage(root, len(damage))
 
 
-@click.command()
+@click.command(short_help="Say what this machine has.")
 @options.as_json
 def doctor(as_json: bool) -> None:
     """Say what this machine has: cores, memory, BLAS, GPU, optional parts."""
@@ -79,7 +79,7 @@ def which(recipe: str | None, workspace: Path | None) -> Path:
     """
     if workspace is None:
         if recipe is None:
-            raise UsageError("which workspace?", expected="a recipe, or --workspace FOLDER")
+            raise UsageError("no workspace was named", expected="a recipe, or --workspace FOLDER")
         from krepes_ooc.recipes import Recipe
         from krepes_ooc.runner import default_workspace
 
@@ -89,7 +89,7 @@ def which(recipe: str | None, workspace: Path | None) -> Path:
             "no workspace there",
             where=str(workspace),
             expected="a folder that `krepes run` made",
-            advice="name it with --workspace",
+            advice="run the recipe first, or name the folder with --workspace",
         )
     return workspace
 

@@ -17,7 +17,7 @@ from krepes_ooc.cli.inspecting import recipe_or_none, which
 from krepes_ooc.errors import StageFailed, UsageError
 
 
-@click.command()
+@click.command(short_help="Run a recipe, or resume it.")
 @options.recipe
 @options.stacked(
     options.workspace,
@@ -77,7 +77,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
         _require_trust(summary)
 
 
-@click.command()
+@click.command(short_help="Say what a recipe would cost.")
 @options.recipe
 @options.stacked(
     options.workspace, options.memory, options.workers, options.overrides, options.as_json
@@ -133,7 +133,7 @@ def _show_plan(planned: Any) -> None:
     click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in shape.items()))
 
 
-@click.command()
+@click.command(short_help="Draw the report again.")
 @recipe_or_none
 @options.stacked(options.workspace, options.quiet)
 @click.option(

@@ -10,7 +10,7 @@ from krepes_ooc import catalogue
 from krepes_ooc.cli.console import print_table
 
 
-@click.group()
+@click.group(short_help="What every array on disk is.")
 def stores() -> None:
     """The stores of a workspace: what every array on disk is."""
 
@@ -42,7 +42,7 @@ def show_store(store: str) -> None:
     print_table("\nattributes", ("name", "about"), list(contract.attributes.items()))
 
 
-@click.group()
+@click.group(short_help="The recipes that ship with krepes.")
 def recipes() -> None:
     """The recipes that ship with krepes."""
 

@@ -45,10 +45,11 @@ class SourceSpec:
     mean: tuple[float, ...] = setting((), about="mean of each image channel scaled to [0, 1]")
     std: tuple[float, ...] = setting((), about="standard deviation of each image channel")
     factory: str = setting("", about="module:callable that returns a map-style dataset")
+    fetch: str = setting("", about="what to type if the file is not there, shown in the error")
     arguments: dict[str, Any] = setting({}, about="of the factory")
 
 
-_EVERYWHERE = {"kind", "limit", "order"}
+_EVERYWHERE = {"fetch", "kind", "limit", "order"}
 _IMAGE = {"mean", "std"}
 _USED_KEYS = {
     "digits": _IMAGE,

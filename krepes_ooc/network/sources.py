@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from krepes_ooc.errors import SourceError
 from krepes_ooc.network.order import WINDOW_ROWS, RowOrder
 from krepes_ooc.network.samples import (
     BUFFER_BYTES,
@@ -30,6 +31,16 @@ def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
         DataError: it holds values that cannot be used.
     """
     check_keys(spec)
+    try:
+        return _open(spec, base, cache)
+    except SourceError as error:
+        if not (spec.fetch and error.what.startswith("no such")):
+            raise
+        told = {"where": error.where, "expected": error.expected}
+        raise SourceError(error.what, **told, advice=f"fetch it: {spec.fetch}") from error
+
+
+def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
     if spec.kind == "table":
         from krepes_ooc.network.tables import open_table
 

@@ -59,7 +59,9 @@ def explain(
         return [explain_sample(workspace, sample, top)]
     if file is not None and sample is None:
         return explain_input(workspace, file, top)
-    raise UsageError("which sample?", expected="one of --sample NUMBER and --input FILE")
+    raise UsageError(
+        "no sample was named, or two", expected="one of --sample NUMBER and --input FILE"
+    )
 
 
 def explain_sample(workspace: Path | str, sample: int, top: int | None = None) -> report.Explained:

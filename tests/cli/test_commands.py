@@ -227,7 +227,7 @@ def test_status_and_verify_without_a_workspace(capsys: Any, tmp_path: Path) -> N
     for command in ("status", "verify"):
         outcome = small.krepes(capsys, command)
         assert outcome.code == 2
-        assert "which workspace?" in outcome.line
+        assert "no workspace was named" in outcome.line
         outcome = small.krepes(capsys, command, "-w", str(tmp_path))
         assert outcome.code == 2
         assert "no workspace there" in outcome.line

@@ -503,7 +503,10 @@ def test_digits(tmp_path: Path) -> None:
     [
         ({"mean": (0.1, 0.2)}, r"source.mean: 2 values for 1 channels; expected one for each"),
         ({"std": (0.0,)}, r"source.std: a value is not positive"),
-        ({"path": "x"}, r"key 'path' means nothing for kind 'digits'; expected only kind, limit"),
+        (
+            {"path": "x"},
+            r"key 'path' means nothing for kind 'digits'; expected only fetch, kind, limit",
+        ),
     ],
 )
 def test_wrong_keys_for_digits(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
@@ -517,3 +520,14 @@ def test_scaling_of_images(tmp_path: Path) -> None:
     raw = source.read(np.arange(3))
     want = (np.moveaxis(raw, -1, 1) / 16 - 0.25) / 0.5
     np.testing.assert_allclose(source.encode(raw), want, rtol=1e-6)
+
+
+def test_missing_file_says_how_it_is_fetched(tmp_path: Path) -> None:
+    given = {"kind": "table", "path": "none.csv"}
+    with pytest.raises(SourceError, match=r"paths are relative to the recipe$"):
+        open_source(SourceSpec(**given), tmp_path, tmp_path)
+    spec = SourceSpec(**given, fetch="make rows")
+    with pytest.raises(SourceError, match=r"no such file; .*; fetch it: make rows$"):
+        open_source(spec, tmp_path, tmp_path)
+    with pytest.raises(SourceError, match="means nothing for kind"):
+        open_source(SourceSpec(kind="table", path="a", size=3, fetch="b"), tmp_path, tmp_path)
