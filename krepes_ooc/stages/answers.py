@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,14 @@ FIGURES = (
     "nystrom_error",
     "spectral_entropy",
     "stability",
+)
+CURVES = (
+    "tau_over_components",
+    "gap_over_components",
+    "ceiling_over_components",
+    "nystrom_error_over_landmarks",
+    "effective_dimension_over_landmarks",
+    "spectral_entropy",
 )
 GAPS = (
     "gap",
@@ -46,34 +55,37 @@ RECOGNISED = {
 
 def read_fidelity(store: StoreReader) -> dict[str, report.Figure]:
     """All fidelity figures, those first that people read first."""
-    return {
-        name: report.Figure(
-            value=_value(figure["value"]),
-            controls={key: _value(value) for key, value in figure["controls"].items()},
-            interval=tuple(figure["interval"]) if figure.get("interval") else None,
-            words=figure["words"],
-            note=figure["note"],
-        )
-        for name, figure in sorted(store.attributes["figures"].items(), key=_reading_order)
-    }
+    kept = store.attributes["figures"]
+    return {name: _figure(kept[name]) for name in _in_order(kept, FIGURES)}
 
 
-def _reading_order(item: tuple[str, Any]) -> int:
-    """Attributes come back in alphabetical order; people read the ceiling first."""
-    return FIGURES.index(item[0]) if item[0] in FIGURES else len(FIGURES)
+def _figure(kept: Mapping[str, Any]) -> report.Figure:
+    return report.Figure(
+        value=_value(kept["value"]),
+        controls={name: _value(kept["controls"][name]) for name in kept["order"]},
+        interval=tuple(kept["interval"]) if kept["interval"] else None,
+        words=kept["words"],
+        note=kept["note"],
+    )
 
 
 def read_curves(store: StoreReader) -> dict[str, report.Curve]:
-    """All measured curves."""
-    arrays = ("x", "lines")
+    """All measured curves, those first that people read first."""
+    curves, plain = store.attributes["curves"], ("words", "x_words", "y_words", "log_x", "note")
     return {
         name: report.Curve(
-            **{key: value for key, value in curve.items() if key not in arrays},
-            x=np.array(curve["x"]),
-            lines={line: np.array(values) for line, values in curve["lines"].items()},
+            **{key: curves[name][key] for key in plain},
+            x=np.array(curves[name]["x"]),
+            lines={line: np.array(curves[name]["lines"][line]) for line in curves[name]["order"]},
         )
-        for name, curve in store.attributes["curves"].items()
+        for name in _in_order(curves, CURVES)
     }
+
+
+def _in_order(found: Mapping[str, Any], first: tuple[str, ...]) -> list[str]:
+    """Attributes come back in alphabetical order; people read in another."""
+    known = [name for name in first if name in found]
+    return known + [name for name in found if name not in known]
 
 
 def read_alignment(store: StoreReader) -> report.Alignment | None:

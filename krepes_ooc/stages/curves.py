@@ -16,9 +16,9 @@ from krepes_ooc.stages.narrower import Narrow, streamed_note
 from krepes_ooc.storage.reader import StoreReader
 
 LEAST_LANDMARKS = 8
-ALL_ROWS = "these landmarks, all samples and views"
-AUDIT_ROWS = "these landmarks, audit samples"
-UNIFORM = "uniform landmarks, audit samples"
+ALL_ROWS = "all samples"
+AUDIT_ROWS = "audit samples"
+UNIFORM = "uniform landmarks"
 _SUBSET_STREAM = 422
 Float = npt.NDArray[np.float64]
 
@@ -82,17 +82,19 @@ def landmark_curves(spans: Mapping[str, Span], seed: int) -> dict[str, Any]:
             counts,
             {name: [part.error() for part in line] for name, line in parts.items()},
             subsets + " Where the curve is still falling at its end, more landmarks would help. "
-            "Compare these landmarks with uniform ones on the same audit samples.",
+            "Over all samples and views, over the audit samples, and for as many uniform landmarks "
+            "over the same audit samples.",
         ),
         "effective_dimension_over_landmarks": curve(
             "Effective dimension against the number of landmarks",
-            ("landmarks m", "sum of Lambda / (Lambda + mean k(x, x))"),
+            ("landmarks m", "effective dimension"),
             counts,
             {
                 name: [part.dimension() for part in parts[name]]
                 for name in (ALL_ROWS, UNIFORM)
                 if name in parts
             },
-            subsets + " It levels off once the landmarks span the data.",
+            "Sum of Lambda / (Lambda + mean k(x, x)). " + subsets + " It levels off once the "
+            "landmarks span the data.",
         ),
     }

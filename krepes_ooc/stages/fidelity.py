@@ -230,7 +230,7 @@ def predict(shape: AuditShape, settings: FidelitySettings) -> Cost:
 
 STAGE = Stage(
     name="fidelity",
-    version=3,
+    version=4,
     reads=(
         "features",
         "landmarks",

@@ -114,6 +114,7 @@ def figure(
     return {
         "value": value,
         "controls": dict(controls),
+        "order": list(controls),
         "words": words,
         "note": note,
         "interval": None if interval is None else list(interval),
@@ -125,7 +126,8 @@ def measured(measure: Callable[[], Figure], words: str = "") -> Figure:
     try:
         return measure()
     except StageFailed as error:
-        return {"value": None, "controls": {}, "words": words, "note": str(error), "interval": None}
+        nothing: Figure = {"controls": {}, "order": [], "interval": None}
+        return {"value": None, "words": words, "note": str(error), **nothing}
 
 
 def attempt(measure: Callable[[], float]) -> float | None:
@@ -152,6 +154,7 @@ def curve(
         "y_words": axes[1],
         "x": [float(value) for value in x],
         "lines": {name: [float(value) for value in values] for name, values in lines.items()},
+        "order": list(lines),
         "log_x": log_x,
         "note": note,
     }

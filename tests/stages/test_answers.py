@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from krepes_ooc.stages.answers import read_curves, read_fidelity
 from tests.stages import audits
 
 
@@ -50,3 +51,17 @@ def test_concepts_with_their_controls(shown):
 
 def test_all_audit_samples_are_handed_over_and_some_get_a_card(shown):
     assert (shown["samples"]["shown"], shown["samples"]["total"]) == (24, 60)
+
+
+def test_figures_and_curves_come_in_reading_order(shown):
+    store = audits.finished().reader("fidelity")
+    figures, curves = read_fidelity(store), read_curves(store)
+    assert list(figures)[:3] == ["ridge_ceiling", "kendall_tau", "accuracy_gap"]
+    assert next(iter(figures["confidence_drop"].controls)) == "random"
+    assert next(iter(curves)) == "tau_over_components"
+    lines = ["start", "after the step", "after further steps"]
+    assert list(curves["tau_over_components"].lines) == lines
+    for name, kept in store.attributes["figures"].items():
+        assert shown["fidelity"]["figures"][name]["controls"] == kept["controls"]
+    for name, kept in store.attributes["curves"].items():
+        assert shown["fidelity"]["curves"][name]["lines"] == kept["lines"]
