@@ -120,7 +120,7 @@ def _convert_union(
 
 def _convert_scalar(hint: Any, value: Any, where: str, limits: Mapping[str, Any]) -> Any:
     if hint is Any:
-        return value
+        return _plain(value, where)
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         value = _to_float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -129,6 +129,22 @@ def _convert_scalar(hint: Any, value: Any, where: str, limits: Mapping[str, Any]
         raise _wrong(value, where, "a finite number")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_limits(value, where, limits)
+    return value
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A value of any plain type: what JSON, and so a digest, can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise RecipeError(
+            f"{value!s} is a {type(value).__name__}",
+            where=where,
+            expected="a number, text, true or false, a list or a mapping",
+            advice=f'put it in quotes: "{value!s}"' if hasattr(value, "isoformat") else "",
+        )
     return value
 
 

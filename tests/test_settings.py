@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krepes_ooc.errors import RecipeError
+from krepes_ooc.network.modelspec import NetworkSpec
 from krepes_ooc.settings import read_settings, setting, to_mapping, unknown_key
 
 
@@ -220,3 +222,16 @@ def test_numbers_are_finite(values: dict[str, Any]):
 def test_a_huge_integer_is_refused():
     with pytest.raises(RecipeError):
         read_settings(Optional, {"rate": 10**400}, "f")
+
+
+def test_what_json_cannot_hold_is_refused_in_free_arguments() -> None:
+    day = datetime.date(2026, 1, 2)
+    with pytest.raises(RecipeError, match="2026-01-02 is a date") as caught:
+        read_settings(NetworkSpec, {"factory": "a:b", "arguments": {"since": [day]}}, "net")
+    assert caught.value.where == "net.arguments.since[0]"
+    assert "2026-01-02" in caught.value.advice
+    with pytest.raises(RecipeError, match="is a bytes"):
+        read_settings(NetworkSpec, {"factory": "a:b", "arguments": {"raw": b"x"}}, "net")
+    plain = {"a": [1, 2.5, "x", None, True], "b": {"c": ()}}
+    found = read_settings(NetworkSpec, {"factory": "a:b", "arguments": plain}, "net").arguments
+    assert found == {"a": [1, 2.5, "x", None, True], "b": {"c": []}}

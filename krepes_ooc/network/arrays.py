@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import SourceError, UsageError
 from krepes_ooc.network.bank import bank_positions
-from krepes_ooc.network.digests import file_sha256, unreadable
+from krepes_ooc.network.digests import canonical_digest, file_sha256, unreadable
 from krepes_ooc.network.rows import MemoryRows, Rows, check_finite
 from krepes_ooc.network.samples import (
     Column,
@@ -83,7 +84,9 @@ class ArraySource:
         identity: dict[str, Any],
         sample_names: Sequence[str] | None = None,
     ) -> None:
-        self._rows, self._identity, self._names = rows, identity, sample_names
+        self._rows, self._names = rows, sample_names
+        self._identity = {key: value for key, value in identity.items() if key != "labels"}
+        self._label_identity = identity.get("labels")
         self._where = str(identity.get("name", "source"))
         self.n_samples = rows.shape[0]
         if not self.n_samples:
@@ -145,12 +148,21 @@ class ArraySource:
         return np.asarray(raw, dtype=np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The files' identity, rows used, shape and classes."""
+        """The files' identity, rows used and shape."""
         return self._identity | {
             "rows": self.n_samples,
             "shape": list(self._rows.shape[1:]),
             "dtype": str(self._rows.dtype),
+        }
+
+    def label_fingerprint(self) -> dict[str, Any]:
+        """Where the labels come from, the classes, and sha256 of codes and names."""
+        codes = b"" if self._codes is None else self._codes[: self.n_samples].tobytes()
+        return {
+            "file": self._label_identity,
             "classes": list(self.classes),
+            "sha256": hashlib.sha256(codes).hexdigest(),
+            "names": canonical_digest(list(self._names or ())[: self.n_samples]),
         }
 
 
@@ -191,7 +203,7 @@ class ImageSource(ArraySource):
         return np.ascontiguousarray(np.moveaxis(self.scaling(raw), -1, 1))
 
     def fingerprint(self) -> dict[str, Any]:
-        """The files' identity, rows used, shape, classes and scaling."""
+        """The files' identity, rows used, shape and scaling."""
         scaling = [self.scaling.full, list(self.scaling.mean), list(self.scaling.std)]
         return super().fingerprint() | {"scaling": scaling}
 

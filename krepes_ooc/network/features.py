@@ -45,7 +45,6 @@ class FeatureSettings:
         (), about="globs of audited parameter names; none: all trainable ones"
     )
     outputs: tuple[int, ...] = setting((), about="indices of audited outputs; none: all", minimum=0)
-    seed: int = setting(0, about="key of probes and sketch", minimum=0)
 
 
 class FeatureMap(Protocol):
@@ -83,6 +82,7 @@ def open_features(
     settings: FeatureSettings,
     calibration: npt.NDArray[Any],
     probes: npt.ArrayLike | None = None,
+    seed: int = 0,
 ) -> FeatureMap:
     """Plan the feature map of a network and fix its scales.
 
@@ -91,6 +91,7 @@ def open_features(
         settings: which parameters, outputs, probes and form of row.
         calibration: inputs [sample, ...] that fix scales and calibrated probes; 2 or more.
         probes: the probes [probe, output] of a store that exists, instead of new ones.
+        seed: key of probes and sketch.
 
     Raises:
         UsageError: parameters or outputs match nothing, or ``kind: factors`` does not apply.
@@ -111,43 +112,58 @@ def open_features(
     outputs = select_outputs(network, settings.outputs, calibration[:2])
     check_function(network, calibration[:2])
     given = None if probes is None else np.asarray(probes, dtype=np.float32)
-    feature_map = _plan(network, parameters, outputs, settings, calibration, given)
+    plan = _Plan(settings, seed, given)
+    feature_map = plan.build(network, parameters, outputs, calibration)
     feature_map.layout = calibrate(feature_map, calibration)
     return feature_map
 
 
-def _plan(
-    network: FrozenNetwork,
-    parameters: tuple[str, ...],
-    outputs: tuple[int, ...],
-    settings: FeatureSettings,
-    calibration: npt.NDArray[Any],
-    probes: Float32 | None,
-) -> FeatureMap:
-    from krepes_ooc.network import factors, sketched
-    from krepes_ooc.network.probes import rademacher_probes
-    from krepes_ooc.network.reference import used_parameters
+@dataclass(frozen=True)
+class _Plan:
+    """Which form of row, with which probes.
 
-    used = used_parameters(network, parameters, calibration[:2])
-    wanted = [None if n == "auto" else n for n in (settings.probes, settings.deflated)]
-    if settings.kind != "sketch":
-        units, obstacle = factors.plan_factors(network, used, calibration)
-        if units:
-            n_probes = (wanted[0] or 1) + (wanted[1] or 0)
-            if probes is None:
-                probes = rademacher_probes(n_probes, len(outputs), settings.seed)
-            return factors.FactorFeatures(network, units, parameters, probes, outputs)
-        if settings.kind == "factors":
-            raise UsageError(
-                f"exact factors do not apply: {obstacle}",
-                where="features.kind",
-                expected="Linear layers on plain vectors, and few parameters elsewhere",
-                advice="take kind: sketch",
-            )
-    plan = sketched.plan_sketch(network, parameters, outputs, calibration, settings.sketch)
-    if probes is None:
-        probes = plan.choose_probes(wanted[0], wanted[1], settings.seed)
-    return plan.build(probes, settings.seed)
+    Args:
+        settings: what the recipe asks for.
+        seed: key of probes and sketch.
+        probes: the probes of a store that exists, or None.
+    """
+
+    settings: FeatureSettings
+    seed: int
+    probes: Float32 | None
+
+    def build(
+        self,
+        network: FrozenNetwork,
+        parameters: tuple[str, ...],
+        outputs: tuple[int, ...],
+        calibration: npt.NDArray[Any],
+    ) -> FeatureMap:
+        from krepes_ooc.network import factors, sketched
+        from krepes_ooc.network.probes import rademacher_probes
+        from krepes_ooc.network.reference import used_parameters
+
+        settings, probes = self.settings, self.probes
+        used = used_parameters(network, parameters, calibration[:2])
+        wanted = [None if n == "auto" else n for n in (settings.probes, settings.deflated)]
+        if settings.kind != "sketch":
+            units, obstacle = factors.plan_factors(network, used, calibration)
+            if units:
+                n_probes = (wanted[0] or 1) + (wanted[1] or 0)
+                if probes is None:
+                    probes = rademacher_probes(n_probes, len(outputs), self.seed)
+                return factors.FactorFeatures(network, units, parameters, probes, outputs)
+            if settings.kind == "factors":
+                raise UsageError(
+                    f"exact factors do not apply: {obstacle}",
+                    where="features.kind",
+                    expected="Linear layers on plain vectors, and few parameters elsewhere",
+                    advice="take kind: sketch",
+                )
+        plan = sketched.plan_sketch(network, parameters, outputs, calibration, settings.sketch)
+        if probes is None:
+            probes = plan.choose_probes(wanted[0], wanted[1], self.seed)
+        return plan.build(probes, self.seed)
 
 
 def calibrate(feature_map: FeatureMap, calibration: npt.NDArray[Any]) -> FeatureLayout:

@@ -47,7 +47,6 @@ class PretrainSettings:
     )
     learning_rate: float = setting(1e-3, about="Adam's rate at the start of the cosine", above=0)
     weight_decay: float = setting(1e-6, about="Adam's weight decay", minimum=0)
-    seed: int = setting(0, about="key of initial weights, batch order and dropout", minimum=0)
 
 
 @dataclass
@@ -57,6 +56,7 @@ class TrainState:
     Args:
         module: the encoder.
         optimiser: Adam with its moments.
+        seed: key of initial weights, batch order and dropout.
         epoch: finished epochs.
         losses: mean loss of each finished epoch.
         target: BYOL's slowly following encoder.
@@ -65,13 +65,16 @@ class TrainState:
 
     module: torch.nn.Module
     optimiser: torch.optim.Optimizer
+    seed: int = 0
     epoch: int = 0
     losses: list[float] = field(default_factory=list)
     target: torch.nn.Module | None = None
     correlation: torch.Tensor | None = None
 
 
-def new_state(spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()) -> TrainState:
+def new_state(
+    spec: NetworkSpec, settings: PretrainSettings, base: Path = Path(), seed: int = 0
+) -> TrainState:
     """The state before the first epoch; initial weights depend on the seed alone.
 
     Raises:
@@ -79,7 +82,7 @@ def new_state(spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()
     """
     import torch
 
-    with _keyed_generator(settings.seed, _INITIAL_STREAM):
+    with _keyed_generator(seed, _INITIAL_STREAM):
         module = build_network(spec, base)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
@@ -88,7 +91,7 @@ def new_state(spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     target = copy.deepcopy(module) if settings.objective == "byol" else None
-    return TrainState(module, optimiser, target=target)
+    return TrainState(module, optimiser, seed, target=target)
 
 
 def train_epoch(
@@ -112,7 +115,7 @@ def train_epoch(
         NetworkError: the loss is not finite.
     """
     batch, steps = _schedule(settings, n_samples)
-    keyed = int(counter.bits(settings.seed, _ORDER_STREAM, state.epoch))
+    keyed = int(counter.bits(state.seed, _ORDER_STREAM, state.epoch))
     order = counter.Bijection(n_samples, keyed)
     total = 0.0
     state.module.train()
@@ -120,7 +123,7 @@ def train_epoch(
         _set_rate(state, settings, (state.epoch + step / steps) / settings.epochs)
         positions = order(np.arange(step * batch, (step + 1) * batch))
         views = batch_views(positions, state.epoch)
-        with _keyed_generator(settings.seed, _DROPOUT_STREAM, state.epoch, step):
+        with _keyed_generator(state.seed, _DROPOUT_STREAM, state.epoch, step):
             loss = _train_step(state, settings, views, output)
         if not math.isfinite(loss):
             raise NetworkError(
@@ -155,7 +158,7 @@ def save_state(state: TrainState, path: Path) -> None:
 
 
 def load_state(
-    path: Path, spec: NetworkSpec, settings: PretrainSettings, base: Path = Path()
+    path: Path, spec: NetworkSpec, settings: PretrainSettings, base: Path = Path(), seed: int = 0
 ) -> TrainState:
     """The state that ``save_state`` wrote.
 
@@ -164,7 +167,7 @@ def load_state(
     """
     import torch
 
-    state = new_state(spec, settings, base)
+    state = new_state(spec, settings, base, seed)
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if set(content) != _STATE_KEYS:

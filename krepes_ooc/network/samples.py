@@ -102,6 +102,7 @@ class Column:
         std: standard deviation over all rows, 1 for a constant column (numbers).
         low: 1 % quantile (numbers).
         high: 99 % quantile (numbers).
+        sha256: of its values, as numbers or as texts.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Column:
     std: float = 1.0
     low: float = 0.0
     high: float = 0.0
+    sha256: str = ""
 
 
 class Source(Protocol):
@@ -143,7 +145,10 @@ class Source(Protocol):
         """The network's input [sample, ...] for raw samples."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the source, as JSON: names, sizes, rows, sha256, schema."""
+        """What identifies the samples that the network sees, as JSON: rows, sha256, schema."""
+
+    def label_fingerprint(self) -> dict[str, Any]:
+        """What identifies all else that people see of them: labels, names, columns not shown."""
 
 
 class Tabular(Source, Protocol):

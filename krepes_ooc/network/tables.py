@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.errors import DataError
 from krepes_ooc.network.digests import canonical_digest, remembered_sha256, stat_seal
 from krepes_ooc.network.samples import (
     BUFFER_BYTES,
@@ -24,13 +24,14 @@ from krepes_ooc.network.samples import (
     check_positions,
     locate,
 )
-from krepes_ooc.network.tablecolumns import kind_of, to_codes, to_numbers, to_text
+from krepes_ooc.network.tablecolumns import to_codes, to_numbers, to_text
 from krepes_ooc.network.tablefiles import as_parquet, open_parquet
 from krepes_ooc.network.tablescan import (
     SCAN_VERSION,
     Reading,
     Scan,
     load_scan,
+    resolve_reading,
     save_scan,
     scan_table,
 )
@@ -58,7 +59,7 @@ def open_table(
     with open_parquet(parquet) as file:
         schema, metadata = file.schema_arrow, file.metadata
     rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
-    reading = _resolve(spec, schema, rows, str(path))
+    reading = resolve_reading(spec, schema, rows, str(path))
     key = canonical_digest([SCAN_VERSION, sha256, parquet.name, reading.kinds, reading.label, rows])
     folder = cache / f"scan-{key[:16]}"
     scan = load_scan(folder)
@@ -149,16 +150,29 @@ class TableSource:
         return encoded
 
     def fingerprint(self) -> dict[str, Any]:
-        """File name, size, sha256, rows used and the columns with their kinds."""
+        """Rows used and, of every column that the network sees, place, kind and content.
+
+        A column more in the file, such as a label, changes no feature: the file itself is no part.
+        """
         return {
             "kind": "table",
-            "name": self._path.name,
-            "bytes": self._path.stat().st_size,
-            "sha256": self._sha256,
             "rows": self.n_samples,
-            "label": self._reading.label,
-            "columns": [[c.name, c.kind, c.shown, list(c.categories)] for c in self.columns],
+            "columns": [
+                [place, c.name, c.kind, list(c.categories), c.mean, c.std, c.sha256]
+                for place, c in enumerate(self.columns)
+                if c.shown
+            ],
             "row_groups": self.row_groups and list(self.row_groups),
+        }
+
+    def label_fingerprint(self) -> dict[str, Any]:
+        """The whole file, the label and name columns, and all columns with their kinds."""
+        return {
+            "sha256": self._sha256,
+            "label": self._reading.label,
+            "name": self._spec.name,
+            "classes": list(self.classes),
+            "columns": [[c.name, c.kind, c.shown, list(c.categories)] for c in self.columns],
         }
 
     def _gather(self, positions: Int64) -> Float64:
@@ -246,53 +260,3 @@ def _group_rows(metadata: Any, rows: int) -> tuple[int, ...]:
     for index in range(metadata.num_row_groups):
         groups.append(min(metadata.row_group(index).num_rows, rows - sum(groups)))
     return tuple(rows for rows in groups if rows)
-
-
-def _resolve(spec: SourceSpec, schema: Any, rows: int, where: str) -> Reading:
-    """Which columns are read, and as what."""
-    _check_columns(spec, schema.names, where)
-    if not rows:
-        raise SourceError("no rows", where=where, expected="at least one row")
-    hidden = {spec.label, spec.name, *spec.exclude} - set(spec.audit_only)
-    kinds = []
-    for name in schema.names:
-        if name in hidden:
-            continue
-        kind = kind_of(schema.field(name).type)
-        if kind is None:
-            raise SourceError(
-                f"column {name!r} has type {schema.field(name).type}",
-                where=where,
-                expected="numbers, text or true/false",
-                advice="list it under source.exclude or convert it",
-            )
-        if name in spec.numeric:
-            kind = "numeric"
-        elif name in spec.categorical:
-            kind = "categorical"
-        kinds.append(
-            (name, kind, name not in {*spec.audit_only, *spec.exclude, spec.label, spec.name})
-        )
-    if not any(shown for _, _, shown in kinds):
-        raise SourceError("no column is left for the network", where=where, expected="one or more")
-    return Reading(tuple(kinds), spec.label, rows)
-
-
-def _check_columns(spec: SourceSpec, names: list[str], where: str) -> None:
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise SourceError(
-            f"two columns are named {twice[0]!r}", where=where, expected="unique names"
-        )
-    for key in ("label", "name", "exclude", "audit_only", "categorical", "numeric"):
-        given = getattr(spec, key)
-        for name in [given] if isinstance(given, str) else given:
-            if name and name not in names:
-                raise SourceError(
-                    f"no column {name!r} (source.{key})",
-                    where=where,
-                    expected="one of " + ", ".join(map(repr, names)),
-                )
-    both = sorted(set(spec.categorical) & set(spec.numeric))
-    if both:
-        raise SourceError(f"column {both[0]!r} is both categorical and numeric", where=where)

@@ -5,8 +5,10 @@ Views draw from the bank of rows; quantiles are read off it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +21,11 @@ import pyarrow.parquet as pq
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.network.bank import bank_positions
 from krepes_ooc.network.digests import write_atomic
-from krepes_ooc.network.samples import Column
-from krepes_ooc.network.tablecolumns import MISSING, is_number, to_numbers, to_text
+from krepes_ooc.network.samples import Column, SourceSpec
+from krepes_ooc.network.tablecolumns import MISSING, is_number, kind_of, to_numbers, to_text
 
 Float64 = npt.NDArray[np.float64]
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 MAX_CATEGORIES = 1_024
 
 
@@ -56,6 +58,40 @@ class Scan:
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
     bank: Float64
+
+
+def resolve_reading(spec: SourceSpec, schema: Any, rows: int, where: str) -> Reading:
+    """Which columns are read, and as what.
+
+    Raises:
+        SourceError: no rows, no such column, or a column of a type that cannot be used.
+    """
+    _check_columns(spec, schema.names, where)
+    if not rows:
+        raise SourceError("no rows", where=where, expected="at least one row")
+    hidden = {spec.label, spec.name, *spec.exclude} - set(spec.audit_only)
+    kinds = []
+    for name in schema.names:
+        if name in hidden:
+            continue
+        kind = kind_of(schema.field(name).type)
+        if kind is None:
+            raise SourceError(
+                f"column {name!r} has type {schema.field(name).type}",
+                where=where,
+                expected="numbers, text or true/false",
+                advice="list it under source.exclude or convert it",
+            )
+        if name in spec.numeric:
+            kind = "numeric"
+        elif name in spec.categorical:
+            kind = "categorical"
+        kinds.append(
+            (name, kind, name not in {*spec.audit_only, *spec.exclude, spec.label, spec.name})
+        )
+    if not any(shown for _, _, shown in kinds):
+        raise SourceError("no column is left for the network", where=where, expected="one or more")
+    return Reading(tuple(kinds), spec.label, rows)
 
 
 def scan_table(path: Path, reading: Reading, where: str) -> Scan:
@@ -134,6 +170,7 @@ class _Tally:
         self.codes: dict[str, int] = {}
         self.count, self.mean, self.squares = 0, 0.0, 0.0
         self.as_numbers = False
+        self._content = hashlib.sha256()
 
     def update(self, values: Any, first_row: int) -> Float64:
         """Numbers, or provisional codes, of these rows."""
@@ -141,6 +178,7 @@ class _Tally:
             self.as_numbers = is_number(values.type)
             return self._update_text(to_text(values.combine_chunks()))
         numbers = to_numbers(values.combine_chunks(), self.name, first_row, self._where)
+        self._content.update(np.ascontiguousarray(numbers).tobytes())
         if numbers.size:
             self._merge(numbers)
         return numbers
@@ -166,7 +204,15 @@ class _Tally:
                 advice="list it under source.exclude, or under source.numeric if it holds numbers",
             )
         codes = [self.codes[value] for value in encoded.dictionary.to_pylist()]
-        return np.asarray(codes, dtype=np.float64)[np.asarray(encoded.indices, dtype=np.int64)]
+        found = np.asarray(codes, dtype=np.float64)[np.asarray(encoded.indices, dtype=np.int64)]
+        self._content.update(found.tobytes())
+        return found
+
+    def sha256(self) -> str:
+        """Of all values in their order; of texts by the order in which they first appeared."""
+        content = self._content.copy()
+        content.update(json.dumps(list(self.codes)).encode())
+        return content.hexdigest()
 
     def spread(self) -> float:
         """Population standard deviation; 0 for a constant column."""
@@ -194,15 +240,34 @@ def _finish(reading: Reading, tallies: list[_Tally], label: _Tally | None, bank:
             categories = tally.categories()
             final = np.asarray([categories.index(value) for value in tally.codes], dtype=np.float64)
             bank[:, index] = final[bank[:, index].astype(np.int64)]
-            columns.append(Column(name, kind, shown, categories))
+            columns.append(Column(name, kind, shown, categories, sha256=tally.sha256()))
             constant = len(categories) < 2
         else:
             spread, (low, high) = tally.spread(), np.quantile(bank[:, index], [0.01, 0.99])
             constant = spread == 0.0
-            columns.append(
-                Column(name, kind, shown, (), tally.mean, spread or 1.0, float(low), float(high))
-            )
+            numbers = (tally.mean, spread or 1.0, float(low), float(high), tally.sha256())
+            columns.append(Column(name, kind, shown, (), *numbers))
         if constant:
             warnings.append(f"column {name!r} is constant")
     classes = tuple(c for c in label.categories() if c != MISSING) if label else ()
     return Scan(tuple(columns), classes, tuple(warnings), bank)
+
+
+def _check_columns(spec: SourceSpec, names: list[str], where: str) -> None:
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise SourceError(
+            f"two columns are named {twice[0]!r}", where=where, expected="unique names"
+        )
+    for key in ("label", "name", "exclude", "audit_only", "categorical", "numeric"):
+        given = getattr(spec, key)
+        for name in [given] if isinstance(given, str) else given:
+            if name and name not in names:
+                raise SourceError(
+                    f"no column {name!r} (source.{key})",
+                    where=where,
+                    expected="one of " + ", ".join(map(repr, names)),
+                )
+    both = sorted(set(spec.categorical) & set(spec.numeric))
+    if both:
+        raise SourceError(f"column {both[0]!r} is both categorical and numeric", where=where)

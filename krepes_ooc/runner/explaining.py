@@ -20,7 +20,7 @@ from krepes_ooc.algebra.kernel import self_kernel
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.settings import read_settings
-from krepes_ooc.stages.features import FeaturesSettings, unscaled
+from krepes_ooc.stages.featurizer import FeaturesSettings, unscaled
 from krepes_ooc.stages.influence import shown_scorer
 from krepes_ooc.stages.inputs import check_finite
 from krepes_ooc.stages.kernel import LandmarkKernel, read_landmark_kernel

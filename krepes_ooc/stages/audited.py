@@ -16,7 +16,7 @@ from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import UsageError
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Cost, Stage, StageContext
-from krepes_ooc.stages.features import open_featurizer, unscaled
+from krepes_ooc.stages.featurizer import open_featurizer, unscaled
 from krepes_ooc.stages.inputs import CLEAN
 from krepes_ooc.stages.samples import describe_columns, show
 from krepes_ooc.stages.shapes import AuditShape
@@ -136,7 +136,7 @@ def predict(shape: AuditShape, settings: AuditedSettings) -> Cost:
 STAGE = Stage(
     name="audited",
     version=1,
-    reads=("features", "landmarks", "source", "network"),
+    reads=("features", "landmarks", "source", "labels", "network"),
     store="audited",
     settings=AuditedSettings,
     run=run,

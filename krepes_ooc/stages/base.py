@@ -40,7 +40,7 @@ class Stage:
     Args:
         name: the stage, and its key in a recipe.
         version: raised when its bytes or their meaning change.
-        reads: stages whose results it reads, and ``source``, ``network`` or ``views``.
+        reads: stages whose results it reads, and ``source``, ``labels``, ``network`` or ``views``.
         store: the store that it writes, or None.
         settings: frozen dataclass of its recipe keys.
         run: computes and seals; called only if the stage is not sealed.
@@ -78,6 +78,7 @@ class Cost:
         flops: floating-point operations.
         scratch: bytes of partial results, removed when the stage is sealed.
         double: whether the operations are in float64.
+        network: whether it runs the network, for a stage that does so only sometimes.
     """
 
     units: int = 1
@@ -86,6 +87,7 @@ class Cost:
     flops: float = 0.0
     scratch: int = 0
     double: bool = False
+    network: bool = False
 
 
 def _stage_of(module: str) -> Stage:
@@ -158,6 +160,12 @@ class StageContext:
         """The block plan of the features store, chosen once."""
         assert self.shape is not None
         return self.shape.plan
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the features store keeps its rows, decided once."""
+        assert self.shape is not None
+        return self.shape.keeps_features
 
     @property
     def cost(self) -> Cost:
@@ -285,9 +293,11 @@ def cost_of(
     """
     cost, loaded = stage.predict(shape, settings), [*before, stage]
     held = cost.need.fixed + SLACK_BYTES
-    if any("source" in each.reads for each in loaded):
+    reads = {name for each in loaded for name in each.reads}
+    reads |= {"source", "network"} if cost.network else set()
+    if "source" in reads:
         held += inputs.source.resident_bytes
-    if any("network" in each.reads for each in loaded):
+    if "network" in reads:
         held += NETWORK_BYTES + 8 * shape.n_parameters
     if any(each.learns for each in loaded):
         held += LEARNING_BYTES

@@ -24,7 +24,7 @@ from krepes_ooc.settings import setting
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.conceptsets import choose, read_sets
-from krepes_ooc.stages.features import open_featurizer, unscaled
+from krepes_ooc.stages.featurizer import open_featurizer, unscaled
 from krepes_ooc.stages.fidelityrows import flat_inputs
 from krepes_ooc.stages.inputs import CLEAN
 from krepes_ooc.stages.kernel import open_landmark_kernel

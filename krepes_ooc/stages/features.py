@@ -1,149 +1,54 @@
-"""Stage features: Jacobian rows of every view of every sample, written block by block."""
+"""Stage features: Jacobian rows of every view of every sample, written block by block.
+
+With ``persist: never`` the rows are computed, folded into the centre and condensed, and only what
+later stages cannot do without is kept: k(x, x), the centre and the condensed rows of view 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.algebra import kernel
+from krepes_ooc.algebra.condensing import CONDENSED, Condenser
 from krepes_ooc.blocks import Block
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.engine.executor import tree_fold
-from krepes_ooc.errors import StageFailed, WorkspaceError
-from krepes_ooc.layout import FeatureLayout
-from krepes_ooc.network.features import FeatureMap, FeatureSettings, store_rows
-from krepes_ooc.settings import setting, to_mapping
+from krepes_ooc.errors import StageFailed
+from krepes_ooc.layout import FeatureLayout, sketch_layout
+from krepes_ooc.settings import to_mapping
 from krepes_ooc.stages.base import Cost, Stage, StageContext
-from krepes_ooc.stages.inputs import CLEAN, Rows, check_finite
+from krepes_ooc.stages.featurizer import (
+    FeaturesSettings,
+    Featurizer,
+    Half,
+    in_parts,
+    self_kernel,
+    unscaled,
+)
+from krepes_ooc.stages.inputs import CLEAN
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.supply import (
+    ComputedRows,
+    RowSupply,
+    StoredRows,
+    computing_bytes,
+    computing_flops,
+)
 from krepes_ooc.stages.writing import block_name, partial_path, seal_blocks, write_unit
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.files import read_arrays, write_arrays
 from krepes_ooc.storage.records import Files
 from krepes_ooc.storage.writer import StoreWriter
-from krepes_ooc.widen import to_float32
 
-Half = npt.NDArray[np.float16]
-PART_ROWS = 512  # decides bits of the centre: a constant
-Ids = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class FeaturesSettings(FeatureSettings):
-    """Recipe key ``stages.features``."""
-
-    persist: Literal["always"] = setting("always", about="whether the feature rows are kept")
-    block_rows: int | Literal["auto"] = setting(
-        "auto", about="samples of one block, a power of two", minimum=1
-    )
-    forward_batch: int = setting(256, about="samples of one forward pass", minimum=1)
-
-
-@dataclass(frozen=True)
-class Featurizer:
-    """Stored rows of samples: encode, differentiate, scale and round.
-
-    Args:
-        context: the stage; its settings or the features store say how.
-        shared: the feature map; every thread works on its own copy.
-        layout: the layout of the store.
-        batch: samples of one forward pass.
-    """
-
-    context: StageContext
-    shared: FeatureMap
-    layout: FeatureLayout
-    batch: int
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Reach a worker as the probes: it loads the network from its files."""
-        probes = self.shared.describe()["probes"]
-        return Reopened, (self.context, None, self.layout, self.batch, probes)
-
-    def opened(self) -> FeatureMap:
-        """The shared feature map."""
-        return self.shared
-
-    def rows(self, positions: Ids, view: int) -> tuple[Half, Rows, str]:
-        """Stored feature rows [sample, feature], network embedding [sample, output], source hash.
-
-        Raises:
-            DataError: a row is not finite; names the sample.
-        """
-        own = self.context.inputs.feature_map(self.opened())
-        inputs, content = self.context.inputs.encode(positions, view)
-        features, embeddings = [], []
-        for start in range(0, len(positions), self.batch):
-            self.context.stop.check()
-            part, embedding = own.rows(inputs[start : start + self.batch])
-            check_finite(part, positions[start : start + self.batch], "feature row")
-            features.append(store_rows(part, self.layout))
-            embeddings.append(embedding)
-        return np.concatenate(features), np.concatenate(embeddings), content
-
-
-@dataclass(frozen=True)
-class Reopened(Featurizer):
-    """The featurizer of a stage on a worker: the network is opened with the first rows.
-
-    Args:
-        probes: those of the client.
-    """
-
-    probes: npt.ArrayLike
-
-    def opened(self) -> FeatureMap:
-        """The shared feature map of this process.
-
-        Raises:
-            WorkspaceError: the network has other scales here: other weights or libraries.
-        """
-        known = self.context.settings
-        own = isinstance(known, FeaturesSettings)
-        settings = known if own else features_settings(self.context)
-        shared = self.context.inputs.open_features(settings, self.probes)
-        if shared.layout != self.layout:
-            raise WorkspaceError(
-                "the network gives other feature scales on this worker",
-                where=self.context.inputs.network_spec.factory,
-                expected="the same weights, code and libraries on every worker",
-                advice="check that all workers see the same files",
-            )
-        return shared
-
-
-def unscaled(values: npt.NDArray[Any], layout: FeatureLayout) -> Rows:
-    """Float32 feature rows behind stored ones."""
-    rows: Rows = kernel.unscale(to_float32(values), layout)
-    return rows
-
-
-def in_parts(stored: Half) -> Iterator[Half]:
-    """Short row ranges of a block, whose float32 copies stay in the cache."""
-    return (stored[start : start + PART_ROWS] for start in range(0, len(stored), PART_ROWS))
-
-
-def open_featurizer(context: StageContext) -> Featurizer:
-    """The featurizer of a sealed features store, for landmarks, audited and new samples."""
-    attributes = context.reader("features").attributes
-    settings = features_settings(context)
-    shared = context.inputs.open_features(settings, attributes["probes"])
-    context.inputs.check_bits(str(attributes["krepes"]["digest"]))
-    layout = FeatureLayout.from_attributes(attributes["layout"])
-    return Featurizer(context, shared, layout, settings.forward_batch)
-
-
-def features_settings(context: StageContext) -> FeaturesSettings:
-    """Settings that the sealed features were computed with."""
-    from krepes_ooc.settings import read_settings
-
-    begun = context.workspace.record("features", "features").begun() or {}
-    return read_settings(FeaturesSettings, begun.get("settings"), "features")
+Values = list[tuple[str, int, npt.NDArray[Any]]]
+_ALWAYS = ("self_kernel", "sample_id", "centre")
+_KEPT, _CONDENSED = ("values",), ("condensed", "condensed_self", "condensed_centre")
 
 
 def run(context: StageContext) -> None:
@@ -151,26 +56,40 @@ def run(context: StageContext) -> None:
     from krepes_ooc.network.selfcheck import self_check
 
     settings, inputs, plan = context.settings, context.inputs, context.plan
-    shared = inputs.open_features(settings)
+    begun = _begun_attributes(context)
+    shared = inputs.open_features(settings, begun.get("probes"))
+    known = begun.get("layout")
+    layout = shared.layout if known is None else FeatureLayout.from_attributes(known)
     inputs.check_bits(context.digest)
     check_rows = inputs.order.positions(0, min(2, plan.n_samples))
     report = self_check(inputs.network, shared, inputs.encode(check_rows, CLEAN)[0])
     context.progress.note(f"self-check: {report.words}")
-    writer = context.workspace.writer(_spec(context, shared.layout), context.digest)
+    writer = context.workspace.writer(_spec(context, layout), context.digest)
     writer.create()
-    work = _Work(context, Featurizer(context, shared, shared.layout, plan.forward_batch), writer)
-    files = work.run()
     described = shared.describe()
     attributes = {
         "probes": described.pop("probes"),
-        "layout": shared.layout.to_attributes(),
+        "layout": layout.to_attributes(),
         "network": described,
         "self_check": {k: v for k, v in to_mapping(report).items() if k != "seconds"},
         "block_plan": plan.to_attributes(),
         "views": inputs.views.describe(),
         "order": {"kind": inputs.source_spec.order, "seed": inputs.seed},
     }
-    seal_blocks(context, writer, files, {"centre": work.centre()}, attributes)
+    # Before the first block: a resumed run goes on with the same probes and scales.
+    writer.set_attributes(attributes)
+    work = _Work(context, Featurizer(context, shared, layout, plan.forward_batch), writer)
+    seal_blocks(context, writer, work.run(), work.centres(), attributes)
+
+
+def _begun_attributes(context: StageContext) -> dict[str, Any]:
+    """Attributes of this very store, if an earlier run began it."""
+    if "features" not in context.workspace.stores():
+        return {}
+    attributes = context.reader("features").attributes
+    context.workspace.forget("features")
+    own = dict(attributes.get("krepes", {})).get("digest") == context.digest
+    return attributes if own else {}
 
 
 @dataclass(frozen=True)
@@ -185,6 +104,24 @@ class _Work:
     def layout(self) -> FeatureLayout:
         return self.featurizer.layout
 
+    @property
+    def keeps(self) -> bool:
+        return self.context.keeps_features
+
+    @property
+    def views(self) -> range:
+        return range(self.context.inputs.view_spec.count)
+
+    @cached_property
+    def condenser(self) -> Condenser:
+        return Condenser(self.layout, self.context.inputs.seed)
+
+    @cached_property
+    def again(self) -> RowSupply:
+        """Rows of blocks that an earlier run wrote but did not fold."""
+        features = self.context.reader("features")
+        return StoredRows(features) if self.keeps else ComputedRows(self.featurizer, features)
+
     def run(self) -> Files:
         context, plan = self.context, self.context.plan
         done = context.record.done()
@@ -196,65 +133,83 @@ class _Work:
         context.end_share()
         return files
 
-    def centre(self) -> npt.NDArray[np.float64]:
-        """Mean feature moment over all views and samples, folded in fixed order."""
+    def centres(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Mean feature moment over all views and samples, folded in fixed order, and condensed."""
         total = tree_fold(self.context.plan.n_shards, self._partial, np.add)
-        return np.asarray(
-            total / (self.context.plan.n_samples * self.context.inputs.view_spec.count)
-        )
+        mean = np.asarray(total / (self.context.plan.n_samples * len(self.views)))
+        centre, condensed = np.split(mean, [self.layout.n_moments])
+        return {"centre": centre} | ({} if self.keeps else {"condensed_centre": condensed})
 
     def _partial(self, index: int) -> npt.NDArray[np.float64]:
-        part = read_arrays(partial_path(self.context, "centre", index))
-        if part is None:
+        folded, total = self._folded(index)
+        if folded < len(self.context.plan.shard(index)):
             raise StageFailed(
                 f"the partial centre of shard {index} is damaged",
                 where="features",
                 advice="run the same command again: it is computed anew",
             )
-        return part["centre"]
+        return total
+
+    def _folded(self, index: int) -> tuple[int, npt.NDArray[np.float64]]:
+        """How many blocks of a shard are folded, and their sum."""
+        part = read_arrays(partial_path(self.context, "centre", index))
+        if part is not None:
+            return int(part["blocks"]), part["centre"]
+        return 0, np.zeros(self.layout.n_moments + (0 if self.keeps else CONDENSED))
 
     def _shard(self, index: int, done: set[str]) -> Files:
-        """Write the missing blocks of one shard and fold all of its rows; files written."""
+        """Write the missing blocks of one shard and fold all of its rows; files written.
+
+        Rows that are not kept are folded at once, and the sum is kept after every block, so that a
+        killed run computes none of them again.
+        """
         written: Files = {}
-        path = partial_path(self.context, "centre", index)
-        folded = read_arrays(path) is not None
-        total = np.zeros(self.layout.n_moments)
-        for block in self.context.plan.shard(index):
+        blocks = self.context.plan.shard(index)
+        folded, total = self._folded(index)
+        for place, block in enumerate(blocks):
             self.context.stop.check()
+            rows: list[Half] = []
             if block_name(block) not in done:
-                written |= self._block(block)
-            if not folded:
-                total += self._fold(block)
-        if not folded:
-            write_arrays(path, {"centre": total}, self.context.record.temp)
+                rows, files = self._block(block)
+                written |= files
+            if place >= folded:
+                total = total + self._fold(
+                    rows or [self.again.rows(block, view) for view in self.views]
+                )
+                if not self.keeps or place == len(blocks) - 1:
+                    part = {"centre": total, "blocks": np.array(place + 1)}
+                    path = partial_path(self.context, "centre", index)
+                    write_arrays(path, part, self.context.record.temp)
         return written
 
-    def _block(self, block: Block) -> Files:
-        positions, layout = (
-            self.context.inputs.order.positions(block.start, block.stop),
-            self.layout,
-        )
-        values: list[tuple[str, int, npt.NDArray[Any]]] = [("sample_id", 0, positions)]
-        content = ""
-        for view in range(self.context.inputs.view_spec.count):
+    def _block(self, block: Block) -> tuple[list[Half], Files]:
+        """Compute and write one block; its stored rows view by view, and the files."""
+        positions = self.context.inputs.order.positions(block.start, block.stop)
+        values: Values = [("sample_id", 0, positions)]
+        rows, content = [], ""
+        for view in self.views:
             stored, _, content = self.featurizer.rows(positions, view)
-            own = [
-                np.asarray(kernel.self_kernel(unscaled(part, layout), layout))
-                for part in in_parts(stored)
-            ]
-            values += [("values", view, stored), ("self_kernel", view, np.concatenate(own))]
-        return write_unit(self.context, self.writer, block, values, content)[1]
+            values.append(("self_kernel", view, self_kernel(stored, self.layout)))
+            rows.append(stored)
+        if self.keeps:
+            values += [("values", view, stored) for view, stored in enumerate(rows)]
+        else:
+            condensed = np.concatenate(
+                [self.condenser.rows(unscaled(part, self.layout)) for part in in_parts(rows[0])]
+            )
+            own = kernel.self_kernel(condensed, sketch_layout(CONDENSED))
+            values += [("condensed", 0, condensed), ("condensed_self", 0, np.asarray(own))]
+        return rows, write_unit(self.context, self.writer, block, values, content)[1]
 
-    def _fold(self, block: Block) -> npt.NDArray[np.float64]:
-        """Sum of the stored rows' moments; read back, so that a resumed fold has the same bits."""
-        reader, layout = self.context.workspace.reader("features"), self.layout
-        views = range(self.context.inputs.view_spec.count)
-        sums = (
-            kernel.centre_sum(unscaled(part, layout), layout)
-            for view in views
-            for part in in_parts(reader.block("values", block, view))
-        )
-        return np.asarray(sum(sums))
+    def _fold(self, rows: Sequence[Half]) -> npt.NDArray[np.float64]:
+        """Sum of the stored rows' moments, and of their condensed form where that is needed."""
+        centre, condensed = np.zeros(self.layout.n_moments), np.zeros(CONDENSED)
+        for part in (part for stored in rows for part in in_parts(stored)):
+            exact = unscaled(part, self.layout)
+            centre += kernel.centre_sum(exact, self.layout)
+            if not self.keeps:
+                condensed += self.condenser.rows(exact).sum(axis=0, dtype=np.float64)
+        return centre if self.keeps else np.concatenate([centre, condensed])
 
 
 def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
@@ -263,25 +218,32 @@ def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
         "sample": context.plan.n_samples,
         "feature": layout.n_features,
         "moment": layout.n_moments,
+        "condensed_feature": CONDENSED,
     }
+    arrays = _ALWAYS + (_KEPT if context.keeps_features else _CONDENSED)
     contract = load_contract("features")
-    return StoreSpec(contract, sizes, block_rows=context.plan.block_rows)
+    return StoreSpec(contract, sizes, block_rows=context.plan.block_rows, arrays=arrays)
 
 
 def predict(shape: AuditShape, settings: FeaturesSettings) -> Cost:
-    """Three times the forward pass for each probe, and the rows on disk.
+    """Three times the forward pass for each probe, and what is kept on disk.
 
     A worker holds one block of every view in float16, one view of it once more while its batches
     are joined, the activations and gradients of one batch, and the sums of the centre.
     """
-    rows, width = shape.plan.block_rows, shape.n_features
-    block = rows * width * (2 * shape.n_views + 4)
-    batch = 16 * shape.plan.forward_batch * width
-    disk = shape.stored_rows * (shape.n_views * (2 * width + 8) + 8) + 8 * shape.n_moments
-    passes = 6.0 * shape.n_parameters + 2.0 * shape.n_moments
-    flops = passes * shape.plan.n_samples * shape.n_views
-    need = Need(8 * shape.n_moments, block + batch + 24 * shape.n_moments)
-    return Cost(shape.plan.n_blocks, disk, need, flops)
+    rows, width, views = shape.plan.block_rows, shape.n_features, shape.n_views
+    need = Need(
+        8 * shape.n_moments,
+        2 * rows * width * views + computing_bytes(shape) + 24 * shape.n_moments,
+    )
+    flops = computing_flops(shape) + 2.0 * shape.n_moments * shape.plan.n_samples * views
+    fixed = 8 * shape.n_moments + 8 * shape.stored_rows * (views + 1)
+    if shape.keeps_features:
+        disk = fixed + 2 * shape.stored_rows * views * width
+        return Cost(shape.plan.n_blocks, disk, need, flops)
+    disk = fixed + shape.stored_rows * (4 * CONDENSED + 8) + 8 * CONDENSED
+    scratch = 8 * shape.plan.n_shards * (shape.n_moments + CONDENSED)
+    return Cost(shape.plan.n_blocks, disk, need, flops, scratch)
 
 
 STAGE = Stage(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import StageContext
-from krepes_ooc.stages.features import open_featurizer
+from krepes_ooc.stages.featurizer import open_featurizer
 from krepes_ooc.stages.inputs import CLEAN
 
 MAX_INPUTS = 4096

@@ -109,7 +109,7 @@ class AuditInputs:
 
         if settings not in self._opened:
             self._opened[settings] = open_features(
-                self.network, settings, self._calibration(), probes
+                self.network, settings, self._calibration(), probes, self.seed
             )
         return self._opened[settings]
 
@@ -120,7 +120,7 @@ class AuditInputs:
         from krepes_ooc.network.modelspec import build_network
 
         network = freeze(build_network(self.network_spec, self.base), self.network_spec.output)
-        return open_features(network, settings, self._calibration())
+        return open_features(network, settings, self._calibration(), seed=self.seed)
 
     def _calibration(self) -> Rows:
         rows = self.order.positions(0, min(CALIBRATION_ROWS, self.source.n_samples))

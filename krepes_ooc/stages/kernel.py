@@ -16,9 +16,10 @@ from krepes_ooc.engine.budget import Need
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Cost, Stage, StageContext
-from krepes_ooc.stages.features import unscaled
+from krepes_ooc.stages.featurizer import unscaled
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.supply import computing_bytes, computing_flops, open_supply
 from krepes_ooc.stages.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.reader import StoreReader
@@ -107,12 +108,13 @@ def run(context: StageContext) -> None:
     own_map = open_landmark_kernel(context, settings.normalise)
     writer = context.workspace.writer(_spec(context, own_map), context.digest)
     writer.create()
-    views, dtype = features.info("values").shape[0], np.dtype(settings.stored_dtype)
+    views, dtype = features.info("self_kernel").shape[0], np.dtype(settings.stored_dtype)
+    supply = open_supply(context)
 
     def compute(block: Block) -> tuple[BlockValues, str]:
         values: list[tuple[str, int, npt.NDArray[Any]]] = []
         for view in range(views):
-            stored = features.block("values", block, view)
+            stored = supply.rows(block, view)
             rows = own_map.rows(stored, features.block("self_kernel", block, view))
             values.append(("values", view, to_dtype(rows, dtype)))
         return [*values, ("sample_id", 0, np.array(features.block("sample_id", block)))], ""
@@ -155,7 +157,7 @@ def _write_landmark_kernel(context: StageContext, writer: StoreWriter, exact: Ke
 def _mean_self_kernel(context: StageContext) -> float:
     """Mean k(x, x) over all views and samples, block sums in fixed order."""
     features = context.reader("features")
-    views = range(features.info("values").shape[0])
+    views = range(features.info("self_kernel").shape[0])
     total = sum(
         float(features.block("self_kernel", block, view).sum())
         for block in context.plan.blocks()
@@ -180,7 +182,7 @@ def _collapsed_share(mapped: KernelMap) -> float:
 
 
 def _spec(context: StageContext, own_map: LandmarkKernel) -> StoreSpec:
-    info = context.reader("features").info("values")
+    info = context.reader("features").info("self_kernel")
     sizes = {
         "view": info.shape[0],
         "sample": info.shape[1],
@@ -201,7 +203,10 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
     centre = shape.n_moments if settings.normalise == "ccos" else 0
     need = Need(36 * m * width + 40 * side * side + 24 * shape.n_moments, block + sub)
     flops = 2.0 * plan.n_samples * shape.n_views * (m * width + centre)
-    return Cost(plan.n_blocks, disk, need, flops)
+    if shape.keeps_features:
+        return Cost(plan.n_blocks, disk, need, flops)
+    rows = Need(need.fixed, need.per_worker + computing_bytes(shape))
+    return Cost(plan.n_blocks, disk, rows, flops + computing_flops(shape), network=True)
 
 
 STAGE = Stage(

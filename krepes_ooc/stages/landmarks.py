@@ -17,7 +17,7 @@ from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import UsageError
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Cost, Stage, StageContext
-from krepes_ooc.stages.features import open_featurizer, unscaled
+from krepes_ooc.stages.featurizer import open_featurizer, unscaled
 from krepes_ooc.stages.inputs import CLEAN
 from krepes_ooc.stages.kmeans import POOL, ROUND, KmeansParallel, KmeansPlusPlus
 from krepes_ooc.stages.leverage import PILOT, Leverage
@@ -141,10 +141,10 @@ def _positions(context: StageContext, rows: Ids) -> Ids:
 
 def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
     """Passes over view 0; a worker holds a short row range against all candidates."""
-    n, m, width = shape.plan.n_samples, shape.n_landmarks, shape.n_features
-    clean = m * (2 * width + 64) + 8 * shape.n_moments
+    n, m, width = shape.plan.n_samples, shape.n_landmarks, shape.n_selection
+    clean = m * (2 * shape.n_features + 64) + 8 * shape.n_moments
     if settings.sampler == "uniform":
-        return Cost(1, clean, Need(12 * m * width))
+        return Cost(1, clean, Need(12 * m * shape.n_features))
     if settings.sampler == "kmeans++":
         pool = min(n, POOL * m)
         per_worker = shape.plan.sub_rows * (8 * width + 12 * m)
@@ -169,7 +169,7 @@ def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
 STAGE = Stage(
     name="landmarks",
     version=2,
-    reads=("features", "source", "network"),
+    reads=("features", "source", "labels", "network"),
     store="landmarks",
     settings=LandmarksSettings,
     run=run,

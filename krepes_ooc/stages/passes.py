@@ -1,4 +1,7 @@
-"""Passes of a landmark sampler over view 0 of the feature store, in the centred cosine kernel."""
+"""Passes of a landmark sampler over view 0 of the feature store, in the centred cosine kernel.
+
+The rows are the feature rows, or condensed ones where those are not kept.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.algebra import kernel
+from krepes_ooc.algebra.condensing import CONDENSED
 from krepes_ooc.algebra.kernel import KernelMap
 from krepes_ooc.algebra.landmarks import nearest
 from krepes_ooc.algebra.normalisation import Normalisation, normalise
 from krepes_ooc.blocks import Block
-from krepes_ooc.layout import FeatureLayout
+from krepes_ooc.layout import FeatureLayout, sketch_layout
 from krepes_ooc.stages.base import StageContext
-from krepes_ooc.stages.features import unscaled
+from krepes_ooc.stages.featurizer import unscaled
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.storage.reader import StoreReader
 
 Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
+
+
+class _Names(NamedTuple):
+    """Arrays of the features store that landmarks are chosen by."""
+
+    rows: str
+    own: str
+    centre: str
+
+
+WHOLE = _Names("values", "self_kernel", "centre")
+SHORT = _Names("condensed", "condensed_self", "condensed_centre")
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,8 @@ class Passes:
         self, block: Block, mapped: KernelMap, reduce: Callable[[Rows], Any]
     ) -> npt.NDArray[Any]:
         """Apply a row-wise reduction to the kernel of one block, in short row ranges."""
-        stored = self.features.block("values", block)
-        own = self.features.block("self_kernel", block)
+        stored = self.features.block(self._names.rows, block)
+        own = self.features.block(self._names.own, block)
         known, parts = self._centre_rows.get(block.index), []
         centre = np.empty(block.rows) if known is None else known
         for start in range(0, block.rows, self.context.plan.sub_rows):
@@ -111,12 +127,12 @@ class Passes:
         return against
 
     def gather(self, rows: Ids) -> Rows:
-        """Unscaled rows of view 0 [row, feature], read block by block."""
+        """Unscaled rows of view 0 [row, column], read block by block."""
         out = np.empty((len(rows), self.layout.n_features), dtype=np.float32)
         index = rows // self.context.plan.block_rows
         for block_index in np.unique(index).tolist():
             block, here = self.context.plan.block(block_index), index == block_index
-            stored = self.features.block("values", block)[rows[here] - block.start]
+            stored = self.features.block(self._names.rows, block)[rows[here] - block.start]
             out[here] = unscaled(stored, self.layout)
         return out
 
@@ -127,7 +143,9 @@ class Passes:
 
     @cached_property
     def layout(self) -> FeatureLayout:
-        """Layout of a feature row."""
+        """Layout of a row."""
+        if not self.context.keeps_features:
+            return sketch_layout(CONDENSED)
         return FeatureLayout.from_attributes(self.features.attributes["layout"])
 
     @cached_property
@@ -137,7 +155,11 @@ class Passes:
 
     @cached_property
     def _centre(self) -> Float:
-        return np.asarray(self.features.array("centre"))
+        return np.asarray(self.features.array(self._names.centre))
+
+    @property
+    def _names(self) -> _Names:
+        return WHOLE if self.context.keeps_features else SHORT
 
     @cached_property
     def _normalisation(self) -> Normalisation:

@@ -19,13 +19,14 @@ def run(context: StageContext) -> None:
 
     inputs, settings = context.inputs, context.settings
     context.executor()
+    spec = inputs.network_spec
     saved = context.record.folder / "training.pt"
     if saved.exists():
-        state = pretrain.load_state(saved, inputs.network_spec, settings, inputs.base)
+        state = pretrain.load_state(saved, spec, settings, inputs.base, inputs.seed)
     else:
-        state = pretrain.new_state(inputs.network_spec, settings, inputs.base)
+        state = pretrain.new_state(spec, settings, inputs.base, inputs.seed)
     context.progress.begin("pretrain", settings.epochs, state.epoch)
-    n, output = inputs.source.n_samples, inputs.network_spec.output
+    n, output = inputs.source.n_samples, spec.output
 
     def batch_views(positions: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
         context.stop.check()

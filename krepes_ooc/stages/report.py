@@ -111,7 +111,8 @@ def collect(context: StageContext) -> report.AuditData:
 
 def _subject(context: StageContext) -> report.Subject:
     features, spectrum = context.reader("features"), context.reader("spectrum")
-    views, n, width = features.info("values").shape
+    views, n = features.info("self_kernel").shape
+    width = context.reader("landmarks").info("features").shape[1]
     m, h = spectrum.info("start").shape
     recipe = catalogue.parse_value(context.recipe_text)
     objective = str(context.reader("newton").attributes["objective"])

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from krepes_ooc.algebra.condensing import CONDENSED
 from krepes_ooc.blocks import BlockPlan
 
 FEATURE_SIZES = ("n_views", "n_features", "n_moments", "n_outputs", "n_parameters")
@@ -21,6 +22,7 @@ class AuditShape:
         n_moments: numbers in the centre.
         n_outputs: audited outputs of the network.
         n_parameters: audited parameters of the network.
+        keeps_features: whether feature rows are stored.
         n_landmarks: landmarks m.
         n_components: components h at most.
         n_audited: audited samples, fit samples included.
@@ -33,6 +35,7 @@ class AuditShape:
     n_moments: int
     n_outputs: int
     n_parameters: int
+    keeps_features: bool
     n_landmarks: int
     n_components: int
     n_audited: int
@@ -44,11 +47,15 @@ class AuditShape:
         """Rows on disk: the last chunk is stored whole."""
         return self.plan.n_blocks * self.plan.block_rows
 
+    @property
+    def n_selection(self) -> int:
+        """Columns of the rows that landmarks are chosen by."""
+        return self.n_features if self.keeps_features else CONDENSED
+
     def of_features(self) -> dict[str, Any]:
         """The sizes that the features fix for good, as JSON, for their ticket."""
-        return {key: getattr(self, key) for key in FEATURE_SIZES} | {
-            "plan": self.plan.to_attributes()
-        }
+        sizes = {key: getattr(self, key) for key in FEATURE_SIZES}
+        return sizes | {"keeps_features": self.keeps_features, "plan": self.plan.to_attributes()}
 
     def to_attributes(self) -> dict[str, Any]:
         """All sizes as JSON."""

@@ -31,7 +31,8 @@ def shape_of(workspace: Workspace, inputs: AuditInputs, settings: Mapping[str, A
     if begun is None or "shape" not in begun:
         return measure_shape(inputs, settings)
     known = begun["shape"]
-    sizes = {key: int(known[key]) for key in FEATURE_SIZES}
+    sizes: dict[str, Any] = {key: int(known[key]) for key in FEATURE_SIZES}
+    sizes["keeps_features"] = bool(known.get("keeps_features", True))
     return _complete(sizes, BlockPlan.from_attributes(known["plan"]), settings)
 
 
@@ -56,17 +57,19 @@ def measure_shape(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShap
         sub_row_bytes=4 * m,
     )
     parameters = dict(shared.network.inner.named_parameters())
+    itemsize = _kernel_itemsize(settings)
     sizes = {
         "n_views": inputs.view_spec.count,
         "n_features": width,
         "n_moments": shared.layout.n_moments,
         "n_outputs": shared.n_outputs,
         "n_parameters": sum(parameters[name].numel() for name in shared.parameters),
+        "keeps_features": features.keeps_rows(shared.layout, m * itemsize),
     }
     return _complete(sizes, plan, settings)
 
 
-def _complete(sizes: Mapping[str, int], plan: BlockPlan, settings: Mapping[str, Any]) -> AuditShape:
+def _complete(sizes: Mapping[str, Any], plan: BlockPlan, settings: Mapping[str, Any]) -> AuditShape:
     """Add the sizes that later stages choose anew whenever their settings change."""
     n, components = plan.n_samples, settings["spectrum"].components
     m = count_landmarks(settings["landmarks"], n)
@@ -84,9 +87,13 @@ def _complete(sizes: Mapping[str, int], plan: BlockPlan, settings: Mapping[str, 
         n_landmarks=m,
         n_components=most if components == "auto" else components,
         n_audited=_n_audited(settings["audited"], n, m),
-        kernel_itemsize=2 if settings["kernel"].stored_dtype == "float16" else 4,
+        kernel_itemsize=_kernel_itemsize(settings),
         plan=plan,
     )
+
+
+def _kernel_itemsize(settings: Mapping[str, Any]) -> int:
+    return 2 if settings["kernel"].stored_dtype == "float16" else 4
 
 
 def _n_audited(settings: AuditedSettings, n: int, m: int) -> int:

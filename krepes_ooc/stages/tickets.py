@@ -26,7 +26,7 @@ Ticket = dict[str, Any]
 Kind = Literal["missing", "begun", "sealed", "stale", "damaged"]
 KEPT = "shape"
 LONGEST_VALUE = 60
-INPUTS = ("source", "views", "factory", "network")
+INPUTS = ("source", "labels", "views", "factory", "network")
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ class TicketOffice:
         """What identifies an input: whole where it is short, so that a difference can be named."""
         if name == "source":
             return canonical_digest(self.inputs.source.fingerprint())
+        if name == "labels":
+            return canonical_digest(self.inputs.source.label_fingerprint())
         if name == "views":
             return self.inputs.views.describe()
         return self._network(None if name == "factory" else self._weights())

@@ -19,7 +19,7 @@ from krepes_ooc.algebra.span import Span
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import StageContext
-from krepes_ooc.stages.features import unscaled
+from krepes_ooc.stages.featurizer import unscaled
 from krepes_ooc.stages.kernel import LandmarkKernel, open_landmark_kernel
 
 _CHOICE_STREAM = 423

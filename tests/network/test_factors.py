@@ -117,8 +117,8 @@ def dense_kernel(module: nn.Module, names: list[str], probes: np.ndarray) -> np.
     ],
 )
 def test_rows_hold_the_kernel_exactly(make, probes: int, globs: tuple[str, ...]) -> None:
-    settings = FeatureSettings(probes=probes, parameters=globs, seed=4)
-    found = open_features(make(), settings, INPUTS)
+    settings = FeatureSettings(probes=probes, parameters=globs)
+    found = open_features(make(), settings, INPUTS, seed=4)
     assert found.describe()["kind"] == "factors"
     rows, embedding = found.rows(INPUTS)
     assert rows.dtype == embedding.dtype == np.float32
@@ -295,9 +295,9 @@ def test_what_autograd_cannot_do_is_told() -> None:
 
 
 def test_probes_of_a_store_are_taken_as_they_are() -> None:
-    first = open_features(network(), FeatureSettings(probes=2, seed=7), INPUTS)
+    first = open_features(network(), FeatureSettings(probes=2), INPUTS, seed=7)
     again = open_features(
-        network(), FeatureSettings(probes=2, seed=8), INPUTS, first.describe()["probes"]
+        network(), FeatureSettings(probes=2), INPUTS, first.describe()["probes"], seed=8
     )
     np.testing.assert_array_equal(first.probes, again.probes)
     np.testing.assert_array_equal(first.rows(INPUTS)[0], again.rows(INPUTS)[0])

@@ -75,7 +75,7 @@ def test_the_global_generator_is_left_alone() -> None:
     state = new_state(SPEC, settings())
     train_epoch(state, settings(), len(DATA), views)
     assert torch.equal(before, torch.get_rng_state())
-    other = new_state(SPEC, settings(seed=1))
+    other = new_state(SPEC, settings(), seed=1)
     first = next(state.module.parameters()), next(other.module.parameters())
     assert not torch.equal(*first)
 

@@ -206,7 +206,7 @@ def test_opening_again_gives_the_same_bits_and_probes_can_be_given() -> None:
     again = open_features(build(), FeatureSettings(sketch=64), IMAGES)
     described = first.describe()
     given = open_features(build(), FeatureSettings(sketch=64), IMAGES[:2], described["probes"])
-    other = open_features(build(), FeatureSettings(sketch=64, seed=1), IMAGES)
+    other = open_features(build(), FeatureSettings(sketch=64), IMAGES, seed=1)
     np.testing.assert_array_equal(first.rows(IMAGES)[0], again.rows(IMAGES)[0])
     np.testing.assert_array_equal(first.rows(IMAGES)[0], given.rows(IMAGES)[0])
     assert (first.rows(IMAGES)[0] != other.rows(IMAGES)[0]).any()

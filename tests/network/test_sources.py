@@ -308,7 +308,8 @@ def test_damaged_findings_are_made_again(tmp_path: Path, damage: str) -> None:
 def test_fingerprint_is_json_and_follows_the_content(tmp_path: Path) -> None:
     first = open_people(tmp_path).fingerprint()
     assert json.loads(json.dumps(first)) == first
-    assert first["sha256"] == digests.file_sha256(tmp_path / "t.parquet")
+    labels = open_people(tmp_path).label_fingerprint()
+    assert labels["sha256"] == digests.file_sha256(tmp_path / "t.parquet")
     changed = people()
     changed["age"] = changed["age"] + 1
     assert open_people(tmp_path, changed).fingerprint() != first

@@ -198,6 +198,26 @@ def data_of_the_same_size(folder: Path) -> None:
     assert path.stat().st_size == state.st_size
 
 
+def test_a_label_more_leaves_the_features_alone(own: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(own, folder)
+    lines = (folder / "rows.csv").read_text().splitlines()
+    labelled = [f"{line},{'rs'[i % 2] if i else 'side'}" for i, line in enumerate(lines)]
+    (folder / "rows.csv").write_text("\n".join(labelled) + "\n")
+    changes = ["source.label=side", "source.exclude=[kind]"]
+    recipe = Recipe.load(str(folder / "own.yaml"), changes)
+    with pytest.raises(WorkspaceError, match="labels changed") as caught:
+        run(recipe, folder / "w")
+    direct = ("landmarks", "audited")
+    assert told(caught.value) == after(direct, trained=False)
+    assert run(recipe, folder / "w", Options(restart_stale=True)).skipped == ["features"]
+    run(recipe, folder / "fresh")
+    assert differences(folder / "w", folder / "fresh") == []
+    # Without declaring it, the column is one more that the network would see.
+    with pytest.raises(WorkspaceError, match="source changed"):
+        run(Recipe.load(str(folder / "own.yaml")), folder / "w")
+
+
 READERS = ("features", "landmarks", "audited")
 
 

@@ -1,0 +1,150 @@
+"""Stored feature rows of any samples: encode, differentiate, scale and round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.algebra import kernel
+from krepes_ooc.errors import WorkspaceError
+from krepes_ooc.layout import FeatureLayout
+from krepes_ooc.network.features import FeatureMap, FeatureSettings, store_rows
+from krepes_ooc.settings import read_settings, setting
+from krepes_ooc.stages.base import StageContext
+from krepes_ooc.stages.inputs import Rows, check_finite
+from krepes_ooc.widen import to_float32
+
+Half = npt.NDArray[np.float16]
+Ids = npt.NDArray[np.int64]
+PART_ROWS = 512  # decides bits of the centre: a constant
+
+
+@dataclass(frozen=True)
+class FeaturesSettings(FeatureSettings):
+    """Recipe key ``stages.features``."""
+
+    persist: Literal["always", "auto", "never"] = setting(
+        "always",
+        about="whether feature rows are kept; never: the kernel stage computes them again; auto: "
+        "never if they are exact factors and longer than a kernel row",
+    )
+    block_rows: int | Literal["auto"] = setting(
+        "auto", about="samples of one block, a power of two", minimum=1
+    )
+    forward_batch: int = setting(256, about="samples of one forward pass", minimum=1)
+
+    def keeps_rows(self, layout: FeatureLayout, kernel_row_bytes: int) -> bool:
+        """Whether feature rows are stored, decided once, when the features are begun."""
+        if self.persist != "auto":
+            return self.persist == "always"
+        return layout.is_sketch or 2 * layout.n_features <= kernel_row_bytes
+
+
+@dataclass(frozen=True)
+class Featurizer:
+    """Stored rows of samples: encode, differentiate, scale and round.
+
+    Args:
+        context: the stage; its settings or the features store say how.
+        shared: the feature map; every thread works on its own copy.
+        layout: the layout of the store.
+        batch: samples of one forward pass.
+    """
+
+    context: StageContext
+    shared: FeatureMap
+    layout: FeatureLayout
+    batch: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach a worker as the probes: it loads the network from its files."""
+        probes = self.shared.describe()["probes"]
+        return Reopened, (self.context, None, self.layout, self.batch, probes)
+
+    def opened(self) -> FeatureMap:
+        """The shared feature map."""
+        return self.shared
+
+    def rows(self, positions: Ids, view: int) -> tuple[Half, Rows, str]:
+        """Stored feature rows [sample, feature], network embedding [sample, output], source hash.
+
+        Raises:
+            DataError: a row is not finite; names the sample.
+        """
+        own = self.context.inputs.feature_map(self.opened())
+        inputs, content = self.context.inputs.encode(positions, view)
+        features, embeddings = [], []
+        for start in range(0, len(positions), self.batch):
+            self.context.stop.check()
+            part, embedding = own.rows(inputs[start : start + self.batch])
+            check_finite(part, positions[start : start + self.batch], "feature row")
+            features.append(store_rows(part, self.layout))
+            embeddings.append(embedding)
+        return np.concatenate(features), np.concatenate(embeddings), content
+
+
+@dataclass(frozen=True)
+class Reopened(Featurizer):
+    """The featurizer of a stage on a worker: the network is opened with the first rows.
+
+    Args:
+        probes: those of the client.
+    """
+
+    probes: npt.ArrayLike
+
+    def opened(self) -> FeatureMap:
+        """The shared feature map of this process.
+
+        Raises:
+            WorkspaceError: the network has other scales here: other weights or libraries.
+        """
+        known = self.context.settings
+        own = isinstance(known, FeaturesSettings)
+        settings = known if own else features_settings(self.context)
+        shared = self.context.inputs.open_features(settings, self.probes)
+        if shared.layout != self.layout:
+            raise WorkspaceError(
+                "the network gives other feature scales on this worker",
+                where=self.context.inputs.network_spec.factory,
+                expected="the same weights, code and libraries on every worker",
+                advice="check that all workers see the same files",
+            )
+        return shared
+
+
+def unscaled(values: npt.NDArray[Any], layout: FeatureLayout) -> Rows:
+    """Float32 feature rows behind stored ones."""
+    rows: Rows = kernel.unscale(to_float32(values), layout)
+    return rows
+
+
+def in_parts(stored: Half) -> Iterator[Half]:
+    """Short row ranges of a block, whose float32 copies stay in the cache."""
+    return (stored[start : start + PART_ROWS] for start in range(0, len(stored), PART_ROWS))
+
+
+def self_kernel(stored: Half, layout: FeatureLayout) -> npt.NDArray[np.float64]:
+    """k(x, x) [sample] of stored rows."""
+    parts = [kernel.self_kernel(unscaled(part, layout), layout) for part in in_parts(stored)]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def open_featurizer(context: StageContext) -> Featurizer:
+    """The featurizer of a sealed features store, for landmarks, audited and new samples."""
+    attributes = context.reader("features").attributes
+    settings = features_settings(context)
+    shared = context.inputs.open_features(settings, attributes["probes"])
+    context.inputs.check_bits(str(attributes["krepes"]["digest"]))
+    layout = FeatureLayout.from_attributes(attributes["layout"])
+    return Featurizer(context, shared, layout, settings.forward_batch)
+
+
+def features_settings(context: StageContext) -> FeaturesSettings:
+    """Settings that the sealed features were computed with."""
+    begun = context.workspace.record("features", "features").begun() or {}
+    return read_settings(FeaturesSettings, begun.get("settings"), "features")
