@@ -162,12 +162,6 @@ class StageContext:
         return self.shape.plan
 
     @property
-    def keeps_features(self) -> bool:
-        """Whether the features store keeps its rows, decided once."""
-        assert self.shape is not None
-        return self.shape.keeps_features
-
-    @property
     def cost(self) -> Cost:
         """Expected cost of the stage."""
         if self.shape is None:

@@ -39,6 +39,7 @@ from krepes_ooc.stages.supply import (
     StoredRows,
     computing_bytes,
     computing_flops,
+    keeps_features,
 )
 from krepes_ooc.stages.writing import block_name, partial_path, seal_blocks, write_unit
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -106,7 +107,7 @@ class _Work:
 
     @property
     def keeps(self) -> bool:
-        return self.context.keeps_features
+        return keeps_features(self.context)
 
     @property
     def views(self) -> range:
@@ -220,7 +221,7 @@ def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
         "moment": layout.n_moments,
         "condensed_feature": CONDENSED,
     }
-    arrays = _ALWAYS + (_KEPT if context.keeps_features else _CONDENSED)
+    arrays = _ALWAYS + (_KEPT if keeps_features(context) else _CONDENSED)
     contract = load_contract("features")
     return StoreSpec(contract, sizes, block_rows=context.plan.block_rows, arrays=arrays)
 

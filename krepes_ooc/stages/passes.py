@@ -24,6 +24,7 @@ from krepes_ooc.layout import FeatureLayout, sketch_layout
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.featurizer import unscaled
 from krepes_ooc.stages.inputs import Rows
+from krepes_ooc.stages.supply import keeps_features
 from krepes_ooc.storage.reader import StoreReader
 
 Ids = npt.NDArray[np.int64]
@@ -144,7 +145,7 @@ class Passes:
     @cached_property
     def layout(self) -> FeatureLayout:
         """Layout of a row."""
-        if not self.context.keeps_features:
+        if not keeps_features(self.context):
             return sketch_layout(CONDENSED)
         return FeatureLayout.from_attributes(self.features.attributes["layout"])
 
@@ -159,7 +160,7 @@ class Passes:
 
     @property
     def _names(self) -> _Names:
-        return WHOLE if self.context.keeps_features else SHORT
+        return WHOLE if keeps_features(self.context) else SHORT
 
     @cached_property
     def _normalisation(self) -> Normalisation:

@@ -66,10 +66,16 @@ class ComputedRows:
         return stored
 
 
+def keeps_features(context: StageContext) -> bool:
+    """Whether the features store keeps its rows, decided once."""
+    assert context.shape is not None
+    return context.shape.keeps_features
+
+
 def open_supply(context: StageContext) -> RowSupply:
     """The rows behind a sealed features store."""
     features = context.reader("features")
-    if context.keeps_features:
+    if keeps_features(context):
         return StoredRows(features)
     return ComputedRows(open_featurizer(context), features)
 
