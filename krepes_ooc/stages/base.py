@@ -289,12 +289,9 @@ def cost_of(
     held = cost.need.fixed + SLACK_BYTES
     reads = {name for each in loaded for name in each.reads}
     reads |= {"source", "network"} if cost.network else set()
-    if "source" in reads:
-        held += inputs.source.resident_bytes
-    if "network" in reads:
-        held += NETWORK_BYTES + 8 * shape.n_parameters
-    if any(each.learns for each in loaded):
-        held += LEARNING_BYTES
+    held += inputs.source.resident_bytes if "source" in reads else 0
+    held += NETWORK_BYTES + 8 * shape.n_parameters if "network" in reads else 0
+    held += LEARNING_BYTES if any(each.learns for each in loaded) else 0
     return replace(cost, need=replace(cost.need, fixed=held))
 
 
