@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from krepes_ooc.algebra.curvature import Array, Linearisation, Objective
-from krepes_ooc.algebra.damping import predicted_decrease
+from krepes_ooc.algebra.damping import FLAT, predicted_decrease
 from krepes_ooc.algebra.solve import Solver
 from krepes_ooc.errors import UsageError
 
@@ -99,6 +99,8 @@ def _trial(
 ) -> Descent:
     """One step from the current coefficients, accepted or not."""
     damping = state.next_damping
+    if not here.mean_diagonal * np.sum(state.coefficients**2) > FLAT * abs(here.value):
+        return replace(state, why="the loss has no curvature left")
     solution = solver.solve(damping * here.mean_diagonal)
     tried = replace(
         state, trials=state.trials + 1, products=state.products + int(solution.iterations)

@@ -87,3 +87,28 @@ def test_a_descent_goes_on_where_it_was_left() -> None:
         assert np.array_equal(resumed.coefficients, whole.coefficients)
         assert (resumed.trials, resumed.products) == (whole.trials, whole.products)
         assert resumed.why == whole.why
+
+
+@pytest.mark.parametrize("left", [0.0, -5e-18])
+def test_curvature_that_vanishes_on_the_way_ends_the_descent(left: float) -> None:
+    """One landmark under Barlow Twins: once the views agree, a trace of rounding size is left."""
+    case = cases.case("two-views")
+    objective = VICReg(moments_of(case))
+    seen: list[np.ndarray] = []
+
+    def flat_after_one_step(A: np.ndarray) -> tuple[Any, KrylovSolver]:
+        here = objective.linearise(A)
+        seen.append(A)
+        return (here if len(seen) == 1 else Flat(here.value, left)), KrylovSolver(here)
+
+    found = levenberg_marquardt(objective, case.start, flat_after_one_step, steps=5)
+    assert found.why == "the loss has no curvature left"
+    assert len(found.rho) == 1
+    np.testing.assert_array_equal(found.coefficients, seen[-1])
+
+
+class Flat:
+    """A linearisation whose curvature is gone."""
+
+    def __init__(self, value: float, mean_diagonal: float) -> None:
+        self.value, self.mean_diagonal = value, mean_diagonal
