@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from krepes_ooc.engine import machine
 from krepes_ooc.errors import KrepesError
 from krepes_ooc.runner.audit import Options
+from krepes_ooc.settings import to_mapping
 from krepes_ooc.storage.files import to_json, write_atomic
 from krepes_ooc.storage.workspace import Workspace
 
@@ -48,7 +49,9 @@ def recorded(space: Workspace, options: Options, summary: Summary) -> Iterator[N
             "seconds": time.monotonic() - begun,
             "cpu_seconds": time.process_time() - cpu,
             "peak_bytes": machine.peak_bytes(),
-            "options": {key: value for key, value in vars(options).items() if value is not None},
+            "options": {
+                key: to_mapping(value) for key, value in vars(options).items() if value is not None
+            },
             "machine": _machine(),
             "versions": _versions(),
         }
