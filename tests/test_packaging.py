@@ -182,15 +182,10 @@ def test_documents_name_commands_that_exist(document: str):
 
 def test_help_lists_every_target():
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert re.findall(r"make (\w+)", said.stdout) == [
-        "help",
-        "demo",
-        "test",
-        "browser",
-        "docs",
-        "crash",
-        "clean",
-    ]
+    named = re.findall(r"^ *make ([\w-]+)", said.stdout, re.MULTILINE)
+    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert named == targets
+    assert {"demo", "test", "browser", "docs", "crash"} <= set(named)
 
 
 def test_ci_runs_exactly_make_test():
