@@ -12,6 +12,7 @@ from krepes_ooc.network.features import FeatureSettings, open_features
 from krepes_ooc.network.frozen import freeze
 from krepes_ooc.network.reference import check_function
 from krepes_ooc.network.selfcheck import self_check
+from tests.network.test_tape import CASES, build
 
 INPUTS = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
 
@@ -104,3 +105,21 @@ def test_a_network_that_fixes_its_precision_is_checked_in_float32() -> None:
     found = self_check(module, open_features(module, FeatureSettings(), INPUTS), INPUTS)
     assert found.precision == "float32"
     assert found.max_relative_error < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_miss_in_any_kind_of_layer_is_named(case: str) -> None:
+    """Every kind of module of the zoo: the largest gradient of its own parameters is dropped."""
+    found_in, samples = build(case)
+    inputs = samples.numpy()
+    settings = FeatureSettings(kind="sketch", probes=1, deflated=0, sketch=64)
+    found = open_features(found_in, settings, inputs)
+    probe = torch.linspace(-1.0, 1.5, found_in(samples).shape[1])
+    sizes = {name: float(g.norm()) for name, g in found.gradients(samples, probe)}
+    worst: dict[str, str] = {}
+    for name in sorted(sizes, key=lambda name: sizes[name]):
+        worst[type(found_in.inner.get_submodule(name.rpartition(".")[0])).__name__] = name
+    for name in worst.values():
+        with pytest.raises(NetworkError, match=r"1 of .* missed or wrong: ") as caught:
+            self_check(found_in, Forged(found, name, torch.zeros_like), inputs[:2])
+        assert name in caught.value.what
