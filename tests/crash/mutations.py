@@ -1,0 +1,159 @@
+"""Break one promise at a time in a copy of the tree: each break must make a test fail.
+
+python -m tests.crash.mutations
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("krepes_ooc", "pipelines", "stores", "tests")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One break.
+
+    Args:
+        name: what is broken.
+        file: where, below ``krepes_ooc``.
+        old: text that is there once.
+        new: what replaces it.
+        tests: the tests that must notice.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "the journal line comes before the chunks",
+        "stages/writing.py",
+        "    files: Files = {}\n    for name, view, rows in values:",
+        "    files: Files = {}\n    context.record.journal.append(Unit(block_name(block), {}))\n"
+        "    for name, view, rows in values:",
+        "tests/crash/test_order.py",
+    ),
+    Mutation(
+        "the seal is written before the files are flushed",
+        "storage/records.py",
+        "        with disk_errors(self.folder):\n            self._flush(files)\n        begun",
+        "        begun",
+        "tests/crash/test_order.py",
+    ),
+    Mutation(
+        "records are not flushed",
+        "storage/files.py",
+        "                    os.fsync(file.fileno())\n            part.replace",
+        "            part.replace",
+        "tests/crash/test_order.py",
+    ),
+    Mutation(
+        "renames are not flushed",
+        "storage/files.py",
+        "        if sync:\n            sync_path(path.parent)",
+        "        pass",
+        "tests/crash/test_order.py",
+    ),
+    Mutation(
+        "the journal is not flushed",
+        "storage/journal.py",
+        "                    os.fsync(file.fileno())",
+        "                    pass",
+        "tests/crash/test_order.py",
+    ),
+    Mutation(
+        "chunks are not checked when they are read",
+        "storage/reader.py",
+        "if (crc := checksum(values)) != suffix:",
+        "if (crc := suffix) != suffix:",
+        "tests/storage/test_reader.py",
+    ),
+    Mutation(
+        "verification believes every checksum",
+        "storage/checks.py",
+        "    if computed != crc:",
+        "    if False:",
+        "tests/storage/test_verify.py",
+    ),
+    Mutation(
+        "records are believed without their checksum",
+        "storage/files.py",
+        '    if rest[-2:] != b"}\\n" or head != b\'{"crc32c":%d\' % checksum(body):\n',
+        '    if rest[-2:] != b"}\\n":\n',
+        "tests/storage/test_files.py",
+    ),
+    Mutation(
+        "sizes are trusted after a reboot",
+        "storage/records.py",
+        "trust_size=bool(boot) and unit.boot == boot",
+        "trust_size=True",
+        "tests/storage/test_records.py",
+    ),
+    Mutation(
+        "the digest forgets the settings",
+        "stages/tickets.py",
+        '            "settings": to_mapping(self.settings[stage.name]),\n',
+        '            "settings": {},\n',
+        "tests/runner/test_staleness.py",
+    ),
+    Mutation(
+        "the digest of a store is not compared",
+        "storage/writer.py",
+        "        if found != self._stamp():",
+        "        if False:",
+        "tests/storage/test_writer.py -k digest",
+    ),
+)
+
+
+def is_caught(mutation: Mutation) -> bool:
+    """Whether the tests fail in a copy of the tree with this break."""
+    with tempfile.TemporaryDirectory(prefix="krepes-mutation-") as folder:
+        copy = Path(folder)
+        for name in FOLDERS:
+            leave = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=leave)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        path = copy / "krepes_ooc" / mutation.file
+        text = path.read_text()
+        if text.count(mutation.old) != 1:
+            raise SystemExit(f"{mutation.file} has not this text once: {mutation.old!r}")
+        path.write_text(text.replace(mutation.old, mutation.new))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        found = subprocess.run(
+            [*command, *mutation.tests.split()],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if found.returncode not in (0, 1):
+            raise SystemExit(found.stdout[-2000:] + found.stderr[-2000:])
+        return found.returncode == 1
+
+
+def main() -> None:
+    """Try every mutation."""
+    missed = 0
+    for mutation in MUTATIONS:
+        caught = is_caught(mutation)
+        missed += not caught
+        print(f"{'caught' if caught else 'MISSED'}: {mutation.name} ({mutation.tests})", flush=True)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
