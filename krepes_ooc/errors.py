@@ -39,7 +39,7 @@ class KrepesError(Exception):
             line += f"; expected {self.expected}"
         if self.advice:
             line += f"; {self.advice}"
-        return " ".join(line.split())
+        return printable(line)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip between processes with all four parts."""
@@ -100,6 +100,12 @@ class Interrupted(Stopped):
     """The run was stopped by Ctrl-C and can be resumed."""
 
     exit_code = 130
+
+
+def printable(text: str) -> str:
+    """One line of text that cannot steer a terminal: control characters are spelled out."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)
 
 
 def _rebuild(

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from krepes_ooc.blocks import format_bytes
-from krepes_ooc.errors import Interrupted
+from krepes_ooc.errors import Interrupted, printable
 
 
 class Lines:
@@ -50,7 +50,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Say it."""
-        click.echo(f"  {text}")
+        click.echo(f"  {printable(text)}")
 
     def end(self, stage: str, seconds: float) -> None:
         """Say that the stage is sealed."""
@@ -98,7 +98,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(f"  {text}", markup=False, highlight=False)
+        self._progress.console.print(f"  {printable(text)}", markup=False, highlight=False)
 
     def end(self, stage: str, seconds: float) -> None:
         """Fill the bar."""
@@ -127,7 +127,7 @@ def told_ctrl_c(presses: int) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print rows as a table, wrapped on a terminal, one line a row on a pipe; cells are text."""
-    cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     if title:
         click.echo(title)
     if sys.stdout.isatty():
