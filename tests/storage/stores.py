@@ -28,7 +28,8 @@ from krepes_ooc.storage.writer import StoreWriter
 
 ROWS, SAMPLES, VIEWS, FEATURES, MOMENTS = 256, 600, 2, 5, 3
 SIZES = {"view": VIEWS, "sample": SAMPLES, "feature": FEATURES, "moment": MOMENTS}
-SPEC = StoreSpec(load_contract("features"), SIZES, block_rows=ROWS)
+KEPT = ("values", "self_kernel", "sample_id", "centre")
+SPEC = StoreSpec(load_contract("features"), SIZES, block_rows=ROWS, arrays=KEPT)
 BLOCKS = [
     Block(i, start, min(start + ROWS, SAMPLES)) for i, start in enumerate(range(0, SAMPLES, ROWS))
 ]
