@@ -129,7 +129,7 @@ def predict(shape: AuditShape, settings: AuditedSettings) -> Cost:
     width, rows = shape.n_features, min(shape.plan.block_rows, shape.n_audited)
     blocks = -(-shape.n_audited // shape.plan.block_rows)
     disk = blocks * shape.plan.block_rows * (2 * width + 4 * shape.n_outputs + 8)
-    per_worker = 10 * rows * width + 16 * shape.plan.forward_batch * width
+    per_worker = 14 * rows * width + 16 * shape.plan.forward_batch * width
     return Cost(blocks, disk, Need(0, per_worker), 6.0 * shape.n_parameters * shape.n_audited)
 
 

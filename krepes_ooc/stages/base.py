@@ -29,8 +29,8 @@ from krepes_ooc.storage.workspace import Workspace
 # Thread stacks, journals and what the allocator keeps; measured in a fresh process per stage.
 SLACK_BYTES = 24 * 2**20
 # The part of torch that differentiates: it loads with the first network.
-NETWORK_BYTES = 96 * 2**20
-LEARNING_BYTES = 56 * 2**20  # scikit-learn
+NETWORK_BYTES = 64 * 2**20
+LEARNING_BYTES = 32 * 2**20  # scikit-learn
 
 
 @dataclass(frozen=True)

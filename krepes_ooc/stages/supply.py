@@ -83,7 +83,7 @@ def open_supply(context: StageContext) -> RowSupply:
 def computing_bytes(shape: AuditShape) -> int:
     """Memory of a worker that computes one view of a block: joining its batches, and one batch."""
     rows, width = shape.plan.block_rows, shape.n_features
-    return rows * width * 4 + 16 * shape.plan.forward_batch * width
+    return rows * width * 6 + 16 * shape.plan.forward_batch * width
 
 
 def computing_flops(shape: AuditShape) -> float:

@@ -1,0 +1,39 @@
+"""Peak anonymous memory of every stage in a fresh process is within its plan, and near it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small import ROOT
+
+# Bounds, but loose ones: concepts and fidelity count libraries that they load only for concept sets
+# and labels, which this table has not; landmarks counts four standard deviations of candidates more
+# than are drawn on average.
+LOOSE = {"concepts", "fidelity", "landmarks"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
+@pytest.mark.parametrize(
+    ("samples", "landmarks", "memory", "workers"),
+    [(6000, 400, 2 << 30, 1), (8192, 700, 700 << 20, 2)],
+)
+def test_peak_of_every_stage(
+    tmp_path: Path, samples: int, landmarks: int, memory: int, workers: int
+) -> None:
+    given = [str(value) for value in (tmp_path, samples, landmarks, memory, workers)]
+    command = [sys.executable, "-m", "tests.runner.peaks", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    rows = json.loads(done.stdout)
+    assert len(rows) == 12
+    for row in rows:
+        assert row["workers"] == workers
+        assert row["peak"] <= row["planned"] <= memory, row
+        if row["stage"] not in LOOSE:
+            assert row["peak"] >= 0.75 * row["planned"], row
