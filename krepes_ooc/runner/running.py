@@ -169,12 +169,12 @@ class _Run:
         with open_workers(self.audit, self.options, todo, shape, budget, base) as workers:
             given = _Given(shape, budget, base, workers)
             for stage in (state.stage for state in picked):
-                self.stop.check()
                 with turn(self.audit.workspace, self.options):
                     state = self.audit.office.state(stage, digests)
                     if state.kind == "sealed":
                         self.summary.skipped.append(stage.name)
                         continue
+                    self.stop.check()
                     if not self.options.restart_stale:
                         checks.refuse_stale(self.audit, [state])
                     context = self._context(state, digests, given)
