@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,9 @@ class Workspace:
         with disk_errors(self.root):
             (self.private / "temp").mkdir(parents=True, exist_ok=True)
         if not (self.audit / DOCUMENT).exists():
-            self.consolidate()
+            # A damaged document of an array is mended with its stage, and the root after it.
+            with contextlib.suppress(DamageError):
+                self.consolidate()
         if owner is None:
             self.claim(recipe)
 

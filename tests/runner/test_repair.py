@@ -143,6 +143,16 @@ def test_damaged_root_document(workspace: Path, sealed: Path, old: bytes, new: b
     assert differences(sealed, workspace) == []
 
 
+@pytest.mark.parametrize("store", ["kernel", "features", "newton"])
+def test_lost_root_document_and_damaged_array(workspace: Path, sealed: Path, store: str) -> None:
+    arrays = {"kernel": "values", "features": "sample_id", "newton": "step"}
+    (workspace / "audit.zarr" / "zarr.json").unlink()
+    flip(workspace / "audit.zarr" / store / arrays[store] / "zarr.json")
+    small.audit(workspace, repair=True)
+    assert differences(sealed, workspace) == []
+    assert verify_workspace(workspace).damage == ()
+
+
 def test_repair_keeps_the_workspace_with_its_recipe(workspace: Path, tmp_path: Path) -> None:
     flip(workspace / ".krepes/recipe.json")
     own = Recipe.load(str(small.own_recipe(tmp_path / "own")))
