@@ -112,7 +112,6 @@ class Cell:
         given = [f"stages.{change}" for change in VARIANTS[self.variant]]
         given += [
             f"seed={self.seed}",
-            f"stages.pretrain.seed={self.seed}",
             f"stages.pretrain.objective={self.objective}",
             f"stages.newton.objective={self.objective}",
         ]
