@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,7 @@ def verify(
             n_files, n_bytes = n_files + 1, n_bytes + size
             progress(n_bytes)
     for private, sealed in stores.items():
-        damage += workspace_damage(private, sealed)
+        damage += workspace_damage(private, sealed, damage)
     return Verification(tuple(stages), n_files, n_bytes, tuple(damage))
 
 
@@ -169,18 +168,22 @@ def _strangers(record: StageRecord, known: set[str]) -> list[Damage]:
     return [Damage(record.name, key, "not written by krepes") for key in sorted(found - known)]
 
 
-def workspace_damage(private: Path, sealed: Collection[str] = ()) -> list[Damage]:
+def workspace_damage(
+    private: Path, sealed: Collection[str] = (), found: Sequence[Damage] = ()
+) -> list[Damage]:
     """What is wrong with the documents that belong to no stage.
 
     Args:
         private: ``.krepes``.
         sealed: stores whose copies in the root document must be those on disk; the copies of a
             store that a stage is writing may lag behind.
+        found: what is known of the stores; the root document is not judged by a damaged one.
     """
+    unfit = {f"{d.stage}/{d.file}".removesuffix(f"/{DOCUMENT}") for d in found}
     checks: list[Callable[[], object]] = [
         lambda: _check_owner(private),
         lambda: read_signed_file(private / "recipe-text.json"),
-        lambda: _check_root(private.parent / "audit.zarr", sealed),
+        lambda: _check_root(private.parent / "audit.zarr", sealed, unfit),
     ]
     damage = []
     for check in checks:
@@ -197,17 +200,15 @@ def _check_owner(private: Path) -> None:
         raise DamageError("missing", where=str(path))
 
 
-def _check_root(audit: Path, sealed: Collection[str]) -> None:
+def _check_root(audit: Path, sealed: Collection[str], unfit: Collection[str]) -> None:
     found = read_bytes(audit / DOCUMENT)
     if found is None:
         return
     try:
         copies = dict(json.loads(found)["consolidated_metadata"]["metadata"])
         for folder in copies:
-            if folder.split("/")[0] in sealed and is_inside(folder):
-                # A damaged document is told with its stage; the rest of the root is still judged.
-                with contextlib.suppress(KrepesError):
-                    copies[folder] = read_document(audit / folder)
+            if folder.split("/")[0] in sealed and folder not in unfit and is_inside(folder):
+                copies[folder] = read_document(audit / folder)
         expected = to_bytes(root_document(copies))
     except (ValueError, KeyError, TypeError, RecursionError):
         expected = b""
