@@ -202,8 +202,10 @@ def _check_owner(private: Path) -> None:
 
 def _check_root(audit: Path, sealed: Collection[str], unfit: Collection[str]) -> None:
     found = read_bytes(audit / DOCUMENT)
+    if found is None and not sealed:
+        return  # a run makes it before anything else
     if found is None:
-        return
+        raise DamageError("missing", where=str(audit / DOCUMENT))
     try:
         copies = dict(json.loads(found)["consolidated_metadata"]["metadata"])
         for folder in copies:

@@ -147,6 +147,8 @@ def test_damaged_root_document(workspace: Path, sealed: Path, old: bytes, new: b
 def test_lost_root_document_and_damaged_array(workspace: Path, sealed: Path, store: str) -> None:
     arrays = {"kernel": "values", "features": "sample_id", "newton": "step"}
     (workspace / "audit.zarr" / "zarr.json").unlink()
+    (damage,) = verify_workspace(workspace).damage
+    assert damage.what == "missing"
     flip(workspace / "audit.zarr" / store / arrays[store] / "zarr.json")
     small.audit(workspace, repair=True)
     assert differences(sealed, workspace) == []
