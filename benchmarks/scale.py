@@ -219,6 +219,8 @@ def measured(
     name = stage["stage"]
     seal = json.loads((workspace / ".krepes/stages" / name / "seal.json").read_bytes())["body"]
     floor = floor_of(stage, asked, rates, plan["shape"])
+    if name == "newton":
+        floor = streamed_floor(newton_facts(workspace), rates, plan["shape"]) or floor
     cpu = seal["cpu_seconds"]
     return {
         "stage": name,
@@ -254,6 +256,20 @@ def floor_of(
         flops, read = 4.0 * n * m * m, float(size) * n * views * m
     rate = rates.double if name in DOUBLE else rates.single
     return flops / rate + network + read / rates.read + stage["disk_bytes"] / rates.write
+
+
+def streamed_floor(newton: dict[str, Any], rates: Rates, shape: dict[str, int]) -> float | None:
+    """CPU-seconds of the products that a streamed objective needed; None if it needed no pass.
+
+    The plan counts as many as the solver may take; the floor those that it took, at 8 n m h each
+    for two views, and one read of the kernel for each pass.
+    """
+    if not newton["passes"]:
+        return None
+    n, m, views = shape["n_samples"], shape["n_landmarks"], shape["n_views"]
+    flops = 4.0 * views * n * m * shape["n_components"] * newton["products"]
+    read = float(newton["passes"]) * shape["kernel_itemsize"] * n * m * views
+    return flops / rates.single + read / rates.read
 
 
 def network_seconds(asked: argparse.Namespace) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc import report
+from krepes_ooc.stages.alignment import ARRAYS
 from krepes_ooc.storage.reader import StoreReader
 
 FIGURES = (
@@ -31,17 +32,7 @@ CURVES = (
     "effective_dimension_over_landmarks",
     "spectral_entropy",
 )
-GAPS = (
-    "gap",
-    "stderr",
-    "chance",
-    "kernel_only",
-    "difference_stderr",
-    "weighted",
-    "repelling",
-    "by_network",
-    "by_inputs",
-)
+GAPS = (*ARRAYS, "by_inputs")
 TABLE = ("share", "stderr", "kernel_only", "chance")
 RECOGNISED = {
     "chance": "random concepts",
