@@ -25,6 +25,7 @@ from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.jacobian import Jacobian, Unit, canonical_names
 from krepes_ooc.network.layers import Dense
 from krepes_ooc.network.plan import plan_units
+from krepes_ooc.network.probes import selected, widened
 from krepes_ooc.network.tape import Call
 
 Float32 = npt.NDArray[np.float32]
@@ -86,13 +87,11 @@ class FactorFeatures:
                 if factor is not None and factor.inputs is not None and len(entry := call.input):
                     call.check_samples(len(inputs))  # one row would be broadcast, in silence
                     features[:, slice(*factor.inputs)] = entry
-            full = outputs.new_zeros(len(self.probes), outputs.shape[1])
-            full[:, list(self.outputs)] = torch.from_numpy(self.probes)
-            for index, probe in enumerate(full):
+            for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
                 gradients = recording.backward(probe)
                 for call, found in zip(recording.calls, gradients, strict=True):
                     self._add_gradients(features, call, found, index)
-        return features.numpy(), outputs[:, list(self.outputs)].numpy()
+        return features.numpy(), selected(outputs, self.outputs).numpy()
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor

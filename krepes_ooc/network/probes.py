@@ -7,8 +7,11 @@ same probes, so the estimate is itself a kernel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from krepes_ooc import counter
 
@@ -56,3 +59,27 @@ def deflated_probes(gram: Float64, n_deflated: int, n_random: int, seed: int) ->
     random = rademacher_probes(n_random, n_outputs, seed).astype(np.float64)
     random = random - (random @ leading.T) @ leading
     return np.concatenate([leading, random]).astype(np.float32)
+
+
+def widened(probes: Float32, indices: Sequence[int], outputs: torch.Tensor) -> torch.Tensor:
+    """Probes [probe, output] on selected outputs, as directions on all of outputs[sample, output].
+
+    Args:
+        probes: directions on the selected outputs.
+        indices: the selected outputs.
+        outputs: what the network returned.
+    """
+    full = outputs.new_zeros(len(probes), outputs.shape[1])
+    full[:, _columns(indices, outputs)] = torch.from_numpy(probes)
+    return full
+
+
+def selected(outputs: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+    """A copy of the selected columns of outputs[sample, output]."""
+    return outputs[:, _columns(indices, outputs)].clone()
+
+
+def _columns(indices: Sequence[int], outputs: torch.Tensor) -> list[int] | slice:
+    # Indexing by a list costs a small network 5 % of its time.
+    whole = tuple(indices) == tuple(range(outputs.shape[1]))
+    return slice(None) if whole else list(indices)

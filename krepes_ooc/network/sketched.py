@@ -16,7 +16,7 @@ from krepes_ooc.layout import sketch_layout
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.jacobian import Jacobian, Unit
 from krepes_ooc.network.plan import plan_units
-from krepes_ooc.network.probes import deflated_probes, rademacher_probes
+from krepes_ooc.network.probes import deflated_probes, rademacher_probes, selected, widened
 from krepes_ooc.network.sketch import Sketch, Slot, plan_slots
 
 Float32 = npt.NDArray[np.float32]
@@ -63,12 +63,10 @@ class SketchFeatures:
             recording = self._jacobian.record(torch.tensor(inputs))
             outputs = recording.outputs.detach()
             rows = self.sketch.open(len(inputs))
-            full = outputs.new_zeros(len(self.probes), outputs.shape[1])
-            full[:, list(self.outputs)] = torch.from_numpy(self.probes)
-            for index, probe in enumerate(full):
+            for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
                 for piece in self._jacobian.pieces(recording, probe):
                     rows.add(piece, index)
-        return rows.finish().numpy(), outputs[:, list(self.outputs)].numpy()
+        return rows.finish().numpy(), selected(outputs, self.outputs).numpy()
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor

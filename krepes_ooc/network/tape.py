@@ -22,6 +22,8 @@ from krepes_ooc.network.attention import Projection, record_attention
 from krepes_ooc.network.frozen import FrozenNetwork
 
 Gradients = tuple[torch.Tensor | None, ...]
+# Layers that never return an argument, a parameter or a view of either.
+_FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,19 @@ class Tape:
         self._calls, self._active = [], True
         try:
             with torch.enable_grad():
-                leaves = self._leaves(len(inputs))
-                outputs = torch.func.functional_call(self.network, leaves, (inputs,))
+                outputs = self._outputs(inputs)
         finally:
             self._active = False
             calls, self._calls = tuple(self._calls), []
         return Recording(outputs, calls)
+
+    def _outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self._bare:
+            found: torch.Tensor = self.network(inputs)
+            return found
+        leaves = self._leaves(len(inputs))
+        outputs: torch.Tensor = torch.func.functional_call(self.network, leaves, (inputs,))
+        return outputs
 
     def _leaves(self, n_samples: int) -> dict[str, torch.Tensor]:
         leaves = {}
@@ -167,7 +176,10 @@ class Tape:
             if not (self._active and torch.is_grad_enabled()):
                 return None  # what runs under no_grad has no gradient, in autograd too
             given = {id(value) for value in _given(args, kwargs)}
-            if isinstance(output, torch.Tensor):
+            if _starts_graph(layer, output):
+                leaf = torch.zeros((), requires_grad=True)
+                result = _OwnEdge.apply(output, leaf)  # type: ignore[no-untyped-call]
+            elif isinstance(output, torch.Tensor):
                 result = with_graph(output, given)
             else:
                 result = pytree.tree_map(lambda value: with_graph(value, given), output)
@@ -228,6 +240,30 @@ def with_graph(value: Any, given: set[int] | frozenset[int] = frozenset()) -> An
         return value.detach().requires_grad_().clone()
     # In-place operations on a view rewrite its edge.
     return value.clone() if value._is_view() or id(value) in given else value
+
+
+class _OwnEdge(torch.autograd.Function):
+    """A new tensor as a node of the graph, without a copy: in-place operations may follow."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+        """The value itself; it carries a gradient because the leaf does."""
+        del leaf
+        ctx.mark_dirty(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None]:
+        """Nothing lies behind it."""
+        del ctx, gradients
+        return None, None
+
+
+def _starts_graph(layer: nn.Module, output: Any) -> bool:
+    """Whether a result is a tensor of its own, known to nobody else, without a gradient yet."""
+    if type(layer) not in _FRESH or len(layer._forward_hooks) > 1:
+        return False
+    return isinstance(output, torch.Tensor) and not output.requires_grad and not output._is_view()
 
 
 def _disable_fused_paths(network: nn.Module) -> None:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.network.probes import deflated_probes, rademacher_probes
+from krepes_ooc.network.probes import deflated_probes, rademacher_probes, selected, widened
 
 
 def gram(n_outputs: int, seed: int = 0) -> np.ndarray:
@@ -41,3 +42,14 @@ def test_deflation_is_exact_on_the_leading_space_and_has_a_fixed_sign() -> None:
     np.testing.assert_array_equal(deflated_probes(matrix, 5, 5, 0), np.eye(10))
     kernel = (probes @ matrix * probes).sum()
     assert abs(kernel - values.sum()) < 0.5 * values[:-4].sum()
+
+
+@pytest.mark.parametrize("indices", [(0, 1, 2), (2, 0)])
+def test_probes_on_selected_outputs_are_directions_on_all(indices: tuple[int, ...]) -> None:
+    drawn = np.random.default_rng(0)
+    probes = drawn.normal(size=(2, len(indices))).astype(np.float32)
+    outputs = torch.from_numpy(drawn.normal(size=(4, 3)).astype(np.float32))
+    full, part = widened(probes, indices, outputs), selected(outputs, indices)
+    np.testing.assert_allclose(outputs @ full.T, part.numpy() @ probes.T, rtol=1e-6)
+    part += 1.0
+    assert not np.array_equal(part, outputs[:, list(indices)]), "the network's own result changed"
