@@ -22,9 +22,11 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.paper_cells import (
+    CHOICES,
     CHOOSING,
     DATA,
     OBJECTIVES,
+    SWEPT,
     VARIANTS,
     Cell,
     forget,
@@ -37,22 +39,29 @@ from krepes_ooc.errors import StageFailed
 REPORTED = ("adult", "protein", "census", "mnist", "fashion-mnist")
 # Curves over landmarks are shown for these; components need no audit of their own.
 CURVES = ("adult", "mnist")
-LANDMARKS = ("m = 64", "m = 128", "m = 512", "m = 1000")
+LANDMARKS = ("m = 64", "m = 128", "m = 256", "m = 512")
+# Spectral entropy against the probe's accuracy, over dampings.
+ENTROPY = ("mnist", "barlow-twins")
 
 
 def cells(chosen: argparse.Namespace) -> Iterator[Cell]:
     """All cells of a command, those of one network together."""
-    data = chosen.sets or (CHOOSING if chosen.command == "choose" else REPORTED)
+    choosing = chosen.command == "choose"
+    data = chosen.sets or (CHOOSING if choosing else REPORTED)
     # Seeds outside: an early stop leaves whole tables of few seeds.
     for seed, name, objective in product(range(chosen.seeds), data, chosen.objectives):
-        for variant in _variants(chosen, name, seed):
-            yield Cell(name, objective, seed, variant)
+        for variant in (chosen.variants or CHOICES) if choosing else ("default",):
+            yield Cell(name, objective, seed, variant, frozen=not choosing)
+    for name, objective in product(data, chosen.objectives):
+        for variant in () if choosing else _curve(name, objective):
+            yield Cell(name, objective, 0, variant, frozen=True)
 
 
-def _variants(chosen: argparse.Namespace, name: str, seed: int) -> tuple[str, ...]:
-    if chosen.command == "choose":
-        return tuple(chosen.variants or VARIANTS)
-    return ("default", *(LANDMARKS if name in CURVES and seed == 0 else ()))
+def _curve(name: str, objective: str) -> tuple[str, ...]:
+    """Audits of one network that differ by one setting, for a curve."""
+    landmarks = LANDMARKS if (name in CURVES and objective == "barlow-twins") else ()
+    swept = tuple(f"damping {value:g}" for value in SWEPT) if (name, objective) == ENTROPY else ()
+    return landmarks + swept
 
 
 def run_cells(chosen: argparse.Namespace) -> None:
@@ -62,7 +71,7 @@ def run_cells(chosen: argparse.Namespace) -> None:
     for index, cell in enumerate(todo):
         begun = time.monotonic()
         try:
-            found = measure(cell, chosen.data, chosen.work, chosen.memory)
+            found = measure(cell, chosen.data, chosen.work)
         except StageFailed as error:
             print(f"{cell.workspace} {cell.variant}: {error}", file=sys.stderr, flush=True)
             continue
@@ -86,7 +95,6 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), choices=OBJECTIVES)
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="networks per cell")
-    parser.add_argument("--memory", help="budget of every audit, such as 2GiB")
     parser.add_argument("--keep", action="store_true", help="keep the workspaces")
     parser.add_argument("--write", type=Path, help="page to update")
     chosen = parser.parse_args()

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.objective_table import table, write
-from benchmarks.paper_cells import CHOOSING, DATA, OBJECTIVES, VARIANTS
+from benchmarks.paper_cells import CHOOSING, DATA, OBJECTIVES, SWEPT, VARIANTS
+from benchmarks.paper_figures import draw
 
 Found = dict[str, Any]
 Take = Callable[[Found], float | None]
@@ -68,6 +69,7 @@ COST = {
     "solve, s": cost("solve"),
     "pretraining, s": cost("pretrain"),
     "the rest, s": cost("other"),
+    "CPU-seconds": cost("cpu"),
     "peak, MiB": cost("peak", 2**-20),
 }
 CHOICE = {
@@ -83,7 +85,8 @@ CHOICE = {
 
 def load(folder: Path) -> list[Found]:
     """All measured cells."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    read = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")))
+    return [{"frozen": False, **found} for found in read]
 
 
 def spread(values: Iterable[float | None]) -> str:
@@ -196,32 +199,40 @@ def over(cells: list[Found], sets: Iterable[str]) -> str:
 
 
 def entropy(cells: list[Found]) -> str:
-    """Spectral entropy over the damping beside the loss and the probe, for MNIST."""
+    """Spectral entropy and probe accuracy at each fixed damping: MNIST, Barlow Twins."""
+    chosen = [c for c in cells if (c["data"], c["objective"]) == ("mnist", "barlow-twins")]
+    swept = [c for c in chosen if c["variant"] in {f"damping {value:g}" for value in SWEPT}]
+    network = figure(GAP, "accuracy of the network's probe, percent")
     lines = []
-    for found in cells:
-        curve = found["curves"].get("spectral_entropy")
-        if found["data"] == "mnist" and found["objective"] == "barlow-twins" and curve:
-            for name, values in curve["lines"].items():
-                shown = ["-" if v is None else f"{v:.3f}" for v in values]
-                lines.append([f"seed {found['seed']}, {name}", *shown])
-            heads = ["", *(f"{x:g}" for x in curve["x"])]
+    for found in sorted(swept, key=lambda c: c["damping"]):
+        gap, base = figure(GAP)(found), network(found)
+        accuracy = None if gap is None or base is None else base + gap
+        taken = [figure("spectral_entropy")(found), accuracy, figure(TAU)(found), found["rho"]]
+        lines.append([f"{found['damping']:g}", *(spread([value]) for value in taken)])
+    heads = ("relative damping", "spectral entropy", "probe accuracy, %", "tau", "rho")
     return table(heads, lines) if lines else "Not measured."
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Put the tables between the marker lines of the page."""
+    """Put the tables between the marker lines of the page, and the figures beside it."""
     cells = load(folder)
-    plain = [c for c in cells if c["variant"] == "default" and c["data"] != "digits"]
-    curves = [c for c in cells if c["variant"] == "default" or c["variant"].startswith("m = ")]
+    frozen = [c for c in cells if c["frozen"]]
+    chosen = [c for c in cells if not c["frozen"] and c["data"] in CHOOSING]
+    plain = [c for c in frozen if c["variant"] == "default"]
+    digits = [c for c in chosen if c["data"] == "digits" and c["variant"] == "default"]
+    curves = [c for c in frozen if c["variant"] == "default" or c["variant"].startswith("m = ")]
     parts = {
+        "choices": choices(chosen),
+        "digits fidelity": results(digits, FIDELITY),
+        "digits influence": results(digits, INFLUENCE),
         "sizes": sizes(plain),
         "fidelity": results(plain, FIDELITY),
         "influence": results(plain, INFLUENCE),
         "cost": results(plain, COST),
         "bias": bias(plain),
         "landmarks": over(curves, ("adult", "mnist")),
-        "entropy": entropy(plain),
-        "choices": choices([c for c in cells if c["data"] in CHOOSING]),
+        "figures": draw(frozen, page.parent / "results"),
+        "entropy": entropy(frozen),
     }
     for name, text in parts.items():
         write(page, text, name)
