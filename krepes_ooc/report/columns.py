@@ -9,34 +9,18 @@ import numpy as np
 
 from krepes_ooc.report.data import AuditData
 from krepes_ooc.report.markup import Child, Markup, element, join, number, table, user_text
-from krepes_ooc.report.measured import Alignment
+from krepes_ooc.report.measured import ALIGNMENT_CONTROLS, Alignment
 from krepes_ooc.report.panel import Panel, absent
 from krepes_ooc.report.scales import Scale, fit_scale
 
 WIDTH, ROW = 300, 16
 MAX_COLUMNS = 40
-CONTROLS = {
-    "chance": "chance",
-    "kernel_only": "kernel only",
-    "by_network": "by network",
-    "by_inputs": "by inputs",
-    "weighted": "weighted",
-    "repelling": "repelling",
-}
 LEAD = (
     "The gap says how much more a sample agrees with its top landmarks in this column than with "
     "landmarks drawn at random; 0 is no preference, 1 the most there can be. The ring is the "
     "control: ranked by the kernel alone. Where ring and dot coincide, the kernel's geometry "
     "explains the gap, not the step."
 )
-LEGEND = (
-    ("chance", "how far the gap scatters if the column is shuffled over the landmarks"),
-    ("by network", "ranked by the centred cosine of the network's own embeddings"),
-    ("by inputs", "ranked by the cosine of the inputs, without any network: what is no larger "
-     "than this was in the data before"),
-    ("weighted", "both means weighted by |k|"),
-    ("repelling", "the gap of the landmarks that push most against the sample"),
-)  # fmt: skip
 
 
 def alignment_panel(audit: AuditData) -> Panel:
@@ -48,9 +32,9 @@ def alignment_panel(audit: AuditData) -> Panel:
         return absent(key, title, "No alignment gap was measured: it needs columns or labels.")
     rank = np.argsort(-np.nan_to_num(found.gap, nan=-np.inf), kind="stable")
     order = [int(c) for c in rank[:MAX_COLUMNS]]
-    shown = [name for name in CONTROLS if getattr(found, name) is not None]
+    shown = [name for name in ALIGNMENT_CONTROLS if getattr(found, name) is not None]
     head: list[Child] = ["column", "gap ± two standard errors", "gap", "standard error"]
-    head += [CONTROLS[name] for name in shown]
+    head += [ALIGNMENT_CONTROLS[name][0] for name in shown]
     across = _scale(found)
     rows = [_row(found, c, names[c], shown, across) for c in order]
     left = len(names) - len(order)
@@ -64,7 +48,7 @@ def alignment_panel(audit: AuditData) -> Panel:
     same = kernel_says_the_same(found)
     figures = {
         "columns": list(names),
-        **{name: getattr(found, name) for name in ("gap", "stderr", *CONTROLS)},
+        **{name: getattr(found, name) for name in ("gap", "stderr", *ALIGNMENT_CONTROLS)},
         "difference_stderr": found.difference_stderr,
         "notes": dict(found.notes),
         "kernel_alone": same,
@@ -109,11 +93,10 @@ def _told(same: dict[str, float]) -> Markup | None:
 
 
 def _legend(shown: list[str]) -> Markup | None:
-    pairs = [(words, said) for words, said in LEGEND if words in [CONTROLS[name] for name in shown]]
-    if not pairs:
+    if not shown:
         return None
     parts: list[Child] = []
-    for words, said in pairs:
+    for words, said in (ALIGNMENT_CONTROLS[name] for name in shown):
         parts.append(join("; " if parts else None, element("b", words), f" {said}"))
     return element("p", parts, ".", class_="legend")
 

@@ -67,6 +67,8 @@ def _part(name: str, groups: Groups) -> Markup:
 
 def own_share(groups: Groups) -> tuple[float, float]:
     """Mean share of the own group over samples, and what chance would give them."""
+    if not len(groups.categories):
+        return float("nan"), float("nan")
     weight = np.where(np.isfinite(np.diagonal(groups.share)), groups.samples, 0)
     if not weight.sum():
         return float("nan"), float("nan")

@@ -10,6 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+# The controls of an alignment gap, by field of ``Alignment``: the head of a column, and what it is.
+ALIGNMENT_CONTROLS = {
+    "chance": ("chance", "how far the gap scatters if the column is shuffled over the landmarks"),
+    "kernel_only": ("kernel only", "ranked by the kernel alone, without the step"),
+    "by_network": ("by network", "ranked by the centred cosine of the network's own embeddings"),
+    "by_inputs": (
+        "by inputs",
+        "ranked by the cosine of the inputs, without any network: what is no larger than this was "
+        "in the data before",
+    ),
+    "weighted": ("weighted", "both means weighted by |k|"),
+    "repelling": ("repelling", "the gap of the landmarks that push most against the sample"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +121,19 @@ class Groups:
     kernel_only: Array = field(default_factory=lambda: np.zeros((0, 0)))
     chance: Array = field(default_factory=lambda: np.zeros(0))
     note: str = ""
+
+    @classmethod
+    def from_attributes(cls, table: Mapping[str, Any]) -> Groups:
+        """A table as a store keeps it; one that is not defined keeps its note alone."""
+        if "share" not in table:
+            return cls(note=table["note"])
+        shares = ("share", "stderr", "kernel_only", "chance")
+        return cls(
+            categories=tuple(table["categories"]),
+            note=table["note"],
+            **{key: np.array(table[key], dtype=np.int64) for key in ("samples", "landmarks")},
+            **{key: np.array(table[key], dtype=np.float64) for key in shares},
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,30 @@ LIKENESS = {
     "cka": "The likeness of its embedding to the network's (linear CKA)",
 }
 TO_BEAT = ("start", "raw")
+# The controls that decide how a figure is read, in plain words; the fidelity panel has them all.
+DECIDING = {
+    "ridge_ceiling": {
+        "embedding after the step": "the audit's own embedding",
+        "raw inputs": "the raw inputs, without a network",
+        "as many uniform landmarks": "as many landmarks drawn at random",
+    },
+    "kendall_tau": {
+        "embedding at the start": "before the step",
+        "raw inputs": "a probe on the raw inputs",
+        "ridge ceiling": "the most these landmarks allow",
+        "noise floor: network, two halves of the fit samples": "the network against itself",
+    },
+    "cka": {
+        "embedding at the start": "before the step",
+        "kernel rows": "the plain kernel rows",
+    },
+    "confidence_drop": {
+        "random": "random landmarks",
+        "largest |k| (no step)": "the largest in the kernel, without the step",
+        "out of a bank of landmarks": "taken out of a bank that votes",
+        "with an exact refit": "once the others have taken over",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -161,7 +185,7 @@ def _ceiling(audit: AuditData) -> Finding:
         " of the variance of the network's embedding on samples it has not seen (R²). ",
         "No explanation by these landmarks can carry more.",
         "" if good else f" Below {LEAST_CEILING} they miss much of what the network encodes.",
-        _beside(figure),
+        _beside("ridge_ceiling", figure),
     )  # fmt: skip
     return Finding("ceiling", "good" if good else "care", title, words, _figures(figure))
 
@@ -194,7 +218,7 @@ def _drop(audit: AuditData) -> Finding:
         number(figure.value), " on average",
         join(" (", number(ratio), " times the drop of random landmarks)")
         if math.isfinite(ratio) else None,
-        ".", _beside(figure),
+        ".", _beside("confidence_drop", figure),
     )  # fmt: skip
     return Finding("drop", mark, title, words, {**_figures(figure), "ratio": ratio})
 
@@ -209,7 +233,7 @@ def _likeness(audit: AuditData) -> Finding:
     beaten = [figure.value >= value for value in lower if math.isfinite(value)]
     mark: Mark = "unknown" if not beaten else "good" if all(beaten) else "care"
     words = join(
-        LIKENESS[name], " is ", number(figure.value), ".", _beside(figure),
+        LIKENESS[name], " is ", number(figure.value), ".", _beside(name, figure),
         " What is simpler does as well or better." if mark == "care" else None,
     )  # fmt: skip
     return Finding("likeness", mark, title, words, {"figure": name, **_figures(figure)})
@@ -245,14 +269,17 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def _beside(figure: Figure) -> Markup | None:
-    """The controls of a figure in one sentence."""
-    if not figure.controls:
-        return None
+def _beside(name: str, figure: Figure) -> Markup | None:
+    """The controls that decide, in one sentence."""
+    known = {
+        words: figure.controls[control]
+        for control, words in DECIDING[name].items()
+        if control in figure.controls
+    }
     pairs: list[Child] = []
-    for name, value in figure.controls.items():
-        pairs += ["; " if pairs else " Beside it: ", name, " ", number(value)]
-    return join(pairs, ".")
+    for words, value in known.items():
+        pairs += ["; " if pairs else " Beside it: ", words, " ", number(value)]
+    return join(pairs, ".") if pairs else None
 
 
 def _figures(figure: Figure) -> dict[str, Any]:

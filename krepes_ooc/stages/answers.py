@@ -33,7 +33,6 @@ CURVES = (
     "spectral_entropy",
 )
 GAPS = (*ARRAYS, "by_inputs")
-TABLE = ("share", "stderr", "kernel_only", "chance")
 RECOGNISED = {
     "chance": "random concepts",
     "chance_high": "random, at most",
@@ -93,17 +92,8 @@ def read_alignment(store: StoreReader) -> report.Alignment | None:
 
 def read_groups(store: StoreReader) -> dict[str, report.Groups]:
     """All group tables; one that is not defined keeps its note alone."""
-    found = {}
-    for name, table in store.attributes["groups"].items():
-        if "share" not in table:
-            found[name] = report.Groups(note=table["note"])
-            continue
-        arrays = {key: np.array(table[key], dtype=np.float64) for key in TABLE}
-        counts = {key: np.array(table[key], dtype=np.int64) for key in ("samples", "landmarks")}
-        found[name] = report.Groups(
-            categories=tuple(table["categories"]), note=table["note"], **arrays, **counts
-        )
-    return found
+    tables = store.attributes["groups"]
+    return {name: report.Groups.from_attributes(table) for name, table in tables.items()}
 
 
 def read_concepts(store: StoreReader, rows: Any) -> report.Concepts | None:

@@ -45,7 +45,7 @@ from krepes_ooc.stages.probing import Probes, keep, open_probes
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.spectrum import read_moments
 from krepes_ooc.stages.uniform import Comparison, compare
-from krepes_ooc.stages.words import fidelity_lines, summary_lines
+from krepes_ooc.stages.words import fidelity_lines
 from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
@@ -130,7 +130,7 @@ def run(context: StageContext) -> None:
     curves = _curves(data)
     context.progress.advance(1)
     newton = context.reader("newton").attributes
-    for line in [*fidelity_lines(figures, newton), *summary_lines(figures)]:
+    for line in fidelity_lines(figures, newton):
         context.progress.note(line)
     attributes = {"figures": figures, "curves": curves}
     write_whole(context, StoreSpec(load_contract("fidelity"), {}), {}, attributes)

@@ -8,24 +8,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.report.groups import own_share
+from krepes_ooc.report.measured import ALIGNMENT_CONTROLS, Groups
+
 NAME = 24
-MAX_LINES = 20
+MAX_LINES = 5
 HEADS = {
     "gap": "gap",
     "stderr": "s.e.",
-    "chance": "chance",
-    "kernel_only": "kernel only",
-    "by_network": "by network",
-    "by_inputs": "by inputs",
-    "weighted": "weighted",
-    "repelling": "repelling",
+    **{name: ALIGNMENT_CONTROLS[name][0] for name in ("chance", "kernel_only", "by_inputs")},
 }
 
 
 def alignment_lines(
     arrays: Mapping[str, npt.NDArray[np.float64]], attributes: Mapping[str, Any]
 ) -> list[str]:
-    """The alignment table, largest gap first, and whether the kernel alone says the same.
+    """The largest alignment gaps, and whether the kernel alone says the same.
 
     Args:
         arrays: those of the store, each [column].
@@ -36,12 +34,11 @@ def alignment_lines(
         return ["alignment: the source has no columns and no labels to compare"]
     shown = [name for name in HEADS if name in arrays]
     known = np.array([name not in attributes["notes"] for name in names])
-    order = np.argsort(np.where(known, -arrays["gap"], np.inf), kind="stable")[:MAX_LINES]
+    ranked = np.flatnonzero(known)[np.argsort(-arrays["gap"][known], kind="stable")]
+    order = np.concatenate([ranked[:MAX_LINES], np.flatnonzero(~known)[:MAX_LINES]])
     lines = [
         f"alignment of the top {attributes['top']} landmarks ({attributes['measure']}); "
         "gap: 0 = no more than any landmark, 1 = always",
-        "chance: how far a shuffled column scatters; kernel only: ranked by |k|, without the step;",
-        "by network: by its embeddings; by inputs: no network; repelling: those that push most",
         f"{'column':<{NAME}} " + " ".join(f"{HEADS[name]:>11}" for name in shown),
     ]
     for i in order.tolist():
@@ -52,36 +49,32 @@ def alignment_lines(
             f"{_short(names[i]):<{NAME}} " + " ".join(f"{arrays[name][i]:11.3f}" for name in shown)
         )
     if len(names) > len(order):
-        lines.append(f"and {len(names) - len(order)} columns with smaller gaps")
+        left = len(names) - len(order)
+        lines.append(f"and {left} columns with smaller gaps; the report has every control")
     return [*lines, _same(arrays, known)]
 
 
 def fidelity_lines(
     figures: Mapping[str, Mapping[str, Any]], newton: Mapping[str, Any]
 ) -> list[str]:
-    """The trust panel: the step, then every figure with its interval and its controls.
+    """The step, what could not be measured, the figures that decide, and where the others are.
 
     Args:
         figures: those of the store.
         newton: attributes of the step.
     """
     trusted = "is trusted" if newton["trusted"] else "is NOT trusted"
-    lines = [
+    step = (
         f"the step {trusted} ({newton['reason']}): loss {newton['loss_start']:.4g} -> "
         f"{newton['loss_step']:.4g}, rho {newton['rho']:.2f}"
+    )
+    missing = [
+        f"{figure['words'] or name}: not defined: {figure['note']}"
+        for name, figure in figures.items()
+        if figure["value"] is None
     ]
-    for name, figure in figures.items():
-        if figure["value"] is None:
-            lines.append(f"{figure['words'] or name}: not defined: {figure['note']}")
-            continue
-        low_high = figure["interval"]
-        within = f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""
-        lines.append(f"{figure['words']}: {figure['value']:.3f}{within}")
-        lines += [
-            f"    {control}: {'not defined' if value is None else format(value, '.3f')}"
-            for control, value in figure["controls"].items()
-        ]
-    return lines
+    rest = f"all {len(figures)} figures, each beside its controls: report.html, report.json"
+    return [step, *missing, *summary_lines(figures), rest]
 
 
 def summary_lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -136,30 +129,18 @@ def _beside(
 
 
 def group_lines(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Every group table: where the top landmarks of each group's samples come from."""
+    """One line a group table: how far the top landmarks are of the sample's own group."""
     lines = []
-    for name, table in groups.items():
-        if "share" not in table:
-            lines.append(f"groups of {name}: {table['note']}")
+    for name, kept in groups.items():
+        table = Groups.from_attributes(kept)
+        own, chance = own_share(table)
+        if not np.isfinite(own):
+            lines.append(f"groups of {_short(name)}: {table.note or 'no sample is in any'}")
             continue
-        present = [g for g, count in enumerate(table["samples"]) if count]
-        targets = [g for g in range(len(table["samples"])) if g in present or table["landmarks"][g]]
-        heads = [_short(table["categories"][g], 12) for g in targets]
         lines.append(
-            f"groups of {name}: share of landmark mass, in percent (kernel only in brackets)"
+            f"groups of {_short(name)}: {100 * own:.0f} % of the influence on a sample lies on its "
+            f"own group, by chance {100 * chance:.0f} %; the report has the table"
         )
-        lines.append(f"{'samples of':<{NAME}} " + " ".join(f"{head:>13}" for head in heads))
-        for g in present:
-            cells = [
-                _cell(table["share"][g][target], table["kernel_only"][g][target])
-                for target in targets
-            ]
-            title = f"{_short(table['categories'][g], NAME - 8)} ({table['samples'][g]})"
-            lines.append(f"{title:<{NAME}} " + " ".join(f"{cell:>13}" for cell in cells))
-        chance = [f"{100 * table['chance'][target]:.0f}" for target in targets]
-        lines.append(f"{'by chance':<{NAME}} " + " ".join(f"{cell:>13}" for cell in chance))
-        if table["note"]:
-            lines.append(table["note"])
     return lines
 
 
@@ -173,12 +154,6 @@ def _same(arrays: Mapping[str, npt.NDArray[np.float64]], known: npt.NDArray[np.b
         f"the kernel alone gives the same gaps within {away.max():.3f}; {beyond} of {away.size} "
         "differ by more than two standard errors"
     )
-
-
-def _cell(share: float | None, control: float | None) -> str:
-    if share is None or control is None:
-        return "-"
-    return f"{100 * share:.0f} ({100 * control:.0f})"
 
 
 def _short(text: str, limit: int = NAME) -> str:

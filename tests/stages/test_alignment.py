@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from krepes_ooc import report
 from krepes_ooc.algebra.groups import group_table
 from krepes_ooc.errors import UsageError
+from krepes_ooc.report.groups import own_share
 from krepes_ooc.stages.alignment import group_note
 from krepes_ooc.stages.words import alignment_lines, group_lines
 from tests import dense
@@ -137,13 +139,15 @@ def test_the_words_hold_every_column_and_group(store):
         for name in ("weighted", "repelling", "difference_stderr", "by_network", "by_inputs")
     }
     lines = alignment_lines(arrays, store.attributes)
-    assert lines[3].startswith("column ")
-    assert lines[4].split()[0] in {"label", "town"}
+    assert lines[1].startswith("column ")
+    assert lines[2].split()[0] in {"label", "town"}
     assert any(line.startswith("flat") and "the column is constant" in line for line in lines)
     assert "the kernel alone gives the same gaps within" in lines[-1]
-    words = "\n".join(group_lines(store.attributes["groups"]))
-    assert "groups of town" in words
-    assert "by chance" in words
+    tables = store.attributes["groups"]
+    town = next(line for line in group_lines(tables) if line.startswith("groups of town"))
+    own, chance = own_share(report.Groups.from_attributes(tables["town"]))
+    assert f" {100 * own:.0f} % of the influence" in town
+    assert f"by chance {100 * chance:.0f} %" in town
     assert group_lines({"x": {"note": "no group is known"}}) == ["groups of x: no group is known"]
 
 

@@ -314,8 +314,7 @@ def test_an_undefined_figure_says_why():
     lines = fidelity_lines({"a": found, "b": figure(0.5, "B", "", {"c": None}, (0, 1))}, newton)
     assert "is NOT trusted (r)" in lines[0]
     assert lines[1] == "A figure: not defined: nothing there; expected something"
-    assert lines[2] == "B: 0.500 [0.000, 1.000]"
-    assert lines[3].strip() == "c: not defined"
+    assert lines[2] == "all 2 figures, each beside its controls: report.html, report.json"
 
 
 def test_the_summary_says_on_which_side_of_its_interval_a_control_lies(figures):
