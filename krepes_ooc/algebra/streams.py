@@ -56,7 +56,7 @@ def _changed(
 
 
 def _times(T: Array, K: Any) -> Any:
-    return K @ array_namespace(K).asarray(T, dtype=K.dtype)
+    return K @ array_namespace(K).astype(T, K.dtype, copy=False)
 
 
 def _double(K: Any) -> Any:

@@ -5,9 +5,11 @@ array-api-strict on a device that is not the host's.
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import numpy as np
 import pytest
 
 import krepes_ooc.algebra
-from krepes_ooc.algebra import moments
+from krepes_ooc.algebra import moments, streams
+from krepes_ooc.algebra.objectives import byol, simclr
+from krepes_ooc.blocks import Block
 
 FOLDER = Path(krepes_ooc.algebra.__file__).parent
 # What runs inside a task on blocks; all else in these modules runs once, on the host.
@@ -32,6 +36,27 @@ KERNELS = {
     "moments": [
         *("block_shift", "moment_sums", "merge", "finish", "cross_sums", "merge_cross"),
         "finish_cross",
+    ],
+    "streams": ["_changed", "_times", "_double"],
+    "influence": [
+        *("embedding", "row_norms", "is_score", "aligned", "aligned_with", "unique", "attraction"),
+        *("contribution", "unit_rows", "top_k", "merge_top_k"),
+    ],
+    "landmarks": ["squared_distance", "nearest", "leverage_scores"],
+    "objectives/base": [
+        *("times_columns", "flat_columns", "times_flat", "transposed_times", "unit_rows"),
+        "tangent",
+    ],
+    "objectives/contrast": [
+        *("softmax", "weighted", "_sides", "pull_back", "gradient", "product"),
+        *("compare", "own_curvature", "curvature_trace"),
+    ],
+    "objectives/simclr": [
+        *("batches", "embeddings", "shift", "points", "_values", "_product", "_linearise"),
+    ],
+    "objectives/byol": [
+        *("rows", "embeddings", "units", "targets", "_values", "_linearise", "_product"),
+        *("_predicted", "_normal_equations"),
     ],
 }
 HOST = ("np.", "numpy.")
@@ -104,3 +129,104 @@ def test_the_strict_device_stops_a_planted_transfer(line: str):
     assert run_planted("views = list(views)").sums.device == strict.Device("device1")
     with pytest.raises((RuntimeError, ValueError, TypeError)):
         run_planted(line)
+
+
+OBJECTIVE_HOLES = [
+    ("objectives/simclr", "_product", "V = np.asarray(V)"),
+    ("objectives/simclr", "_values", "scale = float(views[0][0, 0])"),
+    ("objectives/byol", "_product", "V = np.asarray(V)"),
+    ("objectives/byol", "_linearise", "scale = views[0][0, 0].item()"),
+    ("objectives/contrast", "compare", "Z = np.asarray(Z)"),
+    ("influence", "attraction", "kernel = np.asarray(kernel)"),
+    ("streams", "_times", "K = np.asarray(K)"),
+]
+
+
+def with_line(module: str, function: str, line: str) -> str:
+    """A module with one more line at the head of a kernel."""
+    tree = ast.parse((FOLDER / f"{module}.py").read_text())
+    (found,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == function
+    )
+    found.body.insert(0, ast.parse(line).body[0])
+    return ast.unparse(tree)
+
+
+@pytest.mark.parametrize(("module", "function", "line"), OBJECTIVE_HOLES)
+def test_the_lint_finds_a_hole_in_every_module(module: str, function: str, line: str):
+    assert host_calls(with_line(module, function, line), KERNELS[module])
+    assert not host_calls(with_line(module, function, "pass"), KERNELS[module])
+
+
+HERE, CPU = strict.Device("device1"), strict.Device("CPU_DEVICE")
+BLOCK = Block(0, 0, 8)
+
+
+def there(values: Any) -> Any:
+    return strict.asarray(values, device=HERE)
+
+
+def block_functions(move: Any) -> dict[str, Any]:
+    """Every function that passes over kernel blocks, its arrays moved."""
+    draw = np.random.default_rng(0)
+    A, V = draw.normal(size=(5, 3, 1)), draw.normal(size=(5, 3, 2))
+    offset, W = draw.normal(size=3), draw.normal(size=(3, 3))
+    look = simclr._Frozen(move(A), move(offset), 0.5, 4)
+    predictor = byol.Predictor(move(W), move(offset))
+    frozen = byol._Frozen(move(A[..., 0]), move(offset), predictor, 3)
+    basis = partial(streams._times, move(draw.normal(size=(5, 5))))
+    product = partial(simclr._product, look, move(V))
+    return {
+        "simclr-values": partial(simclr._values, look),
+        "simclr-product": product,
+        "simclr-linearise": partial(simclr._linearise, look),
+        "simclr-in-basis": partial(streams._changed, basis, product),
+        "simclr-in-double": partial(streams._changed, streams._double, product),
+        "byol-values": partial(byol._values, frozen, move(V)),
+        "byol-product": partial(byol._product, frozen, move(A[..., 0]), move(V)),
+        "byol-linearise": partial(byol._linearise, frozen, move(A[..., 0])),
+        "byol-predictor": partial(byol._normal_equations, frozen),
+    }
+
+
+VIEWS = [np.random.default_rng(seed).normal(size=(8, 5)).astype("f4") for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("name", block_functions(np.asarray))
+def test_passes_of_objectives_stay_on_the_device(name: str):
+    wanted = block_functions(np.asarray)[name](tuple(VIEWS), BLOCK)
+    found = block_functions(there)[name](tuple(map(there, VIEWS)), BLOCK)
+    for value, right in zip(found, wanted, strict=True):
+        assert value.device == HERE
+        np.testing.assert_allclose(np.asarray(value.to_device(CPU)), right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        (simclr, "V = np.asarray(V)"),
+        (simclr, "views = [K + array_namespace(K).zeros((8, 5)) for K in views]"),
+        (byol, "V = np.asarray(V)"),
+        (byol, "views = [K + array_namespace(K).zeros((8, 5)) for K in views]"),
+    ],
+)
+def test_the_strict_device_stops_a_hole_in_an_objective(module: Any, line: str):
+    name = module.__name__.rpartition(".")[2]
+    text = with_line(f"objectives/{name}", "_product", line)
+    assert line.partition(" = ")[0] in text
+    changed = types.ModuleType(module.__name__)
+    exec(
+        compile(
+            "import numpy as np\n" + text.replace("from __future__ import annotations", ""),
+            "planted",
+            "exec",
+            flags=__future__.annotations.compiler_flag,
+        ),
+        changed.__dict__,
+    )
+    function = block_functions(there)[f"{name}-product"]
+    assert function(tuple(map(there, VIEWS)), BLOCK)[0].device == HERE
+    with pytest.raises((RuntimeError, ValueError, TypeError)):
+        partial(changed.__dict__["_product"], *function.args)(tuple(map(there, VIEWS)), BLOCK)

@@ -160,15 +160,16 @@ def times_columns(K: Any, V: Array) -> Any:
 
     Args:
         K: kernel rows [sample, landmark].
-        V: coefficients on the host [landmark, component, column].
+        V: coefficients where K is [landmark, component, column].
     """
     return times_flat(K, flat_columns(V, K), V.shape[1])
 
 
 def flat_columns(V: Array, like: Any) -> Any:
-    """V [landmark, column x component] in the precision and on the device of an array."""
-    flat = np.moveaxis(V, -1, 1).reshape(V.shape[0], -1)
-    return array_namespace(like).asarray(flat, dtype=like.dtype)
+    """V [landmark, column x component] in the precision of an array."""
+    xp = array_namespace(V, like)
+    flat = xp.reshape(xp.permute_dims(V, (0, 2, 1)), (V.shape[0], -1))
+    return xp.astype(flat, like.dtype, copy=False)
 
 
 def times_flat(K: Any, flat: Any, components: int) -> Any:

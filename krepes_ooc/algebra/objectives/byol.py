@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from krepes_ooc.algebra.curvature import Array, Stream
 from krepes_ooc.algebra.objectives.base import (
@@ -156,13 +156,13 @@ class _Frozen:
 
     def embeddings(self, K: Any, A: Array) -> Any:
         """Z [sample, column, component] for A [landmark, component, column]."""
-        return times_columns(K, A) + array_namespace(K).asarray(self.offset, dtype=K.dtype)
+        return times_columns(K, A) + array_namespace(K).astype(self.offset, K.dtype, copy=False)
 
     def units(self, K: Any, A: Array, dtype: Any = None) -> tuple[Any, Any]:
         """Unit predictions u and 1 / |y| [sample, column, component], in the precision of K."""
         xp, dtype = array_namespace(K), dtype or K.dtype
-        W = xp.asarray(self.predictor.weight, dtype=dtype)
-        bias = xp.asarray(self.predictor.bias, dtype=dtype)
+        W = xp.astype(self.predictor.weight, dtype, copy=False)
+        bias = xp.astype(self.predictor.bias, dtype, copy=False)
         return unit_rows(xp.astype(self.embeddings(K, A), dtype) @ W.T + bias)
 
     def targets(self, views: list[Any]) -> list[Any]:
@@ -176,7 +176,7 @@ def _values(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) -> 
     """sum_i sum_a (2 - 2 u_a . t_a) [column]."""
     del block
     xp = array_namespace(*views)
-    total = xp.zeros(A.shape[2], dtype=xp.float64)
+    total = xp.zeros(A.shape[2], dtype=xp.float64, device=device(views[0]))
     for rows in frozen.rows(views):
         for K, target in zip(rows, frozen.targets(rows), strict=True):
             U, _ = frozen.units(K, A)
@@ -190,7 +190,8 @@ def _linearise(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) 
     xp = array_namespace(*views)
     # Once per linearisation: 1 - |u|^2 needs the longer mantissa where u may hardly turn.
     double = xp.float64
-    W = xp.asarray(frozen.predictor.weight, dtype=double)
+    W, here = xp.astype(frozen.predictor.weight, double, copy=False), device(views[0])
+    identity = xp.eye(W.shape[0], dtype=double, device=here)
     totals: list[Any] = []
     for rows in frozen.rows(views):
         for K, target in zip(rows, frozen.targets(rows), strict=True):
@@ -198,7 +199,7 @@ def _linearise(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) 
             value = xp.sum(2 - 2 * xp.sum(U * target, axis=-1), axis=0)
             gradient = transposed_times(K, -2 * tangent(U, target) * inverse @ W)
             scaled = (U * inverse)[:, 0, :]
-            bend = xp.sum(inverse**2) * xp.eye(W.shape[0], dtype=double) - scaled.T @ scaled
+            bend = xp.sum(inverse**2) * identity - scaled.T @ scaled
             free = inverse[:, 0, 0] ** 2 * xp.sum(W * W) - xp.sum((scaled @ W) ** 2, axis=1)
             free = free * min(W.shape[0] - 1, 1)  # one component cannot turn: 0 but for rounding
             trace = xp.sum(xp.sum(K * K, axis=1, dtype=double) * free)
@@ -216,9 +217,10 @@ def _product(
     """
     del block
     xp, W = array_namespace(*views), frozen.predictor.weight
-    at_and_along = np.concatenate([_predicted(A[..., None], W), _predicted(V, W)], axis=2)
-    shift = xp.asarray(frozen.offset @ W.T + frozen.predictor.bias, dtype=views[0].dtype)
-    total = xp.zeros((V.shape[0], V.shape[2], V.shape[1]), dtype=xp.float64)
+    at_and_along = xp.concat([_predicted(A[..., None], W), _predicted(V, W)], axis=2)
+    shift = xp.astype(frozen.offset @ W.T + frozen.predictor.bias, views[0].dtype, copy=False)
+    shape, here = (V.shape[0], V.shape[2], V.shape[1]), device(views[0])
+    total = xp.zeros(shape, dtype=xp.float64, device=here)
     flat = flat_columns(at_and_along, views[0])
     for rows in frozen.rows(views):
         for K in rows:
@@ -227,12 +229,13 @@ def _product(
             turned = tangent(U, both[:, 1:, :]) * inverse**2
             total += transposed_times(K, turned)
     turns = min(W.shape[0] - 1, 1)  # one component cannot turn: 0 but for rounding
-    return (total @ xp.asarray(W * turns, dtype=xp.float64),)
+    return (total @ xp.astype(W * turns, xp.float64, copy=False),)
 
 
 def _predicted(V: Array, W: Array) -> Array:
     """V W^T for V [landmark, component, column]."""
-    return np.moveaxis(np.moveaxis(V, -1, 0) @ W.T, 0, -1)
+    xp = array_namespace(V, W)
+    return xp.permute_dims(xp.permute_dims(V, (2, 0, 1)) @ W.T, (1, 2, 0))
 
 
 def _normal_equations(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
@@ -240,12 +243,12 @@ def _normal_equations(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> 
     del block
     xp = array_namespace(*views)
     h = frozen.start.shape[1]
-    gram = xp.zeros((h + 1, h + 1), dtype=xp.float64)
-    cross = xp.zeros((h + 1, h), dtype=xp.float64)
+    here: dict[str, Any] = {"dtype": xp.float64, "device": device(views[0])}
+    gram, cross = xp.zeros((h + 1, h + 1), **here), xp.zeros((h + 1, h), **here)
     for rows in frozen.rows(views):
         for K, target in zip(rows, frozen.targets(rows), strict=True):
             Z = xp.astype(frozen.embeddings(K, frozen.start[..., None])[:, 0, :], xp.float64)
-            extended = xp.concat([Z, xp.ones((Z.shape[0], 1), dtype=xp.float64)], axis=1)
+            extended = xp.concat([Z, xp.ones((Z.shape[0], 1), **here)], axis=1)
             gram = gram + extended.T @ extended
             cross = cross + extended.T @ xp.astype(target[:, 0, :], xp.float64)
     return gram, cross

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from krepes_ooc.algebra.objectives.base import tangent, unit_rows
 
@@ -80,7 +80,7 @@ def compare(Z: Any, temperature: float) -> Points:
     logits = U @ (U / temperature).T
     logits -= 1 / temperature
     W = xp.exp(logits)
-    W *= 1 - xp.eye(Z.shape[0], dtype=Z.dtype)
+    W *= 1 - xp.eye(Z.shape[0], dtype=Z.dtype, device=device(Z))
     total = xp.sum(W, axis=1, keepdims=True)
     matched = xp.vecdot(U, xp.roll(U, Z.shape[0] // 2, axis=0))
     loss = xp.sum(xp.log(total), dtype=xp.float64)
@@ -116,7 +116,8 @@ def curvature_trace(points: Points, gram: Any) -> Any:
     U, P, r = points.U, points.softmax, points.inverse
     G, m = U @ U.T, P @ U
     size = xp.sum(U * U, axis=1, keepdims=True)  # 1, or 0 for a point without direction
-    own = xp.sum(gram * xp.eye(U.shape[0], dtype=U.dtype), axis=1, keepdims=True) * r**2
+    diagonal = xp.eye(U.shape[0], dtype=U.dtype, device=device(U))
+    own = xp.sum(gram * diagonal, axis=1, keepdims=True) * r**2
     each = own * (size.T - G**2) + own.T * (size - G**2) + 2 * gram * (r * r.T) * (G**3 - G)
     mean_u, mean_G = xp.sum(m * U, axis=1, keepdims=True), m @ U.T
     alone = own * (xp.sum(m * m, axis=1, keepdims=True) - mean_u**2)

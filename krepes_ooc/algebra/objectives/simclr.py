@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from krepes_ooc.algebra.curvature import Array, view_pairs
 from krepes_ooc.algebra.objectives.base import (
@@ -136,7 +135,7 @@ class _Frozen:
 
     def shift(self, like: Any) -> Any:
         """The offset in the precision of an array."""
-        return array_namespace(like).asarray(self.offset, dtype=like.dtype)
+        return array_namespace(like).astype(self.offset, like.dtype, copy=False)
 
     def points(self, Z: list[Any], column: int) -> Iterator[tuple[int, int, Points]]:
         """The 2B points of one column for each pair of views."""
@@ -152,7 +151,7 @@ def _values(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any,
     """The summed loss of each column [column]."""
     xp = array_namespace(*views)
     columns = range(frozen.A.shape[2])
-    total = xp.zeros(len(columns), dtype=xp.float64)
+    total = xp.zeros(len(columns), dtype=xp.float64, device=device(views[0]))
     for batch in frozen.batches(views, block):
         Z = [frozen.embeddings(K) for K in batch]
         losses = [sum(points.loss for _, _, points in frozen.points(Z, c)) for c in columns]
@@ -163,8 +162,9 @@ def _values(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any,
 def _product(frozen: _Frozen, V: Array, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
     """N H V [landmark, column, component]."""
     xp = array_namespace(*views)
-    total = xp.zeros((V.shape[0], V.shape[2], V.shape[1]), dtype=xp.float64)
-    flat = flat_columns(np.concatenate([frozen.A, V], axis=2), views[0])
+    shape, here = (V.shape[0], V.shape[2], V.shape[1]), device(views[0])
+    total = xp.zeros(shape, dtype=xp.float64, device=here)
+    flat = flat_columns(xp.concat([frozen.A, V], axis=2), views[0])
     for batch in frozen.batches(views, block):
         both = [times_flat(K, flat, V.shape[1]) for K in batch]
         Z = [product[:, :1, :] + frozen.shift(product) for product in both]
@@ -186,9 +186,10 @@ def _linearise(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[A
     """N times: loss, gradient [landmark, 1, component], own-point curvature, tr(H)."""
     xp = array_namespace(*views)
     (landmarks, components, _), double = frozen.A.shape, xp.float64
-    value, trace = xp.zeros((), dtype=double), xp.zeros((), dtype=double)
-    gradient = xp.zeros((landmarks, 1, components), dtype=double)
-    bend = xp.zeros((components, components), dtype=double)
+    here: dict[str, Any] = {"dtype": double, "device": device(views[0])}
+    value, trace = xp.zeros((), **here), xp.zeros((), **here)
+    gradient = xp.zeros((landmarks, 1, components), **here)
+    bend = xp.zeros((components, components), **here)
     for batch in frozen.batches(views, block):
         # Once per linearisation: 1 - cos^2 of nearly equal points needs the longer mantissa.
         Z, size = [xp.astype(frozen.embeddings(K), double) for K in batch], batch[0].shape[0]
