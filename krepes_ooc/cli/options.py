@@ -161,12 +161,15 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this version cannot use.
+    """Refuse a device that this machine does not have, or that this version cannot use.
 
     Raises:
         UsageError: cuda was asked for.
     """
     if device == "cuda":
+        from krepes_ooc.engine.cuda import CupyProbe, check_usable
+
+        check_usable(CupyProbe())
         raise UsageError(
             "block kernels run on the CPU in this version",
             where="--device cuda",

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from krepes_ooc.blocks import format_bytes
 from krepes_ooc.engine import machine
+from krepes_ooc.engine.cuda import CupyProbe, check_usable
+from krepes_ooc.errors import UsageError
 
 LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "distributed", "xarray")
 OPTIONAL = {
@@ -57,16 +59,9 @@ def _write_rate(folder: Path) -> str:
 
 
 def _gpu() -> str:
-    """Whether CuPy finds a device on which a tiny product runs."""
+    """Whether an NVIDIA device can be used, or why not."""
     try:
-        import cupy
-    except ImportError:
-        return "none used: CuPy is not installed"
-    try:
-        if not cupy.cuda.is_available():
-            return "none found: no device or no driver"
-        one = cupy.ones((2, 2), dtype=cupy.float32)
-        value = float((one @ one)[0, 0])
-    except Exception as error:
-        return f"not usable: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    return "ready" if value == 2.0 else "gives wrong results"
+        check_usable(CupyProbe())
+    except UsageError as error:
+        return f"not usable: {error.what}"
+    return "ready"

@@ -136,7 +136,7 @@ OPTIONS = [
     (("--only", "kernl"), 2, "--only: no stage 'kernl'"),
     (("--only", "kernel"), 2, "reads features (missing), landmarks (missing)"),
     (("--only", "kernel", "--until", "kernel"), 2, "--only and --until exclude each other"),
-    (("--device", "cuda"), 2, "block kernels run on the CPU"),
+    (("--device", "cuda"), 2, "--device cuda: "),
     (("--wrkers", "2"), 2, "No such option"),
 ]
 
