@@ -235,7 +235,8 @@ def _product(
 def _predicted(V: Array, W: Array) -> Array:
     """V W^T for V [landmark, component, column]."""
     xp = array_namespace(V, W)
-    return xp.permute_dims(xp.permute_dims(V, (2, 0, 1)) @ W.T, (1, 2, 0))
+    turned: Array = xp.permute_dims(xp.permute_dims(V, (2, 0, 1)) @ W.T, (1, 2, 0))
+    return turned
 
 
 def _normal_equations(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
