@@ -6,10 +6,9 @@ The rows are Adult, bootstrapped with jitter: rows drawn with replacement, every
 twentieth of its standard deviation. They keep Adult's columns and dependencies and hold no new
 people, so this is a benchmark of the engine and no result about Adult.
 
-The floor of a stage is what its arithmetic and its bytes cost at rates measured in this process:
-forward and backward pass of the plain network for the rows, matrix products at the sgemm (dgemm
-where the stage works in float64) rate, stored bytes at the rates of memory and of this disk. Ratios
-are of CPU-seconds, which a busy machine does not stretch.
+Every stage stands beside its floor (benchmarks/floors.py) at rates measured before and after the
+run. Ratios are of CPU-seconds, which a busy machine does not stretch. A run can be made in several
+processes: ``--until landmarks``, then again with ``--resume``.
 """
 
 from __future__ import annotations
@@ -32,12 +31,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.floors import BATCH, floor_of, streamed_floor  # noqa: E402
 from krepes_ooc.engine.calibration import Rates, calibrate  # noqa: E402
 
 GROUP_ROWS = 2**15
 JITTER = 0.05
-BATCH = 256
-DOUBLE = ("spectrum", "newton", "influence", "fidelity", "alignment", "concepts", "report")
 
 
 def main() -> None:
@@ -47,37 +45,79 @@ def main() -> None:
     asked.out = asked.out or ROOT / "benchmarks/results" / name
     asked.folder.mkdir(parents=True, exist_ok=True)
     table = bootstrap(asked.adult, asked.folder / f"adult-{asked.samples}.parquet", asked.samples)
-    weights = pretrained(asked)
-    recipe, workspace = write_recipe(asked, table, weights)
-    before = calibrate(asked.folder)
-    plan = krepes("plan", recipe, workspace, asked, "--json")
-    begun, load = time.monotonic(), Path("/proc/loadavg").read_text().split()[0]
-    peak = follow(command("run", recipe, workspace, asked, "--quiet"))
-    wall = time.monotonic() - begun
-    rates = slower(before, calibrate(asked.folder))
-    rows = [measured(stage, workspace, asked, rates, plan) for stage in plan["stages"]]
-    found = {
-        "samples": asked.samples,
-        "landmarks": asked.landmarks,
-        "objective": asked.objective,
-        "features": asked.features,
-        "memory": asked.memory,
-        "workers": asked.workers,
-        "load_at_start": float(load),
-        "wall": wall,
-        "peak_anonymous": peak,
-        "rates": vars(rates),
-        "newton": newton_facts(workspace),
-        "stages": rows,
-        "whole": whole(rows),
-    }
+    recipe, workspace = write_recipe(asked, table, pretrained(asked))
+    notes = workspace.with_suffix(".parts.json")
+    parts = json.loads(notes.read_text()) if asked.resume and notes.exists() else []
+    parts.append(run_part(recipe, workspace, asked))
+    notes.write_text(json.dumps(parts))
+    if not all(seal(workspace, stage["stage"]).exists() for stage in parts[-1]["plan"]["stages"]):
+        print(f"left at {asked.until}; go on with --resume and without --until")
+        return
+    found = report(parts, workspace, asked)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
     print(table_of(found))
     print(f"written: {asked.out}")
     if not asked.keep:
         shutil.rmtree(workspace)
+        notes.unlink()
         table.unlink()
+
+
+def run_part(recipe: Path, workspace: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """Plan and run, to the end or to a stage: what one process took, and what was foretold."""
+    before = calibrate(asked.folder)
+    plan = krepes("plan", recipe, workspace, asked, "--json")
+    begun, load = time.monotonic(), float(Path("/proc/loadavg").read_text().split()[0])
+    until = ["--until", asked.until] if asked.until else []
+    peak = follow(command("run", recipe, workspace, asked, "--quiet", *until))
+    wall = time.monotonic() - begun
+    return {
+        "wall": wall,
+        "peak_anonymous": peak,
+        "load_at_start": load,
+        "rates": [vars(before), vars(calibrate(asked.folder))],
+        "plan": plan,
+    }
+
+
+def report(
+    parts: list[dict[str, Any]], workspace: Path, asked: argparse.Namespace
+) -> dict[str, Any]:
+    """Every stage beside its floor and the plan of the process that ran it."""
+    rates = mean([each for part in parts for each in part["rates"]])
+    shape, newton = parts[-1]["plan"]["shape"], newton_facts(workspace)
+    rows = []
+    for stages in zip(*(part["plan"]["stages"] for part in parts), strict=True):
+        planned = next(stage for stage in reversed(stages) if stage["state"] != "sealed")
+        rows.append(measured(planned, workspace, asked, rates, shape, newton))
+    return {
+        "samples": asked.samples,
+        "landmarks": asked.landmarks,
+        "objective": asked.objective,
+        "features": asked.features,
+        "memory": asked.memory,
+        "workers": asked.workers,
+        "processes": len(parts),
+        "load_at_start": max(part["load_at_start"] for part in parts),
+        "wall": sum(part["wall"] for part in parts),
+        "planned_wall": sum(row["planned_wall"] for row in rows),
+        "peak_anonymous": max(part["peak_anonymous"] for part in parts),
+        "rates": vars(rates),
+        "newton": newton,
+        "stages": rows,
+        "whole": whole(rows),
+    }
+
+
+def seal(workspace: Path, stage: str) -> Path:
+    """The file that says what a finished stage took."""
+    return workspace / ".krepes/stages" / stage / "seal.json"
+
+
+def mean(rates: list[dict[str, float]]) -> Rates:
+    """Mean of several calibrations, before and after every process."""
+    return Rates(**{key: sum(each[key] for each in rates) / len(rates) for key in rates[0]})
 
 
 def bootstrap(adult: Path, target: Path, samples: int, seed: int = 0) -> Path:
@@ -213,82 +253,32 @@ def anonymous(pid: int) -> int:
 
 
 def measured(
-    stage: dict[str, Any], workspace: Path, asked: argparse.Namespace, rates: Rates, plan: Any
+    stage: dict[str, Any],
+    workspace: Path,
+    asked: argparse.Namespace,
+    rates: Rates,
+    shape: dict[str, int],
+    newton: dict[str, Any],
 ) -> dict[str, Any]:
     """One row: what the seal says beside the floor and the plan."""
     name = stage["stage"]
-    seal = json.loads((workspace / ".krepes/stages" / name / "seal.json").read_bytes())["body"]
-    floor = floor_of(stage, asked, rates, plan["shape"])
+    sealed = json.loads(seal(workspace, name).read_bytes())["body"]
+    floor = floor_of(stage, asked.hidden, rates, shape)
     if name == "newton":
-        floor = streamed_floor(newton_facts(workspace), rates, plan["shape"]) or floor
-    cpu = seal["cpu_seconds"]
+        floor = streamed_floor(newton, rates, shape) or floor
+    cpu = sealed["cpu_seconds"]
     return {
         "stage": name,
-        "wall": seal["seconds"],
+        "wall": sealed["seconds"],
+        "planned_wall": stage["seconds"],
         "cpu_seconds": cpu,
         "floor": floor,
         "ratio": cpu / floor if floor else None,
-        "anonymous_peak": seal["anonymous_peak"],
+        "anonymous_peak": sealed["anonymous_peak"],
         "planned_peak": stage["memory_bytes"],
-        "bytes": seal["bytes"],
+        "bytes": sealed["bytes"],
         "planned_bytes": stage["disk_bytes"],
     }
-
-
-def floor_of(
-    stage: dict[str, Any], asked: argparse.Namespace, rates: Rates, shape: dict[str, int]
-) -> float:
-    """CPU-seconds that the stage cannot go below at the measured rates."""
-    name, n, views = stage["stage"], shape["n_samples"], shape["n_views"]
-    m, width, size = shape["n_landmarks"], shape["n_features"], shape["kernel_itemsize"]
-    flops, read = stage["flops"], 0.0
-    network = 0.0
-    if name == "features":
-        flops = 2.0 * n * views * shape["n_moments"]
-        network = n * views * network_seconds(asked)
-    elif name == "audited":
-        flops, network = 0.0, shape["n_audited"] * network_seconds(asked)
-    elif name == "landmarks":
-        read = 6.0 * 2 * n * width
-    elif name == "kernel":
-        read = 2.0 * n * views * width
-    elif name == "moments":
-        flops, read = 4.0 * n * m * m, float(size) * n * views * m
-    rate = rates.double if name in DOUBLE else rates.single
-    return flops / rate + network + read / rates.read + stage["disk_bytes"] / rates.write
-
-
-def streamed_floor(newton: dict[str, Any], rates: Rates, shape: dict[str, int]) -> float | None:
-    """CPU-seconds of the products that a streamed objective needed; None if it needed no pass.
-
-    The plan counts as many as the solver may take; the floor those that it took, at 8 n m h each
-    for two views, and one read of the kernel for each pass.
-    """
-    if not newton["passes"]:
-        return None
-    n, m, views = shape["n_samples"], shape["n_landmarks"], shape["n_views"]
-    flops = 4.0 * views * n * m * shape["n_components"] * newton["products"]
-    read = float(newton["passes"]) * shape["kernel_itemsize"] * n * m * views
-    return flops / rates.single + read / rates.read
-
-
-def network_seconds(asked: argparse.Namespace) -> float:
-    """CPU-seconds of one forward and backward pass of the plain network, for one row."""
-    import torch
-
-    from krepes_ooc.engine.calibration import fastest
-    from krepes_ooc.network.zoo import mlp
-
-    torch.set_num_threads(1)
-    network = mlp(inputs=107, hidden=list(asked.hidden), outputs=64)
-    rows = torch.randn(BATCH, 107)
-    return fastest(lambda: network(rows).sum().backward(), 20) / BATCH
-
-
-def slower(first: Rates, second: Rates) -> Rates:
-    """Mean of two calibrations, before and after the run."""
-    both = {key: (value + vars(second)[key]) / 2 for key, value in vars(first).items()}
-    return Rates(**both)
 
 
 def newton_facts(workspace: Path) -> dict[str, Any]:
@@ -332,6 +322,11 @@ def table_of(found: dict[str, Any]) -> str:
         f"{total['ratio']:>7.2f}{found['peak_anonymous'] / 2**20:>10.0f}{'':>10}"
         f"{total['bytes'] / 1e9:>8.2f}"
     )
+    error = found["planned_wall"] / found["wall"] - 1
+    lines.append(
+        f"wall: {found['wall']:.0f} s, planned {found['planned_wall']:.0f} s ({error:+.0%}); "
+        f"{found['processes']} processes, load at start {found['load_at_start']:.1f}"
+    )
     return "\n".join(lines)
 
 
@@ -353,6 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="recipe and workspace; objectives may share one")
     parser.add_argument("--keep", action="store_true", help="keep the workspace")
     parser.add_argument("--resume", action="store_true", help="go on in an existing workspace")
+    parser.add_argument("--until", help="stop after this stage; go on with --resume")
     return parser
 
 
