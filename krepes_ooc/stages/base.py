@@ -27,9 +27,9 @@ from krepes_ooc.storage.records import Files, StageRecord
 from krepes_ooc.storage.workspace import Workspace
 
 # Thread stacks, journals and what the allocator keeps; measured in a fresh process per stage.
-SLACK_BYTES = 24 * 2**20
-# The part of torch that differentiates: it loads with the first network.
-NETWORK_BYTES = 64 * 2**20
+SLACK_BYTES = 32 * 2**20
+LEFT_BYTES = 24 * 2**20  # what the stages before leave in the process, measured up to a million
+NETWORK_BYTES = 64 * 2**20  # the part of torch that differentiates: it loads with a network
 LEARNING_BYTES = 32 * 2**20  # scikit-learn
 
 
@@ -286,7 +286,7 @@ def cost_of(
     process count as well.
     """
     cost, loaded = stage.predict(shape, settings), [*before, stage]
-    held = cost.need.fixed + SLACK_BYTES
+    held = cost.need.fixed + SLACK_BYTES + (LEFT_BYTES if len(loaded) > 1 else 0)
     reads = {name for each in loaded for name in each.reads}
     reads |= {"source", "network"} if cost.network else set()
     held += inputs.source.resident_bytes if "source" in reads else 0

@@ -169,16 +169,21 @@ def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
     check_settings(settings, shape.n_views, shape.n_components, shape.plan.block_rows)
     m, h, views, columns = shape.n_landmarks, shape.n_components, shape.n_views, len(settings.swept)
     sketch = min(settings.rank, m * h) if settings.preconditioner == "nystrom" else 0
-    held = 8 * m * m * (views**2 + 4) + 8 * m * h * (12 * columns + 5 * sketch + 16)
+    # The moments; one of them, its eigenvectors and LAPACK's workspace; iterates of every damping.
+    held = 8 * m * m * (views**2 + 6) + 8 * m * h * (12 * columns + 5 * sketch + 16)
     disk = 8 * m * h * (8 * columns + sketch + 4)
     if not objectives.is_moment(settings.objective):
         columns = max(columns, min(sketch, SKETCH_BYTES // (8 * m * h)))
-        sums = 8 * m * h * columns * 4
+        held += 8 * m * h * columns * 8  # sums of shards on their way through the tree
+        # Directions, their copy for the product, the sums of a sub-block, a block and a shard.
+        sums = 8 * m * h * columns * 8
         flops = 8.0 * shape.plan.n_samples * m * h * views * columns * 20
         return Cost(20, disk, Need(held, sums + _working_bytes(shape, settings, columns)), flops)
     rows = h * h * views * (views - 1) // 2
-    direct = 32 * rows * (rows + m)
-    exact = direct <= settings.direct_bytes and settings.objective == "barlow-twins"
+    exact = 32 * rows * (rows + m) <= settings.direct_bytes
+    exact = exact and settings.objective == "barlow-twins"
+    # The rows are gone when J J^T is decomposed: it, its copy, LAPACK's workspace, the vectors.
+    direct = 8 * rows * max(5 * rows, rows + 6 * m)
     flops = 8.0 * h**3 * m + 9.0 * rows**3 if exact else 2.0 * m * m * h * columns * 50
     return Cost(1, disk, Need(held + (direct if exact else 0)), flops, double=True)
 
