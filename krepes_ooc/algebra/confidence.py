@@ -64,13 +64,33 @@ def vote_shares(
         if without is not None:
             sample, rank = np.nonzero(without[rows] >= 0)
             cosine[sample, without[rows][sample, rank]] = -np.inf
-        nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :neighbours]
+        cosine[np.isnan(cosine)] = -np.inf
+        nearest = largest(cosine, neighbours)
         near = np.take_along_axis(cosine, nearest, axis=1)
         if not near.size or not np.isfinite(near[:, 0]).all():
             raise undefined("the neighbour vote", "at least one voting row for every sample")
         weight = np.exp((near - near[:, :1]) / temperature)
         shares[rows] = np.einsum("tk,tkc->tc", weight, members[nearest])
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def largest(score: Float, k: int) -> Index:
+    """Positions of the k largest of every row [row, rank], ties by position, without a full sort.
+
+    Args:
+        score: free of NaN [row, column].
+        k: all columns if there are fewer.
+    """
+    k = min(k, score.shape[1])
+    if k == 0:
+        return np.empty((len(score), 0), dtype=np.int64)
+    smallest = -score
+    kth = np.partition(smallest, k - 1, axis=1)[:, k - 1 : k]
+    beyond, equal = smallest < kth, smallest == kth
+    room = k - beyond.sum(axis=1, keepdims=True)
+    chosen = np.nonzero(beyond | (equal & (equal.cumsum(axis=1) <= room)))[1].reshape(-1, k)
+    order = np.argsort(np.take_along_axis(smallest, chosen, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, axis=1)
 
 
 def confidence_drop(before: Float, after: Float) -> Float:

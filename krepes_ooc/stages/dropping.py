@@ -16,6 +16,7 @@ import numpy.typing as npt
 from krepes_ooc.algebra.confidence import (
     confidence_drop,
     drop_ratio,
+    largest,
     mean_interval,
     random_landmarks,
     refit_inverse,
@@ -142,8 +143,7 @@ class Removal:
         return self._mean(self._by_size(size)) / random if random > 0 else None
 
     def _by_size(self, size: Float) -> Index:
-        order = np.argsort(-size, axis=1, kind="stable")
-        return order[:, : self.top.shape[1]]
+        return largest(size, self.top.shape[1])
 
     def _refit(self, removed: Index) -> Float:
         left = refit_without(

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from krepes_ooc.algebra import confidence
 from krepes_ooc.errors import StageFailed
@@ -125,3 +128,16 @@ def test_the_mean_interval_is_that_of_a_mean() -> None:
         (values.mean() - half, values.mean() + half), abs=0.2 * half
     )
     assert found == confidence.mean_interval(values, seed=0)
+
+
+@given(
+    score=arrays(
+        np.float64,
+        st.tuples(st.integers(1, 6), st.integers(0, 9)),
+        elements=st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]),
+    ),
+    k=st.integers(0, 12),
+)
+def test_the_largest_are_those_of_a_stable_sort(score: np.ndarray, k: int) -> None:
+    whole = np.argsort(-score, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(confidence.largest(score, k), whole)
