@@ -66,8 +66,8 @@ def _open_again(record: StageRecord, damage: Sequence[Damage]) -> None:
     if any(file.name == DOCUMENT for file in files):
         record.reset()
     for file in files:
-        # Damaged lines of a journal, whose path is absolute, are passed over by whoever reads it.
-        # A file goes before the seal: a kill in between leaves damage that is found again.
+        # Paths of records are absolute: those are mended when the stage is unsealed. A file goes
+        # before that: a kill in between leaves damage that is found again.
         if not file.is_absolute():
             (record.base / file).unlink(missing_ok=True)
-    (record.folder / "seal.json").unlink(missing_ok=True)
+    record.unseal()

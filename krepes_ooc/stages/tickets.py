@@ -20,6 +20,7 @@ from krepes_ooc.stages.inputs import AuditInputs
 from krepes_ooc.storage.contracts import load_contract
 from krepes_ooc.storage.files import to_json
 from krepes_ooc.storage.records import StageRecord
+from krepes_ooc.storage.verify import document_damage
 from krepes_ooc.storage.workspace import Workspace
 
 Ticket = dict[str, Any]
@@ -124,7 +125,7 @@ class TicketOffice:
         """
         record = self.record(stage)
         try:
-            begun, sealed = record.begun(), record.seal() is not None
+            begun, seal = record.begun(), record.seal()
         except DamageError as error:
             return StageState(stage, "damaged", why=(f"{error.where}: {error.what}",))
         ticket = self.ticket(stage, digests)
@@ -140,7 +141,9 @@ class TicketOffice:
             waits = tuple(n for n in after if not (digests.get(n) or n in changed))
             after = tuple(name for name in after if name not in waits)
             return StageState(stage, "stale", why=why, after=after, waits=waits)
-        if sealed:
+        if seal is not None:
+            if harmed := document_damage(record, seal):
+                return StageState(stage, "damaged", why=(harmed,))
             return StageState(stage, "sealed", digest)
         total = int(begun.get("units", 0))
         return StageState(stage, "begun", digest, min(units_on_disk(record), total), total)

@@ -20,6 +20,7 @@ from krepes_ooc.storage.files import (
     sign_json,
     sync_path,
     unreadable,
+    write_atomic,
 )
 
 COMMIT_SECONDS = 1.0
@@ -135,6 +136,14 @@ def read_journal(path: Path) -> tuple[list[Unit], int]:
             # The second case is a whole line whose end was changed: a torn one is shorter.
             damaged += 1
     return units, damaged
+
+
+def mend_journal(path: Path, temp: Path) -> None:
+    """Take damaged lines out of a journal: their units are computed again and written anew."""
+    lines = list(_lines(path))
+    whole = [line for line in lines if _parse(line) is not None]
+    if whole != lines:
+        write_atomic(path, b"".join(whole), temp, sync=True)
 
 
 def _parse(line: bytes) -> Unit | None:

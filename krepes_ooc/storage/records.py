@@ -24,7 +24,8 @@ from krepes_ooc.storage.files import (
     sync_path,
     write_atomic,
 )
-from krepes_ooc.storage.journal import Journal, Unit, read_journal
+from krepes_ooc.storage.journal import Journal, Unit, mend_journal, read_journal
+from krepes_ooc.storage.register import list_sealed, strike
 
 _SYNC_THREADS = 16  # the disk flushes what many ask for at once in one go: 20 times faster
 
@@ -116,6 +117,7 @@ class StageRecord:
                 self._park_store()
             else:
                 discard(self.store, self.temp)
+        strike(self.private, self.name)
         discard(self.folder, self.temp)
         write_atomic(self.folder / "begun.json", sign_json(record), self.temp, sync=True)
 
@@ -177,6 +179,7 @@ class StageRecord:
             **facts,
         }
         write_atomic(self.folder / "seal.json", sign_json(manifest), self.temp, sync=True)
+        list_sealed(self.private, self.name)
         self.tidy()
 
     def tidy(self) -> None:
@@ -195,6 +198,7 @@ class StageRecord:
                 discard(self.store, self.temp)
             discard(self.folder, self.temp)
             return
+        strike(self.private, self.name)
         discard(self.parked, self.temp)
         with disk_errors(self.parked):
             self.parked.mkdir(parents=True)
@@ -202,6 +206,13 @@ class StageRecord:
                 self.folder.rename(self.parked / "record")
             if self.store is not None and os.path.lexists(self.store):
                 self._park_store()
+
+    def unseal(self) -> None:
+        """Open a sealed stage again: what its journals rightly say stays on record."""
+        for path in self.journals:
+            mend_journal(path, self.temp)
+        strike(self.private, self.name)
+        (self.folder / "seal.json").unlink(missing_ok=True)
 
     def reset(self) -> None:
         """Drop an unsealed store that cannot be resumed block by block; partials stay."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,12 @@ from krepes_ooc.storage.checks import is_inside, what_is_wrong
 from krepes_ooc.storage.files import Files, read_bytes, read_signed_file
 from krepes_ooc.storage.metadata import DOCUMENT, read_document, root_document, to_bytes
 from krepes_ooc.storage.records import StageRecord
+from krepes_ooc.storage.register import NAME as REGISTER
+from krepes_ooc.storage.register import sealed_stages
 
 WORKSPACE = "workspace"
 _READ_THREADS = 4
+_OTHER_FORM = "the manifest has another form"
 
 
 @dataclass(frozen=True)
@@ -109,19 +112,37 @@ def _expected_files(record: StageRecord) -> tuple[Files | None, list[Damage]]:
     try:
         files, journals = _files(seal["files"]), _files(seal["journals"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        what = "the manifest has another form"
-        return {}, [*damage, Damage(record.name, str(record.folder / "seal.json"), what)]
+        damage.append(Damage(record.name, str(record.folder / "seal.json"), _OTHER_FORM))
+        return {}, damage
     for name, (size, crc) in journals.items():
         if what := what_is_wrong(record.folder / name, size, crc, suffixed=False):
             damage.append(Damage(record.name, str(record.folder / name), what))
     return files, damage + _strangers(record, set(files))
 
 
+def document_damage(record: StageRecord, seal: Mapping[str, Any]) -> str:
+    """The first document of a sealed store that is not what was written, in words; or nothing.
+
+    The documents say of what shape the values are and where they lie. They are short, so every run
+    looks at those of all sealed stores before it uses one.
+    """
+    try:
+        files = _files({k: v for k, v in seal["files"].items() if Path(k).name == DOCUMENT})
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return f"{record.folder / 'seal.json'}: {_OTHER_FORM}"
+    for key, (size, crc) in files.items():
+        if what := what_is_wrong(record.base / key, size, crc, suffixed=False):
+            return f"{record.base / key}: {what}"
+    return ""
+
+
 def _lost_seal(record: StageRecord) -> list[Damage]:
-    """The seal that must have been there, because another stage was made of what it sealed."""
+    """The seal that must have been there: it is listed, or another stage was made of it."""
     path = record.folder / "seal.json"
     if path.exists() or (record.parked / "record").exists():
         return []
+    if record.name in sealed_stages(record.private):
+        return [Damage(record.name, str(path), "missing, though the stage was sealed")]
     ours = _quietly(record.folder / "begun.json")
     for other in sorted(record.folder.parent.glob("*/seal.json")):
         made_of = (_quietly(other) or {}).get("inputs")
@@ -195,7 +216,7 @@ def workspace_damage(
 
 
 def _check_owner(private: Path) -> None:
-    path = private / "recipe.json"
+    path = private / REGISTER
     if read_signed_file(path) is None and any((private / "stages").glob("*/begun.json")):
         raise DamageError("missing", where=str(path))
 

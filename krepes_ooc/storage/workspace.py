@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.storage.checks import confine
 from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
-from krepes_ooc.storage.files import (
-    disk_errors,
-    read_signed_file,
-    sign_json,
-    write_atomic,
-)
+from krepes_ooc.storage.files import disk_errors
 from krepes_ooc.storage.lock import WorkspaceLock
 from krepes_ooc.storage.metadata import DOCUMENT, FORMAT, read_document, write_root
 from krepes_ooc.storage.reader import StoreReader
 from krepes_ooc.storage.records import StageRecord, remove
+from krepes_ooc.storage.register import list_sealed, read_register, write_register
 from krepes_ooc.storage.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -101,9 +97,8 @@ class Workspace:
             self.claim(recipe)
 
     def claim(self, recipe: str) -> None:
-        """Write down which recipe the workspace belongs to."""
-        record = sign_json({"recipe": recipe, "format": FORMAT})
-        write_atomic(self.private / "recipe.json", record, self.private / "temp", sync=True)
+        """Write down which recipe the workspace belongs to, and what is sealed in it."""
+        write_register(self.private, recipe, FORMAT, self._sealed())
 
     def recipe(self) -> str | None:
         """Name of the recipe that wrote the workspace.
@@ -111,7 +106,7 @@ class Workspace:
         Raises:
             DamageError: the record is there, but not what was written.
         """
-        record = read_signed_file(self.private / "recipe.json")
+        record = read_register(self.private)
         return None if record is None else str(record.get("recipe"))
 
     def lock(self, lost: Callable[[], None] = lambda: None) -> WorkspaceLock:
@@ -123,7 +118,7 @@ class Workspace:
         return WorkspaceLock(self.private / "lock", lost)
 
     def sweep(self) -> None:
-        """Remove what killed processes left behind; only under the lock."""
+        """Remove what killed processes left behind, list what they sealed; only under the lock."""
         with disk_errors(self.private):
             for leftover in (self.private / "temp").iterdir():
                 remove(leftover)
@@ -131,6 +126,7 @@ class Workspace:
             record = self.record(folder.name, None)
             if (record.parked.exists() or record.partials.exists()) and record.is_sealed():
                 record.tidy()
+        list_sealed(self.private, *self._sealed())
 
     def record(self, stage: str, store: str | None, owner: str = "") -> StageRecord:
         """The record of one stage.
@@ -174,6 +170,11 @@ class Workspace:
         """
         write_root(self.audit, self.private / "temp")
 
+    def _sealed(self) -> list[str]:
+        """Stages with a whole seal."""
+        folders = (self.private / "stages").glob("*")
+        return [f.name for f in folders if self.record(f.name, None).is_sealed()]
+
     def _store(self, store: str) -> Path:
         return confine(self.audit / store, self.root)
 
@@ -195,7 +196,7 @@ class Workspace:
         """
         harmed = any((self.private / "stages").glob("*/begun.json"))
         try:
-            if record := read_signed_file(self.private / "recipe.json"):
+            if record := read_register(self.private):
                 return _known(record.get("format"))
         except DamageError:
             harmed = True

@@ -30,9 +30,9 @@ from tests import small
 from tests.crash.compare import differences
 
 BATCH = 24
-# Without its last seal a workspace is one that was stopped before its end, and every run writes the
-# text of its recipe anew: deleting these is no damage.
-MAY_BE_ABSENT = (".krepes/stages/report/seal.json", ".krepes/recipe-text.json")
+# Every run writes the text of its recipe anew: deleting it is no damage.
+MAY_BE_ABSENT = (".krepes/recipe-text.json",)
+REGISTER = ".krepes/recipe.json"
 Harm = Callable[[Path, random.Random], str]
 
 
@@ -136,7 +136,8 @@ def plan(
     """Batches of files with what is done to them.
 
     A file is harmed once in a batch, and where the record of a stage is harmed nothing else of that
-    stage is, because the record says what belongs to it.
+    stage is, because the record says what belongs to it. For the same reason no seal is deleted in
+    a batch in which the register of the workspace, which lists the seals, is harmed.
     """
     todo = [harm for harm, count in harms.items() for _ in range(count)]
     draw.shuffle(todo)
@@ -148,10 +149,14 @@ def plan(
                 break
             turns = turns or draw.sample(files, len(files))
             file = turns.pop(0)
+            deletes = {name for name, harm in batch.items() if harm is delete}
+            deletes |= {file} if todo[-1] is delete else set()
+            lists = REGISTER in (file, *batch) and any("seal.json" in name for name in deletes)
             others = {other for other in batch if owner(other) == owner(file) is not None}
             alone = any("/stages/" in name for name in (file, *others))
             if (
                 file in batch
+                or lists
                 or (others and alone)
                 or (file in MAY_BE_ABSENT and todo[-1] is delete)
             ):

@@ -112,6 +112,39 @@ def test_damaged_journal(workspace: Path, sealed: Path) -> None:
     assert verify_workspace(workspace).damage == ()
 
 
+@pytest.mark.parametrize("stage", ["alignment", "report", "features"])
+def test_lost_seal(workspace: Path, sealed: Path, stage: str) -> None:
+    """Of a stage that others read, and of one that nothing depends on."""
+    seal = workspace / ".krepes/stages" / stage / "seal.json"
+    seal.unlink()
+    (damage,) = verify_workspace(workspace).damage
+    assert (damage.stage, damage.file) == (stage, str(seal))
+    assert run(small.recipe(), workspace, Options(repair=True)).ran == [stage]
+    assert verify_workspace(workspace).damage == ()
+    assert differences(sealed, workspace) == []
+    assert small.seals(workspace) == small.seals(sealed)
+
+
+def test_mended_journal_is_not_named_again(workspace: Path) -> None:
+    """What was harmed and repaired is whole when the seal, which vouches for it, is harmed."""
+    flip(workspace / ".krepes/stages/kernel/journal-0000.jsonl")
+    run(small.recipe(), workspace, Options(repair=True))
+    flip(workspace / ".krepes/stages/kernel/seal.json")
+    (damage,) = verify_workspace(workspace).damage
+    assert damage.file == str(workspace / ".krepes/stages/kernel/seal.json")
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, zero, delete])
+def test_run_refuses_harmed_documents(workspace: Path, harm: Callable[[Path], None]) -> None:
+    """Every run looks at the documents of sealed stores, though it would compute nothing."""
+    document = workspace / "audit.zarr/kernel/values/zarr.json"
+    harm(document)
+    with pytest.raises(DamageError, match="krepes run --repair") as caught:
+        run(small.recipe(), workspace)
+    assert str(document) in str(caught.value)
+    assert run(small.recipe(), workspace, Options(repair=True)).ran == ["kernel"]
+
+
 @pytest.mark.parametrize("harm", [flip, truncate, zero])
 @pytest.mark.parametrize("file", [".krepes/recipe.json", ".krepes/recipe-text.json"])
 def test_damaged_record_of_the_workspace(
