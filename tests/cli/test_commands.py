@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from krepes_ooc.cli import main
+from krepes_ooc.storage.checks import measure
+from krepes_ooc.storage.files import sign_json
 from tests import small
 
 RUN = {
@@ -173,6 +175,10 @@ def test_strict(capsys: Any, sealed: Path, tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     document["attributes"]["trusted"] = False
     path.write_text(json.dumps(document))
+    seal = tmp_path / "w/.krepes/stages/newton/seal.json"
+    manifest = json.loads(seal.read_bytes())["body"]
+    manifest["files"]["zarr.json"] = measure(path)
+    seal.write_bytes(sign_json(manifest))
     outcome = small.krepes(capsys, *small.arguments(tmp_path / "w", "--strict", "--quiet"))
     assert outcome.code == 1
     assert "the Newton step is not trusted" in outcome.line
