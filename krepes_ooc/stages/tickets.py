@@ -143,7 +143,8 @@ class TicketOffice:
             return StageState(stage, "stale", why=why, after=after, waits=waits)
         if seal is not None:
             if harmed := document_damage(record, seal):
-                return StageState(stage, "damaged", why=(harmed,))
+                # What was made of it stays valid: a repair brings the same bits back.
+                return StageState(stage, "damaged", digest, why=(harmed,))
             return StageState(stage, "sealed", digest)
         total = int(begun.get("units", 0))
         return StageState(stage, "begun", digest, min(units_on_disk(record), total), total)
