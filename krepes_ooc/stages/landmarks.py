@@ -26,7 +26,8 @@ from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
-MIN_AUTO = 256
+# Measured on digits and Adult: docs/results.md.
+MIN_AUTO = 1000
 SAMPLERS: dict[str, type[KmeansParallel | KmeansPlusPlus | Leverage]] = {
     "kmeans-parallel": KmeansParallel,
     "kmeans++": KmeansPlusPlus,
@@ -44,7 +45,7 @@ class LandmarksSettings:
         "kmeans-parallel", about="how the landmarks are chosen"
     )
     count: int | Literal["auto"] = setting(
-        "auto", about="number of landmarks; auto: max(256, sqrt(n)), at most n / 2", minimum=1
+        "auto", about="number of landmarks; auto: max(1000, sqrt(n)), at most n / 2", minimum=1
     )
     rounds: int = setting(5, about="passes of kmeans-parallel that draw candidates", minimum=1)
     oversampling: float = setting(0.5, about="candidates per round over landmarks", above=0)
@@ -168,7 +169,7 @@ def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
 
 STAGE = Stage(
     name="landmarks",
-    version=2,
+    version=3,
     reads=("features", "source", "labels", "network"),
     store="landmarks",
     settings=LandmarksSettings,

@@ -22,7 +22,8 @@ from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.reader import StoreReader
 
-AUTO_COMPONENTS = 64
+# Measured on digits and Adult: docs/results.md.
+AUTO_COMPONENTS = 32
 DENSE_LANDMARKS = 4096
 Float = npt.NDArray[np.float64]
 
@@ -33,7 +34,7 @@ class SpectrumSettings:
 
     components: int | Literal["auto"] = setting(
         "auto",
-        about="components h; auto: the network's outputs, at most 64 and the usable rank",
+        about="components h; auto: the network's outputs, at most 32 and the usable rank",
         minimum=1,
     )
     solver: Literal["auto", "dense", "subspace"] = setting(
@@ -217,7 +218,7 @@ def predict(shape: AuditShape, settings: SpectrumSettings) -> Cost:
 
 STAGE = Stage(
     name="spectrum",
-    version=2,
+    version=3,
     reads=("features", "kernel", "moments"),
     store="spectrum",
     settings=SpectrumSettings,
