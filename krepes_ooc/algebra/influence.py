@@ -216,6 +216,24 @@ def top_k(score: Array, k: int, first_landmark: int = 0) -> tuple[Array, Array]:
     return order + first_landmark, xp.take_along_axis(score, order, axis=1)
 
 
+def repelling(signed: Array, count: int) -> tuple[Array, Array]:
+    """Landmarks [audited, repelled] that push most, strongest first, and their signed values.
+
+    Ties go to the lower landmark index. Where fewer than ``count`` values are below 0, the places
+    left hold landmark -1 and value 0: nothing pushes there.
+
+    Args:
+        signed: of ``attraction`` [audited, landmark].
+        count: places for every audited sample.
+    """
+    xp = array_namespace(signed)
+    order = xp.argsort(signed, axis=1, stable=True)[:, : min(count, signed.shape[1])]
+    value = xp.take_along_axis(signed, order, axis=1)
+    pushes = value < 0
+    landmark = xp.where(pushes, order, xp.full_like(order, -1))
+    return landmark, xp.where(pushes, value, xp.zeros_like(value))
+
+
 def merge_top_k(
     left: tuple[Array, Array], right: tuple[Array, Array], k: int
 ) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from krepes_ooc.report import Explained
 
 SHOWN_LANDMARKS = 5
-NARROW, MOST_IN_TABLE = 16, 6
+NARROW, MOST_RANKED, MOST_REPELLING = 16, 5, 1
 
 
 @click.command(short_help="Say which landmarks hold one sample.")
@@ -90,19 +90,25 @@ def _document(one: Explained) -> dict[str, Any]:
 
 def _show(one: Explained) -> None:
     from krepes_ooc.cli.pictures import print_pictures
+    from krepes_ooc.report.links import NOTHING_REPELS
 
     for warning in one.audit.warnings:
         click.echo(f"take care: {warning}")
     record = one.record()
     named = f" ({record['class']})" if record["class"] else ""
     told = f"{record['attract']} attract, {record['repel']} repel"
+    if one.pushed:
+        told += f", {len(one.pushed)} more push it away"
     if record["same_class"] is not None:
-        told += f", {record['same_class']} of {record['ranked']} share its class"
+        told += f", {record['same_class']} of {record['ranked']} ranked share its class"
     click.echo(f"sample {record['name']}{named}: {told}")
     if sys.stdout.isatty():
         print_pictures(one)
     columns = ("rank", "", "score", "pull", "kernel", "class", "landmark")
-    print_table("", columns, [_line(link) for link in record["landmarks"]])
+    shown = [*record["landmarks"], *(record["repelling"] or ())]
+    print_table("", columns, [_line(link) for link in shown])
+    if one.nothing_repels:
+        click.echo(NOTHING_REPELS.lower().rstrip("."))
     if one.agrees is not None:
         _show_columns(one)
 
@@ -112,7 +118,7 @@ def _line(link: dict[str, Any]) -> tuple[Any, ...]:
     numbers = [
         "-" if link[name] is None else f"{link[name]:.3g}" for name in ("score", "signed", "kernel")
     ]
-    return (link["rank"], sign, *numbers, link["class"] or "", link["name"])
+    return (link["rank"] or "-", sign, *numbers, link["class"] or "", link["name"])
 
 
 def _show_columns(one: Explained) -> None:
@@ -124,9 +130,9 @@ def _show_columns(one: Explained) -> None:
     assert mine is not None
     assert theirs is not None
     assert agrees is not None
-    links = list(enumerate(one.links))[:MOST_IN_TABLE]
+    links = one.beside(MOST_RANKED, MOST_REPELLING)
     signs = {"attract": "+", "repel": "-", "neutral": ""}
-    head = ["column", "sample", *(f"{signs[link.kind]}{link.rank}" for _, link in links)]
+    head = ["column", "sample", *(f"{signs[link.kind]}{link.rank or ''}" for _, link in links)]
     rows = []
     for c, column in enumerate(one.audit.columns):
         cells = [

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from krepes_ooc.report import Explained
 
-SIDE, MOST = 16, 5
+SIDE, MOST_RANKED, MOST_REPELLING = 16, 4, 1
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -37,8 +37,8 @@ def print_pictures(one: Explained, console: Console | None = None) -> None:
         return
     signs = {"attract": "+", "repel": "-", "neutral": ""}
     tiles: list[Any] = [Group(half_blocks(mine[one.row]), Text("the sample", style="bold"))]
-    for link in one.links[:MOST]:
-        words = f"{signs[link.kind]}{link.rank} {one.others.class_name(link.row)}".strip()
+    for _, link in one.beside(MOST_RANKED, MOST_REPELLING):
+        words = f"{signs[link.kind]}{link.rank or ''} {one.others.class_name(link.row)}".strip()
         tiles.append(Group(half_blocks(theirs[link.row]), Text(words)))
     console.print(Columns(tiles, padding=(0, 2)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from krepes_ooc.report.charts import bar
 from krepes_ooc.report.data import AuditData
 from krepes_ooc.report.deck import deck_of, with_pictures
 from krepes_ooc.report.explained import Explained, explain_rows
+from krepes_ooc.report.links import NOTHING_REPELS
 from krepes_ooc.report.markup import MINUS, Child, Markup, element, join, number
 from krepes_ooc.report.panel import Panel, absent
 from krepes_ooc.report.portrait import class_name
@@ -67,7 +69,7 @@ def search_form(audit: AuditData, deck: dict[str, Any]) -> Markup:
     """Search over all audited samples; hidden where no script runs."""
     codes = sorted({sample["label"] for sample in deck["samples"]} - {-1})
     labels = [(str(code), class_name(code, audit.classes)) for code in codes]
-    pulls = [("attract", "with attracting landmarks"), ("repel", "with repelling landmarks")]
+    pulls = [("attract", "attracting ones ranked"), ("repel", "repelling ones ranked")]
     columns = [(str(c), column.name) for c, column in enumerate(audit.columns)]
     return element(
         "form",
@@ -102,7 +104,7 @@ def _select(name: str, empty: str, options: list[tuple[str, str]]) -> Markup:
 def _card(one: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
     figures, anchor = one.record(), f"sample-{one.row}"
     title = element("h3", one.person.caption(one.row), id=anchor)
-    told = _told(len(one.links), one.same_class, one.counts)
+    told = _told(one)
     picture = one.person.picture(one.row)
     if picture is None and one.agrees is not None:
         head = join(title, element("span", told, class_="quiet"))
@@ -115,7 +117,8 @@ def _card(one: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
     return element("article", head, main, class_="card", aria_labelledby=anchor), figures
 
 
-def _told(ranked: int, same: int | None, counts: dict[str, int]) -> Child:
+def _told(one: Explained) -> Child:
+    ranked, same, counts = len(one.links), one.same_class, one.counts
     if not ranked:
         return "No landmark weighs on it."
     parts: list[Child] = []
@@ -124,26 +127,34 @@ def _told(ranked: int, same: int | None, counts: dict[str, int]) -> Child:
     if sum(counts.values()):
         attract, repel = number(counts["attract"]), number(counts["repel"])
         parts.append(element("span", attract, " attract, ", repel, " repel"))
+    if one.pushed:
+        parts += [" ", element("span", number(len(one.pushed)), " more push it away")]
     return join(parts)
 
 
 def _strip(kind: str, one: Explained) -> Markup | None:
-    chosen = [link for link in one.links if link.kind == kind]
+    heading = element("h4", HEADINGS[kind], class_=kind)
+    if kind == "repel" and one.nothing_repels:
+        none = element("p", NOTHING_REPELS, class_="quiet")
+        return element("div", heading, none, class_="pull")
+    chosen = [link for link in one.shown if link.kind == kind]
     if not chosen:
         return None
     others, mine = one.others, one.person.code(one.row)
-    most = max(abs(link.score) for link in one.links) or 1.0
+    # What only pushes has no score; so the bars of all that repel compare the pull.
+    name = "signed" if kind == "repel" else "score"
+    sizes = [abs(getattr(link, name)) for link in one.shown]
+    most = max(size for size in sizes if math.isfinite(size)) or 1.0
     tiles = [
         element(
             "li",
             others.picture(link.row),
             others.caption(link.row, mine),
-            bar(abs(link.score) / most, kind),
+            bar(abs(getattr(link, name)) / most, kind),
             link.describe(),
         )
         for link in chosen
     ]
-    heading = element("h4", HEADINGS[kind], class_=kind)
     return element("div", heading, element("ol", tiles, class_="strip"), class_="pull")
 
 
@@ -153,6 +164,8 @@ def _legend(measure: str, table: bool) -> Markup:
         element("b", "score"), f" ranks the landmarks: {measure}; bars compare it within a card. ",
         element("b", "pull"), " is the signed share along the sample's own embedding. ",
         element("b", "k"), " is the kernel value. ",
+        "Repelling are the ranked landmarks with a pull below 0, and those that push most of all, ",
+        "which have no score; their bars compare the pull. ",
         "A number behind # is a sample's position in the data.",
         join(" ", element("span", "Marked", class_="agrees"), " cells agree with the sample's own.")
         if table else None,

@@ -91,15 +91,25 @@ def _check_influence(audit: AuditData, influence: Influence) -> None:
             "influence without its samples", where="report", expected="audited and landmarks too"
         )
     n_audited = len(audit.audited.sample_id)
-    for name in ("top_landmark", "score", "signed", "kernel", "embedding"):
-        _check_length(f"influence.{name}", getattr(influence, name), n_audited, "audited samples")
+    for name, value in vars(influence).items():
+        if name != "measure":
+            _check_length(f"influence.{name}", value, n_audited, "audited samples")
     n_landmarks = len(np.unique(audit.landmarks.sample_id))
-    top = influence.top_landmark
-    if top.size and not (top.min() >= -1 and top.max() < n_landmarks):
+    for name in ("top_landmark", "repelling_landmark"):
+        index = getattr(influence, name)
+        if index is not None and index.size and not -1 <= index.min() <= index.max() < n_landmarks:
+            raise DataError(
+                f"landmark indices from {index.min()} to {index.max()}",
+                where=f"report influence.{name}",
+                expected=f"-1 to {n_landmarks - 1}",
+            )
+    index, values = influence.repelling_landmark, influence.repelling
+    shapes = [None if array is None else array.shape for array in (index, values)]
+    if shapes[0] != shapes[1]:
         raise DataError(
-            f"landmark indices from {top.min()} to {top.max()}",
-            where="report influence.top_landmark",
-            expected=f"-1 to {n_landmarks - 1}",
+            f"shape {shapes[1]}",
+            where="report influence.repelling",
+            expected=f"{shapes[0]}, that of repelling_landmark",
         )
 
 

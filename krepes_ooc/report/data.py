@@ -105,6 +105,9 @@ class Influence:
         measure: ``is``, ``aligned``, ``unique`` or ``kernel``.
         kernel: [audited, landmark]; None: kernel values are not shown.
         embedding: [audited, component].
+        repelling_landmark: [audited, repelled], the landmark samples that push most of all,
+            strongest first; -1: no further one pushes; None: not measured.
+        repelling: [audited, repelled], their signed values, below 0; 0 beside -1.
     """
 
     top_landmark: Array
@@ -113,6 +116,8 @@ class Influence:
     measure: str = "is"
     kernel: Array | None = None
     embedding: Array | None = None
+    repelling_landmark: Array | None = None
+    repelling: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,13 +25,14 @@ MAX_TEXT = 400
 
 
 def deck_of(audit: AuditData, everyone: Sequence[Explained]) -> dict[str, Any]:
-    """The samples and the landmarks that are ranked for any of them, as JSON values.
+    """The samples and the landmarks that any of them shows, as JSON values.
 
-    A link is [place in ``landmarks``, score, signed, kernel].
+    A link is [place in ``landmarks``, score, signed, kernel]; ``links`` are ranked, ``push`` are
+    those that only push and have no score (null: not measured).
     """
     assert audit.landmarks is not None
     assert audit.audited is not None
-    used = sorted({link.row for one in everyone for link in one.links})
+    used = _used(everyone)
     place = {row: i for i, row in enumerate(used)}
     return {
         "classes": list(audit.classes),
@@ -41,7 +42,11 @@ def deck_of(audit: AuditData, everyone: Sequence[Explained]) -> dict[str, Any]:
         ],
         "landmarks": _people(audit, audit.landmarks, used),
         "samples": [
-            {**person, "links": [_link(link, place) for link in one.links]}
+            {
+                **person,
+                "links": [_link(link, place) for link in one.links],
+                "push": None if one.pushed is None else [_link(link, place) for link in one.pushed],
+            }
             for person, one in zip(
                 _people(audit, audit.audited, [one.row for one in everyone]), everyone, strict=True
             )
@@ -52,7 +57,7 @@ def deck_of(audit: AuditData, everyone: Sequence[Explained]) -> dict[str, Any]:
 def with_pictures(deck: dict[str, Any], audit: AuditData, everyone: Sequence[Explained]) -> Markup:
     """The deck as a data block of the page, with pictures as far as their bytes allow."""
     rows = [one.row for one in everyone]
-    used = sorted({link.row for one in everyone for link in one.links})
+    used = _used(everyone)
     assert audit.landmarks is not None
     assert audit.audited is not None
     pictures = _pictures(audit.audited, rows, audit.landmarks, used)
@@ -73,6 +78,10 @@ def script_policy() -> str:
     """What the page's policy allows to run: this script by its sha256."""
     digest = hashlib.sha256(script().encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _used(everyone: Sequence[Explained]) -> list[int]:
+    return sorted({link.row for one in everyone for link in one.shown})
 
 
 def _spans(everyone: Sequence[Explained]) -> list[float]:

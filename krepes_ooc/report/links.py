@@ -1,26 +1,30 @@
-"""The ranked landmarks of one audited sample, as cards and tables show them."""
+"""The landmarks of one audited sample, ranked or pushing, as cards and tables show them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from krepes_ooc.report.data import Influence, Landmarks
+from krepes_ooc.report.data import Array, Influence, Landmarks
 from krepes_ooc.report.markup import MINUS, Markup, element, number, to_plain
 from krepes_ooc.report.portrait import LandmarkSamples
 
 # Below it one digit is enough, and all that fits under a picture.
 SMALL = 1e-3
+NOTHING_REPELS = "No landmark pushes it away."
 SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
 
 
 @dataclass(frozen=True)
 class Link:
-    """One landmark of one audited sample: its row, rank from 1, score, pull and kernel value."""
+    """One landmark of one audited sample: its row, rank from 1, score, pull and kernel value.
+
+    One that only pushes, outside the ranking, has neither rank nor score.
+    """
 
     row: int
-    rank: int
+    rank: int | None
     score: float
     signed: float
     kernel: float
@@ -64,19 +68,55 @@ class Link:
         return {name: to_plain(value) for name, value in named.items()}
 
 
-def links_of(landmarks: Landmarks, influence: Influence, rows: list[int]) -> list[list[Link]]:
-    """The ranked landmarks of each given audited row; several views show their mean kernel."""
+class Links(NamedTuple):
+    """The ranked landmarks of a sample, and those that push most without being ranked.
+
+    ``pushed`` is None where it was not measured.
+    """
+
+    ranked: list[Link]
+    pushed: list[Link] | None
+
+
+def links_of(landmarks: Landmarks, influence: Influence, rows: list[int]) -> list[Links]:
+    """The landmarks of each given audited row; several views show their mean kernel."""
     samples = LandmarkSamples(landmarks)
     kernel = None if influence.kernel is None else samples.mean(influence.kernel[rows])
-    found: list[list[Link]] = []
+    found: list[Links] = []
     for place, row in enumerate(rows):
-        links = []
-        for rank, top in enumerate(influence.top_landmark[row]):
-            if top < 0:
-                continue
-            signed = math.nan if influence.signed is None else float(influence.signed[row, rank])
-            value = math.nan if kernel is None else float(kernel[place, top])
-            score = float(influence.score[row, rank])
-            links.append(Link(int(samples.first_row[top]), rank + 1, score, signed, value))
-        found.append(links)
+        values = None if kernel is None else kernel[place]
+        ranked = _ranked(samples, influence, row, values)
+        pushed = _pushed(samples, influence, row, values)
+        taken = {link.row for link in ranked}
+        further = None if pushed is None else [link for link in pushed if link.row not in taken]
+        found.append(Links(ranked, further))
     return found
+
+
+def _ranked(
+    samples: LandmarkSamples, influence: Influence, row: int, kernel: Array | None
+) -> list[Link]:
+    links = []
+    for place, top in enumerate(influence.top_landmark[row]):
+        if top >= 0:
+            signed = math.nan if influence.signed is None else float(influence.signed[row, place])
+            value = math.nan if kernel is None else float(kernel[top])
+            score = float(influence.score[row, place])
+            links.append(Link(int(samples.first_row[top]), place + 1, score, signed, value))
+    return links
+
+
+def _pushed(
+    samples: LandmarkSamples, influence: Influence, row: int, kernel: Array | None
+) -> list[Link] | None:
+    if influence.repelling_landmark is None or influence.repelling is None:
+        return None
+    links = []
+    for index, signed in zip(
+        influence.repelling_landmark[row], influence.repelling[row], strict=True
+    ):
+        if index >= 0:
+            value = math.nan if kernel is None else float(kernel[index])
+            first = int(samples.first_row[index])
+            links.append(Link(first, None, math.nan, float(signed), value))
+    return links

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from krepes_ooc.errors import UsageError
 from krepes_ooc.report.explained import Explained
-from krepes_ooc.report.links import Link
+from krepes_ooc.report.links import NOTHING_REPELS, Link
 from krepes_ooc.report.portrait import plain_cell
 
 MARGIN, TILE, GAP, LINE = 32, 96, 20, 20
-MOST, MOST_COLUMNS = 6, 14
+MOST, MOST_REPELLING, MOST_COLUMNS = 5, 1, 14
+MOST_TILES = 7
 CELL, HEAD = 132, 150
 INK, SOFT, PAPER, AGREES = "#22252a", "#5f656d", "#fbfaf7", "#f0ecdd"
 COLOURS = {"attract": "#1d6a8c", "repel": "#b3501f", "neutral": "#6b6f76"}
@@ -54,7 +56,7 @@ class _Pencil:
             raise UsageError(
                 "a card needs Pillow", where="--png", advice="pip install 'krepes-ooc[images]'"
             ) from error
-        width = 2 * MARGIN + HEAD + (MOST + 1) * CELL
+        width = 2 * MARGIN + HEAD + (MOST + MOST_REPELLING + 1) * CELL
         image = Image.new("RGB", (width, 2000), PAPER)
         fonts = (ImageFont.load_default(17), ImageFont.load_default(13))
         pencil = cls(image, ImageDraw.Draw(image), *fonts)
@@ -62,7 +64,10 @@ class _Pencil:
         pencil.text(MARGIN, one.audit.subject.recipe, SOFT, small=True)
         pencil.text(MARGIN, f"sample {named}", limit=90)
         told = f"{one.counts['attract']} landmarks attract it, {one.counts['repel']} repel it"
+        told += f", {len(one.pushed)} more push it away" if one.pushed else ""
         pencil.text(MARGIN, told, SOFT, small=True)
+        if one.nothing_repels:
+            pencil.text(MARGIN, NOTHING_REPELS, SOFT, small=True)
         for warning in one.audit.warnings:
             pencil.text(MARGIN, warning, COLOURS["repel"], small=True, limit=130)
         pencil.y += GAP // 2
@@ -107,13 +112,13 @@ def _draw_tiles(pencil: _Pencil, one: Explained) -> None:
         pencil.paste(MARGIN, mine[one.row])
         pencil.y += TILE + GAP
     for kind, heading in HEADINGS.items():
-        links = [link for link in one.links if link.kind == kind][: MOST + 1]
+        links = [link for link in one.shown if link.kind == kind][:MOST_TILES]
         if not links:
             continue
         pencil.text(MARGIN, heading, COLOURS[kind])
         if theirs is None:
             for link in links:
-                words = f"{link.score:.3g}  {one.others.class_name(link.row)}  "
+                words = f"{_figure(link)}  {one.others.class_name(link.row)}  "
                 pencil.text(MARGIN, words + one.others.name(link.row), small=True, limit=130)
             continue
         for place, link in enumerate(links):
@@ -121,7 +126,7 @@ def _draw_tiles(pencil: _Pencil, one: Explained) -> None:
             pencil.paste(x, theirs[link.row])
             words = f"{one.others.class_name(link.row)} {one.others.name(link.row)}".strip()
             pencil.write(x, pencil.y + TILE + 4, words, small=True, limit=14)
-            pencil.write(x, pencil.y + TILE + 4 + LINE, f"{link.score:.3g}", SOFT, small=True)
+            pencil.write(x, pencil.y + TILE + 4 + LINE, _figure(link), SOFT, small=True)
         pencil.y += TILE + 2 * LINE + GAP
 
 
@@ -131,20 +136,20 @@ def _draw_rows(pencil: _Pencil, one: Explained) -> None:
     assert mine is not None
     assert theirs is not None
     assert agrees is not None
-    links: list[Link] = list(one.links[:MOST])
+    pairs = one.beside(MOST, MOST_REPELLING)
     pencil.write(MARGIN + HEAD, pencil.y, "sample")
-    for place, link in enumerate(links):
-        x = MARGIN + HEAD + (place + 1) * CELL
+    for order, (_, link) in enumerate(pairs):
+        x = MARGIN + HEAD + (order + 1) * CELL
         pencil.write(x, pencil.y, HEADINGS[link.kind], COLOURS[link.kind], small=True)
-        words = f"{one.others.class_name(link.row)} {link.score:.3g}".strip()
+        words = f"{one.others.class_name(link.row)} {_figure(link)}".strip()
         pencil.write(x, pencil.y + LINE - 2, words, SOFT, small=True, limit=16)
     pencil.y += 2 * LINE + 4
     for c, column in enumerate(one.audit.columns[:MOST_COLUMNS]):
         pencil.write(MARGIN, pencil.y, column.name, SOFT, small=True, limit=20)
         own = plain_cell(mine[one.row, c], column)
         pencil.write(MARGIN + HEAD, pencil.y, own, small=True, limit=17)
-        for place, link in enumerate(links):
-            x = MARGIN + HEAD + (place + 1) * CELL
+        for order, (place, link) in enumerate(pairs):
+            x = MARGIN + HEAD + (order + 1) * CELL
             if agrees[place, c]:
                 box = (x - 4, pencil.y - 2, x + CELL - 10, pencil.y + LINE - 3)
                 pencil.draw.rectangle(box, fill=AGREES)
@@ -154,3 +159,8 @@ def _draw_rows(pencil: _Pencil, one: Explained) -> None:
     left = len(one.audit.columns) - MOST_COLUMNS
     if left > 0:
         pencil.text(MARGIN, f"and {left} more columns", SOFT, small=True)
+
+
+def _figure(link: Link) -> str:
+    """The score; the pull of what has none."""
+    return f"{link.score:.3g}" if math.isfinite(link.score) else f"pull {link.signed:.2g}"

@@ -1,7 +1,7 @@
 "use strict";
 // Search over all audited samples. Text of users is only ever set as text, never as HTML.
 (() => {
-  const PAGE = 24, AGREES = 0.9, SHOWN = 8, COLUMNS = 12;
+  const PAGE = 24, AGREES = 0.9, SHOWN = 8, PUSHED = 2, COLUMNS = 12;
   const block = document.getElementById("deck"), form = document.getElementById("find");
   if (!block || !form) return;
   const deck = JSON.parse(block.textContent), pictures = deck.pictures || null;
@@ -61,6 +61,7 @@
     const attract = links.filter((link) => kind(link[2]) === "attract").length;
     const repel = links.filter((link) => kind(link[2]) === "repel").length;
     parts.push(`${attract} attract, ${repel} repel`);
+    if (sample.push?.length) parts.push(`${sample.push.length} more push it away`);
     return parts.map((part) => make("span", {}, part, " "));
   };
   const figures = (link) => make("dl", {},
@@ -68,15 +69,23 @@
       .filter(([, value]) => value !== null)
       .map(([name, value, sign]) => make("div", {}, make("dt", {}, name), make("dd", {}, number(value, sign)))));
 
+  const all = (sample) => [...sample.links, ...(sample.push ?? [])];
+  const quiet = () => make("p", { class: "quiet" }, "No landmark pushes it away.");
+  const nothingRepels = (sample) => sample.push !== null && !all(sample).some((link) => kind(link[2]) === "repel");
   const strips = (sample) => {
     const links = make("div", { class: "links" });
-    const most = Math.max(...sample.links.map((link) => Math.abs(link[1])), 1e-300);
     for (const name of Object.keys(words)) {
-      const chosen = sample.links.filter((link) => kind(link[2]) === name);
+      const chosen = all(sample).filter((link) => kind(link[2]) === name);
+      if (name === "repel" && nothingRepels(sample)) {
+        links.append(make("div", { class: "pull" }, make("h4", { class: name }, words[name]), quiet()));
+      }
       if (!chosen.length) continue;
+      // What only pushes has no score; so the bars of all that repel compare the pull.
+      const by = name === "repel" ? 2 : 1;
+      const most = Math.max(...all(sample).map((link) => Math.abs(link[by] ?? 0)), 1e-300);
       const tiles = chosen.map((link) => {
         const other = deck.landmarks[link[0]], bar = make("span", { class: `meter ${name}`, "aria-hidden": "true" });
-        bar.style.setProperty("--share", Math.abs(link[1]) / most);
+        bar.style.setProperty("--share", Math.abs(link[by]) / most);
         return make("li", {}, picture("landmarks", link[0], other), caption(other, sample.label), bar, figures(link));
       });
       links.append(make("div", { class: "pull" }, make("h4", { class: name }, words[name]),
@@ -85,7 +94,9 @@
     return links;
   };
   const rows = (sample) => {
-    const links = sample.links.slice(0, SHOWN).sort((a, b) => (kind(a[2]) === "repel") - (kind(b[2]) === "repel"));
+    const further = all(sample).slice(Math.min(SHOWN, sample.links.length));
+    const repelling = further.filter((link) => kind(link[2]) === "repel").slice(0, PUSHED);
+    const links = [...sample.links.slice(0, SHOWN), ...repelling].sort((a, b) => (kind(a[2]) === "repel") - (kind(b[2]) === "repel"));
     const others = links.map((link) => deck.landmarks[link[0]]);
     const marks = deck.columns.map((column, c) => others.map((o) => agrees(sample.values[c], o.values[c], column)));
     const order = marks.map((m, c) => [m.filter(Boolean).length, c]).sort((a, b) => b[0] - a[0] || a[1] - b[1]);
@@ -93,7 +104,7 @@
     const head = make("tr", {}, make("th", { scope: "col" }, "column"), make("th", { scope: "col" }, "this sample"),
       ...links.map((link, i) => make("th", { scope: "col", class: kind(link[2]) }, caption(others[i]))));
     const scores = make("tr", { class: "figures" }, make("th", { scope: "row" }, "score"), make("td"),
-      ...links.map((link) => make("td", {}, number(link[1], ""))));
+      ...links.map((link) => make("td", {}, link[1] === null ? "" : number(link[1], ""))));
     const body = chosen.map((c) => make("tr", {},
       make("th", { scope: "row" }, make("bdi", {}, deck.columns[c].name)),
       make("td", { class: "own", title: cell(sample.values[c], deck.columns[c]) }, cell(sample.values[c], deck.columns[c])),
@@ -113,6 +124,7 @@
     if (sample.values && !pictures) {
       article.classList.add("rows");
       article.append(make("div", { class: "top" }, title, about), rows(sample));
+      if (nothingRepels(sample)) article.append(quiet());
     } else {
       article.append(make("header", {}, picture("samples", place, sample), make("div", {}, title, about)), strips(sample));
     }

@@ -8,12 +8,13 @@ import numpy as np
 
 from krepes_ooc.report.data import Array, Column
 from krepes_ooc.report.explained import Explained
-from krepes_ooc.report.links import SIGNS, Link
+from krepes_ooc.report.links import NOTHING_REPELS, SIGNS, Link
 from krepes_ooc.report.markup import Child, Markup, element, join, user_text
 from krepes_ooc.report.portrait import AGREES_FROM, NAME_LIMIT, Portraits, cell, plain_cell
 
 MAX_COLUMNS = 12
 MAX_LANDMARKS = 8
+MAX_REPELLING = 2
 
 
 def row_table(one: Explained) -> Markup:
@@ -23,8 +24,8 @@ def row_table(one: Explained) -> Markup:
     assert one.agreement is not None
     assert values is not None
     mine = one.person.samples.values[one.row]
-    places = sorted(range(min(MAX_LANDMARKS, len(one.links))), key=lambda p: _repels(one.links[p]))
-    shown = [one.links[place] for place in places]
+    pairs = sorted(one.beside(MAX_LANDMARKS, MAX_REPELLING), key=lambda pair: _repels(pair[1]))
+    places, shown = [place for place, _ in pairs], [link for _, link in pairs]
     theirs = values[[link.row for link in shown]].reshape(len(shown), len(columns))
     agrees = one.agreement[places]
     chosen = _most_agreeing(agrees)
@@ -58,6 +59,7 @@ def row_table(one: Explained) -> Markup:
             aria_label="Its row beside the rows of its landmarks",
         ),
         element("p", note, class_="quiet") if note else None,
+        element("p", NOTHING_REPELS, class_="quiet") if one.nothing_repels else None,
     )
 
 
@@ -91,9 +93,9 @@ def _head(shown: Sequence[Link], portraits: Portraits) -> Markup:
         for link in shown
     ]
     lines: list[Child] = []
-    for order, name in enumerate(name for name, _ in (shown[0].figures() if shown else [])):
-        values = [link.figures()[order : order + 1] for link in shown]
-        cells = [element("td", value[0][1] if value else None) for value in values]
+    figures = [dict(link.figures()) for link in shown]
+    for name in dict.fromkeys(name for known in figures for name in known):
+        cells = [element("td", known.get(name)) for known in figures]
         lines.append(
             element("tr", element("th", name, scope="row"), element("td"), cells, class_="figures")
         )

@@ -21,7 +21,7 @@ from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.settings import read_settings
 from krepes_ooc.stages.featurizer import FeaturesSettings, unscaled
-from krepes_ooc.stages.influence import shown_scorer
+from krepes_ooc.stages.influence import PUSHED, shown_scorer
 from krepes_ooc.stages.inputs import check_finite
 from krepes_ooc.stages.kernel import LandmarkKernel, read_landmark_kernel
 from krepes_ooc.stages.report import seen, shown_column
@@ -160,9 +160,10 @@ class _Explainer:
     def stored(self, row: int, top: int | None) -> report.Explained:
         """One row of the store audited."""
         store, rows = self.reader("influence"), slice(row, row + 1)
-        arrays = {
-            name: store.array(name)[rows] for name in ("top_landmark", "score", "signed", "kernel")
-        }
+        names = ["top_landmark", "score", "signed", "kernel"]
+        # Stores of the first development versions do not say what pushes.
+        names += ["repelling_landmark", "repelling"] if store.has("repelling") else []
+        arrays = {name: store.array(name)[rows] for name in names}
         if top is not None:
             kept = arrays["top_landmark"].shape[1]
             if top > kept:
@@ -229,8 +230,16 @@ class _Explainer:
             second = self._second() if measure == "unique" else np.empty((0, 0))
             score = shown_scorer(measure, step, np.empty((0, 0)), second)(kernel)
         landmark, value = influence.top_k(score, min(top, len(step)))
-        signed = np.take_along_axis(influence.attraction(kernel, step, f), landmark, axis=1)
-        return {"top_landmark": landmark, "score": value, "signed": signed, "kernel": kernel}
+        pulls = influence.attraction(kernel, step, f)
+        pushing, pushed = influence.repelling(pulls, PUSHED)
+        return {
+            "top_landmark": landmark,
+            "score": value,
+            "signed": np.take_along_axis(pulls, landmark, axis=1),
+            "kernel": kernel,
+            "repelling_landmark": pushing,
+            "repelling": pushed,
+        }
 
     def _second(self) -> Float:
         """Un-centred second moment, mean over views [landmark, landmark_]."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from krepes_ooc.algebra.influence import attraction, embedding, scorer, top_k
+from krepes_ooc.algebra.influence import attraction, embedding, repelling, scorer, top_k
 from krepes_ooc.algebra.normalisation import Mode
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import setting
@@ -20,6 +20,13 @@ from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 ROWS = 1024
+# Landmarks that push most are kept besides the ranked ones, which seldom hold any of them.
+PUSHED = 3
+# What is found for every audited sample, in the order of a task's results.
+ARRAYS = (
+    *("kernel", "embedding", "top_landmark", "score", "signed"),
+    *("repelling_landmark", "repelling"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,20 +60,22 @@ def run(context: StageContext) -> None:
         kernel = own_map.rows(features[rows], own[rows]).astype(np.float64)
         f = embedding(kernel, coefficients, offset)
         landmark, value = top_k(score(kernel), top)
-        signed = np.take_along_axis(attraction(kernel, step, f), landmark, axis=1)
+        pulls = attraction(kernel, step, f)
+        signed = np.take_along_axis(pulls, landmark, axis=1)
         context.progress.advance(1)
-        return kernel, f, landmark, value, signed
+        return kernel, f, landmark, value, signed, *repelling(pulls, PUSHED)
 
     parts = list(context.executor().map(task, starts))
-    names = ("kernel", "embedding", "top_landmark", "score", "signed")
-    arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
-    arrays["top_landmark"] = arrays["top_landmark"].astype(np.int64)
+    arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(ARRAYS)}
+    for name in ("top_landmark", "repelling_landmark"):
+        arrays[name] = arrays[name].astype(np.int64)
     arrays["landmark_moved"] = landmark_kernel @ step
     sizes = {
         "audited": len(features),
         "landmark": len(step),
         "component": step.shape[1],
         "rank": top,
+        "repelled": arrays["repelling"].shape[1],
     }
     spec = StoreSpec(load_contract("influence"), sizes)
     attributes = {
@@ -99,13 +108,13 @@ def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
     n, m, width = shape.n_audited, shape.n_landmarks, shape.n_features
     fixed = n * (2 * width + 16 * (m + shape.n_components)) + 12 * m * width + 40 * m * m
     per_worker = ROWS * (8 * width + 40 * m)
-    disk = n * 8 * (m + shape.n_components + 3 * settings.top)
+    disk = n * 8 * (m + shape.n_components + 3 * settings.top + 2 * PUSHED)
     return Cost(-(-n // ROWS), disk, Need(fixed, per_worker), 2.0 * n * m * width)
 
 
 STAGE = Stage(
     name="influence",
-    version=3,
+    version=4,
     reads=("features", "landmarks", "audited", "kernel", "moments", "spectrum", "newton"),
     store="influence",
     settings=InfluenceSettings,

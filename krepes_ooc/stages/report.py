@@ -175,7 +175,10 @@ def _are_texts(names: Any) -> bool:
 
 
 def _influence(store: StoreReader, rows: Any) -> report.Influence:
-    names = ("top_landmark", "score", "signed", "kernel", "embedding")
+    names = (
+        *("top_landmark", "score", "signed", "kernel", "embedding"),
+        *("repelling_landmark", "repelling"),
+    )
     arrays = {name: store.array(name)[rows] for name in names}
     return report.Influence(measure=str(store.attributes["measure"]), **arrays)
 
@@ -255,7 +258,7 @@ def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
 
 STAGE = Stage(
     name="report",
-    version=3,
+    version=4,
     reads=(
         "features",
         "landmarks",

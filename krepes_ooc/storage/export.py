@@ -27,7 +27,8 @@ LARGE = ("features", "kernel")
 Columns = dict[str, Any]
 # Attributes that name the entries of a dimension.
 NAMED = {"column": "columns", "concept": "names"}
-RANK = "rank"
+# Dimensions of lists of landmarks, and the array that says which landmarks they are.
+LISTS = {"rank": "top_landmark", "repelled": "repelling_landmark"}
 
 
 def export_store(
@@ -36,7 +37,8 @@ def export_store(
     """Write one sealed store to a new file (or, for zarr, a new folder).
 
     A table has one row for each entry of one dimension; codes become texts, a second dimension
-    becomes columns ``name_0``, ``name_1``; with ranked landmarks, every rank gets a row of its own.
+    becomes columns ``name_0``, ``name_1``; with ranked landmarks, every rank gets a row of its own,
+    and with ``dim`` "repelled" every landmark that pushes.
 
     Args:
         workspace: where the store is.
@@ -156,16 +158,20 @@ def _table(
     if not arrays:
         return _figures(dataset.attrs), []
     firsts = [str(array.dims[0]) for array in arrays.values()]
-    main = dim or max(firsts, key=firsts.count)
+    lists = [str(name) for array in arrays.values() for name in array.dims[1:] if name in LISTS]
+    listed = dim if dim in lists else "rank"
+    main = dim if dim and dim not in lists else max(firsts, key=firsts.count)
     if main not in firsts:
+        known = sorted({*firsts, *lists})
         raise UsageError(
-            f"no array over {main!r}", where="--dim", expected="one of " + ", ".join(set(firsts))
+            f"no array over {main!r}", where="--dim", expected="one of " + ", ".join(known)
         )
     inside = {n: a for n, a in arrays.items() if a.dims[0] == main and a.ndim <= 2}
-    ranked = {n: a.values for n, a in inside.items() if RANK in a.dims}
+    ranked = {n: a.values for n, a in inside.items() if listed in a.dims}
     columns = _names_of(workspace, store, dataset, main)
     if ranked:
-        return _by_rank(workspace, columns, ranked), [n for n in arrays if n not in ranked]
+        table = _by_rank(workspace, columns, ranked, LISTS[listed])
+        return table, [n for n in arrays if n not in ranked]
     for name, array in inside.items():
         columns |= _columns_of(name, array)
     return columns, [n for n in arrays if n not in inside]
@@ -204,20 +210,20 @@ def _people(reader: StoreReader) -> Columns:
 
 
 def _by_rank(
-    workspace: Workspace, columns: Columns, ranked: dict[str, npt.NDArray[Any]]
+    workspace: Workspace, columns: Columns, ranked: dict[str, npt.NDArray[Any]], which: str
 ) -> Columns:
-    """One row for each ranked landmark of each sample."""
+    """One row for each listed landmark of each sample; the array ``which`` says which it is."""
     rows, ranks = next(iter(ranked.values())).shape
     table: Columns = {
         name: [value for value in values for _ in range(ranks)] for name, values in columns.items()
     }
-    table[RANK] = np.tile(np.arange(1, ranks + 1), rows)
+    table["rank"] = np.tile(np.arange(1, ranks + 1), rows)
     for name, values in ranked.items():
         table[name] = values.reshape(-1)
-    if "top_landmark" in table:
-        top = table.pop("top_landmark")
+    if which in table:
+        index = table.pop(which)
         for name, values in _people(workspace.reader("landmarks")).items():
-            table[f"landmark_{name}"] = [values[i] if i >= 0 else None for i in top.tolist()]
+            table[f"landmark_{name}"] = [values[i] if i >= 0 else None for i in index.tolist()]
     return table
 
 

@@ -303,6 +303,21 @@ def test_top_landmarks_equal_a_full_sort(
             assert found[1][t].tolist() == row[order].tolist()
 
 
+@few
+@given(seeds, st.integers(1, 4), st.integers(1, 9), st.integers(1, 5))
+def test_what_pushes_most_equals_a_loop(seed: int, audited: int, m: int, count: int) -> None:
+    signed = np.random.default_rng(seed).integers(-2, 3, size=(audited, m)).astype(float)
+    landmark, value = influence.repelling(signed, count)
+    for t, row in enumerate(signed):
+        left = {j: entry for j, entry in enumerate(row) if entry < 0}
+        for place in range(min(count, m)):
+            lowest = min(left.values(), default=0.0)
+            first = min((j for j in left if left[j] == lowest), default=-1)
+            left.pop(first, None)
+            assert (landmark[t, place], value[t, place]) == (first, lowest)
+    assert landmark.shape == value.shape == (audited, min(count, m))
+
+
 # --------------------------------------------------------------------------------- objectives
 
 

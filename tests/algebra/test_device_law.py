@@ -40,7 +40,7 @@ KERNELS = {
     "streams": ["_changed", "_times", "_double"],
     "influence": [
         *("embedding", "row_norms", "is_score", "aligned", "aligned_with", "unique", "attraction"),
-        *("contribution", "unit_rows", "top_k", "merge_top_k"),
+        *("contribution", "unit_rows", "top_k", "merge_top_k", "repelling"),
     ],
     "landmarks": ["squared_distance", "nearest", "leverage_scores"],
     "objectives/base": [

@@ -176,6 +176,7 @@ def test_block_functions_keep_to_the_array_api() -> None:
         (influence.grouped_is_score, (K, STEP), (groups,)),
         (influence.group_views, (K,), (groups,)),
         (influence.top_k, (K,), (4,)),
+        (influence.repelling, (K,), (4,)),
     ]
     for function, arrays, extra in calls:
         there = [strict.asarray(array, device=here) for array in arrays]

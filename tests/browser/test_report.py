@@ -210,7 +210,9 @@ def test_search_by_position_class_and_pull(digits: Report, show: Any) -> None:
     assert not page.is_visible("#cards")
     read = "all => all.map((d) => Number(d.dataset.value))"
     numbers = page.eval_on_selector_all("#found data", read)
-    assert set(numbers) == {value for link in wanted["links"] for value in link[1:]}
+    links = [*wanted["links"], *wanted["push"]]
+    assert set(numbers) == {v for link in links for v in link[1:] if v is not None}
+    assert page.locator("#found .pull:has(.repel) li").count() == sum(link[2] < 0 for link in links)
     page.fill("[name=query]", "")
     assert page.is_visible("#cards")
     page.select_option("[name=label]", str(wanted["label"]))
@@ -240,11 +242,25 @@ def test_search_by_column_marks_what_the_static_cards_mark(show: Any) -> None:
     assert shown_ids(page) == [card["sample_id"] for card in red]
     for card in red:
         rows = page.query_selector_all(f"#found [data-id='{card['sample_id']}'] tbody tr")
-        order = sorted(card["landmarks"], key=lambda landmark: landmark["signed"] < 0)
+        further = card["repelling"][:2]
+        order = sorted([*card["landmarks"], *further], key=lambda landmark: landmark["signed"] < 0)
         for row in rows:
             name = row.query_selector("th").inner_text()
             marks = [cell.get_attribute("class") for cell in row.query_selector_all("td")][1:]
             assert marks == ["agrees" if name in one["agrees"] else None for one in order]
+
+
+def test_what_is_found_says_what_pushes_as_the_static_card_does(show: Any) -> None:
+    for audit in (full_audit(), table_audit()):
+        signed = abs(audit.influence.signed)
+        influence = dataclasses.replace(audit.influence, signed=signed)
+        report = build_report(dataclasses.replace(audit, influence=influence))
+        page = show(report.html).page
+        for card in report.json["samples"]["samples"]:
+            page.fill("[name=query]", str(card["sample_id"]))
+            told = page.inner_text("#found")
+            assert ("No landmark pushes it away." in told) == (not card["repelling"])
+            assert ("more push it away" in told) == bool(card["repelling"])
 
 
 def test_show_more_by_keyboard(show: Any) -> None:
@@ -260,7 +276,10 @@ def test_show_more_by_keyboard(show: Any) -> None:
         audit.influence,
         **{
             name: getattr(audit.influence, name)[rows]
-            for name in ("top_landmark", "score", "signed", "kernel")
+            for name in (
+                *("top_landmark", "score", "signed", "kernel"),
+                *("repelling_landmark", "repelling"),
+            )
         },
     )
     html = build_report(dataclasses.replace(audit, audited=many, influence=influence)).html
@@ -380,7 +399,8 @@ def test_two_thousand_samples_stay_small(show: Any) -> None:
         influence=dataclasses.replace(
             audit.influence, top_landmark=rng.integers(0, m, (n, ranks)),
             score=rng.random((n, ranks)), signed=rng.normal(size=(n, ranks)),
-            kernel=rng.random((n, m)),
+            kernel=rng.random((n, m)), repelling_landmark=rng.integers(0, m, (n, 3)),
+            repelling=-rng.random((n, 3)),
         ),
         newton=None,
     )  # fmt: skip

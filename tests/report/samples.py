@@ -36,6 +36,7 @@ def full_audit(**changes: Any) -> AuditData:
     rng = np.random.default_rng(7)
     top = np.array([rng.permutation(N_LANDMARKS)[:N_RANKS] for _ in range(N_AUDITED)])
     damping = np.array([0.01, 0.1, 1.0, 10.0])
+    pushing, pushes = _pushing()
     parts: dict[str, Any] = {
         "subject": Subject("digits", "an encoder", "digits", "Barlow Twins", {"samples": 1797}),
         "landmarks": Landmarks(
@@ -58,6 +59,8 @@ def full_audit(**changes: Any) -> AuditData:
             rng.normal(size=(N_AUDITED, N_RANKS)),
             "is",
             rng.normal(size=(N_AUDITED, N_LANDMARKS)),
+            repelling_landmark=pushing,
+            repelling=pushes,
         ),
         "spectrum": Spectrum(
             np.sort(rng.random(N_LANDMARKS))[::-1], 8, N_COMPONENTS, 0.11, 5.5, {"start": 0.9}
@@ -107,6 +110,15 @@ def full_audit(**changes: Any) -> AuditData:
         "record": {"seed": "0"},
     }
     return AuditData(**{**parts, **changes})
+
+
+def _pushing() -> tuple[np.ndarray, np.ndarray]:
+    """Three landmarks that push each sample; the third has one, the fourth none."""
+    rng = np.random.default_rng(9)
+    landmark = np.array([rng.permutation(N_LANDMARKS)[:3] for _ in range(N_AUDITED)])
+    pull = -np.sort(rng.random((N_AUDITED, 3)))[:, ::-1]
+    landmark[2, 1:], landmark[3] = -1, -1
+    return landmark, np.where(landmark < 0, 0.0, pull)
 
 
 def table_audit(**changes: Any) -> AuditData:

@@ -60,6 +60,14 @@ def test_complete_and_empty_audits_pass():
             changed(full_audit(), "influence", top_landmark=np.full((N_AUDITED, 4), -2)),
             "expected -1 to 8",
         ),
+        (
+            changed(full_audit(), "influence", repelling_landmark=np.full((N_AUDITED, 3), 9)),
+            "influence.repelling_landmark: landmark indices from 9 to 9; expected -1 to 8",
+        ),
+        (
+            changed(full_audit(), "influence", repelling=np.zeros((N_AUDITED, 2))),
+            "report influence.repelling: shape (7, 2); expected (7, 3), that of",
+        ),
         (full_audit(audited=None), "influence without its samples; expected audited and landmarks"),
         (
             full_audit(newton=Newton({}, np.zeros((2, 2)))),

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from krepes_ooc.report import (
     AuditData,
+    Audited,
     Column,
     Figure,
     Influence,
@@ -16,7 +18,7 @@ from krepes_ooc.report import (
     Spectrum,
 )
 from krepes_ooc.report.cards import samples_panel
-from krepes_ooc.report.explained import Explained
+from krepes_ooc.report.explained import Explained, explain_rows
 from krepes_ooc.report.gallery import landmarks_panel
 from krepes_ooc.report.links import Link, links_of
 from krepes_ooc.report.portrait import (
@@ -162,9 +164,20 @@ def test_links_index_landmark_samples_not_rows():
         np.array([[-1.0, 1.0, 0.0]]),
         kernel=np.array([[0.5, 0.1, 0.7, 0.9]]),
     )
-    assert links_of(landmarks, influence, [0]) == [
-        [Link(3, 1, 3.0, -1.0, 0.9), Link(0, 2, 2.0, 1.0, pytest.approx(0.6))]
+    ranked = [Link(3, 1, 3.0, -1.0, 0.9), Link(0, 2, 2.0, 1.0, pytest.approx(0.6))]
+    assert links_of(landmarks, influence, [0]) == [(ranked, None)]
+    pushing = dataclasses.replace(
+        influence,
+        repelling_landmark=np.array([[2, 1, -1]]),
+        repelling=np.array([[-1.0, -0.5, 0.0]]),
+    )
+    ((again, pushed),) = links_of(landmarks, pushing, [0])
+    # The first is ranked already; the last is none.
+    assert again == ranked
+    assert [(link.row, link.rank, link.signed, link.kernel) for link in pushed] == [
+        (1, None, -0.5, 0.1)
     ]
+    assert np.isnan(pushed[0].score)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +218,92 @@ def test_attracting_and_repelling_stand_apart_in_words_and_colour():
     neutral = samples_panel(full_audit(influence=unsigned)).render()
     assert "strongest" in neutral
     assert "+ attracting" not in neutral
+
+
+def calm(audit: AuditData, row: int) -> AuditData:
+    """One sample that nothing pushes, ranked or not."""
+    signed = audit.influence.signed.copy()
+    signed[row] = abs(signed[row])
+    pushing = audit.influence.repelling_landmark.copy()
+    pushing[row] = -1
+    influence = dataclasses.replace(audit.influence, signed=signed, repelling_landmark=pushing)
+    return dataclasses.replace(audit, influence=influence)
+
+
+@pytest.mark.parametrize("make", [full_audit, table_audit])
+def test_a_card_says_that_nothing_pushes(make):
+    audit = calm(make(), 1)
+    panel = samples_panel(audit)
+    cards = panel.render().split("<article")[1:]
+    said = ["No landmark pushes it away." in card for card in cards]
+    told = [c["repel"] == 0 and not c["repelling"] for c in panel.figures["samples"]]
+    assert said == told
+    assert said[1]
+    silent = dataclasses.replace(audit.influence, repelling_landmark=None, repelling=None)
+    html = samples_panel(dataclasses.replace(audit, influence=silent)).render()
+    assert "No landmark pushes" not in html
+
+
+def test_cards_show_what_pushes_besides_the_ranked():
+    audit = full_audit()
+    panel = samples_panel(audit)
+    cards = panel.render().split("<article")[1:]
+    deck = panel.figures["deck"]
+    for row, (figures, card) in enumerate(zip(panel.figures["samples"], cards, strict=True)):
+        ranked = set(audit.influence.top_landmark[row].tolist())
+        pushing = audit.influence.repelling_landmark[row].tolist()
+        further = [i for i in pushing if i >= 0 and i not in ranked]
+        assert [mark["sample_id"] for mark in figures["repelling"]] == [100 + i for i in further]
+        assert figures["further_repel"] == len(further)
+        shown = [*figures["landmarks"], *figures["repelling"]]
+        assert card.count("<li>") == len(shown)
+        strip = card.partition("− repelling")[2]
+        assert strip.count("<li>") == figures["repel"] + len(further)
+        assert ("more push it away" in card) == bool(further)
+        sample = deck["samples"][row]
+        assert [deck["landmarks"][at]["id"] for at, *_ in sample["push"]] == [
+            100 + i for i in further
+        ]
+        assert [score for _, score, _, _ in sample["push"]] == [None] * len(further)
+
+
+def test_bars_of_what_repels_compare_the_pull():
+    landmarks = full_audit().landmarks
+    influence = Influence(
+        np.array([[0]]), np.array([[5.0]]), np.array([[0.4]]),
+        repelling_landmark=np.array([[1, 2]]), repelling=np.array([[-0.2, -0.1]]),
+    )  # fmt: skip
+    audited = Audited(np.array([3]), image=landmarks.image[:1])
+    html = samples_panel(full_audit(audited=audited, influence=influence)).render()
+    assert re.findall(r'width="([\d.]+%)"[^>]*class="fill (\w+)"', html) == [
+        ("100.0%", "attract"), ("50.0%", "repel"), ("25.0%", "repel"),
+    ]  # fmt: skip
+
+
+def test_a_table_shows_what_pushes_behind_the_ranked():
+    audit = table_audit()
+    one = explain_rows(audit, [0])[0]
+    assert len(one.pushed) == 3 - len(
+        set(audit.influence.top_landmark[0]) & set(audit.influence.repelling_landmark[0])
+    )
+    page = Page(row_table(one))
+    heads = [th["class"] for th in page.all("th") if "class" in th]
+    assert len(heads) == len(one.links) + min(2, len(one.pushed))
+    assert heads == sorted(heads)
+    scores = [row for row in row_table(one).split("<tr") if ">score<" in row]
+    assert scores[0].count("<data") == len(one.links)
+    pulls = [row for row in row_table(one).split("<tr") if ">pull<" in row]
+    assert pulls[0].count("<data") == len(heads)
+
+
+def test_a_ranked_one_that_repels_far_down_takes_the_place_of_one_that_pushes():
+    links = [Link(i, i + 1, 1.0, 1.0, 1.0) for i in range(9)]
+    links[8] = Link(8, 9, 1.0, -1.0, 1.0)
+    pushed = [Link(i, None, np.nan, -1.0, 1.0) for i in (20, 21)]
+    one = Explained(full_audit(), 0, links, np.zeros(0), pushed)
+    assert [link.row for _, link in one.beside(8, 2)] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 20]
+    assert [place for place, _ in one.beside(2, 1)] == [0, 1, 8]
+    assert [place for place, _ in one.beside(12, 1)] == [*range(9), 9]
 
 
 def test_zero_scores_draw_empty_bars():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from krepes_ooc import report
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.report import Explained
 from krepes_ooc.report.postcard import draw_card
@@ -51,7 +53,8 @@ def same(one: Explained, other: Explained) -> None:
     assert mine is not None
     assert theirs is not None
     np.testing.assert_array_equal(mine.top_landmark, theirs.top_landmark)
-    for name in ("score", "signed", "kernel"):
+    np.testing.assert_array_equal(mine.repelling_landmark, theirs.repelling_landmark)
+    for name in ("score", "signed", "kernel", "repelling"):
         np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-3, atol=1e-4)
 
 
@@ -109,11 +112,53 @@ def test_table_rows_and_agreeing_columns(own: Path) -> None:
         )
 
 
+def pushed(workspace: Path) -> int:
+    """A sample that some landmark pushes away without being ranked."""
+    return next(i for i in audited(workspace) if explain_sample(workspace, i).pushed)
+
+
+def test_what_pushes_is_named_beside_what_is_ranked(digits: Path) -> None:
+    one = explain_sample(digits, pushed(digits), top=2)
+    record, influence = one.record(), one.audit.influence
+    assert influence is not None
+    assert influence.repelling is not None
+    ranked = {landmark["sample_id"] for landmark in record["landmarks"]}
+    assert record["further_repel"] == len(record["repelling"]) > 0
+    for landmark in record["repelling"]:
+        assert landmark["sample_id"] not in ranked
+        assert (landmark["rank"], landmark["score"]) == (None, None)
+        assert landmark["signed"] in influence.repelling[0]
+    # A store of a development version, which does not say.
+    old = replace(influence, repelling_landmark=None, repelling=None)
+    silent = report.explain_rows(replace(one.audit, influence=old), [0])[0]
+    assert silent.record()["repelling"] is None
+    assert not silent.nothing_repels
+
+
+def test_where_nothing_pushes_it_is_said(digits: Path, capsys: Any) -> None:
+    from krepes_ooc.cli.explaining import _show
+
+    one = explain_sample(digits, pushed(digits))
+    influence = one.audit.influence
+    assert influence is not None
+    none = replace(
+        influence,
+        signed=np.abs(influence.signed),
+        repelling_landmark=np.full((1, 3), -1),
+        repelling=np.zeros((1, 3)),
+    )
+    calm = report.explain_rows(replace(one.audit, influence=none), [0])[0]
+    assert calm.nothing_repels
+    assert draw_card(calm).startswith(b"\x89PNG")
+    _show(calm)
+    assert "no landmark pushes it away" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["digits", "own"])
 def test_card_is_a_picture(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
     workspace = folder / "w" if kind == "own" else folder
-    png = draw_card(explain_sample(workspace, audited(workspace)[0]))
+    png = draw_card(explain_sample(workspace, pushed(workspace)))
     assert png.startswith(b"\x89PNG")
     assert len(png) < 200_000
 
@@ -152,11 +197,13 @@ def test_changed_weights_are_named(own: Path, tmp_path: Path) -> None:
 
 
 def test_command(capsys: Any, digits: Path, own: Path, tmp_path: Path) -> None:
-    sample = str(audited(digits)[0])
+    sample = str(pushed(digits))
     shown = small.krepes(capsys, "explain", "-w", str(digits), "--sample", sample, "--top", "2")
     assert shown.code == 0
     assert "rank" in shown.out
-    assert len(shown.out.splitlines()) == 4
+    assert "more push it away" in shown.out
+    record = explain_sample(digits, int(sample), top=2).record()
+    assert len(shown.out.splitlines()) == 4 + record["further_repel"]
     given = ("explain", "-w", str(own / "w"), "--sample", str(audited(own / "w")[0]))
     table = small.krepes(capsys, *given)
     assert "= agrees, + attracts, - repels" in table.out

@@ -39,6 +39,19 @@ def test_the_store_ranks_by_the_formula() -> None:
         f = influence.array("embedding")[t]
         pull = K[t] * (step @ f) / np.linalg.norm(f)
         assert influence.array("signed")[t] == pytest.approx(pull[order])
+        pushing = sorted(np.flatnonzero(pull < 0), key=lambda landmark: pull[landmark])[:3]
+        known = influence.array("repelling_landmark")[t]
+        assert known.tolist() == [*pushing, *[-1] * (3 - len(pushing))]
+        padded = [*pull[pushing], *[0.0] * (3 - len(pushing))]
+        assert influence.array("repelling")[t] == pytest.approx(padded)
+
+
+def test_some_samples_are_pushed_and_few_pushes_are_ranked() -> None:
+    influence = audits.finished().reader("influence")
+    pushing, pulls = influence.array("repelling_landmark"), influence.array("repelling")
+    assert ((pulls < 0) == (pushing >= 0)).all()
+    assert (np.diff(pulls, axis=1) >= 0).all()
+    assert (pulls < 0).any()
 
 
 def test_every_measure_runs(tmp_path: Path) -> None:

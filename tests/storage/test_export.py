@@ -51,6 +51,19 @@ def test_ranked_landmarks_have_rows_of_their_own(
     assert rows["landmark_label"].astype(int).tolist() == landmarks["label"].values[top].tolist()
 
 
+def test_what_pushes_has_a_table_of_its_own(space: Workspace, tmp_path: Path) -> None:
+    rows = read(space, tmp_path, "influence", dim="repelled")
+    influence, landmarks = space["influence"].load(), space["landmarks"].load()
+    pushing, pulls = influence["repelling_landmark"].values, influence["repelling"].values
+    assert rows["rank"].tolist() == [1, 2, 3] * len(pulls)
+    np.testing.assert_array_equal(rows["repelling"], pulls.reshape(-1))
+    told = landmarks["sample_id"].values[pushing.reshape(-1)].tolist()
+    named = [i if at >= 0 else None for i, at in zip(told, pushing.reshape(-1), strict=True)]
+    found = [None if np.isnan(i) else int(i) for i in rows["landmark_sample_id"]]
+    assert found == named
+    assert "score" not in rows
+
+
 def test_a_second_dimension_becomes_columns(space: Workspace, tmp_path: Path) -> None:
     rows = read(space, tmp_path, "newton", dim="landmark")
     step = space["newton"]["step"].values
