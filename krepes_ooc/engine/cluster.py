@@ -11,6 +11,7 @@ from typing import Any
 
 from krepes_ooc.engine.arrayfiles import arrays_as_files
 from krepes_ooc.engine.executor import Graph
+from krepes_ooc.engine.stalls import StallWatch
 from krepes_ooc.engine.station import Part, Work
 from krepes_ooc.errors import KrepesError, StageFailed, Stopped, UsageError
 
@@ -29,6 +30,7 @@ class Cluster:
         renew: asks for workers that are gone, if this cluster can.
         refusals: what the queue said to jobs it did not take.
         patience: seconds to wait while there is no worker.
+        stall_seconds: between two looks at workers while no task finishes.
     """
 
     client: Any
@@ -36,6 +38,7 @@ class Cluster:
     renew: Callable[[], None] = lambda: None
     refusals: list[str] = field(default_factory=list)
     patience: float = 60.0
+    stall_seconds: float = 30.0
     _renewed: float = 0.0
     _seen: float = field(default_factory=time.monotonic)
 
@@ -57,9 +60,15 @@ class Cluster:
                 self.client.unregister_worker_plugin(key)
 
     def compute(
-        self, graph: Graph, names: Sequence[str], check: Callable[[], None]
+        self,
+        graph: Graph,
+        names: Sequence[str],
+        check: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> Iterator[tuple[str, Part]]:
         """Results by name as they come; lost workers are replaced and their tasks repeated.
+
+        Workers that hold tasks and do nothing are told of, then started again.
 
         Raises:
             Stopped: ``check`` says so, or the scheduler is lost, or no worker came.
@@ -70,14 +79,17 @@ class Cluster:
         with self._told():
             futures = self.client.get(graph, list(names), sync=False)
         waiting = dict(zip(names, futures, strict=True))
+        stalls = StallWatch(self.client, tell, self.stall_seconds)
         try:
             while waiting:
                 check()
                 done = [name for name, future in waiting.items() if future.status != "pending"]
                 for name in done:
                     yield name, self._result(waiting.pop(name))
+                    stalls.moved()
                 if not done:
                     self._look_after()
+                    stalls.look()
                     time.sleep(POLL_SECONDS / 5)
         finally:
             for future in waiting.values():

@@ -35,9 +35,15 @@ class Crowd(Protocol):
         """Work at every worker, for as long as its tasks run."""
 
     def compute(
-        self, graph: Graph, names: Sequence[str], check: Callable[[], None]
+        self,
+        graph: Graph,
+        names: Sequence[str],
+        check: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> Iterator[tuple[str, Part]]:
         """Names and results, as they come; ``check`` is called several times a second.
+
+        What the user should know of workers goes to ``tell``, a line at a time.
 
         Raises:
             Stopped: ``check`` says so, or the scheduler is lost.
@@ -158,7 +164,7 @@ class Spread(Executor):
         """Results by name; what tasks told is passed on as they come."""
         assert self.crowd is not None
         found = {}
-        for name, part in self.crowd.compute(graph, names, self.stop.check):
+        for name, part in self.crowd.compute(graph, names, self.stop.check, self.progress.note):
             pass_on(part, self.progress)
             self.peaks[0] = max(self.peaks[0], part.anonymous)
             found[name] = take_back(part.value)

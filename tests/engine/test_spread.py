@@ -68,7 +68,7 @@ class Near:
         yield
         station().give_back(key)
 
-    def compute(self, graph: Any, names: Any, check: Any) -> Iterator[tuple[str, Part]]:
+    def compute(self, graph: Any, names: Any, check: Any, tell: Any) -> Iterator[tuple[str, Part]]:
         from dask import get
 
         check()
@@ -115,9 +115,11 @@ def test_big_results_and_big_work_are_files_not_messages(desk: Desk):
     sent = []
 
     class Watched(Near):
-        def compute(self, graph: Any, names: Any, check: Any) -> Iterator[tuple[str, Part]]:
+        def compute(
+            self, graph: Any, names: Any, check: Any, tell: Any
+        ) -> Iterator[tuple[str, Part]]:
             sent.append(len(pickle.dumps(graph)))
-            for name, part in super().compute(graph, names, check):
+            for name, part in super().compute(graph, names, check, tell):
                 sent.append(len(pickle.dumps(part)))
                 yield name, part
 

@@ -1,0 +1,107 @@
+"""Workers that hold tasks and do nothing: the user is told where, then they are started again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+ANSWER_SECONDS = 5
+RESTART_SECONDS = 30
+IDLE_PERCENT = 10.0  # of a core: heartbeats and the meter of a task take a few
+SILENT = "it does not answer"
+
+
+@dataclass
+class StallWatch:
+    """Looks at workers while no task of a graph finishes.
+
+    A task may wait for a lock that nobody gives back: a run of weeks must outlive that. When nothing finished for an interval, a worker is suspect that holds tasks
+    and uses no processor, or gives no sign of life; if the next look finds it at the same place, it
+    is started again and its tasks are repeated, which changes no bits. Every restart doubles the
+    interval.
+
+    Args:
+        client: of Distributed.
+        tell: one line for the user.
+        seconds: between two looks.
+    """
+
+    client: Any
+    tell: Callable[[str], None]
+    seconds: float = 30.0
+    _since: float = field(default_factory=lambda: time.monotonic())
+    _suspects: dict[str, str] = field(default_factory=dict)
+
+    def moved(self) -> None:
+        """A task has finished."""
+        self._since, self._suspects = time.monotonic(), {}
+
+    def look(self) -> None:
+        """Call while nothing finishes, as often as you like."""
+        if time.monotonic() - self._since < self.seconds:
+            return
+        idle = self._idle()
+        stuck = sorted(worker for worker, at in idle.items() if self._suspects.get(worker) == at)
+        for worker, at in idle.items():
+            if worker not in stuck:
+                self.tell(f"{worker} did nothing for {self.seconds:.0f} s: {at}")
+        for worker in stuck:
+            self.tell(f"{worker} still does nothing: it is started again, its tasks are repeated")
+        if stuck:
+            self.seconds *= 2
+            self._restart(stuck)
+        self._suspects = {} if stuck else idle
+        self._since = time.monotonic()
+
+    def _restart(self, workers: list[str]) -> None:
+        with contextlib.suppress(Exception):
+            self.client.sync(
+                self.client.scheduler.restart_workers,
+                workers=workers,
+                timeout=RESTART_SECONDS,
+                wait_for_workers=False,
+                on_error="return",
+                stimulus_id=f"krepes-stall-{time.time()}",
+            )
+
+    def _idle(self) -> dict[str, str]:
+        """Workers that do nothing, and the place in the code where each of them stands."""
+        # Looking may fail where everything else goes on: the scheduler is watched elsewhere.
+        with contextlib.suppress(Exception):
+            held = {worker for worker, keys in self.client.processing().items() if keys}
+            facts = self.client.scheduler_info(n_workers=-1)["workers"]
+            # Both clocks are the scheduler's: the latest heartbeat of all says what time it is.
+            latest = max(worker["last_seen"] for worker in facts.values())
+            return {
+                worker: self._place(worker)
+                for worker in sorted(facts)
+                if latest - facts[worker]["last_seen"] > self.seconds / 2
+                or (worker in held and facts[worker]["metrics"]["cpu"] < IDLE_PERCENT)
+            }
+        return {}
+
+    def _place(self, worker: str) -> str:
+        """The frames of this package, and the innermost one, of what a worker computes."""
+        ask = self.client.scheduler.call_stack
+        try:
+            keys = list(self.client.processing([worker])[worker])
+            if not keys:
+                return SILENT
+            stacks = self.client.sync(ask, keys=keys, callback_timeout=ANSWER_SECONDS)
+        except Exception:
+            return SILENT
+        frames = [frame for stack in stacks.get(worker, {}).values() for frame in stack]
+        if not frames:
+            return "it has not begun"
+        own = [frame for frame in frames[:-1] if "krepes_ooc" in frame]
+        return ", then ".join(_short(frame) for frame in [*own[-3:], frames[-1]])
+
+
+def _short(frame: str) -> str:
+    """``File "/a/b/c.py", line 7, in f`` with its source line, as ``b/c.py:7 in f``."""
+    file, line, function = frame.strip().splitlines()[0].split(", ", 2)
+    path = "/".join(file.strip('File "').split("/")[-2:])
+    return f"{path}:{line.removeprefix('line ')} {function}"
