@@ -18,10 +18,10 @@ SILENT = "it does not answer"
 class StallWatch:
     """Looks at workers while no task of a graph finishes.
 
-    A task may wait for a lock that nobody gives back: a run of weeks must outlive that. When nothing finished for an interval, a worker is suspect that holds tasks
-    and uses no processor, or gives no sign of life; if the next look finds it at the same place, it
-    is started again and its tasks are repeated, which changes no bits. Every restart doubles the
-    interval.
+    A task may wait for a lock that nobody gives back: a run of weeks must outlive that. When
+    nothing finished for an interval, a worker is suspect that holds tasks and uses no processor, or
+    gives no sign of life; if the next look finds it at the same place, it is started again and its
+    tasks are repeated, which changes no bits. Every restart doubles the interval.
 
     Args:
         client: of Distributed.
