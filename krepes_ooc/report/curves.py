@@ -9,9 +9,9 @@ import numpy as np
 
 from krepes_ooc.report.charts import Axis, Chart
 from krepes_ooc.report.data import Array, AuditData, Newton
+from krepes_ooc.report.doubts import LEAST_RHO
 from krepes_ooc.report.markup import Child, Markup, element, join, number, table, user_text
 from krepes_ooc.report.panel import Panel, absent
-from krepes_ooc.report.trust import LEAST_RHO
 
 SWEPT = {
     "loss": "loss after the step",

@@ -95,21 +95,25 @@ def refuse_stale(audit: Audit, states: Iterable[StageState]) -> None:
     A stage that only waits for another is judged when that one is there.
 
     Raises:
-        WorkspaceError: naming the stages with their reasons, then those that only follow.
+        WorkspaceError: naming the stages, then every change with the stages that read it.
     """
     stale = [state for state in states if state.kind == "stale" and (state.why or state.after)]
-    causes = [f"{s.stage.name} ({', '.join(s.why)})" for s in stale if s.why]
-    after = [s.stage.name for s in stale if not s.why]
-    if stale:
-        told = "; ".join(causes)
-        if after:
-            told += f"{', and after it ' if causes else ''}{', '.join(after)}"
-        raise WorkspaceError(
-            f"stale: {told}",
-            where=str(audit.workspace.root),
-            expected="results of the same settings, network, source and versions",
-            advice="--restart-stale computes exactly these stages again, or undo the change",
-        )
+    if not stale:
+        return
+    readers: dict[str, list[str]] = {}
+    for state in stale:
+        for change in state.why:
+            readers.setdefault(change, []).append(state.stage.name)
+    changes = [
+        f"; {change}" + (f" ({', '.join(names)})" if len(names) < len(stale) else "")
+        for change, names in readers.items()
+    ]
+    raise WorkspaceError(
+        f"stale: {', '.join(state.stage.name for state in stale)}{''.join(changes)}",
+        where=str(audit.workspace.root),
+        expected="what this recipe would compute now",
+        advice="undo the change, or compute exactly these stages again with --restart-stale",
+    )
 
 
 def refuse_without_upstream(stage: Stage, reads: Sequence[str], states: States) -> None:

@@ -46,6 +46,12 @@ def good(**changes) -> AuditData:
     return full_audit(**{"warnings": (), **changes})
 
 
+def kernel_alone(value: float, control: float, interval: tuple[float, float] | None) -> AuditData:
+    """A drop far above chance, beside that of the landmarks the plain kernel ranks first."""
+    controls = {"random": 0.001, "largest |k| (no step)": control}
+    return good(fidelity={"confidence_drop": Figure(value, controls, interval)})
+
+
 # --- trust ---------------------------------------------------------------------------------------
 
 
@@ -92,6 +98,11 @@ def good(**changes) -> AuditData:
             "Usable",
         ),
         (good(fidelity={"confidence_drop": Figure(0.1)}), "drop", "unknown", "Nothing that was"),
+        (kernel_alone(0.238, 0.247, (0.22, 0.25)), "drop", "care", "Usable"),
+        (kernel_alone(0.238, 0.23, (0.22, 0.25)), "drop", "care", "Usable"),
+        (kernel_alone(0.238, 0.21, (0.22, 0.25)), "drop", "good", "Nothing that was"),
+        (kernel_alone(0.238, 0.238, None), "drop", "care", "Usable"),
+        (kernel_alone(0.238, 0.23, None), "drop", "good", "Nothing that was"),
         (
             good(fidelity={"cka": Figure(0.6, {"start": 0.5})}),
             "likeness",
@@ -125,6 +136,16 @@ def test_the_drop_is_told_as_a_ratio():
     panel = trust_panel(good())
     assert panel.figures["checks"]["drop"]["ratio"] == pytest.approx(0.153 / 0.0008)
     assert "191 times the drop of random landmarks" in Page(panel.render()).text
+
+
+def test_what_the_plain_kernel_finds_as_well_is_not_owed_to_the_step():
+    said = "the plain kernel finds them as well: the step adds nothing to this ranking"
+    assert said in Page(trust_panel(kernel_alone(0.238, 0.247, None)).body).text
+    assert said not in Page(trust_panel(kernel_alone(0.238, 0.1, None)).body).text
+    useless = good(
+        fidelity={"confidence_drop": Figure(0.1, {"random": 0.2, "largest |k| (no step)": 0.2})}
+    )
+    assert said not in Page(trust_panel(useless).body).text
 
 
 def test_the_self_check_is_told_in_a_sentence():

@@ -11,7 +11,7 @@ from krepes_ooc.algebra.groups import group_table
 from krepes_ooc.errors import UsageError
 from krepes_ooc.report.groups import own_share
 from krepes_ooc.stages.alignment import group_note
-from krepes_ooc.stages.words import alignment_lines, group_lines
+from krepes_ooc.stages.words import MAX_LINES, alignment_lines, group_lines
 from tests import dense
 from tests.stages import audits
 
@@ -165,3 +165,20 @@ def test_an_unknown_group_column_is_refused(tmp_path: Path):
     assert str(caught.value) == (
         "stages.alignment.groups: 'a' is no column of groups; expected one of town, coin, label"
     )
+
+
+def test_only_the_largest_gaps_are_told_and_the_rest_is_counted():
+    names = [f"column {i}" for i in range(MAX_LINES + 3)]
+    gaps = np.linspace(0.1, 0.8, len(names))
+    arrays = {"gap": gaps, "kernel_only": gaps, "difference_stderr": np.full(len(names), 0.1)}
+    attributes = {"columns": names, "notes": {}, "top": 10, "measure": "score"}
+    told = alignment_lines(arrays, attributes)
+    shown = [name for name in names if any(line.startswith(f"{name} ") for line in told)]
+    assert shown == names[-MAX_LINES:]
+    assert "and 3 columns with smaller gaps; the report has every control" in told
+    assert "the kernel alone gives the same gaps within 0.000; 0 of 8 differ" in told[-1]
+    exact = alignment_lines(
+        {name: values[:MAX_LINES] for name, values in arrays.items()},
+        {**attributes, "columns": names[:MAX_LINES]},
+    )
+    assert not any(line.startswith("and ") for line in exact)
