@@ -14,9 +14,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.demo ## install, audit the digits network, say where the report is
+demo: $(VENV)/.demo ## install, audit the digits network; the last line names the report
 	$(BIN)/krepes run digits
-	@echo "report: $(CURDIR)/krepes-workspace/digits/report.html"
 
 test: $(VENV)/.test ## lint, format, types, layers, tests
 	$(BIN)/ruff check .

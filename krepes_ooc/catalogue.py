@@ -49,7 +49,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8") if size <= MAX_YAML_BYTES else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"cannot read: {error}", where=str(path), expected="a YAML file"
+            "no such file" if isinstance(error, FileNotFoundError) else f"cannot read: {error}",
+            where=str(path),
+            expected="a YAML file",
         ) from error
     if size > MAX_YAML_BYTES:
         raise RecipeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,12 @@ def test_notebook(capsys: Any) -> None:
             exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
     assert len(space["one"]["landmarks"]) == 3
     assert space["embedding"].shape == (2, 400, 6)
+
+
+def test_reviews_that_were_not_fetched_say_how(tmp_path: Path) -> None:
+    shutil.copytree(
+        EXAMPLES / "minilm-reviews", tmp_path / "r", ignore=shutil.ignore_patterns(".cache")
+    )
+    reviews = runpy.run_path(str(tmp_path / "r" / "reviews.py"))
+    with pytest.raises(FileNotFoundError, match=r"fetch them: python .*/r/fetch\.py"):
+        reviews["Reviews"]()

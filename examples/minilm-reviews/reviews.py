@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from krepes_ooc import counter
 
+CACHE = Path(__file__).resolve().parent / ".cache"
+TOKENS = 64
 DROPPED = 0.2
 PADDING, START, END = 0, 101, 102
 Ids = npt.NDArray[np.int64]
@@ -22,7 +24,10 @@ class Reviews:
     """
 
     def __init__(self, label: str = "department") -> None:
-        with np.load(Path(__file__).parent / ".cache" / "reviews.npz") as stored:
+        if not (CACHE / "reviews.npz").exists():
+            fetch = CACHE.with_name("fetch.py")
+            raise FileNotFoundError(f"the reviews are not there; fetch them: python {fetch}")
+        with np.load(CACHE / "reviews.npz") as stored:
             self.ids, self.names = stored["ids"], stored["texts"].tolist()
             classes, self.targets = np.unique(stored[label], return_inverse=True)
         self.classes = classes.tolist()
@@ -32,6 +37,20 @@ class Reviews:
 
     def __getitem__(self, index: int) -> Ids:
         return self.ids[index]
+
+    def from_text(self, text: str) -> Ids:
+        """A new review as token ids, cut as those of the table were; needs ``tokenizers``."""
+        return cut([" ".join(text.split())])[0]
+
+
+def cut(texts: list[str]) -> Ids:
+    """Token ids [text, token] of texts, padded."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(CACHE / "tokenizer.json"))
+    tokenizer.enable_truncation(TOKENS)
+    tokenizer.enable_padding(length=TOKENS, pad_id=PADDING)
+    return np.array([found.ids for found in tokenizer.encode_batch(texts)], dtype=np.int64)
 
 
 def drop_tokens(ids: Ids, sample_id: int, view_id: int, seed: int) -> Ids:

@@ -23,14 +23,14 @@ NARROW, MOST_RANKED, MOST_REPELLING = 16, 5, 1
 @click.command(short_help="Say which landmarks hold one sample.")
 @recipe_or_none
 @options.workspace
-@click.option("--sample", type=click.IntRange(min=0), help="Position of a sample in the source.")
+@click.option("--sample", type=options.Whole(min=0), help="Position of a sample in the source.")
 @click.option(
     "--input",
     "file",
     type=click.Path(path_type=Path),
     help="New sample: .json or .csv rows, a picture, .npy, or .txt.",
 )
-@click.option("--top", type=click.IntRange(min=1), help="Landmarks; default all that are kept.")
+@click.option("--top", type=options.Whole(min=1), help="Landmarks; default all that are kept.")
 @click.option("--png", type=click.Path(path_type=Path), help="Write a card as a picture.")
 @options.as_json
 def explain(

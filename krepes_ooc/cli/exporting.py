@@ -8,8 +8,9 @@ import click
 
 from krepes_ooc.cli import options
 from krepes_ooc.cli.inspecting import recipe_or_none, which
+from krepes_ooc.errors import UsageError
 
-FORMATS = ("parquet", "csv", "netcdf", "zarr")
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".nc": "netcdf", ".zarr": "zarr"}
 
 
 @click.command(short_help="Copy a store for other programs.")
@@ -17,7 +18,10 @@ FORMATS = ("parquet", "csv", "netcdf", "zarr")
 @options.workspace
 @options.store
 @click.option(
-    "--format", "kind", type=click.Choice(FORMATS), default="parquet", help="Kind of file."
+    "--format",
+    "kind",
+    type=click.Choice(tuple(FORMATS.values())),
+    help="Kind of file; default by the ending of --out.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="New file; zarr: a new folder."
@@ -27,7 +31,7 @@ def export(
     recipe: str | None,
     workspace: Path | None,
     store: str | None,
-    kind: str,
+    kind: str | None,
     out: Path,
     dim: str | None,
 ) -> None:
@@ -38,6 +42,14 @@ def export(
     from krepes_ooc.storage.export import export_store
     from krepes_ooc.storage.workspace import Workspace
 
+    kind = kind or FORMATS.get(out.suffix)
+    if kind is None:
+        raise UsageError(
+            "this ending names no format",
+            where=f"--out {out}",
+            expected=f"one of {', '.join(FORMATS)}",
+            advice="or say --format",
+        )
     left = export_store(Workspace(which(recipe, workspace)), store or "", out, kind, dim)
     click.echo(f"wrote {out}")
     if left:

@@ -44,6 +44,14 @@ def main(debug: bool) -> None:
     """Audit frozen self-supervised networks, out of core."""
 
 
+def _known(error: click.ClickException) -> str:
+    """The commands there are, where one was named that is not."""
+    group = error.ctx.command if isinstance(error, click.UsageError) and error.ctx else None
+    if not isinstance(group, click.Group) or "No such command" not in error.message:
+        return ""
+    return f"; expected one of {', '.join(sorted(group.commands))}"
+
+
 def _told(error: Exception, debug: bool) -> int:
     """Print an error as one line and return its exit code."""
     if isinstance(error, click.exceptions.Exit):
@@ -63,7 +71,8 @@ def _told(error: Exception, debug: bool) -> int:
         click.echo(f"krepes: {error}", err=True)
         return error.exit_code
     if isinstance(error, click.ClickException):
-        click.echo(f"krepes: {' '.join(error.format_message().split())}", err=True)
+        said = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"krepes: {said}{_known(error)}", err=True)
         return 2
     what = f"{type(error).__name__}: {' '.join(str(error).split())}"
     click.echo(f"krepes: unexpected {what}; --debug shows where", err=True)

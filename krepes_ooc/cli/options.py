@@ -14,6 +14,12 @@ from krepes_ooc.errors import KrepesError, UsageError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class Whole(click.IntRange):
+    """A whole number from a least one on, called what people call it."""
+
+    name = "number"
+
+
 class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A size such as ``2GiB``."""
 
@@ -103,7 +109,7 @@ overrides = click.option(
 memory = click.option(
     "--memory", type=Bytes(), help="Memory of the run; default 3/4 of what is free."
 )
-workers = click.option("--workers", type=click.IntRange(min=1), help="Threads; default all cores.")
+workers = click.option("--workers", type=Whole(min=1), help="Threads; default all cores.")
 device = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

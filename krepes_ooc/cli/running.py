@@ -136,9 +136,7 @@ def _show_plan(planned: Any) -> None:
 @click.command(short_help="Draw the report again.")
 @recipe_or_none
 @options.stacked(options.workspace, options.quiet)
-@click.option(
-    "--samples", type=click.IntRange(min=0), help="Cards that are drawn without a search."
-)
+@click.option("--samples", type=options.Whole(min=0), help="Cards that are drawn without a search.")
 def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int | None) -> None:
     """Draw the report of a finished audit again; nothing else is computed."""
     from krepes_ooc import runner

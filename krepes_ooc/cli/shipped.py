@@ -63,7 +63,7 @@ def show_recipe(recipe: str) -> None:
     click.echo(catalogue.find("pipelines", recipe).read_text(encoding="utf-8"), nl=False)
 
 
-@recipes.command("copy")
+@recipes.command("copy", short_help="Copy a recipe to a file, to be edited and run.")
 @click.argument("recipe")
 @click.argument("target", type=click.Path(path_type=Path))
 def copy_recipe(recipe: str, target: Path) -> None:

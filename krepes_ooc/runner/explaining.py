@@ -60,7 +60,8 @@ def explain(
     if file is not None and sample is None:
         return explain_input(workspace, file, top)
     raise UsageError(
-        "no sample was named, or two", expected="one of --sample NUMBER and --input FILE"
+        "no sample was named" if sample is None else "a sample and a file were named",
+        expected="one of --sample NUMBER and --input FILE",
     )
 
 

@@ -258,7 +258,7 @@ def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
 
 STAGE = Stage(
     name="report",
-    version=4,
+    version=5,
     reads=(
         "features",
         "landmarks",

@@ -361,3 +361,39 @@ def test_more_workers_than_cores_is_allowed(capsys: Any, tmp_path: Path) -> None
     given = ("run", str(path), "-w", str(tmp_path / "w"), "--workers", "64", "--until", "features")
     done = small.krepes(capsys, *given, "--quiet")
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("foo",), "No such command 'foo'; expected one of doctor, explain, export, plan"),
+        (("recipes", "foo"), "No such command 'foo'; expected one of copy, list, show"),
+        (("explain",), "no sample was named; expected one of --sample NUMBER and"),
+        (("explain", "--sample", "1", "--input", "a.npy"), "a sample and a file were"),
+        (("explain", "--sample", "first"), "'first' is not a valid number"),
+        (
+            ("export", "--store", "audited", "--out", "a.xlsx"),
+            "--out a.xlsx: this ending names no format",
+        ),
+        (("run", "digits", "--cluster", "site.yaml"), "site.yaml: no such file"),
+    ],
+)
+def test_what_a_newcomer_types(
+    capsys: Any, sealed: Path, given: tuple[str, ...], words: str
+) -> None:
+    where = ("-w", str(sealed)) if given[0] in ("explain", "export") else ()
+    outcome = small.krepes(capsys, *given, *where)
+    assert outcome.code == 2
+    assert words in outcome.line
+
+
+@pytest.mark.parametrize(
+    ("ending", "first"), [(".csv", b'"figure"'), (".parquet", b"PAR1"), (".nc", b"CDF")]
+)
+def test_the_ending_of_a_file_names_its_format(
+    capsys: Any, sealed: Path, tmp_path: Path, ending: str, first: bytes
+) -> None:
+    target = tmp_path / f"fidelity{ending}"
+    given = ("export", "-w", str(sealed), "--store", "fidelity", "--out", str(target))
+    assert small.krepes(capsys, *given).code == 0
+    assert target.read_bytes().startswith(first)
