@@ -42,15 +42,25 @@ def export(
     from krepes_ooc.storage.export import export_store
     from krepes_ooc.storage.workspace import Workspace
 
-    kind = kind or FORMATS.get(out.suffix)
-    if kind is None:
+    left = export_store(
+        Workspace(which(recipe, workspace)), store or "", out, kind or _by_ending(out), dim
+    )
+    click.echo(f"wrote {out}")
+    if left:
+        click.echo(f"not in the table: {', '.join(left)} (--dim, or --format netcdf or zarr)")
+
+
+def _by_ending(out: Path) -> str:
+    """The format that the ending of a file names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if out.suffix not in FORMATS:
         raise UsageError(
             "this ending names no format",
             where=f"--out {out}",
             expected=f"one of {', '.join(FORMATS)}",
             advice="or say --format",
         )
-    left = export_store(Workspace(which(recipe, workspace)), store or "", out, kind, dim)
-    click.echo(f"wrote {out}")
-    if left:
-        click.echo(f"not in the table: {', '.join(left)} (--dim, or --format netcdf or zarr)")
+    return FORMATS[out.suffix]

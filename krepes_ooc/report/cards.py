@@ -17,6 +17,8 @@ from krepes_ooc.report.panel import Panel, absent
 from krepes_ooc.report.portrait import class_name
 from krepes_ooc.report.rows import row_table
 
+# Cards that stand in the page unasked; a line opens the others.
+UNFOLDED = 8
 UNFOLDED_ROWS = 3
 KEY, TITLE = "samples", "Sample by sample"
 MEASURES = {
@@ -57,12 +59,28 @@ def samples_panel(audit: AuditData) -> Panel:
     body = join(
         legend,
         search_form(audit, deck),
-        element("div", [card for card, _ in cards], class_="cards", id="cards"),
+        element("div", _folded([card for card, _ in cards]), id="cards"),
         element("div", class_="cards", id="found"),
         element("button", "Show more", id="more", type="button", hidden=""),
         with_pictures(deck, audit, everyone),
     )
     return Panel(KEY, TITLE, lead, body, figures)
+
+
+def _folded(cards: list[Markup]) -> Markup:
+    """The first cards, and the others behind one line."""
+    rest = len(cards) - UNFOLDED
+    if rest <= 0:
+        return element("div", cards, class_="cards")
+    return join(
+        element("div", cards[:UNFOLDED], class_="cards"),
+        element(
+            "details",
+            element("summary", number(rest), " more samples" if rest > 1 else " more sample"),
+            element("div", cards[UNFOLDED:], class_="cards"),
+            class_="further",
+        ),
+    )
 
 
 def search_form(audit: AuditData, deck: dict[str, Any]) -> Markup:
