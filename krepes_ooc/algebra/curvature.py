@@ -71,8 +71,11 @@ class Moments:
 
     def mean_uncentred(self) -> Array:
         """S = E[k k^T] over samples and views [landmark, landmark_]."""
-        S = [self.uncentred(a, a) for a in range(self.n_views)]
-        return np.asarray(np.mean(S, axis=0))
+        S = self.uncentred(0, 0)
+        for a in range(1, self.n_views):
+            S += self.uncentred(a, a)
+        S /= self.n_views
+        return S
 
     def embedding_rms(self, A: Array, offset: Array | None = None) -> float:
         """Root mean square of |K A + gamma| over samples and views, without reading the kernel.

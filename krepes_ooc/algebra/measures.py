@@ -165,12 +165,14 @@ def ridge_ceiling(
     if not eigenvalues[-1] > 0:
         raise undefined("the ridge ceiling", "kernel rows that are not constant")
     scores, projected = X @ V, V.T @ (X.T @ Y)
+    n_samples = len(X)
+    del X  # as large as the scores, and as their squares below
     mean = eigenvalues.mean()
     errors = []
     for relative in grid:
         shrink = 1.0 / (eigenvalues + relative * mean)
         residual = Y - scores @ (shrink[:, None] * projected)
-        leverage = 1.0 / len(X) + (scores**2) @ shrink
+        leverage = 1.0 / n_samples + (scores**2) @ shrink
         left_out = residual / np.maximum(1.0 - leverage, 1e-9)[:, None]
         errors.append(float(np.sum(left_out**2)))
     damping = grid[int(np.argmin(errors))]

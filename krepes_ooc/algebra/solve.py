@@ -128,12 +128,17 @@ def choose_solver(
         tolerance: relative residual to reach.
         max_iterations: largest number of products.
     """
-    if hasattr(problem, "gram") and direct_bytes(cast(LeastSquares, problem)) <= memory_bytes:
-        return DirectSolver(cast(LeastSquares, problem), tolerance)
+    if hasattr(problem, "gram"):
+        exact = cast(LeastSquares, problem)
+        if direct_bytes(exact.residual.size, exact.gradient.shape[0]) <= memory_bytes:
+            return DirectSolver(exact, tolerance)
     return KrylovSolver(problem, preconditioner(), tolerance, max_iterations)
 
 
-def direct_bytes(problem: LeastSquares) -> int:
-    """Bytes of J J^T, its eigenvectors and their workspace, and of the rows it is made of."""
-    rows, landmarks = problem.residual.size, problem.gradient.shape[0]
-    return int(8 * rows * (4 * rows + 4 * landmarks))
+def direct_bytes(rows: int, landmarks: int) -> int:
+    """Bytes of the exact solver for J with so many rows.
+
+    First J J^T and the rows it is made of, three times; when these are gone, J J^T, its copy, the
+    workspace of LAPACK (twice) and the eigenvectors.
+    """
+    return 8 * rows * max(5 * rows, rows + 6 * landmarks)

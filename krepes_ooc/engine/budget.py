@@ -16,13 +16,18 @@ class Need:
     Args:
         fixed: held once, whatever the number of workers.
         per_worker: held by every worker at the same time.
+        tasks: that can run at the same time at most; None: any number.
     """
 
     fixed: int = 0
     per_worker: int = 0
+    tasks: int | None = None
 
     def of_process(self, base: int) -> Need:
-        """The same for workers that are processes: each has a base and a fixed part of its own."""
+        """The same for workers that are processes: each has a base and a fixed part of its own.
+
+        They stay for all stages, however few tasks one of them has.
+        """
         return Need(0, base + self.fixed + self.per_worker)
 
 
@@ -69,7 +74,8 @@ class Budget:
         free = self.memory - base - need.fixed
         if free < need.per_worker:
             return 0
-        return min(self.workers, free // need.per_worker) if need.per_worker else self.workers
+        most = self.workers if need.tasks is None else min(self.workers, need.tasks)
+        return min(most, free // need.per_worker) if need.per_worker else most
 
 
 def default_budget(memory: int | None, workers: int | None) -> Budget:

@@ -15,14 +15,16 @@ from krepes_ooc.widen import to_float32
 COLLECT_BYTES = 32 << 20
 # What glibc may keep of freed memory. By itself it makes an arena for every worker and keeps tens
 # of MiB in each; with these a stage leaves little behind, for 2 % of the CPU time of short blocks.
+# What is mapped must stay above the 2 MiB of one matrix product.
 ARENAS = 2
-MAPPED_BYTES = 8 << 20
-KEPT_BYTES = 16 << 20
+MAPPED_BYTES = 3 << 20
+KEPT_BYTES = 8 << 20
+ALLOCATOR_BYTES = ARENAS * KEPT_BYTES
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def bound_allocator() -> None:
-    """Let the C allocator keep at most ``ARENAS * KEPT_BYTES`` of what was freed; glibc only.
+    """Let the C allocator keep at most ``ALLOCATOR_BYTES`` of what was freed; glibc only.
 
     Arrays of ``MAPPED_BYTES`` and more go back to the system at once; those of one matrix product
     are smaller and are used again.

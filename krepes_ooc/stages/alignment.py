@@ -25,6 +25,7 @@ from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import Cost, Stage, StageContext
 from krepes_ooc.stages.fidelityrows import audited_rows, landmark_rows
 from krepes_ooc.stages.shapes import AuditShape
+from krepes_ooc.stages.supply import computing_bytes
 from krepes_ooc.stages.words import alignment_lines, group_lines
 from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -133,7 +134,7 @@ def _columns(audited: StoreReader, landmarks: StoreReader, here: Index) -> list[
 
 def _rankings(context: StageContext, here: Index) -> _Rankings:
     influence, step = context.reader("influence"), context.reader("newton").array("step")
-    kernel = influence.array("kernel")[here]
+    kernel = influence.whole("kernel")[here]
     top = influence.array("top_landmark")[here]
     signed = attraction(kernel, step, influence.array("embedding")[here])
     against = np.argsort(signed, axis=1, kind="stable")[:, : top.shape[1]]
@@ -244,8 +245,9 @@ def to_json(values: Float) -> list[Any]:
 
 def predict(shape: AuditShape, settings: AlignmentSettings) -> Cost:
     """Agreement of every audit sample with every landmark, one column at a time."""
-    n, m = shape.n_audited, shape.n_landmarks
-    return Cost(1, 2**16, Need(16 * n * m + 32 * m * m), 2.0 * n * m * m)
+    n, m = shape.n_explained, shape.n_landmarks
+    need = 64 * n * m + computing_bytes(shape, shape.plan.sub_rows)
+    return Cost(1, 2**16, Need(need), 2.0 * n * m * m)
 
 
 STAGE = Stage(

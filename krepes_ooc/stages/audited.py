@@ -130,7 +130,9 @@ def predict(shape: AuditShape, settings: AuditedSettings) -> Cost:
     blocks = -(-shape.n_audited // shape.plan.block_rows)
     disk = blocks * shape.plan.block_rows * (2 * width + 4 * shape.n_outputs + 8)
     per_worker = 14 * rows * width + 16 * shape.plan.forward_batch * width
-    return Cost(blocks, disk, Need(0, per_worker), 6.0 * shape.n_parameters * shape.n_audited)
+    return Cost(
+        blocks, disk, Need(0, per_worker, blocks), 6.0 * shape.n_parameters * shape.n_audited
+    )
 
 
 STAGE = Stage(

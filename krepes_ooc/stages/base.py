@@ -13,6 +13,7 @@ from krepes_ooc.blocks import BlockPlan
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, Need
 from krepes_ooc.engine.executor import Executor
+from krepes_ooc.engine.memory import ALLOCATOR_BYTES
 from krepes_ooc.engine.meter import Meter
 from krepes_ooc.engine.progress import Progress
 from krepes_ooc.engine.spread import Crowd, Desk, Spread
@@ -26,11 +27,11 @@ from krepes_ooc.storage.reader import StoreReader
 from krepes_ooc.storage.records import Files, StageRecord
 from krepes_ooc.storage.workspace import Workspace
 
-# Thread stacks, journals and what the allocator keeps; measured in a fresh process per stage.
-SLACK_BYTES = 32 * 2**20
+# Constants of a process, measured in a fresh one per stage.
+SLACK_BYTES = 32 * 2**20  # readers of the source, journals, thread stacks
 LEFT_BYTES = 24 * 2**20  # what the stages before leave in the process, measured up to a million
-NETWORK_BYTES = 64 * 2**20  # the part of torch that differentiates: it loads with a network
-LEARNING_BYTES = 32 * 2**20  # scikit-learn
+NETWORK_BYTES = 80 * 2**20  # the part of torch that differentiates: it loads with a network
+LEARNING_BYTES = 40 * 2**20  # scikit-learn
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class Cost:
         scratch: bytes of partial results, removed when the stage is sealed.
         double: whether the operations are in float64.
         network: whether it runs the network, for a stage that does so only sometimes.
+        early: bytes of one worker and the fixed part that are gone when the network is loaded.
+        idle: whether these settings leave it nothing to do, so that it loads neither the network
+            nor scikit-learn.
     """
 
     units: int = 1
@@ -88,6 +92,8 @@ class Cost:
     scratch: int = 0
     double: bool = False
     network: bool = False
+    early: int = 0
+    idle: bool = False
 
 
 def _stage_of(module: str) -> Stage:
@@ -283,14 +289,20 @@ def cost_of(
     """Expected cost of a stage; what reads source or network holds their memory too.
 
     Source, network and libraries stay in memory, so those of the stages ``before`` it in the same
-    process count as well.
+    process count as well. Where none of them loaded the network, what the stage has given back by
+    then makes room for it.
     """
-    cost, loaded = stage.predict(shape, settings), [*before, stage]
-    held = cost.need.fixed + SLACK_BYTES + (LEFT_BYTES if len(loaded) > 1 else 0)
+    cost, ran = stage.predict(shape, settings), list(before)
+    held = cost.need.fixed + SLACK_BYTES + (LEFT_BYTES if ran else 0)
+    held += ALLOCATOR_BYTES if cost.need.per_worker else 0
+    loaded = ran if cost.idle else [*ran, stage]
+    there = {name for each in ran for name in each.reads}
     reads = {name for each in loaded for name in each.reads}
     reads |= {"source", "network"} if cost.network else set()
     held += inputs.source.resident_bytes if "source" in reads else 0
-    held += NETWORK_BYTES + 8 * shape.n_parameters if "network" in reads else 0
+    if "network" in reads:
+        network = NETWORK_BYTES + 8 * shape.n_parameters
+        held += network if "network" in there else max(0, network - cost.early)
     held += LEARNING_BYTES if any(each.learns for each in loaded) else 0
     return replace(cost, need=replace(cost.need, fixed=held))
 

@@ -154,7 +154,7 @@ def _words(found: dict[str, Float]) -> str:
 
 def _seal(context: StageContext, found: list[dict[str, Float]], attributes: dict[str, Any]) -> None:
     influence, step = context.reader("influence"), context.reader("newton").array("step")
-    kernel = influence.array("kernel")
+    kernel = influence.whole("kernel")
     explained = context.reader("audited").array("role") == ROLES["audit"]
     vectors = np.array([one["vector"] for one in found]).reshape(len(found), step.shape[1])
     arrays = {
@@ -178,10 +178,11 @@ def predict(shape: AuditShape, settings: ConceptsSettings) -> Cost:
     count, m, width = len(settings.sets), shape.n_landmarks, shape.n_features
     samples = 2 * settings.samples
     rows = min(samples, shape.plan.sub_rows)
-    need = 10 * rows * width + 12 * m * width + 8 * (samples + shape.n_audited) * m
-    need = need if count else 0
+    need = 8 * shape.n_explained * m
+    need += (10 * rows * width + 20 * m * width + 8 * samples * m) if count else 0
     disk = 8 * count * (shape.n_audited + m + shape.n_components)
-    return Cost(count + 1, disk, Need(need), 6.0 * shape.n_parameters * samples * count)
+    flops = 6.0 * shape.n_parameters * samples * count
+    return Cost(count + 1, disk, Need(need), flops, idle=not count)
 
 
 STAGE = Stage(

@@ -236,6 +236,7 @@ def predict(shape: AuditShape, settings: FeaturesSettings) -> Cost:
     need = Need(
         8 * shape.n_moments,
         2 * rows * width * views + computing_bytes(shape) + 24 * shape.n_moments,
+        shape.plan.n_shards,
     )
     flops = computing_flops(shape) + 2.0 * shape.n_moments * shape.plan.n_samples * views
     fixed = 8 * shape.n_moments + 8 * shape.stored_rows * (views + 1)

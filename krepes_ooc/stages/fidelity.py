@@ -203,7 +203,7 @@ def _curves(data: _Measured) -> dict[str, Any]:
     kernel, spectrum = context.reader("kernel"), context.reader("spectrum")
     spans = {
         ALL_ROWS: Span(
-            kernel.array("landmark_kernel"),
+            kernel.whole("landmark_kernel"),
             data.second,
             float(kernel.attributes["self_kernel_mean"]),
             kernel.info("values").dtype.name,
@@ -222,10 +222,15 @@ def _curves(data: _Measured) -> dict[str, Any]:
 
 
 def predict(shape: AuditShape, settings: FidelitySettings) -> Cost:
-    """Regressions, probes and votes on rows of the audited samples."""
-    n, m, h = shape.n_audited, shape.n_landmarks, shape.n_components
-    rows = 8 * n * (6 * m + 6 * h + 2 * shape.n_outputs) + 8 * n * shape.n_features
-    return Cost(1, 2**15, Need(rows + 64 * m * m + 12 * m * shape.n_features), 40.0 * n * m * m)
+    """Regressions, probes and votes on rows of the audited samples.
+
+    Kept are kernel rows of uniform landmarks and random features; a probe or a regression holds its
+    rows twice more and sorts out those without a label. Feature rows are read before all that.
+    """
+    n, m, h, width = shape.n_audited, shape.n_landmarks, shape.n_components, shape.n_features
+    rows = 8 * n * (7 * m + 6 * h + 2 * shape.n_outputs)
+    reading = 4 * n * width + 20 * m * width + 32 * n * m
+    return Cost(1, 2**15, Need(max(rows, reading) + 40 * m * m), 40.0 * n * m * m)
 
 
 STAGE = Stage(

@@ -54,12 +54,14 @@ class Rows:
 def audited_rows(context: StageContext, role: str) -> Rows:
     """The samples of one role."""
     audited, influence = context.reader("audited"), context.reader("influence")
-    here = audited.array("role") == ROLES[role]
+    # Samples lie sorted by role, so that their kernel rows are a part of the map: not copied.
+    code = ROLES[role]
+    here = slice(*np.searchsorted(audited.array("role"), [code, code + 1]))
     return _rows(
         context,
         audited.array("sample_id")[here],
         audited.array("label")[here],
-        influence.array("kernel")[here],
+        influence.whole("kernel")[here],
         audited.array("network_embedding")[here].astype(np.float64),
     )
 
@@ -74,7 +76,7 @@ def landmark_rows(context: StageContext) -> Rows:
         for start in range(0, len(sample_id), size)
     ]
     network = np.concatenate(parts).astype(np.float64)
-    kernel = context.reader("kernel").array("landmark_kernel")
+    kernel = context.reader("kernel").whole("landmark_kernel")
     return _rows(context, sample_id, landmarks.array("label"), kernel, network)
 
 

@@ -22,9 +22,9 @@ from krepes_ooc.storage.contracts import StoreSpec, load_contract
 ROWS = 1024
 # Landmarks that push most are kept besides the ranked ones, which seldom hold any of them.
 PUSHED = 3
-# What is found for every audited sample, in the order of a task's results.
+# What is found for every audited sample beside its kernel row, in the order of a task's results.
 ARRAYS = (
-    *("kernel", "embedding", "top_landmark", "score", "signed"),
+    *("embedding", "top_landmark", "score", "signed"),
     *("repelling_landmark", "repelling"),
 )
 
@@ -44,7 +44,7 @@ def run(context: StageContext) -> None:
     audited, newton = context.reader("audited"), context.reader("newton")
     kernel_store, spectrum = context.reader("kernel"), context.reader("spectrum")
     normalise: Mode = kernel_store.attributes["normalise"]
-    landmark_kernel = kernel_store.array("landmark_kernel")
+    landmark_kernel = kernel_store.whole("landmark_kernel")
     step, coefficients = newton.array("step"), newton.array("coefficients")
     offset = spectrum.array("offset")
     own_map = open_landmark_kernel(context, normalise)
@@ -52,7 +52,7 @@ def run(context: StageContext) -> None:
     second = read_moments(context).mean_uncentred()
     score = shown_scorer(context.settings.measure, step, landmark_kernel, second)
     top = min(context.settings.top, len(step))
-    starts = list(range(0, len(features), ROWS))
+    starts, kernel_rows = range(0, len(features), ROWS), np.empty((len(features), len(step)))
     context.progress.begin("influence", len(starts), 0)
 
     def task(start: int) -> tuple[Float, ...]:
@@ -62,11 +62,13 @@ def run(context: StageContext) -> None:
         landmark, value = top_k(score(kernel), top)
         pulls = attraction(kernel, step, f)
         signed = np.take_along_axis(pulls, landmark, axis=1)
+        kernel_rows[rows] = kernel
         context.progress.advance(1)
-        return kernel, f, landmark, value, signed, *repelling(pulls, PUSHED)
+        return f, landmark, value, signed, *repelling(pulls, PUSHED)
 
     parts = list(context.executor().map(task, starts))
     arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(ARRAYS)}
+    arrays["kernel"] = kernel_rows
     for name in ("top_landmark", "repelling_landmark"):
         arrays[name] = arrays[name].astype(np.int64)
     arrays["landmark_moved"] = landmark_kernel @ step
@@ -104,12 +106,18 @@ def shown_scorer(
 
 
 def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
-    """Kernel rows of the audited samples."""
+    """Kernel rows of the audited samples.
+
+    A worker holds the kernel of its rows, the scores, and their order with what sorting takes;
+    before the passes the landmarks are there in float32 and float64, and the moments three times.
+    """
     n, m, width = shape.n_audited, shape.n_landmarks, shape.n_features
-    fixed = n * (2 * width + 16 * (m + shape.n_components)) + 12 * m * width + 40 * m * m
-    per_worker = ROWS * (8 * width + 40 * m)
+    per_worker = max(ROWS * 40 * m, ROWS * 4 * m + shape.plan.sub_rows * (8 * width + 12 * m))
+    passing = n * (2 * width + 8 * m + 16 * shape.n_components) + 4 * m * width + 8 * m * m
+    opening = 2 * n * width + 20 * m * width + 24 * m * m
+    fixed = max(passing, opening - per_worker)
     disk = n * 8 * (m + shape.n_components + 3 * settings.top + 2 * PUSHED)
-    return Cost(-(-n // ROWS), disk, Need(fixed, per_worker), 2.0 * n * m * width)
+    return Cost(-(-n // ROWS), disk, Need(fixed, per_worker, -(-n // ROWS)), 2.0 * n * m * width)
 
 
 STAGE = Stage(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -193,7 +193,11 @@ def _spec(context: StageContext, own_map: LandmarkKernel) -> StoreSpec:
 
 
 def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
-    """Products of all rows with all landmarks; a worker holds its rows in float32 and as stored."""
+    """Products of all rows with all landmarks; a worker holds its rows in float32 and as stored.
+
+    At the end the landmarks are there in float32 and float64 (twice while they are prepared), and a
+    worker holds a tile of the landmark kernel three times and, where there are several, its mirror.
+    """
     plan, m, width = shape.plan, shape.n_landmarks, shape.n_features
     size = shape.kernel_itemsize
     block = plan.block_rows * m * (4 + size * (1 + shape.n_views))
@@ -201,11 +205,15 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
     disk = shape.stored_rows * (shape.n_views * m * size + 8) + 8 * m * m
     side = min(m, cuts.TILE)
     centre = shape.n_moments if settings.normalise == "ccos" else 0
-    need = Need(36 * m * width + 40 * side * side + 24 * shape.n_moments, block + sub)
+    tile = 8 * side * side * (3 if side == m else 4)
+    per_worker = block + sub if side == m else max(block + sub, tile)
+    passing, ending = 4 * m * width + 24 * shape.n_moments, 12 * m * width + tile - per_worker
+    fixed = max(passing, ending, 20 * m * width - per_worker)
+    need = Need(fixed, per_worker, max(plan.n_blocks, (-(-m // side)) ** 2))
     flops = 2.0 * plan.n_samples * shape.n_views * (m * width + centre)
     if shape.keeps_features:
         return Cost(plan.n_blocks, disk, need, flops)
-    rows = Need(need.fixed, need.per_worker + computing_bytes(shape))
+    rows = replace(need, per_worker=per_worker + computing_bytes(shape))
     return Cost(plan.n_blocks, disk, rows, flops + computing_flops(shape), network=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -141,30 +141,45 @@ def _positions(context: StageContext, rows: Ids) -> Ids:
 
 
 def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
+    """A choice in passes over view 0, then the clean rows of the chosen through the network."""
+    m, width = shape.n_landmarks, shape.n_features
+    chosen, closing = _choosing(shape, settings), 20 * m * width
+    need = chosen.need
+    first = need.fixed + need.per_worker
+    return replace(
+        chosen,
+        disk=m * (2 * width + 64) + 8 * shape.n_moments,
+        need=replace(need, fixed=max(need.fixed, closing - need.per_worker)),
+        early=max(0, first - closing),
+    )
+
+
+def _choosing(shape: AuditShape, settings: LandmarksSettings) -> Cost:
     """Passes over view 0; a worker holds a short row range against all candidates."""
     n, m, width = shape.plan.n_samples, shape.n_landmarks, shape.n_selection
-    clean = m * (2 * shape.n_features + 64) + 8 * shape.n_moments
+    sub_rows, tasks = shape.plan.sub_rows, shape.plan.n_blocks
     if settings.sampler == "uniform":
-        return Cost(1, clean, Need(12 * m * shape.n_features))
+        return Cost()
     if settings.sampler == "kmeans++":
         pool = min(n, POOL * m)
-        per_worker = shape.plan.sub_rows * (8 * width + 12 * m)
-        fixed = pool * (8 * width + 128)
+        need = Need(pool * (4 * width + 128), sub_rows * (8 * width + 12 * m), tasks)
         flops = 2.0 * m * seeding_trials(m) * pool * width + 2.0 * n * width * m
-        return Cost(-(-m // ROUND) + 2, clean, Need(fixed, per_worker), flops, 24 * pool)
+        return Cost(-(-m // ROUND) + 2, need=need, flops=flops, scratch=24 * pool)
     if settings.sampler == "leverage":
         pilot = min(n, PILOT * m)
-        per_worker = shape.plan.sub_rows * (8 * width + 24 * pilot) + 16 * shape.plan.block_rows
-        fixed = 20 * pilot * width + 40 * pilot**2
-        return Cost(3, clean, Need(fixed, per_worker), 2.0 * n * pilot * (width + pilot))
+        per_worker = sub_rows * (8 * width + 24 * pilot) + 16 * shape.plan.block_rows
+        need = Need(20 * pilot * width + 40 * pilot**2, per_worker, tasks)
+        return Cost(3, need=need, flops=2.0 * n * pilot * (width + pilot))
     drawn = m * settings.oversampling * settings.rounds  # on average
     candidates = math.ceil(drawn + 4 * math.sqrt(drawn)) + 1
-    per_worker = shape.plan.sub_rows * (8 * width + 12 * candidates)
-    # Almost four kernels among the candidates in float64, while one becomes symmetric.
-    fixed = 60 * n + 16 * candidates * width + 30 * candidates**2 + 24 * shape.n_moments
+    per_worker = sub_rows * (8 * width + 12 * candidates)
+    # After the passes, three kernels among the candidates in float64, while one is normalised.
+    passing = 60 * n + 8 * candidates * width + 24 * shape.n_moments
+    ending = 60 * n + 16 * candidates * width + 25 * candidates**2 + 24 * shape.n_moments
+    need = Need(max(passing, ending - per_worker), per_worker, tasks)
     flops = 2.0 * n * (width * candidates + shape.n_moments)
     scratch = (settings.rounds + 1) * (12 * n + 8 * candidates)
-    return Cost(settings.rounds + 2, clean, Need(fixed, per_worker), flops, scratch)
+    return Cost(settings.rounds + 2, need=need, flops=flops, scratch=scratch)
 
 
 STAGE = Stage(

@@ -185,9 +185,10 @@ def together(blocks: Sequence[Block]) -> list[Sequence[Block]]:
 def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
     """A pass over the kernel for each tile; a product for every pair of views.
 
-    A worker holds its rows in float32 and once more about the shift, one block as it was read, its
-    sums, one product, and the file that keeps the sums. At the end of a tile the sum so far, one
-    part read back and their sum are held, then the moments three times.
+    A worker holds its rows in float32 and once more about the shift, one block as it was read, one
+    product and its sums; then only the sums, the file that keeps them (it grows by an eighth) and
+    the piece that is being written. At the end of a tile three sums are held: the one so far, a
+    part and its file or the two added; then one, the moments and three matrices of one pair.
     """
     plan, m, views = shape.plan, shape.n_landmarks, shape.n_views
     pairs, tiles = len(pair_index(views)), len(landmark_tiles(m))
@@ -196,13 +197,15 @@ def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
     block = min(plan.block_rows, plan.n_samples)
     rows = max(block, min(GRAM_ROWS, plan.shard_blocks * block))
     ranges = 1 if tiles == 1 else 2
-    per_worker = 4 * width * ranges * (views * (rows + min(rows, GRAM_ROWS)) + block)
-    per_worker += 2 * sums + sums // 8 + min(sums, SAVED_BYTES) + 4 * width * width
-    fixed = max(0, max(4 * sums, 2 * sums + 3 * second) - per_worker)
+    summing = 4 * width * ranges * (views * (rows + min(rows, GRAM_ROWS)) + block)
+    summing += sums + 4 * width * width
+    per_worker = max(summing, 2 * sums + sums // 8 + min(sums, SAVED_BYTES))
+    ending = max(3 * sums + SAVED_BYTES // 2, sums + second + 24 * width * width)
+    fixed = max(0, ending - per_worker)
     flops = 2.0 * plan.n_samples * m * m * pairs
     side = len(tile_slices(m)) * width
     disk, scratch = 8 * (side * side * views + m) * views, sums * plan.n_shards * tiles
-    return Cost(plan.n_shards * tiles, disk, Need(fixed, per_worker), flops, scratch)
+    return Cost(plan.n_shards * tiles, disk, Need(fixed, per_worker, plan.n_shards), flops, scratch)
 
 
 STAGE = Stage(

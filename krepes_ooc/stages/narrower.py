@@ -122,5 +122,5 @@ def _solved(
 
 
 def _basis(context: StageContext) -> Basis:
-    values, vectors = nystrom.eigenpairs(context.reader("kernel").array("landmark_kernel"))
+    values, vectors = nystrom.eigenpairs(context.reader("kernel").whole("landmark_kernel"))
     return Basis.rkhs(values, vectors, int(context.reader("spectrum").attributes["usable_rank"]))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc import blocks as cuts
 from krepes_ooc.algebra import objectives
 from krepes_ooc.algebra.damping import (
     RELATIVE_GRID,
@@ -18,7 +19,7 @@ from krepes_ooc.algebra.damping import (
     judge,
     stability,
 )
-from krepes_ooc.algebra.solve import DIRECT_BYTES
+from krepes_ooc.algebra.solve import DIRECT_BYTES, direct_bytes
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import read_settings, setting
 from krepes_ooc.stages.base import Cost, Stage, StageContext
@@ -165,27 +166,34 @@ def _choose(settings: NewtonSettings, sweep: Sweep, advice: str) -> Choice:
 
 
 def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
-    """Products and one eigendecomposition in moment space, or passes over the kernel."""
+    """Products and one eigendecomposition in moment space, or passes over the kernel.
+
+    A second moment is decomposed with what LAPACK takes, its eigenvectors stay; iterates are held
+    for every damping. The exact solver is done with before that, but for its eigenvectors.
+    """
     check_settings(settings, shape.n_views, shape.n_components, shape.plan.block_rows)
     m, h, views, columns = shape.n_landmarks, shape.n_components, shape.n_views, len(settings.swept)
     sketch = min(settings.rank, m * h) if settings.preconditioner == "nystrom" else 0
-    # The moments; one of them, its eigenvectors and LAPACK's workspace; iterates of every damping.
-    held = 8 * m * m * (views**2 + 6) + 8 * m * h * (12 * columns + 5 * sketch + 16)
-    disk = 8 * m * h * (8 * columns + sketch + 4)
+    iterate = 8 * m * h
+    disk = iterate * (8 * columns + sketch + 4)
+    whole = 8 * m * m * views**2 if m > cuts.TILE else 0  # a single tile is mapped
     if not objectives.is_moment(settings.objective):
-        columns = max(columns, min(sketch, SKETCH_BYTES // (8 * m * h)))
-        held += 8 * m * h * columns * 8  # sums of shards on their way through the tree
+        columns = max(columns, min(sketch, SKETCH_BYTES // iterate))
         # Directions, their copy for the product, the sums of a sub-block, a block and a shard.
-        sums = 8 * m * h * columns * 8
+        per_worker = 8 * iterate * columns + _working_bytes(shape, settings, columns)
+        # Sums of shards on their way through the tree, beside the iterates.
+        passing = 8 * m * m + iterate * (14 * columns + 5 * sketch + 16)
+        between = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
+        held = whole + max(passing, between - per_worker)
         flops = 8.0 * shape.plan.n_samples * m * h * views * columns * 20
-        return Cost(20, disk, Need(held, sums + _working_bytes(shape, settings, columns)), flops)
+        return Cost(20, disk, Need(held, per_worker, shape.plan.n_shards), flops)
     rows = h * h * views * (views - 1) // 2
-    exact = 32 * rows * (rows + m) <= settings.direct_bytes
-    exact = exact and settings.objective == "barlow-twins"
-    # The rows are gone when J J^T is decomposed: it, its copy, LAPACK's workspace, the vectors.
-    direct = 8 * rows * max(5 * rows, rows + 6 * m)
-    flops = 8.0 * h**3 * m + 9.0 * rows**3 if exact else 2.0 * m * m * h * columns * 50
-    return Cost(1, disk, Need(held + (direct if exact else 0)), flops, double=True)
+    direct = direct_bytes(rows, m)
+    if settings.objective == "barlow-twins" and direct <= settings.direct_bytes:
+        held = max(direct, max(8 * rows * rows, 40 * m * m) + iterate * (8 * columns + 16))
+        return Cost(1, disk, Need(whole + held), 8.0 * h**3 * m + 9.0 * rows**3, double=True)
+    held = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
+    return Cost(1, disk, Need(whole + held), 2.0 * m * m * h * columns * 50, double=True)
 
 
 def _working_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) -> int:
@@ -201,7 +209,7 @@ def _working_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) ->
 
 STAGE = Stage(
     name="newton",
-    version=1,
+    version=2,
     reads=("kernel", "moments", "spectrum"),
     store="newton",
     settings=NewtonSettings,

@@ -192,7 +192,7 @@ def open_probes(
     }
     with contextlib.suppress(StageFailed):  # too few fit samples to draw them from
         rows = uniform()
-        spaces[UNIFORM] = rows[0][known[0]], rows[1][known[1]]
+        spaces[UNIFORM] = _cut(rows[0], known[0]), _cut(rows[1], known[1])
     if fit.converged is not None and held.converged is not None:
         spaces["after further steps"] = (fit.converged, held.converged)
     if fit.inputs is not None and held.inputs is not None:
@@ -215,6 +215,11 @@ def fourier(fit: Float, held: Float, n_features: int, seed: int) -> dict[str, tu
 def keep(rows: Rows, which: npt.NDArray[np.bool_]) -> Rows:
     """Some of the samples."""
     cut: dict[str, Any] = {
-        name: value if value is None else value[which] for name, value in vars(rows).items()
+        name: value if value is None else _cut(value, which) for name, value in vars(rows).items()
     }
     return Rows(**cut)
+
+
+def _cut(values: npt.NDArray[Any], which: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Some of the rows; all of them are not copied."""
+    return values if which.all() else values[which]

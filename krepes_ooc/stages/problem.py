@@ -106,7 +106,7 @@ def _basis(context: StageContext) -> Basis | None:
     """Coordinates of the RKHS metric: damping is then the norm of the embedding's function."""
     if context.settings.metric == "euclidean":
         return None
-    values, vectors = nystrom.eigenpairs(context.reader("kernel").array("landmark_kernel"))
+    values, vectors = nystrom.eigenpairs(context.reader("kernel").whole("landmark_kernel"))
     rank = int(context.reader("spectrum").attributes["usable_rank"])
     return Basis.rkhs(values, vectors, rank)
 

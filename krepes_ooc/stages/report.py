@@ -179,7 +179,7 @@ def _influence(store: StoreReader, rows: Any) -> report.Influence:
         *("top_landmark", "score", "signed", "kernel", "embedding"),
         *("repelling_landmark", "repelling"),
     )
-    arrays = {name: store.array(name)[rows] for name in names}
+    arrays = {name: store.whole(name)[rows] for name in names}
     return report.Influence(measure=str(store.attributes["measure"]), **arrays)
 
 
@@ -252,8 +252,8 @@ def _warnings(context: StageContext) -> list[str]:
 
 
 def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
-    """One page."""
-    return Cost(1, 2**21, Need(8 * shape.n_audited * shape.n_landmarks))
+    """One page, and what it is written from."""
+    return Cost(1, 2**21, Need(2**24 + 16 * shape.n_explained * shape.n_landmarks))
 
 
 STAGE = Stage(

@@ -26,6 +26,7 @@ class AuditShape:
         n_landmarks: landmarks m.
         n_components: components h at most.
         n_audited: audited samples, fit samples included.
+        n_explained: those of them that are explained.
         kernel_itemsize: bytes of one stored kernel value.
         plan: block plan of the n-sized stores.
     """
@@ -39,6 +40,7 @@ class AuditShape:
     n_landmarks: int
     n_components: int
     n_audited: int
+    n_explained: int
     kernel_itemsize: int
     plan: BlockPlan
 

@@ -81,12 +81,14 @@ def _complete(sizes: Mapping[str, Any], plan: BlockPlan, settings: Mapping[str, 
             advice="lower it, or raise stages.landmarks.count",
         )
     check_choice(settings["audited"], n, m)
+    explained = min(n, _n_explained(settings["audited"], n))
     most = min(m, AUTO_COMPONENTS, sizes["n_outputs"])
     return AuditShape(
         **sizes,
         n_landmarks=m,
         n_components=most if components == "auto" else components,
-        n_audited=_n_audited(settings["audited"], n, m),
+        n_audited=min(n, explained + min(settings["audited"].fit, max(0, n - m))),
+        n_explained=explained,
         kernel_itemsize=_kernel_itemsize(settings),
         plan=plan,
     )
@@ -96,9 +98,8 @@ def _kernel_itemsize(settings: Mapping[str, Any]) -> int:
     return 2 if settings["kernel"].stored_dtype == "float16" else 4
 
 
-def _n_audited(settings: AuditedSettings, n: int, m: int) -> int:
-    audit = len(settings.sample_ids) or min(settings.audit, max(1, n // 4))
-    return min(n, audit + min(settings.fit, max(0, n - m)))
+def _n_explained(settings: AuditedSettings, n: int) -> int:
+    return len(settings.sample_ids) or min(settings.audit, max(1, n // 4))
 
 
 def _feature_map(inputs: AuditInputs, settings: Any) -> FeatureMap:

@@ -49,10 +49,10 @@ class SpectrumSettings:
 
 
 def read_moments(context: StageContext) -> Moments:
-    """The sealed moments."""
+    """The sealed moments; second moments of a single tile are mapped, not copied."""
     reader = context.reader("moments")
     return Moments(
-        reader.array("mean"), reader.array("second"), int(reader.attributes["n_samples"])
+        reader.array("mean"), reader.whole("second"), int(reader.attributes["n_samples"])
     )
 
 
@@ -98,7 +98,7 @@ def decompose(context: StageContext, K: TiledKernel) -> tuple[Float, Float]:
     settings: SpectrumSettings = context.settings
     m = K.n_landmarks
     if not settings.iterates(m):
-        return nystrom.eigenpairs(context.reader("kernel").array("landmark_kernel"))
+        return nystrom.eigenpairs(context.reader("kernel").whole("landmark_kernel"))
     asked = AUTO_COMPONENTS if settings.components == "auto" else settings.components
     found = leading_eigenpairs(K.product, m, min(asked, m), context.inputs.seed)
     if not found.converged:
@@ -204,16 +204,16 @@ def _components(context: StageContext, rank: int) -> int:
 def predict(shape: AuditShape, settings: SpectrumSettings) -> Cost:
     """A dense eigendecomposition of the landmark kernel, or about fifty products with it.
 
-    Dense: the kernel, its copy that becomes the eigenvectors, the workspace of LAPACK (twice), and
-    the vectors in descending order. Iterated: two Krylov spaces of four blocks, their products and
-    the copies that join them; the tiles are mapped.
+    Dense: the copy that becomes the eigenvectors, the workspace of LAPACK (twice), and the vectors
+    in descending order; the kernel is mapped. Iterated: two Krylov spaces of four blocks, their
+    products and the copies that join them; the tiles are mapped.
     """
     m, h = shape.n_landmarks, shape.n_components
     disk = 8 * m * (2 * h + 1)
     if settings.iterates(m):
         need = Need(8 * m * (h + 8) * 20, 8 * min(m, cuts.TILE) * (h + 8) * 2)
         return Cost(1, disk, need, 2.0 * 50 * m * m * h, double=True)
-    return Cost(1, disk, Need(8 * m * m * 5), 9.0 * m**3, double=True)
+    return Cost(1, disk, Need(8 * m * m * 4), 9.0 * m**3, double=True)
 
 
 STAGE = Stage(

@@ -80,9 +80,14 @@ def open_supply(context: StageContext) -> RowSupply:
     return ComputedRows(open_featurizer(context), features)
 
 
-def computing_bytes(shape: AuditShape) -> int:
-    """Memory of a worker that computes one view of a block: joining its batches, and one batch."""
-    rows, width = shape.plan.block_rows, shape.n_features
+def computing_bytes(shape: AuditShape, rows: int | None = None) -> int:
+    """Memory of a worker that computes some rows of one view: joining its batches, and one batch.
+
+    Args:
+        shape: sizes.
+        rows: how many, by default those of a block.
+    """
+    rows, width = shape.plan.block_rows if rows is None else rows, shape.n_features
     return rows * width * 6 + 16 * shape.plan.forward_batch * width
 
 

@@ -83,8 +83,8 @@ def compare(context: StageContext, seed: int) -> Comparison:
     ceiling = ridge_ceiling(rows_fit[others], network[pool[others]], rows_held, network[held])
     return Comparison(
         _span(
-            context.reader("kernel").array("landmark_kernel"),
-            influence.array("kernel")[held],
+            context.reader("kernel").whole("landmark_kernel"),
+            influence.whole("kernel")[held],
             own_mean,
         ),
         _span(np.asarray(between), rows_held, own_mean),

@@ -196,6 +196,10 @@ def test_the_solver_is_chosen_by_memory() -> None:
     problem, built = barlow_twins(cases.case("two-views")), []
     assert isinstance(choose_solver(problem, lambda: built.append(1)), DirectSolver)
     assert not built
-    small = choose_solver(problem, lambda: built.append(1), memory_bytes=direct_bytes(problem) - 1)
+    small = choose_solver(
+        problem,
+        lambda: built.append(1),
+        memory_bytes=direct_bytes(problem.residual.size, len(problem.gradient)) - 1,
+    )
     assert isinstance(small, KrylovSolver)
     assert built

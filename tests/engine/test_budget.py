@@ -44,6 +44,13 @@ def test_stage_that_holds_nothing_takes_all_workers():
     assert Budget(10, 3).fitting(Need(6, 0), 5) == 0
 
 
+def test_no_more_workers_than_tasks():
+    assert Budget(1000, 4).fitting(Need(0, 100, 3), 0) == 3
+    assert Budget(1000, 4).fitting(Need(0, 0, 3), 0) == 3
+    assert Budget(200, 4).fitting(Need(0, 100, 3), 0) == 2
+    assert Budget(1000, 4).fitting(Need(0, 100, 3).of_process(0), 0) == 4
+
+
 @given(SIZES, st.integers(1, 64), SIZES, SIZES, SIZES)
 def test_what_is_granted_fits_and_one_more_would_not(
     memory: int, workers: int, fixed: int, per_worker: int, base: int

@@ -1,0 +1,39 @@
+"""Peak anonymous memory of every stage in a fresh process is within its plan, and near it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small import ROOT
+
+STAGES, AGAIN = 12, 3
+# How far a plan may lie above the peak. Repeated runs in fresh processes differ by 3 %.
+NEAR = 1.25
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
+@pytest.mark.parametrize(
+    ("samples", "landmarks", "memory", "workers"),
+    [(6000, 600, 2 << 30, 1), (8192, 700, 700 << 20, 2)],
+)
+def test_peak_of_every_stage(
+    tmp_path: Path, samples: int, landmarks: int, memory: int, workers: int
+) -> None:
+    given = [str(value) for value in (tmp_path, samples, landmarks, memory, workers)]
+    command = [sys.executable, "-m", "tests.runner.peaks", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    rows = json.loads(done.stdout)
+    assert len(rows) == STAGES + AGAIN
+    for row in rows:
+        assert row["workers"] == workers
+        assert row["peak"] <= row["planned"] <= memory, row
+        if workers == 1:  # the peaks of several workers need not come at the same moment
+            assert row["planned"] <= NEAR * row["peak"], row
