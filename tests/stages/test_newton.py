@@ -330,8 +330,7 @@ class Store:
     def array(self, name: str) -> Any:
         return self.arrays[name]
 
-    def info(self, name: str) -> Any:
-        return self.arrays[name]
+    whole = info = array
 
     def block(self, name: str, block: Any, view: int = 0) -> Any:
         return self.arrays[name][view, block.start : block.stop]
