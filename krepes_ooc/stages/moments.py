@@ -200,7 +200,7 @@ def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
     summing = 4 * width * ranges * (views * (rows + min(rows, GRAM_ROWS)) + block)
     summing += sums + 4 * width * width
     per_worker = max(summing, 2 * sums + sums // 8 + min(sums, SAVED_BYTES))
-    ending = max(3 * sums + SAVED_BYTES // 2, sums + second + 24 * width * width)
+    ending = max(3 * sums + min(sums, SAVED_BYTES // 2), sums + second + 24 * width * width)
     fixed = max(0, ending - per_worker)
     flops = 2.0 * plan.n_samples * m * m * pairs
     side = len(tile_slices(m)) * width

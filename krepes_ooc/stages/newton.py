@@ -179,8 +179,7 @@ def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
     whole = 8 * m * m * views**2 if m > cuts.TILE else 0  # a single tile is mapped
     if not objectives.is_moment(settings.objective):
         columns = max(columns, min(sketch, SKETCH_BYTES // iterate))
-        # Directions, their copy for the product, the sums of a sub-block, a block and a shard.
-        per_worker = 8 * iterate * columns + _working_bytes(shape, settings, columns)
+        per_worker = _streaming_bytes(shape, settings, columns)
         # Sums of shards on their way through the tree, beside the iterates.
         passing = 8 * m * m + iterate * (14 * columns + 5 * sketch + 16)
         between = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
@@ -196,15 +195,19 @@ def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
     return Cost(1, disk, Need(whole + held), 2.0 * m * m * h * columns * 50, double=True)
 
 
-def _working_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) -> int:
-    """What a worker holds beside its sums: one block, and what one batch or sub-block becomes."""
-    m, views = shape.n_landmarks, shape.n_views
+def _streaming_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) -> int:
+    """What a worker holds: one block, and what one batch or sub-block of it becomes.
+
+    A product holds directions, their copies, the sums of a sub-block, a block and a shard, and
+    three matrices between 2 batch points; a linearisation a dozen of these, and sums of one column.
+    """
+    m, h, views = shape.n_landmarks, shape.n_components, shape.n_views
     block = shape.plan.block_rows * m * (4 * views + shape.kernel_itemsize)
     batch = getattr(settings.coefficients(), "batch", 0)
-    rows = batch or shape.plan.sub_rows
-    embedded = 4 * rows * shape.n_components * views * (3 * columns + 8)
-    # The linearisation compares 2 batch points in float64, a dozen matrices at a time.
-    return block + embedded + 12 * 8 * (2 * batch) ** 2
+    rows, between = batch or shape.plan.sub_rows, 8 * (2 * batch) ** 2
+    embedded = 4 * rows * h * views * (3 * columns + 8)
+    product = 64 * m * h * columns + embedded + 3 * between
+    return block + max(product, 64 * m * h + 12 * between)
 
 
 STAGE = Stage(
