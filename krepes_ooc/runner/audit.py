@@ -11,7 +11,8 @@ from pathlib import Path
 from krepes_ooc.engine.wish import Wish
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.recipes import Recipe
-from krepes_ooc.stages.base import Cost, Stage, cost_of
+from krepes_ooc.stages.base import Stage, cost_of
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.inputs import AuditInputs
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.sizing import measure_shape, shape_of

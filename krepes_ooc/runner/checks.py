@@ -11,7 +11,8 @@ from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
 from krepes_ooc.errors import DamageError, PlanRefused, UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, Options
-from krepes_ooc.stages.base import Cost, Stage
+from krepes_ooc.stages.base import Stage
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.tickets import StageState
 from krepes_ooc.storage.records import StageRecord

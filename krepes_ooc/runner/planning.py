@@ -15,7 +15,7 @@ from krepes_ooc.engine.memory import base_bytes
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, Options, default_workspace
-from krepes_ooc.stages.base import Cost
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.tickets import StageState
 from krepes_ooc.storage.workspace import Workspace
 

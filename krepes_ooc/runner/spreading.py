@@ -11,7 +11,7 @@ from krepes_ooc.engine.budget import Budget
 from krepes_ooc.engine.spread import Crowd, Desk
 from krepes_ooc.engine.wish import Wish, open_cluster
 from krepes_ooc.runner.audit import Audit, Options
-from krepes_ooc.stages.base import Cost
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.tickets import StageState
 

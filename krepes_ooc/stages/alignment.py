@@ -22,7 +22,8 @@ from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.audited import ROLES
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.fidelityrows import audited_rows, landmark_rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.supply import computing_bytes

@@ -5,33 +5,27 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from krepes_ooc.blocks import BlockPlan
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.budget import Budget, Need
+from krepes_ooc.engine.budget import Budget
 from krepes_ooc.engine.executor import Executor
-from krepes_ooc.engine.memory import ALLOCATOR_BYTES
 from krepes_ooc.engine.meter import Meter
 from krepes_ooc.engine.progress import Progress
 from krepes_ooc.engine.spread import Crowd, Desk, Spread
 from krepes_ooc.engine.station import station
 from krepes_ooc.engine.stopping import StopFlag
 from krepes_ooc.settings import to_mapping
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.inputs import AuditInputs
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.files import to_json
 from krepes_ooc.storage.reader import StoreReader
 from krepes_ooc.storage.records import Files, StageRecord
 from krepes_ooc.storage.workspace import Workspace
-
-# Constants of a process, measured in a fresh one per stage.
-SLACK_BYTES = 32 * 2**20  # readers of the source, journals, thread stacks
-LEFT_BYTES = 24 * 2**20  # what the stages before leave in the process, measured up to a million
-NETWORK_BYTES = 80 * 2**20  # the part of torch that differentiates: it loads with a network
-LEARNING_BYTES = 40 * 2**20  # scikit-learn
 
 
 @dataclass(frozen=True)
@@ -66,34 +60,6 @@ class Stage:
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach another process by the name of its module."""
         return _stage_of, (self.run.__module__,)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Expected cost of a stage.
-
-    Args:
-        units: blocks, shards, rounds or epochs.
-        disk: bytes that the stage leaves on the disk.
-        need: anonymous memory.
-        flops: floating-point operations.
-        scratch: bytes of partial results, removed when the stage is sealed.
-        double: whether the operations are in float64.
-        network: whether it runs the network, for a stage that does so only sometimes.
-        early: bytes of one worker and the fixed part that are gone when the network is loaded.
-        idle: whether these settings leave it nothing to do, so that it loads neither the network
-            nor scikit-learn.
-    """
-
-    units: int = 1
-    disk: int = 0
-    need: Need = field(default_factory=Need)
-    flops: float = 0.0
-    scratch: int = 0
-    double: bool = False
-    network: bool = False
-    early: int = 0
-    idle: bool = False
 
 
 def _stage_of(module: str) -> Stage:
@@ -293,18 +259,16 @@ def cost_of(
     then makes room for it.
     """
     cost, ran = stage.predict(shape, settings), list(before)
-    held = cost.need.fixed + SLACK_BYTES + (LEFT_BYTES if ran else 0)
-    held += ALLOCATOR_BYTES if cost.need.per_worker else 0
     loaded = ran if cost.idle else [*ran, stage]
-    there = {name for each in ran for name in each.reads}
-    reads = {name for each in loaded for name in each.reads}
+    reads, there = ({name for each in some for name in each.reads} for some in (loaded, ran))
     reads |= {"source", "network"} if cost.network else set()
-    held += inputs.source.resident_bytes if "source" in reads else 0
-    if "network" in reads:
-        network = NETWORK_BYTES + 8 * shape.n_parameters
-        held += network if "network" in there else max(0, network - cost.early)
-    held += LEARNING_BYTES if any(each.learns for each in loaded) else 0
-    return replace(cost, need=replace(cost.need, fixed=held))
+    return cost.in_process(
+        source=inputs.source.resident_bytes if "source" in reads else 0,
+        network=8 * shape.n_parameters if "network" in reads else None,
+        loaded="network" in there,
+        learns=any(each.learns for each in loaded),
+        later=bool(ran),
+    )
 
 
 def digest_of(ticket: Mapping[str, Any]) -> str:

@@ -22,8 +22,9 @@ from krepes_ooc.algebra.concepts import (
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.audited import ROLES
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
 from krepes_ooc.stages.conceptsets import choose, read_sets
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.featurizer import open_featurizer, unscaled
 from krepes_ooc.stages.fidelityrows import flat_inputs
 from krepes_ooc.stages.inputs import CLEAN

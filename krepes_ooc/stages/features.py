@@ -22,7 +22,8 @@ from krepes_ooc.engine.executor import tree_fold
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.layout import FeatureLayout, sketch_layout
 from krepes_ooc.settings import to_mapping
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.featurizer import (
     FeaturesSettings,
     Featurizer,

@@ -22,7 +22,8 @@ from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import setting
 from krepes_ooc.stages import labelfree
 from krepes_ooc.stages.audited import ROLES
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.curves import (
     ALL_ROWS,
     AUDIT_ROWS,

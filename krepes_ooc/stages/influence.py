@@ -12,7 +12,8 @@ from krepes_ooc.algebra.influence import attraction, embedding, repelling, score
 from krepes_ooc.algebra.normalisation import Mode
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import setting
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.kernel import Float, open_landmark_kernel
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.spectrum import read_moments

@@ -15,7 +15,8 @@ from krepes_ooc.blocks import Block, tile_slices
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.settings import setting
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.featurizer import unscaled
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape

@@ -16,7 +16,8 @@ from krepes_ooc.algebra.seeding import seeding_trials
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import UsageError
 from krepes_ooc.settings import setting
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.featurizer import open_featurizer, unscaled
 from krepes_ooc.stages.inputs import CLEAN
 from krepes_ooc.stages.kmeans import POOL, ROUND, KmeansParallel, KmeansPlusPlus

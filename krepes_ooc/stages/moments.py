@@ -26,7 +26,8 @@ from krepes_ooc.algebra.moments import tiles as landmark_tiles
 from krepes_ooc.blocks import Block, tile_slices
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.writing import partial_path, pending_shards, seal_blocks

@@ -22,7 +22,8 @@ from krepes_ooc.algebra.damping import (
 from krepes_ooc.algebra.solve import DIRECT_BYTES, direct_bytes
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.settings import read_settings, setting
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.outcome import Outcome
 from krepes_ooc.stages.problem import check_settings, open_problem
 from krepes_ooc.stages.shapes import AuditShape

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.network.pretrain import PretrainSettings
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.files import checksum

@@ -21,7 +21,8 @@ from krepes_ooc.stages.answers import (
     read_groups,
 )
 from krepes_ooc.stages.audited import ROLES
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.files import checksum, write_atomic
 from krepes_ooc.storage.reader import StoreReader

@@ -16,7 +16,8 @@ from krepes_ooc.blocks import tile_slices
 from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import setting
-from krepes_ooc.stages.base import Cost, Stage, StageContext
+from krepes_ooc.stages.base import Stage, StageContext
+from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract

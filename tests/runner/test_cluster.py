@@ -13,7 +13,7 @@ from krepes_ooc.engine.budget import Budget, Need
 from krepes_ooc.engine.wish import Wish, read_wish
 from krepes_ooc.errors import PlanRefused
 from krepes_ooc.runner.spreading import fitting
-from krepes_ooc.stages.base import Cost
+from krepes_ooc.stages.cost import Cost
 from tests import small
 from tests.crash.compare import differences
 
