@@ -113,7 +113,8 @@ def _seconds(cost: Cost, budget: Budget, rates: Rates | None) -> float | None:
         return None
     busy = max(1, min(budget.workers, cost.units))
     written = cost.disk + cost.scratch
-    cpu = rates.cpu_seconds(cost.flops, written, double=cost.double) / EFFICIENCY
+    cpu = rates.cpu_seconds(cost.flops, written, double=cost.double) + cost.read / rates.read
+    cpu /= EFFICIENCY
     return max(cpu / busy, written / rates.disk)
 
 

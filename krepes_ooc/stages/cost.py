@@ -24,6 +24,7 @@ class Cost:
         need: anonymous memory.
         flops: floating-point operations.
         scratch: bytes of partial results, removed when the stage is sealed.
+        read: bytes that are read from memory again and again, beyond what the operations wait for.
         double: whether the operations are in float64.
         network: whether it runs the network, for a stage that does so only sometimes.
         early: bytes of one worker and the fixed part that are gone when the network is loaded.
@@ -36,6 +37,7 @@ class Cost:
     need: Need = field(default_factory=Need)
     flops: float = 0.0
     scratch: int = 0
+    read: float = 0.0
     double: bool = False
     network: bool = False
     early: int = 0

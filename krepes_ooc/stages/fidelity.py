@@ -51,6 +51,8 @@ from krepes_ooc.stages.writing import write_whole
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 Float = npt.NDArray[np.float64]
+# Steps of all probes on rows as wide as the landmarks; each reads the rows twice. From two audits.
+PROBE_ITERATIONS = 4000
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,9 @@ def predict(shape: AuditShape, settings: FidelitySettings) -> Cost:
     n, m, h, width = shape.n_audited, shape.n_landmarks, shape.n_components, shape.n_features
     rows = 8 * n * (7 * m + 6 * h + 2 * shape.n_outputs)
     reading = 4 * n * width + 20 * m * width + 32 * n * m
-    return Cost(1, 2**15, Need(max(rows, reading) + 40 * m * m), 40.0 * n * m * m)
+    need = Need(max(rows, reading) + 40 * m * m)
+    read = 16.0 * n * m * PROBE_ITERATIONS if shape.n_classes else 0.0
+    return Cost(1, 2**15, need, 40.0 * n * m * m, read=read, double=True)
 
 
 STAGE = Stage(

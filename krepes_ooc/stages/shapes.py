@@ -27,6 +27,7 @@ class AuditShape:
         n_components: components h at most.
         n_audited: audited samples, fit samples included.
         n_explained: those of them that are explained.
+        n_classes: classes of the source's labels; 0: it has none.
         kernel_itemsize: bytes of one stored kernel value.
         plan: block plan of the n-sized stores.
     """
@@ -41,6 +42,7 @@ class AuditShape:
     n_components: int
     n_audited: int
     n_explained: int
+    n_classes: int
     kernel_itemsize: int
     plan: BlockPlan
 

@@ -33,7 +33,7 @@ def shape_of(workspace: Workspace, inputs: AuditInputs, settings: Mapping[str, A
     known = begun["shape"]
     sizes: dict[str, Any] = {key: int(known[key]) for key in FEATURE_SIZES}
     sizes["keeps_features"] = bool(known.get("keeps_features", True))
-    return _complete(sizes, BlockPlan.from_attributes(known["plan"]), settings)
+    return _complete(sizes, BlockPlan.from_attributes(known["plan"]), inputs, settings)
 
 
 def measure_shape(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShape:
@@ -66,10 +66,12 @@ def measure_shape(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShap
         "n_parameters": sum(parameters[name].numel() for name in shared.parameters),
         "keeps_features": features.keeps_rows(shared.layout, m * itemsize),
     }
-    return _complete(sizes, plan, settings)
+    return _complete(sizes, plan, inputs, settings)
 
 
-def _complete(sizes: Mapping[str, Any], plan: BlockPlan, settings: Mapping[str, Any]) -> AuditShape:
+def _complete(
+    sizes: Mapping[str, Any], plan: BlockPlan, inputs: AuditInputs, settings: Mapping[str, Any]
+) -> AuditShape:
     """Add the sizes that later stages choose anew whenever their settings change."""
     n, components = plan.n_samples, settings["spectrum"].components
     m = count_landmarks(settings["landmarks"], n)
@@ -89,6 +91,7 @@ def _complete(sizes: Mapping[str, Any], plan: BlockPlan, settings: Mapping[str, 
         n_components=most if components == "auto" else components,
         n_audited=min(n, explained + min(settings["audited"].fit, max(0, n - m))),
         n_explained=explained,
+        n_classes=len(inputs.source.classes),
         kernel_itemsize=_kernel_itemsize(settings),
         plan=plan,
     )
