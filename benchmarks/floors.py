@@ -63,3 +63,33 @@ def network_seconds(hidden: tuple[int, ...]) -> float:
     network = mlp(inputs=107, hidden=list(hidden), outputs=64)
     rows = torch.randn(BATCH, 107)
     return fastest(lambda: network(rows).sum().backward(), 20) / BATCH
+
+
+def table_of(found: dict[str, Any]) -> str:
+    """What a whole run found, for people."""
+    lines = [
+        f"n = {found['samples']:,}, m = {found['landmarks']:,}, {found['objective']}, "
+        f"{found['features']}, --memory {found['memory']}, {found['workers']} workers; "
+        f"sgemm {found['rates']['single'] / 1e9:.0f} GFLOP a CPU-second",
+        f"{'stage':<12}{'wall s':>9}{'CPU s':>9}{'floor s':>9}{'ratio':>7}"
+        f"{'anon MiB':>10}{'plan MiB':>10}{'GB':>8}{'plan GB':>9}",
+    ]
+    lines += [
+        f"{row['stage']:<12}{row['wall']:>9.1f}{row['cpu_seconds']:>9.1f}{row['floor']:>9.1f}"
+        f"{row['ratio'] or 0:>7.2f}{row['anonymous_peak'] / 2**20:>10.0f}"
+        f"{row['planned_peak'] / 2**20:>10.0f}{row['bytes'] / 1e9:>8.2f}"
+        f"{row['planned_bytes'] / 1e9:>9.2f}"
+        for row in found["stages"]
+    ]
+    total = found["whole"]
+    lines.append(
+        f"{'whole':<12}{found['wall']:>9.1f}{total['cpu_seconds']:>9.1f}{total['floor']:>9.1f}"
+        f"{total['ratio']:>7.2f}{found['peak_anonymous'] / 2**20:>10.0f}{'':>10}"
+        f"{total['bytes'] / 1e9:>8.2f}"
+    )
+    error = found["planned_wall"] / found["wall"] - 1
+    lines.append(
+        f"wall: {found['wall']:.0f} s, planned {found['planned_wall']:.0f} s ({error:+.0%}); "
+        f"{found['processes']} processes, load at start {found['load_at_start']:.1f}"
+    )
+    return "\n".join(lines)

@@ -22,20 +22,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.floors import BATCH, floor_of, streamed_floor  # noqa: E402
+from benchmarks.bootstrap import bootstrap  # noqa: E402
+from benchmarks.floors import BATCH, floor_of, streamed_floor, table_of  # noqa: E402
 from krepes_ooc.engine.calibration import Rates, calibrate  # noqa: E402
-
-GROUP_ROWS = 2**15
-JITTER = 0.05
 
 
 def main() -> None:
@@ -118,46 +112,6 @@ def seal(workspace: Path, stage: str) -> Path:
 def mean(rates: list[dict[str, float]]) -> Rates:
     """Mean of several calibrations, before and after every process."""
     return Rates(**{key: sum(each[key] for each in rates) / len(rates) for key in rates[0]})
-
-
-def bootstrap(adult: Path, target: Path, samples: int, seed: int = 0) -> Path:
-    """Adult bootstrapped with jitter; one row of every category comes first, so none is lost."""
-    if target.exists():
-        return target
-    source = pq.read_table(adult)
-    draw = np.random.default_rng(seed)
-    covering = [rows_of_each_category(source.column(name)) for name in source.column_names]
-    first = np.unique(np.concatenate(covering))[:samples]
-    spread = {
-        name: float(np.std(source.column(name).to_numpy()))
-        for name in source.column_names
-        if pa.types.is_integer(source.schema.field(name).type)
-        or pa.types.is_floating(source.schema.field(name).type)
-    }
-    part, writer = target.with_suffix(".part"), None
-    for start in range(0, samples, GROUP_ROWS):
-        count = min(GROUP_ROWS, samples - start)
-        rows = draw.integers(source.num_rows, size=count)
-        if start == 0:
-            rows[: len(first)] = first
-        table = source.take(pa.array(rows))
-        for name, size in spread.items():
-            moved = table.column(name).to_numpy() + draw.normal(0, JITTER * size, count)
-            index = table.schema.get_field_index(name)
-            table = table.set_column(index, name, pa.array(moved))
-        writer = writer or pq.ParquetWriter(part, table.schema)
-        writer.write_table(table, row_group_size=GROUP_ROWS)
-    assert writer is not None
-    writer.close()
-    part.rename(target)
-    return target
-
-
-def rows_of_each_category(column: Any) -> np.ndarray:
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return np.empty(0, dtype=np.int64)
-    values = column.combine_chunks()
-    return np.array([pc.index(values, value).as_py() for value in pc.unique(values)])
 
 
 def pretrained(asked: argparse.Namespace) -> Path:
@@ -299,35 +253,6 @@ def whole(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "ratio": cpu / floor,
         "bytes": sum(row["bytes"] for row in rows),
     }
-
-
-def table_of(found: dict[str, Any]) -> str:
-    lines = [
-        f"n = {found['samples']:,}, m = {found['landmarks']:,}, {found['objective']}, "
-        f"{found['features']}, --memory {found['memory']}, {found['workers']} workers; "
-        f"sgemm {found['rates']['single'] / 1e9:.0f} GFLOP a CPU-second",
-        f"{'stage':<12}{'wall s':>9}{'CPU s':>9}{'floor s':>9}{'ratio':>7}"
-        f"{'anon MiB':>10}{'plan MiB':>10}{'GB':>8}{'plan GB':>9}",
-    ]
-    lines += [
-        f"{row['stage']:<12}{row['wall']:>9.1f}{row['cpu_seconds']:>9.1f}{row['floor']:>9.1f}"
-        f"{row['ratio'] or 0:>7.2f}{row['anonymous_peak'] / 2**20:>10.0f}"
-        f"{row['planned_peak'] / 2**20:>10.0f}{row['bytes'] / 1e9:>8.2f}"
-        f"{row['planned_bytes'] / 1e9:>9.2f}"
-        for row in found["stages"]
-    ]
-    total = found["whole"]
-    lines.append(
-        f"{'whole':<12}{found['wall']:>9.1f}{total['cpu_seconds']:>9.1f}{total['floor']:>9.1f}"
-        f"{total['ratio']:>7.2f}{found['peak_anonymous'] / 2**20:>10.0f}{'':>10}"
-        f"{total['bytes'] / 1e9:>8.2f}"
-    )
-    error = found["planned_wall"] / found["wall"] - 1
-    lines.append(
-        f"wall: {found['wall']:.0f} s, planned {found['planned_wall']:.0f} s ({error:+.0%}); "
-        f"{found['processes']} processes, load at start {found['load_at_start']:.1f}"
-    )
-    return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,7 +20,11 @@ def to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
     # DLPack takes read-only maps without a copy; the tensor is only ever read.
     tensor = from_dlpack(np.ascontiguousarray(values))
-    return np.asarray(tensor.to(torch.float32).numpy())
+    # Into memory of NumPy: torch asks for aligned memory, which glibc before 2.38 does not find
+    # again among what it has freed, so that every worker grew by tens of MiB.
+    out = np.empty(values.shape, dtype=np.float32)
+    torch.from_numpy(out).copy_(tensor)
+    return out
 
 
 def to_dtype(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -29,4 +33,6 @@ def to_dtype(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArr
         return values.astype(dtype, copy=False)
     import torch
 
-    return np.asarray(torch.from_numpy(values).to(torch.float16).numpy())
+    out = np.empty(values.shape, dtype=np.float16)
+    torch.from_numpy(out).copy_(torch.from_numpy(values))
+    return out

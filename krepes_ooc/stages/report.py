@@ -254,7 +254,7 @@ def _warnings(context: StageContext) -> list[str]:
 
 def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
     """One page, and what it is written from."""
-    return Cost(1, 2**21, Need(2**24 + 16 * shape.n_explained * shape.n_landmarks))
+    return Cost(1, 2**21, Need(2**25 + 16 * shape.n_explained * shape.n_landmarks))
 
 
 STAGE = Stage(

@@ -40,6 +40,22 @@ def test_resources_do_not_change_a_bit(
     assert small.seals(tmp_path) == small.seals(reference)
 
 
+def test_a_slow_disk_changes_no_bit(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.02)
+        quick(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with pytest.raises(Stopped):
+        small.audit(tmp_path, max_seconds=0.5)
+    small.audit(tmp_path)
+    assert differences(reference, tmp_path) == []
+
+
 def test_stopping_after_every_stage(reference: Path, tmp_path: Path) -> None:
     names = [stage.name for stage in small.recipe().stages]
     for index, name in enumerate(names):

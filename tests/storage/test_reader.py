@@ -78,6 +78,26 @@ def test_store_of_another_codec_conforms(reader: StoreReader, tmp_path: Path):
     check_conforms(other)
 
 
+def test_blocks_of_a_rechunked_store_are_refused_and_its_arrays_read(
+    reader: StoreReader, tmp_path: Path
+):
+    info, values = reader.info("values"), ARRAYS["values"]
+    chunks = (1, info.chunks[1] // 2 + 1, *info.chunks[2:])
+    array = zarr.create_array(
+        tmp_path / "copy" / "values",
+        shape=info.shape,
+        chunks=chunks,
+        dtype=info.dtype,
+        dimension_names=info.dims,
+        zarr_format=3,
+    )
+    array[...] = values
+    other = StoreReader(tmp_path / "copy")
+    np.testing.assert_array_equal(other.array("values"), values)
+    with pytest.raises(StageFailed, match=r"block 0, rows 0 to .*; expected a chunk of dims"):
+        other.block("values", BLOCKS[0])
+
+
 def test_damage_in_a_store_of_another_codec_is_named(reader: StoreReader, tmp_path: Path):
     path = tmp_path / "copy" / CHUNK
     compressed(reader, tmp_path / "copy")
