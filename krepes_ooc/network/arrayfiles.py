@@ -83,6 +83,7 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySou
         label_sha256 = remembered_sha256(label_path, cache)
         found = reader(label_path, label_sha256, spec.label_array, cache)
         labels = code_labels(found.take(np.arange(found.shape[0])), str(label_path))
+        labels = _named(labels, spec.classes, str(label_path)) if spec.classes else labels
         if len(labels.codes) != rows.shape[0]:
             raise SourceError(
                 f"{len(labels.codes)} labels for {rows.shape[0]} samples",
@@ -129,6 +130,29 @@ def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
     placed = np.full(values.shape, -1, dtype=np.int64)
     placed[~missing] = codes
     return Labels(placed, tuple(str(name) for name in names.tolist()))
+
+
+def _named(labels: Labels, classes: tuple[str, ...], where: str) -> Labels:
+    """The same labels under the names that the recipe gives to 0, 1, 2 ...
+
+    Raises:
+        SourceError: a label without a name, or a name twice.
+    """
+    if len(set(classes)) < len(classes):
+        raise SourceError(
+            "source.classes names a class twice", where=where, expected="different names"
+        )
+    known = {str(code): code for code in range(len(classes))}
+    nameless = [name for name in labels.classes if name not in known]
+    if nameless:
+        raise SourceError(
+            f"label {nameless[0]} has no name",
+            where=where,
+            expected=f"labels from 0 to {len(classes) - 1}, as many as source.classes names",
+        )
+    # The last place is that of missing labels.
+    code = np.array([*(known[name] for name in labels.classes), -1], dtype=np.int64)
+    return Labels(code[labels.codes], classes)
 
 
 def _limited(rows: Rows, limit: int | None) -> Rows:

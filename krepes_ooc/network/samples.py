@@ -29,6 +29,7 @@ class SourceSpec:
     )
     path: str = setting("", about="file or folder, relative to the recipe")
     labels: str = setting("", about="file of labels beside an idx or array file")
+    classes: tuple[str, ...] = setting((), about="names of the labels 0, 1, 2 ... of that file")
     label: str = setting("", about="column of labels, never shown to the network")
     name: str = setting("", about="column with the user's own sample names")
     exclude: tuple[str, ...] = setting((), about="columns that are never read")
@@ -64,8 +65,8 @@ _USED_KEYS = {
         "header",
         "delimiter",
     },
-    "idx": {"path", "labels", *_IMAGE},
-    "arrays": {"path", "labels", "array", "label_array", *_IMAGE},
+    "idx": {"path", "labels", "classes", *_IMAGE},
+    "arrays": {"path", "labels", "classes", "array", "label_array", *_IMAGE},
     "images": {"path", "size", *_IMAGE},
     "factory": {"factory", "arguments", *_IMAGE},
 }

@@ -209,6 +209,21 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
             {"array": "x", "label_array": "y"},
             "1100 classes; expected at most 1024 classes",
         ),
+        (
+            {"x": np.ones((3, 2)), "y": np.array([0, 1, 2])},
+            {"array": "x", "label_array": "y", "classes": ["cat", "dog"]},
+            "label 2 has no name; expected labels from 0 to 1, as many as source.classes names",
+        ),
+        (
+            {"x": np.ones((3, 2)), "y": np.array(["cat", "dog", "cat"])},
+            {"array": "x", "label_array": "y", "classes": ["cat", "dog"]},
+            "label cat has no name; expected labels from 0 to 1",
+        ),
+        (
+            {"x": np.ones((3, 2)), "y": np.arange(3)},
+            {"array": "x", "label_array": "y", "classes": ["cat", "dog", "cat"]},
+            "source.classes names a class twice",
+        ),
     ],
 )
 def test_wrong_arrays(
@@ -217,6 +232,20 @@ def test_wrong_arrays(
     np.savez(tmp_path / "t.npz", **arrays)
     with pytest.raises(KrepesError, match=message):
         opened(tmp_path, kind="arrays", path="t.npz", **keys)
+
+
+def test_the_recipe_names_the_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", x=np.ones((5, 2)), y=np.array([2, 0, -1, 2, 0]))
+    keys: dict[str, Any] = {"kind": "arrays", "path": "t.npz", "array": "x", "label_array": "y"}
+    named = opened(tmp_path, classes=["cat", "dog", "fox"], **keys)
+    assert named.classes == ("cat", "dog", "fox")
+    codes = named.labels(np.arange(5))
+    assert [named.classes[code] if code >= 0 else "" for code in codes] == [
+        "fox", "cat", "", "fox", "cat",
+    ]  # fmt: skip
+    plain = opened(tmp_path, **keys)
+    assert plain.classes == ("0", "2")
+    assert named.fingerprint() == plain.fingerprint()
 
 
 def test_missing_labels_are_minus_one() -> None:
