@@ -126,7 +126,8 @@ def _shared(whole: WorkspaceLock) -> Iterator[None]:
 
     with disk_errors(whole.path):
         whole.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(whole.path, os.O_RDWR | os.O_CREAT, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(whole.path, flags, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
