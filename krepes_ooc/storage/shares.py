@@ -100,7 +100,8 @@ def clear_shards(private: Path) -> None:
 def _running_shards(private: Path) -> list[Path]:
     found = []
     for lease in sorted((private / "shards").glob("*-of-*/lease")):
-        holder = _read(lease)
+        with disk_errors(lease):
+            holder = _read(lease)
         lock = _ShardLock(lease.with_name("lock"))
         if holder and not lock._is_gone(holder, flocked=_is_free(lock.path)):
             found.append(lease.parent)
