@@ -58,21 +58,20 @@ class KeptFile:
     def check_all(self, starts: Int64, stops: Int64) -> None:
         """Check many ranges of bytes, none of them empty.
 
+        Another process may have published the same bytes once more meanwhile: that is no change.
+
         Raises:
             DamageError: the first piece that is not what was written.
         """
+        if what := self._wrong_size():
+            raise self._damaged(what)
         touched = np.zeros(len(self.sums) + 1, dtype=np.int64)
         np.add.at(touched, starts // PIECE_BYTES, 1)
         np.add.at(touched, (stops - 1) // PIECE_BYTES + 1, -1)
         for piece in np.flatnonzero(np.cumsum(touched[:-1])).tolist():
             if piece not in self._checked:
                 if what := self._wrong(piece):
-                    raise DamageError(
-                        what,
-                        where=str(self.path),
-                        expected="what was converted from the source",
-                        advice="run again with --repair: it is made anew",
-                    )
+                    raise self._damaged(what)
                 self._checked.add(piece)
 
     def damage(self, pieces: int | None = None) -> str:
@@ -80,17 +79,32 @@ class KeptFile:
         found = map(self._wrong, range(len(self.sums[:pieces])))
         return next(filter(None, found), "")
 
+    def _damaged(self, what: str) -> DamageError:
+        return DamageError(
+            what,
+            where=str(self.path),
+            expected="what was converted from the source",
+            advice="run again with --repair: it is made anew",
+        )
+
+    def _wrong_size(self) -> str:
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:
+            return "missing"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        return f"{size} bytes instead of {self.size}" if size != self.size else ""
+
     def _wrong(self, piece: int) -> str:
         start = piece * PIECE_BYTES
         wanted = min(PIECE_BYTES, self.size - start)
+        if what := self._wrong_size():
+            return what
         try:
             with self.path.open("rb", buffering=0) as file:
-                if (size := os.fstat(file.fileno()).st_size) != self.size:
-                    return f"{size} bytes instead of {self.size}"
                 file.seek(start)
                 found = file.read(wanted)
-        except FileNotFoundError:
-            return "missing"
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         if len(found) == wanted and checksum(found) == self.sums[piece]:

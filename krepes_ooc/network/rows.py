@@ -95,7 +95,8 @@ class MappedRows:
             DataError: the file changed since it was opened.
             DamageError: an unpacked file is not what was written.
         """
-        check_unchanged(self.path, self.seal)
+        if self.kept is None:
+            check_unchanged(self.path, self.seal)
         row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
         if not positions.size or not row_bytes:
             return np.empty((len(positions), *self.shape[1:]), self.dtype.newbyteorder("="))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from krepes_ooc.errors import DamageError, SourceError
 from krepes_ooc.network.cache import KeptFile, find_kept, keeping
-from krepes_ooc.network.digests import canonical_digest, unreadable
+from krepes_ooc.network.digests import canonical_digest, stat_seal, unreadable
 from krepes_ooc.network.samples import SourceSpec
 from krepes_ooc.network.tablecolumns import is_number
 
@@ -66,6 +66,14 @@ class TableFile:
             start = min(p.dictionary_page_offset or p.data_page_offset for p in parts)
             self.kept.check(start, start + sum(p.total_compressed_size for p in parts))
         return file.read_row_group(group, columns=columns, use_threads=False)
+
+    def seal(self) -> tuple[int, ...]:
+        """What changes when the user's file is written; a converted one has its checksums.
+
+        Raises:
+            SourceError: the file is gone.
+        """
+        return stat_seal(self.path) if self.kept is None else ()
 
     def _footer(self, size: int) -> int:
         """Where the description of the row groups begins; a wrong place is found by its bytes."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from krepes_ooc.errors import DataError
-from krepes_ooc.network.digests import canonical_digest, remembered_sha256, stat_seal
+from krepes_ooc.network.digests import canonical_digest, remembered_sha256
 from krepes_ooc.network.samples import (
     BUFFER_BYTES,
     Float32,
@@ -93,7 +93,7 @@ class TableSource:
     ) -> None:
         self._spec, self._path, self._parquet, self._sha256 = spec, path, parquet, sha256
         self._reading, self._scan = reading, scan
-        self._seal = stat_seal(parquet.path)
+        self._seal = parquet.seal()
         self.n_samples = reading.n_samples
         self.columns, self.classes, self.warnings = scan.columns, scan.classes, scan.warnings
         self.bank = scan.bank
@@ -207,7 +207,7 @@ class TableSource:
         return decoded
 
     def _table(self, group: int, columns: list[str]) -> Any:
-        if stat_seal(self._parquet.path) != self._seal:
+        if self._parquet.seal() != self._seal:
             raise self._changed()
         try:
             with self._parquet.open() as file:
