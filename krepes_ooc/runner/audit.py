@@ -111,8 +111,10 @@ def remember_recipe(workspace: Workspace, recipe: Recipe) -> None:
     """Keep the text of the recipe, so that the workspace can be looked at without it."""
     record = sign_json({"text": recipe.text, "base": str(recipe.base.resolve())})
     path = _remembered(workspace)
-    if not path.exists() or path.read_bytes() != record:
-        write_atomic(path, record, workspace.private / "temp", sync=True)
+    with contextlib.suppress(OSError):  # what cannot be read is written anew
+        if path.read_bytes() == record:
+            return
+    write_atomic(path, record, workspace.private / "temp", sync=True)
 
 
 def remembered_recipe(workspace: Workspace, overrides: tuple[str, ...] = ()) -> Recipe | None:

@@ -12,6 +12,7 @@ from krepes_ooc.engine.budget import Budget, default_budget
 from krepes_ooc.engine.memory import base_bytes, bound_allocator, release
 from krepes_ooc.engine.progress import Progress, Silent
 from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
+from krepes_ooc.network.cache import sweep as sweep_cache
 from krepes_ooc.network.threads import one_torch_thread
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
@@ -96,6 +97,7 @@ def run(
         if options.shard is None:
             space.create(recipe.name)
             space.sweep()
+            sweep_cache(space.private / "cache")
         with recorded(space, options, summary):
             _Run(Audit(recipe, space), options, progress, flag, summary).run()
     summary.seconds = time.monotonic() - begun
