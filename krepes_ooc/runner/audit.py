@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from krepes_ooc.engine.device import Device
 from krepes_ooc.engine.wish import Wish
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.recipes import Recipe
@@ -36,6 +37,7 @@ class Options:
         mixed_numerics: resume a stage that another backend or processor began.
         cluster: workers beyond this process.
         shard: number of the part that is computed, from 1, and of how many; with ``only``.
+        device: where blocks are computed: cpu, cuda, auto, or a device of one's own.
     """
 
     memory: int | None = None
@@ -48,6 +50,7 @@ class Options:
     mixed_numerics: bool = False
     cluster: Wish | None = None
     shard: tuple[int, int] | None = None
+    device: str | Device = "cpu"
 
 
 @dataclass(frozen=True)
