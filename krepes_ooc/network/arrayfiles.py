@@ -1,4 +1,4 @@
-"""Array files as a source: idx (MNIST family), npy, npz and HDF5; mapped, never read whole."""
+"""Arrays as a source: idx (MNIST family), npy, npz, HDF5 and Zarr; never read whole."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ from krepes_ooc.network.rows import (
     MemoryRows,
     Rows,
     check_all_finite,
+    choose_array,
     import_hdf5,
+    mapped_rows,
 )
 from krepes_ooc.network.samples import SourceSpec, locate
+from krepes_ooc.network.zarrfiles import is_zarr, zarr_rows, zarr_sha256
 
 MAX_CLASSES = 1_024
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -52,7 +55,7 @@ def open_idx(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
 
 
 def open_arrays(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
-    """An array in a npy, npz or HDF5 file; uint8 [sample, y, x] are grey images.
+    """An array in a npy, npz or HDF5 file or a Zarr folder; uint8 [sample, y, x] are grey images.
 
     Raises:
         SourceError: a file is missing, damaged, of another format, or holds no such array.
@@ -65,20 +68,21 @@ Reader = Callable[[Path, str, str, Path], Rows]
 
 
 def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySource:
-    path = locate(spec.path, base)
-    sha256 = remembered_sha256(path, cache)
+    path = locate(spec.path, base, folder=is_zarr(spec.path))
+    sha256 = _sha256(path, spec.array, cache)
     identity: dict[str, Any] = {
         "kind": spec.kind,
         "name": path.name,
-        "bytes": path.stat().st_size,
+        "bytes": 0 if is_zarr(path) else path.stat().st_size,
         "sha256": sha256,
         "array": spec.array,
     }
     rows = reader(path, sha256, spec.array, cache)
     labels: Labels | None = None
     if spec.labels or spec.label_array:
-        label_path = locate(spec.labels, base, "labels") if spec.labels else path
-        label_sha256 = remembered_sha256(label_path, cache)
+        folder = is_zarr(spec.labels)
+        label_path = locate(spec.labels, base, "labels", folder=folder) if spec.labels else path
+        label_sha256 = _sha256(label_path, spec.label_array, cache)
         found = reader(label_path, label_sha256, spec.label_array, cache)
         labels = code_labels(found.take(np.arange(found.shape[0])), str(label_path))
         labels = _named(labels, spec.classes, str(label_path)) if spec.classes else labels
@@ -93,6 +97,10 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySou
     source = array_source(spec, rows, labels, identity)
     _check_once(rows, str(path), cache, canonical_digest(source.fingerprint()))
     return source
+
+
+def _sha256(path: Path, array: str, cache: Path) -> str:
+    return zarr_sha256(path, array, cache) if is_zarr(path) else remembered_sha256(path, cache)
 
 
 def _check_once(rows: Rows, where: str, cache: Path, digest: str) -> None:
@@ -182,16 +190,20 @@ def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     dtype = np.dtype(_IDX_TYPES[code])
     if len(shape) == 3:
         shape = (*shape, 1)
-    return _mapped(path, 4 + 4 * dims, dtype, shape, kept)
+    return mapped_rows(path, 4 + 4 * dims, dtype, shape, kept)
 
 
 def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     suffix = path.suffix.lower()
+    if is_zarr(path):
+        return zarr_rows(path, sha256, array, cache)
     if suffix in _HDF5:
         return _hdf5_rows(path, array)
     if suffix not in (".npy", ".npz"):
         raise SourceError(
-            "unknown kind of array file", where=str(path), expected="a .npy, .npz or .h5 file"
+            "unknown kind of array file",
+            where=str(path),
+            expected="a .npy, .npz or .h5 file, or a .zarr folder",
         )
     try:
         return _numpy_rows(path, sha256, array, cache)
@@ -204,7 +216,7 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     if path.suffix.lower() == ".npz":
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            name = _choose(names, array, path)
+            name = choose_array(names, array, path)
             target = cache / f"unpacked-{canonical_digest([sha256, name])[:16]}.npy"
             kept = _unpack(path, target, lambda: cast(BinaryIO, archive.open(name + ".npy")))
             path = target
@@ -231,23 +243,7 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
         if kept is not None:
             kept.check(0, kept.size)
         return MemoryRows(np.load(path, allow_pickle=False))
-    return _mapped(path, offset, dtype, shape, kept)
-
-
-def _mapped(
-    path: Path,
-    offset: int,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    kept: KeptFile | None,
-) -> MappedRows:
-    needed = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
-    size = path.stat().st_size
-    if size < needed:
-        raise SourceError(
-            f"{size} bytes", where=str(path), expected=f"{needed} bytes for shape {list(shape)}"
-        )
-    return MappedRows(path, offset, dtype, shape, stat_seal(path), kept)
+    return mapped_rows(path, offset, dtype, shape, kept)
 
 
 def _hdf5_rows(path: Path, array: str) -> Rows:
@@ -256,7 +252,7 @@ def _hdf5_rows(path: Path, array: str) -> Rows:
         with h5py.File(path, "r") as file:
             names: list[str] = []
             file.visititems(lambda n, item: names.append(n) if hasattr(item, "shape") else None)
-            name = _choose(names, array, path)
+            name = choose_array(names, array, path)
             data = file[name]
             if data.dtype.kind == "O":
                 return MemoryRows(np.asarray(data.asstr()[:], dtype=np.str_))
@@ -264,18 +260,6 @@ def _hdf5_rows(path: Path, array: str) -> Rows:
             return Hdf5Rows(path, name, data.dtype, shape, stat_seal(path))
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _choose(names: list[str], wanted: str, path: Path) -> str:
-    if wanted in names:
-        return wanted
-    if not wanted and len(names) == 1:
-        return names[0]
-    raise SourceError(
-        f"no array {wanted!r}" if wanted else f"{len(names)} arrays and none is chosen",
-        where=str(path),
-        expected="source.array (or label_array) one of " + ", ".join(sorted(names)),
-    )
 
 
 def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> KeptFile | None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import DamageError
-from krepes_ooc.network.digests import publish, write_atomic
+from krepes_ooc.network.digests import canonical_digest, file_sha256, publish, write_atomic
 from krepes_ooc.signed import checksum, read_signed, sign_json
 
 PIECE_BYTES = 2**20
@@ -172,6 +172,29 @@ def read_findings(path: Path) -> dict[str, Any]:
         return read_signed(path.read_bytes()) or {}
     except OSError:
         return {}
+
+
+def folder_sha256(
+    folder: Path, files: list[str], seals: tuple[tuple[int, ...], ...], cache: Path
+) -> str:
+    """sha256 over names and contents of files, read again only if their listing changed.
+
+    Args:
+        folder: where the names begin.
+        files: names in the folder.
+        seals: ``stat_seal`` of each file.
+        cache: where the digest is kept.
+
+    Raises:
+        SourceError: a file cannot be read, or the cache not be written.
+    """
+    listing = canonical_digest([str(folder), files, [list(seal) for seal in seals]])
+    memory = cache / f"folder-{listing[:16]}.json"
+    if known := read_findings(memory).get("sha256"):
+        return str(known)
+    digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
+    write_findings(memory, {"sha256": digest})
+    return digest
 
 
 def damaged_files(cache: Path) -> list[tuple[Path, str]]:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.network.arrays import ArraySource, Labels, array_source
-from krepes_ooc.network.cache import read_findings, write_findings
-from krepes_ooc.network.digests import canonical_digest, file_sha256, stat_seal
+from krepes_ooc.network.cache import folder_sha256
+from krepes_ooc.network.digests import stat_seal
 from krepes_ooc.network.rows import check_unchanged
 from krepes_ooc.network.samples import Int64, SourceSpec, locate
 
@@ -96,7 +96,7 @@ def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     identity = {
         "kind": "images",
         "name": folder.name,
-        "sha256": _folder_sha256(folder, files, seals, cache),
+        "sha256": folder_sha256(folder, files, seals, cache),
         "size": spec.size,
         "mode": mode,
     }
@@ -143,19 +143,6 @@ def _folder_labels(files: list[str]) -> Labels | None:
         return None
     code = {name: index for index, name in enumerate(classes)}
     return Labels(np.asarray([code.get(group, -1) for group in groups], dtype=np.int64), classes)
-
-
-def _folder_sha256(
-    folder: Path, files: list[str], seals: tuple[tuple[int, ...], ...], cache: Path
-) -> str:
-    """sha256 over names and contents, read again only if the listing changed."""
-    listing = canonical_digest([str(folder), files, [list(seal) for seal in seals]])
-    memory = cache / f"folder-{listing[:16]}.json"
-    if known := read_findings(memory).get("sha256"):
-        return str(known)
-    digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
-    write_findings(memory, {"sha256": digest})
-    return digest
 
 
 def _import_pillow() -> Any:

@@ -140,6 +140,44 @@ class Hdf5Rows:
         return empty if found is None else found[places.reshape(positions.shape)]
 
 
+def mapped_rows(
+    path: Path,
+    offset: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    kept: KeptFile | None,
+) -> MappedRows:
+    """Rows of a plain array inside a file.
+
+    Raises:
+        SourceError: the file is too short for the shape.
+    """
+    needed = offset + dtype.itemsize * math.prod(shape)
+    size = path.stat().st_size
+    if size < needed:
+        raise SourceError(
+            f"{size} bytes", where=str(path), expected=f"{needed} bytes for shape {list(shape)}"
+        )
+    return MappedRows(path, offset, dtype, shape, stat_seal(path), kept)
+
+
+def choose_array(names: list[str], wanted: str, path: Path) -> str:
+    """The name of the array that is meant: the one that is wanted, or the only one.
+
+    Raises:
+        SourceError: there is no such array, or none is wanted among several.
+    """
+    if wanted in names:
+        return wanted
+    if not wanted and len(names) == 1:
+        return names[0]
+    raise SourceError(
+        f"no array {wanted!r}" if wanted else f"{len(names)} arrays and none is chosen",
+        where=str(path),
+        expected="source.array (or label_array) one of " + ", ".join(sorted(names)),
+    )
+
+
 def check_unchanged(path: Path, seal: tuple[int, int, int, int]) -> None:
     """Refuse a file that is no longer the one that was opened.
 

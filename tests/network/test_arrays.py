@@ -169,7 +169,11 @@ def wrong_files() -> dict[str, tuple[bytes, str, dict[str, Any]]]:
         "cut.gz": (gzip.compress(body)[:100], "cannot be unpacked into the cache", {"kind": "idx"}),
         "x.npy": (b"nonsense", "x.npy: cannot be read", {}),
         "x.npz": (b"nonsense", "x.npz: cannot be read: File is not a zip file", {}),
-        "x.txt": (b"1 2", "unknown kind of array file; expected a .npy, .npz or .h5", {}),
+        "x.txt": (
+            b"1 2",
+            "unknown kind of array file; expected a .npy, .npz or .h5 file, or a .zarr folder",
+            {},
+        ),
     }
 
 
