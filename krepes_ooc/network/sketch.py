@@ -26,7 +26,7 @@ from krepes_ooc.network.layers import Outer, Patches, Piece, Tokens
 
 _SIGNS, _OFFSET, _CHUNK, _ROW, _LEFT, _RIGHT = range(221, 227)
 TABLE_ROWS = 251
-TENSOR_ROWS = 512
+TENSOR_ROWS = 64
 SCRATCH, TILE_SAMPLES = 2**19, 8
 FEW_POSITIONS = 64
 # Nanoseconds on one CPU core, measured; they only decide between two correct ways.
@@ -111,6 +111,7 @@ class SketchRows:
     def __init__(self, sketch: Sketch, n_samples: int) -> None:
         self.sketch = sketch
         self.direct = torch.zeros(n_samples, sketch.n_columns)
+        self._scratch = torch.empty(0)
         self.spectrum: torch.Tensor | None = None
         if any(slot.tensor for slot in sketch.slots):
             shape = (n_samples, sketch.n_columns // 2 + 1)
@@ -119,6 +120,12 @@ class SketchRows:
     def add(self, piece: Piece, probe: int) -> None:
         """Add one piece of the gradient of one probe."""
         self.sketch.maps[piece.parameter].add(self, piece, probe)
+
+    def scratch(self, numbers: int) -> torch.Tensor:
+        """The one buffer of this batch: fresh memory comes slower than it is filled."""
+        if len(self._scratch) < numbers:
+            self._scratch = torch.empty(numbers)
+        return self._scratch[:numbers]
 
     def finish(self) -> torch.Tensor:
         """The finished rows [sample, column]."""
@@ -145,44 +152,46 @@ class _Fold:
         if isinstance(piece, Tokens):
             self._add_tokens(rows.direct, piece, probe)
         elif isinstance(piece, Outer):
-            self._add_outer(rows.direct, piece, probe)
+            self._add_outer(rows, piece, probe)
         elif isinstance(piece, Patches):
-            self._add_patches(rows.direct, piece, probe)
+            self._add_patches(rows, piece, probe)
         else:
             values = piece.values.reshape(len(piece.values), -1, self.width)
             signs = self.row_signs[probe, piece.start : piece.start + values.shape[1]]
             direct = rows.direct[piece.first : piece.first + len(values)]
             self._fold(direct, (values * signs[:, None]).flatten(1), piece.start, probe)
 
-    def _add_outer(self, direct: torch.Tensor, piece: Outer, probe: int) -> None:
+    def _add_outer(self, rows: SketchRows, piece: Outer, probe: int) -> None:
         """Form the gradient tile by tile in one small buffer, and fold each tile."""
-        n_samples, n_rows = len(direct), piece.gradients.shape[2]
+        direct, n_rows = rows.direct, piece.gradients.shape[2]
         signs = self.row_signs[probe, piece.start : piece.start + n_rows]
-        gradients = (piece.gradients * signs).transpose(1, 2)
+        gradients = (piece.gradients * signs).to(direct.dtype).transpose(1, 2)
+        inputs = piece.inputs.to(direct.dtype)
         tile_rows = min(n_rows, max(1, SCRATCH // TILE_SAMPLES // self.width))
         tile_samples = max(1, SCRATCH // (tile_rows * self.width))
-        # One buffer for all tiles: the system hands out fresh memory slower than it is filled.
-        buffer = torch.empty(min(n_samples, tile_samples) * tile_rows * self.width)
-        for first in range(0, n_samples, tile_samples):
+        for first in range(0, len(direct), tile_samples):
             part = slice(first, first + tile_samples)
             for row in range(0, n_rows, tile_rows):
-                left, right = gradients[part, row : row + tile_rows], piece.inputs[part]
+                left, right = gradients[part, row : row + tile_rows], inputs[part]
                 shape = (len(left), left.shape[1], self.width)
-                tile = buffer[: math.prod(shape)].view(shape)
+                tile = rows.scratch(math.prod(shape)).view(shape)
                 torch.bmm(left, right, out=tile)
                 self._fold(direct[part], tile.flatten(1), piece.start + row, probe)
 
-    def _add_patches(self, direct: torch.Tensor, piece: Patches, probe: int) -> None:
+    def _add_patches(self, rows: SketchRows, piece: Patches, probe: int) -> None:
         few = piece.n_positions <= FEW_POSITIONS and len(piece.stride) < 3
         if few and piece.groups == 1:
-            self._add_outer(direct, piece.unfolded(), probe)
+            self._add_outer(rows, piece.unfolded(), probe)
             return
-        signs = self.row_signs[probe][:, None]
+        direct, signs = rows.direct, self.row_signs[probe][:, None]
         tile_samples = max(1, SCRATCH // (self.n_rows * self.width))
         for first in range(0, len(direct), tile_samples):
             last = min(first + tile_samples, len(direct))
-            tile = torch.stack([piece.weights(sample).flatten(1) for sample in range(first, last)])
-            self._fold(direct[first:last], (tile * signs).flatten(1), 0, probe)
+            shape = (last - first, self.n_rows, self.width)
+            tile = rows.scratch(math.prod(shape)).view(shape)
+            for place, sample in enumerate(range(first, last)):
+                torch.mul(piece.weights(sample).flatten(1), signs, out=tile[place])
+            self._fold(direct[first:last], tile.flatten(1), 0, probe)
 
     def _fold(self, direct: torch.Tensor, values: torch.Tensor, row: int, probe: int) -> None:
         """Add values[sample, entry] that start at a row of the parameter."""
