@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -19,9 +17,9 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import SourceError
 from krepes_ooc.network.arrays import ArraySource, Labels, array_source
+from krepes_ooc.network.cache import KeptFile, find_kept, keeping
 from krepes_ooc.network.digests import (
     canonical_digest,
-    publish,
     remembered_sha256,
     stat_seal,
     unreadable,
@@ -166,11 +164,12 @@ def _limited(rows: Rows, limit: int | None) -> Rows:
 
 def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     """Rows of an idx file: magic 0 0 type dims, big-endian sizes, then the values."""
+    kept: KeptFile | None = None
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
     if packed:
         target = cache / f"unpacked-{sha256[:16]}.idx"
-        _unpack(path, target, lambda: cast(BinaryIO, gzip.GzipFile(path)))
+        kept = _unpack(path, target, lambda: cast(BinaryIO, gzip.GzipFile(path)))
         path = target
     try:
         with path.open("rb") as stream:
@@ -183,7 +182,7 @@ def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     dtype = np.dtype(_IDX_TYPES[code])
     if len(shape) == 3:
         shape = (*shape, 1)
-    return _mapped(path, 4 + 4 * dims, dtype, shape)
+    return _mapped(path, 4 + 4 * dims, dtype, shape, kept)
 
 
 def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
@@ -201,12 +200,13 @@ def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
 
 
 def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
+    kept: KeptFile | None = None
     if path.suffix.lower() == ".npz":
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             name = _choose(names, array, path)
             target = cache / f"unpacked-{canonical_digest([sha256, name])[:16]}.npy"
-            _unpack(path, target, lambda: cast(BinaryIO, archive.open(name + ".npy")))
+            kept = _unpack(path, target, lambda: cast(BinaryIO, archive.open(name + ".npy")))
             path = target
     with path.open("rb") as stream:
         version = np.lib.format.read_magic(stream)
@@ -228,18 +228,26 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     if len(shape) == 3 and dtype == np.uint8:
         shape = (*shape, 1)
     if dtype.kind in "USb":
+        if kept is not None:
+            kept.check(0, kept.size)
         return MemoryRows(np.load(path, allow_pickle=False))
-    return _mapped(path, offset, dtype, shape)
+    return _mapped(path, offset, dtype, shape, kept)
 
 
-def _mapped(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> MappedRows:
+def _mapped(
+    path: Path,
+    offset: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    kept: KeptFile | None,
+) -> MappedRows:
     needed = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
     size = path.stat().st_size
     if size < needed:
         raise SourceError(
             f"{size} bytes", where=str(path), expected=f"{needed} bytes for shape {list(shape)}"
         )
-    return MappedRows(path, offset, dtype, shape, stat_seal(path))
+    return MappedRows(path, offset, dtype, shape, stat_seal(path), kept)
 
 
 def _hdf5_rows(path: Path, array: str) -> Rows:
@@ -270,23 +278,22 @@ def _choose(names: list[str], wanted: str, path: Path) -> str:
     )
 
 
-def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> None:
-    """Unpack one compressed stream into the cache, published by rename."""
-    if target.is_file():
-        return
-    name = ""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as stream, open_stream() as packed:
-            shutil.copyfileobj(packed, stream, 2**20)
-        publish(Path(name), target)
-    except _DAMAGE as error:
-        raise SourceError(
-            f"cannot be unpacked into the cache: {error}",
-            where=str(path),
-            expected="an undamaged file and a writable workspace",
-        ) from error
-    finally:
-        if name:
-            Path(name).unlink(missing_ok=True)
+def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> KeptFile | None:
+    """Unpack one compressed stream into the cache, once; its first piece holds the header."""
+    kept = find_kept(target)
+    if kept is None or kept.damage(1):
+        try:
+            with (
+                keeping(target) as temporary,
+                temporary.open("wb") as stream,
+                open_stream() as packed,
+            ):
+                shutil.copyfileobj(packed, stream, 2**20)
+        except _DAMAGE as error:
+            raise SourceError(
+                f"cannot be unpacked into the cache: {error}",
+                where=str(path),
+                expected="an undamaged file and a writable workspace",
+            ) from error
+        kept = find_kept(target)
+    return kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.network.arrays import ArraySource, Labels, array_source
-from krepes_ooc.network.digests import canonical_digest, file_sha256, stat_seal, write_atomic
+from krepes_ooc.network.cache import read_findings, write_findings
+from krepes_ooc.network.digests import canonical_digest, file_sha256, stat_seal
 from krepes_ooc.network.rows import check_unchanged
 from krepes_ooc.network.samples import Int64, SourceSpec, locate
 
@@ -151,13 +151,11 @@ def _folder_sha256(
     """sha256 over names and contents, read again only if the listing changed."""
     listing = canonical_digest([str(folder), files, [list(seal) for seal in seals]])
     memory = cache / f"folder-{listing[:16]}.json"
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
-        write_atomic(memory, json.dumps({"sha256": digest}).encode())
-        return digest
+    if known := read_findings(memory).get("sha256"):
+        return str(known)
+    digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
+    write_findings(memory, {"sha256": digest})
+    return digest
 
 
 def _import_pillow() -> Any:

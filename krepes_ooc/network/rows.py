@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.network.cache import KeptFile
 from krepes_ooc.network.digests import stat_seal
 from krepes_ooc.network.samples import Int64
 
@@ -71,6 +73,7 @@ class MappedRows:
         dtype: type of the values as they lie in the file.
         shape: size of every dimension, samples first, in C order.
         seal: ``stat_seal`` of the file when it was opened.
+        kept: checksums of a file that was unpacked, or None for the user's own.
     """
 
     path: Path
@@ -78,6 +81,7 @@ class MappedRows:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     seal: tuple[int, int, int, int]
+    kept: KeptFile | None = None
 
     @property
     def resident_bytes(self) -> int:
@@ -89,10 +93,16 @@ class MappedRows:
 
         Raises:
             DataError: the file changed since it was opened.
+            DamageError: an unpacked file is not what was written.
         """
-        check_unchanged(self.path, self.seal)
-        if not positions.size:
-            return np.empty((0, *self.shape[1:]), self.dtype.newbyteorder("="))
+        if self.kept is None:
+            check_unchanged(self.path, self.seal)
+        row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        if not positions.size or not row_bytes:
+            return np.empty((len(positions), *self.shape[1:]), self.dtype.newbyteorder("="))
+        if self.kept is not None:
+            starts = self.offset + positions * row_bytes
+            self.kept.check_all(starts, starts + row_bytes)
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
         return np.asarray(mapped[positions], dtype=self.dtype.newbyteorder("="))
 
