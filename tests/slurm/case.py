@@ -87,7 +87,7 @@ class Case:
 
 
 def digits(folder: Path) -> Case:
-    return Case("digits", "digits", (), folder, "8s")
+    return Case("digits", "digits", (), folder, "15s")
 
 
 def adult(folder: Path, table: Path, samples: int) -> Case:

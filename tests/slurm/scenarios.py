@@ -109,20 +109,14 @@ def array(case: Case) -> str:
 
 def requeue(case: Case) -> str:
     """A job that stops itself by --max-time and puts itself back until the audit is done."""
+    case = case.longer()
     workspace = case.fresh("requeue")
     os.environ["KREPES_MAX_TIME"] = case.max_time
     with Watch() as jobs:
         script = [str(HPC / "slurm-requeue.sh"), case.recipe, "-w", str(workspace)]
         job = batch("--mem=4G", *script, *case.options, "-q")
-
-        def ended() -> bool:
-            # Slurm holds back what was requeued for two minutes; nobody need sit that out here.
-            if job in jobs.now("PENDING"):
-                update = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-                subprocess.run(update, capture_output=True, check=False)
-            return bool(set(jobs.states.get(job, ["?"])[-1:]) & {"COMPLETED", "FAILED"})
-
-        wait_for(ended, f"the end of job {job}")
+        ends = {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"}
+        wait_for(lambda: ends & set(jobs.states.get(job, [])[-1:]), f"the end of job {job}")
     assert jobs.now("COMPLETED") == [job], jobs.states
     assert jobs.restarts[job] >= 1, f"job {job} was never requeued: {jobs.states[job]}"
     return f"job {job} Restarts={jobs.restarts[job]}, COMPLETED; {case.check(workspace)}"
