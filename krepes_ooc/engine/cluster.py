@@ -40,6 +40,7 @@ class Cluster:
     patience: float = 60.0
     stall_seconds: float = 30.0
     hand_over_seconds: float = 10.0
+    _looked: float = 0.0
     _renewed: float = 0.0
     _seen: float = field(default_factory=time.monotonic)
 
@@ -119,8 +120,9 @@ class Cluster:
             UsageError: the queue refuses the jobs.
         """
         now = time.monotonic()
-        if now - self._renewed < POLL_SECONDS:
+        if now - self._looked < POLL_SECONDS:
             return
+        self._looked = now
         if self.client.status not in ("running", "newly-created"):
             raise _lost()
         alive = len(self._ask(self.client.scheduler.identity)["workers"])
@@ -139,9 +141,9 @@ class Cluster:
                 where="--cluster",
                 advice="look at the queue; run the same command again to resume",
             )
-        if now - self._renewed > RENEW_SECONDS and alive < self.n_workers:
+        if alive < self.n_workers and now - self._renewed > RENEW_SECONDS:
+            self._renewed = now
             self.renew()
-        self._renewed = now
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

@@ -29,6 +29,8 @@ SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
+# A job that is requeued waits until its last credential has expired: 2 minutes by default.
+AuthInfo=cred_expire=15
 CryptoType=crypto/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
