@@ -18,6 +18,7 @@ import numpy.typing as npt
 from array_api_compat import array_namespace
 
 from krepes_ooc.blocks import format_bytes
+from krepes_ooc.engine.budget import Budget, Need
 from krepes_ooc.errors import PlanRefused
 from krepes_ooc.widen import to_float32
 
@@ -180,6 +181,26 @@ def _carries(value: Any) -> bool:
     if isinstance(value, np.ndarray | partial):
         return True
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def workers_on(device: Device, stage: str, need: Need, workers: int) -> int:
+    """Tasks that a device has room for at the same time, at most ``workers``.
+
+    Raises:
+        PlanRefused: not even one.
+    """
+    if device.memory is None:
+        return workers
+    fitting = Budget(device.memory, device.tasks or workers).fitting(need, 0)
+    if not fitting:
+        raise PlanRefused(
+            f"{format_bytes(need.fixed + need.per_worker)} of device memory needed, "
+            f"{format_bytes(device.memory)} free on {device.name}",
+            where=f"stage {stage}",
+            expected="a device that holds the landmarks and one product",
+            advice="stop what else runs on it, lower the number of landmarks, or take --device cpu",
+        )
+    return min(workers, fitting)
 
 
 @contextlib.contextmanager
