@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from krepes_ooc.blocks import parse_bytes
-from krepes_ooc.errors import KrepesError, UsageError
+from krepes_ooc.errors import KrepesError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -114,7 +114,8 @@ device = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    help="Where blocks are computed.",
+    show_default=True,
+    help="Where blocks are computed; auto: on an NVIDIA device if one can be used.",
 )
 cluster = click.option(
     "--cluster",
@@ -164,21 +165,3 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
         return command
 
     return decorate
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have, or that this version cannot use.
-
-    Raises:
-        UsageError: cuda was asked for.
-    """
-    if device == "cuda":
-        from krepes_ooc.engine.cuda import CupyProbe, check_usable
-
-        check_usable(CupyProbe())
-        raise UsageError(
-            "block kernels run on the CPU in this version",
-            where="--device cuda",
-            expected="cpu or auto",
-            advice="leave the option out",
-        )

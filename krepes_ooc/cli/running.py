@@ -45,7 +45,6 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
     """
     from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
 
-    options.check_device(given["device"])
     if given["print_job"]:
         _print_job(given["cluster"], given["memory"])
         return
@@ -66,6 +65,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
             mixed_numerics=given["allow_mixed_numerics"],
             cluster=_wish(given["cluster"], given["memory"]),
             shard=given["shard"],
+            device=given["device"],
         )
         loaded = Recipe.load(recipe, overrides)
         summary = runner.run(loaded, workspace, asked, listener, stop)

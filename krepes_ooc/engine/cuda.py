@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Protocol
+from typing import Any, Protocol
 
 from krepes_ooc.errors import UsageError
 
@@ -46,6 +46,11 @@ class CupyProbe:
         cp = importlib.import_module("cupy")
         ones = cp.ones((2, 2), dtype=cp.float32)
         return float((ones @ ones)[0, 0] * cp.linalg.eigh(ones)[0][1] / 2)
+
+
+def load_cupy() -> Any:
+    """The module cupy; it publishes no types."""
+    return importlib.import_module("cupy")
 
 
 def check_usable(probe: Probe) -> None:

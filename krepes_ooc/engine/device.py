@@ -6,8 +6,9 @@ there, the small result back, and how many rows make one matrix product.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -16,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
+from krepes_ooc.blocks import format_bytes
+from krepes_ooc.engine.budget import Budget, Need
+from krepes_ooc.errors import PlanRefused
 from krepes_ooc.widen import to_float32
 
 Array = Any  # of the device's namespace
@@ -61,8 +65,11 @@ class Device(Protocol):
     def to(self, values: npt.NDArray[Any]) -> Array:
         """The array over there, its dtype kept."""
 
-    def widen(self, *stored: npt.NDArray[Any]) -> Array:
-        """Rows of consecutive stored blocks over there, as one float32 array."""
+    def hold(self, stored: npt.NDArray[Any]) -> Array:
+        """One stored block over there as it is, for ``widen``."""
+
+    def widen(self, *stored: Array) -> Array:
+        """Rows of consecutive stored blocks over there, or of one that is held, as float32."""
 
     def rounded(self, values: Array, dtype: str) -> Array:
         """Float32 values as they would come back from a store of this dtype."""
@@ -99,7 +106,11 @@ class Host:
         """The very same array."""
         return values
 
-    def widen(self, *stored: npt.NDArray[Any]) -> Array:
+    def hold(self, stored: npt.NDArray[Any]) -> Array:
+        """The very same block."""
+        return stored
+
+    def widen(self, *stored: Array) -> Array:
         """As ``Device``; a single block of float32 is not copied."""
         if len(stored) == 1:
             return to_float32(stored[0])
@@ -135,7 +146,7 @@ HOST = Host()
 
 def is_host(device: Device) -> bool:
     """Whether arrays stay where they are."""
-    return device.speed is None
+    return device.memory is None
 
 
 def carried(device: Device, value: Values) -> Values:
@@ -170,6 +181,48 @@ def _carries(value: Any) -> bool:
     if isinstance(value, np.ndarray | partial):
         return True
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def workers_on(device: Device, stage: str, need: Need, workers: int) -> int:
+    """Tasks that a device has room for at the same time, at most ``workers``.
+
+    Raises:
+        PlanRefused: not even one.
+    """
+    if device.memory is None:
+        return workers
+    fitting = Budget(device.memory, device.tasks or workers).fitting(need, 0)
+    if not fitting:
+        raise PlanRefused(
+            f"{format_bytes(need.fixed + need.per_worker)} of device memory needed, "
+            f"{format_bytes(device.memory)} free on {device.name}",
+            where=f"stage {stage}",
+            expected="a device that holds the landmarks and one product",
+            advice="stop what else runs on it, lower the number of landmarks, or take --device cpu",
+        )
+    return min(workers, fitting)
+
+
+@contextlib.contextmanager
+def working(device: Device) -> Iterator[None]:
+    """Let a stage work on a device: afterwards it holds nothing there.
+
+    Raises:
+        PlanRefused: the device has run out of memory.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        if device.memory is None:
+            raise
+        raise PlanRefused(
+            f"the device is out of memory: {error}",
+            where=device.name,
+            expected=f"at most {format_bytes(device.memory)} at a time",
+            advice="stop what else runs on it, lower the number of landmarks, or take --device cpu",
+        ) from error
+    finally:
+        device.free()
 
 
 def eigh_on(device: Device) -> Eigh:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from krepes_ooc.blocks import format_bytes
 from krepes_ooc.engine.budget import Budget
+from krepes_ooc.engine.device import HOST, Device, workers_on
 from krepes_ooc.errors import DamageError, PlanRefused, UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, Options
 from krepes_ooc.stages.base import Stage
@@ -133,9 +134,14 @@ def refuse_without_upstream(stage: Stage, reads: Sequence[str], states: States) 
 
 
 def refuse_unfit(
-    audit: Audit, states: Sequence[StageState], shape: AuditShape, budget: Budget, base: int
+    audit: Audit,
+    states: Sequence[StageState],
+    shape: AuditShape,
+    budget: Budget,
+    base: int,
+    device: Device = HOST,
 ) -> None:
-    """Refuse a run whose stages do not fit the memory or the disk.
+    """Refuse a run whose stages do not fit the memory, the device or the disk.
 
     Raises:
         PlanRefused: with the bytes needed and allowed, before anything is computed.
@@ -145,6 +151,7 @@ def refuse_unfit(
     for state in states:
         cost = costs[state.stage.name]
         budget.workers_for(state.stage.name, cost.need, base)
+        workers_on(device, state.stage.name, cost.device, 1)
         needed += remaining_bytes(audit.office.record(state.stage), state, cost)
         scratch = max(scratch, 0 if state.kind == "begun" else cost.scratch)
     needed += scratch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, default_budget
-from krepes_ooc.engine.device import Device
+from krepes_ooc.engine.device import Device, working
 from krepes_ooc.engine.memory import base_bytes, bound_allocator, release
 from krepes_ooc.engine.progress import Progress, Silent
 from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
@@ -82,6 +82,7 @@ def run(
     options, progress = options or Options(), progress or Silent()
     begun = time.monotonic()
     refuse_share(checks.chosen_stages(recipe.stages, options), options)
+    device = open_device(options.device, progress.note)
     bound_allocator()
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     checks.refuse_no_folder(root)
@@ -101,7 +102,7 @@ def run(
             space.sweep()
             sweep_cache(space.private / "cache")
         with recorded(space, options, summary):
-            _Run(Audit(recipe, space), options, progress, flag, summary).run()
+            _Run(Audit(recipe, space), options, progress, flag, summary, device).run()
     summary.seconds = time.monotonic() - begun
     summary.peak_bytes = machine.peak_bytes()
     return summary
@@ -133,6 +134,7 @@ class _Run:
     progress: Progress
     stop: StopFlag
     summary: Summary
+    device: Device
 
     def run(self) -> None:
         recipe, space = self.audit.recipe, self.audit.workspace
@@ -167,14 +169,13 @@ class _Run:
     def _run_stages(
         self, picked: list[StageState], todo: list[StageState], digests: dict[str, str]
     ) -> None:
-        device = open_device(self.options.device, self.progress.note)
         budget = default_budget(self.options.memory, self.options.workers)
         anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in todo)
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
         shape = self.audit.shape(anew=anew)
-        checks.refuse_unfit(self.audit, todo, shape, budget, base)
+        checks.refuse_unfit(self.audit, todo, shape, budget, base, self.device)
         with open_workers(self.audit, self.options, todo, shape, budget, base) as workers:
-            given = _Given(shape, budget, base, workers, device)
+            given = _Given(shape, budget, base, workers, self.device)
             for stage in (state.stage for state in picked):
                 with turn(self.audit.workspace, self.options):
                     state = self.audit.office.state(stage, digests)
@@ -196,11 +197,11 @@ class _Run:
             stack.enter_context(contextlib.closing(context.record.journal))
             stack.enter_context(context.meter)
             stack.enter_context(one_torch_thread())
+            stack.enter_context(working(context.device))
             try:
                 context.stage.run(context)
             except ShareDone:
                 shared = True
-        context.device.free()
         release(context.base)
         if shared and context.share is not None:
             self.summary.shard = f"shard {context.share[0]}/{context.share[1]} of {name}"

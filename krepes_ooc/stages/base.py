@@ -12,7 +12,7 @@ from typing import Any, Literal
 from krepes_ooc.blocks import BlockPlan
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
-from krepes_ooc.engine.device import HOST, Device
+from krepes_ooc.engine.device import HOST, Device, workers_on
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.engine.meter import Meter
 from krepes_ooc.engine.progress import Progress
@@ -186,9 +186,10 @@ class StageContext:
 
     def _threads(self) -> Executor:
         base = self.base or machine.anonymous_bytes()
-        workers = self.budget.workers_for(self.stage.name, self.cost.need, base)
-        most = self.device.tasks or workers
-        return Executor(min(workers, most), self.stop, self.progress)
+        cost = self.cost
+        workers = self.budget.workers_for(self.stage.name, cost.need, base)
+        fitting = workers_on(self.device, self.stage.name, cost.device, workers)
+        return Executor(fitting, self.stop, self.progress)
 
     def mine(self, shards: Iterable[int]) -> list[int]:
         """Those shards of the plan that fall to this process; consecutive ones stay together."""

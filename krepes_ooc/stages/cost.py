@@ -30,6 +30,7 @@ class Cost:
         early: bytes of one worker and the fixed part that are gone when the network is loaded.
         idle: whether these settings leave it nothing to do, so that it loads neither the network
             nor scikit-learn.
+        device: memory of a device that computes the blocks, at least.
     """
 
     units: int = 1
@@ -42,6 +43,7 @@ class Cost:
     network: bool = False
     early: int = 0
     idle: bool = False
+    device: Need = field(default_factory=Need)
 
     def in_process(
         self, *, source: int, network: int | None, loaded: bool, learns: bool, later: bool

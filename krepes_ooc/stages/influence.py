@@ -157,7 +157,9 @@ def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
     opening = 2 * n * width + 20 * m * width + 24 * m * m
     fixed = max(passing, opening - per_worker)
     disk = n * 8 * (m + shape.n_components + 3 * settings.top + 2 * PUSHED)
-    return Cost(-(-n // ROWS), disk, Need(fixed, per_worker, -(-n // ROWS)), 2.0 * n * m * width)
+    need = Need(fixed, per_worker, -(-n // ROWS))
+    device = Need(8 * m * m + 4 * m * (width + 4 * shape.n_components), ROWS * 56 * m)
+    return Cost(-(-n // ROWS), disk, need, 2.0 * n * m * width, device=device)
 
 
 STAGE = Stage(

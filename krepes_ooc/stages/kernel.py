@@ -108,14 +108,12 @@ class LandmarkKernel:
 def open_landmark_kernel(context: StageContext, normalise: Mode) -> LandmarkKernel:
     """The kernel against the sealed landmarks."""
     scale = _mean_self_kernel(context) if normalise == "mean-diagonal" else 1.0
-    known = read_landmark_kernel(
-        context.reader("landmarks"), normalise, scale, context.plan.sub_rows
-    )
-    return replace(known, device=context.device)
+    landmarks, sub_rows = context.reader("landmarks"), context.plan.sub_rows
+    return read_landmark_kernel(landmarks, normalise, scale, sub_rows, context.device)
 
 
 def read_landmark_kernel(
-    reader: StoreReader, normalise: Mode, scale: float, sub_rows: int
+    reader: StoreReader, normalise: Mode, scale: float, sub_rows: int, device: Device = HOST
 ) -> LandmarkKernel:
     """The kernel against the landmarks of one store, with nothing read besides.
 
@@ -124,12 +122,14 @@ def read_landmark_kernel(
         normalise: how values are normalised.
         scale: the mean self kernel for ``mean-diagonal``, else 1.
         sub_rows: rows of one matrix product.
+        device: where rows are computed.
     """
     layout = FeatureLayout.from_attributes(reader.attributes["layout"])
     centre = reader.array("centre")
     normalisation = Normalisation(normalise, float(reader.attributes["centre_self"]), scale)
     rows = unscaled(reader.array("features"), layout)
-    return LandmarkKernel(kernel_map(rows, layout, centre, normalisation), layout, sub_rows)
+    mapped = kernel_map(rows, layout, centre, normalisation)
+    return LandmarkKernel(mapped, layout, sub_rows, device)
 
 
 def run(context: StageContext) -> None:
@@ -242,10 +242,13 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
     fixed = max(passing, ending, 20 * m * width - per_worker)
     need = Need(fixed, per_worker, max(plan.n_blocks, (-(-m // side)) ** 2))
     flops = 2.0 * plan.n_samples * shape.n_views * (m * width + centre)
+    # There lie the landmarks in float32, then in float64, and what a product or a tile takes.
+    device = Need(8 * m * width + 16 * shape.n_moments, max(sub, 4 * tile))
     if shape.keeps_features:
-        return Cost(plan.n_blocks, disk, need, flops)
+        return Cost(plan.n_blocks, disk, need, flops, device=device)
     rows = replace(need, per_worker=per_worker + computing_bytes(shape))
-    return Cost(plan.n_blocks, disk, rows, flops + computing_flops(shape), network=True)
+    flops += computing_flops(shape)
+    return Cost(plan.n_blocks, disk, rows, flops, network=True, device=device)
 
 
 STAGE = Stage(

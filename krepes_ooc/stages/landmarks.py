@@ -147,8 +147,13 @@ def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
     chosen, closing = _choosing(shape, settings), 20 * m * width
     need = chosen.need
     first = need.fixed + need.per_worker
+    # A map to the landmarks or candidates lies there, a short row range and their own kernel.
+    many = max(m, round(m * settings.oversampling * settings.rounds))
+    own = 4 * many * shape.n_selection + 16 * shape.n_moments
+    device = Need(own, shape.plan.sub_rows * (8 * shape.n_selection + 16 * many) + 32 * many**2)
     return replace(
         chosen,
+        device=device,
         disk=m * (2 * width + 64) + 8 * shape.n_moments,
         need=replace(need, fixed=max(need.fixed, closing - need.per_worker)),
         early=max(0, first - closing),

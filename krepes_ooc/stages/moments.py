@@ -201,7 +201,8 @@ def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
     flops = 2.0 * plan.n_samples * m * m * pairs
     side = len(tile_slices(m)) * width
     disk, scratch = 8 * (side * side * views + m) * views, sums * plan.n_shards * tiles
-    return Cost(plan.n_shards * tiles, disk, Need(fixed, per_worker, plan.n_shards), flops, scratch)
+    need, device = Need(fixed, per_worker, plan.n_shards), Need(0, summing)
+    return Cost(plan.n_shards * tiles, disk, need, flops, scratch, device=device)
 
 
 STAGE = Stage(

@@ -186,14 +186,20 @@ def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
         between = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
         held = whole + max(passing, between - per_worker)
         flops = 8.0 * shape.plan.n_samples * m * h * views * columns * 20
-        return Cost(20, disk, Need(held, per_worker, shape.plan.n_shards), flops)
+        need, device = (
+            Need(held, per_worker, shape.plan.n_shards),
+            Need(0, max(per_worker, 32 * m * m)),
+        )
+        return Cost(20, disk, need, flops, device=device)
     rows = h * h * views * (views - 1) // 2
     direct = direct_bytes(rows, m)
     if settings.objective == "barlow-twins" and direct <= settings.direct_bytes:
         held = max(direct, max(8 * rows * rows, 40 * m * m) + iterate * (8 * columns + 16))
-        return Cost(1, disk, Need(whole + held), 8.0 * h**3 * m + 9.0 * rows**3, double=True)
+        device, flops = Need(0, 32 * max(rows, m) ** 2), 8.0 * h**3 * m + 9.0 * rows**3
+        return Cost(1, disk, Need(whole + held), flops, double=True, device=device)
     held = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
-    return Cost(1, disk, Need(whole + held), 2.0 * m * m * h * columns * 50, double=True)
+    flops, device = 2.0 * m * m * h * columns * 50, Need(0, 32 * m * m)
+    return Cost(1, disk, Need(whole + held), flops, double=True, device=device)
 
 
 def _streaming_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) -> int:

@@ -218,8 +218,10 @@ def predict(shape: AuditShape, settings: SpectrumSettings) -> Cost:
     disk = 8 * m * (2 * h + 1)
     if settings.iterates(m):
         need = Need(8 * m * (h + 8) * 20, 8 * min(m, cuts.TILE) * (h + 8) * 2)
-        return Cost(1, disk, need, 2.0 * 50 * m * m * h, double=True)
-    return Cost(1, disk, Need(8 * m * m * 4), 9.0 * m**3, double=True)
+        device = Need(0, 8 * min(m, cuts.TILE) * (cuts.TILE + 2 * (h + 8)))
+        return Cost(1, disk, need, 2.0 * 50 * m * m * h, double=True, device=device)
+    need = Need(8 * m * m * 4)
+    return Cost(1, disk, need, 9.0 * m**3, double=True, device=need)
 
 
 STAGE = Stage(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from krepes_ooc.blocks import Block
 from krepes_ooc.engine.device import carried
 from krepes_ooc.stages.base import StageContext
-from krepes_ooc.stages.moments import read_views
+from krepes_ooc.stages.kernelblocks import KernelBlocks
 from krepes_ooc.storage.files import read_arrays, write_arrays
 
 BlockFunction = Callable[[tuple[Any, ...], Block], tuple[Any, ...]]
@@ -45,20 +46,25 @@ class KernelStream:
         """Number of views."""
         return int(self.context.reader("kernel").info("values").shape[0])
 
+    @cached_property
+    def blocks(self) -> KernelBlocks:
+        """Its blocks, on the device of the stage."""
+        return KernelBlocks(self.context)
+
     def reduce(self, function: BlockFunction) -> Sums:
         """Sum ``function(kernel blocks of all views, block)`` over all blocks; one pass.
 
         The function and what it carries go to the device with the blocks; the sums of a shard come
         back.
         """
-        device = self.context.device
+        device, kernel = self.context.device, self.blocks
 
         def shard_sums(shard: int) -> Sums:
             there = carried(device, function)
             total: Sums = ()
             for block in self.context.plan.shard(shard):
                 self.context.stop.check()
-                part = there(read_views(self.context, block), block)
+                part = there(kernel.views(block), block)
                 total = add(total, part) if total else part
             return tuple(device.back(value) for value in total)
 

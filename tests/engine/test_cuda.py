@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.cli import options
 from krepes_ooc.engine import cuda, doctor
 from krepes_ooc.errors import UsageError
 
@@ -82,13 +81,6 @@ def test_each_no_is_one_line(answers: Answers, what: str, advice: str):
 
 def test_a_device_that_computes_is_not_refused():
     cuda.check_usable(Answers())
-
-
-def test_a_usable_device_is_still_refused_by_this_version(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cuda, "CupyProbe", Answers)
-    with pytest.raises(UsageError, match="block kernels run on the CPU in this version"):
-        options.check_device("cuda")
-    options.check_device("auto")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,181 @@
+"""The order of transfers of ``engine.gpu``, over a fake of CuPy whose streams run when they like.
+
+Nothing here runs on a device: that CuPy does what the fake does is for the tests marked ``gpu``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from krepes_ooc.engine import gpu
+from krepes_ooc.engine.device import is_host, working
+from krepes_ooc.errors import PlanRefused, UsageError
+from tests.engine.fake_cupy import FREE, FakeCupy, Machine
+
+
+@pytest.fixture(autouse=True)
+def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "SLOT_BYTES", 64)
+
+
+def blocks(count: int, rows: int = 5, dtype: str = "f2") -> list[np.ndarray]:
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, 1000, (rows, 4)).astype(dtype) for _ in range(count)]
+
+
+def passed(fake: FakeCupy, device: gpu.Gpu, given: list[np.ndarray]) -> list[np.ndarray]:
+    """All blocks sent before any comes back, as in a shard."""
+    there = [device.widen(block) for block in given]
+    return [device.back(block) for block in there]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_blocks_arrive_whatever_runs_first(seed: int, dtype: str):
+    fake, given = FakeCupy(seed), blocks(30, dtype=dtype)
+    for found, block in zip(passed(fake, gpu.Gpu(fake), given), given, strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, block.astype("f4"))
+    # 40 or 80 bytes of five rows through slots of 64: the tail is a transfer of its own.
+    sizes = {"f2": ["copy 40"], "f4": ["copy 64", "copy 16"]}[dtype]
+    assert fake.machine.log == sizes * 30
+
+
+class Never:
+    """In place of an event: nobody waits for it."""
+
+    recorded = happened = 0
+
+    def __init__(self, machine: Machine) -> None:
+        del machine
+
+    def record(self, stream: Any) -> None:
+        del stream
+
+    def synchronize(self) -> None:
+        """Too early."""
+
+
+@pytest.mark.parametrize("hole", ["fill", "copy", "take"])
+def test_each_forgotten_wait_gives_wrong_numbers(monkeypatch: pytest.MonkeyPatch, hole: str):
+    right, name = getattr(gpu._Slot, hole), {"copy": "_taken"}.get(hole, "_copied")
+
+    def wrong(slot: Any, *given: Any) -> None:
+        event = getattr(slot, name)
+        setattr(slot, name, blind := Never(slot))
+        blind.record = event.record  # what is recorded still is
+        right(slot, *given)
+        setattr(slot, name, event)
+
+    monkeypatch.setattr(gpu._Slot, hole, wrong)
+    given, bad = blocks(30), 0
+    for seed in range(20):
+        fake = FakeCupy(seed)
+        found = passed(fake, gpu.Gpu(fake), given)
+        bad += any(not np.array_equal(a, b) for a, b in zip(found, given, strict=True))
+    assert bad
+
+
+def test_blocks_are_joined_and_held():
+    fake, given = FakeCupy(), blocks(3)
+    device = gpu.Gpu(fake)
+    np.testing.assert_array_equal(device.back(device.widen(*given)), np.concatenate(given))
+    held = device.hold(given[0])
+    assert held.dtype == np.float16
+    fake.machine.drain()
+    np.testing.assert_array_equal(device.back(device.widen(held)), given[0])
+
+
+def test_slots_are_made_once_and_used_in_turn():
+    fake = FakeCupy()
+    device = gpu.Gpu(fake)
+    passed(fake, device, blocks(50))
+    assert len(fake.pinned) == len(fake.device) == 2 * gpu.TASKS
+    assert fake.machine.streams[1].non_blocking
+    device.free()
+    assert fake.machine.log[-3:] == ["synchronize", "free device", "free pinned"]
+    passed(fake, device, blocks(1))
+    assert len(fake.pinned) == 4 * gpu.TASKS
+
+
+def test_an_error_in_the_middle_leaves_no_slot_behind():
+    fake, given = FakeCupy(), blocks(12)
+    device = gpu.Gpu(fake)
+    passed(fake, device, given)
+    fake.device[3].fails = True
+    failures = 0
+    for _ in range(2 * gpu.TASKS):
+        try:
+            device.widen(given[0])
+        except MemoryError:
+            failures += 1
+            assert fake.machine.log[-1] == "synchronize"
+    assert failures == 1
+    fake.device[3].fails = False
+    assert device._slots is not None
+    assert device._slots.qsize() == 2 * gpu.TASKS
+    for found, block in zip(passed(fake, device, given), given, strict=True):
+        np.testing.assert_array_equal(found, block)
+
+
+def test_memory_errors_of_a_stage_are_one_line_with_both_numbers():
+    fake = FakeCupy()
+    device = gpu.Gpu(fake)
+
+    def stage() -> None:
+        with working(device):
+            device.keep("landmarks", lambda: 1)
+            raise MemoryError("3 GB asked for")
+
+    with pytest.raises(PlanRefused, match=r"out of memory: 3 GB.*921\.6 MiB") as caught:
+        stage()
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert fake.machine.log[-1] == "free pinned"
+    assert not device._kept
+
+
+def test_rows_of_a_product_follow_from_the_memory():
+    device = gpu.Gpu(FakeCupy())
+    each = int(gpu.PRODUCTS * int(gpu.PLANNED * FREE)) // gpu.TASKS
+    assert device.rows(256, 4096, 1) == 4096
+    assert device.rows(256, 4096, each // 1500) == 1024
+    assert device.rows(256, 4096, each) == 256
+
+
+def test_a_device_reaches_a_worker_as_its_name(monkeypatch: pytest.MonkeyPatch):
+    device = gpu.Gpu(FakeCupy())
+    assert device.name == "Fake, cupy 0.fake, CUDA 13000"
+    assert not is_host(device)
+    assert device.__reduce__() == (gpu.reopened, (device.name,))
+    monkeypatch.setattr(gpu, "open_gpu", lambda: gpu.Gpu(FakeCupy()))
+    assert pickle.loads(pickle.dumps(device)).name == device.name
+    from krepes_ooc.errors import WorkspaceError
+
+    with pytest.raises(WorkspaceError, match="same kind of device"):
+        gpu.reopened("NVIDIA H200")
+
+
+def test_cuda_is_refused_and_auto_goes_on_without_a_device(monkeypatch: pytest.MonkeyPatch):
+    from krepes_ooc.runner import devices
+
+    def refuse() -> gpu.Gpu:
+        raise UsageError("there is no NVIDIA driver", where="--device cuda")
+
+    monkeypatch.setattr(devices, "open_gpu", refuse)
+    told: list[str] = []
+    with pytest.raises(UsageError, match="no NVIDIA driver"):
+        devices.open_device("cuda", told.append)
+    assert is_host(devices.open_device("cpu", told.append))
+    assert told == []
+    assert is_host(devices.open_device("auto", told.append))
+    assert told == ["blocks are computed on the CPU: there is no NVIDIA driver"]
+    with pytest.raises(UsageError, match="no device 'tpu'"):
+        devices.open_device("tpu", told.append)
+    monkeypatch.setattr(devices, "open_gpu", lambda: gpu.Gpu(FakeCupy()))
+    assert devices.open_device("auto", told.append).name.startswith("Fake")
+    assert told[1:] == ["blocks are computed on Fake, cupy 0.fake, CUDA 13000, 921.6 MiB free"]
