@@ -296,4 +296,4 @@ def _given(args: Any, kwargs: Any) -> list[torch.Tensor]:
 
 def _plain(args: Any, kwargs: Any) -> bool:
     """Whether there are tensors only, and none by keyword."""
-    return not kwargs and all([isinstance(value, torch.Tensor) for value in args])
+    return not kwargs and all(isinstance(value, torch.Tensor) for value in args)
