@@ -1,13 +1,15 @@
 """Speed, error and memory of feature rows beside plain training passes and other libraries.
 
-    python benchmarks/features.py
+    python benchmarks/features.py --networks vit
     python benchmarks/features.py --networks mlp --peers
+    python benchmarks/features.py --table
 
 Speeds are samples per CPU-second on one thread, relative to the standard forward and backward pass
-of the same network in the same process, so a busy machine does not matter. Errors are of the
+of the same network in the same process. Every way runs in turn with the plain pass, again and
+again, and the fastest turn of each counts, so a busy machine matters little. Errors are of the
 kernel, relative to the Frobenius norm, against gradients of plain autograd with the same probe
-(``cnn``: against the trace kernel over all outputs), after the best common factor. Memory is the
-growth of a fresh process over its size before the first pass.
+(``8 probes``: against the trace kernel over all outputs), after the best common factor. Memory is
+the growth of a fresh process over its size before the first pass.
 """
 
 from __future__ import annotations
@@ -30,22 +32,26 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.features_networks import Case, cases, trained  # noqa: E402
-from benchmarks.features_peers import peers  # noqa: E402
+from benchmarks.features_peers import peers, traker_projector  # noqa: E402
 from krepes_ooc.algebra import kernel  # noqa: E402
 from krepes_ooc.network.features import FeatureMap, FeatureSettings, open_features  # noqa: E402
 
 COLUMNS = 4096
 NEIGHBOURS = 10
-REPEATS = 3
+TURN_SECONDS, ALL_SECONDS, MOST_TURNS = 0.06, 10.0, 60
 PLAIN = "forward and backward"
+MOST_DENSE, MOST_JACREV = 1_000_000, 4_000_000
 # Goals: speed at least, error at most, overlap at least, memory over that of the plain pass.
+PAIR = {"error": 0.04, "overlap": 0.95, "memory": 2.0}
 GOALS = {
-    ("mlp", "factors"): {"speed": 1.4, "error": 1e-4},
-    ("mlp", "sketch"): {"error": 0.06, "overlap": 0.95},
-    ("vit", "sketch"): {"speed": 0.75, "error": 0.04, "overlap": 0.95, "memory": 2.0},
-    ("resnet", "sketch"): {"speed": 0.65, "error": 0.04, "overlap": 0.95, "memory": 2.0},
-    ("cnn", "8 probes"): {"error": 0.08},
+    ("mlp", "factors"): {"speed": 1.4, "error": 1e-4, "memory_mib": 64},
+    ("mlp", "sketch"): {"error": 0.06, "overlap": 0.95, "memory_mib": 64},
+    ("vit", "sketch"): {"speed": 0.75, **PAIR},
+    ("resnet", "sketch"): {"speed": 0.65, **PAIR},
+    ("cnn", "sketch"): PAIR,
+    ("cnn", "8 probes"): {"error": 0.08, "memory": 2.0},
 }
+AT_MOST = ("error", "memory", "memory_mib")
 
 
 def main() -> None:
@@ -57,15 +63,19 @@ def main() -> None:
     if asked.memory:
         print(json.dumps(peak_memory(*asked.memory)))
         return
-    found = {name: child("--one", name, *["--peers"] * asked.peers) for name in asked.networks}
-    for name, rows in found.items():
-        ways = [PLAIN, *(way for way in settings(name))]
-        for way in ways:
+    for name in [] if asked.table else asked.networks:
+        rows = child("--one", name, *["--peers"] * asked.peers)
+        for way in (PLAIN, *settings(name)):
             rows[way]["memory_mib"] = child("--memory", name, way)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found))
-    print(f"written: {asked.out}")
+            rows[way]["memory"] = rows[way]["memory_mib"] / rows[PLAIN]["memory_mib"]
+        asked.out.mkdir(parents=True, exist_ok=True)
+        _file(asked.out, name).write_text(json.dumps({name: rows}, indent=1) + "\n")
+    files = [path for name in asked.networks if (path := _file(asked.out, name)).is_file()]
+    print(table({k: v for path in files for k, v in json.loads(path.read_text()).items()}))
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"features-{name}.json"
 
 
 def settings(name: str) -> dict[str, FeatureSettings]:
@@ -87,21 +97,23 @@ def measure(name: str, with_peers: bool) -> dict[str, dict[str, Any]]:
     maps = {way: opened(module, case, given) for way, given in settings(name).items()}
     probe = torch.tensor(maps["sketch"].describe()["probes"][0])
     plain = plain_pass(module, probe, inputs[: case.batch])
-    rows = {PLAIN: {"per_second": case.batch / fastest(plain)}}
+    works: dict[str, Callable[[], Any]] = {PLAIN: plain}
+    rows: dict[str, dict[str, Any]] = {PLAIN: {}}
     exact = exact_kernel(module, inputs, probe[None])
+    batch = inputs[: case.batch].numpy()
     for way, found in maps.items():
-        batch = inputs[: case.batch].numpy()
         own, reference = own_kernel(found, case, inputs), exact
         if way == "8 probes":
             reference = exact_kernel(module, inputs, torch.eye(len(probe)))
-        rows[way] = {"per_second": case.batch / fastest(lambda f=found, b=batch: f.rows(b))}
-        rows[way] |= compare(own, reference)
-    rows[PLAIN]["per_second"] = max(rows[PLAIN]["per_second"], case.batch / fastest(plain))
+        rows[way] = compare(own, reference)
+        works[way] = lambda f=found: f.rows(batch)
     if with_peers:
-        add_peers(rows, module, case, inputs, probe, exact)
+        rows |= peer_rows(works, module, case, inputs, probe, exact)
+    for way, found in in_turns(works, case.batch).items():
+        rows[way] |= found
     for row in rows.values():
         if "per_second" in row:
-            row["speed"] = row["per_second"] / rows[PLAIN]["per_second"]
+            row.setdefault("speed", row["per_second"] / rows[PLAIN]["per_second"])
     return rows
 
 
@@ -122,29 +134,53 @@ def plain_pass(
     return run
 
 
-def fastest(work: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Least CPU-seconds of a few runs, after one that is not counted."""
-    seconds = []
-    for turn in range(repeats + (repeats > 1)):
-        begun = time.process_time()
+def in_turns(works: dict[str, Callable[[], Any]], batch: int) -> dict[str, dict[str, float]]:
+    """Speed of every way from its fastest turn, and from the median ratio to the plain turn.
+
+    A turn is as many passes as the plain one runs in TURN_SECONDS, the same number for all.
+    """
+    single = {way: _turn(work, 1) for way, work in works.items()}
+    single = {way: min(single[way], _turn(work, 1)) for way, work in works.items()}
+    passes = max(1, round(TURN_SECONDS / single[PLAIN]))
+    turns = int(ALL_SECONDS / (passes * sum(single.values())))
+    turns = min(MOST_TURNS, max(8, turns))
+    seconds = {way: np.empty(turns) for way in works}
+    for turn in range(turns):
+        for way, work in works.items():
+            seconds[way][turn] = _turn(work, passes)
+    return {
+        way: {
+            "per_second": batch / float(found.min()),
+            "median_speed": float(np.median(seconds[PLAIN] / found)),
+            "turns": turns,
+            "passes": passes,
+        }
+        for way, found in seconds.items()
+    }
+
+
+def _turn(work: Callable[[], Any], passes: int) -> float:
+    """CPU-seconds of one pass."""
+    begun = time.process_time()
+    for _ in range(passes):
         work()
-        seconds.append(time.process_time() - begun if turn or repeats == 1 else np.inf)
-    return min(seconds)
+    return (time.process_time() - begun) / passes
 
 
 def exact_kernel(module: torch.nn.Module, inputs: torch.Tensor, probes: torch.Tensor) -> np.ndarray:
-    """sum over probes of <v J(x), v J(x')>, one backward pass for each sample and probe."""
+    """sum over probes of <v J(x), v J(x')>: each sample alone, one backward pass for each probe."""
     parameters = list(module.parameters())
     size = sum(p.numel() for p in parameters)
+    rows = torch.empty(len(inputs), len(probes), size)
+    for place, sample in enumerate(inputs):
+        output = module(sample[None])[0]
+        for index, probe in enumerate(probes):
+            found = torch.autograd.grad(output @ probe, parameters, retain_graph=True)
+            rows[place, index] = torch.cat([gradient.reshape(-1) for gradient in found])
     total = np.zeros((len(inputs), len(inputs)))
-    for probe in probes:
-        rows = torch.empty(len(inputs), size)
-        for place, sample in enumerate(inputs):
-            found = torch.autograd.grad(module(sample[None])[0] @ probe, parameters)
-            rows[place] = torch.cat([gradient.reshape(-1) for gradient in found])
-        for part in rows.split(2**20, dim=1):
-            wide = part.double()
-            total += (wide @ wide.T).numpy()
+    for part in rows.flatten(1).split(2**20, dim=1):
+        wide = part.double()
+        total += (wide @ wide.T).numpy()
     return total
 
 
@@ -165,38 +201,62 @@ def compare(own: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     return {"error": float(error), "overlap": float(np.mean(shared)) / NEIGHBOURS}
 
 
-def add_peers(
-    rows: dict[str, dict[str, Any]],
+def peer_rows(
+    works: dict[str, Callable[[], Any]],
     module: torch.nn.Module,
     case: Case,
     inputs: torch.Tensor,
     probe: torch.Tensor,
     exact: np.ndarray,
-) -> None:
-    """Every peer that is installed; dense projectors on small networks only; plain jacrev."""
+) -> dict[str, dict[str, Any]]:
+    """Every peer that is installed; dense projectors whole on small networks only; plain jacrev.
+
+    Args:
+        works: what is timed in turns; LoGra is added, the others are too slow for it.
+        module: the network.
+        case: its sizes.
+        inputs: samples [sample, ...].
+        probe: the output direction.
+        exact: kernel of plain autograd with this probe.
+    """
     size = sum(p.numel() for p in module.parameters())
+    rows: dict[str, dict[str, Any]] = {}
     for name, make in peers(module, probe, COLUMNS).items():
-        if size > 1_000_000 and "LoGra" not in name:
-            rows[name] = {"skipped": f"its matrix would have {COLUMNS} x {size:,} entries"}
-            continue
         try:
             run = make()
-            once, parts = time.process_time(), inputs.split(case.batch)
+            if size > MOST_DENSE and "LoGra" not in name:
+                rows[name] = extrapolated(name, module, probe, inputs)
+                continue
+            begun, parts = time.process_time(), inputs.split(case.batch)
             found = torch.cat([run(part).detach() for part in parts]).double().numpy()
-            seconds = time.process_time() - once
-            if "LoGra" in name:
-                seconds = fastest(lambda r=run: r(inputs[: case.batch])) * len(inputs) / case.batch
+            seconds = time.process_time() - begun
         except ImportError as error:
             rows[name] = {"skipped": str(error)}
             continue
-        rows[name] = {"per_second": len(inputs) / seconds} | compare(found @ found.T, exact)
-    if size > 4_000_000:
-        rows["torch.func.jacrev"] = {"skipped": "one sample's Jacobian takes gigabytes"}
-        return
+        rows[name] = compare(found @ found.T, exact)
+        if "LoGra" in name:
+            works[name] = lambda r=run: r(inputs[: case.batch])
+        else:
+            rows[name]["per_second"] = len(inputs) / seconds
     few = inputs[:2]
-    rows["torch.func.jacrev"] = {
-        "per_second": len(few) / fastest(lambda: jacobians(module, few), 1)
-    }
+    rows["torch.func.jacrev"] = {"skipped": "one sample's Jacobian takes gigabytes"}
+    if size <= MOST_JACREV:
+        seconds = _turn(lambda: jacobians(module, few), 1)
+        rows["torch.func.jacrev"] = {"per_second": len(few) / seconds}
+    return rows
+
+
+def extrapolated(
+    name: str, module: torch.nn.Module, probe: torch.Tensor, inputs: torch.Tensor
+) -> dict[str, Any]:
+    """A dense projector timed on the first parameters, its time scaled to all of them."""
+    if "traker" not in name:
+        return {"skipped": "the same cost as traker's, which is extrapolated"}
+    size = sum(p.numel() for p in module.parameters())
+    few = torch.randn(len(inputs), MOST_DENSE // 5)
+    project = traker_projector(few.shape[1], COLUMNS)
+    seconds = _turn(lambda: project(few), 1) * size / few.shape[1]
+    return {"per_second": len(inputs) / seconds, "extrapolated": True}
 
 
 def jacobians(module: torch.nn.Module, inputs: torch.Tensor) -> None:
@@ -249,30 +309,48 @@ def child(*arguments: str) -> Any:
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Everything in lines; a value that misses its goal is marked."""
-    head = ("network", "way", "samples/s", "speed", "error", "top 10", "MiB")
-    lines = ["{:8} {:24} {:>10} {:>9} {:>8} {:>7} {:>7}".format(*head)]
+    head = ("samples/s", "speed", "median", "error", "top 10", "MiB", "ratio")
+    form = "{:8} {:24} {:>10} {:>9} {:>9} {:>8} {:>7} {:>7} {:>6}"
+    lines = [form.format("network", "way", *head)]
     for name, rows in found.items():
         for way, row in rows.items():
             if "skipped" in row:
                 lines.append(f"{name:8} {way:24} not run: {row['skipped']}")
                 continue
-            cells = [_cell(row, key) for key in ("per_second", "speed", "error", "overlap")]
-            memory = _cell(row, "memory_mib")
-            missed = ", ".join(misses(name, way, rows))
-            line = "{:8} {:24} {:>10} {:>9} {:>8} {:>7} {:>7}".format(name, way, *cells, memory)
-            lines.append(f"{line}  below goal: {missed}" if missed else line)
+            keys = ("per_second", "speed", "median_speed", "error", "overlap")
+            cells = [_cell(row, key) for key in keys]
+            memory = [_cell(row, key) for key in ("memory_mib", "memory")]
+            missed = verdict(name, way, row)
+            if row.get("extrapolated"):
+                missed = "projection only, timed on a part of the parameters and scaled"
+            line = form.format(name, way, *cells, *memory)
+            lines.append(f"{line}  {missed}" if missed else line)
+        lines += beside_peers(name, rows)
     return "\n".join(lines)
 
 
-def misses(name: str, way: str, rows: dict[str, dict[str, Any]]) -> list[str]:
-    """The goals that a way does not reach."""
-    goals, row, found = GOALS.get((name, way), {}), rows[way], []
-    for key, goal in goals.items():
-        at_most = key in ("error", "memory")
-        value = row["memory_mib"] / rows[PLAIN]["memory_mib"] if key == "memory" else row[key]
-        if value > goal if at_most else value < goal:
-            found.append(f"{key} {value:.3g} ({'at most' if at_most else 'at least'} {goal:g})")
-    return found
+def beside_peers(name: str, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The sketch over each peer: speed, and the peer's error over its own."""
+    own, lines = rows["sketch"], []
+    for peer, row in rows.items():
+        if peer in (PLAIN, *settings(name)) or "per_second" not in row:
+            continue
+        faster = own["per_second"] / row["per_second"]
+        words = f"sketch: {faster:.3g} times as fast as {peer}"
+        if "error" in row:
+            words += f", whose error is {row['error'] / own['error']:.3g} times as large"
+        lines.append(f"{name:8} {words}")
+    return lines
+
+
+def verdict(name: str, way: str, row: dict[str, Any]) -> str:
+    """Every goal of a way, and whether it is met."""
+    words = []
+    for key, goal in GOALS.get((name, way), {}).items():
+        met = row[key] <= goal if key in AT_MOST else row[key] >= goal
+        sign = "at most" if key in AT_MOST else "at least"
+        words.append(f"{key} {sign} {goal:g} {'met' if met else 'NOT MET'}")
+    return ", ".join(words)
 
 
 def _cell(row: dict[str, Any], key: str) -> str:
@@ -283,7 +361,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure feature rows.")
     parser.add_argument("--networks", nargs="+", default=list(cases()), choices=list(cases()))
     parser.add_argument("--peers", action="store_true", help="other libraries too, if installed")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/features.json")
+    parser.add_argument("--table", action="store_true", help="only print what was measured")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="a folder")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     return parser

@@ -39,16 +39,21 @@ def sample_gradients(module: nn.Module, probe: torch.Tensor, inputs: torch.Tenso
 
 def traker_rows(module: nn.Module, probe: torch.Tensor, columns: int) -> Rows:
     """TRAK's projector for processors."""
-    from trak.projectors import BasicProjector, ProjectionType
-
-    size = sum(p.numel() for p in module.parameters())
-    projector = BasicProjector(size, columns, 0, ProjectionType.rademacher, torch.device("cpu"))
+    project = traker_projector(sum(p.numel() for p in module.parameters()), columns)
 
     def rows(inputs: torch.Tensor) -> torch.Tensor:
         gradients = [sample_gradients(module, probe, part) for part in inputs.split(32)]
-        return projector.project(torch.cat(gradients), model_id=0)
+        return project(torch.cat(gradients))
 
     return rows
+
+
+def traker_projector(size: int, columns: int) -> Rows:
+    """TRAK's projection of gradients [sample, parameter number]; it makes its matrix anew."""
+    from trak.projectors import BasicProjector, ProjectionType
+
+    projector = BasicProjector(size, columns, 0, ProjectionType.rademacher, torch.device("cpu"))
+    return lambda gradients: projector.project(gradients, model_id=0)
 
 
 def dattri_rows(module: nn.Module, probe: torch.Tensor, columns: int) -> Rows:

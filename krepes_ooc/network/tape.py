@@ -175,15 +175,14 @@ class Tape:
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if not (self._active and torch.is_grad_enabled()):
                 return None  # what runs under no_grad has no gradient, in autograd too
+            given = {id(value) for value in _given(args, kwargs)}
             if _starts_graph(layer, output):
                 leaf = torch.zeros((), requires_grad=True)
                 result = _OwnEdge.apply(output, leaf)  # type: ignore[no-untyped-call]
+            elif isinstance(output, torch.Tensor):
+                result = with_graph(output, given)
             else:
-                given = {id(value) for value in _given(args, kwargs)}
-                if isinstance(output, torch.Tensor):
-                    result = with_graph(output, given)
-                else:
-                    result = pytree.tree_map(lambda value: with_graph(value, given), output)
+                result = pytree.tree_map(lambda value: with_graph(value, given), output)
             self._note(name, result, layer=layer, args=args, kwargs=kwargs)
             return result
 
@@ -292,15 +291,9 @@ def _versions(args: Any, kwargs: Any) -> tuple[int, ...]:
 
 def _given(args: Any, kwargs: Any) -> list[torch.Tensor]:
     """All tensor arguments; the plain case without pytree, which costs more than a small layer."""
-    if _plain(args, kwargs):
-        return list(args)
-    return _tensors((args, kwargs))
+    return list(args) if _plain(args, kwargs) else _tensors((args, kwargs))
 
 
 def _plain(args: Any, kwargs: Any) -> bool:
     """Whether there are tensors only, and none by keyword."""
-    if kwargs:
-        return False
-    if len(args) == 1:
-        return isinstance(args[0], torch.Tensor)
-    return all(isinstance(value, torch.Tensor) for value in args)
+    return not kwargs and all(isinstance(value, torch.Tensor) for value in args)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from krepes_ooc.errors import DataError, NetworkError, RecipeError, StageFailed, UsageError
 from krepes_ooc.layout import FeatureLayout, sketch_layout
@@ -13,6 +16,18 @@ from krepes_ooc.network.frozen import freeze
 from krepes_ooc.settings import read_settings
 
 INPUTS = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
+
+
+class Counted(TorchDispatchMode):
+    """Count the operations that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count[operation.overloadpacket.__name__] += 1
+        return operation(*args, **(kwargs or {}))
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -36,6 +51,19 @@ class Twice(nn.Module):
 
     def forward(self, x):
         return self.layer(self.layer(x.flatten(1)).relu())
+
+
+class Stacked(nn.Module):
+    """A layer that reads two rows a sample once a number is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        twice = bool((x > 100.0).any())
+        return self.layer(torch.cat([x, x]) if twice else x)[: len(x)]
 
 
 class Headed(nn.Module):
@@ -127,6 +155,26 @@ def test_rows_hold_the_kernel_exactly(make, probes: int, globs: tuple[str, ...])
     np.testing.assert_allclose(factor_kernel(rows, found.layout), exact, rtol=2e-6, atol=1e-5)
     with torch.no_grad():
         np.testing.assert_allclose(embedding, make()(torch.from_numpy(INPUTS)), atol=1e-6)
+
+
+def test_rows_are_written_in_one_pass() -> None:
+    """Three products forward, two back, one joint: no weight gradient, no copy of an activation."""
+    found = open_features(network(), FeatureSettings(), INPUTS)
+    with Counted() as counted:
+        found.rows(INPUTS)
+    done = {name: counted.count[name] for name in ("addmm", "mm", "bmm", "cat", "clone")}
+    assert done == {"addmm": 3, "mm": 2, "bmm": 0, "cat": 1, "clone": 1}, "the clone: outputs"
+    assert counted.count["copy_"] <= 1, "the probe"
+
+
+def test_a_layer_that_reads_two_rows_a_sample_is_told() -> None:
+    found = open_features(Stacked(), FeatureSettings(kind="factors"), INPUTS)
+    wild = INPUTS.copy()
+    wild[2, 0, 0] = 200.0
+    with pytest.raises(
+        NetworkError, match=r"layer: .*reads shape \(14, 6\) in a batch of 7 samples"
+    ):
+        found.rows(wild)
 
 
 def test_all_probes_give_the_trace_kernel_and_outputs_select() -> None:

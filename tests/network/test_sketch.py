@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,26 @@ def test_a_sketch_is_its_definition(name, n_columns, scratch, monkeypatch) -> No
         matrix = (tensor_matrix if tensor else fold_matrix)(sketch, shape, probe)
         assert (np.abs(matrix).sum(axis=1) == 1.0).all()
         np.testing.assert_allclose(rows.finish().numpy(), dense @ matrix, atol=2e-4)
+
+
+def test_all_tiles_of_a_batch_lie_in_one_small_buffer(monkeypatch) -> None:
+    monkeypatch.setattr(sketch_module, "SCRATCH", 64)
+    names = ("outer", "few patches", "many patches", "patches in groups")
+    slots = [Slot(name, FOLDED[name][0], False) for name in names]
+    rows = Sketch(slots, 32, 1, seed=5).open(SAMPLES)
+    used: list[int] = []
+    scratch = rows.scratch
+
+    def watched(numbers: int) -> torch.Tensor:
+        used.append(numbers)
+        return scratch(numbers)
+
+    monkeypatch.setattr(rows, "scratch", watched)
+    for name in names:
+        before = len(used)
+        rows.add(replace(FOLDED[name][1], parameter=name), 0)
+        assert len(used) > before, f"{name} takes memory of its own"
+    assert len(rows._scratch) == max(used) <= 72, "one sample of the grouped convolution"
 
 
 @pytest.mark.parametrize("tensor", [False, True])
