@@ -1,4 +1,4 @@
-"""Array files as a source: idx (MNIST family), npy, npz and HDF5; mapped, never read whole."""
+"""Array files as a source: idx (MNIST family), npy, npz, HDF5 and Zarr; never read whole."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from krepes_ooc.errors import SourceError
 from krepes_ooc.network.arrays import ArraySource, Labels, array_source
 from krepes_ooc.network.digests import (
     canonical_digest,
     publish,
+    remembered_folder_sha256,
     remembered_sha256,
     stat_seal,
     unreadable,
     write_atomic,
 )
+from krepes_ooc.network.labels import code_labels, name_labels
 from krepes_ooc.network.rows import (
     Hdf5Rows,
     MappedRows,
     MemoryRows,
     Rows,
     check_all_finite,
+    choose_array,
     import_hdf5,
 )
 from krepes_ooc.network.samples import SourceSpec, locate
+from krepes_ooc.network.zarrrows import ZarrRows, files_under, is_zarr, open_zarr
 
-MAX_CLASSES = 1_024
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _HDF5 = {".h5", ".hdf5", ".hdf"}
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, struct.error)
@@ -54,7 +56,7 @@ def open_idx(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
 
 
 def open_arrays(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
-    """An array in a npy, npz or HDF5 file; uint8 [sample, y, x] are grey images.
+    """An array in a npy, npz, HDF5 file or Zarr folder; uint8 [sample, y, x] are grey images.
 
     Raises:
         SourceError: a file is missing, damaged, of another format, or holds no such array.
@@ -67,23 +69,23 @@ Reader = Callable[[Path, str, str, Path], Rows]
 
 
 def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySource:
-    path = locate(spec.path, base)
-    sha256 = remembered_sha256(path, cache)
+    path, sha256, size = _identified(spec, spec.path, "path", base, cache)
     identity: dict[str, Any] = {
         "kind": spec.kind,
         "name": path.name,
-        "bytes": path.stat().st_size,
+        "bytes": size,
         "sha256": sha256,
         "array": spec.array,
     }
     rows = reader(path, sha256, spec.array, cache)
     labels: Labels | None = None
     if spec.labels or spec.label_array:
-        label_path = locate(spec.labels, base, "labels") if spec.labels else path
-        label_sha256 = remembered_sha256(label_path, cache)
+        label_path, label_sha256 = path, sha256
+        if spec.labels:
+            label_path, label_sha256, _ = _identified(spec, spec.labels, "labels", base, cache)
         found = reader(label_path, label_sha256, spec.label_array, cache)
         labels = code_labels(found.take(np.arange(found.shape[0])), str(label_path))
-        labels = _named(labels, spec.classes, str(label_path)) if spec.classes else labels
+        labels = name_labels(labels, spec.classes, str(label_path)) if spec.classes else labels
         if len(labels.codes) != rows.shape[0]:
             raise SourceError(
                 f"{len(labels.codes)} labels for {rows.shape[0]} samples",
@@ -97,6 +99,19 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySou
     return source
 
 
+def _identified(
+    spec: SourceSpec, named: str, key: str, base: Path, cache: Path
+) -> tuple[Path, str, int]:
+    """Where a file or Zarr folder lies, the sha256 of its content, and its bytes."""
+    folder = spec.kind == "arrays" and is_zarr(named)
+    path = locate(named, base, key, folder=folder)
+    if not folder:
+        return path, remembered_sha256(path, cache), path.stat().st_size
+    files = files_under(path)
+    size = sum((path / name).stat().st_size for name in files)
+    return path, remembered_folder_sha256(path, files, cache), size
+
+
 def _check_once(rows: Rows, where: str, cache: Path, digest: str) -> None:
     """Look for NaN in every row the first time; later runs find the mark."""
     mark = cache / f"finite-{digest[:16]}"
@@ -105,62 +120,12 @@ def _check_once(rows: Rows, where: str, cache: Path, digest: str) -> None:
         write_atomic(mark, b"")
 
 
-def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
-    """Codes and sorted class names of labels [sample]: whole numbers (negative: missing) or text.
-
-    Raises:
-        SourceError: another shape or type, or too many classes.
-    """
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or values.dtype.kind not in "uibUS":
-        raise SourceError(
-            f"labels are {values.dtype} of shape {list(values.shape)}",
-            where=where,
-            expected="whole numbers or text [sample]",
-        )
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8", "replace")
-    missing = values == "" if values.dtype.kind == "U" else values.astype(np.int64) < 0
-    names, codes = np.unique(values[~missing], return_inverse=True)
-    if len(names) > MAX_CLASSES:
-        raise SourceError(
-            f"{len(names)} classes", where=where, expected=f"at most {MAX_CLASSES} classes"
-        )
-    placed = np.full(values.shape, -1, dtype=np.int64)
-    placed[~missing] = codes
-    return Labels(placed, tuple(str(name) for name in names.tolist()))
-
-
-def _named(labels: Labels, classes: tuple[str, ...], where: str) -> Labels:
-    """The same labels under the names that the recipe gives to 0, 1, 2 ...
-
-    Raises:
-        SourceError: a label without a name, or a name twice.
-    """
-    if len(set(classes)) < len(classes):
-        raise SourceError(
-            "source.classes names a class twice", where=where, expected="different names"
-        )
-    known = {str(code): code for code in range(len(classes))}
-    nameless = [name for name in labels.classes if name not in known]
-    if nameless:
-        raise SourceError(
-            f"label {nameless[0]} has no name",
-            where=where,
-            expected=f"labels from 0 to {len(classes) - 1}, as many as source.classes names",
-        )
-    # The last place is that of missing labels.
-    code = np.array([*(known[name] for name in labels.classes), -1], dtype=np.int64)
-    return Labels(code[labels.codes], classes)
-
-
 def _limited(rows: Rows, limit: int | None) -> Rows:
     if limit is None or limit >= rows.shape[0]:
         return rows
     if isinstance(rows, MemoryRows):
         return MemoryRows(rows.values[:limit])
-    cut = cast("MappedRows | Hdf5Rows", rows)
+    cut = cast("MappedRows | Hdf5Rows | ZarrRows", rows)
     return replace(cut, shape=(limit, *rows.shape[1:]))
 
 
@@ -190,9 +155,13 @@ def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     suffix = path.suffix.lower()
     if suffix in _HDF5:
         return _hdf5_rows(path, array)
+    if is_zarr(path):
+        return open_zarr(path, array)
     if suffix not in (".npy", ".npz"):
         raise SourceError(
-            "unknown kind of array file", where=str(path), expected="a .npy, .npz or .h5 file"
+            "unknown kind of array file",
+            where=str(path),
+            expected="a .npy, .npz or .h5 file, or a .zarr folder",
         )
     try:
         return _numpy_rows(path, sha256, array, cache)
@@ -204,7 +173,7 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     if path.suffix.lower() == ".npz":
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            name = _choose(names, array, path)
+            name = choose_array(names, array, path)
             target = cache / f"unpacked-{canonical_digest([sha256, name])[:16]}.npy"
             _unpack(path, target, lambda: cast(BinaryIO, archive.open(name + ".npy")))
             path = target
@@ -248,7 +217,7 @@ def _hdf5_rows(path: Path, array: str) -> Rows:
         with h5py.File(path, "r") as file:
             names: list[str] = []
             file.visititems(lambda n, item: names.append(n) if hasattr(item, "shape") else None)
-            name = _choose(names, array, path)
+            name = choose_array(names, array, path)
             data = file[name]
             if data.dtype.kind == "O":
                 return MemoryRows(np.asarray(data.asstr()[:], dtype=np.str_))
@@ -256,18 +225,6 @@ def _hdf5_rows(path: Path, array: str) -> Rows:
             return Hdf5Rows(path, name, data.dtype, shape, stat_seal(path))
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _choose(names: list[str], wanted: str, path: Path) -> str:
-    if wanted in names:
-        return wanted
-    if not wanted and len(names) == 1:
-        return names[0]
-    raise SourceError(
-        f"no array {wanted!r}" if wanted else f"{len(names)} arrays and none is chosen",
-        where=str(path),
-        expected="source.array (or label_array) one of " + ", ".join(sorted(names)),
-    )
 
 
 def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> None:

@@ -1,4 +1,4 @@
-"""sha256 of whole files, remembered between runs while the file is untouched."""
+"""sha256 of whole files and folders, remembered between runs while the file is untouched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,28 @@ def remembered_sha256(path: Path, cache: Path) -> str:
     if list(stat_seal(path)) == seal:
         known = _read_json(memory) | {key: {"stat": seal, "sha256": digest}}
         write_atomic(memory, json.dumps(known, indent=1, sort_keys=True).encode())
+    return digest
+
+
+def remembered_folder_sha256(folder: Path, files: Sequence[str], cache: Path) -> str:
+    """sha256 over names and contents of files, read again only if one of them was written.
+
+    Args:
+        folder: where the names begin.
+        files: names relative to the folder.
+        cache: folder of the workspace for findings.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    seals = [list(stat_seal(folder / name)) for name in files]
+    listing = canonical_digest([str(folder), list(files), seals])
+    memory = cache / f"folder-{listing[:16]}.json"
+    known = _read_json(memory)
+    if isinstance(known.get("sha256"), str):
+        return str(known["sha256"])
+    digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
+    write_atomic(memory, json.dumps({"sha256": digest}).encode())
     return digest
 
 

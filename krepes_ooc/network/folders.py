@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.network.arrays import ArraySource, Labels, array_source
-from krepes_ooc.network.digests import canonical_digest, file_sha256, stat_seal, write_atomic
+from krepes_ooc.network.digests import remembered_folder_sha256, stat_seal
 from krepes_ooc.network.rows import check_unchanged
 from krepes_ooc.network.samples import Int64, SourceSpec, locate
 
@@ -96,7 +95,7 @@ def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     identity = {
         "kind": "images",
         "name": folder.name,
-        "sha256": _folder_sha256(folder, files, seals, cache),
+        "sha256": remembered_folder_sha256(folder, files, cache),
         "size": spec.size,
         "mode": mode,
     }
@@ -143,21 +142,6 @@ def _folder_labels(files: list[str]) -> Labels | None:
         return None
     code = {name: index for index, name in enumerate(classes)}
     return Labels(np.asarray([code.get(group, -1) for group in groups], dtype=np.int64), classes)
-
-
-def _folder_sha256(
-    folder: Path, files: list[str], seals: tuple[tuple[int, ...], ...], cache: Path
-) -> str:
-    """sha256 over names and contents, read again only if the listing changed."""
-    listing = canonical_digest([str(folder), files, [list(seal) for seal in seals]])
-    memory = cache / f"folder-{listing[:16]}.json"
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
-        write_atomic(memory, json.dumps({"sha256": digest}).encode())
-        return digest
 
 
 def _import_pillow() -> Any:

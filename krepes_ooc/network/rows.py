@@ -177,6 +177,23 @@ def check_all_finite(rows: Rows, where: str) -> None:
         check_finite(rows.take(positions), positions, where)
 
 
+def choose_array(names: list[str], wanted: str, path: Path) -> str:
+    """The name of the wanted array, or of the only one.
+
+    Raises:
+        SourceError: no such array, or several and none is wanted.
+    """
+    if wanted in names:
+        return wanted
+    if not wanted and len(names) == 1:
+        return names[0]
+    raise SourceError(
+        f"no array {wanted!r}" if wanted else f"{len(names)} arrays and none is chosen",
+        where=str(path),
+        expected="source.array (or label_array) one of " + ", ".join(sorted(names)),
+    )
+
+
 def import_hdf5() -> Any:
     """The h5py package.
 
