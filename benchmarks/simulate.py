@@ -11,7 +11,6 @@ the client for the stage with the most files, the kernel: measured, not predicte
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import pickle
 import sys
@@ -28,7 +27,7 @@ from krepes_ooc.blocks import BlockPlan, choose_block_plan, format_bytes  # noqa
 from krepes_ooc.engine import machine  # noqa: E402
 from krepes_ooc.engine.memory import release  # noqa: E402
 from krepes_ooc.engine.spread import Desk, Spread, task_items  # noqa: E402
-from krepes_ooc.engine.station import Part, Work  # noqa: E402
+from krepes_ooc.engine.station import Part  # noqa: E402
 
 VIEWS, ITEM = 2, 2  # of a float16 kernel
 HEAD = ("samples", "landmarks", "block rows", "blocks", "shards", "tasks", "waves", "graph")
@@ -41,12 +40,12 @@ class Idle:
     def __init__(self, workers: int) -> None:
         self.n_workers, self.tasks, self.waves, self.graph_bytes = workers, 0, 0, 0
 
-    @contextlib.contextmanager
-    def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
-        yield
-
     def compute(
-        self, graph: Any, names: Sequence[str], check: Callable[[], None]
+        self,
+        graph: Any,
+        names: Sequence[str],
+        check: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> Iterator[tuple[str, Part]]:
         self.waves, self.tasks = self.waves + 1, self.tasks + len(names)
         self.graph_bytes = max(self.graph_bytes, len(pickle.dumps(graph)))

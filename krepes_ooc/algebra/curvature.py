@@ -21,6 +21,7 @@ from krepes_ooc.errors import UsageError
 
 Array = npt.NDArray[np.float64]
 BlockFunction = Callable[[tuple[Any, ...], Block], tuple[Any, ...]]
+Eigh = Callable[[Array], tuple[Array, Array]]  # of a symmetric matrix, eigenvalues ascending
 Owner = TypeVar("Owner")
 
 

@@ -16,6 +16,7 @@ Blocks are [audited, landmark]; the functions speak the array API and are meant 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,18 @@ def leave_one_out(second: Float) -> Float:
     return np.asarray(inverse / np.diagonal(inverse)[None, :])
 
 
+def itself(kernel: Array) -> Array:
+    """The kernel as the score: a control without the step."""
+    return kernel
+
+
+def positive_only(score: Callable[[Array], Array], kernel: Array) -> Array:
+    """The scores [audited, landmark] of landmarks with a positive kernel; 0 for the others."""
+    xp = array_namespace(kernel)
+    found = score(kernel)
+    return xp.where(kernel > 0, found, xp.zeros_like(found))
+
+
 def unique(kernel: Array, weights: Array) -> Array:
     """Leave-one-out kernel (K_t S^-1)_l / (S^-1)_ll [audited, landmark].
 
@@ -161,18 +174,18 @@ def scorer(
     """
     if groups is not None:
         if measure == "is":
-            return lambda kernel: grouped_is_score(kernel, step, groups)
+            return partial(grouped_is_score, step=step, groups=groups)
         by_row = scorer(measure, step, landmark_kernel, second)
         return lambda kernel: group_views(by_row(kernel), groups)
+    # Partial functions: their arrays can be moved to where the kernel block is.
     if measure == "is":
-        return lambda kernel: is_score(kernel, step)
+        return partial(is_score, step=step)
     if measure == "aligned":
-        return lambda kernel: aligned(kernel, step, landmark_kernel)
+        return partial(aligned, step=step, landmark_kernel=landmark_kernel)
     if measure == "kernel":
-        return lambda kernel: kernel
+        return itself
     if measure == "unique" and second is not None:
-        weights = leave_one_out(second)
-        return lambda kernel: unique(kernel, weights)
+        return partial(unique, weights=leave_one_out(second))
     raise UsageError(
         "measure 'unique' without moments" if measure == "unique" else f"no measure {measure!r}",
         where="stages.influence.measure",

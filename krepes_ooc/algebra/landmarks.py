@@ -87,6 +87,19 @@ def nearest(kernel: Array, self_y: Array | None = None) -> Array:
     return xp.argmin(xp.astype(self_y, kernel.dtype)[None, :] - 2.0 * kernel, axis=1)
 
 
+def closest(kernel: Array) -> Array:
+    """Squared distance to the nearest candidate, and its index [x, 2], float64; k(x, x) = 1.
+
+    Args:
+        kernel: kernel values [x, candidate]; the first candidate wins ties.
+    """
+    xp = array_namespace(kernel)
+    distance = squared_distance(kernel)
+    index = xp.argmin(distance, axis=1)
+    least = xp.take_along_axis(distance, index[:, None], axis=1)[:, 0]
+    return xp.stack([xp.astype(least, xp.float64), xp.astype(index, xp.float64)], axis=1)
+
+
 def pilot_damping(eigenvalues: Float, n_samples: int, n_pilot: int, n_landmarks: int) -> float:
     """Damping of the ridge leverage scores: tail trace / m, estimated from the pilot kernel.
 
@@ -141,6 +154,16 @@ def leverage_scores(
     explained = xp.sum(projected * projected, axis=1, dtype=xp.float64)
     missing = xp.astype(self_kernel, xp.float64) - explained
     return xp.clip(missing / damping, 2.0**-52, 1.0)
+
+
+def unit_scores(pilot_rows: Array, whitening: Array, damping: float) -> Array:
+    """``leverage_scores`` in float64 of rows [sample, pilot] with k(x, x) = 1.
+
+    In float64, because the difference is small beside both terms.
+    """
+    xp = array_namespace(pilot_rows)
+    exact = xp.astype(pilot_rows, xp.float64)
+    return leverage_scores(xp.ones_like(exact[:, 0]), exact, whitening, damping)
 
 
 def gumbel_keys(log_scores: Float, sample_id: Index, seed: int) -> Float:

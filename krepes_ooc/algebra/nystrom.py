@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.algebra.curvature import Eigh
 from krepes_ooc.errors import DataError, StageFailed
 
 Float = npt.NDArray[np.float64]
@@ -24,11 +25,15 @@ _RELATIVE_FLOOR = 1e-10
 _TIE = 1e-6
 
 
-def eigenpairs(landmark_kernel: Float) -> tuple[Float, Float]:
+def eigenpairs(landmark_kernel: Float, eigh: Eigh = np.linalg.eigh) -> tuple[Float, Float]:
     """Eigenvalues [component], descending, and eigenvectors U [landmark, component] of K_mm.
 
     The sign of a column is fixed: its largest entry in absolute value is positive; among entries
     that tie within 1e-6 the first decides, so rounding cannot flip a symmetric column.
+
+    Args:
+        landmark_kernel: K_mm [landmark, landmark_].
+        eigh: the eigendecomposition, where a device has one of its own.
 
     Raises:
         DataError: the kernel holds NaN or infinity.
@@ -41,7 +46,7 @@ def eigenpairs(landmark_kernel: Float) -> tuple[Float, Float]:
             where="kernel.landmark_kernel",
             expected="finite numbers",
         )
-    eigenvalues, U = np.linalg.eigh(landmark_kernel)
+    eigenvalues, U = eigh(landmark_kernel)
     eigenvalues, U = eigenvalues[::-1].copy(), U[:, ::-1].copy()
     if eigenvalues[0] <= 0:
         raise StageFailed(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from krepes_ooc.algebra.curvature import Array, Linearisation, Moments
+from krepes_ooc.algebra.curvature import Array, Eigh, Linearisation, Moments
 from krepes_ooc.algebra.krylov import Operator
 from krepes_ooc.counter import normal
 
@@ -31,10 +31,12 @@ class Kronecker:
     right: tuple[Array, Array]
 
     @classmethod
-    def build(cls, problem: Linearisation, moments: Moments) -> Kronecker:
+    def build(
+        cls, problem: Linearisation, moments: Moments, eigh: Eigh = np.linalg.eigh
+    ) -> Kronecker:
         """The Kronecker model of a curvature: two eigendecompositions, no pass."""
         S, Q = problem.kronecker(moments)
-        return cls(_eigenpairs(S), _eigenpairs(Q))
+        return cls(_eigenpairs(S, eigh), _eigenpairs(Q))
 
     def apply(self, R: Array, damping: Array) -> Array:
         """M^(-1) R for R [landmark, component, column] and damping [column]."""
@@ -164,7 +166,7 @@ class RandomizedNystrom:
         return np.asarray((flat + self.vectors @ ((gain - 1.0) * seen)).reshape(R.shape))
 
 
-def _eigenpairs(S: Array) -> tuple[Array, Array]:
+def _eigenpairs(S: Array, eigh: Eigh = np.linalg.eigh) -> tuple[Array, Array]:
     """Eigenvalues, negative ones of rounding size set to 0, and eigenvectors."""
-    values, vectors = np.linalg.eigh(S)
+    values, vectors = eigh(S)
     return np.maximum(values, 0.0), vectors

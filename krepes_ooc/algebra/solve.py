@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.algebra.curvature import Array, LeastSquares, Linearisation
+from krepes_ooc.algebra.curvature import Array, Eigh, LeastSquares, Linearisation
 from krepes_ooc.algebra.krylov import (
     CGState,
     Preconditioner,
@@ -61,10 +61,11 @@ class DirectSolver:
 
     problem: LeastSquares
     tolerance: float = 1e-6
+    eigh: Eigh = np.linalg.eigh
 
     @cached_property
     def _eigenpairs(self) -> tuple[Array, Array]:
-        values, vectors = np.linalg.eigh(self.problem.gram())
+        values, vectors = self.eigh(self.problem.gram())
         return np.maximum(values, 0.0), vectors
 
     def solve(self, damping: npt.ArrayLike) -> Solution:
@@ -118,6 +119,7 @@ def choose_solver(
     memory_bytes: float = DIRECT_BYTES,
     tolerance: float = 1e-6,
     max_iterations: int = 5000,
+    eigh: Eigh = np.linalg.eigh,
 ) -> DirectSolver | KrylovSolver:
     """The exact solver if the curvature has rows and they fit the memory, else Krylov.
 
@@ -127,11 +129,12 @@ def choose_solver(
         memory_bytes: what the direct solver may use.
         tolerance: relative residual to reach.
         max_iterations: largest number of products.
+        eigh: the eigendecomposition of the exact solver.
     """
     if hasattr(problem, "gram"):
         exact = cast(LeastSquares, problem)
         if direct_bytes(exact.residual.size, exact.gradient.shape[0]) <= memory_bytes:
-            return DirectSolver(exact, tolerance)
+            return DirectSolver(exact, tolerance, eigh)
     return KrylovSolver(problem, preconditioner(), tolerance, max_iterations)
 
 

@@ -6,18 +6,17 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from krepes_ooc.engine.arrayfiles import arrays_as_files
 from krepes_ooc.engine.executor import Graph
 from krepes_ooc.engine.stalls import StallWatch
-from krepes_ooc.engine.station import Part, Work
+from krepes_ooc.engine.station import Part
 from krepes_ooc.errors import KrepesError, StageFailed, Stopped, UsageError
 
 POLL_SECONDS = 0.25
 RENEW_SECONDS = 5.0
 CONNECT_SECONDS = 10
+SCHEDULER_SECONDS = 30
 
 
 @dataclass
@@ -31,6 +30,7 @@ class Cluster:
         refusals: what the queue said to jobs it did not take.
         patience: seconds to wait while there is no worker.
         stall_seconds: between two looks at workers while no task finishes.
+        hand_over_seconds: for a worker to hand a finished result over.
     """
 
     client: Any
@@ -39,25 +39,9 @@ class Cluster:
     refusals: list[str] = field(default_factory=list)
     patience: float = 60.0
     stall_seconds: float = 30.0
+    hand_over_seconds: float = 10.0
     _renewed: float = 0.0
     _seen: float = field(default_factory=time.monotonic)
-
-    @contextlib.contextmanager
-    def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
-        """Work at every worker, those that join later too.
-
-        Raises:
-            KrepesError: a worker cannot take it: another version, or it sees no workspace.
-        """
-        from krepes_ooc.engine.lending import Lent
-
-        with self._told(), arrays_as_files(folder):
-            self.client.register_plugin(Lent(str(folder), key, work), name=key)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(Exception):
-                self.client.unregister_worker_plugin(key)
 
     def compute(
         self,
@@ -68,7 +52,7 @@ class Cluster:
     ) -> Iterator[tuple[str, Part]]:
         """Results by name as they come; lost workers are replaced and their tasks repeated.
 
-        Workers that hold tasks and do nothing are told of, then started again.
+        Workers that do nothing, or keep a result to themselves, are told of and started again.
 
         Raises:
             Stopped: ``check`` says so, or the scheduler is lost, or no worker came.
@@ -79,15 +63,19 @@ class Cluster:
         with self._told():
             futures = self.client.get(graph, list(names), sync=False)
         waiting = dict(zip(names, futures, strict=True))
-        stalls = StallWatch(self.client, tell, self.stall_seconds)
+        stalls = StallWatch(self.client, tell, self.stall_seconds, self.hand_over_seconds)
         try:
             while waiting:
                 check()
-                done = [name for name, future in waiting.items() if future.status != "pending"]
-                for name in done:
-                    yield name, self._result(waiting.pop(name))
-                    stalls.moved()
-                if not done:
+                moved = False
+                for name in [name for name in waiting if _is_done(waiting[name])]:
+                    part = self._result(waiting[name], stalls)
+                    if part is not None:
+                        del waiting[name]
+                        moved = True
+                        yield name, part
+                        stalls.moved()
+                if not moved:
                     self._look_after()
                     stalls.look()
                     time.sleep(POLL_SECONDS / 5)
@@ -96,12 +84,32 @@ class Cluster:
                 with contextlib.suppress(Exception):
                     future.cancel()
 
-    def _result(self, future: Any) -> Part:
+    def _result(self, future: Any, stalls: StallWatch) -> Part | None:
+        """A finished result; None if the worker that holds it does not hand it over."""
         with self._told():
-            if future.status in ("cancelled", "lost"):
+            if future.status == "cancelled":
                 raise _lost()
-            part: Part = future.result(timeout=CONNECT_SECONDS)
-        return part
+            failed = future.status == "error"
+            try:
+                part: Part = future.result(timeout=stalls.hand_over_seconds)
+            except TimeoutError:
+                if failed:
+                    raise
+            else:
+                return part
+        holders = self._ask(self.client.scheduler.who_has, keys=[future.key])[future.key]
+        if holders and future.status == "finished":
+            stalls.unanswered(sorted(holders))
+        return None
+
+    def _ask(self, what: Callable[..., Any], **given: Any) -> Any:
+        """What the scheduler says; one that stands still is as good as lost.
+
+        Raises:
+            Stopped: it does not answer.
+        """
+        with self._told():
+            return self.client.sync(what, callback_timeout=SCHEDULER_SECONDS, **given)
 
     def _look_after(self) -> None:
         """Replace workers that are gone; give up where nothing can be expected any more.
@@ -115,7 +123,7 @@ class Cluster:
             return
         if self.client.status not in ("running", "newly-created"):
             raise _lost()
-        alive = len(self.client.scheduler_info(n_workers=-1)["workers"])
+        alive = len(self._ask(self.client.scheduler.identity)["workers"])
         if alive:
             self._seen = now
         elif self.refusals:
@@ -162,6 +170,11 @@ class Cluster:
                 expected="the same krepes_ooc as here",
                 advice="install the same version where the workers start",
             ) from error
+
+
+def _is_done(future: Any) -> bool:
+    """Whether there is a result or an error; what is lost with its worker is computed again."""
+    return future.status not in ("pending", "lost")
 
 
 def _lost() -> Stopped:

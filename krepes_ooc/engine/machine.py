@@ -78,9 +78,17 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def numerics(device: str = "") -> str:
+    """Libraries, BLAS, processor and device: bits are equal only where this text is equal.
+
+    Args:
+        device: name of the device that blocks are computed on; empty: this processor.
+    """
+    return f"{_host_numerics()}; {device}" if device else _host_numerics()
+
+
 @cache
-def numerics() -> str:
-    """Libraries, BLAS and processor: results are bitwise equal only where this text is equal."""
+def _host_numerics() -> str:
     import scipy.linalg  # noqa: F401  loads its own BLAS: the text must not depend on who asks first
     import threadpoolctl
 

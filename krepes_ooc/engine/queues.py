@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from krepes_ooc import catalogue
 from krepes_ooc.blocks import format_bytes, parse_bytes
+from krepes_ooc.engine.tls import KEYS, Certificates, read_certificates
 from krepes_ooc.errors import UsageError
 from krepes_ooc.settings import read_settings, setting
 
+ADDRESSES = ("tcp://", "tls://", "ucx://")
 LIFETIME_MARGIN, STAGGER = 0.1, 0.05  # of the walltime
 SHORTEST_MARGIN = 30  # seconds
 
@@ -22,8 +24,11 @@ SHORTEST_MARGIN = 30  # seconds
 class Site:
     """The keys of a site file."""
 
-    scheduler: Literal["slurm", "pbs", "sge", "lsf"] = setting(about="the queueing system")
+    scheduler: Literal["slurm", "pbs", "sge", "lsf", "local", "running"] = setting(
+        about="the queueing system; local: this machine; running: a scheduler that runs already"
+    )
     about: str = setting("", about="one line for people")
+    address: str = setting("", about="of a scheduler that runs already")
     jobs: int = setting(2, about="jobs that are kept running or queued", minimum=1)
     processes: int = setting(1, about="worker processes of one job, a core each", minimum=1)
     memory: str = setting("4GiB", about="memory of one worker process")
@@ -39,6 +44,16 @@ class Site:
     logs: str = setting("", about="folder for the jobs' output; default: in the workspace")
     scratch: str = setting("/tmp", about="folder on the nodes for a worker's own small files")
     patience: int = setting(3600, about="seconds to wait while there is no worker", minimum=1)
+    tls_ca: str = setting("", about="certificate of the authority: with it, all is encrypted")
+    tls_cert: str = setting("", about="certificate of scheduler, workers and this process")
+    tls_key: str = setting("", about="private key of the certificate")
+
+    @property
+    def certificates(self) -> Certificates | None:
+        """Files that encrypt all connections, where they are named; see ``read_site``."""
+        if not self.tls_ca:
+            return None
+        return Certificates(Path(self.tls_ca), Path(self.tls_cert), Path(self.tls_key))
 
     @property
     def memory_bytes(self) -> int:
@@ -70,23 +85,61 @@ def read_site(path: Path, memory: int | None = None) -> Site:
     """Read a site file; ``memory`` is ``--memory``, which goes before what the file says.
 
     Raises:
-        UsageError: there is no such file, or a size or time has another form.
+        UsageError: there is no such file, a size or time has another form, a key has no meaning
+            for this kind of site, or a certificate cannot be used.
         RecipeError: an unknown key, or a value that is not allowed.
     """
     values = catalogue.load_yaml(path)
+    given = set(values)
     if memory is not None:
         values["memory"] = f"{memory}B"
     site = read_settings(Site, values, str(path))
     _ = site.memory_bytes, site.walltime_seconds
-    return site
+    _refuse_idle_keys(site, given, str(path))
+    named = {key: getattr(site, key) for key in KEYS}
+    found = read_certificates(named, path.parent, str(path))
+    if found is None:
+        return site
+    return replace(site, tls_ca=str(found.ca), tls_cert=str(found.cert), tls_key=str(found.key))
 
 
-def job_script(site: Site, scheduler: str = "tcp://SCHEDULER:PORT") -> str:
+def _refuse_idle_keys(site: Site, given: set[str], where: str) -> None:
+    """Refuse keys that nobody would read, and an address that cannot be.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    always = {"scheduler", "about", *KEYS}
+    read = {"local": always, "running": always | {"address", "memory"}}
+    queue = {field.name for field in fields(Site)} - {"address"}
+    if idle := sorted(given - read.get(site.scheduler, queue)):
+        raise UsageError(
+            f"{idle[0]} has no meaning beside scheduler {site.scheduler}",
+            where=where,
+            expected="one of " + ", ".join(sorted(read.get(site.scheduler, queue))),
+        )
+    wanted = ("tls://",) if any(getattr(site, key) for key in KEYS) else ADDRESSES
+    if site.scheduler == "running" and not site.address.startswith(wanted):
+        raise UsageError(
+            f"address {site.address!r}",
+            where=where,
+            expected=f"the address of a running scheduler, {wanted[0]}HOST:PORT",
+        )
+
+
+def job_script(site: Site, scheduler: str = "") -> str:
     """The batch script of one job.
 
     Raises:
-        UsageError: dask-jobqueue is not installed.
+        UsageError: dask-jobqueue is not installed, or the site has no queue.
     """
+    if site.scheduler in ("local", "running"):
+        raise UsageError(
+            f"scheduler {site.scheduler} has no jobs",
+            where="--print-job",
+            expected="the file of a site with a queue",
+        )
+    scheduler = scheduler or f"{'tls' if site.certificates else 'tcp'}://SCHEDULER:PORT"
     job: Any = cluster_class(site).job_cls
     script: str = job(scheduler, name="krepes", **job_settings(site)).job_script()
     return script
@@ -113,6 +166,7 @@ def cluster_class(site: Site) -> Any:
 def job_settings(site: Site) -> dict[str, Any]:
     """What dask-jobqueue is told about one job."""
     lifetime, stagger = site.lifetime_seconds
+    tls = site.certificates
     memory = site.memory_bytes * site.processes
     account = {"slurm": "account", "pbs": "account"}.get(site.scheduler, "project")
     limit = site.walltime if site.scheduler != "lsf" else _hours_and_minutes(site)
@@ -131,6 +185,7 @@ def job_settings(site: Site) -> dict[str, Any]:
         "log_directory": site.logs or None,
         "job_name": "krepes",
         "death_timeout": 60,
+        **({"security": tls.security(), "protocol": "tls://"} if tls else {}),
         # A worker that leaves in time hands its tasks back; one at its walltime is killed.
         "worker_extra_args": [
             *("--lifetime", f"{lifetime}s", "--lifetime-stagger", f"{stagger}s"),

@@ -1,10 +1,10 @@
-"""Workers that hold tasks and do nothing: the user is told where, then they are started again."""
+"""Workers that do nothing or do not answer: the user is told, then they are started again."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,15 +23,20 @@ class StallWatch:
     gives no sign of life; if the next look finds it at the same place, it is started again and its
     tasks are repeated, which changes no bits. Every restart doubles the interval.
 
+    A worker that is frozen, or whose machine is, may also hold results that are finished. Others
+    wait for these and are not to blame: as long as one is silent, it alone is started again.
+
     Args:
         client: of Distributed.
         tell: one line for the user.
         seconds: between two looks.
+        hand_over_seconds: for a worker to hand a finished result over.
     """
 
     client: Any
     tell: Callable[[str], None]
     seconds: float = 30.0
+    hand_over_seconds: float = 10.0
     _since: float = field(default_factory=lambda: time.monotonic())
     _suspects: dict[str, str] = field(default_factory=dict)
 
@@ -44,6 +49,8 @@ class StallWatch:
         if time.monotonic() - self._since < self.seconds:
             return
         idle = self._idle()
+        silent = {worker: at for worker, at in idle.items() if at == SILENT}
+        idle = silent or idle
         stuck = sorted(worker for worker, at in idle.items() if self._suspects.get(worker) == at)
         for worker, at in idle.items():
             if worker not in stuck:
@@ -56,11 +63,24 @@ class StallWatch:
         self._suspects = {} if stuck else idle
         self._since = time.monotonic()
 
-    def _restart(self, workers: list[str]) -> None:
+    def unanswered(self, workers: Sequence[str]) -> None:
+        """These hold a result that is finished and have not handed it over in time."""
+        for worker in workers:
+            self.tell(
+                f"{worker} holds a result and does not answer for {self.hand_over_seconds:.0f} s: "
+                "it is started again, its tasks are repeated"
+            )
+        self.hand_over_seconds *= 2
+        self._restart(workers)
+
+    def _restart(self, workers: Sequence[str]) -> None:
+        # A process that is frozen is killed by its nanny; one whose nanny is silent too, such as a
+        # suspended job, is struck off, and its job is cancelled and asked for again.
         with contextlib.suppress(Exception):
             self.client.sync(
                 self.client.scheduler.restart_workers,
-                workers=workers,
+                callback_timeout=2 * RESTART_SECONDS,
+                workers=list(workers),
                 timeout=RESTART_SECONDS,
                 wait_for_workers=False,
                 on_error="return",
@@ -71,26 +91,30 @@ class StallWatch:
         """Workers that do nothing, and the place in the code where each of them stands."""
         # Looking may fail where everything else goes on: the scheduler is watched elsewhere.
         with contextlib.suppress(Exception):
-            held = {worker for worker, keys in self.client.processing().items() if keys}
-            facts = self.client.scheduler_info(n_workers=-1)["workers"]
+            ask = self.client.scheduler
+            holding = self.client.sync(ask.processing, callback_timeout=ANSWER_SECONDS)
+            held = {worker for worker, keys in holding.items() if keys}
+            facts = self.client.sync(ask.identity, callback_timeout=ANSWER_SECONDS)["workers"]
             # Both clocks are the scheduler's: the latest heartbeat of all says what time it is.
             latest = max(worker["last_seen"] for worker in facts.values())
             return {
-                worker: self._place(worker)
+                worker: self._place(worker, holding[worker])
                 for worker in sorted(facts)
                 if latest - facts[worker]["last_seen"] > self.seconds / 2
                 or (worker in held and facts[worker]["metrics"]["cpu"] < IDLE_PERCENT)
             }
         return {}
 
-    def _place(self, worker: str) -> str:
+    def _place(self, worker: str, keys: Sequence[str]) -> str:
         """The frames of this package, and the innermost one, of what a worker computes."""
-        ask = self.client.scheduler.call_stack
+        if not keys:
+            return SILENT
         try:
-            keys = list(self.client.processing([worker])[worker])
-            if not keys:
-                return SILENT
-            stacks = self.client.sync(ask, keys=keys, callback_timeout=ANSWER_SECONDS)
+            stacks = self.client.sync(
+                self.client.scheduler.call_stack,
+                keys=list(keys),
+                callback_timeout=ANSWER_SECONDS,
+            )
         except Exception:
             return SILENT
         frames = [frame for stack in stacks.get(worker, {}).values() for frame in stack]

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.engine.cluster import CONNECT_SECONDS, Cluster
-from krepes_ooc.engine.queues import Site, cluster_class, job_settings, read_site
+from krepes_ooc.engine.queues import ADDRESSES, Site, cluster_class, job_settings, read_site
+from krepes_ooc.engine.tls import Certificates
 from krepes_ooc.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
-ADDRESSES = ("tcp://", "tls://", "ucx://")
 # What Distributed is told while krepes uses it. Mapped files count as memory there, so its monitor
 # would pause a healthy worker; the budget binds instead. A walltime is nobody's fault.
 SETTINGS = {
@@ -46,6 +46,11 @@ class Wish:
     site: Site | None = None
     memory: int | None = None
 
+    @property
+    def certificates(self) -> Certificates | None:
+        """Files that encrypt all connections, if a site file names them."""
+        return None if self.site is None else self.site.certificates
+
 
 def read_wish(text: str, memory: int | None) -> Wish:
     """What a value of ``--cluster`` means.
@@ -69,6 +74,10 @@ def read_wish(text: str, memory: int | None) -> Wish:
             expected="local, a scheduler such as tcp://host:8786, or the path of a site's .yaml",
         )
     site = read_site(Path(text), memory)
+    if site.scheduler == "local":
+        return Wish("local", site=site, memory=memory)
+    if site.scheduler == "running":
+        return Wish("address", site.address, site, site.memory_bytes)
     return Wish("site", site=site, memory=site.memory_bytes)
 
 
@@ -90,14 +99,14 @@ def open_cluster(wish: Wish, n_workers: int, logs: Path) -> Iterator[Cluster]:
     # The scheduler is lost in one line of ours, not in pages of theirs.
     with dask.config.set(SETTINGS), _quiet("distributed"):
         if wish.kind == "local":
-            yield from _local(n_workers)
-        elif wish.site is not None:
+            yield from _local(n_workers, wish.certificates)
+        elif wish.kind == "site" and wish.site is not None:
             yield from _jobs(wish.site, logs)
         else:
-            yield from _joined(wish.address)
+            yield from _joined(wish.address, wish.certificates)
 
 
-def _local(n_workers: int) -> Iterator[Cluster]:
+def _local(n_workers: int, tls: Certificates | None) -> Iterator[Cluster]:
     from distributed import Client, LocalCluster
 
     with (
@@ -106,6 +115,8 @@ def _local(n_workers: int) -> Iterator[Cluster]:
             threads_per_worker=1,
             processes=True,
             host=LOOPBACK,
+            protocol="tls://" if tls else None,
+            security=tls.security() if tls else None,
             memory_limit=None,
             silence_logs=logging.CRITICAL,
             **_no_dashboard(),
@@ -153,13 +164,23 @@ def _jobs(site: Site, logs: Path) -> Iterator[Cluster]:
         )
 
 
-def _joined(address: str) -> Iterator[Cluster]:
+def _joined(address: str, tls: Certificates | None) -> Iterator[Cluster]:
     from distributed import Client
 
     try:
         client = Client(  # type: ignore[no-untyped-call]
-            address, timeout=CONNECT_SECONDS, set_as_default=False
+            address,
+            timeout=CONNECT_SECONDS,
+            set_as_default=False,
+            security=tls.security() if tls else None,
         )
+    except (TypeError, RuntimeError) as error:  # no certificate, where the address asks for one
+        raise UsageError(
+            f"cannot speak to {address}: {' '.join(str(error).split())}",
+            where="--cluster",
+            expected="certificates for tls://",
+            advice="name them in a site file, see pipelines/hpc/running.yaml",
+        ) from error
     except (OSError, ValueError) as error:
         raise UsageError(
             f"no scheduler answers at {address} within {CONNECT_SECONDS} s",

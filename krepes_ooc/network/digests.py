@@ -1,4 +1,4 @@
-"""sha256 of whole files and folders, remembered between runs while the file is untouched."""
+"""sha256 of whole files, remembered between runs while the file is untouched."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from krepes_ooc.errors import SourceError
+from krepes_ooc.signed import read_signed, sign_json
 
 
 def canonical_digest(value: Any) -> str:
@@ -39,36 +39,14 @@ def remembered_sha256(path: Path, cache: Path) -> str:
         SourceError: the file cannot be read.
     """
     memory = cache / "fingerprint.json"
-    known = _read_json(memory)
+    known = _read_known(memory)
     key, seal = str(path), list(stat_seal(path))
     if isinstance(known.get(key), dict) and known[key].get("stat") == seal:
         return str(known[key]["sha256"])
     digest = file_sha256(path)
     if list(stat_seal(path)) == seal:
-        known = _read_json(memory) | {key: {"stat": seal, "sha256": digest}}
-        write_atomic(memory, json.dumps(known, indent=1, sort_keys=True).encode())
-    return digest
-
-
-def remembered_folder_sha256(folder: Path, files: Sequence[str], cache: Path) -> str:
-    """sha256 over names and contents of files, read again only if one of them was written.
-
-    Args:
-        folder: where the names begin.
-        files: names relative to the folder.
-        cache: folder of the workspace for findings.
-
-    Raises:
-        SourceError: a file cannot be read.
-    """
-    seals = [list(stat_seal(folder / name)) for name in files]
-    listing = canonical_digest([str(folder), list(files), seals])
-    memory = cache / f"folder-{listing[:16]}.json"
-    known = _read_json(memory)
-    if isinstance(known.get("sha256"), str):
-        return str(known["sha256"])
-    digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
-    write_atomic(memory, json.dumps({"sha256": digest}).encode())
+        known = _read_known(memory) | {key: {"stat": seal, "sha256": digest}}
+        write_atomic(memory, sign_json(known))
     return digest
 
 
@@ -128,9 +106,9 @@ def unreadable(path: Path, error: Exception) -> SourceError:
     return SourceError(f"cannot be read: {reason}", where=str(path), expected="a readable file")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_known(path: Path) -> dict[str, Any]:
+    """What is remembered; nothing where it is not what was written, so that it is learned anew."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_signed(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return value if isinstance(value, dict) else {}

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.network.arrays import ArraySource, Labels, array_source
-from krepes_ooc.network.digests import remembered_folder_sha256, stat_seal
+from krepes_ooc.network.cache import folder_sha256
+from krepes_ooc.network.digests import stat_seal
 from krepes_ooc.network.rows import check_unchanged
 from krepes_ooc.network.samples import Int64, SourceSpec, locate
 
@@ -95,7 +96,7 @@ def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     identity = {
         "kind": "images",
         "name": folder.name,
-        "sha256": remembered_folder_sha256(folder, files, cache),
+        "sha256": folder_sha256(folder, files, seals, cache),
         "size": spec.size,
         "mode": mode,
     }

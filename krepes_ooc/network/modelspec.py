@@ -193,13 +193,24 @@ def factory_sha256(text: str, base: Path = Path()) -> str:
     """
     place, colon, name = text.rpartition(":")
     if colon and place.endswith(".py") and (base / place).is_file():
-        return hashlib.sha256((base / place).read_bytes()).hexdigest()
+        return hashlib.sha256(_code(base / place)).hexdigest()
     with contextlib.suppress(ImportError, ValueError):
         found = importlib.util.find_spec(place) if colon and name else None
         if found is not None and found.origin and Path(found.origin).is_file():
-            return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+            return hashlib.sha256(_code(Path(found.origin))).hexdigest()
     find_factory(text, base)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _code(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            expected="the file of network.factory",
+        ) from error
 
 
 def _import_module(name: str) -> Any:
@@ -221,7 +232,7 @@ def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError("no such file", where=str(path), expected="the file of network.factory")
     # The name is keyed by path and content: an edited file is a new module, never a stale one.
-    key = hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(str(path.resolve()).encode() + _code(path)).hexdigest()[:16]
     name = f"krepes_factory_{path.stem}_{key}"
     if name in sys.modules:
         return sys.modules[name]

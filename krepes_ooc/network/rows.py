@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.network.cache import KeptFile
 from krepes_ooc.network.digests import stat_seal
 from krepes_ooc.network.samples import Int64
 
@@ -71,6 +73,7 @@ class MappedRows:
         dtype: type of the values as they lie in the file.
         shape: size of every dimension, samples first, in C order.
         seal: ``stat_seal`` of the file when it was opened.
+        kept: checksums of a file that was unpacked, or None for the user's own.
     """
 
     path: Path
@@ -78,6 +81,7 @@ class MappedRows:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     seal: tuple[int, int, int, int]
+    kept: KeptFile | None = None
 
     @property
     def resident_bytes(self) -> int:
@@ -89,10 +93,16 @@ class MappedRows:
 
         Raises:
             DataError: the file changed since it was opened.
+            DamageError: an unpacked file is not what was written.
         """
-        check_unchanged(self.path, self.seal)
-        if not positions.size:
-            return np.empty((0, *self.shape[1:]), self.dtype.newbyteorder("="))
+        if self.kept is None:
+            check_unchanged(self.path, self.seal)
+        row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        if not positions.size or not row_bytes:
+            return np.empty((len(positions), *self.shape[1:]), self.dtype.newbyteorder("="))
+        if self.kept is not None:
+            starts = self.offset + positions * row_bytes
+            self.kept.check_all(starts, starts + row_bytes)
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
         return np.asarray(mapped[positions], dtype=self.dtype.newbyteorder("="))
 
@@ -128,6 +138,44 @@ class Hdf5Rows:
             raise DataError(f"cannot be read: {error}", where=str(self.path)) from error
         empty = np.empty((0, *self.shape[1:]), self.dtype)
         return empty if found is None else found[places.reshape(positions.shape)]
+
+
+def mapped_rows(
+    path: Path,
+    offset: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    kept: KeptFile | None,
+) -> MappedRows:
+    """Rows of a plain array inside a file.
+
+    Raises:
+        SourceError: the file is too short for the shape.
+    """
+    needed = offset + dtype.itemsize * math.prod(shape)
+    size = path.stat().st_size
+    if size < needed:
+        raise SourceError(
+            f"{size} bytes", where=str(path), expected=f"{needed} bytes for shape {list(shape)}"
+        )
+    return MappedRows(path, offset, dtype, shape, stat_seal(path), kept)
+
+
+def choose_array(names: list[str], wanted: str, path: Path) -> str:
+    """The name of the array that is meant: the one that is wanted, or the only one.
+
+    Raises:
+        SourceError: there is no such array, or none is wanted among several.
+    """
+    if wanted in names:
+        return wanted
+    if not wanted and len(names) == 1:
+        return names[0]
+    raise SourceError(
+        f"no array {wanted!r}" if wanted else f"{len(names)} arrays and none is chosen",
+        where=str(path),
+        expected="source.array (or label_array) one of " + ", ".join(sorted(names)),
+    )
 
 
 def check_unchanged(path: Path, seal: tuple[int, int, int, int]) -> None:
@@ -175,23 +223,6 @@ def check_all_finite(rows: Rows, where: str) -> None:
     for start in range(0, rows.shape[0], step):
         positions = np.arange(start, min(start + step, rows.shape[0]))
         check_finite(rows.take(positions), positions, where)
-
-
-def choose_array(names: list[str], wanted: str, path: Path) -> str:
-    """The name of the wanted array, or of the only one.
-
-    Raises:
-        SourceError: no such array, or several and none is wanted.
-    """
-    if wanted in names:
-        return wanted
-    if not wanted and len(names) == 1:
-        return names[0]
-    raise SourceError(
-        f"no array {wanted!r}" if wanted else f"{len(names)} arrays and none is chosen",
-        where=str(path),
-        expected="source.array (or label_array) one of " + ", ".join(sorted(names)),
-    )
 
 
 def import_hdf5() -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from krepes_ooc.errors import SourceError
-from krepes_ooc.network.digests import canonical_digest, publish, unreadable
+from krepes_ooc.errors import DamageError, SourceError
+from krepes_ooc.network.cache import KeptFile, find_kept, keeping
+from krepes_ooc.network.digests import canonical_digest, stat_seal, unreadable
 from krepes_ooc.network.samples import SourceSpec
 from krepes_ooc.network.tablecolumns import is_number
 
@@ -27,7 +27,62 @@ READ_BUFFER_BYTES = 64 * 2**10
 _PARQUET, _ARROW, _CSV = {".parquet", ".pq"}, {".arrow", ".feather", ".ipc"}, {".csv", ".tsv"}
 
 
-def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> Path:
+@dataclass(frozen=True)
+class TableFile:
+    """A Parquet file; a converted one is checked before it is believed.
+
+    Args:
+        path: the file.
+        kept: its checksums, or None for the user's own file.
+    """
+
+    path: Path
+    kept: KeptFile | None = None
+
+    def open(self) -> Any:
+        """The opened Parquet file.
+
+        Raises:
+            SourceError: the file is missing, truncated or no Parquet.
+            DamageError: what it says of itself is not what was written.
+        """
+        try:
+            if self.kept is not None:
+                self.kept.check(self._footer(self.kept.size), self.kept.size)
+            return pq.ParquetFile(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(self.path, error) from error
+
+    def read(self, file: Any, group: int, columns: list[str]) -> Any:
+        """One row group of the opened file.
+
+        Raises:
+            ArrowException, OSError: it cannot be read.
+            DamageError: its bytes are not those that were written.
+        """
+        if self.kept is not None:
+            found = file.metadata.row_group(group)
+            parts = [found.column(i) for i in range(found.num_columns)]
+            start = min(p.dictionary_page_offset or p.data_page_offset for p in parts)
+            self.kept.check(start, start + sum(p.total_compressed_size for p in parts))
+        return file.read_row_group(group, columns=columns, use_threads=False)
+
+    def seal(self) -> tuple[int, ...]:
+        """What changes when the user's file is written; a converted one has its checksums.
+
+        Raises:
+            SourceError: the file is gone.
+        """
+        return stat_seal(self.path) if self.kept is None else ()
+
+    def _footer(self, size: int) -> int:
+        """Where the description of the row groups begins; a wrong place is found by its bytes."""
+        with self.path.open("rb") as file:
+            file.seek(max(0, size - 8))
+            return max(0, size - 8 - int.from_bytes(file.read(4), "little"))
+
+
+def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableFile:
     """The table as a Parquet file whose row groups fit a bounded buffer.
 
     Parquet with row groups of at most ``MAX_GROUP_ROWS`` rows is used as it is; everything else is
@@ -44,15 +99,11 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> Path:
     """
     sort = _sort(path)
     if sort == "parquet" and _groups_fit(path):
-        return path
+        return TableFile(path)
     options = [CONVERTER_VERSION, sort, spec.header, spec.delimiter] if sort == "csv" else []
     target = cache / f"rows-{canonical_digest([CONVERTER_VERSION, sha256, options])[:16]}.parquet"
-    if target.is_file():
-        try:
-            pq.ParquetFile(target).close()
-            return target
-        except (pa.ArrowException, OSError):
-            target.unlink(missing_ok=True)
+    if (made := _find_made(target)) is not None:
+        return made
     try:
         if sort == "csv":
             _convert_csv(path, spec, target)
@@ -65,19 +116,18 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> Path:
             where=str(path),
             expected="a readable table and a writable workspace",
         ) from error
-    return target
+    return TableFile(target, find_kept(target))
 
 
-def open_parquet(path: Path) -> Any:
-    """The opened Parquet file.
-
-    Raises:
-        SourceError: the file is missing, truncated or no Parquet.
-    """
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path, error) from error
+def _find_made(target: Path) -> TableFile | None:
+    """The file that an earlier run converted, or None if it must be made again."""
+    kept = find_kept(target)
+    if kept is not None:
+        try:
+            TableFile(target, kept).open().close()
+        except (SourceError, DamageError):
+            return None
+    return TableFile(target, kept) if kept is not None else None
 
 
 def _sort(path: Path) -> str:
@@ -96,7 +146,7 @@ def _sort(path: Path) -> str:
 
 
 def _groups_fit(path: Path) -> bool:
-    with open_parquet(path) as file:
+    with TableFile(path).open() as file:
         metadata = file.metadata
         rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if not rows:
@@ -185,14 +235,11 @@ def _trim(column: Any) -> Any:
 
 def _write(batches: Any, path: Path, target: Path) -> None:
     """Write batches as row groups of ``GROUP_ROWS`` rows; published by rename."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
+    with keeping(target) as temporary:
         writer: Any = None
         held: list[Any] = []
         for batch in batches:
-            writer = writer or _writer(name, batch.schema)
+            writer = writer or _writer(temporary, batch.schema)
             held.append(batch)
             if sum(part.num_rows for part in held) >= GROUP_ROWS:
                 held = _write_groups(writer, held, last=False)
@@ -201,15 +248,12 @@ def _write(batches: Any, path: Path, target: Path) -> None:
         if held:
             _write_groups(writer, held, last=True)
         writer.close()
-        publish(Path(name), target)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
-def _writer(name: str, schema: Any) -> Any:
+def _writer(target: Path, schema: Any) -> Any:
     text = [field.name for field in schema if not is_number(field.type)]
     return pq.ParquetWriter(
-        name, schema, compression="lz4", use_dictionary=text, write_statistics=False
+        target, schema, compression="lz4", use_dictionary=text, write_statistics=False
     )
 
 

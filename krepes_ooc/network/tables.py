@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from krepes_ooc.errors import DataError
-from krepes_ooc.network.digests import canonical_digest, remembered_sha256, stat_seal
+from krepes_ooc.network.digests import canonical_digest, remembered_sha256
 from krepes_ooc.network.samples import (
     BUFFER_BYTES,
     Float32,
@@ -25,7 +24,7 @@ from krepes_ooc.network.samples import (
     locate,
 )
 from krepes_ooc.network.tablecolumns import to_codes, to_numbers, to_text
-from krepes_ooc.network.tablefiles import as_parquet, open_parquet
+from krepes_ooc.network.tablefiles import TableFile, as_parquet
 from krepes_ooc.network.tablescan import (
     SCAN_VERSION,
     Reading,
@@ -56,11 +55,13 @@ def open_table(
     path = locate(spec.path, base)
     sha256 = remembered_sha256(path, cache)
     parquet = as_parquet(path, spec, sha256, cache)
-    with open_parquet(parquet) as file:
+    with parquet.open() as file:
         schema, metadata = file.schema_arrow, file.metadata
     rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
     reading = resolve_reading(spec, schema, rows, str(path))
-    key = canonical_digest([SCAN_VERSION, sha256, parquet.name, reading.kinds, reading.label, rows])
+    key = canonical_digest(
+        [SCAN_VERSION, sha256, parquet.path.name, reading.kinds, reading.label, rows]
+    )
     folder = cache / f"scan-{key[:16]}"
     scan = load_scan(folder)
     if scan is None:
@@ -83,7 +84,7 @@ class TableSource:
         self,
         spec: SourceSpec,
         path: Path,
-        parquet: Path,
+        parquet: TableFile,
         sha256: str,
         reading: Reading,
         scan: Scan,
@@ -92,7 +93,7 @@ class TableSource:
     ) -> None:
         self._spec, self._path, self._parquet, self._sha256 = spec, path, parquet, sha256
         self._reading, self._scan = reading, scan
-        self._seal = stat_seal(parquet)
+        self._seal = parquet.seal()
         self.n_samples = reading.n_samples
         self.columns, self.classes, self.warnings = scan.columns, scan.classes, scan.warnings
         self.bank = scan.bank
@@ -206,11 +207,11 @@ class TableSource:
         return decoded
 
     def _table(self, group: int, columns: list[str]) -> Any:
-        if stat_seal(self._parquet) != self._seal:
+        if self._parquet.seal() != self._seal:
             raise self._changed()
         try:
-            with pq.ParquetFile(self._parquet) as file:
-                table = file.read_row_group(group, columns=columns, use_threads=False)
+            with self._parquet.open() as file:
+                table = self._parquet.read(file, group, columns)
         except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"row group {group} cannot be read: {error}", where=str(self._path)

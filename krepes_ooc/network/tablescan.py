@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.network.bank import bank_positions
-from krepes_ooc.network.digests import write_atomic
+from krepes_ooc.network.cache import find_kept, keep, read_findings, write_findings
 from krepes_ooc.network.samples import Column, SourceSpec
 from krepes_ooc.network.tablecolumns import MISSING, is_number, kind_of, to_numbers, to_text
+from krepes_ooc.network.tablefiles import TableFile
 
 Float64 = npt.NDArray[np.float64]
 SCAN_VERSION = 2
@@ -94,29 +94,30 @@ def resolve_reading(spec: SourceSpec, schema: Any, rows: int, where: str) -> Rea
     return Reading(tuple(kinds), spec.label, rows)
 
 
-def scan_table(path: Path, reading: Reading, where: str) -> Scan:
+def scan_table(parquet: TableFile, reading: Reading, where: str) -> Scan:
     """Read every used row once.
 
     Args:
-        path: a Parquet file.
+        parquet: the table.
         reading: columns and rows to use.
         where: the user's file, for messages.
 
     Raises:
         DataError: a number that is missing, NaN or infinite.
-        SourceError: too many categories, or damaged rows.
+        SourceError: too many categories.
+        DamageError: the converted table is damaged.
     """
     tallies = [_Tally(name, kind, where) for name, kind, _ in reading.kinds]
     label = _Tally(reading.label, "categorical", where) if reading.label else None
     wanted = bank_positions(reading.n_samples)
     bank = np.empty((wanted.size, len(tallies)))
     first = 0
-    with pq.ParquetFile(path) as file:
+    with parquet.open() as file:
         for group in range(file.metadata.num_row_groups):
             if first >= reading.n_samples:
                 break
             try:
-                table = file.read_row_group(group, columns=reading.names, use_threads=False)
+                table = parquet.read(file, group, reading.names)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"row group {group} cannot be read: {error}", where=where
@@ -133,16 +134,17 @@ def scan_table(path: Path, reading: Reading, where: str) -> Scan:
 
 
 def load_scan(folder: Path) -> Scan | None:
-    """The scan that an earlier run kept, or None if there is none that can be read."""
+    """The scan that an earlier run kept, or None if there is none that is what was written."""
     try:
-        found = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+        found = read_findings(folder / "scan.json")
         columns = tuple(
             Column(**(entry | {"categories": tuple(entry["categories"])}))
             for entry in found["columns"]
         )
-        bank = np.load(folder / "bank.npy", allow_pickle=False)
-        if bank.shape != (found["bank_rows"], len(columns)):
+        kept = find_kept(folder / "bank.npy")
+        if kept is None or kept.damage():
             return None
+        bank = np.load(kept.path, allow_pickle=False)
         return Scan(columns, tuple(found["classes"]), tuple(found["warnings"]), bank)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -152,14 +154,13 @@ def save_scan(folder: Path, scan: Scan) -> None:
     """Keep a scan for later runs; the JSON, written last, completes it."""
     stream = io.BytesIO()
     np.save(stream, scan.bank, allow_pickle=False)
-    write_atomic(folder / "bank.npy", stream.getvalue())
-    found = {
+    keep(folder / "bank.npy", stream.getvalue())
+    findings = {
         "columns": [asdict(column) for column in scan.columns],
         "classes": list(scan.classes),
         "warnings": list(scan.warnings),
-        "bank_rows": int(scan.bank.shape[0]),
     }
-    write_atomic(folder / "scan.json", json.dumps(found, indent=1).encode())
+    write_findings(folder / "scan.json", findings)
 
 
 class _Tally:

@@ -175,14 +175,15 @@ class Tape:
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if not (self._active and torch.is_grad_enabled()):
                 return None  # what runs under no_grad has no gradient, in autograd too
-            given = {id(value) for value in _given(args, kwargs)}
             if _starts_graph(layer, output):
                 leaf = torch.zeros((), requires_grad=True)
                 result = _OwnEdge.apply(output, leaf)  # type: ignore[no-untyped-call]
-            elif isinstance(output, torch.Tensor):
-                result = with_graph(output, given)
             else:
-                result = pytree.tree_map(lambda value: with_graph(value, given), output)
+                given = {id(value) for value in _given(args, kwargs)}
+                if isinstance(output, torch.Tensor):
+                    result = with_graph(output, given)
+                else:
+                    result = pytree.tree_map(lambda value: with_graph(value, given), output)
             self._note(name, result, layer=layer, args=args, kwargs=kwargs)
             return result
 
@@ -208,8 +209,8 @@ class Tape:
         kwargs: Any = None,
     ) -> None:
         results = [value for value in _tensors(result) if value.is_floating_point()]
-        if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
-            args, kwargs = tuple(value.detach() for value in args), {}
+        if _plain(args, kwargs):
+            args, kwargs = tuple([value.detach() for value in args]), {}
         else:
             args, kwargs = pytree.tree_map(_detached, (args, kwargs or {}))
         call = Call(
@@ -286,11 +287,20 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def _versions(args: Any, kwargs: Any) -> tuple[int, ...]:
-    return tuple(value._version for value in _given(args, kwargs))
+    return tuple([value._version for value in _given(args, kwargs)])
 
 
 def _given(args: Any, kwargs: Any) -> list[torch.Tensor]:
     """All tensor arguments; the plain case without pytree, which costs more than a small layer."""
-    if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
+    if _plain(args, kwargs):
         return list(args)
     return _tensors((args, kwargs))
+
+
+def _plain(args: Any, kwargs: Any) -> bool:
+    """Whether there are tensors only, and none by keyword."""
+    if kwargs:
+        return False
+    if len(args) == 1:
+        return isinstance(args[0], torch.Tensor)
+    return all(isinstance(value, torch.Tensor) for value in args)

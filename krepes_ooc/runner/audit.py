@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from krepes_ooc.engine.device import Device
 from krepes_ooc.engine.wish import Wish
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.recipes import Recipe
@@ -36,6 +37,7 @@ class Options:
         mixed_numerics: resume a stage that another backend or processor began.
         cluster: workers beyond this process.
         shard: number of the part that is computed, from 1, and of how many; with ``only``.
+        device: where blocks are computed: cpu, cuda, auto, or a device of one's own.
     """
 
     memory: int | None = None
@@ -48,6 +50,7 @@ class Options:
     mixed_numerics: bool = False
     cluster: Wish | None = None
     shard: tuple[int, int] | None = None
+    device: str | Device = "cpu"
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,10 @@ def remember_recipe(workspace: Workspace, recipe: Recipe) -> None:
     """Keep the text of the recipe, so that the workspace can be looked at without it."""
     record = sign_json({"text": recipe.text, "base": str(recipe.base.resolve())})
     path = _remembered(workspace)
-    if not path.exists() or path.read_bytes() != record:
-        write_atomic(path, record, workspace.private / "temp", sync=True)
+    with contextlib.suppress(OSError):  # what cannot be read is written anew
+        if path.read_bytes() == record:
+            return
+    write_atomic(path, record, workspace.private / "temp", sync=True)
 
 
 def remembered_recipe(workspace: Workspace, overrides: tuple[str, ...] = ()) -> Recipe | None:

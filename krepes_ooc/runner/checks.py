@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from krepes_ooc.blocks import format_bytes
-from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
 from krepes_ooc.errors import DamageError, PlanRefused, UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, Options
@@ -174,13 +173,17 @@ def remaining_bytes(record: StageRecord, state: StageState, cost: Cost) -> int:
     return max(0, cost.disk - written)
 
 
-def refuse_mixed_numerics(record: StageRecord, options: Options) -> None:
+def refuse_mixed_numerics(record: StageRecord, options: Options, here: str) -> None:
     """Refuse to resume a stage that another kind of machine began.
+
+    Args:
+        record: of the stage.
+        options: may allow it.
+        here: the numerics of this process and its device.
 
     Raises:
         WorkspaceError: naming both kinds.
     """
-    here = machine.numerics()
     begun = str((record.begun() or {}).get("numerics", here))
     others = {begun, *(unit.numerics for unit in record.units()[0].values())} - {here}
     if others and not options.mixed_numerics:
@@ -188,5 +191,6 @@ def refuse_mixed_numerics(record: StageRecord, options: Options) -> None:
             f"what is on disk was computed with {min(others)!r}",
             where=f"stage {record.name}",
             expected=f"{here!r}",
-            advice="resume on such a machine, or accept other bits with --allow-mixed-numerics",
+            advice="resume on such a machine and --device, or accept other bits with "
+            "--allow-mixed-numerics",
         )

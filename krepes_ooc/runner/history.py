@@ -50,7 +50,9 @@ def recorded(space: Workspace, options: Options, summary: Summary) -> Iterator[N
             "cpu_seconds": time.process_time() - cpu,
             "peak_bytes": machine.peak_bytes(),
             "options": {
-                key: to_mapping(value) for key, value in vars(options).items() if value is not None
+                key: getattr(value, "name", None) or to_mapping(value)
+                for key, value in vars(options).items()
+                if value is not None
             },
             "machine": _machine(),
             "versions": _versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, remembered_recipe
 from krepes_ooc.runner.history import read_last
+from krepes_ooc.runner.repair import cache_damage
 from krepes_ooc.stages.base import Stage
 from krepes_ooc.stages.registry import STAGES
 from krepes_ooc.stages.tickets import StageState, units_on_disk
@@ -67,7 +69,10 @@ def verify_workspace(workspace: Path | str, only: str | None = None) -> Verifica
     if not chosen:
         known = ", ".join(stage.name for stage in STAGES)
         raise UsageError(f"no store {only!r}", where="--store", expected=f"one of {known}")
-    return verify(space.record(stage.name, stage.store) for stage in chosen)
+    found = verify(space.record(stage.name, stage.store) for stage in chosen)
+    if only is not None:
+        return found
+    return replace(found, damage=(*found.damage, *cache_damage(space.private)))
 
 
 def _state_row(space: Workspace, state: StageState) -> dict[str, Any]:

@@ -6,30 +6,39 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from krepes_ooc.errors import DamageError
+from krepes_ooc.network.cache import damaged_files
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner.audit import remembered_recipe
 from krepes_ooc.stages.base import Stage
 from krepes_ooc.storage.metadata import DOCUMENT
 from krepes_ooc.storage.records import StageRecord, discard
-from krepes_ooc.storage.verify import Damage, verify, workspace_damage
+from krepes_ooc.storage.verify import WORKSPACE, Damage, verify, workspace_damage
 from krepes_ooc.storage.workspace import Workspace
 
 STRANGER = "not written by krepes"
 
 
 def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], None]) -> None:
-    """Write anew the records of the workspace itself that are damaged.
+    """Write anew the records of the workspace itself that are damaged, and forget such a cache.
 
     Whose workspace it is says the text of the recipe that was last run, if that is whole, else the
     recipe given: its stages still refuse what was made with other inputs. What the root document
     and the text say is written anew by every run.
     """
-    for damage in workspace_damage(workspace.private):
+    for damage in [*workspace_damage(workspace.private), *cache_damage(workspace.private)]:
         note(f"repair: {damage}")
+        file = Path(damage.file)
+        if file.name == "network.json" or workspace.private / "cache" in file.parents:
+            file.unlink(missing_ok=True)  # the run learns it anew
     try:
         workspace.recipe()
     except DamageError:
         workspace.claim((remembered_recipe(workspace) or recipe).name)
+
+
+def cache_damage(private: Path) -> list[Damage]:
+    """What is not what was written among the things that were learned about the source."""
+    return [Damage(WORKSPACE, str(path), what) for path, what in damaged_files(private / "cache")]
 
 
 def repair(workspace: Workspace, stages: Sequence[Stage]) -> list[Damage]:

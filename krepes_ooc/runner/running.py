@@ -9,13 +9,16 @@ from pathlib import Path
 
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, default_budget
+from krepes_ooc.engine.device import Device
 from krepes_ooc.engine.memory import base_bytes, bound_allocator, release
 from krepes_ooc.engine.progress import Progress, Silent
 from krepes_ooc.engine.stopping import StopFlag, stop_on_signals
+from krepes_ooc.network.cache import sweep as sweep_cache
 from krepes_ooc.network.threads import one_torch_thread
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, Options, default_workspace, remember_recipe
+from krepes_ooc.runner.devices import open_device
 from krepes_ooc.runner.history import recorded
 from krepes_ooc.runner.repair import repair, repair_records
 from krepes_ooc.runner.sharing import hold, owner_of, refuse_share, turn
@@ -96,6 +99,7 @@ def run(
         if options.shard is None:
             space.create(recipe.name)
             space.sweep()
+            sweep_cache(space.private / "cache")
         with recorded(space, options, summary):
             _Run(Audit(recipe, space), options, progress, flag, summary).run()
     summary.seconds = time.monotonic() - begun
@@ -112,12 +116,14 @@ class _Given:
         budget: memory and workers.
         base: anonymous memory before the first stage, in bytes.
         workers: of a cluster.
+        device: where blocks are computed.
     """
 
     shape: AuditShape
     budget: Budget
     base: int
     workers: Workers
+    device: Device
 
 
 @dataclass(frozen=True)
@@ -161,13 +167,14 @@ class _Run:
     def _run_stages(
         self, picked: list[StageState], todo: list[StageState], digests: dict[str, str]
     ) -> None:
+        device = open_device(self.options.device, self.progress.note)
         budget = default_budget(self.options.memory, self.options.workers)
         anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in todo)
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
         shape = self.audit.shape(anew=anew)
         checks.refuse_unfit(self.audit, todo, shape, budget, base)
         with open_workers(self.audit, self.options, todo, shape, budget, base) as workers:
-            given = _Given(shape, budget, base, workers)
+            given = _Given(shape, budget, base, workers, device)
             for stage in (state.stage for state in picked):
                 with turn(self.audit.workspace, self.options):
                     state = self.audit.office.state(stage, digests)
@@ -193,6 +200,7 @@ class _Run:
                 context.stage.run(context)
             except ShareDone:
                 shared = True
+        context.device.free()
         release(context.base)
         if shared and context.share is not None:
             self.summary.shard = f"shard {context.share[0]}/{context.share[1]} of {name}"
@@ -207,10 +215,10 @@ class _Run:
             self.progress.note(f"{state.stage.name} is computed again: {state.reasons}")
             context.record.park()
         if state.kind == "begun":
-            checks.refuse_mixed_numerics(context.record, self.options)
+            checks.refuse_mixed_numerics(context.record, self.options, context.numerics)
         else:
             known = {"digest": context.digest, "units": context.cost.units}
-            context.record.begin({**context.ticket, **known, "numerics": machine.numerics()})
+            context.record.begin({**context.ticket, **known, "numerics": context.numerics})
 
     def _context(self, state: StageState, digests: dict[str, str], given: _Given) -> StageContext:
         recipe, stage = self.audit.recipe, state.stage
@@ -234,4 +242,5 @@ class _Run:
             owner=owner_of(self.options),
             share=self.options.shard,
             before=tuple(BY_NAME[name] for name in self.summary.ran),
+            device=given.device,
         )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from krepes_ooc.blocks import BlockPlan
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
+from krepes_ooc.engine.device import HOST, Device
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.engine.meter import Meter
 from krepes_ooc.engine.progress import Progress
@@ -95,6 +96,7 @@ class StageContext:
         peaks: anonymous memory of workers at most, in bytes.
         share: number of the part that this process computes, from 1, and of how many; None: all.
         before: stages that ran earlier in this process; what they loaded is still there.
+        device: where blocks are computed.
     """
 
     stage: Stage
@@ -116,11 +118,17 @@ class StageContext:
     peaks: list[int] = field(default_factory=lambda: [0])
     share: tuple[int, int] | None = None
     before: tuple[Stage, ...] = ()
+    device: Device = HOST
 
     @property
     def digest(self) -> str:
         """Digest of the ticket."""
         return digest_of(self.ticket)
+
+    @property
+    def numerics(self) -> str:
+        """What decides the bits of this process: libraries, processor and device."""
+        return machine.numerics(self.device.name)
 
     @cached_property
     def record(self) -> StageRecord:
@@ -151,7 +159,7 @@ class StageContext:
             "peak_bytes": machine.peak_bytes(),
             "workers": self.budget.workers,
             "memory": self.budget.memory,
-            "numerics": machine.numerics(),
+            "numerics": self.numerics,
             "bytes": sum(size for size, _ in files.values()),
         }
         if self.crowd is not None:
@@ -179,7 +187,8 @@ class StageContext:
     def _threads(self) -> Executor:
         base = self.base or machine.anonymous_bytes()
         workers = self.budget.workers_for(self.stage.name, self.cost.need, base)
-        return Executor(workers, self.stop, self.progress)
+        most = self.device.tasks or workers
+        return Executor(min(workers, most), self.stop, self.progress)
 
     def mine(self, shards: Iterable[int]) -> list[int]:
         """Those shards of the plan that fall to this process; consecutive ones stay together."""
@@ -205,7 +214,8 @@ class StageContext:
         """Reach a worker as what it takes to open everything there."""
         assert self.desk is not None
         given = (self.settings, self.workspace, self.inputs, dict(self.ticket), self.shape)
-        return _on_worker, (str(self.desk.folder), self.stage, *given, self.budget, self.base)
+        here = (self.budget, self.base, self.device)
+        return _on_worker, (str(self.desk.folder), self.stage, *given, *here)
 
 
 def _on_worker(
@@ -218,6 +228,7 @@ def _on_worker(
     shape: AuditShape | None,
     budget: Budget,
     base: int,
+    device: Device,
 ) -> StageContext:
     """The context of a stage on a worker: one for all tasks, so that sources and stores stay open.
 
@@ -239,6 +250,7 @@ def _on_worker(
             here.progress,
             base=base,
             owner=here.owner,
+            device=device,
         )
 
     context: StageContext = here.keep((stage.name, digest_of(ticket)), make)

@@ -191,7 +191,9 @@ class _Work:
         rows, content = [], ""
         for view in self.views:
             stored, _, content = self.featurizer.rows(positions, view)
-            values.append(("self_kernel", view, self_kernel(stored, self.layout)))
+            values.append(
+                ("self_kernel", view, self_kernel(stored, self.layout, self.context.device))
+            )
             rows.append(stored)
         if self.keeps:
             values += [("values", view, stored) for view, stored in enumerate(rows)]
@@ -205,12 +207,15 @@ class _Work:
 
     def _fold(self, rows: Sequence[Half]) -> npt.NDArray[np.float64]:
         """Sum of the stored rows' moments, and of their condensed form where that is needed."""
-        centre, condensed = np.zeros(self.layout.n_moments), np.zeros(CONDENSED)
+        total, condensed, device = None, np.zeros(CONDENSED), self.context.device
         for part in (part for stored in rows for part in in_parts(stored)):
-            exact = unscaled(part, self.layout)
-            centre += kernel.centre_sum(exact, self.layout)
+            exact = unscaled(part, self.layout, device)
+            found = kernel.centre_sum(exact, self.layout)
+            total = found if total is None else total + found
             if not self.keeps:
-                condensed += self.condenser.rows(exact).sum(axis=0, dtype=np.float64)
+                short = self.condenser.rows(device.back(exact))
+                condensed += short.sum(axis=0, dtype=np.float64)
+        centre: npt.NDArray[np.float64] = device.back(total)
         return centre if self.keeps else np.concatenate([centre, condensed])
 
 

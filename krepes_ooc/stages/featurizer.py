@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.algebra import kernel
+from krepes_ooc.engine.device import HOST, Device
 from krepes_ooc.errors import WorkspaceError
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.network.features import FeatureMap, FeatureSettings, store_rows
 from krepes_ooc.settings import read_settings, setting
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.inputs import Rows, check_finite
-from krepes_ooc.widen import to_float32
 
 Half = npt.NDArray[np.float16]
 Ids = npt.NDArray[np.int64]
@@ -117,10 +117,9 @@ class Reopened(Featurizer):
         return shared
 
 
-def unscaled(values: npt.NDArray[Any], layout: FeatureLayout) -> Rows:
-    """Float32 feature rows behind stored ones."""
-    rows: Rows = kernel.unscale(to_float32(values), layout)
-    return rows
+def unscaled(values: npt.NDArray[Any], layout: FeatureLayout, device: Device = HOST) -> Any:
+    """Float32 feature rows behind stored ones, on the device."""
+    return kernel.unscale(device.widen(values), layout)
 
 
 def in_parts(stored: Half) -> Iterator[Half]:
@@ -128,10 +127,12 @@ def in_parts(stored: Half) -> Iterator[Half]:
     return (stored[start : start + PART_ROWS] for start in range(0, len(stored), PART_ROWS))
 
 
-def self_kernel(stored: Half, layout: FeatureLayout) -> npt.NDArray[np.float64]:
+def self_kernel(
+    stored: Half, layout: FeatureLayout, device: Device = HOST
+) -> npt.NDArray[np.float64]:
     """k(x, x) [sample] of stored rows."""
-    parts = [kernel.self_kernel(unscaled(part, layout), layout) for part in in_parts(stored)]
-    return np.concatenate([np.asarray(part) for part in parts])
+    rows = (unscaled(part, layout, device) for part in in_parts(stored))
+    return np.concatenate([device.back(kernel.self_kernel(part, layout)) for part in rows])
 
 
 def open_featurizer(context: StageContext) -> Featurizer:

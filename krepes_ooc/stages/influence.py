@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from krepes_ooc.algebra.influence import attraction, embedding, repelling, scorer, top_k
+from krepes_ooc.algebra.influence import (
+    attraction,
+    embedding,
+    positive_only,
+    repelling,
+    scorer,
+    top_k,
+)
 from krepes_ooc.algebra.normalisation import Mode
 from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.device import carried
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Stage, StageContext
 from krepes_ooc.stages.cost import Cost
@@ -55,17 +65,17 @@ def run(context: StageContext) -> None:
     top = min(context.settings.top, len(step))
     starts, kernel_rows = range(0, len(features), ROWS), np.empty((len(features), len(step)))
     context.progress.begin("influence", len(starts), 0)
+    device = context.device
+
+    look = Look(step, coefficients, offset, score, top)
 
     def task(start: int) -> tuple[Float, ...]:
         rows = slice(start, start + ROWS)
-        kernel = own_map.rows(features[rows], own[rows]).astype(np.float64)
-        f = embedding(kernel, coefficients, offset)
-        landmark, value = top_k(score(kernel), top)
-        pulls = attraction(kernel, step, f)
-        signed = np.take_along_axis(pulls, landmark, axis=1)
-        kernel_rows[rows] = kernel
+        there = carried(device, look)
+        kernel, *found = there.at(own_map.rows_there(features[rows], own[rows]))
+        kernel_rows[rows] = device.back(kernel)
         context.progress.advance(1)
-        return f, landmark, value, signed, *repelling(pulls, PUSHED)
+        return tuple(device.back(values) for values in found)
 
     parts = list(context.executor().map(task, starts))
     arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(ARRAYS)}
@@ -90,6 +100,35 @@ def run(context: StageContext) -> None:
     write_whole(context, spec, arrays, attributes)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is asked of the kernel rows of audited samples.
+
+    Args:
+        step: dA [landmark, component].
+        coefficients: A [landmark, component].
+        offset: gamma [component].
+        score: from a kernel block to the scores that rank its landmarks.
+        top: landmarks kept for every sample.
+    """
+
+    step: Any
+    coefficients: Any
+    offset: Any
+    score: Callable[[Any], Any]
+    top: int
+
+    def at(self, rows: Any) -> tuple[Any, ...]:
+        """The rows in float64, then ``ARRAYS`` in their order, all where the rows are."""
+        xp = array_namespace(rows)
+        kernel = xp.astype(rows, xp.float64)
+        f = embedding(kernel, self.coefficients, self.offset)
+        landmark, value = top_k(self.score(kernel), self.top)
+        pulls = attraction(kernel, self.step, f)
+        signed = xp.take_along_axis(pulls, landmark, axis=1)
+        return kernel, f, landmark, value, signed, *repelling(pulls, PUSHED)
+
+
 def shown_scorer(
     measure: str, step: Float, landmark_kernel: Float, second: Float
 ) -> Callable[[Float], Float]:
@@ -103,7 +142,7 @@ def shown_scorer(
     score = scorer(measure, step, landmark_kernel, second)
     if measure != "aligned":
         return score
-    return lambda kernel: np.where(kernel > 0, score(kernel), 0.0)
+    return partial(positive_only, score)
 
 
 def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:

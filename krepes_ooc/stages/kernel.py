@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace
 
 from krepes_ooc import blocks as cuts
 from krepes_ooc.algebra.kernel import KernelMap, kernel_map, landmark_tile
 from krepes_ooc.algebra.normalisation import Mode, Normalisation, centred_self
 from krepes_ooc.blocks import Block, tile_slices
 from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.device import HOST, Device, carried, is_host
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Stage, StageContext
@@ -57,11 +61,13 @@ class LandmarkKernel:
         mapped: landmarks, centre and normalisation.
         layout: layout of the feature rows.
         sub_rows: rows of one matrix product.
+        device: where rows are computed.
     """
 
     mapped: KernelMap
     layout: FeatureLayout
     sub_rows: int
+    device: Device = HOST
 
     def rows(self, stored: npt.NDArray[Any], own: Float) -> Rows:
         """Normalised kernel rows [sample, landmark] of stored feature rows [sample, feature].
@@ -71,18 +77,41 @@ class LandmarkKernel:
             own: their k(x, x) [sample].
         """
         out = np.empty((len(stored), len(self.mapped.landmarks)), dtype=np.float32)
-        for start in range(0, len(stored), self.sub_rows):
-            part = slice(start, start + self.sub_rows)
-            out[part] = self.mapped.rows(unscaled(stored[part], self.layout), own[part])
+        for part, rows in self._parts(stored, own):
+            out[part] = self.device.back(rows)
         return out
+
+    def rows_there(self, stored: npt.NDArray[Any], own: Float) -> Any:
+        """The same rows, left on the device."""
+        if is_host(self.device):
+            return self.rows(stored, own)
+        parts = [rows for _, rows in self._parts(stored, own)]
+        return parts[0] if len(parts) == 1 else array_namespace(*parts).concat(parts)
+
+    def _parts(self, stored: npt.NDArray[Any], own: Float) -> Iterator[tuple[slice, Any]]:
+        row_bytes = 12 * self._there.landmarks.shape[0] + 8 * self.layout.n_features
+        step = self.device.rows(self.sub_rows, len(stored), row_bytes)
+        for start in range(0, len(stored), step):
+            part = slice(start, start + step)
+            rows = unscaled(stored[part], self.layout, self.device)
+            yield part, self._there.rows(rows, self.device.to(own[part]))
+
+    @cached_property
+    def _there(self) -> KernelMap:
+        return carried(self.device, self.mapped)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach another process without what lies on the device of this one."""
+        return LandmarkKernel, (self.mapped, self.layout, self.sub_rows, self.device)
 
 
 def open_landmark_kernel(context: StageContext, normalise: Mode) -> LandmarkKernel:
     """The kernel against the sealed landmarks."""
     scale = _mean_self_kernel(context) if normalise == "mean-diagonal" else 1.0
-    return read_landmark_kernel(
+    known = read_landmark_kernel(
         context.reader("landmarks"), normalise, scale, context.plan.sub_rows
     )
+    return replace(known, device=context.device)
 
 
 def read_landmark_kernel(
@@ -138,11 +167,12 @@ def run(context: StageContext) -> None:
 
 def _write_landmark_kernel(context: StageContext, writer: StoreWriter, exact: KernelMap) -> Files:
     """Compute and write K_mm tile by tile; only the tiles in work are held."""
-    ranges = tile_slices(len(exact.landmarks))
+    ranges, device = tile_slices(len(exact.landmarks)), context.device
 
     def write(at: tuple[int, int]) -> Files:
         row, column = at
-        K = np.asarray(landmark_tile(exact, ranges[row], ranges[column]))
+        there = device.keep("exact landmarks", lambda: carried(device, exact))
+        K = device.back(landmark_tile(there, ranges[row], ranges[column]))
         files = writer.write_tile("landmark_kernel", row, column, K)
         if row != column:
             files |= writer.write_tile("landmark_kernel", column, row, np.ascontiguousarray(K.T))

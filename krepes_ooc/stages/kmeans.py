@@ -8,13 +8,12 @@ Vassilvitskii (2007). Squared distances are 2 - 2 k^ of the centred cosine kerne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc import counter
-from krepes_ooc.algebra.landmarks import choose_uniform, oversample, squared_distance
+from krepes_ooc.algebra.landmarks import choose_uniform, closest, oversample
 from krepes_ooc.algebra.seeding import Seeding, extend_seeding, reduce_candidates, seeding_trials
 from krepes_ooc.blocks import Block
 from krepes_ooc.stages.passes import Float, Ids, Passes
@@ -79,7 +78,7 @@ class KmeansParallel(Passes):
             near = self.map(new)
 
             def update(block: Block) -> Float:
-                return self.per_rows(block, near, _closest)
+                return self.per_rows(block, near, closest)
 
             blocks = list(self.context.plan.blocks())
             for block, away in zip(
@@ -146,10 +145,3 @@ class KmeansPlusPlus(Passes):
             write_arrays(path, vars(seeding), self.context.record.temp)
             self.context.progress.advance(1)
         return seeding
-
-
-def _closest(rows: npt.NDArray[Any]) -> Float:
-    """Squared distance to the nearest landmark, and its index [sample, 2], of kernel rows."""
-    distance = squared_distance(rows)
-    index = distance.argmin(axis=1)
-    return np.stack([distance[np.arange(len(rows)), index], index], axis=1).astype(np.float64)

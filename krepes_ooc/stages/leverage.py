@@ -6,19 +6,20 @@ cosine kernel on view 0, where k(x, x) = 1.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from krepes_ooc import counter
 from krepes_ooc.algebra.landmarks import (
     choose_uniform,
     gumbel_keys,
-    leverage_scores,
     pilot_damping,
     pilot_whitening,
     top_m,
+    unit_scores,
 )
 from krepes_ooc.blocks import Block
-from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.passes import Float, Ids, Passes
 from krepes_ooc.storage.files import read_arrays, write_arrays
 
@@ -53,12 +54,9 @@ class Leverage(Passes):
         values = np.linalg.eigvalsh(pilot_kernel).astype(np.float64)
         damping = pilot_damping(values, n, len(pilot), self.count)
         whitening, mapped = pilot_whitening(pilot_kernel, n, damping), self.map(pilot)
+        score = partial(unit_scores, whitening=whitening, damping=damping)
 
         def best(block: Block) -> Best:
-            def score(rows: Rows) -> Float:
-                exact = rows.astype(np.float64)  # the difference is small beside both terms
-                return np.asarray(leverage_scores(np.ones(len(exact)), exact, whitening, damping))
-
             scores = self.per_rows(block, mapped, score)
             keys = gumbel_keys(np.log(scores), self.features.block("sample_id", block), self.seed)
             return top_m(keys, np.arange(block.start, block.stop), self.count)

@@ -28,13 +28,11 @@ from krepes_ooc.engine.budget import Need
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base import Stage, StageContext
 from krepes_ooc.stages.cost import Cost
-from krepes_ooc.stages.inputs import Rows
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.writing import partial_path, pending_shards, seal_blocks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.files import Files, read_arrays, write_arrays
 from krepes_ooc.storage.writer import StoreWriter
-from krepes_ooc.widen import to_float32
 
 # Rows of one product: several blocks of a shard where they are short, because every product adds a
 # whole matrix in float64.
@@ -48,11 +46,11 @@ class MomentsSettings:
     """Recipe key ``stages.moments``: nothing to set."""
 
 
-def read_views(context: StageContext, block: Block) -> tuple[Rows, ...]:
-    """Kernel rows [sample, landmark] of one block, one array for each view, as float32."""
-    kernel = context.reader("kernel")
+def read_views(context: StageContext, block: Block) -> tuple[Any, ...]:
+    """Kernel rows [sample, landmark] of one block on the device, for each view, as float32."""
+    kernel, device = context.reader("kernel"), context.device
     views = range(kernel.info("values").shape[0])
-    return tuple(to_float32(kernel.block("values", block, view)) for view in views)
+    return tuple(device.widen(kernel.block("values", block, view)) for view in views)
 
 
 def run(context: StageContext) -> None:
@@ -60,7 +58,7 @@ def run(context: StageContext) -> None:
     plan, record = context.plan, context.record
     views, n, m = context.reader("kernel").info("values").shape
     tiles = [Tile(context, left, right) for left, right in landmark_tiles(m)]
-    shift = block_shift(read_views(context, plan.block(0)))
+    shift = context.device.back(block_shift(read_views(context, plan.block(0))))
     pending = [tile.pending() for tile in tiles]
     total = plan.n_shards * len(tiles)
     context.progress.begin("moments", total, total - sum(map(len, pending)))
@@ -106,14 +104,15 @@ class Tile:
 
     def sum_shards(self, shards: list[int], shift: Any) -> None:
         """Sum the blocks of every shard and keep the sums on disk."""
-        context = self.context
+        context, device = self.context, self.context.device
 
         def task(shard: int) -> None:
-            sums: Any = None
+            sums, there = None, device.to(shift)
             for blocks in together(context.plan.shard(shard)):
                 context.stop.check()
-                sums = self._add(sums, blocks, shift)
-            arrays = {name: np.asarray(value) for name, value in vars(sums).items()}
+                sums = self._add(sums, blocks, there)
+            found = {name: device.back(value) for name, value in vars(sums).items()}
+            arrays = {name: np.asarray(value) for name, value in found.items()}
             write_arrays(partial_path(context, self.prefix, shard), arrays, context.record.temp)
             context.progress.advance(1)
 
@@ -142,19 +141,15 @@ class Tile:
         right = self._rows(blocks, self.right)
         return cross_sums(left, right, shift[self.left], shift[self.right], GRAM_ROWS, sums)
 
-    def _rows(self, blocks: Sequence[Block], landmarks: slice) -> list[Rows]:
+    def _rows(self, blocks: Sequence[Block], landmarks: slice) -> list[Any]:
         """Kernel rows [sample, landmark] of consecutive blocks, one array for each view."""
-        kernel = self.context.reader("kernel")
-        views, start = kernel.info("values").shape[0], blocks[0].start
-        shape = blocks[-1].stop - start, landmarks.stop - landmarks.start
-        rows: list[Rows] = []
-        for view in range(views):
-            out = np.empty(shape, dtype=np.float32)
-            for block in blocks:
-                stored = kernel.block("values", block, view)[:, landmarks]
-                out[block.start - start : block.stop - start] = to_float32(stored)
-            rows.append(out)
-        return rows
+        kernel, device = self.context.reader("kernel"), self.context.device
+        views = range(kernel.info("values").shape[0])
+        stored = (
+            [kernel.block("values", block, view)[:, landmarks] for block in blocks]
+            for view in views
+        )
+        return [device.widen(*rows) for rows in stored]
 
     @property
     def _merge(self) -> Any:

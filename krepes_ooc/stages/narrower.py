@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from krepes_ooc.algebra import nystrom, objectives
 from krepes_ooc.algebra.basis import Basis
-from krepes_ooc.algebra.curvature import Linearisation, Moments
+from krepes_ooc.algebra.curvature import Eigh, Linearisation, Moments
 from krepes_ooc.algebra.damping import absolute
 from krepes_ooc.algebra.descent import levenberg_marquardt
 from krepes_ooc.algebra.preconditioners import Kronecker
 from krepes_ooc.algebra.solve import Solver, choose_solver
+from krepes_ooc.engine.device import eigh_on
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import read_settings
 from krepes_ooc.stages.base import StageContext
@@ -69,7 +70,7 @@ def narrow_audits(context: StageContext) -> list[Narrow]:
     basis = _basis(context) if moments is not None and facts["metric"] == "rkhs" else None
     if moments is not None and basis is not None:
         moments = basis.moments(moments)
-    found = []
+    eigh, found = eigh_on(context.device), []
     for h in powers_of_two(start.shape[1]):
         if h == start.shape[1]:
             found.append(Narrow(h, whole, offset))
@@ -77,7 +78,8 @@ def narrow_audits(context: StageContext) -> list[Narrow]:
         coefficients = {START: start[:, :h]}
         with contextlib.suppress(StageFailed):
             if moments is not None:
-                coefficients |= _solved(facts, moments, basis, start[:, :h], FURTHER in whole)
+                further = FURTHER in whole
+                coefficients |= _solved(facts, moments, basis, start[:, :h], further, eigh)
             context.stop.check()
             found.append(Narrow(h, coefficients, offset[:h]))
     return found
@@ -91,7 +93,7 @@ def streamed_note(audits: list[Narrow]) -> str:
 
 
 def _solved(
-    facts: Any, moments: Moments, basis: Basis | None, start: Float, further: bool
+    facts: Any, moments: Moments, basis: Basis | None, start: Float, further: bool, eigh: Eigh
 ) -> dict[str, Float]:
     """A after one step and, if asked, after as many further steps as the audit took."""
     name = str(facts["objective"])
@@ -105,7 +107,11 @@ def _solved(
     def prepare(at: Float, tolerance: float = TOLERANCE) -> tuple[Linearisation, Solver]:
         here = objective.linearise(at)
         chosen = choose_solver(
-            here, lambda: Kronecker.build(here, moments), tolerance=tolerance, max_iterations=2000
+            here,
+            lambda: Kronecker.build(here, moments, eigh),
+            tolerance=tolerance,
+            max_iterations=2000,
+            eigh=eigh,
         )
         return here, chosen
 
@@ -122,5 +128,6 @@ def _solved(
 
 
 def _basis(context: StageContext) -> Basis:
-    values, vectors = nystrom.eigenpairs(context.reader("kernel").whole("landmark_kernel"))
+    K = context.reader("kernel").whole("landmark_kernel")
+    values, vectors = nystrom.eigenpairs(K, eigh_on(context.device))
     return Basis.rkhs(values, vectors, int(context.reader("spectrum").attributes["usable_rank"]))

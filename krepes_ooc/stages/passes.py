@@ -20,6 +20,7 @@ from krepes_ooc.algebra.kernel import KernelMap
 from krepes_ooc.algebra.landmarks import nearest
 from krepes_ooc.algebra.normalisation import Normalisation, normalise
 from krepes_ooc.blocks import Block
+from krepes_ooc.engine.device import carried
 from krepes_ooc.layout import FeatureLayout, sketch_layout
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.featurizer import unscaled
@@ -79,19 +80,26 @@ class Passes:
         return self.context.executor().fold(count, list(self.context.plan.blocks()), np.add)
 
     def per_rows(
-        self, block: Block, mapped: KernelMap, reduce: Callable[[Rows], Any]
+        self, block: Block, mapped: KernelMap, reduce: Callable[[Any], Any]
     ) -> npt.NDArray[Any]:
-        """Apply a row-wise reduction to the kernel of one block, in short row ranges."""
-        stored = self.features.block(self._names.rows, block)
+        """Apply a row-wise reduction to the kernel of one block, in short row ranges.
+
+        Map and reduction go to the device, what it gives comes back.
+        """
+        device, stored = self.context.device, self.features.block(self._names.rows, block)
         own = self.features.block(self._names.own, block)
+        there, reduce = carried(device, mapped), carried(device, reduce)
         known, parts = self._centre_rows.get(block.index), []
         centre = np.empty(block.rows) if known is None else known
-        for start in range(0, block.rows, self.context.plan.sub_rows):
-            part = slice(start, start + self.context.plan.sub_rows)
-            rows = unscaled(stored[part], self.layout)
+        row_bytes = 16 * len(mapped.landmarks) + 8 * self.layout.n_features
+        step = device.rows(self.context.plan.sub_rows, block.rows, row_bytes)
+        for start in range(0, block.rows, step):
+            part = slice(start, start + step)
+            rows = unscaled(stored[part], self.layout, device)
             if known is None:
-                centre[part] = mapped.centre_rows(rows)
-            parts.append(reduce(mapped.rows(rows, own[part], centre[part])))
+                centre[part] = device.back(there.centre_rows(rows))
+            near = there.rows(rows, device.to(own[part]), device.to(centre[part]))
+            parts.append(device.back(reduce(near)))
         self._centre_rows[block.index] = centre
         return np.concatenate(parts)
 
@@ -101,29 +109,35 @@ class Passes:
 
     def kernel_between(self, rows: Ids) -> Float:
         """Kernel of some store rows among themselves [row, row_], in float64."""
-        exact = self.gather(rows).astype(np.float64)
-        return np.asarray(
-            kernel.landmark_kernel(exact, self.layout, self._centre, self._normalisation)
-        )
+        device, exact = self.context.device, self.gather(rows).astype(np.float64)
+        there = device.to(exact), self.layout, device.to(self._centre), self._normalisation
+        found: Float = device.back(kernel.landmark_kernel(*there))
+        return found
 
     def among(self, rows: Rows) -> Callable[[Ids], Float]:
         """The function from indices to kernel values [index, row] among gathered rows.
 
         What a row needs of the centre is computed once, not for every index.
         """
-        layout, step = self.layout, self.context.plan.sub_rows
-        spans = [slice(i, i + step) for i in range(0, len(rows), step)]
-        own = np.concatenate([kernel.self_kernel(rows[span], layout) for span in spans])
-        centred = [kernel.centre_kernel(rows[span], self._centre, layout) for span in spans]
-        to_centre = np.concatenate(centred)
+        layout, device = self.layout, self.context.device
+        row_bytes = 8 * self.layout.n_features
+        step = device.rows(self.context.plan.sub_rows, len(rows), row_bytes)
+        spans = [slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step)]
+        there, middle = device.to(rows), device.to(self._centre)
+        parts = [there[span, :] for span in spans]
+        own = [device.back(kernel.self_kernel(part, layout)) for part in parts]
+        centred = [device.back(kernel.centre_kernel(part, middle, layout)) for part in parts]
+        ends = np.concatenate(centred), np.concatenate(own)
+        beside = [tuple(device.to(end[span]) for end in ends) for span in spans]
 
         def against(index: Ids) -> Float:
-            near, parts = rows[index], []
-            for span in spans:
-                raw = kernel.gram(rows[span], near, layout)
-                ends = to_centre[span], to_centre[index], own[span], own[index]
-                parts.append(normalise(raw, *ends, self._normalisation))
-            return np.concatenate(parts).astype(np.float64).T
+            near, found = device.to(rows[index]), []
+            to_centre, near_own = (device.to(end[index]) for end in ends)
+            for part, (c_x, s_x) in zip(parts, beside, strict=True):
+                raw = kernel.gram(part, near, layout)
+                k = normalise(raw, c_x, to_centre, s_x, near_own, self._normalisation)
+                found.append(device.back(k))
+            return np.concatenate(found).astype(np.float64).T
 
         return against
 

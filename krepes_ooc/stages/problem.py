@@ -20,6 +20,7 @@ from krepes_ooc.algebra.curvature import (
 from krepes_ooc.algebra.damping import absolute
 from krepes_ooc.algebra.objectives.base import SampleObjective
 from krepes_ooc.algebra.objectives.byol import BYOLSettings, Predictor, fit_predictor
+from krepes_ooc.engine.device import eigh_on
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.spectrum import read_moments
@@ -82,7 +83,7 @@ def open_problem(context: StageContext) -> Problem:
         start=start,
         offset=offset,
         predictor=_predictor(kernel, stream, coefficients, start, offset),
-        sub_rows=context.plan.sub_rows,
+        sub_rows=product_rows(context, start.shape[1]),
     )
     at_start = linearised(kernel, objective, start, "linearised-step-0")
     absolute(settings.swept, at_start, start)
@@ -97,6 +98,12 @@ def linearised(stream: KernelStream, objective: Objective, A: Float, name: str) 
     return objective.restore(A, stream.keep(name, lambda: objective.linearise(A).arrays()))
 
 
+def product_rows(context: StageContext, n_components: int) -> int:
+    """Rows of one product of a streamed objective; it holds their embeddings for every damping."""
+    plan, columns = context.plan, len(context.settings.swept)
+    return context.device.rows(plan.sub_rows, plan.block_rows, 64 * n_components * columns)
+
+
 def arrays_of(record: Any) -> dict[str, npt.NDArray[Any]]:
     """The fields of a flat dataclass as arrays, to be kept on the disk."""
     return {field.name: np.asarray(getattr(record, field.name)) for field in fields(record)}
@@ -106,7 +113,8 @@ def _basis(context: StageContext) -> Basis | None:
     """Coordinates of the RKHS metric: damping is then the norm of the embedding's function."""
     if context.settings.metric == "euclidean":
         return None
-    values, vectors = nystrom.eigenpairs(context.reader("kernel").whole("landmark_kernel"))
+    K = context.reader("kernel").whole("landmark_kernel")
+    values, vectors = nystrom.eigenpairs(K, eigh_on(context.device))
     rank = int(context.reader("spectrum").attributes["usable_rank"])
     return Basis.rkhs(values, vectors, rank)
 
@@ -117,7 +125,7 @@ def _predictor(
     """BYOL's fitted predictor, kept, since it costs a pass."""
     if not isinstance(coefficients, BYOLSettings) or coefficients.predictor != "ridge":
         return None
-    rows = kernel.context.plan.sub_rows
+    rows = product_rows(kernel.context, start.shape[1])
 
     def fit() -> dict[str, Float]:
         return arrays_of(fit_predictor(stream, start, offset, coefficients.ridge, rows))

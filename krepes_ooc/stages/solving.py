@@ -21,6 +21,7 @@ from krepes_ooc.algebra.preconditioners import (
     rotation_curvature,
 )
 from krepes_ooc.algebra.solve import Solution, Solver, choose_solver, conjugate_gradient
+from krepes_ooc.engine.device import eigh_on
 from krepes_ooc.stages.problem import Problem, arrays_of, linearised
 
 Float = npt.NDArray[np.float64]
@@ -40,6 +41,7 @@ def solve(problem: Problem, relative: Float) -> tuple[str, Solution]:
             memory_bytes=settings.direct_bytes,
             tolerance=settings.reached_tolerance,
             max_iterations=settings.iteration_limit,
+            eigh=eigh_on(problem.context.device),
         )
         return type(solver).__name__.removesuffix("Solver").lower(), solver.solve(damping)
     chosen = preconditioner(problem, at_start, problem.start, "step-0")
@@ -117,7 +119,7 @@ def preconditioner(
             return arrays_of(found)
 
         return RandomizedNystrom(**stream.keep(f"sketch-{name}", sketch))
-    model = Kronecker.build(here, problem.moments)
+    model = Kronecker.build(here, problem.moments, eigh_on(problem.context.device))
     if not problem.objective.rotates:
         return model
 

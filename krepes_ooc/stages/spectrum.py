@@ -14,6 +14,7 @@ from krepes_ooc.algebra.curvature import Moments
 from krepes_ooc.algebra.subspace import leading_eigenpairs
 from krepes_ooc.blocks import tile_slices
 from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.device import eigh_on
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Stage, StageContext
@@ -99,7 +100,8 @@ def decompose(context: StageContext, K: TiledKernel) -> tuple[Float, Float]:
     settings: SpectrumSettings = context.settings
     m = K.n_landmarks
     if not settings.iterates(m):
-        return nystrom.eigenpairs(context.reader("kernel").whole("landmark_kernel"))
+        whole = context.reader("kernel").whole("landmark_kernel")
+        return nystrom.eigenpairs(whole, eigh_on(context.device))
     asked = AUTO_COMPONENTS if settings.components == "auto" else settings.components
     found = leading_eigenpairs(K.product, m, min(asked, m), context.inputs.seed)
     if not found.converged:
@@ -132,11 +134,14 @@ class TiledKernel:
         ranges = tile_slices(self.n_landmarks)
 
         def rows(row: int) -> Float:
-            total = np.zeros((ranges[row].stop - ranges[row].start, V.shape[1]))
+            device = self.context.device
+            total = device.to(np.zeros((ranges[row].stop - ranges[row].start, V.shape[1])))
             for column, there in enumerate(ranges):
                 self.context.stop.check()
-                total += self._reader.tile("landmark_kernel", row, column) @ V[there]
-            return total
+                tile = device.to(self._reader.tile("landmark_kernel", row, column))
+                total += tile @ device.to(V[there])
+            product: Float = device.back(total)
+            return product
 
         return np.concatenate(list(self.context.executor().map(rows, range(len(ranges)))))
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.blocks import Block
+from krepes_ooc.engine.device import carried
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.moments import read_views
 from krepes_ooc.storage.files import read_arrays, write_arrays
@@ -45,15 +46,21 @@ class KernelStream:
         return int(self.context.reader("kernel").info("values").shape[0])
 
     def reduce(self, function: BlockFunction) -> Sums:
-        """Sum ``function(kernel blocks of all views, block)`` over all blocks; one pass."""
+        """Sum ``function(kernel blocks of all views, block)`` over all blocks; one pass.
+
+        The function and what it carries go to the device with the blocks; the sums of a shard come
+        back.
+        """
+        device = self.context.device
 
         def shard_sums(shard: int) -> Sums:
+            there = carried(device, function)
             total: Sums = ()
             for block in self.context.plan.shard(shard):
                 self.context.stop.check()
-                part = function(read_views(self.context, block), block)
+                part = there(read_views(self.context, block), block)
                 total = add(total, part) if total else part
-            return total
+            return tuple(device.back(value) for value in total)
 
         total = self.context.executor().fold(shard_sums, range(self.context.plan.n_shards), add)
         self.passes += 1

@@ -53,7 +53,7 @@ class ComputedRows:
         positions = context.inputs.order.positions(block.start, block.stop)
         stored, _, _ = self.featurizer.rows(positions, view)
         noted = self.features.block("self_kernel", block, view)
-        own = self_kernel(stored, self.featurizer.layout)
+        own = self_kernel(stored, self.featurizer.layout, context.device)
         wrong = np.flatnonzero(~(np.abs(own - noted) <= SAME * np.abs(noted)))
         if len(wrong):
             raise DataError(

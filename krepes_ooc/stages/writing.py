@@ -9,7 +9,6 @@ from typing import Any
 import numpy.typing as npt
 
 from krepes_ooc.blocks import Block, BlockPlan
-from krepes_ooc.engine import machine
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.storage.contracts import StoreSpec
 from krepes_ooc.storage.files import read_arrays
@@ -60,7 +59,7 @@ def write_unit(
     for name, view, rows in values:
         files |= writer.write_block(name, block, rows, view)
     name = block_name(block)
-    context.record.journal.append(Unit(name, files, numerics=machine.numerics(), content=content))
+    context.record.journal.append(Unit(name, files, numerics=context.numerics, content=content))
     context.progress.advance(1, sum(size for size, _ in files.values()))
     return name, files
 

@@ -10,7 +10,7 @@ import google_crc32c
 import numpy as np
 
 from krepes_ooc.errors import WorkspaceError
-from krepes_ooc.storage.files import CHECKSUM_BYTES
+from krepes_ooc.storage.files import CHECKSUM_BYTES, unreadable
 
 _PIECE_BYTES = 2**20
 
@@ -41,10 +41,17 @@ def is_inside(key: str) -> bool:
 
 
 def measure(path: Path) -> tuple[int, int]:
-    """Size and crc32c of a file."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        return size, _file_checksum(file, size)
+    """Size and crc32c of a file.
+
+    Raises:
+        DamageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return size, _file_checksum(file, size)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def what_is_wrong(path: Path, size: int, crc: int, *, suffixed: bool) -> str:

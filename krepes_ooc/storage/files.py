@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
-import math
 import os
 import shutil
 import stat
@@ -16,12 +14,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.blocks import format_bytes
 from krepes_ooc.errors import DamageError, KrepesError, StageFailed, UsageError
+from krepes_ooc.signed import checksum as checksum
+from krepes_ooc.signed import read_signed as read_signed
+from krepes_ooc.signed import sign_json as sign_json
+from krepes_ooc.signed import to_json as to_json
 
 CHECKSUM_BYTES = 4
 MAX_RECORD_BYTES = 2**28
@@ -30,11 +31,6 @@ READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY"
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 Bytes = bytes | memoryview
 Files = dict[str, tuple[int, int]]
-
-
-def checksum(data: bytes | npt.NDArray[Any]) -> int:
-    """crc32c of bytes or of a contiguous array."""
-    return int(google_crc32c.value(data))
 
 
 def boot_id() -> str:
@@ -169,44 +165,6 @@ def unreadable(path: Path, error: OSError) -> KrepesError:
         expected="the file that was written",
         advice="look at the disk, then run again, with --repair if it stays so",
     )
-
-
-def to_json(value: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, no NaN (None instead)."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-def sign_json(value: Mapping[str, Any]) -> bytes:
-    """One line of JSON that carries its own checksum."""
-    body = to_json(value).encode()
-    return b'{"crc32c":%d,"body":%b}\n' % (checksum(body), body)
-
-
-def read_signed(line: bytes) -> dict[str, Any] | None:
-    """The value of one signed line, or None if the line is torn or changed."""
-    head, _, rest = line.partition(b',"body":')
-    body = rest[:-2]
-    if rest[-2:] != b"}\n" or head != b'{"crc32c":%d' % checksum(body):
-        return None
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def read_signed_file(path: Path) -> dict[str, Any] | None:

@@ -100,7 +100,8 @@ def clear_shards(private: Path) -> None:
 def _running_shards(private: Path) -> list[Path]:
     found = []
     for lease in sorted((private / "shards").glob("*-of-*/lease")):
-        holder = _read(lease)
+        with disk_errors(lease):
+            holder = _read(lease)
         lock = _ShardLock(lease.with_name("lock"))
         if holder and not lock._is_gone(holder, flocked=_is_free(lock.path)):
             found.append(lease.parent)
@@ -126,7 +127,8 @@ def _shared(whole: WorkspaceLock) -> Iterator[None]:
 
     with disk_errors(whole.path):
         whole.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(whole.path, os.O_RDWR | os.O_CREAT, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(whole.path, flags, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

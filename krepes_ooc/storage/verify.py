@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from krepes_ooc.storage.register import NAME as REGISTER
 from krepes_ooc.storage.register import sealed_stages
 
 WORKSPACE = "workspace"
+# Signed records of the workspace that may be absent: they are written anew.
+SIGNED = ("recipe-text.json", "network.json")
 _READ_THREADS = 4
 _OTHER_FORM = "the manifest has another form"
 
@@ -203,7 +206,7 @@ def workspace_damage(
     unfit = {f"{d.stage}/{d.file}".removesuffix(f"/{DOCUMENT}") for d in found}
     checks: list[Callable[[], object]] = [
         lambda: _check_owner(private),
-        lambda: read_signed_file(private / "recipe-text.json"),
+        *(partial(read_signed_file, private / name) for name in SIGNED),
         lambda: _check_root(private.parent / "audit.zarr", sealed, unfit),
     ]
     damage = []

@@ -21,6 +21,9 @@ from krepes_ooc.storage.writer import StoreWriter
 if TYPE_CHECKING:
     import xarray
 
+# Everything that is written below ``.krepes``: none of it may be a link that leads elsewhere.
+FOLDERS = ("temp", "stages", "parked", "cache", "checkpoints", "runs", "jobs", "shards")
+
 
 class Workspace:
     """A folder with ``audit.zarr`` (the data), the report, and ``.krepes`` (journals, seals, lock).
@@ -41,7 +44,7 @@ class Workspace:
         self.audit = self.root / "audit.zarr"
         self.private = self.root / ".krepes"
         self._readers: dict[str, StoreReader] = {}
-        for folder in (self.audit, *(self.private / name for name in ("temp", "stages", "parked"))):
+        for folder in (self.audit, *(self.private / name for name in FOLDERS)):
             confine(folder, self.root)
         self._check_format()
 

@@ -1,8 +1,10 @@
-"""Flip, cut and delete what a finished audit left; find all of it, repair, compare every bit.
+"""Flip, cut and delete what finished audits left; find all of it, repair, compare every bit.
 
     python -m tests.crash.damage --flips 1000 --cuts 200 --deletions 200 --seed 0
 
-Every file of all stores, records, journals and seals has its turn; the rest are drawn. Right after
+Half of the harm is done to an audit of digits with a network that was trained there, half to one of
+a user's table with a checkpoint, which has a cache. Every file of all stores, records, journals,
+seals and of the cache has its turn; the rest are drawn. Right after
 each harm the stage that owns the file is verified: exactly this file must be named. After a batch
 the whole workspace is verified, which must name the batch and nothing else; one ``--repair`` run
 follows, which may compute only the blocks that were harmed; then every byte is compared with the
@@ -12,6 +14,7 @@ undisturbed workspace. Exit 1 if anything was missed, left or lost.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import gc
 import json
 import random
@@ -25,13 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from krepes_ooc.engine.progress import Silent
+from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import Options, run, verify_workspace
 from tests import small
 from tests.crash.compare import differences
 
 BATCH = 24
-# Every run writes the text of its recipe anew: deleting it is no damage.
-MAY_BE_ABSENT = (".krepes/recipe-text.json",)
+# Every run writes these anew where they are absent: deleting them is no damage.
+MAY_BE_ABSENT = (".krepes/recipe-text.json", ".krepes/network.json", ".krepes/cache/")
 REGISTER = ".krepes/recipe.json"
 Harm = Callable[[Path, random.Random], str]
 
@@ -92,11 +96,12 @@ class Listener(Silent):
 
 
 def harmed_files(workspace: Path) -> list[str]:
-    """Files that krepes answers for: stores, records, journals, seals, checkpoints, the report."""
+    """Files that krepes answers for: stores, records, seals, checkpoints, cache, the report."""
     private = workspace / ".krepes"
-    folders = (workspace / "audit.zarr", private / "stages", private / "checkpoints")
+    own = (private / name for name in ("stages", "checkpoints", "cache"))
+    folders = (workspace / "audit.zarr", *own)
     found = [p for folder in folders for p in folder.rglob("*") if p.is_file()]
-    found += [private / "recipe.json", private / "recipe-text.json"]
+    found += [private / name for name in ("recipe.json", "recipe-text.json", "network.json")]
     found += [workspace / name for name in ("report.html", "report.json")]
     return sorted(p.relative_to(workspace).as_posix() for p in found if p.stat().st_size)
 
@@ -116,6 +121,8 @@ def kind_of(file: str) -> str:
     name = file.rsplit("/", 1)[-1]
     if "/c/" in file:
         return "chunk"
+    if "/cache/" in file:
+        return "cache"
     return "checkpoint" if "/checkpoints/" in file else name
 
 
@@ -158,7 +165,8 @@ def plan(
                 file in batch
                 or lists
                 or (others and alone)
-                or (file in MAY_BE_ABSENT and todo[-1] is delete)
+                or (file.startswith(MAY_BE_ABSENT) and todo[-1] is delete)
+                or {f"{file}.sums", file.removesuffix(".sums")} & batch.keys()
             ):
                 turns.append(file)
             else:
@@ -196,6 +204,7 @@ def harm_batch(
 
 
 def repaired(
+    recipe: Recipe,
     sealed: Path,
     workspace: Path,
     batch: list[tuple[str, Harm]],
@@ -208,7 +217,7 @@ def repaired(
     yield from (f"{file}: not named among others" for file in harmed - found)
     yield from (f"{file}: named, and was not harmed" for file in found - harmed)
     listener = Listener()
-    summary = run(small.recipe(), workspace, Options(repair=True, workers=1), listener)
+    summary = run(recipe, workspace, Options(repair=True, workers=1), listener)
     tally.repairs += 1
     touched = {owner(file) for file in harmed} - {None}
     yield from (f"{stage}: computed again without need" for stage in set(summary.ran) - touched)
@@ -220,20 +229,28 @@ def repaired(
             if listener.missing[stage] != len(blocks[stage]):
                 yield f"{stage}: {listener.missing[stage]} blocks for {len(blocks[stage])} harmed"
     yield from differences(sealed, workspace)
+    for file in harmed:
+        if "/cache/" in file and not filecmp.cmp(sealed / file, workspace / file, shallow=False):
+            yield f"{file}: made anew, and differs"
     yield from map(str, verify_workspace(workspace).damage)
     if small.seals(workspace) != small.seals(sealed):
         yield "seals differ"
 
 
 def campaign(root: Path, flips: int, cuts: int, deletions: int, seed: int) -> Tally:
-    """Harm and repair one workspace many times."""
-    sealed, workspace, tally, draw = root / "sealed", root / "harmed", Tally(), random.Random(seed)
-    small.audit(sealed, workers=1)
-    shutil.copytree(sealed, workspace)
+    """Harm and repair two workspaces many times."""
+    tally, draw = Tally(), random.Random(seed)
     gc.freeze()  # runs look for cycles: not among the modules, each time anew
-    for batch in plan(harmed_files(sealed), {flip: flips, cut: cuts, delete: deletions}, draw):
-        blocks = harm_batch(workspace, batch, draw, tally)
-        tally.wrong += repaired(sealed, workspace, batch, blocks, tally)
+    own = Recipe.load(str(small.own_recipe(root / "recipe")))
+    for half, recipe in enumerate((small.recipe(), own)):
+        sealed, workspace = root / f"sealed-{half}", root / f"harmed-{half}"
+        run(recipe, sealed, Options(workers=1))
+        shutil.copytree(sealed, workspace)
+        harms = {flip: flips, cut: cuts, delete: deletions}
+        share = {harm: (count + half) // 2 for harm, count in harms.items()}
+        for batch in plan(harmed_files(sealed), share, draw):
+            blocks = harm_batch(workspace, batch, draw, tally)
+            tally.wrong += repaired(recipe, sealed, workspace, batch, blocks, tally)
     return tally
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import io
+import mmap
 import os
 import threading
 from collections import Counter
@@ -28,25 +30,49 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 class FailingDisk:
     """Within its context the system calls of this process on files below ``root`` can fail.
 
-    A failing write takes the first half of its bytes, as a disk that fills up does. What a memory
-    map reads cannot fail this way: there the kernel kills the process, which other tests do.
+    A failing write takes the first half of its bytes, as a disk that fills up does. A read is every
+    opening for reading, every read of an open file, every memory map, and what Arrow and
+    safetensors open and read in C++ and Rust. What a memory map reads once it is there cannot fail
+    this way: then the kernel kills the process, which other tests do.
 
     Args:
         root: folder of the disk.
         kind: which calls fail, one of ``KINDS``; others are counted only.
         at: the first call that fails, from 1; 0: none.
         lasting: whether all later calls of that kind fail too.
+        inputs: a further folder on the disk, such as that of a source.
     """
 
-    def __init__(self, root: Path, kind: str = "", at: int = 0, *, lasting: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        kind: str = "",
+        at: int = 0,
+        *,
+        lasting: bool = False,
+        inputs: Path | None = None,
+    ) -> None:
         self.root, self.kind, self.at, self.lasting = os.fspath(root), kind, at, lasting
+        self._folders = tuple(f"{folder}{os.sep}" for folder in (root, inputs) if folder)
         self.calls: Counter[str] = Counter()
         self.failed: list[str] = []
         self._lock = threading.Lock()
         self._real: dict[tuple[Any, str], Any] = {}
+        self._arrow_files: dict[int, str] = {}
 
     def __enter__(self) -> Self:
+        import pyarrow.parquet
+        import safetensors.torch
+
         self._replace(io, "open", self._open_file)
+        self._replace(builtins, "open", self._open_file)
+        for name in ("read", "pread", "preadv", "readv"):
+            self._replace(os, name, self._descriptor(os, name))
+        self._replace(mmap, "mmap", self._descriptor(mmap, "mmap"))
+        self._replace(safetensors.torch, "safe_open", self._reader(safetensors.torch, "safe_open"))
+        parquet = pyarrow.parquet.ParquetFile
+        for name in ("__init__", "read_row_group", "iter_batches"):
+            self._replace(parquet, name, self._arrow(parquet, name))
         self._replace(os, "open", self._open)
         self._replace(os, "fsync", self._fsync)
         for name in ("rename", "replace"):
@@ -97,7 +123,7 @@ class FailingDisk:
                 return None
         text = os.fspath(path)
         text = os.fsdecode(text)
-        return text if (text + os.sep).startswith(self.root + os.sep) else None
+        return text if (text + os.sep).startswith(self._folders) else None
 
     def _open(self, path: Any, flags: int, *rest: Any, **more: Any) -> int:
         if more.get("dir_fd") is None and (inside := self._inside(path)) is not None:
@@ -122,6 +148,39 @@ class FailingDisk:
             if more.get("dir_fd") is None and (inside := self._inside(path)) is not None:
                 self.check(kind, inside)
             self._real[os, name](path, *rest, **more)
+
+        return call
+
+    def _descriptor(self, module: Any, name: str) -> Callable[..., Any]:
+        """A call whose first argument is an open file; -1 for a map of no file."""
+
+        def call(descriptor: int, *rest: Any, **more: Any) -> Any:
+            if descriptor >= 0 and (inside := self._inside(descriptor)) is not None:
+                self.check("read", inside)
+            return self._real[module, name](descriptor, *rest, **more)
+
+        return call
+
+    def _reader(self, module: Any, name: str) -> Callable[..., Any]:
+        """A call of another language whose first argument is the path that it reads."""
+
+        def call(path: Any, *rest: Any, **more: Any) -> Any:
+            if (inside := self._inside(path)) is not None:
+                self.check("read", inside)
+            return self._real[module, name](path, *rest, **more)
+
+        return call
+
+    def _arrow(self, parquet: Any, name: str) -> Callable[..., Any]:
+        """A method of Arrow's reader of one file."""
+
+        def call(file: Any, *rest: Any, **more: Any) -> Any:
+            if name == "__init__" and isinstance(rest[0], str | os.PathLike):
+                self._arrow_files[id(file)] = os.fspath(rest[0])
+            path = self._arrow_files.get(id(file))
+            if path is not None and (inside := self._inside(path)) is not None:
+                self.check("read", inside)
+            return self._real[parquet, name](file, *rest, **more)
 
         return call
 

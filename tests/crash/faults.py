@@ -161,7 +161,8 @@ def campaign(
         for kind in kinds:
             first = at = draw.randint(1, every)
             while at < MOST_CALLS:
-                disk = FailingDisk(root / "failing", kind, at, lasting=lasting)
+                failing, inputs = root / "failing", ladder.folder / "recipe"
+                disk = FailingDisk(failing, kind, at, lasting=lasting, inputs=inputs)
                 if not fail_and_resume(ladder, index, disk, tally):
                     break
                 at += every

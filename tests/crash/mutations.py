@@ -89,7 +89,7 @@ MUTATIONS = (
     ),
     Mutation(
         "records are believed without their checksum",
-        "storage/files.py",
+        "signed.py",
         '    if rest[-2:] != b"}\\n" or head != b\'{"crc32c":%d\' % checksum(body):\n',
         '    if rest[-2:] != b"}\\n":\n',
         "tests/storage/test_files.py",

@@ -30,6 +30,8 @@ class Notes(Silent):
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with open_cluster(read_wish("local", None), 2, tmp_path_factory.mktemp("logs")) as cluster:
+        # Libraries are loaded by the first task: that may take longer than these tests are patient.
+        run(cluster, tmp_path_factory.mktemp("first"), str)
         yield replace(cluster, stall_seconds=2.0)
 
 
@@ -84,28 +86,25 @@ class Scripted:
         self.looks, self.restarted = list(looks), 0
         self.scheduler = self
 
-    def processing(self, workers: Any = None) -> dict[str, tuple[str, ...]]:
+    def sync(self, ask: Any, callback_timeout: float, **given: Any) -> Any:
+        return ask(**given)
+
+    def processing(self) -> dict[str, tuple[str, ...]]:
         return {"a": ("task",), "b": ()}
 
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         def facts(cpu: float) -> dict[str, Any]:
             return {"last_seen": 100.0, "metrics": {"cpu": cpu}}
 
         return {"workers": {"a": facts(self.looks[0][0]), "b": facts(0.0)}}
 
-    def call_stack(self) -> None:
-        raise AssertionError("asked through sync alone")
-
-    def sync(self, ask: Any, **given: Any) -> Any:
-        if ask == self.restart_workers:
-            assert given["workers"] == ["a"]
-            self.restarted += 1
-            return None
-        assert given["keys"] == ["task"]
+    def call_stack(self, keys: list[str]) -> dict[str, Any]:
+        assert keys == ["task"]
         return {"a": {"task": (f'  File "/x/y/z.py", line {self.looks[0][1]}, in f\n\tcode\n',)}}
 
-    def restart_workers(self) -> None:
-        raise AssertionError("asked through sync alone")
+    def restart_workers(self, workers: list[str], **given: Any) -> None:
+        assert workers == ["a"]
+        self.restarted += 1
 
 
 def looked(monkeypatch: pytest.MonkeyPatch, client: Any) -> tuple[StallWatch, list[str]]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from krepes_ooc.errors import DataError, KrepesError, SourceError, UsageError
-from krepes_ooc.network import arrayfiles, labels, rows
+from krepes_ooc.network import arrayfiles, rows
 from krepes_ooc.network.sources import Source, SourceSpec, open_source
 from krepes_ooc.network.views import Views, ViewSpec
 from krepes_ooc.settings import read_settings
@@ -169,7 +169,11 @@ def wrong_files() -> dict[str, tuple[bytes, str, dict[str, Any]]]:
         "cut.gz": (gzip.compress(body)[:100], "cannot be unpacked into the cache", {"kind": "idx"}),
         "x.npy": (b"nonsense", "x.npy: cannot be read", {}),
         "x.npz": (b"nonsense", "x.npz: cannot be read: File is not a zip file", {}),
-        "x.txt": (b"1 2", "unknown kind of array file; expected a .npy, .npz or .h5", {}),
+        "x.txt": (
+            b"1 2",
+            "unknown kind of array file; expected a .npy, .npz or .h5 file, or a .zarr folder",
+            {},
+        ),
     }
 
 
@@ -249,10 +253,10 @@ def test_the_recipe_names_the_classes(tmp_path: Path) -> None:
 
 
 def test_missing_labels_are_minus_one() -> None:
-    coded = labels.code_labels(np.asarray([[7], [-3], [10], [7]]), "t")
+    coded = arrayfiles.code_labels(np.asarray([[7], [-3], [10], [7]]), "t")
     assert coded.codes.tolist() == [0, -1, 1, 0]
     assert coded.classes == ("7", "10")
-    assert labels.code_labels(np.asarray([b"b", b"a"]), "t").classes == ("a", "b")
+    assert arrayfiles.code_labels(np.asarray([b"b", b"a"]), "t").classes == ("a", "b")
 
 
 def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from krepes_ooc.errors import DataError, SourceError
-from krepes_ooc.network import digests
+from krepes_ooc.network import cache
 from krepes_ooc.network.sources import Source, SourceSpec, open_source
 
 Image = pytest.importorskip("PIL.Image")
@@ -72,7 +72,7 @@ def test_contents_make_the_fingerprint_and_are_hashed_once(
 ) -> None:
     fill(tmp_path)
     first = opened(tmp_path).fingerprint()
-    monkeypatch.setattr(digests, "file_sha256", None)
+    monkeypatch.setattr(cache, "file_sha256", None)
     assert opened(tmp_path).fingerprint() == first
     monkeypatch.undo()
     Image.new("RGB", (6, 4)).save(tmp_path / "images" / "lone.png")

@@ -8,6 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from krepes_ooc.engine.device import HOST
 from krepes_ooc.engine.stopping import StopFlag
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.recipes import Recipe
@@ -190,7 +191,7 @@ class Readers:
 
     def __init__(self, space: Any, inputs: Any) -> None:
         self.workspace, self.inputs = space, inputs
-        self.reader, self.stop = space.reader, StopFlag()
+        self.reader, self.stop, self.device = space.reader, StopFlag(), HOST
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import zarr
 from krepes_ooc.algebra.curvature import Moments
 from krepes_ooc.algebra.objectives import OBJECTIVES, create, settings_type
 from krepes_ooc.blocks import BlockPlan
+from krepes_ooc.engine.device import HOST
 from krepes_ooc.errors import KrepesError, StageFailed, UsageError
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import Options, run
@@ -361,6 +362,7 @@ class Context:
         self.stop, self.inputs = StopFlag(), AuditInputs
         self.executor = lambda: Executor(1, self.stop)
         self.record = type("Record", (), {"partials": folder / "p", "temp": folder / "t"})
+        self.device = HOST
 
     def reader(self, name: str) -> Store:
         return self.stores[name]

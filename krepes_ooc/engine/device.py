@@ -1,0 +1,183 @@
+"""Where blocks are computed: in this process's own memory, or on a device that they are moved to.
+
+The algebra speaks the array API, so a stage asks a device for three things only: the block over
+there, the small result back, and how many rows make one matrix product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from array_api_compat import array_namespace
+
+from krepes_ooc.widen import to_float32
+
+Array = Any  # of the device's namespace
+Values = TypeVar("Values")
+Eigh = Callable[[npt.NDArray[np.float64]], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What decides between reading kernel rows and computing them again.
+
+    Args:
+        flops: float32 operations a second of a large matrix product.
+        bandwidth: bytes a second from the host's memory to the device.
+    """
+
+    flops: float
+    bandwidth: float
+
+
+class Device(Protocol):
+    """Where the arrays of a block task live.
+
+    Results are back on the host before a task ends: nothing on a device passes between tasks.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the journal adds to the numerics of the host; empty for the host itself."""
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a stage may hold there; None: those of the host's budget."""
+
+    @property
+    def tasks(self) -> int | None:
+        """Tasks that may work there at the same time; None: any number."""
+
+    @property
+    def speed(self) -> Speed | None:
+        """How fast it is; None where blocks need no transfer."""
+
+    def to(self, values: npt.NDArray[Any]) -> Array:
+        """The array over there, its dtype kept."""
+
+    def widen(self, *stored: npt.NDArray[Any]) -> Array:
+        """Rows of consecutive stored blocks over there, as one float32 array."""
+
+    def rounded(self, values: Array, dtype: str) -> Array:
+        """Float32 values as they would come back from a store of this dtype."""
+
+    def back(self, values: Array) -> Any:
+        """The array in the host's memory, when all that it depends on is computed."""
+
+    def rows(self, least: int, most: int, row_bytes: int) -> int:
+        """Rows of one matrix product.
+
+        Args:
+            least: what suits a processor's cache.
+            most: all rows at hand.
+            row_bytes: held for every row of the product.
+        """
+
+    def keep(self, key: Hashable, make: Callable[[], Array]) -> Array:
+        """What was kept under this key, else what ``make`` gives, kept until ``free``."""
+
+    def free(self) -> None:
+        """Give back what a stage leaves behind."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host itself: nothing is moved, and no bit differs from plain NumPy."""
+
+    name: str = ""
+    memory: int | None = None
+    tasks: int | None = None
+    speed: Speed | None = None
+
+    def to(self, values: npt.NDArray[Any]) -> Array:
+        """The very same array."""
+        return values
+
+    def widen(self, *stored: npt.NDArray[Any]) -> Array:
+        """As ``Device``; a single block of float32 is not copied."""
+        if len(stored) == 1:
+            return to_float32(stored[0])
+        out = np.empty((sum(map(len, stored)), *stored[0].shape[1:]), dtype=np.float32)
+        start = 0
+        for rows in stored:
+            out[start : start + len(rows)] = to_float32(rows)
+            start += len(rows)
+        return out
+
+    def rounded(self, values: Array, dtype: str) -> Array:
+        """As ``Device``."""
+        return to_float32(values.astype(dtype))
+
+    def back(self, values: Array) -> Any:
+        """The very same array, or number."""
+        return values
+
+    def rows(self, least: int, most: int, row_bytes: int) -> int:
+        """What suits the cache."""
+        return least
+
+    def keep(self, key: Hashable, make: Callable[[], Array]) -> Array:
+        """Nothing is kept: the page cache does that."""
+        return make()
+
+    def free(self) -> None:
+        """Nothing is held."""
+
+
+HOST = Host()
+
+
+def is_host(device: Device) -> bool:
+    """Whether arrays stay where they are."""
+    return device.speed is None
+
+
+def carried(device: Device, value: Values) -> Values:
+    """The same function or record, with every array that it carries moved to the device.
+
+    Arrays are looked for in the arguments of partial functions, in the fields of dataclasses and in
+    tuples, at any depth. What an ordinary function has closed over cannot be seen.
+    """
+    return value if is_host(device) else _moved(device, value)
+
+
+def _moved(device: Device, value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return device.to(value)
+    if isinstance(value, partial):
+        function, given = _moved(device, value.func), [_moved(device, one) for one in value.args]
+        named = {name: _moved(device, one) for name, one in value.keywords.items()}
+        return partial(function, *given, **named)
+    if isinstance(value, tuple) and any(_carries(one) for one in value):
+        return tuple(_moved(device, one) for one in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        found = {name: _moved(device, one) for name, one in fields.items() if _carries(one)}
+        return dataclasses.replace(value, **found) if found else value
+    return value
+
+
+def _carries(value: Any) -> bool:
+    """Whether a value may hold an array: numbers, text and plain tuples of them do not."""
+    if isinstance(value, tuple):
+        return any(_carries(one) for one in value)
+    if isinstance(value, np.ndarray | partial):
+        return True
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def eigh_on(device: Device) -> Eigh:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, computed on the device."""
+    return np.linalg.eigh if is_host(device) else partial(_eigh, device)
+
+
+def _eigh(device: Device, S: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+    there = device.to(np.ascontiguousarray(S))
+    found = array_namespace(there).linalg.eigh(there)
+    return device.back(found[0]), device.back(found[1])

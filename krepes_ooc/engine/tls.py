@@ -1,0 +1,95 @@
+"""Certificates of a cluster: connections are encrypted, and both sides show who they are."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc.errors import UsageError
+
+KEYS = ("tls_ca", "tls_cert", "tls_key")
+_ALL = ", ".join(KEYS)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Three files in PEM form; every process of the cluster must see them at these paths.
+
+    Args:
+        ca: certificate of the authority that signed all others of this cluster.
+        cert: certificate of this side.
+        key: its private key.
+    """
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    def security(self) -> Any:
+        """What Distributed is told: nobody connects without a certificate of the authority."""
+        from distributed.security import Security
+
+        return Security(  # type: ignore[no-untyped-call]
+            require_encryption=True,
+            tls_ca_file=str(self.ca),
+            **{
+                f"tls_{role}_{part}": str(file)
+                for role in ("client", "scheduler", "worker")
+                for part, file in (("cert", self.cert), ("key", self.key))
+            },
+        )
+
+
+def read_certificates(files: dict[str, str], folder: Path, where: str) -> Certificates | None:
+    """The certificates that a site file names, or None if it names none.
+
+    Args:
+        files: value of each of ``KEYS``; relative paths begin at ``folder``.
+        folder: of the site file.
+        where: the site file, for messages.
+
+    Raises:
+        UsageError: some are named and some are not, a file is missing or cannot be read, or they
+            do not belong together.
+    """
+    if not any(files.values()):
+        return None
+    if missing := [key for key in KEYS if not files[key]]:
+        raise UsageError(f"{missing[0]} is not set", where=where, expected=f"all of {_ALL}")
+    paths = {key: (folder / Path(files[key]).expanduser()).resolve() for key in KEYS}
+    for key, path in paths.items():
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise UsageError(
+                f"{key} cannot be read ({error.strerror})",
+                where=str(path),
+                expected="a file in PEM form that you may read",
+                advice=f"mend {where}",
+            ) from error
+    found = Certificates(*(paths[key] for key in KEYS))
+    _check(found, where)
+    return found
+
+
+def _check(found: Certificates, where: str) -> None:
+    try:
+        context = ssl.create_default_context(cafile=str(found.ca))
+    except (ssl.SSLError, ValueError) as error:
+        raise _unfit("tls_ca", found.ca, error, where) from error
+    try:
+        context.load_cert_chain(found.cert, found.key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        raise _unfit("tls_cert and tls_key", found.cert, error, where) from error
+
+
+def _unfit(keys: str, path: Path, error: Exception, where: str) -> UsageError:
+    reason = getattr(error, "reason", None) or str(error) or "no PEM"
+    return UsageError(
+        f"{keys} cannot be used ({str(reason).replace('_', ' ').lower()})",
+        where=str(path),
+        expected="a certificate, and the key that belongs to it, in PEM form without a password",
+        advice=f"mend {where}",
+    )

@@ -1,0 +1,75 @@
+"""A device that is not the host's, on a machine without one: array-api-strict on its fake device.
+
+Its namespace knows the array API alone, and a host array, a host number or an array of another
+device among its own is an error. A stage that passes here hides no transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import array_api_strict as strict
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.engine.device import HOST, Speed
+
+THERE, CPU = strict.Device("device1"), strict.Device("CPU_DEVICE")
+
+
+@dataclass
+class StrictDevice:
+    """Arrays of array-api-strict on ``device1``; everything that passes is counted.
+
+    Args:
+        whole: whether a product takes all rows at hand, as on a real device, or the host's.
+        memory: bytes that a stage may hold.
+        speed: what kernel rows are recomputed or streamed by.
+
+    Attributes:
+        moved: arrays that went there.
+        came: arrays that came back.
+    """
+
+    whole: bool = False
+    memory: int | None = 2**30
+    speed: Speed | None = field(default_factory=lambda: Speed(flops=1.0, bandwidth=1e12))
+    name: str = "array-api-strict"
+    tasks: int | None = 2
+    moved: int = 0
+    came: int = 0
+    freed: int = 0
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    def to(self, values: npt.NDArray[Any]) -> Any:
+        assert isinstance(values, np.ndarray), type(values)
+        self.moved += 1
+        return strict.asarray(np.array(values), device=THERE)
+
+    def widen(self, *stored: npt.NDArray[Any]) -> Any:
+        return self.to(HOST.widen(*stored))
+
+    def rounded(self, values: Any, dtype: str) -> Any:
+        return self.to(HOST.rounded(self.back(values), dtype))
+
+    def back(self, values: Any) -> Any:
+        if not isinstance(values, strict._array_object.Array):
+            assert isinstance(values, int), f"{type(values)} never went there"
+            return values
+        assert values.device == THERE
+        self.came += 1
+        return np.array(values.to_device(CPU))
+
+    def rows(self, least: int, most: int, row_bytes: int) -> int:
+        return most if self.whole else least
+
+    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def free(self) -> None:
+        self.freed += 1
+        self.kept = {}
