@@ -131,6 +131,8 @@ def _show_plan(planned: Any) -> None:
     click.echo(f"memory: {format_bytes(planned['memory']['budget'])} allowed")
     shape = planned["shape"]
     click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in shape.items()))
+    for key, text in planned["rows"].items():
+        click.echo(f"{key}: {text}")
 
 
 @click.command(short_help="Draw the report again.")

@@ -185,7 +185,7 @@ def _prefix_advice(wanted: set[str], found: set[str]) -> str:
 
 def _damaged(path: Path, error: Exception) -> NetworkError:
     return NetworkError(
-        f"cannot be read: {type(error).__name__}: {str(error)[:200]}",
+        f"cannot be read: {type(error).__name__}: {_first_sentence(error)}",
         where=str(path),
         expected="a complete checkpoint",
         advice=f"it has {path.stat().st_size} bytes, sha256 {file_sha256(path)}; copy it again",
@@ -194,3 +194,8 @@ def _damaged(path: Path, error: Exception) -> NetworkError:
 
 def _few(keys: list[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "") if keys else "none"
+
+
+def _first_sentence(error: Exception) -> str:
+    """What a library says first, without its advice."""
+    return " ".join(str(error).split()).split(". ")[0][:200]

@@ -29,6 +29,7 @@ class Subject:
         objective: the self-supervised objective in words.
         counts: what was counted, such as ``{"samples": 1797, "views": 2}``, in reading order.
         about: one line about the audit.
+        rows: what the Jacobian rows are made of and what they cost, in words by name.
     """
 
     recipe: str
@@ -37,6 +38,7 @@ class Subject:
     objective: str
     counts: Mapping[str, int] = field(default_factory=dict)
     about: str = ""
+    rows: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

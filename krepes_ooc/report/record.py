@@ -38,6 +38,7 @@ def subject_panel(audit: AuditData) -> Panel:
         ("objective", subject.objective),
         ("recipe", subject.recipe),
         *([("about", subject.about)] if subject.about else []),
+        *subject.rows.items(),
     ]
     counts = [
         element("div", element("dd", number(count)), element("dt", user_text(name)))

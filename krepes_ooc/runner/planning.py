@@ -16,6 +16,8 @@ from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import checks
 from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.stages.cost import Cost
+from krepes_ooc.stages.rowaccount import account_of, known_account
+from krepes_ooc.stages.sizing import feature_map
 from krepes_ooc.stages.tickets import StageState
 from krepes_ooc.storage.workspace import Workspace
 
@@ -54,6 +56,7 @@ def make_plan(
         shape = audit.shape(anew=states["features"].kind in ("missing", "stale"))
         costs = audit.costs(list(states.values()), shape)
         rates = calibrate(there) if timed else None
+        account = _account(audit, states["features"]) if timed else {}
         rows = [
             _row(audit, state, costs[name], budget, base)
             | {"seconds": _seconds(costs[name], budget, rates)}
@@ -63,6 +66,7 @@ def make_plan(
     sizes = {key: value for key, value in shape.to_attributes().items() if key != "plan"}
     return {
         "stages": rows,
+        "rows": account,
         "shape": {**sizes, **shape.plan.to_attributes()},
         "disk": {
             "needed": sum(row["remaining_bytes"] for row in rows) + scratch,
@@ -90,6 +94,23 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
     disk = planned["disk"]
     if disk["needed"] > disk["free"]:
         raise checks.disk_refusal(Path(workspace), disk["needed"], disk["free"])
+
+
+def _account(audit: Audit, features: StageState) -> dict[str, str]:
+    """What the rows are made of and what all of them cost, in words.
+
+    As the features were begun; else as they would be, measured on calibration samples.
+    """
+    known = known_account(audit.workspace) if features.kind in ("sealed", "begun") else None
+    if known is not None and known[1] is not None:
+        words, cost = known[0], known[1]
+    else:
+        settings = audit.recipe.settings["features"]
+        words, cost = account_of(audit.inputs, feature_map(audit.inputs, settings), settings)
+    inputs = audit.inputs
+    n_rows = inputs.source.n_samples * inputs.view_spec.count
+    total = f"; all {n_rows:,} rows: {cost.row * n_rows:,.0f} s of processor time"
+    return words | {"cost": words["cost"] + total}
 
 
 def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from krepes_ooc.stages.featurizer import (
     unscaled,
 )
 from krepes_ooc.stages.inputs import CLEAN
+from krepes_ooc.stages.rowaccount import account_of, keep_cost
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.stages.supply import (
     ComputedRows,
@@ -66,6 +67,9 @@ def run(context: StageContext) -> None:
     check_rows = inputs.order.positions(0, min(2, plan.n_samples))
     report = self_check(inputs.network, shared, inputs.encode(check_rows, CLEAN)[0])
     context.progress.note(f"self-check: {report.words}")
+    words, cost = account_of(inputs, shared, settings)
+    keep_cost(context.workspace, cost)
+    context.progress.note("; ".join(f"{key}: {text}" for key, text in words.items()))
     writer = context.workspace.writer(_spec(context, layout), context.digest)
     writer.create()
     described = shared.describe()

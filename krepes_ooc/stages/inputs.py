@@ -109,7 +109,7 @@ class AuditInputs:
 
         if settings not in self._opened:
             self._opened[settings] = open_features(
-                self.network, settings, self._calibration(), probes, self.seed
+                self.network, settings, self.calibration(), probes, self.seed
             )
         return self._opened[settings]
 
@@ -120,9 +120,10 @@ class AuditInputs:
         from krepes_ooc.network.modelspec import build_network
 
         network = freeze(build_network(self.network_spec, self.base), self.network_spec.output)
-        return open_features(network, settings, self._calibration(), seed=self.seed)
+        return open_features(network, settings, self.calibration(), seed=self.seed)
 
-    def _calibration(self) -> Rows:
+    def calibration(self) -> Rows:
+        """Network inputs [sample, ...] of the samples that scales and costs are taken from."""
         rows = self.order.positions(0, min(CALIBRATION_ROWS, self.source.n_samples))
         return self.encode(rows, 0)[0]
 

@@ -23,6 +23,7 @@ from krepes_ooc.stages.answers import (
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import Stage, StageContext
 from krepes_ooc.stages.cost import Cost
+from krepes_ooc.stages.rowaccount import known_account
 from krepes_ooc.stages.shapes import AuditShape
 from krepes_ooc.storage.files import checksum, write_atomic
 from krepes_ooc.storage.reader import StoreReader
@@ -123,6 +124,7 @@ def _subject(context: StageContext) -> report.Subject:
         source=_source_words(context),
         objective=OBJECTIVES.get(objective, objective),
         about=str(recipe.get("about", "")) if isinstance(recipe, dict) else "",
+        rows=known[0] if (known := known_account(context.workspace)) else {},
         counts={
             "samples": n,
             "views": views,
@@ -259,7 +261,7 @@ def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
 
 STAGE = Stage(
     name="report",
-    version=5,
+    version=6,
     reads=(
         "features",
         "landmarks",

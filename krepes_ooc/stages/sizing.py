@@ -47,7 +47,7 @@ def measure_shape(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShap
     if n < LEAST_SAMPLES:
         raise UsageError(f"{n} sample", where="source", expected=f"at least {LEAST_SAMPLES}")
     m = count_landmarks(settings["landmarks"], n)
-    shared = _feature_map(inputs, features)
+    shared = feature_map(inputs, features)
     width = shared.layout.n_features
     plan = choose_block_plan(
         n,
@@ -105,7 +105,7 @@ def _n_explained(settings: AuditedSettings, n: int) -> int:
     return len(settings.sample_ids) or min(settings.audit, max(1, n // 4))
 
 
-def _feature_map(inputs: AuditInputs, settings: Any) -> FeatureMap:
+def feature_map(inputs: AuditInputs, settings: Any) -> FeatureMap:
     """The feature map; untrained weights have the same shapes as trained ones.
 
     A checkpoint of the demo trainer is not asked: it may be that of another architecture.

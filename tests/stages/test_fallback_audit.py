@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from krepes_ooc.algebra import kernel
 from krepes_ooc.engine.progress import Silent
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run
+from krepes_ooc.runner import Options, make_plan, run
 from krepes_ooc.runner.audit import Audit
+from krepes_ooc.stages.inputs import CLEAN, AuditInputs
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
 
@@ -49,6 +51,10 @@ class Net(torch.nn.Module):
         return self.head(torch.stack(rows))
 """,
 }
+SLOW = {
+    "accumulating": "the whole network run again, one sample at a time (last resort, slow): taps",
+    "branching": "the whole network run again, one sample at a time (last resort, slow): ",
+}
 MAKE = """
 def net():
     torch.manual_seed(0)
@@ -57,6 +63,7 @@ def net():
 CHANGES = (
     "network.weights=factory",
     "stages.landmarks.count=16",
+    "stages.kernel.normalise=none",
     "stages.audited={audit: 12, fit: 40}",
     "stages.spectrum.components=3",
     "stages.features={block_rows: 256, forward_batch: 32, probes: 2}",
@@ -76,6 +83,7 @@ def test_the_kernel_is_exact_and_the_slow_way_is_told(tmp_path: Path, name: str)
     path = small.own_recipe(tmp_path, small.rows_csv(120))
     (tmp_path / "net.py").write_text(FACTORIES[name] + MAKE)
     recipe, heard = Recipe.load(str(path), CHANGES), Listener()
+    planned = make_plan(recipe, tmp_path / "w", Options(), timed=True)["rows"]
     summary = run(recipe, tmp_path / "w", Options(workers=2), heard)
     assert summary.left == []
     said = "is run again, one sample at a time, a pass for each sample and probe: slow"
@@ -84,6 +92,14 @@ def test_the_kernel_is_exact_and_the_slow_way_is_told(tmp_path: Path, name: str)
     features = workspace.reader("features")
     assert said in features.attributes["self_check"]["words"]
     assert said in (tmp_path / "w" / "report.html").read_text()
+    log = next(note for note in heard.notes if note.startswith("parameters: "))
+    page = (tmp_path / "w" / "report.html").read_text()
+    for told in ("; ".join(f"{key}: {text}" for key, text in planned.items()), log, page):
+        assert SLOW[name] in told
+        factor = re.search(r"of processor time a row, ([\d.,]+) times a plain forward", told)
+        assert factor is not None
+        assert float(factor[1].replace(",", "")) > 2
+        assert "2 directions in output space" in told
     inputs = Audit(recipe, workspace).inputs
     ids = features.array("sample_id")
     exact = autograd_kernel(inputs.network, inputs.encode(ids, 0)[0], features.attributes["probes"])
@@ -94,6 +110,21 @@ def test_the_kernel_is_exact_and_the_slow_way_is_told(tmp_path: Path, name: str)
     stored = kernel.unscale(features.array("values")[0].astype(float), layout)
     rounded = kernel.gram(stored, stored, layout)
     assert np.linalg.norm(rounded - exact) <= 1e-3 * np.linalg.norm(exact)
+    assert_kernel_store(workspace, inputs)
+
+
+def assert_kernel_store(workspace: Workspace, inputs: AuditInputs) -> None:
+    """The kernel on the disk, view by view, against autograd on views and landmarks."""
+    features, landmarks, store = (
+        workspace.reader(name) for name in ("features", "landmarks", "kernel")
+    )
+    chosen = inputs.encode(landmarks.array("sample_id"), CLEAN)[0]
+    for view in range(2):
+        rows = inputs.encode(store.array("sample_id"), view)[0]
+        both = np.concatenate([rows, chosen])
+        gram = autograd_kernel(inputs.network, both, features.attributes["probes"])
+        exact, found = gram[: len(rows), len(rows) :], store.whole("values")[view].astype(float)
+        assert np.linalg.norm(found - exact) <= 2e-3 * np.linalg.norm(exact)
 
 
 def autograd_kernel(network: torch.nn.Module, inputs: np.ndarray, probes: object) -> np.ndarray:

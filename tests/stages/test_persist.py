@@ -11,6 +11,7 @@ from krepes_ooc.algebra import kernel
 from krepes_ooc.algebra.condensing import CONDENSED
 from krepes_ooc.algebra.normalisation import Normalisation
 from krepes_ooc.engine.stopping import StopFlag
+from krepes_ooc.engine.wish import read_wish
 from krepes_ooc.errors import DataError, Stopped, WorkspaceError
 from krepes_ooc.layout import FeatureLayout, sketch_layout
 from krepes_ooc.recipes import Recipe
@@ -201,3 +202,20 @@ def test_a_sample_that_is_no_longer_the_same_is_named(
     with pytest.raises(DataError, match=r"k\(x, x\) is .* and was") as caught:
         audit(tmp_path, NEVER)
     assert caught.value.where.startswith("sample ")
+
+
+def test_worker_processes_give_the_same_bits(kept: Path, tmp_path: Path) -> None:
+    wish = read_wish("local", None)
+    run(recipe(NEVER), tmp_path, Options(workers=2, until="kernel", cluster=wish))
+    one, other = (Workspace(folder).reader("kernel") for folder in (kept, tmp_path))
+    assert one.whole("values").tobytes() == other.whole("values").tobytes()
+
+
+def test_shards_give_the_same_bits(kept: Path, tmp_path: Path) -> None:
+    audit(tmp_path, NEVER, until="pretrain")
+    for stage in ("features", "kernel"):
+        for number in (1, 2):
+            run(recipe(NEVER), tmp_path, Options(workers=1, only=stage, shard=(number, 2)))
+        audit(tmp_path, NEVER, until="landmarks" if stage == "features" else "kernel")
+    one, other = (Workspace(folder).reader("kernel") for folder in (kept, tmp_path))
+    assert one.whole("values").tobytes() == other.whole("values").tobytes()
