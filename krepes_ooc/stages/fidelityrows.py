@@ -159,9 +159,11 @@ def measured(measure: Callable[[], Figure], words: str = "") -> Figure:
 
 def attempt(measure: Callable[[], float]) -> float | None:
     """A control, or None where it is not defined."""
-    with undefined():
+    try:
         return measure()
-    return None
+    except StageFailed as error:
+        refuse_failing(error)
+        return None
 
 
 def curve(

@@ -82,5 +82,5 @@ def test_weights_that_cannot_be_read_are_no_figure_that_is_undefined(
         disk._folders = (f"{inputs}{os.sep}",)
         if not faults.fail_and_resume(ladder, index, disk, tally):
             break
-    assert tally.runs > 1
+    assert tally.errors["NetworkError"] == tally.runs > 0
     assert tally.wrong == []
