@@ -45,11 +45,12 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_files(folder)
     workspace = folder / "audit"
-    run(Recipe.load(str(folder / "people.yaml")), workspace, Options(workers=2))
+    recipe = Recipe.load(str(folder / "people.yaml"))
+    run(recipe, workspace, Options(workers=2))
 
     row = folder / "row.json"
     row.write_text(json.dumps({"age": 41, "hours": 38.5, "job": "baker"}))
-    for landmark in explain(workspace, file=row, top=3)[0].record()["landmarks"]:
+    for landmark in explain(workspace, file=row, top=3, recipe=recipe)[0].record()["landmarks"]:
         print(f"{landmark['score']:.2f} {landmark['values']} agrees in {landmark['agrees']}")
 
     Workspace(workspace).export("influence", folder / "influence.parquet")

@@ -19,6 +19,7 @@ from krepes_ooc.settings import read_settings, setting, unknown_key
 from krepes_ooc.stages.base import Stage
 from krepes_ooc.stages.registry import BY_NAME, STAGES
 
+OWN_CODE = "krepes_ooc.network.zoo:"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -60,6 +61,28 @@ class Recipe:
     settings: Mapping[str, Any]
     base: Path
     text: str
+
+    @property
+    def code(self) -> frozenset[str]:
+        """Python code that a run loads and that is not krepes' own, files with their folder."""
+        return self.code_of_data | self._others([self.network.factory])
+
+    @property
+    def code_of_data(self) -> frozenset[str]:
+        """What of it runs when the inputs are only compared: a factory's file is then hashed."""
+        source = self.source.factory if self.source.kind == "factory" else ""
+        place, _, _ = self.network.factory.rpartition(":")
+        package = "" if place.endswith(".py") or "." not in place else self.network.factory
+        return self._others([source, self.views.function, package])
+
+    def _others(self, names: Iterable[str]) -> frozenset[str]:
+        return frozenset(self._whole(n) for n in names if n and not n.startswith(OWN_CODE))
+
+    def _whole(self, name: str) -> str:
+        place, _, function = name.rpartition(":")
+        if not place.endswith(".py"):
+            return name
+        return f"{(self.base / place).resolve()}:{function}"
 
     @classmethod
     def load(cls, name: str, overrides: Iterable[str] = ()) -> Recipe:

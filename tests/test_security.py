@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from krepes_ooc.errors import KrepesError, printable
+from krepes_ooc.storage.files import sign_json
 from tests import small
 
 RAN = "code-ran"
@@ -138,3 +140,184 @@ def test_workspace_somebody_sent(capsys: Any, tmp_path: Path) -> None:
     assert told.code == 4
     assert "a symbolic link" in told.line
     assert list(outside.iterdir()) == []
+
+
+# --- a workspace that somebody sent, opened by every command that looks at one -------------------
+
+LOOKS = (
+    ("status",),
+    ("verify",),
+    ("explain", "--sample", "3"),
+    ("explain", "--sample", "299"),
+    ("explain", "--input", "new.csv"),
+    ("report", "--quiet"),
+    ("export", "--store", "influence", "--format", "csv", "--out", "influence.csv"),
+    ("export", "--store", "landmarks", "--format", "netcdf", "--out", "landmarks.nc"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace as its sender has it, beside the files of its recipe."""
+    from krepes_ooc.recipes import Recipe
+    from krepes_ooc.runner import Options, run
+
+    folder = tmp_path_factory.mktemp("sender")
+    run(Recipe.load(str(small.own_recipe(folder))), folder / "w", Options(workers=2))
+    return folder
+
+
+@pytest.fixture
+def sent(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(finished / "w", tmp_path / "sent")
+    (tmp_path / "new.csv").write_text("a,b,c,town\n1,2,3,x\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "sent"
+
+
+def look(capsys: Any, sent: Path, given: tuple[str, ...]) -> small.Outcome:
+    """One command on what was sent; it ends in one line, or shows what it found."""
+    outcome = small.krepes(capsys, given[0], "-w", str(sent), *given[1:])
+    assert outcome.code in (0, 1, 2, 4, 5), outcome
+    if outcome.err:
+        assert "unexpected" not in outcome.line
+        assert "Traceback" not in outcome.err
+    return outcome
+
+
+def say(sent: Path, text: str) -> None:
+    """Let the recorded recipe of a workspace say something else, with the right checksum."""
+    path = sent / ".krepes/recipe-text.json"
+    path.write_bytes(sign_json({"text": text, "base": str(sent.parent)}))
+
+
+CODE = f"""
+import os
+os.mkdir({RAN!r})
+def anything(*given, **more):
+    raise SystemExit
+"""
+NAMED = {
+    "network": small.OWN.replace("net.py:net", "evil.py:anything"),
+    "source": "recipe: own\nsource: {kind: factory, factory: 'evil.py:anything'}\n"
+    "network: {factory: 'net.py:net', weights: weights.safetensors}\n",
+    "view": small.OWN + "views: {function: 'evil.py:anything'}\n",
+    "module": f"recipe: own\nsource: {{kind: factory, factory: 'os:mkdir', "
+    f"arguments: {{path: {RAN}}}}}\nnetwork: {{factory: 'os:mkdir', weights: pretrain}}\n",
+    "package": small.OWN.replace("net.py:net", "evilpackage.part:net"),
+}
+
+
+@pytest.mark.parametrize("place", NAMED)
+def test_looking_at_a_workspace_runs_no_code_that_it_names(
+    capsys: Any, sent: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sent.parent / "evil.py").write_text(CODE)
+    (sent.parent / "evilpackage").mkdir()
+    (sent.parent / "evilpackage/__init__.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(sent.parent))
+    say(sent, NAMED[place])
+    for given in LOOKS:
+        told = look(capsys, sent, given)
+        assert not (sent.parent / RAN).exists(), given
+        if given[0] == "report":
+            assert told.code == 2
+            assert "names code" in told.line
+            assert "if you trust it, name the recipe beside --workspace" in told.line
+
+
+def test_code_that_the_user_names_runs(capsys: Any, finished: Path, sent: Path) -> None:
+    given = ("explain", str(finished / "own.yaml"), "-w", str(sent), "--input", "new.csv")
+    assert small.krepes(capsys, *given).code == 0
+    other = small.own_recipe(sent.parent / "other")
+    told = small.krepes(capsys, "explain", str(other), *given[2:])
+    assert told.code == 2
+    assert f"names code, {finished / 'net.py:net'}" in told.line
+
+
+def link(path: Path, outside: Path) -> None:
+    """Put what is at a path elsewhere, and a link in its place."""
+    shutil.move(path, outside / "moved")
+    path.symlink_to(outside / "moved")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "audit.zarr",
+        "audit.zarr/influence",
+        "audit.zarr/influence/score",
+        "audit.zarr/influence/score/c/0/0",
+        ".krepes/stages",
+        ".krepes/stages/report",
+        ".krepes/cache",
+        ".krepes/runs",
+        ".krepes/temp",
+        "report.html",
+    ],
+)
+def test_links_in_a_workspace_that_was_sent(
+    capsys: Any, finished: Path, sent: Path, place: str
+) -> None:
+    """Nothing is written through a link, whatever a command reads."""
+    outside = sent.parent / "outside"
+    outside.mkdir()
+    link(sent / place, outside)
+    before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    for given in LOOKS:
+        look(capsys, sent, given)
+    own = str(finished / "own.yaml")
+    for extra in ((), ("--repair",), ("--restart-stale", "--set", "stages.influence.top=5")):
+        outcome = small.krepes(capsys, "run", own, "-w", str(sent), "--quiet", *extra)
+        assert outcome.code in (0, 1, 2, 4, 5), outcome
+    assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("store", ["influence", "landmarks", "newton", "audited", "kernel"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shape", [2**52] * 2),
+        ("data_type", "object"),
+        ("attributes", {"kinds": "x" * 10_000_000}),
+        ("codecs", [{"name": "numcodecs.pickle"}]),
+    ],
+)
+def test_absurd_metadata_in_a_workspace_that_was_sent(
+    capsys: Any, sent: Path, store: str, key: str, value: Any
+) -> None:
+    """One line or what is whole, in a bounded memory; the seal says that it was changed."""
+    import tracemalloc
+
+    arrays = sorted((sent / "audit.zarr" / store).glob("*/zarr.json"))
+    for document in arrays[:3]:
+        found = json.loads(document.read_text())
+        document.write_text(json.dumps(found | {key: value}))
+    tracemalloc.start()
+    try:
+        for given in LOOKS:
+            told = look(capsys, sent, given)
+            if given[0] == "verify":
+                assert told.code == 5
+                assert f"{store}: {arrays[0].parent.name}/zarr.json" in told.out
+        assert tracemalloc.get_traced_memory()[1] < 500 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def test_script_in_names_labels_and_texts_through_a_whole_run(capsys: Any, tmp_path: Path) -> None:
+    """A column, its categories and the labels are scripts; the page holds only its own."""
+    table = small.rows_csv().replace("town", f"town{SCRIPT}", 1)
+    table = table.replace(",x,", f",{SCRIPT}x,").replace(",p\n", f",{SCRIPT}p\n")
+    small.own_recipe(tmp_path, table)
+    outcome = go(capsys, tmp_path)
+    assert outcome.code == 0, outcome.err
+    html = (tmp_path / "w/report.html").read_text()
+    assert html.lower().count("<script") == 2
+    assert "<img src=x" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    told = small.krepes(capsys, "status", "-w", str(tmp_path / "w"))
+    assert told.code == 0

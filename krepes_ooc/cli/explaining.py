@@ -49,7 +49,7 @@ def explain(
     """
     from krepes_ooc.runner.explaining import explain as explained
 
-    found = explained(which(recipe, workspace), sample=sample, file=file, top=top)
+    found = explained(which(recipe, workspace), sample=sample, file=file, top=top, recipe=recipe)
     if png is not None:
         _write_card(found, png)
     if as_json:

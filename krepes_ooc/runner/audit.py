@@ -10,7 +10,7 @@ from pathlib import Path
 
 from krepes_ooc.engine.device import Device
 from krepes_ooc.engine.wish import Wish
-from krepes_ooc.errors import DamageError, WorkspaceError
+from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.stages.base import Stage, cost_of
 from krepes_ooc.stages.cost import Cost
@@ -152,3 +152,33 @@ def recorded_recipe(root: Path | str, overrides: tuple[str, ...] = ()) -> Recipe
 
 def _remembered(workspace: Workspace) -> Path:
     return workspace.private / "recipe-text.json"
+
+
+def trusted_recipe(
+    root: Path | str, overrides: tuple[str, ...] = (), named: Recipe | str | None = None
+) -> Recipe:
+    """The recipe that was last run in a workspace, if the user vouches for the code that it names.
+
+    Somebody may have sent the workspace: code runs only if a recipe that the user named names it.
+
+    Args:
+        root: the workspace.
+        overrides: as ``--set``.
+        named: recipe that the user named: itself, its name or its file.
+
+    Raises:
+        UsageError: it names other code.
+        WorkspaceError: none is recorded there.
+        RecipeError: this version of krepes does not know one of its keys.
+    """
+    recipe = recorded_recipe(root, overrides)
+    known = Recipe.load(named) if isinstance(named, str) else named
+    strange = recipe.code - (known.code if known is not None else frozenset())
+    if strange:
+        raise UsageError(
+            f"the recipe that is recorded there names code, {min(strange)}",
+            where=str(root),
+            expected="code that you vouch for",
+            advice="if you trust it, name the recipe beside --workspace",
+        )
+    return recipe

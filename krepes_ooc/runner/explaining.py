@@ -6,7 +6,7 @@ explains as fast as one of a thousand, and without its features and kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy.typing as npt
 from krepes_ooc import report
 from krepes_ooc.algebra import influence
 from krepes_ooc.algebra.kernel import self_kernel
-from krepes_ooc.errors import UsageError, WorkspaceError
-from krepes_ooc.runner.audit import Audit, recorded_recipe
+from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
+from krepes_ooc.recipes import Recipe
+from krepes_ooc.runner.audit import Audit, trusted_recipe
 from krepes_ooc.settings import read_settings
 from krepes_ooc.stages.featurizer import FeaturesSettings, unscaled
 from krepes_ooc.stages.influence import PUSHED, shown_scorer
@@ -27,6 +28,7 @@ from krepes_ooc.stages.kernel import LandmarkKernel, read_landmark_kernel
 from krepes_ooc.stages.report import seen, shown_column
 from krepes_ooc.stages.samples import picture
 from krepes_ooc.storage.reader import StoreReader
+from krepes_ooc.storage.verify import document_damage
 from krepes_ooc.storage.workspace import Workspace
 
 NEEDED = ("landmarks", "spectrum", "newton", "influence")
@@ -42,6 +44,7 @@ def explain(
     sample: int | None = None,
     file: Path | str | None = None,
     top: int | None = None,
+    recipe: Recipe | str | None = None,
 ) -> list[report.Explained]:
     """Explain one sample of the source, or the new samples of a file.
 
@@ -50,35 +53,39 @@ def explain(
         sample: position in the source.
         file: new samples instead, in the form of the source.
         top: landmarks to rank; default as many as the audit keeps.
+        recipe: the recipe, its name or its file, if it names code that a new sample needs.
 
     Raises:
         UsageError: neither or both are given; or as ``explain_sample`` and ``explain_input``.
         WorkspaceError: the audit has not got that far, or its recipe is stale.
     """
     if sample is not None and file is None:
-        return [explain_sample(workspace, sample, top)]
+        return [explain_sample(workspace, sample, top, recipe)]
     if file is not None and sample is None:
-        return explain_input(workspace, file, top)
+        return explain_input(workspace, file, top, recipe)
     raise UsageError(
         "no sample was named" if sample is None else "a sample and a file were named",
         expected="one of --sample NUMBER and --input FILE",
     )
 
 
-def explain_sample(workspace: Path | str, sample: int, top: int | None = None) -> report.Explained:
+def explain_sample(
+    workspace: Path | str, sample: int, top: int | None = None, recipe: Recipe | str | None = None
+) -> report.Explained:
     """Explain the sample at one position of the source.
 
     Args:
         workspace: folder of the audit.
         sample: position in the source; an audited one is read, another goes through the network.
         top: landmarks to rank; default as many as the audit keeps.
+        recipe: as ``explain``.
 
     Raises:
-        UsageError: the source has no such sample.
+        UsageError: the source has no such sample, or the recorded recipe names other code.
         WorkspaceError: the audit has not got that far, or its recipe is stale.
         SourceError: the source is needed and cannot be opened.
     """
-    explainer = _Explainer(Workspace(workspace))
+    explainer = _Explainer(Workspace(workspace), recipe)
     audited = explainer.reader("audited")
     here = np.flatnonzero(audited.array("sample_id") == sample)
     if here.size:
@@ -96,19 +103,23 @@ def explain_sample(workspace: Path | str, sample: int, top: int | None = None) -
 
 
 def explain_input(
-    workspace: Path | str, path: Path | str, top: int | None = None
+    workspace: Path | str,
+    path: Path | str,
+    top: int | None = None,
+    recipe: Recipe | str | None = None,
 ) -> list[report.Explained]:
     """Explain new samples that are read from a file; see ``read_new_samples``.
 
     Raises:
-        UsageError: a file that the source's kind does not take, or too many samples in it.
+        UsageError: a file that the source's kind does not take, or too many samples in it; or the
+            recorded recipe names code that ``recipe`` does not.
         DataError: the file holds what the network cannot be shown.
         WorkspaceError: the audit has not got that far, or its recipe is stale.
         SourceError: the source, which says how a sample is encoded, cannot be opened.
     """
     from krepes_ooc.network.newsamples import read_new_samples
 
-    explainer = _Explainer(Workspace(workspace))
+    explainer = _Explainer(Workspace(workspace), recipe)
     inputs = explainer.audit.inputs
     given = read_new_samples(inputs.source, inputs.source_spec, Path(path))
     if len(given.raw) > MOST_SAMPLES:
@@ -121,23 +132,37 @@ def explain_input(
 
 @dataclass(frozen=True)
 class _Explainer:
-    """What explaining needs of one workspace, opened on first use."""
+    """What explaining needs of one workspace, opened on first use.
+
+    Args:
+        workspace: of the audit.
+        recipe: whose code may run, beside that of krepes.
+    """
 
     workspace: Workspace
+    recipe: Recipe | str | None = None
+    _sound: set[str] = field(default_factory=set)
 
     def reader(self, store: str) -> StoreReader:
         """The reader of a sealed store.
 
         Raises:
             WorkspaceError: it is not sealed.
+            DamageError: its documents are not those that were sealed.
         """
-        if not self.workspace.record(store, store).is_sealed():
+        record = self.workspace.record(store, store)
+        if store in self._sound:
+            return self.workspace.reader(store)
+        if (seal := record.seal()) is None:
             raise WorkspaceError(
                 f"stage {store} is not sealed",
                 where=str(self.workspace.root),
                 expected="an audit that has influence",
                 advice="krepes run with the same recipe computes what is missing",
             )
+        if harmed := document_damage(record, seal):
+            raise DamageError(harmed, expected="what was written", advice="`krepes run --repair`")
+        self._sound.add(store)
         return self.workspace.reader(store)
 
     @cached_property
@@ -145,9 +170,11 @@ class _Explainer:
         """The recipe that was run here, none of its stages stale.
 
         Raises:
+            UsageError: it names code that the user has not named.
             WorkspaceError: the recipe is unknown, or source, network or settings have changed.
         """
-        audit = Audit(recorded_recipe(self.workspace.root), self.workspace)
+        trusted = trusted_recipe(self.workspace.root, named=self.recipe)
+        audit = Audit(trusted, self.workspace)
         for name, state in audit.states().items():
             if name in NEEDED and state.kind != "sealed":
                 raise WorkspaceError(

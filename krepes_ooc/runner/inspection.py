@@ -37,6 +37,11 @@ def read_status(
     space, note = Workspace(workspace), ""
     recipe = Recipe.load(name, overrides) if name else remembered_recipe(space, overrides)
     rows = []
+    if recipe is not None and name is None and recipe.code_of_data:
+        # Somebody may have sent the workspace: looking at it runs no code that it names.
+        code = min(recipe.code_of_data)
+        note = f"shown without comparison: its recipe, which you have not named, names code, {code}"
+        recipe = None
     if recipe is not None:
         checks.refuse_other_recipe(space, recipe.name)
         try:

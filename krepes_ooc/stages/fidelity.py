@@ -7,7 +7,6 @@ of landmarks, coverage of classes and Precision@1.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,6 @@ import numpy.typing as npt
 
 from krepes_ooc.algebra.span import Span
 from krepes_ooc.engine.budget import Need
-from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import setting
 from krepes_ooc.stages import labelfree
 from krepes_ooc.stages.audited import ROLES
@@ -39,6 +37,7 @@ from krepes_ooc.stages.fidelityrows import (
     audited_rows,
     landmark_rows,
     measured,
+    undefined,
 )
 from krepes_ooc.stages.narrower import Narrow, narrow_audits
 from krepes_ooc.stages.nearest import Nearest
@@ -212,14 +211,14 @@ def _curves(data: _Measured) -> dict[str, Any]:
             kernel.info("values").dtype.name,
         )
     }
-    with contextlib.suppress(StageFailed):
+    with undefined():
         spans |= {AUDIT_ROWS: data.uniform.own, UNIFORM: data.uniform.uniform}
     found: dict[str, Any] = {"spectral_entropy": entropy_curve(context.reader("newton"), spectrum)}
     found |= landmark_curves(spans, data.seed)
-    with contextlib.suppress(StageFailed):  # the figures say why
+    with undefined():  # the figures say why
         found["ceiling_over_components"] = ceiling_curve(data.fit, data.held, data.narrow)
     if data.has_labels:
-        with contextlib.suppress(StageFailed):
+        with undefined():
             found |= data.probes.over_components(data.narrow)
     return found
 

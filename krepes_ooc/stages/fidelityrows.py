@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.errors import StageFailed
+from krepes_ooc.errors import NetworkError, StageFailed
 from krepes_ooc.stages.audited import ROLES
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.featurizer import open_featurizer
@@ -123,11 +124,35 @@ def figure(
     }
 
 
+@contextlib.contextmanager
+def undefined() -> Iterator[None]:
+    """Pass over what is not defined here; what cannot be read is no such thing, and is raised.
+
+    Raises:
+        StageFailed: the network cannot be loaded, or a disk fails.
+    """
+    try:
+        yield
+    except StageFailed as error:
+        refuse_failing(error)
+
+
+def refuse_failing(error: StageFailed) -> None:
+    """Raise an error again that says nothing of the data: another run would give another result.
+
+    Raises:
+        StageFailed: the network cannot be loaded, or a disk fails.
+    """
+    if isinstance(error, NetworkError) or isinstance(error.__cause__, OSError):
+        raise error
+
+
 def measured(measure: Callable[[], Figure], words: str = "") -> Figure:
     """A figure, or why it is not defined here: a reduced result, never a silent NaN."""
     try:
         return measure()
     except StageFailed as error:
+        refuse_failing(error)
         nothing: Figure = {"controls": {}, "order": [], "interval": None}
         return {"value": None, "words": words, "note": str(error), **nothing}
 
@@ -136,7 +161,8 @@ def attempt(measure: Callable[[], float]) -> float | None:
     """A control, or None where it is not defined."""
     try:
         return measure()
-    except StageFailed:
+    except StageFailed as error:
+        refuse_failing(error)
         return None
 
 

@@ -7,7 +7,6 @@ kernel rows, the ridge ceiling, and as controls the raw inputs and random Fourie
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from krepes_ooc import counter
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.fidelityrows import Figure, Rows, curve, figure
+from krepes_ooc.stages.fidelityrows import Figure, Rows, curve, figure, undefined
 from krepes_ooc.stages.narrower import Narrow, streamed_note
 
 OTHER_STRENGTH = 0.1
@@ -190,7 +189,7 @@ def open_probes(
         "kernel rows": (fit.kernel, held.kernel),
         "ridge ceiling": (ceiling.predict(fit.kernel), ceiling.predict(held.kernel)),
     }
-    with contextlib.suppress(StageFailed):  # too few fit samples to draw them from
+    with undefined():  # too few fit samples to draw them from
         rows = uniform()
         spaces[UNIFORM] = _cut(rows[0], known[0]), _cut(rows[1], known[1])
     if fit.converged is not None and held.converged is not None:

@@ -16,6 +16,7 @@ from krepes_ooc.storage.metadata import DOCUMENT, FORMAT, read_document, write_r
 from krepes_ooc.storage.reader import StoreReader
 from krepes_ooc.storage.records import StageRecord, remove
 from krepes_ooc.storage.register import list_sealed, read_register, write_register
+from krepes_ooc.storage.verify import document_damage
 from krepes_ooc.storage.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ class Workspace:
     def __getitem__(self, store: str) -> xarray.Dataset:
         if store not in self.stores():
             raise KeyError(f"no store {store!r} in {self.audit}; found: {', '.join(self.stores())}")
-        if self.record(load_contract(store).writer, store).seal() is None:
+        record = self.record(load_contract(store).writer, store)
+        if (seal := record.seal()) is None:
             raise WorkspaceError(
                 f"store {store!r} is not sealed: rows that are missing would read as NaN",
                 where=str(self.audit / store),
                 expected="a sealed store",
                 advice="run the recipe to its end; `krepes status` shows what is missing",
             )
+        if harmed := document_damage(record, seal):
+            raise DamageError(harmed, expected="what was written", advice="`krepes run --repair`")
         import xarray
 
         reader = self.reader(store)

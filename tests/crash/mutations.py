@@ -95,6 +95,13 @@ MUTATIONS = (
         "tests/storage/test_files.py",
     ),
     Mutation(
+        "the cache is believed without its checksums",
+        "network/cache.py",
+        "        if len(found) == wanted and checksum(found) == self.sums[piece]:",
+        "        if True:",
+        "tests/network/test_cache.py",
+    ),
+    Mutation(
         "sizes are trusted after a reboot",
         "storage/records.py",
         "trust_size=bool(boot) and unit.boot == boot",
@@ -107,6 +114,13 @@ MUTATIONS = (
         '            "settings": to_mapping(self.settings[stage.name]),\n',
         '            "settings": {},\n',
         "tests/runner/test_staleness.py",
+    ),
+    Mutation(
+        "code that a workspace names is run",
+        "runner/audit.py",
+        "    if strange:",
+        "    if False:",
+        "tests/test_security.py -k runs_no_code",
     ),
     Mutation(
         "the digest of a store is not compared",

@@ -69,3 +69,18 @@ def test_failing_disk(tmp_path: Path) -> None:
         with FailingDisk(tmp_path / "in", kind, 1), pytest.raises(OSError, match=r"No space|Input"):
             work()
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a", "b", "c"]
+
+
+def test_weights_that_cannot_be_read_are_no_figure_that_is_undefined(
+    ladder: faults.Ladder, tmp_path: Path
+) -> None:
+    """Fidelity leaves out what is not defined; a failing disk ends it instead."""
+    tally, index = faults.Tally(), ladder.names.index("fidelity")
+    inputs = ladder.folder / "recipe/weights.safetensors"
+    for at in range(1, 9):
+        disk = FailingDisk(tmp_path / "failing", "read", at, inputs=inputs)
+        disk._folders = (f"{inputs}{os.sep}",)
+        if not faults.fail_and_resume(ladder, index, disk, tally):
+            break
+    assert tally.errors["NetworkError"] == tally.runs > 0
+    assert tally.wrong == []

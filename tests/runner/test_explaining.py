@@ -44,6 +44,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def named(own: Path) -> str:
+    return str(own / "files" / "own.yaml")
+
+
 def audited(workspace: Path) -> list[int]:
     return [int(i) for i in Workspace(workspace).reader("audited").array("sample_id")]
 
@@ -102,7 +106,10 @@ def test_table_rows_and_agreeing_columns(own: Path) -> None:
     path = own / "row.json"
     numbers = {key: float(value) for key, value in given.items() if key in "abc"}
     path.write_text(json.dumps(given | numbers))
-    stored, new = explain_sample(workspace, sample), explain_input(workspace, path)[0]
+    stored, new = (
+        explain_sample(workspace, sample),
+        explain_input(workspace, path, recipe=named(own))[0],
+    )
     same(stored, new)
     record = new.record()
     assert record["class"] == given["kind"]
@@ -184,11 +191,11 @@ def test_what_cannot_be_explained(digits: Path, own: Path, tmp_path: Path) -> No
 def test_changed_weights_are_named(own: Path, tmp_path: Path) -> None:
     path = tmp_path / "row.json"
     path.write_text('{"a": 1, "b": 2, "c": 3, "town": "x"}')
-    assert explain_input(own / "w", path)
+    assert explain_input(own / "w", path, recipe=named(own))
     small.write_weights(own / "files", scale=2.0)
     try:
         with pytest.raises(WorkspaceError, match=r"stage landmarks is stale: network\.weights"):
-            explain_input(own / "w", path)
+            explain_input(own / "w", path, recipe=named(own))
     finally:
         small.write_weights(own / "files", scale=1.0)
 
@@ -220,7 +227,7 @@ def test_command_that_cannot_be(capsys: Any, digits: Path, own: Path, tmp_path: 
     assert (neither.code, "one of --sample NUMBER and --input FILE" in neither.line) == (2, True)
     rows = tmp_path / "rows.csv"
     rows.write_text("a,b,c,town\n1,2,3,x\n3,4,5,y\n")
-    given = ("explain", "-w", str(own / "w"), "--input", str(rows), "--png")
+    given = ("explain", named(own), "-w", str(own / "w"), "--input", str(rows), "--png")
     several = small.krepes(capsys, *given, str(tmp_path / "c.png"))
     assert (several.code, "2 samples; expected one" in several.line) == (2, True)
     folder = small.krepes(capsys, *w, "--sample", "1", "--png", str(tmp_path))
