@@ -50,8 +50,14 @@ class Case:
         return [part for text in self.sets for part in ("--set", text)]
 
     def fresh(self, scenario: str) -> Path:
+        """A workspace in which the network is trained, which runs on one thread, and no more."""
+        trained = self.folder / f"{self.name}-trained"
+        if not (trained / ".krepes/stages/pretrain/seal.json").exists():
+            shutil.rmtree(trained, ignore_errors=True)
+            self.run(trained, "--until", "pretrain")
         workspace = self.folder / f"{self.name}-{scenario}"
         shutil.rmtree(workspace, ignore_errors=True)
+        shutil.copytree(trained, workspace)
         return workspace
 
     def command(self, workspace: Path, *more: str) -> list[str]:
