@@ -79,14 +79,14 @@ def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
     queue: Path, desk: Desk, tmp_path: Path
 ):
     def task(index: int) -> int:
-        time.sleep(0.3)
+        time.sleep(0.4)
         return index * index
 
-    site = Site("slurm", jobs=1, walltime="00:00:40", patience=60)
-    assert site.lifetime_seconds == (8, 2)
+    site = Site("slurm", jobs=1, walltime="00:01:00", patience=60)
+    assert site.lifetime_seconds == (27, 3)
     with open_cluster(Wish("site", site=site), 1, tmp_path / "logs") as cluster:
-        found = list(Spread(1, crowd=cluster, desk=desk).map(task, range(48)))
-    assert found == [i * i for i in range(48)]
+        found = list(Spread(1, crowd=cluster, desk=desk).map(task, range(96)))
+    assert found == [i * i for i in range(96)]
     assert len(jobs_of(queue)) >= 2
 
 
