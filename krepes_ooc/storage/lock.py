@@ -20,7 +20,7 @@ from krepes_ooc.storage.files import boot_id, disk_errors
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 120.0
 PATIENCE_SECONDS = 0.5
-# What a file system without locks says to flock: the lease, a file made by one alone, decides there.
+# What a file system without locks says to flock: there the lease decides alone.
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 Lease = dict[str, Any]
 
