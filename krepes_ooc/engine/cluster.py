@@ -87,10 +87,10 @@ class Cluster:
 
     def _result(self, future: Any, stalls: StallWatch) -> Part | None:
         """A finished result; None if the worker that holds it does not hand it over."""
-        with self._told():
-            if future.status == "cancelled":
-                raise _lost()
-            failed = future.status == "error"
+        if future.status == "cancelled":
+            raise _lost()
+        failed = future.status == "error"
+        with self._told(), contextlib.nullcontext() if failed else _connections():
             try:
                 part: Part = future.result(timeout=stalls.hand_over_seconds)
             except TimeoutError:
@@ -109,7 +109,7 @@ class Cluster:
         Raises:
             Stopped: it does not answer.
         """
-        with self._told():
+        with self._told(), _connections():
             return self.client.sync(what, callback_timeout=SCHEDULER_SECONDS, **given)
 
     def _look_after(self) -> None:
@@ -177,6 +177,17 @@ class Cluster:
 def _is_done(future: Any) -> bool:
     """Whether there is a result or an error; what is lost with its worker is computed again."""
     return future.status not in ("pending", "lost")
+
+
+@contextlib.contextmanager
+def _connections() -> Iterator[None]:
+    """Distributed says OSError when nobody answers a call for a connection; no task runs here."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise _lost() from error
 
 
 def _lost() -> Stopped:

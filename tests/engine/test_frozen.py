@@ -144,6 +144,17 @@ def test_a_suspended_job_is_struck_off_and_the_others_go_on(desk: Desk, tmp_path
         assert len(cluster.client.nthreads()) == 1
 
 
+def test_a_connection_that_nobody_accepts_is_a_lost_scheduler(
+    crowd: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Timed out trying to connect to tcp://127.0.0.1:1 after 10 s")
+
+    monkeypatch.setattr(crowd.client, "sync", refuse)
+    with pytest.raises(Stopped, match="the scheduler is lost; nothing is lost on disk: run"):
+        crowd._look_after()
+
+
 def test_a_frozen_scheduler_is_a_lost_one(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.slurm.commands import KREPES, ROOT, WAIT
@@ -15,11 +15,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.bootstrap import bootstrap
 from tests.crash.compare import differences
 
-# An objective that streams the kernel, and many small steps: long enough to meet a walltime.
-LONG = (
-    "stages.newton.objective=simclr",
-    "stages.newton.tolerance=1e-12",
-)
+STREAMED = "stages.newton.objective=simclr"
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,7 @@ class Case:
         sets: overrides.
         folder: for workspaces.
         max_time: of one job in the scenario that requeues itself.
+        long: overrides that make it long enough to meet a walltime: the kernel is streamed.
     """
 
     name: str
@@ -39,11 +36,11 @@ class Case:
     sets: tuple[str, ...]
     folder: Path
     max_time: str
+    long: tuple[str, ...]
 
-    def longer(self, *more: str) -> Case:
+    def longer(self) -> Case:
         """The same audit with an objective that takes minutes on workers."""
-        sets = (*self.sets, *LONG, *more)
-        return Case(f"{self.name}-long", self.recipe, sets, self.folder, self.max_time)
+        return replace(self, name=f"{self.name}-long", sets=(*self.sets, *self.long))
 
     @property
     def options(self) -> list[str]:
@@ -93,7 +90,7 @@ class Case:
 
 
 def digits(folder: Path) -> Case:
-    return Case("digits", "digits", (), folder, "15s")
+    return Case("digits", "digits", (), folder, "15s", (STREAMED, "stages.newton.tolerance=1e-12"))
 
 
 def adult(folder: Path, table: Path, samples: int) -> Case:
@@ -108,4 +105,4 @@ def adult(folder: Path, table: Path, samples: int) -> Case:
         "stages.audited.audit=200",
         "stages.audited.fit=1000",
     )
-    return Case(f"adult-{samples}", "adult", sets, folder, "20s")
+    return Case(f"adult-{samples}", "adult", sets, folder, "20s", (STREAMED,))

@@ -33,6 +33,7 @@ def local(case: Case) -> str:
 
 def killed(case: Case) -> str:
     """A worker job whose processes are killed, as by a node that fails, and replaced."""
+    case = case.longer()
     with Watch() as jobs:
         workspace, run = on_slurm(case, "killed")
         victim = busy(jobs, workspace, run)
