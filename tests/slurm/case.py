@@ -105,4 +105,4 @@ def adult(folder: Path, table: Path, samples: int) -> Case:
         "stages.audited.audit=200",
         "stages.audited.fit=1000",
     )
-    return Case(f"adult-{samples}", "adult", sets, folder, "20s", (STREAMED,))
+    return Case(f"adult-{samples}", "adult", sets, folder, "12s", (STREAMED,))
