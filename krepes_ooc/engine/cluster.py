@@ -72,7 +72,8 @@ class Cluster:
                 for name in [name for name in waiting if _is_done(waiting[name])]:
                     part = self._result(waiting[name], stalls)
                     if part is not None:
-                        del waiting[name]
+                        # What is here need not be computed again when its worker leaves.
+                        waiting.pop(name).release()
                         moved = True
                         yield name, part
                         stalls.moved()

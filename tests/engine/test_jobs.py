@@ -80,6 +80,8 @@ def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
 ):
     def task(index: int) -> int:
         time.sleep(0.4)
+        with (tmp_path / "done").open("a") as file:
+            file.write("x")
         return index * index
 
     site = Site("slurm", jobs=1, walltime="00:01:00", patience=60)
@@ -88,6 +90,9 @@ def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
         found = list(Spread(1, crowd=cluster, desk=desk).map(task, range(96)))
     assert found == [i * i for i in range(96)]
     assert len(jobs_of(queue)) >= 2
+    # Eight items make a task: those of the task in hand are done again, what was handed over is not.
+    again = (tmp_path / "done").stat().st_size - 96
+    assert again < 8 * len(jobs_of(queue))
 
 
 def test_a_queue_that_gives_no_job_ends_the_patience(queue: Path, desk: Desk, tmp_path: Path):
