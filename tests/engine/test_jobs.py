@@ -90,7 +90,7 @@ def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
         found = list(Spread(1, crowd=cluster, desk=desk).map(task, range(96)))
     assert found == [i * i for i in range(96)]
     assert len(jobs_of(queue)) >= 2
-    # Eight items make a task: those of the task in hand are done again, what was handed over is not.
+    # Eight items make a task: the one in hand is done again, what was handed over is not.
     again = (tmp_path / "done").stat().st_size - 96
     assert again < 8 * len(jobs_of(queue))
 
