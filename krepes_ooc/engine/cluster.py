@@ -6,17 +6,20 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from krepes_ooc.engine.arrayfiles import arrays_as_files
 from krepes_ooc.engine.executor import Graph
 from krepes_ooc.engine.stalls import StallWatch
-from krepes_ooc.engine.station import Part
+from krepes_ooc.engine.station import Part, Work
 from krepes_ooc.errors import KrepesError, StageFailed, Stopped, UsageError
 
 POLL_SECONDS = 0.25
 RENEW_SECONDS = 5.0
 CONNECT_SECONDS = 10
 SCHEDULER_SECONDS = 30
+HAND_OUT_SECONDS = 10
 
 
 @dataclass
@@ -43,6 +46,30 @@ class Cluster:
     _looked: float = 0.0
     _renewed: float = 0.0
     _seen: float = field(default_factory=time.monotonic)
+
+    @contextlib.contextmanager
+    def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
+        """Work at every worker, those that join later too.
+
+        A worker that does not take it in time is frozen, and dealt with when tasks run.
+
+        Raises:
+            KrepesError: a worker cannot take it: another version, or it sees no workspace.
+        """
+        from krepes_ooc.engine.lending import Lent
+
+        lent = Lent(str(folder), key, work)
+        with self._told(), arrays_as_files(folder), contextlib.suppress(OSError):
+            self._hand_out(self.client.register_plugin, lent, name=key)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(Exception):
+                self._hand_out(self.client.unregister_worker_plugin, key)
+
+    def _hand_out(self, what: Callable[..., Any], *given: Any, **named: Any) -> None:
+        # Inside the event loop Distributed gives a coroutine, which a frozen worker cannot hold up.
+        self.client.sync(what, *given, callback_timeout=HAND_OUT_SECONDS, **named)
 
     def compute(
         self,
