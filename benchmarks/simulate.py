@@ -11,6 +11,7 @@ the client for the stage with the most files, the kernel: measured, not predicte
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import pickle
 import sys
@@ -27,7 +28,7 @@ from krepes_ooc.blocks import BlockPlan, choose_block_plan, format_bytes  # noqa
 from krepes_ooc.engine import machine  # noqa: E402
 from krepes_ooc.engine.memory import release  # noqa: E402
 from krepes_ooc.engine.spread import Desk, Spread, task_items  # noqa: E402
-from krepes_ooc.engine.station import Part  # noqa: E402
+from krepes_ooc.engine.station import Part, Work  # noqa: E402
 
 VIEWS, ITEM = 2, 2  # of a float16 kernel
 HEAD = ("samples", "landmarks", "block rows", "blocks", "shards", "tasks", "waves", "graph")
@@ -39,6 +40,10 @@ class Idle:
 
     def __init__(self, workers: int) -> None:
         self.n_workers, self.tasks, self.waves, self.graph_bytes = workers, 0, 0, 0
+
+    @contextlib.contextmanager
+    def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
+        yield
 
     def compute(
         self,

@@ -6,17 +6,20 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from krepes_ooc.engine.arrayfiles import arrays_as_files
 from krepes_ooc.engine.executor import Graph
 from krepes_ooc.engine.stalls import StallWatch
-from krepes_ooc.engine.station import Part
+from krepes_ooc.engine.station import Part, Work
 from krepes_ooc.errors import KrepesError, StageFailed, Stopped, UsageError
 
 POLL_SECONDS = 0.25
 RENEW_SECONDS = 5.0
 CONNECT_SECONDS = 10
 SCHEDULER_SECONDS = 30
+HAND_OUT_SECONDS = 10
 
 
 @dataclass
@@ -43,6 +46,30 @@ class Cluster:
     _looked: float = 0.0
     _renewed: float = 0.0
     _seen: float = field(default_factory=time.monotonic)
+
+    @contextlib.contextmanager
+    def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
+        """Work at every worker, those that join later too.
+
+        A worker that does not take it in time is frozen, and dealt with when tasks run.
+
+        Raises:
+            KrepesError: a worker cannot take it: another version, or it sees no workspace.
+        """
+        from krepes_ooc.engine.lending import Lent
+
+        lent = Lent(str(folder), key, work)
+        with self._told(), arrays_as_files(folder), contextlib.suppress(OSError):
+            self._hand_out(self.client.register_plugin, lent, name=key)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(Exception):
+                self._hand_out(self.client.unregister_worker_plugin, key)
+
+    def _hand_out(self, what: Callable[..., Any], *given: Any, **named: Any) -> None:
+        # Inside the event loop Distributed gives a coroutine, which a frozen worker cannot hold up.
+        self.client.sync(what, *given, callback_timeout=HAND_OUT_SECONDS, **named)
 
     def compute(
         self,
@@ -72,7 +99,8 @@ class Cluster:
                 for name in [name for name in waiting if _is_done(waiting[name])]:
                     part = self._result(waiting[name], stalls)
                     if part is not None:
-                        del waiting[name]
+                        # What is here need not be computed again when its worker leaves.
+                        waiting.pop(name).release()
                         moved = True
                         yield name, part
                         stalls.moved()
@@ -87,10 +115,10 @@ class Cluster:
 
     def _result(self, future: Any, stalls: StallWatch) -> Part | None:
         """A finished result; None if the worker that holds it does not hand it over."""
-        with self._told():
-            if future.status == "cancelled":
-                raise _lost()
-            failed = future.status == "error"
+        if future.status == "cancelled":
+            raise _lost()
+        failed = future.status == "error"
+        with self._told(), contextlib.nullcontext() if failed else _connections():
             try:
                 part: Part = future.result(timeout=stalls.hand_over_seconds)
             except TimeoutError:
@@ -109,7 +137,7 @@ class Cluster:
         Raises:
             Stopped: it does not answer.
         """
-        with self._told():
+        with self._told(), _connections():
             return self.client.sync(what, callback_timeout=SCHEDULER_SECONDS, **given)
 
     def _look_after(self) -> None:
@@ -177,6 +205,17 @@ class Cluster:
 def _is_done(future: Any) -> bool:
     """Whether there is a result or an error; what is lost with its worker is computed again."""
     return future.status not in ("pending", "lost")
+
+
+@contextlib.contextmanager
+def _connections() -> Iterator[None]:
+    """Distributed says OSError when nobody answers a call for a connection; no task runs here."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise _lost() from error
 
 
 def _lost() -> Stopped:

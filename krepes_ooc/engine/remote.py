@@ -15,9 +15,8 @@ from krepes_ooc import catalogue
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.arrayfiles import put_away
 from krepes_ooc.engine.executor import tree_fold
-from krepes_ooc.engine.lending import Call, Work
 from krepes_ooc.engine.meter import Meter
-from krepes_ooc.engine.station import Part, station
+from krepes_ooc.engine.station import Call, Part, Work, station
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.network.threads import one_torch_thread
 

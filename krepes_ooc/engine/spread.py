@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,9 +15,8 @@ from krepes_ooc.blocks import floor_power_of_two
 from krepes_ooc.engine import remote
 from krepes_ooc.engine.arrayfiles import take_back
 from krepes_ooc.engine.executor import WAVE_TASKS, Executor, Graph, add_tree, tree_fold
-from krepes_ooc.engine.lending import Call, Work, lend
 from krepes_ooc.engine.progress import Progress
-from krepes_ooc.engine.station import LICENCE, Part
+from krepes_ooc.engine.station import LICENCE, Call, Part, Work
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,6 +30,9 @@ class Crowd(Protocol):
     @property
     def n_workers(self) -> int:
         """Worker processes wanted."""
+
+    def lend(self, folder: Path, key: str, work: Work) -> AbstractContextManager[None]:
+        """Work at every worker, for as long as its tasks run."""
 
     def compute(
         self,
@@ -74,15 +77,14 @@ class Desk:
         (self.folder / LICENCE).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    @contextlib.contextmanager
-    def lend(self, work: Work) -> Iterator[Call]:
-        """Work for the workers, as long as its tasks run; one call is made at a time."""
-        try:
-            yield lend(self.folder, work, self.package, self.numerics)
-        finally:
-            for kind in ("*.work", "*.values"):
-                for path in self.folder.glob(kind):
-                    path.unlink(missing_ok=True)
+    def call(self) -> Call:
+        """A new call."""
+        return Call(str(self.folder), uuid.uuid4().hex, self.package, self.numerics)
+
+    def forget(self) -> None:
+        """Remove the files of a call that is over; one call is made at a time."""
+        for path in self.folder.glob("*.values"):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,7 @@ class Spread(Executor):
         self.stop.check()
         if not len(items):
             return
-        assert self.desk is not None
-        with self.desk.lend(Work(function, items, finish=self.finish)) as call:
+        with self._lent(Work(function, items, finish=self.finish)) as call:
             for ranges in self._waves(len(items)):
                 prefix = f"krepes-{uuid.uuid4().hex}-"
                 names = [f"{prefix}{start:09d}" for start, _ in ranges]
@@ -125,9 +126,8 @@ class Spread(Executor):
     def fold(self, function: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
         """As ``Executor.fold``."""
         self.stop.check()
-        assert self.desk is not None
         sums: list[R] = []
-        with self.desk.lend(Work(function, items, add, self.finish)) as call:
+        with self._lent(Work(function, items, add, self.finish)) as call:
             for ranges in self._waves(len(items)):
                 prefix = f"krepes-{uuid.uuid4().hex}-"
                 names = [f"{prefix}part-{start:09d}" for start, _ in ranges]
@@ -139,6 +139,17 @@ class Spread(Executor):
                 graph[f"{prefix}whole"] = (remote.hand_over, call, root)
                 sums.append(self._collect(graph, [f"{prefix}whole"]).popitem()[1])
         return tree_fold(len(sums), sums.__getitem__, add)
+
+    @contextlib.contextmanager
+    def _lent(self, work: Work) -> Iterator[Call]:
+        assert self.crowd is not None
+        assert self.desk is not None
+        call = self.desk.call()
+        try:
+            with self.crowd.lend(self.desk.folder, call.key, work):
+                yield call
+        finally:
+            self.desk.forget()
 
     def _waves(self, count: int) -> Iterator[list[tuple[int, int]]]:
         """Ranges of items, a bounded number at a time; of a power of two each, but the last."""

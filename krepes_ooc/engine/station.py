@@ -1,9 +1,9 @@
 """What a worker process keeps between tasks, and what passes between it and the client.
 
-A worker reads work once, from a file; a task then carries a few numbers. Work and arrays travel in
-the folder of the run, which lies in the workspace: nothing big goes through the scheduler. The
-folder is also a licence: once it is gone, because the run ended or another one began, its workers
-stop before their next block.
+Work is lent to a worker once; a task then carries a few numbers. Arrays travel as files of plain
+numbers in the folder of the run, which lies in the workspace: nothing big goes through the
+scheduler. The folder is also a licence: once it is gone, because the run ended or another one
+began, its workers stop before their next block.
 """
 
 from __future__ import annotations
@@ -11,18 +11,53 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.engine.lending import Call, Work, borrow
 from krepes_ooc.engine.stopping import StopFlag
-from krepes_ooc.errors import WorkspaceError
+from krepes_ooc.errors import Stopped, WorkspaceError
 
 LICENCE = "licence"
+ARRIVAL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a task names.
+
+    Args:
+        folder: of the run, in the workspace.
+        key: of the work that was lent.
+        package: digest of the client's krepes_ooc.
+        numerics: libraries and processor of the client; empty: any are welcome.
+    """
+
+    folder: str
+    key: str
+    package: str
+    numerics: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call of an executor.
+
+    Args:
+        function: of one item.
+        items: all of them.
+        add: adds two results of a fold.
+        finish: called after every task, when its results are on disk.
+    """
+
+    function: Callable[[Any], Any]
+    items: Sequence[Any]
+    add: Callable[[Any, Any], Any] | None = None
+    finish: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +144,7 @@ class Station:
     progress: Tally = field(default_factory=Tally)
     stop: StopFlag = field(default_factory=StopFlag)
     _folder: str = ""
-    _key: str = ""
-    _work: Work | None = None
+    _lent: dict[str, Work] = field(default_factory=dict)
     _kept: dict[Hashable, Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -131,22 +165,34 @@ class Station:
                     advice="choose another --workspace",
                 )
             self._folder, self.stop = folder, Licence(Path(folder))
-            self._key, self._work, self._kept = "", None, {}
+            self._lent, self._kept = {}, {}
+
+    def borrow(self, key: str, work: Work) -> None:
+        """Take work that a client lends."""
+        with self._lock:
+            self._lent[key] = work
+
+    def give_back(self, key: str) -> None:
+        """The client has all results."""
+        with self._lock:
+            self._lent.pop(key, None)
 
     def work(self, call: Call) -> Work:
-        """The work of a call, read once; that of the call before goes first.
+        """The work of a call.
 
         Raises:
             Stopped: the run has ended, or lends this work no more.
-            WorkspaceError: the file of the work holds other bytes, or cannot be seen from here.
         """
-        with self._lock:
-            self.enter(call.folder)
+        # The work comes by another connection than the task, and may be a moment behind it.
+        deadline = time.monotonic() + ARRIVAL_SECONDS
+        while True:
             self.stop.check()
-            if self._work is None or self._key != call.key:
-                self._key, self._work = "", None
-                self._key, self._work = call.key, borrow(call)
-            return self._work
+            with self._lock:
+                if call.key in self._lent:
+                    return self._lent[call.key]
+            if time.monotonic() > deadline:
+                raise Stopped("stopped, because its run has ended")
+            time.sleep(0.02)
 
     def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The one object of this key in this process, as long as the run lasts."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.engine.cluster import CONNECT_SECONDS, Cluster
-from krepes_ooc.engine.queues import ADDRESSES, Site, cluster_class, job_settings, read_site
+from krepes_ooc.engine.queues import ADDRESSES, Site, read_site
 from krepes_ooc.engine.tls import Certificates
 from krepes_ooc.errors import UsageError
 
@@ -128,40 +128,10 @@ def _local(n_workers: int, tls: Certificates | None) -> Iterator[Cluster]:
 
 
 def _jobs(site: Site, logs: Path) -> Iterator[Cluster]:
-    from distributed import Client
-    from distributed.deploy.spec import ProcessInterface
+    from krepes_ooc.engine.jobs import open_jobs
 
-    kind = cluster_class(site)
-    job: Any = kind.job_cls
-    refusals: list[str] = []
-    settings = job_settings(site)
-    settings["log_directory"] = settings["log_directory"] or str(logs)
-
-    class Job(job):  # type: ignore[misc]
-        """A job that remembers why the queue did not take it."""
-
-        async def start(self) -> None:
-            try:
-                await super().start()
-            except (RuntimeError, ValueError, OSError) as error:
-                # Counted as started: the error would be lost in Distributed's event loop.
-                refusals.append(_said(error))
-                await ProcessInterface.start(self)  # type: ignore[no-untyped-call]
-
-    with (
-        kind(
-            job_cls=Job, scheduler_options=_no_dashboard(), silence_logs="critical", **settings
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
-    ):
-        cluster.scale(jobs=site.jobs)
-        yield Cluster(
-            client,
-            site.jobs * site.processes,
-            lambda: cluster.scale(jobs=site.jobs),
-            refusals,
-            site.patience,
-        )
+    with open_jobs(site, logs, _no_dashboard()) as cluster:
+        yield cluster
 
 
 def _joined(address: str, tls: Certificates | None) -> Iterator[Cluster]:
@@ -195,14 +165,6 @@ def _joined(address: str, tls: Certificates | None) -> Iterator[Cluster]:
 def _no_dashboard() -> dict[str, Any]:
     """A web page that shows what runs is opened to nobody unless somebody asks for it."""
     return {"dashboard_address": f"{LOOPBACK}:0"}
-
-
-def _said(error: Exception) -> str:
-    """What the queue's command said, in one line."""
-    if isinstance(error, FileNotFoundError):
-        return f"no command {error.filename!r} on this machine"
-    lines = str(error).partition("stderr:")[2].strip() or str(error)
-    return " ".join(lines.split())
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from krepes_ooc.storage.files import boot_id, disk_errors
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 120.0
 PATIENCE_SECONDS = 0.5
+# What a file system without locks says to flock: there the lease decides alone.
+NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 Lease = dict[str, Any]
 
 
@@ -83,7 +85,7 @@ class WorkspaceLock:
         except BlockingIOError:
             raise self._held(self._holder()) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
+            if error.errno not in NO_FLOCK:
                 raise
             return False
         return True

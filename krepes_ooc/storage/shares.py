@@ -8,7 +8,6 @@ plain run that start at once at most one goes on.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import time
@@ -17,10 +16,9 @@ from pathlib import Path
 
 from krepes_ooc.errors import WorkspaceError
 from krepes_ooc.storage.files import disk_errors
-from krepes_ooc.storage.lock import Lease, WorkspaceLock, _read
+from krepes_ooc.storage.lock import NO_FLOCK, Lease, WorkspaceLock, _read
 
 OPENING_SECONDS = 120.0
-NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
 class _ShardLock(WorkspaceLock):

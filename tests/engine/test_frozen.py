@@ -122,6 +122,18 @@ def test_those_that_wait_for_a_frozen_worker_are_not_to_blame(
     assert any(psutil.pid_exists(int(pid)) for pid in healthy)
 
 
+def test_a_frozen_worker_holds_up_no_work_that_is_handed_out(
+    crowd: Cluster, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cluster_module, "HAND_OUT_SECONDS", 2)
+    marker, notes = tmp_path / "frozen", Notes()
+    executor = Spread(2, progress=notes, crowd=crowd, desk=desk)
+    executor.run(lambda i: freeze_soon(marker) if i == 1 else None, range(4))
+    outside.wait_for(lambda: is_frozen(marker), "the frost")
+    assert list(executor.map(lambda i: i * i, range(8))) == [i * i for i in range(8)]
+    assert notes.saying("started again"), notes.lines
+
+
 def test_a_suspended_job_is_struck_off_and_the_others_go_on(desk: Desk, tmp_path: Path):
     """Worker and nanny stand still together, as in a job that its queue suspends."""
     notes = Notes()
@@ -142,6 +154,17 @@ def test_a_suspended_job_is_struck_off_and_the_others_go_on(desk: Desk, tmp_path
         assert found == [i * i for i in range(20)]
         assert notes.saying("started again, its tasks are repeated")
         assert len(cluster.client.nthreads()) == 1
+
+
+def test_a_connection_that_nobody_accepts_is_a_lost_scheduler(
+    crowd: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Timed out trying to connect to tcp://127.0.0.1:1 after 10 s")
+
+    monkeypatch.setattr(crowd.client, "sync", refuse)
+    with pytest.raises(Stopped, match="the scheduler is lost; nothing is lost on disk: run"):
+        crowd._look_after()
 
 
 def test_a_frozen_scheduler_is_a_lost_one(

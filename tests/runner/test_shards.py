@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 from pathlib import Path
@@ -205,14 +206,14 @@ class TestHolds:
         with shares.opening(private):
             pass
 
+    @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
     def test_a_file_system_without_flock_still_has_leases(
-        self, private: Path, monkeypatch: pytest.MonkeyPatch
+        self, private: Path, monkeypatch: pytest.MonkeyPatch, number: int
     ):
-        import errno
         import fcntl
 
         def refuse(*_: Any) -> None:
-            raise OSError(errno.ENOLCK, "no locks available")
+            raise OSError(number, "no locks available")
 
         monkeypatch.setattr(fcntl, "flock", refuse)
         with self.hold(private, 1):

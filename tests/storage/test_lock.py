@@ -56,9 +56,9 @@ def leave_lease(root: Path, age: float = 0.0, **lease: Any) -> None:
     os.utime(path, (time.time() - age,) * 2)
 
 
-def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_flock(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSYS) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "no flock here")
+        raise OSError(number, "no flock here")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
 
@@ -164,8 +164,11 @@ def test_one_of_many_racing_processes_wins(
         assert won.value == 1
 
 
-def test_without_flock_the_lease_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    no_flock(monkeypatch)
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_flock_the_lease_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    no_flock(monkeypatch, number)
     here = {"host": socket.gethostname(), "boot": boot_id()}
     with lock_in(tmp_path):
         assert f"process {os.getpid()} on" in refusal(tmp_path)
