@@ -78,6 +78,7 @@ class Gpu:
         self.name = f"{kind}, cupy {cp.__version__}, CUDA {version}"
         self.memory: int | None = int(PLANNED * cp.cuda.runtime.memGetInfo()[0])
         self.tasks: int | None = TASKS
+        self.torch = "cuda"
         self._kept: dict[Hashable, Array] = {}
         self._slots: queue.Queue[_Slot] | None = None
         self._copies: Any = None

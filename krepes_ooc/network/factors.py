@@ -24,6 +24,7 @@ from krepes_ooc.layout import Factor, FeatureLayout
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.jacobian import Jacobian, Unit, canonical_names
 from krepes_ooc.network.layers import Dense
+from krepes_ooc.network.placing import place_of, placed
 from krepes_ooc.network.plan import plan_units
 from krepes_ooc.network.probes import selected, widened
 from krepes_ooc.network.tape import Call
@@ -54,7 +55,7 @@ class FactorFeatures:
     ) -> None:
         self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
         self.probes, self.outputs = probes, tuple(outputs)
-        self._jacobian = Jacobian(network, units)
+        self._jacobian, self._place = Jacobian(network, units), place_of(network)
         # Two threads on one map must wait for each other, or they would mix their recordings.
         self._lock = threading.Lock()
         # The factor of a Linear layer by the layer's name, of any other parameter by its own.
@@ -75,9 +76,9 @@ class FactorFeatures:
             NetworkError: a layer reads some of the samples only, or is called twice.
         """
         with self._lock:
-            recording = self._jacobian.record(torch.tensor(inputs))
+            recording = self._jacobian.record(torch.tensor(inputs, device=self._place))
             outputs = recording.outputs.detach()
-            features = torch.empty(len(inputs), self.layout.n_features)
+            features = torch.empty(len(inputs), self.layout.n_features, device=self._place)
             # Linear layers fill their columns whole; only the others need zeros to add to.
             missing = {span for factor in self._factors.values() for span in _spans(factor)}
             for start, stop in missing.difference(self._filled(recording.calls)):
@@ -91,7 +92,7 @@ class FactorFeatures:
                 gradients = recording.backward(probe)
                 for call, found in zip(recording.calls, gradients, strict=True):
                     self._add_gradients(features, call, found, index)
-        return features.numpy(), selected(outputs, self.outputs).numpy()
+        return features.cpu().numpy(), selected(outputs, self.outputs).cpu().numpy()
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -102,6 +103,10 @@ class FactorFeatures:
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
         return self._on(self.network, self.units)
+
+    def on(self, where: str) -> Self:
+        """The same map on a copy of the network on a device of torch."""
+        return self._on(placed(self.network, where), self.units)
 
     def doubled(self) -> Self:
         """The same map in float64, for the self-check."""

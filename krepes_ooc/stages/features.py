@@ -63,6 +63,7 @@ def run(context: StageContext) -> None:
     known = begun.get("layout")
     layout = shared.layout if known is None else FeatureLayout.from_attributes(known)
     inputs.check_bits(context.digest)
+    _tell_place(context)
     check_rows = inputs.order.positions(0, min(2, plan.n_samples))
     report = self_check(inputs.network, shared, inputs.encode(check_rows, CLEAN)[0])
     context.progress.note(f"self-check: {report.words}")
@@ -92,6 +93,15 @@ def _begun_attributes(context: StageContext) -> dict[str, Any]:
     context.workspace.forget("features")
     own = dict(attributes.get("krepes", {})).get("digest") == context.digest
     return attributes if own else {}
+
+
+def _tell_place(context: StageContext) -> None:
+    """Say where the network runs, if that is not where blocks are computed."""
+    from krepes_ooc.network.placing import usable
+
+    if usable(context.device.torch) != context.device.torch:
+        words = "this torch has no CUDA (pip install a build that has)"
+        context.progress.note(f"the network runs on the CPU: {words}")
 
 
 @dataclass(frozen=True)
