@@ -39,6 +39,7 @@ class StrictDevice:
     name: str = "array-api-strict"
     tasks: int | None = 2
     torch: str = "cpu"
+    count: int = 0
     moved: int = 0
     came: int = 0
     freed: int = 0

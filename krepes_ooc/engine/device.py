@@ -63,6 +63,10 @@ class Device(Protocol):
         """How fast it is; None where blocks need no transfer."""
 
     @property
+    def count(self) -> int:
+        """Devices of this kind that this process sees; 0 for the host."""
+
+    @property
     def torch(self) -> str:
         """The device of torch that the network runs on."""
 
@@ -106,6 +110,7 @@ class Host:
     tasks: int | None = None
     speed: Speed | None = None
     torch: str = "cpu"
+    count: int = 0
 
     def to(self, values: npt.NDArray[Any]) -> Array:
         """The very same array."""
