@@ -36,6 +36,7 @@ from krepes_ooc.engine.device import HOST, Device  # noqa: E402
 from krepes_ooc.engine.gpu import open_gpu  # noqa: E402
 from krepes_ooc.network.features import FeatureSettings, open_features  # noqa: E402
 from krepes_ooc.network.placing import usable  # noqa: E402
+from krepes_ooc.network.threads import one_torch_thread  # noqa: E402
 from krepes_ooc.stages.moments import GRAM_ROWS  # noqa: E402
 from krepes_ooc.storage.workspace import Workspace  # noqa: E402
 
@@ -56,8 +57,8 @@ def main() -> None:
     asked.folder.mkdir(parents=True, exist_ok=True)
     device: Device = HOST if asked.dry_run else open_gpu()
     print(f"device: {device.name or 'this processor (dry run)'}")
-    rows = Rates(device, asked).rows()
-    rows += [features(device, asked)]
+    with machine.one_blas_thread(), one_torch_thread():
+        rows = [*Rates(device, asked).rows(), features(device, asked)]
     audits = [audit("digits", asked), audit("table", asked)]
     disk = calibrate(asked.folder).disk
     found = {

@@ -217,11 +217,11 @@ class _Work:
 
     def _fold(self, rows: Sequence[Half]) -> npt.NDArray[np.float64]:
         """Sum of the stored rows' moments, and of their condensed form where that is needed."""
-        total, condensed, device = None, np.zeros(CONDENSED), self.context.device
+        total: Any = 0.0
+        condensed, device = np.zeros(CONDENSED), self.context.device
         for part in (part for stored in rows for part in in_parts(stored)):
             exact = unscaled(part, self.layout, device)
-            found = kernel.centre_sum(exact, self.layout)
-            total = found if total is None else total + found
+            total += kernel.centre_sum(exact, self.layout)
             if not self.keeps:
                 short = self.condenser.rows(device.back(exact))
                 condensed += short.sum(axis=0, dtype=np.float64)
