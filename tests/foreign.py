@@ -38,6 +38,8 @@ class StrictDevice:
     speed: Speed | None = field(default_factory=lambda: Speed(flops=1.0, bandwidth=1e12))
     name: str = "array-api-strict"
     tasks: int | None = 2
+    torch: str = "cpu"
+    count: int = 0
     moved: int = 0
     came: int = 0
     freed: int = 0

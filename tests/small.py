@@ -43,7 +43,7 @@ def audit(workspace: Path, *changes: str, **options: Any) -> Summary:
 def arguments(workspace: Path, *extra: str, changes: Iterable[str] = ()) -> list[str]:
     """The command line of the tiny run."""
     sets = [part for change in (*SETTINGS, *changes) for part in ("--set", change)]
-    return ["run", "digits", "-w", str(workspace), *sets, *extra]
+    return ["run", "digits", "-w", str(workspace), "--device", "cpu", *sets, *extra]
 
 
 def process(given: Sequence[str], **more: Any) -> subprocess.Popen[str]:

@@ -47,6 +47,12 @@ class Cluster:
     _renewed: float = 0.0
     _seen: float = field(default_factory=time.monotonic)
 
+    def share_devices(self, visible: Sequence[str]) -> None:
+        """Let every worker of this machine see one device of its own, those that join later too."""
+        from krepes_ooc.engine.onegpu import OneGpu
+
+        self.client.register_plugin(OneGpu(visible))
+
     @contextlib.contextmanager
     def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
         """Work at every worker, those that join later too.

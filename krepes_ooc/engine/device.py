@@ -62,6 +62,14 @@ class Device(Protocol):
     def speed(self) -> Speed | None:
         """How fast it is; None where blocks need no transfer."""
 
+    @property
+    def count(self) -> int:
+        """Devices of this kind that this process sees; 0 for the host."""
+
+    @property
+    def torch(self) -> str:
+        """The device of torch that the network runs on."""
+
     def to(self, values: npt.NDArray[Any]) -> Array:
         """The array over there, its dtype kept."""
 
@@ -101,6 +109,8 @@ class Host:
     memory: int | None = None
     tasks: int | None = None
     speed: Speed | None = None
+    torch: str = "cpu"
+    count: int = 0
 
     def to(self, values: npt.NDArray[Any]) -> Array:
         """The very same array."""

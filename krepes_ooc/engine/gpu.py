@@ -8,6 +8,7 @@ with the two events that say when either half may be written again.
 
 from __future__ import annotations
 
+import os
 import queue
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -25,6 +26,7 @@ from krepes_ooc.errors import WorkspaceError
 
 SLOT_BYTES = 2**24
 TASKS = 4
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 # Of the free memory: what a stage may plan with, and what the products of all tasks may take.
 PLANNED, PRODUCTS = 0.9, 0.25
 _TRIAL_SIDE, _TRIAL_BYTES, _TRIALS = 4096, 2**26, 3
@@ -58,6 +60,16 @@ def reopened(name: str) -> Gpu:
     return found
 
 
+def visible_devices(count: int) -> tuple[str, ...]:
+    """The devices that this process may use, as the variable names them.
+
+    Args:
+        count: how many the driver shows to it.
+    """
+    named = [one.strip() for one in os.environ.get(VISIBLE, "").split(",") if one.strip()]
+    return tuple(named[:count]) if named else tuple(map(str, range(count)))
+
+
 class Gpu:
     """The device that CuPy has made current; one object for all threads of a process.
 
@@ -78,6 +90,8 @@ class Gpu:
         self.name = f"{kind}, cupy {cp.__version__}, CUDA {version}"
         self.memory: int | None = int(PLANNED * cp.cuda.runtime.memGetInfo()[0])
         self.tasks: int | None = TASKS
+        self.torch = "cuda"
+        self.count = int(cp.cuda.runtime.getDeviceCount())
         self._kept: dict[Hashable, Array] = {}
         self._slots: queue.Queue[_Slot] | None = None
         self._copies: Any = None

@@ -75,7 +75,7 @@ class RecordedAttention(nn.MultiheadAttention):
         mask = self._mask(attn_mask, key_padding_mask, query)
         q, k, v = (self._heads(x) for x in self._inputs(query, key, value, same))
         if is_causal and attn_mask is None:
-            causal = torch.full((q.shape[2], k.shape[2]), -torch.inf, dtype=q.dtype).triu(1)
+            causal = q.new_full((q.shape[2], k.shape[2]), -torch.inf).triu(1)
             mask = causal if mask is None else causal + mask
         if need_weights:
             scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
@@ -153,4 +153,4 @@ class RecordedAttention(nn.MultiheadAttention):
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if mask.dtype != torch.bool:
         return mask.to(dtype)
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill(mask, -torch.inf)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -torch.inf)

@@ -24,6 +24,7 @@ from krepes_ooc.layout import Factor, FeatureLayout
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.jacobian import Jacobian, Unit, canonical_names
 from krepes_ooc.network.layers import Dense
+from krepes_ooc.network.placing import place_of, placed
 from krepes_ooc.network.plan import plan_units
 from krepes_ooc.network.probes import selected, widened
 from krepes_ooc.network.tape import Call
@@ -56,7 +57,7 @@ class FactorFeatures:
     ) -> None:
         self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
         self.probes, self.outputs = probes, tuple(outputs)
-        self._jacobian = Jacobian(network, units)
+        self._jacobian, self._place = Jacobian(network, units), place_of(network)
         # Two threads on one map must wait for each other, or they would mix their recordings.
         self._lock = threading.Lock()
         # The factor of a Linear layer by the layer's name, of any other parameter by its own.
@@ -78,7 +79,7 @@ class FactorFeatures:
         """
         n_samples = len(inputs)
         with self._lock:
-            recording = self._jacobian.record(torch.from_numpy(np.array(inputs)))
+            recording = self._jacobian.record(torch.from_numpy(np.array(inputs)).to(self._place))
             outputs = recording.outputs.detach()
             parts = self._inputs(recording.calls, n_samples)
             for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
@@ -86,9 +87,14 @@ class FactorFeatures:
                 for call, found in zip(recording.calls, gradients, strict=True):
                     self._add_gradients(parts, call, found, index, n_samples)
             # One pass over memory: copies column range by column range cost a tenth of all time.
-            features = torch.empty(n_samples, self.layout.n_features)
-            torch.cat([_part(parts, span, n_samples) for span in self._spans], 1, out=features)
-        return features.numpy(), selected(outputs, self.outputs).numpy()
+            features = torch.empty(n_samples, self.layout.n_features, device=self._place)
+            found = (parts.get(span) for span in self._spans)
+            whole = [
+                self._zeros(n_samples, span) if part is None else part
+                for span, part in zip(self._spans, found, strict=True)
+            ]
+            torch.cat(whole, 1, out=features)
+        return features.cpu().numpy(), selected(outputs, self.outputs).cpu().numpy()
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -99,6 +105,10 @@ class FactorFeatures:
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
         return self._on(self.network, self.units)
+
+    def on(self, where: str) -> Self:
+        """The same map on a copy of the network on a device of torch."""
+        return self._on(placed(self.network, where), self.units)
 
     def doubled(self) -> Self:
         """The same map in float64, for the self-check."""
@@ -168,8 +178,11 @@ class FactorFeatures:
         for piece in self._jacobian.call_pieces(call, gradients, n_samples):
             assert isinstance(piece, Dense)
             span = self._factors[piece.parameter].gradients[probe]
-            total = parts.setdefault(span, torch.zeros(n_samples, span[1] - span[0]))
+            total = parts.setdefault(span, self._zeros(n_samples, span))
             total[piece.first : piece.first + len(piece.values)] += piece.values.flatten(1)
+
+    def _zeros(self, n_samples: int, span: tuple[int, int]) -> torch.Tensor:
+        return torch.zeros(n_samples, span[1] - span[0], device=self._place)
 
     def _plan(self) -> Iterator[tuple[str, Factor]]:
         column = 0
@@ -256,11 +269,6 @@ def _piece_obstacle(jacobian: Jacobian, samples: torch.Tensor) -> str:
         if piece.values[0].numel() != math.prod(jacobian.shapes[piece.parameter]):
             return f"{piece.parameter} is used in parts"
     return ""
-
-
-def _part(parts: Parts, span: tuple[int, int], n_samples: int) -> torch.Tensor:
-    found = parts.get(span)
-    return torch.zeros(n_samples, span[1] - span[0]) if found is None else found
 
 
 def _consecutive(start: int, widths: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -70,6 +70,9 @@ class FeatureMap(Protocol):
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
 
+    def on(self, where: str) -> Self:
+        """The same map on a device of torch, from which rows come back to the host."""
+
     def doubled(self) -> Self:
         """The same map in float64, for the self-check."""
 

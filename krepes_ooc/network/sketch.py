@@ -14,6 +14,7 @@ continues with the same bits.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,14 @@ class Sketch:
             for index, slot in enumerate(slots)
         }
 
+    def on(self, where: str) -> Sketch:
+        """The same sketch on a device of torch."""
+        twin = copy.deepcopy(self)
+        twin.table = twin.table.to(where)
+        for each in twin.maps.values():
+            each.move(where)
+        return twin
+
     def open(self, n_samples: int) -> SketchRows:
         """Empty rows for a batch."""
         return SketchRows(self, n_samples)
@@ -110,12 +119,13 @@ class SketchRows:
 
     def __init__(self, sketch: Sketch, n_samples: int) -> None:
         self.sketch = sketch
-        self.direct = torch.zeros(n_samples, sketch.n_columns)
-        self._scratch = torch.empty(0)
+        place = sketch.table.device
+        self.direct = torch.zeros(n_samples, sketch.n_columns, device=place)
+        self._scratch = torch.empty(0, device=place)
         self.spectrum: torch.Tensor | None = None
         if any(slot.tensor for slot in sketch.slots):
             shape = (n_samples, sketch.n_columns // 2 + 1)
-            self.spectrum = torch.zeros(shape, dtype=torch.complex64)
+            self.spectrum = torch.zeros(shape, dtype=torch.complex64, device=place)
 
     def add(self, piece: Piece, probe: int) -> None:
         """Add one piece of the gradient of one probe."""
@@ -124,7 +134,7 @@ class SketchRows:
     def scratch(self, numbers: int) -> torch.Tensor:
         """The one buffer of this batch: fresh memory comes slower than it is filled."""
         if len(self._scratch) < numbers:
-            self._scratch = torch.empty(numbers)
+            self._scratch = torch.empty(numbers, device=self.direct.device)
         return self._scratch[:numbers]
 
     def finish(self) -> torch.Tensor:
@@ -146,7 +156,12 @@ class _Fold:
         n_chunks = -(-(self.n_rows * self.width) // sketch.prime) + 1
         # The table of signs repeats; a sign of its own for every chunk keeps chunks independent.
         self.chunk_signs = _signs(seed, _CHUNK, index, np.arange(n_chunks))
+        self.chunk_values: list[float] = self.chunk_signs.tolist()
         self.row_signs = _signs(seed, _ROW, index, probe[:, None], np.arange(self.n_rows)[None, :])
+
+    def move(self, where: str) -> None:
+        """Go to a device of torch."""
+        self.chunk_signs, self.row_signs = self.chunk_signs.to(where), self.row_signs.to(where)
 
     def add(self, rows: SketchRows, piece: Piece, probe: int) -> None:
         if isinstance(piece, Tokens):
@@ -203,13 +218,15 @@ class _Fold:
             direct[:, column : column + size].addcmul_(
                 values[:, done : done + size],
                 table[(chunk + self.first_row) % TABLE_ROWS, column : column + size],
-                value=float(self.chunk_signs[chunk]),
+                value=self.chunk_values[chunk],
             )
             done += size
 
     def _add_tokens(self, direct: torch.Tensor, piece: Tokens, probe: int) -> None:
         prime = self.sketch.prime
-        place = piece.index[:, :, None] * self.width + torch.arange(self.width)
+        place = piece.index[:, :, None] * self.width + torch.arange(
+            self.width, device=piece.index.device
+        )
         place = place + self.offsets[probe]
         chunk, column = place // prime, place % prime
         signs = self.sketch.table[(chunk + self.first_row) % TABLE_ROWS, column]
@@ -226,6 +243,11 @@ class _Tensor:
             _CountSketch(sketch.n_columns, slot.shape[0], seed, _LEFT, index, probe)
             for probe in range(n_probes)
         ]
+
+    def move(self, where: str) -> None:
+        """Go to a device of torch."""
+        for part in (self.right, *self.left):
+            part.place, part.signs = part.place.to(where), part.signs.to(where)
 
     def add(self, rows: SketchRows, piece: Piece, probe: int) -> None:
         outer = piece.unfolded() if isinstance(piece, Patches) else piece

@@ -15,6 +15,7 @@ from torch import nn
 from krepes_ooc.layout import sketch_layout
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.jacobian import Jacobian, Unit
+from krepes_ooc.network.placing import place_of, placed
 from krepes_ooc.network.plan import plan_units
 from krepes_ooc.network.probes import deflated_probes, rademacher_probes, selected, widened
 from krepes_ooc.network.sketch import Sketch, Slot, plan_slots
@@ -48,7 +49,7 @@ class SketchFeatures:
         self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
         self.probes, self.outputs, self.sketch = probes, tuple(outputs), sketch
         self.layout = sketch_layout(sketch.n_columns)
-        self._jacobian = Jacobian(network, units)
+        self._jacobian, self._place = Jacobian(network, units), place_of(network)
         # Two threads on one map must wait for each other, or they would mix their recordings.
         self._lock = threading.Lock()
 
@@ -60,13 +61,13 @@ class SketchFeatures:
     def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
         with self._lock:
-            recording = self._jacobian.record(torch.tensor(inputs))
+            recording = self._jacobian.record(torch.tensor(inputs, device=self._place))
             outputs = recording.outputs.detach()
             rows = self.sketch.open(len(inputs))
             for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
                 for piece in self._jacobian.pieces(recording, probe):
                     rows.add(piece, index)
-        return rows.finish().numpy(), selected(outputs, self.outputs).numpy()
+        return rows.finish().cpu().numpy(), selected(outputs, self.outputs).cpu().numpy()
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -77,6 +78,12 @@ class SketchFeatures:
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
         return self._on(self.network, self.units)
+
+    def on(self, where: str) -> Self:
+        """The same map on a copy of the network on a device of torch."""
+        twin = self._on(placed(self.network, where), self.units)
+        twin.sketch = self.sketch.on(where)
+        return twin
 
     def doubled(self) -> Self:
         """The same map in float64, for the self-check."""

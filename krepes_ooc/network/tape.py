@@ -177,7 +177,7 @@ class Tape:
                 return None  # what runs under no_grad has no gradient, in autograd too
             given = {id(value) for value in _given(args, kwargs)}
             if _starts_graph(layer, output):
-                leaf = torch.zeros((), requires_grad=True)
+                leaf = torch.zeros((), requires_grad=True, device=output.device)
                 result = _OwnEdge.apply(output, leaf)  # type: ignore[no-untyped-call]
             elif isinstance(output, torch.Tensor):
                 result = with_graph(output, given)

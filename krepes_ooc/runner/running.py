@@ -174,7 +174,8 @@ class _Run:
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
         shape = self.audit.shape(anew=anew)
         checks.refuse_unfit(self.audit, todo, shape, budget, base, self.device)
-        with open_workers(self.audit, self.options, todo, shape, budget, base) as workers:
+        asked = (self.audit, self.options, todo, shape, budget, base, self.device)
+        with open_workers(*asked) as workers:
             given = _Given(shape, budget, base, workers, self.device)
             for stage in (state.stage for state in picked):
                 with turn(self.audit.workspace, self.options):

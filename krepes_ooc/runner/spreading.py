@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
+from krepes_ooc.engine.device import HOST, Device
+from krepes_ooc.engine.gpu import visible_devices
 from krepes_ooc.engine.spread import Crowd, Desk
 from krepes_ooc.engine.wish import Wish, open_cluster
 from krepes_ooc.runner.audit import Audit, Options
@@ -32,6 +34,7 @@ def open_workers(
     shape: AuditShape,
     budget: Budget,
     base: int,
+    device: Device = HOST,
 ) -> Iterator[Workers]:
     """The workers of a run: a cluster if one was asked for and a stage has use for it.
 
@@ -46,12 +49,16 @@ def open_workers(
     costs = audit.costs(todo, shape)
     names = [state.stage.name for state in spread]
     n_workers = min(fitting(options.cluster, name, costs[name], budget, base) for name in names)
+    local = options.cluster.kind == "local" and device.count > 0
+    n_workers = min(n_workers, device.count) if local else n_workers  # one for each device
     private = audit.workspace.private
     numerics = "" if options.mixed_numerics else machine.numerics()
     with (
         open_cluster(options.cluster, n_workers, private / "jobs") as cluster,
         contextlib.closing(Desk.open(private / "temp", numerics)) as desk,
     ):
+        if local:
+            cluster.share_devices(visible_devices(device.count))
         yield Workers(cluster, desk)
 
 

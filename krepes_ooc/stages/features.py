@@ -64,6 +64,7 @@ def run(context: StageContext) -> None:
     known = begun.get("layout")
     layout = shared.layout if known is None else FeatureLayout.from_attributes(known)
     inputs.check_bits(context.digest)
+    _tell_place(context)
     check_rows = inputs.order.positions(0, min(2, plan.n_samples))
     report = self_check(inputs.network, shared, inputs.encode(check_rows, CLEAN)[0])
     context.progress.note(f"self-check: {report.words}")
@@ -96,6 +97,15 @@ def _begun_attributes(context: StageContext) -> dict[str, Any]:
     context.workspace.forget("features")
     own = dict(attributes.get("krepes", {})).get("digest") == context.digest
     return attributes if own else {}
+
+
+def _tell_place(context: StageContext) -> None:
+    """Say where the network runs, if that is not where blocks are computed."""
+    from krepes_ooc.network.placing import usable
+
+    if usable(context.device.torch) != context.device.torch:
+        words = "this torch has no CUDA (pip install a build that has)"
+        context.progress.note(f"the network runs on the CPU: {words}")
 
 
 @dataclass(frozen=True)
@@ -211,11 +221,11 @@ class _Work:
 
     def _fold(self, rows: Sequence[Half]) -> npt.NDArray[np.float64]:
         """Sum of the stored rows' moments, and of their condensed form where that is needed."""
-        total, condensed, device = None, np.zeros(CONDENSED), self.context.device
+        total: Any = 0.0
+        condensed, device = np.zeros(CONDENSED), self.context.device
         for part in (part for stored in rows for part in in_parts(stored)):
             exact = unscaled(part, self.layout, device)
-            found = kernel.centre_sum(exact, self.layout)
-            total = found if total is None else total + found
+            total += kernel.centre_sum(exact, self.layout)
             if not self.keeps:
                 short = self.condenser.rows(device.back(exact))
                 condensed += short.sum(axis=0, dtype=np.float64)

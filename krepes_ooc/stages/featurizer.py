@@ -75,7 +75,7 @@ class Featurizer:
         Raises:
             DataError: a row is not finite; names the sample.
         """
-        own = self.context.inputs.feature_map(self.opened())
+        own = self.context.inputs.feature_map(self.opened(), self.context.device.torch)
         inputs, content = self.context.inputs.encode(positions, view)
         features, embeddings = [], []
         for start in range(0, len(positions), self.batch):

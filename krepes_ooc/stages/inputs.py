@@ -127,10 +127,19 @@ class AuditInputs:
         rows = self.order.positions(0, min(CALIBRATION_ROWS, self.source.n_samples))
         return self.encode(rows, 0)[0]
 
-    def feature_map(self, shared: FeatureMap) -> FeatureMap:
-        """This thread's own copy of a feature map: hooks are never shared between threads."""
+    def feature_map(self, shared: FeatureMap, where: str = "cpu") -> FeatureMap:
+        """This thread's own copy of a feature map: hooks are never shared between threads.
+
+        Args:
+            shared: the map, which stays on the host.
+            where: device of torch that the copy runs on, if torch can use it.
+        """
         if getattr(self._local, "shared", None) is not shared:
-            self._local.shared, self._local.own = shared, shared.clone()
+            from krepes_ooc.network.placing import usable
+
+            there = usable(where)
+            self._local.own = shared.clone() if there == "cpu" else shared.on(there)
+            self._local.shared = shared
         own: FeatureMap = self._local.own
         return own
 

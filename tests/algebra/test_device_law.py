@@ -40,9 +40,11 @@ KERNELS = {
     "streams": ["_changed", "_times", "_double"],
     "influence": [
         *("embedding", "row_norms", "is_score", "aligned", "aligned_with", "unique", "attraction"),
-        *("contribution", "unit_rows", "top_k", "merge_top_k", "repelling"),
+        *("contribution", "unit_rows", "top_k", "merge_top_k", "repelling", "itself"),
+        "positive_only",
     ],
-    "landmarks": ["squared_distance", "nearest", "leverage_scores"],
+    "landmarks": ["squared_distance", "nearest", "closest", "leverage_scores", "unit_scores"],
+    "../stages/influence": ["at"],
     "objectives/base": [
         *("times_columns", "flat_columns", "times_flat", "transposed_times", "unit_rows"),
         "tangent",
@@ -138,6 +140,10 @@ OBJECTIVE_HOLES = [
     ("objectives/byol", "_linearise", "scale = views[0][0, 0].item()"),
     ("objectives/contrast", "compare", "Z = np.asarray(Z)"),
     ("influence", "attraction", "kernel = np.asarray(kernel)"),
+    ("influence", "positive_only", "kernel = np.asarray(kernel)"),
+    ("landmarks", "closest", "kernel = np.asarray(kernel)"),
+    ("landmarks", "unit_scores", "damping = float(whitening[0, 0])"),
+    ("../stages/influence", "at", "rows = np.asarray(rows)"),
     ("streams", "_times", "K = np.asarray(K)"),
 ]
 

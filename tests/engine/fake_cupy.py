@@ -110,6 +110,7 @@ class FakeCupy:
         self.ndarray = Array
         runtime = SimpleNamespace(
             getDevice=lambda: 0,
+            getDeviceCount=lambda: 2,
             getDeviceProperties=lambda index: {"name": b"Fake"},
             runtimeGetVersion=lambda: 13000,
             memGetInfo=lambda: (FREE, FREE),

@@ -5,6 +5,7 @@ Nothing here runs on a device: that CuPy does what the fake does is for the test
 
 from __future__ import annotations
 
+import os
 import pickle
 from typing import Any
 
@@ -179,3 +180,21 @@ def test_cuda_is_refused_and_auto_goes_on_without_a_device(monkeypatch: pytest.M
     monkeypatch.setattr(devices, "open_gpu", lambda: gpu.Gpu(FakeCupy()))
     assert devices.open_device("auto", told.append).name.startswith("Fake")
     assert told[1:] == ["blocks are computed on Fake, cupy 0.fake, CUDA 13000, 921.6 MiB free"]
+
+
+def test_workers_of_one_machine_see_a_device_each(monkeypatch: pytest.MonkeyPatch):
+    from types import SimpleNamespace
+
+    from krepes_ooc.engine.gpu import VISIBLE, visible_devices
+    from krepes_ooc.engine.onegpu import OneGpu
+
+    monkeypatch.delenv(VISIBLE, raising=False)
+    assert gpu.Gpu(FakeCupy()).count == 2
+    assert visible_devices(3) == ("0", "1", "2")
+    monkeypatch.setenv(VISIBLE, "4, 7")
+    plugin = pickle.loads(pickle.dumps(OneGpu(visible_devices(2))))
+    seen = []
+    for name in range(3):
+        plugin.setup(SimpleNamespace(name=name))
+        seen.append(os.environ[VISIBLE])
+    assert seen == ["4", "7", "4"]
