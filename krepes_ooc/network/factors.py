@@ -88,11 +88,7 @@ class FactorFeatures:
                     self._add_gradients(parts, call, found, index, n_samples)
             # One pass over memory: copies column range by column range cost a tenth of all time.
             features = torch.empty(n_samples, self.layout.n_features, device=self._place)
-            found = (parts.get(span) for span in self._spans)
-            whole = [
-                self._zeros(n_samples, span) if part is None else part
-                for span, part in zip(self._spans, found, strict=True)
-            ]
+            whole = [self._part(parts, span, n_samples) for span in self._spans]
             torch.cat(whole, 1, out=features)
         return features.cpu().numpy(), selected(outputs, self.outputs).cpu().numpy()
 
@@ -180,6 +176,10 @@ class FactorFeatures:
             span = self._factors[piece.parameter].gradients[probe]
             total = parts.setdefault(span, self._zeros(n_samples, span))
             total[piece.first : piece.first + len(piece.values)] += piece.values.flatten(1)
+
+    def _part(self, parts: Parts, span: tuple[int, int], n_samples: int) -> torch.Tensor:
+        found = parts.get(span)
+        return self._zeros(n_samples, span) if found is None else found
 
     def _zeros(self, n_samples: int, span: tuple[int, int]) -> torch.Tensor:
         return torch.zeros(n_samples, span[1] - span[0], device=self._place)
