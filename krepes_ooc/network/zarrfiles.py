@@ -20,6 +20,7 @@ from krepes_ooc.network.rows import MemoryRows, Rows, choose_array, mapped_rows
 SUFFIX = ".zarr"
 SLAB_BYTES = 128 * 2**20
 CHUNK_BYTES = 2**30
+MOST_CHUNKS = 2**20
 _METADATA, _CODECS = ("zarr.json", ".zarray"), ("codecs", "filters", "compressor")
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError)
 
@@ -170,7 +171,14 @@ def _decoded(folder: Path, data: Any, start: int, stop: int) -> npt.NDArray[Any]
 
 def _check_chunks(folder: Path, data: Any, grid: tuple[int, ...], row: int) -> None:
     """Refuse chunks that are not on disk: they would read as the fill value."""
-    counts = (-(-size // edge) for size, edge in zip(data.shape[1:], grid[1:], strict=True))
+    counts = [-(-size // edge) for size, edge in zip(data.shape[1:], grid[1:], strict=True)]
+    if math.prod(counts) > MOST_CHUNKS:
+        raise SourceError(
+            f"one sample lies in {math.prod(counts):,} chunks",
+            where=str(folder),
+            expected=f"at most {MOST_CHUNKS:,}",
+            advice="write the array again in larger chunks",
+        )
     for rest in itertools.product(*map(range, counts)):
         key = data.metadata.encode_chunk_key((row, *rest))
         if not (folder / key).is_file():

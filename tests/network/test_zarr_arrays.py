@@ -170,6 +170,9 @@ def test_a_huge_shape_allocates_nothing(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "y.zarr", shape=(10**9, 9), chunks=(10**9, 9), dtype="f4")
     with pytest.raises(SourceError, match=r"a chunk of 36,000,000,000 bytes; .* 1,073,741,824"):
         opened(tmp_path, kind="arrays", path="y.zarr")
+    zarr.create_array(tmp_path / "z.zarr", shape=(4, 10**15), chunks=(4, 8), dtype="f4")
+    with pytest.raises(SourceError, match=r"lies in 125,000,000,000,000 chunks; .* 1,048,576"):
+        opened(tmp_path, kind="arrays", path="z.zarr")
 
 
 def test_what_is_no_numbers(tmp_path: Path) -> None:
