@@ -46,14 +46,19 @@ class Case:
     def options(self) -> list[str]:
         return [part for text in self.sets for part in ("--set", text)]
 
+    def bare(self, scenario: str) -> Path:
+        """No workspace yet."""
+        workspace = self.folder / f"{self.name}-{scenario}"
+        shutil.rmtree(workspace, ignore_errors=True)
+        return workspace
+
     def fresh(self, scenario: str) -> Path:
         """A workspace in which the network is trained, which runs on one thread, and no more."""
         trained = self.folder / f"{self.name}-trained"
         if not (trained / ".krepes/stages/pretrain/seal.json").exists():
             shutil.rmtree(trained, ignore_errors=True)
             self.run(trained, "--until", "pretrain")
-        workspace = self.folder / f"{self.name}-{scenario}"
-        shutil.rmtree(workspace, ignore_errors=True)
+        workspace = self.bare(scenario)
         shutil.copytree(trained, workspace)
         return workspace
 
@@ -90,7 +95,7 @@ class Case:
 
 
 def digits(folder: Path) -> Case:
-    return Case("digits", "digits", (), folder, "15s", STREAMED)
+    return Case("digits", "digits", (), folder, "10s", (*STREAMED, "views.count=10"))
 
 
 def adult(folder: Path, table: Path, samples: int) -> Case:
@@ -105,11 +110,5 @@ def adult(folder: Path, table: Path, samples: int) -> Case:
         "stages.audited.audit=200",
         "stages.audited.fit=1000",
     )
-    return Case(
-        f"adult-{samples}",
-        "adult",
-        sets,
-        folder,
-        "12s",
-        (*STREAMED, "stages.newton.max_iterations=60"),
-    )
+    long = (*STREAMED, "stages.newton.max_iterations=60", "views.count=4")
+    return Case(f"adult-{samples}", "adult", sets, folder, "7s", long)
