@@ -184,7 +184,7 @@ def test_other_numerics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(Stopped):
         run(small.recipe(), tmp_path, Options(until="features"), stop=Impatient(6))
     assert small.seals(tmp_path).keys() == {"pretrain"}
-    monkeypatch.setattr(machine, "numerics", lambda: "another machine")
+    monkeypatch.setattr(machine, "numerics", lambda *_: "another machine")
     with pytest.raises(WorkspaceError, match="stage features: what is on disk was computed") as it:
         small.audit(tmp_path, until="features")
     assert it.value.exit_code == 4
