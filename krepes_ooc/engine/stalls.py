@@ -115,7 +115,7 @@ class StallWatch:
                 keys=list(keys),
                 callback_timeout=ANSWER_SECONDS,
             )
-        except Exception:
+        except Exception:  # whatever a scheduler in trouble raises: it says nothing of the worker
             return SILENT
         frames = [frame for stack in stacks.get(worker, {}).values() for frame in stack]
         if not frames:
