@@ -16,6 +16,7 @@ from krepes_ooc.storage.verify import WORKSPACE, Damage, verify, workspace_damag
 from krepes_ooc.storage.workspace import Workspace
 
 STRANGER = "not written by krepes"
+LEARNED = ("network.json", "row-cost.json")
 
 
 def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], None]) -> None:
@@ -28,8 +29,8 @@ def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], N
     for damage in [*workspace_damage(workspace.private), *cache_damage(workspace.private)]:
         note(f"repair: {damage}")
         file = Path(damage.file)
-        if file.name == "network.json" or workspace.private / "cache" in file.parents:
-            file.unlink(missing_ok=True)  # the run learns it anew
+        if file.name in LEARNED or workspace.private / "cache" in file.parents:
+            file.unlink(missing_ok=True)  # learned anew where it is needed
     try:
         workspace.recipe()
     except DamageError:

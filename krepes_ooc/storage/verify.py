@@ -21,7 +21,7 @@ from krepes_ooc.storage.register import sealed_stages
 
 WORKSPACE = "workspace"
 # Signed records of the workspace that may be absent: they are written anew.
-SIGNED = ("recipe-text.json", "network.json")
+SIGNED = ("recipe-text.json", "network.json", "row-cost.json")
 _READ_THREADS = 4
 _OTHER_FORM = "the manifest has another form"
 

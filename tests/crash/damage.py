@@ -34,8 +34,9 @@ from tests import small
 from tests.crash.compare import differences
 
 BATCH = 24
-# Every run writes these anew where they are absent: deleting them is no damage.
-MAY_BE_ABSENT = (".krepes/recipe-text.json", ".krepes/network.json", ".krepes/cache/")
+# Deleting these is no damage: what needs them makes them anew, or does without.
+LEARNED = ("recipe-text.json", "network.json", "row-cost.json")
+MAY_BE_ABSENT = (*(f".krepes/{name}" for name in LEARNED), ".krepes/cache/")
 REGISTER = ".krepes/recipe.json"
 Harm = Callable[[Path, random.Random], str]
 
@@ -101,7 +102,7 @@ def harmed_files(workspace: Path) -> list[str]:
     own = (private / name for name in ("stages", "checkpoints", "cache"))
     folders = (workspace / "audit.zarr", *own)
     found = [p for folder in folders for p in folder.rglob("*") if p.is_file()]
-    found += [private / name for name in ("recipe.json", "recipe-text.json", "network.json")]
+    found += [private / name for name in ("recipe.json", *LEARNED)]
     found += [workspace / name for name in ("report.html", "report.json")]
     return sorted(p.relative_to(workspace).as_posix() for p in found if p.stat().st_size)
 

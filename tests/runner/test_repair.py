@@ -11,7 +11,7 @@ import pytest
 from krepes_ooc.engine.progress import Silent
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run, verify_workspace
+from krepes_ooc.runner import Options, make_plan, run, verify_workspace
 from tests import small
 from tests.crash.compare import differences
 
@@ -161,6 +161,27 @@ def test_damaged_record_of_the_workspace(
     assert listener.notes == [f"repair: {damage}"]
     assert (workspace / file).read_bytes() == (sealed / file).read_bytes()
     assert verify_workspace(workspace).damage == ()
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, zero])
+def test_damaged_cost_of_the_rows(
+    workspace: Path, sealed: Path, harm: Callable[[Path], None]
+) -> None:
+    """A figure that only plan and report show: it stops them, and repair does without it."""
+    cost = workspace / ".krepes/row-cost.json"
+    harm(cost)
+    (damage,) = verify_workspace(workspace).damage
+    assert damage.file == str(cost)
+    with pytest.raises(DamageError, match="krepes run --repair"):
+        make_plan(small.recipe(), workspace, timed=True)
+    listener = Listener()
+    assert run(small.recipe(), workspace, Options(repair=True), listener).ran == []
+    assert listener.notes == [f"repair: {damage}"]
+    assert not cost.exists()
+    assert make_plan(small.recipe(), workspace, timed=True)["rows"]["cost"]  # measured anew
+    assert differences(sealed, workspace) == []
+    (workspace / "report.html").unlink()
+    assert run(small.recipe(), workspace, Options(repair=True)).ran == ["report"]
 
 
 @pytest.mark.parametrize(
