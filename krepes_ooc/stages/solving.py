@@ -1,8 +1,12 @@
-"""Solve the Newton system of a problem, so that a kill costs one pass over the kernel at most."""
+"""Solve the Newton system of a problem, so that a kill costs a pass or half a minute at most.
+
+What costs passes over the kernel is kept after each of them, what is computed in memory now and
+then; both are kept, and the run ends there, when it is asked to stop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -20,9 +24,16 @@ from krepes_ooc.algebra.preconditioners import (
     Rotations,
     rotation_curvature,
 )
-from krepes_ooc.algebra.solve import Solution, Solver, choose_solver, conjugate_gradient
+from krepes_ooc.algebra.solve import (
+    DirectSolver,
+    Solution,
+    Solver,
+    choose_solver,
+    conjugate_gradient,
+)
 from krepes_ooc.engine.device import eigh_on
 from krepes_ooc.stages.problem import Problem, arrays_of, linearised
+from krepes_ooc.stages.stream import KernelStream
 
 Float = npt.NDArray[np.float64]
 DESCENT_TOLERANCE = 1e-3
@@ -32,21 +43,20 @@ SKETCH_BYTES = 2**25
 
 def solve(problem: Problem, relative: Float) -> tuple[str, Solution]:
     """The step for every relative damping, and the name of the solver."""
-    settings, at_start = problem.context.settings, problem.at_start
+    settings, at_start, numbers = problem.context.settings, problem.at_start, count()
     damping = absolute(relative, at_start, problem.start)
-    if problem.objective.moment:
-        solver = choose_solver(
-            at_start,
-            lambda: preconditioner(problem, at_start, problem.start, "step-0"),
-            memory_bytes=settings.direct_bytes,
-            tolerance=settings.reached_tolerance,
-            max_iterations=settings.iteration_limit,
-            eigh=eigh_on(problem.context.device),
-        )
-        return type(solver).__name__.removesuffix("Solver").lower(), solver.solve(damping)
-    chosen = preconditioner(problem, at_start, problem.start, "step-0")
-    tolerance = settings.reached_tolerance
-    return "krylov", KeptSolver(problem, at_start, chosen, tolerance, count()).solve(damping)
+    solver = choose_solver(
+        at_start,
+        lambda: preconditioner(problem, at_start, problem.start, "step-0"),
+        memory_bytes=settings.direct_bytes,
+        tolerance=settings.reached_tolerance,
+        max_iterations=settings.iteration_limit,
+        eigh=eigh_on(problem.context.device),
+    )
+    if isinstance(solver, DirectSolver):
+        return "direct", _kept(problem.stream, numbers, lambda _: solver.solve(damping))
+    chosen, tolerance = solver.preconditioner, solver.tolerance
+    return "krylov", KeptSolver(problem, at_start, chosen, tolerance, numbers).solve(damping)
 
 
 def losses(problem: Problem, solution: Solution) -> Float:
@@ -58,7 +68,7 @@ def losses(problem: Problem, solution: Solution) -> Float:
 
 @dataclass(frozen=True)
 class KeptSolver:
-    """Conjugate gradients whose iterate and result are kept: a kill costs one pass at most.
+    """Conjugate gradients whose iterate and result are kept.
 
     Args:
         problem: whose stream does the keeping.
@@ -76,21 +86,18 @@ class KeptSolver:
 
     def solve(self, damping: npt.ArrayLike) -> Solution:
         """The step for a damping, or one column for each of several dampings."""
-        name = f"solve-{next(self.numbers)}"
-        arrays = self.problem.stream.keep(name, lambda: self._compute(name, damping))
-        found: dict[str, Any] = {**arrays, "advice": str(arrays["advice"])}
-        return Solution(**found)
+        return _kept(self.problem.stream, self.numbers, lambda name: self._compute(name, damping))
 
-    def _compute(self, name: str, damping: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
+    def _compute(self, name: str, damping: npt.ArrayLike) -> Solution:
         context, stream = self.problem.context, self.problem.stream
-        name = f"{name}-iterate"
+        name, streamed = f"{name}-iterate", not self.problem.objective.moment
         known = stream.recall(name)
 
         def checkpoint(state: CGState) -> None:
-            context.progress.advance(1)
-            stream.note(name, arrays_of(state))
+            context.progress.advance(int(streamed))
+            stream.checkpoint(name, lambda: arrays_of(state))
 
-        solution = conjugate_gradient(
+        return conjugate_gradient(
             self.here.product,
             -self.here.gradient,
             damping,
@@ -98,9 +105,18 @@ class KeptSolver:
             tolerance=self.tolerance,
             max_iterations=context.settings.iteration_limit,
             state=None if known is None else CGState(**known),
-            checkpoint=None if self.problem.objective.moment else checkpoint,
+            checkpoint=checkpoint,
         )
-        return arrays_of(solution)
+
+
+def _kept(
+    stream: KernelStream, numbers: Iterator[int], compute: Callable[[str], Solution]
+) -> Solution:
+    """The solution of the next solve, computed under its name unless it was kept."""
+    name = f"solve-{next(numbers)}"
+    arrays = stream.keep(name, lambda: arrays_of(compute(name)))
+    found: dict[str, Any] = {**arrays, "advice": str(arrays["advice"])}
+    return Solution(**found)
 
 
 def preconditioner(
@@ -162,7 +178,7 @@ def descend(problem: Problem, relative: float, steps: int) -> Descent:
         steps=steps,
         damping_relative=relative,
         state=state,
-        checkpoint=None if objective.moment else lambda s: stream.note("descent", arrays_of(s)),
+        checkpoint=lambda state: stream.checkpoint("descent", lambda: arrays_of(state)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ BlockFunction = Callable[[tuple[Any, ...], Block], tuple[Any, ...]]
 Sums = tuple[Any, ...]
 Arrays = Mapping[str, npt.NDArray[Any]]
 PASSES = "passes"
+KEEP_SECONDS = 30.0
 
 
 @dataclass
@@ -35,6 +37,8 @@ class KernelStream:
 
     context: StageContext
     passes: int = field(default=0, init=False)
+    _noted_passes: int = field(default=0, init=False, repr=False)
+    _noted: float = field(default_factory=time.monotonic, init=False, repr=False)
 
     @property
     def n_samples(self) -> int:
@@ -75,16 +79,26 @@ class KernelStream:
     def keep(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """What ``compute`` returns, from the disk if it was computed before.
 
-        Nothing is written if no pass was needed.
+        It is written if it took passes or long, or if the run is asked to stop.
         """
         known = self.recall(name)
         if known is not None:
             return known
-        before = self.passes
+        before, begun = self.passes, time.monotonic()
         found = compute()
-        if self.passes > before:
+        if self.passes > before or self._is_due(begun):
             self.note(name, found)
         return found
+
+    def checkpoint(self, name: str, arrays: Callable[[], Arrays]) -> None:
+        """Note how far a computation came, if the way there was long; the place to stop at.
+
+        Raises:
+            Stopped: the run was asked to stop; it goes on from here.
+        """
+        if self.passes > self._noted_passes or self._is_due(self._noted):
+            self.note(name, arrays())
+        self.context.stop.check()
 
     def recall(self, name: str) -> Arrays | None:
         """What was noted under this name, if anything; ``passes`` goes on from there."""
@@ -97,6 +111,10 @@ class KernelStream:
         """Keep arrays, and how many passes it took to get there, until the stage is sealed."""
         path = self.context.record.partials / f"{name}.npz"
         write_arrays(path, {**arrays, PASSES: np.array(self.passes)}, self.context.record.temp)
+        self._noted_passes, self._noted = self.passes, time.monotonic()
+
+    def _is_due(self, since: float) -> bool:
+        return self.context.stop.requested or time.monotonic() - since > KEEP_SECONDS
 
 
 def add(left: Sums, right: Sums) -> Sums:

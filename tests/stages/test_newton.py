@@ -19,7 +19,7 @@ from krepes_ooc.algebra.curvature import Moments
 from krepes_ooc.algebra.objectives import OBJECTIVES, create, settings_type
 from krepes_ooc.blocks import BlockPlan
 from krepes_ooc.engine.device import HOST
-from krepes_ooc.errors import KrepesError, StageFailed, UsageError
+from krepes_ooc.errors import KrepesError, StageFailed, Stopped, UsageError
 from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner import Options, run
 from krepes_ooc.stages import newton, problem, stream
@@ -274,6 +274,82 @@ def test_sigkill_costs_nothing_but_the_pass_it_hits(
     done = count_passes(monkeypatch)
     assert_same(contents(solve(workspace, 2, *SIMCLR)[0]), whole)
     assert len(done) == whole["attributes"]["diagnostics"]["passes"] - 6
+
+
+def count_checkpoints(monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[str]:
+    """Count the places to stop at; the run is asked to when it has reached ``limit`` of them."""
+    done: list[str] = []
+    checkpoint = stream.KernelStream.checkpoint
+
+    def counted(self: Any, name: str, arrays: Any) -> None:
+        done.append(name)
+        if len(done) == limit:
+            self.context.stop.request("the test says so")
+        checkpoint(self, name, arrays)
+
+    monkeypatch.setattr(stream.KernelStream, "checkpoint", counted)
+    return done
+
+
+IN_MEMORY = [
+    ("objective=vicreg", "steps=0", "solver=krylov"),
+    ("objective=barlow-twins", "steps=1", "solver=krylov"),
+    ("objective=barlow-twins", "steps=3"),
+    ("objective=spectral-contrastive", "steps=2"),
+]
+
+
+@pytest.mark.parametrize("settings", IN_MEMORY, ids=" ".join)
+def test_a_solve_in_memory_stops_when_asked_and_goes_on_from_there(
+    fresh: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    """However often it is stopped: the work of every start is kept, or a short limit would loop."""
+    workspace = fresh(name="whole")
+    with monkeypatch.context() as patch:
+        done = count_checkpoints(patch)
+        whole = contents(solve(workspace, 2, *settings)[0])
+        places = len(done)
+    assert places >= 3
+    workspace, stops = fresh(name="stopped"), 0
+    for _ in range(places + 1):
+        with monkeypatch.context() as patch:
+            done = count_checkpoints(patch, limit=1)
+            try:
+                solve(workspace, 2, *settings)
+            except Stopped:
+                assert len(done) == 1
+                stops += 1
+    assert stops == places
+    assert_same(contents(sealed(workspace)), whole)
+
+
+def test_what_takes_long_in_memory_is_kept(
+    fresh: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill costs what was computed since the last checkpoint, not the solve."""
+    settings = IN_MEMORY[1]
+    whole = contents(solve(fresh(name="whole"), 2, *settings)[0])
+    workspace = fresh(name="killed")
+    monkeypatch.setattr(stream, "KEEP_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        done = count_checkpoints(patch)
+        note = stream.KernelStream.note
+
+        def killed(self: Any, name: str, arrays: Any) -> None:
+            note(self, name, arrays)
+            if len(done) == 5:
+                raise Killed
+
+        patch.setattr(stream.KernelStream, "note", killed)
+        with pytest.raises(Killed):
+            solve(workspace, 2, *settings)
+    with monkeypatch.context() as patch:
+        after = count_checkpoints(patch)
+        assert_same(contents(solve(workspace, 2, *settings)[0]), whole)
+    with monkeypatch.context() as patch:
+        undisturbed = count_checkpoints(patch)
+        solve(fresh(name="counted"), 2, *settings)
+    assert len(after) == len(undisturbed) - 5
 
 
 # ------------------------------------------------------------------ refused at the door
