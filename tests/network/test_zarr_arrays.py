@@ -75,9 +75,13 @@ def test_a_codec_that_runs_code_is_never_asked(tmp_path: Path, key: str) -> None
     }
     (folder / ".zarray").write_text(json.dumps(metadata))
     (folder / "0.0").write_bytes(f"cos\nsystem\n(S'touch {tmp_path}/ran'\ntR.".encode())
-    for path in ("g.zarr", "g.zarr/x"):
+    # In a group Zarr itself finds no type for it; later versions of it may.
+    for path, words in (
+        ("g.zarr", "are never loaded|cannot be read"),
+        ("g.zarr/x", "never loaded"),
+    ):
         name = (tmp_path / path).rename(tmp_path / "moved.zarr").name
-        with pytest.raises(SourceError, match=r"are never loaded|cannot be read"):
+        with pytest.raises(SourceError, match=words):
             opened(tmp_path, kind="arrays", path=name)
         (tmp_path / name).rename(tmp_path / path)
     assert not (tmp_path / "ran").exists()
@@ -201,9 +205,13 @@ def test_folders_that_are_no_zarr(tmp_path: Path) -> None:
         opened(tmp_path, kind="arrays", path="x.zarr")
 
 
-def test_the_unpacked_copy_is_made_again_when_it_is_gone(tmp_path: Path) -> None:
+def test_the_unpacked_copy_is_made_once_and_again_when_it_is_gone(tmp_path: Path) -> None:
     written(tmp_path / "x.zarr", VALUES, chunks=(8, 7))
     opened(tmp_path, kind="arrays", path="x.zarr")
+    (copy,) = (tmp_path / "cache").glob("unpacked-*.raw")
+    before = copy.stat()
+    opened(tmp_path, kind="arrays", path="x.zarr")
+    assert (copy.stat().st_ino, copy.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     shutil.rmtree(tmp_path / "cache")
     source = opened(tmp_path, kind="arrays", path="x.zarr")
     assert np.array_equal(source.read(np.arange(50)), VALUES)
