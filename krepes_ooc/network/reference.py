@@ -97,7 +97,7 @@ def check_function(network: FrozenNetwork, samples: npt.NDArray[Any]) -> float:
             f"two runs on the same input differ by {float((together - again).abs().max()):.2g}",
             where="network",
             expected="a deterministic network in eval mode",
-            advice="it draws at random: pass training=self.training to functional dropout, and leave "
+            advice="noise is drawn: pass training=self.training to functional dropout, and leave "
             "other noise out of forward",
         )
     scale = float(together.abs().max()) or 1.0
