@@ -7,6 +7,7 @@ that a report can say why it is missing.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from krepes_ooc.errors import StageFailed
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
+PROBE_ITERATIONS = 1000
 RIDGE_GRID = tuple(10.0**power for power in range(-8, 3))
 _SHUFFLES, _TAU = 201, 204
 
@@ -51,11 +53,13 @@ class Probe:
         accuracy: share of held-out rows that are classified rightly.
         probability: of every class [sample, class].
         true_probability: of the true class [sample].
+        converged: whether the fit ended by itself.
     """
 
     accuracy: float
     probability: Float
     true_probability: Float
+    converged: bool
 
 
 def spectral_entropy(A: Float) -> float:
@@ -200,18 +204,23 @@ def linear_probe(
     Raises:
         StageFailed: only one class is there to fit.
     """
-    from sklearn.linear_model import LogisticRegression  # on first use: a second
+    from sklearn.exceptions import ConvergenceWarning  # on first use: a second
+    from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     if len(np.unique(fit_label)) < 2:
         raise undefined("the linear probe", "at least two classes among the fitted samples")
     scale = StandardScaler().fit(fit)
-    model = LogisticRegression(C=strength, max_iter=1000).fit(scale.transform(fit), fit_label)
+    model = LogisticRegression(C=strength, max_iter=PROBE_ITERATIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # told by the result
+        model.fit(scale.transform(fit), fit_label)
     n_classes = int(max(fit_label.max(), held_label.max())) + 1
     probability = np.zeros((len(held), n_classes))
     probability[:, model.classes_] = model.predict_proba(scale.transform(held))
     hit = probability.argmax(axis=1) == held_label
-    return Probe(float(hit.mean()), probability, probability[np.arange(len(held)), held_label])
+    truth = probability[np.arange(len(held)), held_label]
+    return Probe(float(hit.mean()), probability, truth, bool(model.n_iter_[0] < PROBE_ITERATIONS))
 
 
 def precision_at_1(nearest_label: Index, label: Index) -> float:

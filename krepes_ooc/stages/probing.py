@@ -94,7 +94,8 @@ class Probes:
             value,
             "Accuracy gap to the network's probe, in points",
             "Accuracy of a linear probe on the audit's embedding minus that on the network's; "
-            "the same samples, the same regularisation. The interval is over audit samples.",
+            "the same samples, the same regularisation. The interval is over audit samples."
+            + self._unfinished(),
             controls,
             (value - 1.96 * error, value + 1.96 * error),
         )
@@ -131,6 +132,11 @@ class Probes:
                 note,
             ),
         }
+
+    def _unfinished(self) -> str:
+        """A sentence on the probes that were stopped before they converged, if there are any."""
+        names = [name for name, result in self.results.items() if not result.converged]
+        return f" Stopped before they converged: {', '.join(names)}." if names else ""
 
     def _probe(self, fit: Float, held: Float, strength: float = 1.0) -> Any:
         from krepes_ooc.algebra.measures import linear_probe

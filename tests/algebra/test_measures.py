@@ -133,6 +133,15 @@ def test_linear_probe_separates_what_is_separable() -> None:
     np.testing.assert_allclose(scaled.probability, probe.probability, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
+def test_linear_probe_says_whether_it_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    label, features = np.arange(60) % 3, RNG.normal(size=(60, 5))
+    given = features, label, features, label
+    assert measures.linear_probe(*given).converged
+    monkeypatch.setattr(measures, "PROBE_ITERATIONS", 2)
+    assert not measures.linear_probe(*given).converged
+
+
 def test_linear_probe_with_gaps_in_the_classes() -> None:
     features, label = RNG.normal(size=(40, 2)), np.repeat([1, 4], 20)
     held = np.array([4, 5, 1])  # class 5 was never fitted
