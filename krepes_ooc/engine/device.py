@@ -236,11 +236,15 @@ def working(device: Device) -> Iterator[None]:
 
 
 def eigh_on(device: Device) -> Eigh:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, computed on the device."""
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, computed on the device.
+
+    They come back to the host if the matrix was there, and stay with it if it was not.
+    """
     return np.linalg.eigh if is_host(device) else partial(_eigh, device)
 
 
-def _eigh(device: Device, S: npt.NDArray[np.float64]) -> tuple[Any, Any]:
-    there = device.to(np.ascontiguousarray(S))
-    found = array_namespace(there).linalg.eigh(there)
-    return device.back(found[0]), device.back(found[1])
+def _eigh(device: Device, S: Array) -> tuple[Any, Any]:
+    came = isinstance(S, np.ndarray)
+    there = device.to(np.ascontiguousarray(S)) if came else S
+    values, vectors = array_namespace(there).linalg.eigh(there)
+    return (device.back(values), device.back(vectors)) if came else (values, vectors)
