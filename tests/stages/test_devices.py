@@ -8,13 +8,16 @@ holds no hidden transfer and nothing beyond the array API.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from krepes_ooc.errors import WorkspaceError
+from krepes_ooc.algebra import columns
+from krepes_ooc.errors import PlanRefused, Stopped, WorkspaceError
+from krepes_ooc.stages import stream
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
 from tests.crash.compare import differences
@@ -43,6 +46,9 @@ AUDITS: dict[str, tuple[str, ...]] = {
     ),
     "spectral": (
         "stages.newton.objective=spectral-contrastive",
+        "stages.newton.metric=rkhs",
+        "stages.newton.preconditioner=nystrom",
+        "stages.newton.rank=20",
         "stages.kernel.normalise=none",
         "stages.spectrum.solver=subspace",
         "stages.influence.measure=kernel",
@@ -51,7 +57,14 @@ AUDITS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.fixture
+def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of iterates by the calls of the array API on the host, too: bits can be compared."""
+    monkeypatch.setattr(columns, "is_numpy_array", lambda values: False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_way")
 @pytest.mark.parametrize("name", AUDITS)
 def test_an_audit_on_a_foreign_device_has_the_bits_of_threads(tmp_path: Path, name: str):
     device = StrictDevice()
@@ -119,3 +132,85 @@ def test_a_planted_transfer_stops_the_run(
     with pytest.raises((RuntimeError, TypeError, ValueError)):
         small.audit(tmp_path / "device", device=StrictDevice(), until="moments")
     small.audit(tmp_path / "threads", until="moments")
+
+
+MOMENTS = {
+    "barlow-twins": (),
+    "barlow-twins by products": ("solver=krylov", "objective=barlow-twins"),
+    "vicreg": ("objective=vicreg", "metric=rkhs"),
+    "spectral-contrastive": ("objective=spectral-contrastive",),
+}
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("upstream") / "w"
+    small.audit(folder, until="spectrum")
+    return folder
+
+
+def step(upstream: Path, folder: Path, name: str, **options: Any) -> dict[str, Any]:
+    """What the stage newton seals in a copy of a workspace, or goes on with in that copy."""
+    if not folder.exists():
+        shutil.copytree(upstream, folder)
+    small.audit(folder, *(f"stages.newton.{text}" for text in MOMENTS[name]), **options)
+    reader = Workspace(folder).reader("newton")
+    return {array: reader.array(array) for array in reader.names()}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_a_step_by_moments_is_solved_there_and_differs_by_rounding_alone(
+    tmp_path: Path, upstream: Path, name: str
+):
+    device = Counted()
+    wanted = step(upstream, tmp_path / "threads", name, only="newton")
+    found = step(upstream, tmp_path / "device", name, only="newton", device=device)
+    for array in ("step", "loss", "damping", "predicted", "embedding_change", "converged"):
+        size = float(np.abs(wanted[array]).max())
+        np.testing.assert_allclose(found[array], wanted[array], rtol=0, atol=1e-5 * size)
+    # Moments go there once, and iterations send nothing back, however many there are.
+    assert device.large == 1
+    assert device.came < 90
+
+
+class Counted(StrictDevice):
+    """A device that counts how often moments go there."""
+
+    large = 0
+
+    def to(self, values: Any) -> Any:
+        self.large += values.size >= 2 * 2 * 24 * 24
+        return super().to(values)
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_a_step_that_was_stopped_goes_on_there(
+    tmp_path: Path, upstream: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    there: dict[str, Any] = {"only": "newton", "device": StrictDevice()}
+    wanted = step(upstream, tmp_path / "whole", name, **there)
+    checkpoint, stops, places = stream.KernelStream.checkpoint, 0, [0]
+
+    def stopping(self: Any, name: str, arrays: Any) -> None:
+        places[0] += 1
+        if places[0] == 2**stops:
+            self.context.stop.request("the test says so")
+        checkpoint(self, name, arrays)
+
+    monkeypatch.setattr(stream.KernelStream, "checkpoint", stopping)
+    while True:
+        try:
+            found = step(upstream, tmp_path / "stopped", name, **there)
+            break
+        except Stopped:
+            stops, places[0] = stops + 1, 0
+    assert stops >= 2
+    for array, value in wanted.items():
+        np.testing.assert_array_equal(found[array], value, err_msg=array)
+
+
+def test_a_device_too_small_for_the_moments_is_refused_at_the_door(tmp_path: Path, upstream: Path):
+    tiny = StrictDevice(memory=2**14)
+    with pytest.raises(PlanRefused, match=r"stage newton: .* --device cpu") as caught:
+        step(upstream, tmp_path / "w", "vicreg", only="newton", device=tiny)
+    assert caught.value.exit_code == 3
