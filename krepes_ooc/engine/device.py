@@ -76,6 +76,9 @@ class Device(Protocol):
     def hold(self, stored: npt.NDArray[Any]) -> Array:
         """One stored block over there as it is, for ``widen``."""
 
+    def take(self, tensor: Any) -> Array:
+        """A tensor of torch over there, its dtype kept; by DLPack, not copied, if it lies there."""
+
     def widen(self, *stored: Array) -> Array:
         """Rows of consecutive stored blocks over there, or of one that is held, as float32."""
 
@@ -119,6 +122,10 @@ class Host:
     def hold(self, stored: npt.NDArray[Any]) -> Array:
         """The very same block."""
         return stored
+
+    def take(self, tensor: Any) -> Array:
+        """As ``Device``: the memory of a tensor of the processor."""
+        return np.from_dlpack(tensor)
 
     def widen(self, *stored: Array) -> Array:
         """As ``Device``; a single block of float32 is not copied."""

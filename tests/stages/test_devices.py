@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from krepes_ooc.algebra import columns
 from krepes_ooc.errors import PlanRefused, Stopped, WorkspaceError
+from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.stages import stream
+from krepes_ooc.stages.featurizer import Featurizer
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
 from tests.crash.compare import differences
@@ -207,6 +210,46 @@ def test_a_step_that_was_stopped_goes_on_there(
     assert stops >= 2
     for array, value in wanted.items():
         np.testing.assert_array_equal(found[array], value, err_msg=array)
+
+
+class RowsStay(StrictDevice):
+    """A device to which no block of feature rows may go: torch has made them there."""
+
+    width, taking = 0, False
+
+    def to(self, values: Any) -> Any:
+        block = values.ndim == 2 and values.shape[1] == self.width and len(values) > 24
+        assert self.taking or not block, f"{values.shape} went through the host"
+        return super().to(values)
+
+    def take(self, tensor: Any) -> Any:
+        assert tensor.dtype == torch.float16
+        self.taking = True
+        there = super().take(tensor)
+        self.taking = False
+        return there
+
+
+@pytest.mark.parametrize("kind", ["factors", "sketch"])
+@pytest.mark.parametrize("persist", ["always", "never"])
+def test_rows_that_torch_makes_there_do_not_pass_through_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persist: str, kind: str
+):
+    changes = (f"stages.features={{persist: {persist}, kind: {kind}, sketch: 64}}",)
+    device, views, blocks = RowsStay(tasks=1), 2, 2
+    small.audit(tmp_path / "threads", *changes, until="kernel")
+    layout = Workspace(tmp_path / "threads").reader("features").attributes["layout"]
+    device.width = FeatureLayout.from_attributes(layout).n_features
+    small.audit(tmp_path / "device", *changes, device=device, until="features")
+    assert device.taken == views * blocks
+    plain = StrictDevice()
+    small.audit(tmp_path / "device", *changes, device=plain, until="audited")
+    if persist == "never":
+        monkeypatch.setattr(Featurizer, "rows", None)  # the way through the host is closed
+        small.audit(tmp_path / "device", *changes, device=device, until="kernel")
+        assert device.taken == 2 * views * blocks
+    small.audit(tmp_path / "device", *changes, device=plain, until="kernel")
+    assert differences(tmp_path / "threads", tmp_path / "device") == []
 
 
 def test_a_device_too_small_for_the_moments_is_refused_at_the_door(tmp_path: Path, upstream: Path):
