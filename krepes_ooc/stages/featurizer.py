@@ -106,14 +106,23 @@ class Featurizer:
         parts = []
         for start in range(0, len(positions), self.batch):
             self.context.stop.check()
-            made, _ = own.tensors(inputs[start : start + self.batch])
+            part = slice(start, start + self.batch)
+            made, _ = own.tensors(inputs[part])
             rounded, sound = rounded_there(made, self.layout)
             if not sound:
-                features = made.cpu().numpy()
-                check_finite(features, positions[start : start + self.batch], "feature row")
-                store_rows(features, self.layout)
+                self._look_at(made, positions[part])
             parts.append(device.take(rounded))
         return array_namespace(*parts).concat(parts), content
+
+    def _look_at(self, made: Any, positions: Ids) -> None:
+        """Let the host say what is wrong with the rows of a batch, if anything is.
+
+        Raises:
+            DataError: a row is not finite; names the sample.
+        """
+        features = made.cpu().numpy()
+        check_finite(features, positions, "feature row")
+        store_rows(features, self.layout)
 
     @property
     def _lie_there(self) -> bool:

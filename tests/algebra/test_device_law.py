@@ -45,6 +45,9 @@ KERNELS = {
     ],
     "landmarks": ["squared_distance", "nearest", "closest", "leverage_scores", "unit_scores"],
     "../stages/influence": ["at"],
+    "../stages/solving": ["_compute", "parts"],
+    "../stages/featurizer": ["rows_there"],
+    "../network/rounding": ["rounded_there"],
     "columns": ["dots", "chosen", "replaced", "beside", "diagonal_matrix", "identity_like"],
     "curvature": [
         *("uncentred", "uncentred_times", "difference", "mean_uncentred", "embedding_rms"),
@@ -88,7 +91,7 @@ KERNELS = {
     ],
 }
 HOST = ("np.", "numpy.")
-NUMBERS = ("float", "complex", "item", "tolist")
+NUMBERS = ("float", "complex", "item", "tolist", "cpu", "numpy")
 
 
 def host_calls(text: str, names: list[str]) -> list[str]:
@@ -181,6 +184,9 @@ OBJECTIVE_HOLES = [
     ("objectives/barlow_twins", "gram", "scale = float(self.root[0, 0])"),
     ("objectives/vicreg", "_spread", "scale = A[0, 0].item()"),
     ("objectives/spectral", "product", "V = np.asarray(V)"),
+    ("../stages/solving", "_compute", "scale = float(self.here.there.value)"),
+    ("../stages/featurizer", "rows_there", "device = made.cpu()"),
+    ("../network/rounding", "rounded_there", "features = features.numpy()"),
 ]
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from krepes_ooc.algebra import columns
-from krepes_ooc.errors import PlanRefused, Stopped, WorkspaceError
+from krepes_ooc.errors import DataError, PlanRefused, Stopped, WorkspaceError
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.stages import stream
 from krepes_ooc.stages.featurizer import Featurizer
@@ -250,6 +250,25 @@ def test_rows_that_torch_makes_there_do_not_pass_through_the_host(
         assert device.taken == 2 * views * blocks
     small.audit(tmp_path / "device", *changes, device=plain, until="kernel")
     assert differences(tmp_path / "threads", tmp_path / "device") == []
+
+
+def test_a_row_that_is_not_finite_is_named_where_torch_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from krepes_ooc.network.factors import FactorFeatures
+
+    right, seen = FactorFeatures.tensors, []
+
+    def wrong(self: Any, inputs: Any) -> Any:
+        features, embedding = right(self, inputs)
+        seen.append(len(inputs))
+        if len(inputs) == 256 and seen.count(256) == 2:  # the first only fixes the scales
+            features[7, 3] = float("nan")
+        return features, embedding
+
+    monkeypatch.setattr(FactorFeatures, "tensors", wrong)
+    with pytest.raises(DataError, match="sample 218, position .*feature row is nan"):
+        small.audit(tmp_path, device=StrictDevice(tasks=1), until="features")
 
 
 def test_a_device_too_small_for_the_moments_is_refused_at_the_door(tmp_path: Path, upstream: Path):
