@@ -31,6 +31,7 @@ class StrictDevice:
     Attributes:
         moved: arrays that went there.
         came: arrays that came back.
+        taken: tensors of torch that were taken.
     """
 
     whole: bool = False
@@ -42,6 +43,7 @@ class StrictDevice:
     count: int = 0
     moved: int = 0
     came: int = 0
+    taken: int = 0
     freed: int = 0
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -52,6 +54,10 @@ class StrictDevice:
 
     def hold(self, stored: npt.NDArray[Any]) -> Any:
         return self.widen(stored)  # the namespace has no float16
+
+    def take(self, tensor: Any) -> Any:
+        self.taken += 1
+        return self.hold(HOST.take(tensor))
 
     def widen(self, *stored: Any) -> Any:
         there = isinstance(stored[0], strict._array_object.Array)

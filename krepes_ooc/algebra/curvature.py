@@ -4,6 +4,7 @@ An embedding is f = K A + gamma; an objective is a loss L(A) of the embeddings o
 one is split as L = phi(c(A)) with phi convex, and its curvature is the generalised Gauss-Newton
 operator H = J^T (Hess phi) J >= 0, J the derivative of c (Schraudolph 2002). Moment objectives need
 only means and covariances of kernel rows; sample objectives stream the kernel once per product.
+What is computed here lies where the moments lie, on the host or on a device; so do single numbers.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Concatenate, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from array_api_compat import array_namespace
 
 from krepes_ooc.blocks import Block
 from krepes_ooc.errors import UsageError
 
-Array = npt.NDArray[np.float64]
+Array = Any  # float64, of NumPy or of a device's namespace
+Number = Any  # one float64 of that namespace; on the host a float
 BlockFunction = Callable[[tuple[Any, ...], Block], tuple[Any, ...]]
 Eigh = Callable[[Array], tuple[Array, Array]]  # of a symmetric matrix, eigenvalues ascending
 Owner = TypeVar("Owner")
@@ -58,17 +59,19 @@ class Moments:
 
     def uncentred(self, a: int, b: int) -> Array:
         """S_ab = E[k_a k_b^T] [landmark, landmark_]."""
-        return np.asarray(self.second[a, b] + np.outer(self.mean[a], self.mean[b]))
+        xp = array_namespace(self.mean)
+        return self.second[a, b, ...] + xp.linalg.outer(self.mean[a, :], self.mean[b, :])
 
     def uncentred_times(self, a: int, b: int, V: Array) -> Array:
         """S_ab V for V [..., landmark, component]; S_ab is not formed."""
-        shared = self.mean[b] @ V
-        return np.asarray(self.second[a, b] @ V + self.mean[a][:, None] * shared[..., None, :])
+        shared = self.mean[b, :] @ V
+        return self.second[a, b, ...] @ V + self.mean[a, :][:, None] * shared[..., None, :]
 
     def difference(self, a: int, b: int) -> Array:
         """D_ab = E[(k_a - k_b)(k_a - k_b)^T] [landmark, landmark_]."""
-        C, shift = self.second, self.mean[a] - self.mean[b]
-        return np.asarray(C[a, a] + C[b, b] - C[a, b] - C[b, a] + np.outer(shift, shift))
+        shift, C = self.mean[a, :] - self.mean[b, :], self.second
+        outer = array_namespace(shift).linalg.outer(shift, shift)
+        return C[a, a, ...] + C[b, b, ...] - C[a, b, ...] - C[b, a, ...] + outer
 
     def mean_uncentred(self) -> Array:
         """S = E[k k^T] over samples and views [landmark, landmark_]."""
@@ -78,22 +81,23 @@ class Moments:
         S /= self.n_views
         return S
 
-    def embedding_rms(self, A: Array, offset: Array | None = None) -> float:
+    def embedding_rms(self, A: Array, offset: Array | None = None) -> Number:
         """Root mean square of |K A + gamma| over samples and views, without reading the kernel.
 
         E|f|^2 = tr(A^T S A) + 2 <gamma, A^T kbar> + |gamma|^2, A [landmark, component].
         """
-        gamma = np.zeros(A.shape[1]) if offset is None else offset
-        square = np.sum(A * (self.mean_uncentred() @ A))
-        square += gamma @ (2.0 * A.T @ self.mean.mean(axis=0) + gamma)
-        return float(np.sqrt(max(square, 0.0)))
+        xp = array_namespace(self.mean, A)
+        gamma = xp.zeros_like(A[0, :]) if offset is None else offset
+        square = xp.sum(A * (self.mean_uncentred() @ A))
+        square = square + gamma @ (2.0 * A.T @ xp.mean(self.mean, axis=0) + gamma)
+        return xp.sqrt(xp.maximum(square, 0.0))
 
 
-class Linearisation(Protocol):
-    """An objective at fixed coefficients: all that a Newton step needs."""
+class Slope(Protocol):
+    """An objective at fixed coefficients, as a damping is chosen."""
 
     @property
-    def value(self) -> float:
+    def value(self) -> Number:
         """The loss L(A)."""
 
     @property
@@ -101,8 +105,12 @@ class Linearisation(Protocol):
         """G = dL/dA [landmark, component]."""
 
     @property
-    def mean_diagonal(self) -> float:
+    def mean_diagonal(self) -> Number:
         """tr(H) / (m h), the unit of relative damping."""
+
+
+class Linearisation(Slope, Protocol):
+    """An objective at fixed coefficients: all that a Newton step needs."""
 
     def product(self, V: Array) -> Array:
         """H V for V [landmark, component] or [landmark, component, column]."""
@@ -137,7 +145,7 @@ class Objective(Protocol):
     rotates: ClassVar[bool]
     """Whether rotating every embedding leaves the loss as it is, but for the offset."""
 
-    def value(self, A: Array) -> float:
+    def value(self, A: Array) -> Number:
         """The loss L(A)."""
 
     def values(self, A: Array) -> Array:
@@ -194,6 +202,7 @@ def over_columns(
     def wrapped(self: Owner, V: Array) -> Array:
         if V.ndim == 2:
             return product(self, V)
-        return np.moveaxis(product(self, np.moveaxis(V, -1, 0)), 0, -1)
+        xp = array_namespace(V)
+        return xp.moveaxis(product(self, xp.moveaxis(V, -1, 0)), 0, -1)
 
     return wrapped

@@ -8,16 +8,25 @@ decrease (Levenberg 1944, Marquardt 1963), and by how far it moves coefficients 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.algebra.curvature import Array, Linearisation, Moments
+from krepes_ooc.algebra.curvature import Number, Slope
 from krepes_ooc.algebra.krylov import Solution
 from krepes_ooc.errors import StageFailed
 
+Array = npt.NDArray[np.float64]
 FLAT = 1e-13
 RELATIVE_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+
+
+class Sizes(Protocol):
+    """Moments of the kernel, wherever they lie."""
+
+    def embedding_rms(self, A: Array, offset: Array | None = None) -> Number:
+        """Root mean square of |K A + gamma| over samples and views."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Sweep:
         return near & self.converged & np.isfinite(self.loss)
 
 
-def absolute(relative: npt.ArrayLike, linearisation: Linearisation, start: Array) -> Array:
+def absolute(relative: npt.ArrayLike, linearisation: Slope, start: Array) -> Array:
     """Dampings to solve for: relative ones times the curvature's mean diagonal.
 
     Args:
@@ -69,7 +78,7 @@ def absolute(relative: npt.ArrayLike, linearisation: Linearisation, start: Array
     Raises:
         StageFailed: the curvature is zero up to rounding, so that no damping has a meaning.
     """
-    unit = linearisation.mean_diagonal
+    unit = float(linearisation.mean_diagonal)
     if not unit * np.sum(start**2) > FLAT * abs(linearisation.value):
         raise StageFailed(
             f"the loss {linearisation.value:g} has no curvature at the start (mean {unit:g})",
@@ -122,11 +131,11 @@ def assess(sweep: Sweep, index: int) -> Choice:
 
 def judge(
     loss: Array,
-    linearisation: Linearisation,
+    linearisation: Slope,
     start: Array,
     solution: Solution,
     damping_relative: npt.ArrayLike,
-    moments: Moments,
+    moments: Sizes,
     offset: Array | None = None,
 ) -> Sweep:
     """Judge the steps of a solve by what they did to the loss: no pass.
@@ -161,7 +170,7 @@ def judge(
     )
 
 
-def predicted_decrease(linearisation: Linearisation, solution: Solution) -> Array:
+def predicted_decrease(linearisation: Slope, solution: Solution) -> Array:
     """-(<G, dA> + <dA, H dA> / 2), one number for each column of the solution if it has any."""
     linear = np.einsum("lk,lk...->...", linearisation.gradient, solution.step)
     quadratic = np.einsum("lk...,lk...->...", solution.step, solution.image)

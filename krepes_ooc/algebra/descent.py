@@ -1,23 +1,40 @@
 """More than one Newton step: Levenberg-Marquardt for objectives that may be iterated.
 
 One step explains which landmarks move the embedding; several show how far the loss goes from the
-principal components (Levenberg 1944, Marquardt 1963).
+principal components (Levenberg 1944, Marquardt 1963). The bookkeeping is the host's: a step, a
+gradient and a few numbers of each trial.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from krepes_ooc.algebra.curvature import Array, Linearisation, Objective
+from krepes_ooc.algebra.curvature import Array, Number, Slope
 from krepes_ooc.algebra.damping import FLAT, predicted_decrease
 from krepes_ooc.algebra.solve import Solver
 from krepes_ooc.errors import UsageError
 
 ACCEPT, GOOD, POOR = 1e-3, 0.75, 0.25
 TRIALS_PER_STEP = 8
+
+
+class Loss(Protocol):
+    """What a descent asks of an objective."""
+
+    @property
+    def name(self) -> str:
+        """Of the objective."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether more than one step makes sense."""
+
+    def value(self, A: Array) -> Number:
+        """The loss at A [landmark, component]."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +63,9 @@ class Descent:
 
 
 def levenberg_marquardt(
-    objective: Objective,
+    objective: Loss,
     start: Array,
-    prepare: Callable[[Array], tuple[Linearisation, Solver]],
+    prepare: Callable[[Array], tuple[Slope, Solver]],
     *,
     steps: int = 5,
     damping_relative: float = 1.0,
@@ -64,7 +81,7 @@ def levenberg_marquardt(
     Args:
         objective: the loss.
         start: A0 [landmark, component].
-        prepare: the linearisation at coefficients, and a solver for it.
+        prepare: the linearisation at coefficients, and a solver for it; both give host arrays.
         steps: accepted steps at most.
         damping_relative: first damping in units of the curvature's mean diagonal.
         tolerance: promised decrease, relative to the loss, that ends the descent.
@@ -95,7 +112,7 @@ def levenberg_marquardt(
 
 
 def _trial(
-    objective: Objective, here: Linearisation, solver: Solver, state: Descent, tolerance: float
+    objective: Loss, here: Slope, solver: Solver, state: Descent, tolerance: float
 ) -> Descent:
     """One step from the current coefficients, accepted or not."""
     damping = state.next_damping

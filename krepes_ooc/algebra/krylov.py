@@ -2,22 +2,27 @@
 
 The method does not know where products come from. Several dampings, and several right-hand sides,
 are columns of one solve: they share every product, hence every pass over the data. A solve that
-does not converge is a result with advice, never an exception.
+does not converge is a result with advice, never an exception. All arrays lie where the right-hand
+side lies; which columns go on is all that the host asks of them in an iteration.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace, device
 
+from krepes_ooc.algebra.columns import beside, chosen, dots, replaced
 from krepes_ooc.algebra.curvature import Array
 
 Operator = Callable[[Array], Array]
-Number = TypeVar("Number", np.float64, np.int64)
+Mask = Any  # of booleans, where the arrays lie
+Counts = Any  # of whole numbers, where the arrays lie
 
 
 class Preconditioner(Protocol):
@@ -46,9 +51,9 @@ class Solution:
 
     step: Array
     image: Array
-    converged: npt.NDArray[np.bool_]
+    converged: Mask
     relative_residual: Array
-    iterations: npt.NDArray[np.int64]
+    iterations: Counts
     residual: Array
     advice: str = ""
 
@@ -74,7 +79,7 @@ class CGState:
     rz: Array
     relative: Array
     verified: Array
-    used: npt.NDArray[np.int64]
+    used: Counts
     history: Array
 
 
@@ -99,7 +104,7 @@ def conjugate_gradient(
     Args:
         product: V -> H V for V [landmark, component, column], H symmetric and >= 0.
         rhs: R [landmark, component] for all dampings, or [landmark, component, column].
-        damping: one positive number, or one for each column.
+        damping: one positive number, or one for each column; on the host.
         preconditioner: ``apply(R, damping)``, near the inverse of H + damping I.
         tolerance: largest allowed |residual| / |R|, per column.
         max_iterations: largest number of iterations, one product each.
@@ -111,19 +116,16 @@ def conjugate_gradient(
     Raises:
         ValueError: a damping is not positive, or the shapes do not belong together.
     """
-    shifts = positive(damping)
-    plain = rhs.ndim == 2 and not np.ndim(damping)
+    xp, plain = array_namespace(rhs), rhs.ndim == 2 and is_one(damping)
     rhs = rhs if rhs.ndim == 3 else rhs[..., None]
-    if rhs.shape[-1] != len(shifts) and 1 not in (rhs.shape[-1], len(shifts)):
-        raise ValueError(f"{rhs.shape[-1]} right-hand sides for {len(shifts)} dampings")
-    rhs, shifts = rhs + np.zeros_like(shifts), shifts + np.zeros(rhs.shape[-1])
-    system = _System(product, rhs, shifts, preconditioner)
+    system = _System(product, *_together(rhs, positive(damping)), preconditioner)
+    rhs = system.rhs
     if state is None:
-        start = np.zeros_like(rhs) if guess is None else guess.reshape(rhs.shape)
+        start = xp.zeros_like(rhs) if guess is None else xp.reshape(guess, rhs.shape)
         state = system.begin(start, guess is not None)
-    image, restart = np.zeros_like(rhs), True
+    image, restart = xp.zeros_like(rhs), True
     while restart:
-        while (active := _active(state, tolerance)).size and len(state.history) < max_iterations:
+        while _goes_on(state, max_iterations) and (active := _active(state, tolerance)).size:
             state = system.advance(state, active)
             if checkpoint is not None:
                 checkpoint(state)
@@ -154,41 +156,43 @@ class _System:
 
     def begin(self, step: Array, guessed: bool) -> CGState:
         R = missing(self.product(step), self.rhs, self.shifts, step) if guessed else self.rhs
-        columns = len(self.shifts)
+        xp, (columns,), here = array_namespace(R), self.shifts.shape, device(R)
         Z = self._precondition(R, self.shifts)
         return CGState(
             step=step,
             residual=R,
             direction=Z,
-            rz=_dots(R, Z),
+            rz=dots(R, Z),
             relative=norms(R) / scale(self.rhs),
-            verified=np.full(columns, np.inf),
-            used=np.zeros(columns, dtype=np.int64),
-            history=np.empty((0, columns)),
+            verified=xp.full(columns, math.inf, dtype=xp.float64, device=here),
+            used=xp.zeros(columns, dtype=xp.int64, device=here),
+            history=xp.empty((0, columns), dtype=xp.float64, device=here),
         )
 
-    def advance(self, state: CGState, active: npt.NDArray[np.intp]) -> CGState:
+    def advance(self, state: CGState, active: Counts) -> CGState:
         """One iteration of the active columns; the others keep their bits."""
-        P, rz, shifts = state.direction[..., active], state.rz[active], self.shifts[active]
+        xp, P = array_namespace(state.rz), chosen(state.direction, active)
+        rz, shifts = chosen(state.rz, active), chosen(self.shifts, active)
         Q = self.product(P) + shifts * P
-        curvature = _dots(P, Q)
+        curvature = dots(P, Q)
         # No positive curvature (or a NaN) means that rounding has taken over: stop the column.
         sound = curvature > 0
-        length = np.where(sound, rz, 0.0) / np.where(sound, curvature, 1.0)
-        X = state.step[..., active] + length * P
-        R = state.residual[..., active] - length * np.where(sound, Q, 0.0)
+        length = xp.where(sound, rz, 0.0) / xp.where(sound, curvature, 1.0)
+        X = chosen(state.step, active) + length * P
+        R = chosen(state.residual, active) - length * xp.where(sound, Q, 0.0)
         Z = self._precondition(R, shifts)
-        rz_next = np.where(sound, np.maximum(_dots(R, Z), 0.0), 0.0)
-        relative = _put(state.relative, active, norms(R) / scale(self.rhs[..., active]))
+        rz_next = xp.where(sound, xp.maximum(dots(R, Z), 0.0), 0.0)
+        reached = norms(R) / scale(chosen(self.rhs, active))
+        relative = replaced(state.relative, active, reached)
         return CGState(
-            step=_put(state.step, active, X),
-            residual=_put(state.residual, active, R),
-            direction=_put(state.direction, active, Z + rz_next / rz * P),
-            rz=_put(state.rz, active, rz_next),
+            step=replaced(state.step, active, X),
+            residual=replaced(state.residual, active, R),
+            direction=replaced(state.direction, active, Z + rz_next / rz * P),
+            rz=replaced(state.rz, active, rz_next),
             relative=relative,
             verified=state.verified,
-            used=_put(state.used, active, state.used[active] + 1),
-            history=np.concatenate([state.history, relative[None]]),
+            used=replaced(state.used, active, chosen(state.used, active) + 1),
+            history=xp.concat([state.history, relative[None, :]]),
         )
 
     def verify(self, state: CGState, image: Array, tolerance: float) -> tuple[CGState, bool]:
@@ -196,16 +200,17 @@ class _System:
         R = missing(image, self.rhs, self.shifts, state.step)
         true = norms(R) / scale(self.rhs)
         early = (true > tolerance) & (state.relative <= tolerance) & (2 * true < state.verified)
-        if not early.any():
+        xp = array_namespace(early)
+        (again,) = xp.nonzero(early)
+        if not again.size:
             return replace(state, verified=true), False
-        again = np.flatnonzero(early)
-        Z = self._precondition(R[..., again], self.shifts[again])
+        Z = self._precondition(chosen(R, again), chosen(self.shifts, again))
         restarted = replace(
             state,
-            residual=_put(state.residual, again, R[..., again]),
-            direction=_put(state.direction, again, Z),
-            rz=_put(state.rz, again, _dots(R[..., again], Z)),
-            relative=np.where(early, true, state.relative),
+            residual=replaced(state.residual, again, chosen(R, again)),
+            direction=replaced(state.direction, again, Z),
+            rz=replaced(state.rz, again, dots(chosen(R, again), Z)),
+            relative=xp.where(early, true, state.relative),
             verified=true,
         )
         return restarted, True
@@ -214,23 +219,46 @@ class _System:
         return R if self.preconditioner is None else self.preconditioner.apply(R, shifts)
 
 
-def _active(state: CGState, tolerance: float) -> npt.NDArray[np.intp]:
-    return np.flatnonzero((state.relative > tolerance) & (state.rz > 0))
+def _together(rhs: Array, shifts: npt.NDArray[np.float64]) -> tuple[Array, Array]:
+    """Right-hand sides and dampings, one of each for every column, where the first lie.
+
+    Raises:
+        ValueError: their numbers do not belong together.
+    """
+    if rhs.shape[-1] != len(shifts) and 1 not in (rhs.shape[-1], len(shifts)):
+        raise ValueError(f"{rhs.shape[-1]} right-hand sides for {len(shifts)} dampings")
+    there = beside(shifts + np.zeros(rhs.shape[-1]), rhs)
+    return rhs + array_namespace(there).zeros_like(there), there
+
+
+def _goes_on(state: CGState, max_iterations: int) -> bool:
+    return int(state.history.shape[0]) < max_iterations
+
+
+def _active(state: CGState, tolerance: float) -> Counts:
+    """Indices of the columns that go on; the host waits for them."""
+    going = (state.relative > tolerance) & (state.rz > 0)
+    return array_namespace(going).nonzero(going)[0]
 
 
 def _advice(state: CGState, tolerance: float) -> str:
-    missed = state.verified > tolerance
-    if not missed.any():
+    missed, some = state.verified > tolerance, array_namespace(state.rz).any
+    if not some(missed):
         return ""
-    if (missed & (state.relative <= tolerance)).any():
+    if some(missed & (state.relative <= tolerance)):
         return "products are too inexact for this tolerance: loosen it or raise the damping"
-    if (missed & (state.rz <= 0)).any():
+    if some(missed & (state.rz <= 0)):
         return "the curvature lost its sign to rounding: raise the damping"
     return "raise max_iterations or the damping, or take another preconditioner"
 
 
-def positive(damping: npt.ArrayLike) -> Array:
-    """Dampings as an array [column].
+def is_one(damping: npt.ArrayLike) -> bool:
+    """Whether a single damping is given, so that the solution has no column axis."""
+    return np.ndim(damping) == 0
+
+
+def positive(damping: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Dampings as an array [column] of the host.
 
     Raises:
         ValueError: one of them is not positive.
@@ -243,32 +271,18 @@ def positive(damping: npt.ArrayLike) -> Array:
 
 def missing(image: Array, rhs: Array, shifts: Array, step: Array) -> Array:
     """R - (H + shift I) X for the image H X."""
-    return np.asarray(rhs - image - shifts * step)
-
-
-def _dots(X: Array, Y: Array) -> Array:
-    """<X, Y> of each column."""
-    return np.asarray(np.einsum("lkc,lkc->c", X, Y))
+    return rhs - image - shifts * step
 
 
 def norms(X: Array) -> Array:
     """Frobenius norm of each column of X [landmark, component, column]."""
-    return np.sqrt(_dots(X, X))
+    return array_namespace(X).sqrt(dots(X, X))
 
 
 def scale(rhs: Array) -> Array:
     """|R| of each column; 1 for R = 0, whose solution 0 has residual 0."""
     size = norms(rhs)
-    return np.where(size > 0, size, 1.0)
-
-
-def _put(
-    values: npt.NDArray[Number], active: npt.NDArray[np.intp], new: npt.NDArray[Number]
-) -> npt.NDArray[Number]:
-    """A copy with some columns replaced."""
-    copy = values.copy()
-    copy[..., active] = new
-    return copy
+    return array_namespace(size).where(size > 0, size, 1.0)
 
 
 def without_columns(solution: Solution) -> Solution:

@@ -5,13 +5,24 @@ Each is built once from a curvature and then serves every damping.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from krepes_ooc.algebra.curvature import Array, Eigh, Linearisation, Moments
+from krepes_ooc.algebra.columns import beside
+from krepes_ooc.algebra.curvature import Array, Eigh, Linearisation, Moments, Number
 from krepes_ooc.algebra.krylov import Operator
 from krepes_ooc.counter import normal
+
+TINY, EPSILON = float(np.finfo(float).tiny), float(np.finfo(np.float64).eps)
+
+
+def eigh_in_place(S: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, where it lies."""
+    found = array_namespace(S).linalg.eigh(S)
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class Kronecker:
 
     @classmethod
     def build(
-        cls, problem: Linearisation, moments: Moments, eigh: Eigh = np.linalg.eigh
+        cls, problem: Linearisation, moments: Moments, eigh: Eigh = eigh_in_place
     ) -> Kronecker:
         """The Kronecker model of a curvature: two eigendecompositions, no pass."""
         S, Q = problem.kronecker(moments)
@@ -41,9 +52,10 @@ class Kronecker:
     def apply(self, R: Array, damping: Array) -> Array:
         """M^(-1) R for R [landmark, component, column] and damping [column]."""
         (s, U_s), (q, U_q) = self.left, self.right
-        rotated = U_s.T @ np.moveaxis(R, -1, 0) @ U_q
-        rotated /= np.outer(s, q) + damping[:, None, None]
-        return np.moveaxis(U_s @ rotated @ U_q.T, 0, -1)
+        xp = array_namespace(R)
+        rotated = U_s.T @ xp.moveaxis(R, -1, 0) @ U_q
+        rotated /= xp.linalg.outer(s, q) + damping[:, None, None]
+        return xp.moveaxis(U_s @ rotated @ U_q.T, 0, -1)
 
 
 @dataclass(frozen=True)
@@ -80,22 +92,22 @@ class Rotations:
         """M^(-1) R for R [landmark, component, column] and damping [column]."""
         turned = self.along(R)
         Z = self.inner.apply(R - turned, damping)
-        return np.asarray(Z - self.along(Z) + turned / (self.curvature + damping))
+        return Z - self.along(Z) + turned / (self.curvature + damping)
 
     def along(self, R: Array) -> Array:
         """The part A W of each column of R [landmark, component, column], W antisymmetric.
 
         |R - A W| is least if A^T A W + W A^T A = A^T R - R^T A, a division in the eigenbasis.
         """
-        w, basis = self.eigenpairs
-        lean = self.A.T @ np.moveaxis(R, -1, 0)
-        lean = basis.T @ (lean - lean.swapaxes(-1, -2)) @ basis
+        (w, basis), xp = self.eigenpairs, array_namespace(R)
+        lean = self.A.T @ xp.moveaxis(R, -1, 0)
+        lean = basis.T @ (lean - xp.matrix_transpose(lean)) @ basis
         sums = w[:, None] + w
-        W = basis @ (lean / np.where(sums > 0, sums, 1.0)) @ basis.T
-        return np.moveaxis(self.A @ W, 0, -1)
+        W = basis @ (lean / xp.where(sums > 0, sums, 1.0)) @ basis.T
+        return xp.moveaxis(self.A @ W, 0, -1)
 
 
-def rotation_curvature(A: Array, product: Operator, seed: int = 0) -> float:
+def rotation_curvature(A: Array, product: Operator, seed: int = 0) -> Number:
     """<V, H V> / <V, V> for one random rotation V = A W; one product.
 
     Args:
@@ -103,11 +115,11 @@ def rotation_curvature(A: Array, product: Operator, seed: int = 0) -> float:
         product: V -> H V.
         seed: of the random rotation.
     """
-    component = np.arange(A.shape[1])
-    random = normal(seed, component[:, None], component)
+    xp, random = array_namespace(A), beside(_drawn(seed, A.shape[1], A.shape[1]), A)
     V = A @ (random - random.T)
-    size = float(np.sum(V * V))
-    return max(float(np.sum(V * product(V))) / size, 0.0) if size else 0.0
+    size = xp.sum(V * V)
+    found = xp.sum(V * product(V)) / xp.where(size > 0, size, 1.0)
+    return xp.maximum(found, 0.0)
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,8 @@ class RandomizedNystrom:
         shape: tuple[int, int],
         rank: int,
         seed: int = 0,
-        precision: float = float(np.finfo(np.float64).eps),
+        precision: float = EPSILON,
+        like: Array | None = None,
     ) -> RandomizedNystrom:
         """Sketch H by one product with ``rank`` random columns, hence one pass over the data.
 
@@ -143,30 +156,39 @@ class RandomizedNystrom:
             rank: columns of the sketch; needs 3 x landmarks x components x rank numbers.
             seed: of the random columns.
             precision: relative rounding error of a product; use that of float32 for streams.
+            like: an array that lies where the product takes its columns; None: on the host.
         """
         unknowns = shape[0] * shape[1]
         rank = min(rank, unknowns)
-        random = normal(seed, np.arange(unknowns)[:, None], np.arange(rank))
-        Omega = np.linalg.qr(random)[0]
-        Y = product(Omega.reshape(*shape, rank)).reshape(unknowns, rank)
+        random = _drawn(seed, unknowns, rank)
+        random = random if like is None else beside(random, like)
+        xp = array_namespace(random)
+        Omega = xp.linalg.qr(random)[0]
+        Y = xp.reshape(product(xp.reshape(Omega, (*shape, rank))), (unknowns, rank))
         # A shift of the size of the rounding errors keeps the core positive; it is taken off below.
-        shift = np.sqrt(unknowns) * precision * np.linalg.norm(Y, 2)
+        shift = math.sqrt(unknowns) * precision * xp.linalg.matrix_norm(Y, ord=2)
         Y = Y + shift * Omega
         core = Omega.T @ Y
-        w, W = np.linalg.eigh((core + core.T) / 2.0)
-        root = (Y @ W) / np.sqrt(np.maximum(w, max(shift, np.finfo(float).tiny)))
-        vectors, singular, _ = np.linalg.svd(root, full_matrices=False)
-        return cls(np.maximum(singular**2 - shift, 0.0), vectors)
+        w, W = eigh_in_place((core + core.T) / 2.0)
+        root = (Y @ W) / xp.sqrt(xp.maximum(w, xp.maximum(shift, TINY)))
+        vectors, singular, _ = xp.linalg.svd(root, full_matrices=False)
+        return cls(xp.maximum(singular**2 - shift, 0.0), vectors)
 
     def apply(self, R: Array, damping: Array) -> Array:
         """M^(-1) R for R [landmark, component, column] and damping [column]."""
-        flat = R.reshape(-1, R.shape[-1])
+        xp = array_namespace(R)
+        flat = xp.reshape(R, (-1, R.shape[-1]))
         seen = self.vectors.T @ flat
         gain = (self.values[-1] + damping) / (self.values[:, None] + damping)
-        return np.asarray((flat + self.vectors @ ((gain - 1.0) * seen)).reshape(R.shape))
+        return xp.reshape(flat + self.vectors @ ((gain - 1.0) * seen), R.shape)
 
 
-def _eigenpairs(S: Array, eigh: Eigh = np.linalg.eigh) -> tuple[Array, Array]:
+def _eigenpairs(S: Array, eigh: Eigh = eigh_in_place) -> tuple[Array, Array]:
     """Eigenvalues, negative ones of rounding size set to 0, and eigenvectors."""
     values, vectors = eigh(S)
-    return np.maximum(values, 0.0), vectors
+    return array_namespace(values).maximum(values, 0.0), vectors
+
+
+def _drawn(seed: int, rows: int, columns: int) -> Array:
+    """Standard normal numbers [row, column], the same wherever they are used."""
+    return normal(seed, np.arange(rows)[:, None], np.arange(columns))

@@ -11,21 +11,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, cast
 
-import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace, device
 
+from krepes_ooc.algebra.columns import beside
 from krepes_ooc.algebra.curvature import Array, Eigh, LeastSquares, Linearisation
 from krepes_ooc.algebra.krylov import (
     CGState,
     Preconditioner,
     Solution,
     conjugate_gradient,
+    is_one,
     missing,
     norms,
     positive,
     scale,
     without_columns,
 )
+from krepes_ooc.algebra.preconditioners import eigh_in_place
 
 __all__ = [
     "CGState",
@@ -61,12 +64,12 @@ class DirectSolver:
 
     problem: LeastSquares
     tolerance: float = 1e-6
-    eigh: Eigh = np.linalg.eigh
+    eigh: Eigh = eigh_in_place
 
     @cached_property
     def _eigenpairs(self) -> tuple[Array, Array]:
         values, vectors = self.eigh(self.problem.gram())
-        return np.maximum(values, 0.0), vectors
+        return array_namespace(values).maximum(values, 0.0), vectors
 
     def solve(self, damping: npt.ArrayLike) -> Solution:
         """The step for a damping, or one column for each of several dampings.
@@ -74,21 +77,25 @@ class DirectSolver:
         Raises:
             ValueError: a damping is not positive.
         """
-        shifts = positive(damping)
-        values, vectors = self._eigenpairs
-        y = np.broadcast_to(self.problem.residual, (len(shifts), len(values)))
-        weights, rest = np.zeros_like(y), y
+        solution = self._columns(beside(positive(damping), self.problem.residual))
+        return without_columns(solution) if is_one(damping) else solution
+
+    def _columns(self, shifts: Array) -> Solution:
+        """The step of each damping [column]."""
+        (values, vectors), xp = self._eigenpairs, array_namespace(shifts)
+        columns = shifts.shape[0]
+        y = xp.broadcast_to(self.problem.residual, (columns, values.shape[0]))
+        weights, rest = xp.zeros_like(y), y
         for _ in range(1 + REFINEMENTS):
             weights = weights + (rest @ vectors / (values + shifts[:, None])) @ vectors.T
             image = self.problem.jacobian(self.problem.adjoint(weights))
             rest = y - image - shifts[:, None] * weights
-        step = -np.moveaxis(self.problem.adjoint(weights), 0, -1)
-        rhs = np.repeat(-self.problem.gradient[..., None], len(shifts), axis=-1)
+        step = -xp.moveaxis(self.problem.adjoint(weights), 0, -1)
+        rhs = xp.repeat(-self.problem.gradient[..., None], columns, axis=-1)
         image = self.problem.product(step)
         error = norms(missing(image, rhs, shifts, step)) / scale(rhs)
-        once = np.ones(len(shifts), dtype=np.int64)
-        solution = Solution(step, image, error <= self.tolerance, error, once, error[None])
-        return solution if np.ndim(damping) else without_columns(solution)
+        once = xp.ones(columns, dtype=xp.int64, device=device(shifts))
+        return Solution(step, image, error <= self.tolerance, error, once, error[None, :])
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def choose_solver(
     memory_bytes: float = DIRECT_BYTES,
     tolerance: float = 1e-6,
     max_iterations: int = 5000,
-    eigh: Eigh = np.linalg.eigh,
+    eigh: Eigh = eigh_in_place,
 ) -> DirectSolver | KrylovSolver:
     """The exact solver if the curvature has rows and they fit the memory, else Krylov.
 
@@ -133,7 +140,7 @@ def choose_solver(
     """
     if hasattr(problem, "gram"):
         exact = cast(LeastSquares, problem)
-        if direct_bytes(exact.residual.size, exact.gradient.shape[0]) <= memory_bytes:
+        if direct_bytes(exact.residual.shape[0], exact.gradient.shape[0]) <= memory_bytes:
             return DirectSolver(exact, tolerance, eigh)
     return KrylovSolver(problem, preconditioner(), tolerance, max_iterations)
 

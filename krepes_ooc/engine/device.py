@@ -76,6 +76,9 @@ class Device(Protocol):
     def hold(self, stored: npt.NDArray[Any]) -> Array:
         """One stored block over there as it is, for ``widen``."""
 
+    def take(self, tensor: Any) -> Array:
+        """A tensor of torch over there, its dtype kept; by DLPack, not copied, if it lies there."""
+
     def widen(self, *stored: Array) -> Array:
         """Rows of consecutive stored blocks over there, or of one that is held, as float32."""
 
@@ -119,6 +122,10 @@ class Host:
     def hold(self, stored: npt.NDArray[Any]) -> Array:
         """The very same block."""
         return stored
+
+    def take(self, tensor: Any) -> Array:
+        """As ``Device``: the memory of a tensor of the processor."""
+        return np.from_dlpack(tensor)
 
     def widen(self, *stored: Array) -> Array:
         """As ``Device``; a single block of float32 is not copied."""
@@ -236,11 +243,15 @@ def working(device: Device) -> Iterator[None]:
 
 
 def eigh_on(device: Device) -> Eigh:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, computed on the device."""
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, computed on the device.
+
+    They come back to the host if the matrix was there, and stay with it if it was not.
+    """
     return np.linalg.eigh if is_host(device) else partial(_eigh, device)
 
 
-def _eigh(device: Device, S: npt.NDArray[np.float64]) -> tuple[Any, Any]:
-    there = device.to(np.ascontiguousarray(S))
-    found = array_namespace(there).linalg.eigh(there)
-    return device.back(found[0]), device.back(found[1])
+def _eigh(device: Device, S: Array) -> tuple[Any, Any]:
+    came = isinstance(S, np.ndarray)
+    there = device.to(np.ascontiguousarray(S)) if came else S
+    values, vectors = array_namespace(there).linalg.eigh(there)
+    return (device.back(values), device.back(vectors)) if came else (values, vectors)

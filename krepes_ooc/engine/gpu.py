@@ -27,6 +27,7 @@ from krepes_ooc.errors import WorkspaceError
 SLOT_BYTES = 2**24
 TASKS = 4
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+_DLPACK_CUDA = 2  # kDLCUDA of the standard
 # Of the free memory: what a stage may plan with, and what the products of all tasks may take.
 PLANNED, PRODUCTS = 0.9, 0.25
 _TRIAL_SIDE, _TRIAL_BYTES, _TRIALS = 4096, 2**26, 3
@@ -117,6 +118,16 @@ class Gpu:
     def hold(self, stored: npt.NDArray[Any]) -> Array:
         """As ``Device``."""
         return self._sent((stored,), stored.dtype)
+
+    def take(self, tensor: Any) -> Array:
+        """As ``Device``.
+
+        Both libraries work on the device's default stream: what torch computes is done before it is
+        read here, and its memory is used again only after what reads it here.
+        """
+        if tensor.__dlpack_device__() == (_DLPACK_CUDA, self._cp.cuda.runtime.getDevice()):
+            return self._cp.from_dlpack(tensor)
+        return self.hold(np.from_dlpack(tensor.cpu()))
 
     def widen(self, *stored: Array) -> Array:
         """As ``Device``; the host goes on as soon as the copy is under way."""

@@ -75,6 +75,15 @@ class FactorFeatures:
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch.
 
         Raises:
+            NetworkError: as ``tensors``.
+        """
+        features, embedding = self.tensors(inputs)
+        return features.cpu().numpy(), embedding.cpu().numpy()
+
+    def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``rows`` gives, left on the device of the network.
+
+        Raises:
             NetworkError: a layer reads some of the samples only, or is called twice.
         """
         n_samples = len(inputs)
@@ -90,7 +99,7 @@ class FactorFeatures:
             features = torch.empty(n_samples, self.layout.n_features, device=self._place)
             whole = [self._part(parts, span, n_samples) for span in self._spans]
             torch.cat(whole, 1, out=features)
-        return features.cpu().numpy(), selected(outputs, self.outputs).cpu().numpy()
+        return features, selected(outputs, self.outputs)
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor

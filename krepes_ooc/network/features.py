@@ -62,6 +62,9 @@ class FeatureMap(Protocol):
     def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
 
+    def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``rows`` gives, left on the device of the network."""
+
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
     ) -> Iterator[tuple[str, torch.Tensor]]:

@@ -60,6 +60,11 @@ class SketchFeatures:
 
     def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
+        features, embedding = self.tensors(inputs)
+        return features.cpu().numpy(), embedding.cpu().numpy()
+
+    def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``rows`` gives, left on the device of the network."""
         with self._lock:
             recording = self._jacobian.record(torch.tensor(inputs, device=self._place))
             outputs = recording.outputs.detach()
@@ -67,7 +72,7 @@ class SketchFeatures:
             for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
                 for piece in self._jacobian.pieces(recording, probe):
                     rows.add(piece, index)
-        return rows.finish().cpu().numpy(), selected(outputs, self.outputs).cpu().numpy()
+        return rows.finish(), selected(outputs, self.outputs)
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor

@@ -25,10 +25,11 @@ from krepes_ooc.settings import to_mapping
 from krepes_ooc.stages.base import Stage, StageContext
 from krepes_ooc.stages.cost import Cost
 from krepes_ooc.stages.featurizer import (
+    PART_ROWS,
     FeaturesSettings,
     Featurizer,
-    Half,
     in_parts,
+    on_host,
     self_kernel,
     unscaled,
 )
@@ -184,7 +185,7 @@ class _Work:
         folded, total = self._folded(index)
         for place, block in enumerate(blocks):
             self.context.stop.check()
-            rows: list[Half] = []
+            rows: list[Any] = []
             if block_name(block) not in done:
                 rows, files = self._block(block)
                 written |= files
@@ -198,28 +199,30 @@ class _Work:
                     write_arrays(path, part, self.context.record.temp)
         return written
 
-    def _block(self, block: Block) -> tuple[list[Half], Files]:
-        """Compute and write one block; its stored rows view by view, and the files."""
+    def _block(self, block: Block) -> tuple[list[Any], Files]:
+        """Compute and write one block; its stored rows view by view, where they lie, and files."""
+        device = self.context.device
         positions = self.context.inputs.order.positions(block.start, block.stop)
         values: Values = [("sample_id", 0, positions)]
         rows, content = [], ""
         for view in self.views:
-            stored, _, content = self.featurizer.rows(positions, view)
-            values.append(
-                ("self_kernel", view, self_kernel(stored, self.layout, self.context.device))
-            )
+            stored, content = self.featurizer.rows_there(positions, view)
+            values.append(("self_kernel", view, self_kernel(stored, self.layout, device)))
             rows.append(stored)
         if self.keeps:
-            values += [("values", view, stored) for view, stored in enumerate(rows)]
+            values += [
+                ("values", view, on_host(stored, device)) for view, stored in enumerate(rows)
+            ]
         else:
+            parts = in_parts(on_host(rows[0], device))
             condensed = np.concatenate(
-                [self.condenser.rows(unscaled(part, self.layout)) for part in in_parts(rows[0])]
+                [self.condenser.rows(unscaled(part, self.layout)) for part in parts]
             )
             own = kernel.self_kernel(condensed, sketch_layout(CONDENSED))
             values += [("condensed", 0, condensed), ("condensed_self", 0, np.asarray(own))]
         return rows, write_unit(self.context, self.writer, block, values, content)[1]
 
-    def _fold(self, rows: Sequence[Half]) -> npt.NDArray[np.float64]:
+    def _fold(self, rows: Sequence[Any]) -> npt.NDArray[np.float64]:
         """Sum of the stored rows' moments, and of their condensed form where that is needed."""
         total: Any = 0.0
         condensed, device = np.zeros(CONDENSED), self.context.device
@@ -258,14 +261,17 @@ def predict(shape: AuditShape, settings: FeaturesSettings) -> Cost:
         2 * rows * width * views + computing_bytes(shape) + 24 * shape.n_moments,
         shape.plan.n_shards,
     )
+    # What torch has made there stays there until it is folded; a view once more while it is joined.
+    there = 2 * rows * width * (views + 1) + 16 * PART_ROWS * width + 24 * shape.n_moments
+    device = Need(0, there)
     flops = computing_flops(shape) + 2.0 * shape.n_moments * shape.plan.n_samples * views
     fixed = 8 * shape.n_moments + 8 * shape.stored_rows * (views + 1)
     if shape.keeps_features:
         disk = fixed + 2 * shape.stored_rows * views * width
-        return Cost(shape.plan.n_blocks, disk, need, flops)
+        return Cost(shape.plan.n_blocks, disk, need, flops, device=device)
     disk = fixed + shape.stored_rows * (4 * CONDENSED + 8) + 8 * CONDENSED
     scratch = 8 * shape.plan.n_shards * (shape.n_moments + CONDENSED)
-    return Cost(shape.plan.n_blocks, disk, need, flops, scratch)
+    return Cost(shape.plan.n_blocks, disk, need, flops, scratch, device=device)
 
 
 STAGE = Stage(

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace
 
 from krepes_ooc.algebra import kernel
-from krepes_ooc.engine.device import HOST, Device
+from krepes_ooc.engine.device import HOST, Array, Device, is_host
 from krepes_ooc.errors import WorkspaceError
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.network.features import FeatureMap, FeatureSettings, store_rows
@@ -86,6 +87,50 @@ class Featurizer:
             embeddings.append(embedding)
         return np.concatenate(features), np.concatenate(embeddings), content
 
+    def rows_there(self, positions: Ids, view: int) -> tuple[Array, str]:
+        """The same stored rows for work on the device, and the source hash.
+
+        They are left there if torch has made them there, else they are the host's.
+
+        Raises:
+            DataError: a row is not finite; names the sample.
+        """
+        device = self.context.device
+        if is_host(device) or not self._lie_there:
+            stored, _, content = self.rows(positions, view)
+            return stored, content
+        from krepes_ooc.network.rounding import rounded_there
+
+        own = self.context.inputs.feature_map(self.opened(), device.torch)
+        inputs, content = self.context.inputs.encode(positions, view)
+        parts = []
+        for start in range(0, len(positions), self.batch):
+            self.context.stop.check()
+            part = slice(start, start + self.batch)
+            made, _ = own.tensors(inputs[part])
+            rounded, sound = rounded_there(made, self.layout)
+            if not sound:
+                self._look_at(made, positions[part])
+            parts.append(device.take(rounded))
+        return array_namespace(*parts).concat(parts), content
+
+    def _look_at(self, made: Any, positions: Ids) -> None:
+        """Let the host say what is wrong with the rows of a batch, if anything is.
+
+        Raises:
+            DataError: a row is not finite; names the sample.
+        """
+        features = made.cpu().numpy()
+        check_finite(features, positions, "feature row")
+        store_rows(features, self.layout)
+
+    @property
+    def _lie_there(self) -> bool:
+        """Whether torch computes on the device of the blocks."""
+        from krepes_ooc.network.placing import usable
+
+        return usable(self.context.device.torch) == self.context.device.torch
+
 
 @dataclass(frozen=True)
 class Reopened(Featurizer):
@@ -117,18 +162,26 @@ class Reopened(Featurizer):
         return shared
 
 
-def unscaled(values: npt.NDArray[Any], layout: FeatureLayout, device: Device = HOST) -> Any:
+def unscaled(values: Array, layout: FeatureLayout, device: Device = HOST) -> Any:
     """Float32 feature rows behind stored ones, on the device."""
     return kernel.unscale(device.widen(values), layout)
 
 
-def in_parts(stored: Half) -> Iterator[Half]:
+def on_host(stored: Array, device: Device) -> Half:
+    """Stored rows of either place, on the host."""
+    return np.asarray(
+        stored if isinstance(stored, np.ndarray) else device.back(stored), dtype=np.float16
+    )
+
+
+def in_parts(stored: Array) -> Iterator[Array]:
     """Short row ranges of a block, whose float32 copies stay in the cache."""
-    return (stored[start : start + PART_ROWS] for start in range(0, len(stored), PART_ROWS))
+    rows = stored.shape[0]
+    return (stored[i : min(i + PART_ROWS, rows), ...] for i in range(0, rows, PART_ROWS))
 
 
 def self_kernel(
-    stored: Half, layout: FeatureLayout, device: Device = HOST
+    stored: Array, layout: FeatureLayout, device: Device = HOST
 ) -> npt.NDArray[np.float64]:
     """k(x, x) [sample] of stored rows."""
     rows = (unscaled(part, layout, device) for part in in_parts(stored))

@@ -16,7 +16,7 @@ from krepes_ooc.algebra.kernel import KernelMap, kernel_map, landmark_tile
 from krepes_ooc.algebra.normalisation import Mode, Normalisation, centred_self
 from krepes_ooc.blocks import Block, tile_slices
 from krepes_ooc.engine.budget import Need
-from krepes_ooc.engine.device import HOST, Device, carried, is_host
+from krepes_ooc.engine.device import HOST, Array, Device, carried, is_host
 from krepes_ooc.layout import FeatureLayout
 from krepes_ooc.settings import setting
 from krepes_ooc.stages.base import Stage, StageContext
@@ -69,31 +69,32 @@ class LandmarkKernel:
     sub_rows: int
     device: Device = HOST
 
-    def rows(self, stored: npt.NDArray[Any], own: Float) -> Rows:
+    def rows(self, stored: Array, own: Float) -> Rows:
         """Normalised kernel rows [sample, landmark] of stored feature rows [sample, feature].
 
         Args:
-            stored: float16 rows.
+            stored: float16 rows, of the host or left on the device.
             own: their k(x, x) [sample].
         """
-        out = np.empty((len(stored), len(self.mapped.landmarks)), dtype=np.float32)
+        out = np.empty((stored.shape[0], len(self.mapped.landmarks)), dtype=np.float32)
         for part, rows in self._parts(stored, own):
             out[part] = self.device.back(rows)
         return out
 
-    def rows_there(self, stored: npt.NDArray[Any], own: Float) -> Any:
+    def rows_there(self, stored: Array, own: Float) -> Any:
         """The same rows, left on the device."""
         if is_host(self.device):
             return self.rows(stored, own)
         parts = [rows for _, rows in self._parts(stored, own)]
         return parts[0] if len(parts) == 1 else array_namespace(*parts).concat(parts)
 
-    def _parts(self, stored: npt.NDArray[Any], own: Float) -> Iterator[tuple[slice, Any]]:
+    def _parts(self, stored: Array, own: Float) -> Iterator[tuple[slice, Any]]:
         row_bytes = 12 * self._there.landmarks.shape[0] + 8 * self.layout.n_features
-        step = self.device.rows(self.sub_rows, len(stored), row_bytes)
-        for start in range(0, len(stored), step):
-            part = slice(start, start + step)
-            rows = unscaled(stored[part], self.layout, self.device)
+        count = stored.shape[0]
+        step = self.device.rows(self.sub_rows, count, row_bytes)
+        for start in range(0, count, step):
+            part = slice(start, min(start + step, count))
+            rows = unscaled(stored[part, ...], self.layout, self.device)
             yield part, self._there.rows(rows, self.device.to(own[part]))
 
     @cached_property
@@ -247,6 +248,8 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
     if shape.keeps_features:
         return Cost(plan.n_blocks, disk, need, flops, device=device)
     rows = replace(need, per_worker=per_worker + computing_bytes(shape))
+    # Rows that torch makes there stay there, twice while their batches are joined.
+    device = replace(device, per_worker=device.per_worker + 4 * plan.block_rows * width)
     flops += computing_flops(shape)
     return Cost(plan.n_blocks, disk, rows, flops, network=True, device=device)
 

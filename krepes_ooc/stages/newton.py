@@ -186,20 +186,29 @@ def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
         between = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
         held = whole + max(passing, between - per_worker)
         flops = 8.0 * shape.plan.n_samples * m * h * views * columns * 20
-        need, device = (
-            Need(held, per_worker, shape.plan.n_shards),
-            Need(0, max(per_worker, 32 * m * m)),
-        )
-        return Cost(20, disk, need, flops, device=device)
+        need = Need(held, per_worker, shape.plan.n_shards)
+        return Cost(20, disk, need, flops, device=Need(0, max(per_worker, 32 * m * m)))
     rows = h * h * views * (views - 1) // 2
     direct = direct_bytes(rows, m)
     if settings.objective == "barlow-twins" and direct <= settings.direct_bytes:
         held = max(direct, max(8 * rows * rows, 40 * m * m) + iterate * (8 * columns + 16))
-        device, flops = Need(0, 32 * max(rows, m) ** 2), 8.0 * h**3 * m + 9.0 * rows**3
-        return Cost(1, disk, Need(whole + held), flops, double=True, device=device)
-    held = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
-    flops, device = 2.0 * m * m * h * columns * 50, Need(0, 32 * m * m)
+        flops = 8.0 * h**3 * m + 9.0 * rows**3
+    else:
+        held = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
+        flops = 2.0 * m * m * h * columns * 50
+    device = Need(_moments_there(shape, settings), held)
     return Cost(1, disk, Need(whole + held), flops, double=True, device=device)
+
+
+def _moments_there(shape: AuditShape, settings: NewtonSettings) -> int:
+    """What a device holds besides what is solved on it: moments, and differences of views.
+
+    Moments that are brought into another basis lie there three times: as they came, halfway, done.
+    """
+    m, views = shape.n_landmarks, shape.n_views
+    copies = 3 if settings.metric == "rkhs" else 1
+    differences = views * (views - 1) // 2 if settings.objective == "vicreg" else 0
+    return 8 * m * m * (copies * views**2 + differences)
 
 
 def _streaming_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) -> int:

@@ -47,7 +47,7 @@ class Outcome:
         if self.solver != "direct" and asked != "none":
             size = self.problem.start.size
             rank = min(self.problem.context.settings.rank, size)
-            built = rank if asked == "nystrom" else int(self.problem.objective.rotates)
+            built = rank if asked == "nystrom" else int(self.problem.objective.there.rotates)
         return {
             "grid": grid,
             "preconditioner": built,
@@ -79,7 +79,7 @@ class Outcome:
         }
         if self.descent is not None:
             arrays["converged"] = problem.coefficients(self.descent.coefficients)
-        predictor = getattr(problem.objective, "predictor", None)
+        predictor = getattr(problem.objective.there, "predictor", None)
         if predictor is not None:
             arrays |= {"predictor_weight": predictor.weight, "predictor_bias": predictor.bias}
         return arrays
@@ -119,8 +119,9 @@ class Outcome:
             "products": self.products,
             "advice": self.solution.advice,
         }
-        if hasattr(at_start, "active_hinge"):
-            found["active_hinge"] = float(at_start.active_hinge)
+        active_hinge = at_start.number("active_hinge")
+        if active_hinge is not None:
+            found["active_hinge"] = active_hinge
         if self.descent is not None:
             found["descent"] = {
                 "loss": self.descent.loss,

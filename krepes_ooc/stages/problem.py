@@ -11,18 +11,16 @@ import numpy.typing as npt
 from krepes_ooc.algebra import nystrom, objectives
 from krepes_ooc.algebra.basis import Basis
 from krepes_ooc.algebra.curvature import (
-    Linearisation,
-    Moments,
-    Objective,
     Stream,
     require_views,
 )
 from krepes_ooc.algebra.damping import absolute
 from krepes_ooc.algebra.objectives.base import SampleObjective
 from krepes_ooc.algebra.objectives.byol import BYOLSettings, Predictor, fit_predictor
-from krepes_ooc.engine.device import eigh_on
+from krepes_ooc.engine.device import HOST, Device, carried, eigh_on
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.stages.base import StageContext
+from krepes_ooc.stages.placed import PlacedMoments, PlacedObjective, PlacedSlope
 from krepes_ooc.stages.spectrum import read_moments
 from krepes_ooc.stages.stream import KernelStream
 
@@ -47,12 +45,17 @@ class Problem:
 
     context: StageContext
     stream: KernelStream
-    objective: Objective
-    at_start: Linearisation
+    objective: PlacedObjective
+    at_start: PlacedSlope
     start: Float
     offset: Float
-    moments: Moments
+    moments: PlacedMoments
     basis: Basis | None
+
+    @property
+    def place(self) -> Device:
+        """Where products are taken and iterates lie."""
+        return self.objective.device
 
     def coefficients(self, values: Float) -> Float:
         """Coefficients [landmark, component(, column)] of coordinates."""
@@ -60,7 +63,7 @@ class Problem:
 
 
 def open_problem(context: StageContext) -> Problem:
-    """The Newton system from the sealed stores.
+    """The Newton system from the sealed stores; moments that products are taken with are moved.
 
     Raises:
         StageFailed: the loss has no curvature or no slope at the start, as for a collapsed network.
@@ -72,10 +75,12 @@ def open_problem(context: StageContext) -> Problem:
     check_settings(settings, moments.n_views, start.shape[1], context.plan.block_rows)
     offset, kernel = spectrum.array("offset"), KernelStream(context)
     stream: Any = kernel
+    place = context.device if objectives.is_moment(settings.objective) else HOST
+    moments = carried(place, moments)
     if basis is not None:
-        moments, stream = basis.moments(moments), basis.stream(stream)
+        moments, stream = carried(place, basis).moments(moments), basis.stream(stream)
         start = basis.to_basis(start)
-    objective = objectives.create(
+    there = objectives.create(
         settings.objective,
         coefficients,
         moments=moments,
@@ -85,17 +90,23 @@ def open_problem(context: StageContext) -> Problem:
         predictor=_predictor(kernel, stream, coefficients, start, offset),
         sub_rows=product_rows(context, start.shape[1]),
     )
+    objective = PlacedObjective(there, place)
     at_start = linearised(kernel, objective, start, "linearised-step-0")
     absolute(settings.swept, at_start, start)
     _check_slope(settings.objective, at_start, start)
-    return Problem(context, kernel, objective, at_start, start, offset, moments, basis)
+    placed = PlacedMoments(moments, place)
+    return Problem(context, kernel, objective, at_start, start, offset, placed, basis)
 
 
-def linearised(stream: KernelStream, objective: Objective, A: Float, name: str) -> Linearisation:
+def linearised(
+    stream: KernelStream, objective: PlacedObjective, A: Float, name: str
+) -> PlacedSlope:
     """The linearisation at A; a streamed one is kept, since it costs a pass."""
-    if not isinstance(objective, SampleObjective):
+    streamed = objective.there
+    if not isinstance(streamed, SampleObjective):
         return objective.linearise(A)
-    return objective.restore(A, stream.keep(name, lambda: objective.linearise(A).arrays()))
+    kept = stream.keep(name, lambda: streamed.linearise(A).arrays())
+    return PlacedSlope(streamed.restore(A, kept), objective.device)
 
 
 def product_rows(context: StageContext, n_components: int) -> int:
@@ -104,9 +115,18 @@ def product_rows(context: StageContext, n_components: int) -> int:
     return context.device.rows(plan.sub_rows, plan.block_rows, 64 * n_components * columns)
 
 
-def arrays_of(record: Any) -> dict[str, npt.NDArray[Any]]:
-    """The fields of a flat dataclass as arrays, to be kept on the disk."""
-    return {field.name: np.asarray(getattr(record, field.name)) for field in fields(record)}
+def arrays_of(record: Any, place: Device = HOST) -> dict[str, npt.NDArray[Any]]:
+    """The fields of a flat dataclass as arrays of the host, to be kept on the disk.
+
+    Args:
+        record: the dataclass.
+        place: where its arrays lie.
+    """
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {
+        name: np.asarray(value if isinstance(value, str) else place.back(value))
+        for name, value in values.items()
+    }
 
 
 def _basis(context: StageContext) -> Basis | None:
@@ -168,7 +188,7 @@ def check_settings(settings: Any, n_views: int, n_components: int, block_rows: i
         )
 
 
-def _check_slope(name: str, at_start: Linearisation, start: Float) -> None:
+def _check_slope(name: str, at_start: PlacedSlope, start: Float) -> None:
     """Refuse a gradient of rounding size: a step along it would explain noise."""
     slope = np.linalg.norm(at_start.gradient)
     if not slope > FLAT_STEP * at_start.mean_diagonal * np.linalg.norm(start):

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from krepes_ooc.blocks import Block
+from krepes_ooc.engine.device import Array
 from krepes_ooc.errors import DataError
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.featurizer import Featurizer, Half, open_featurizer, self_kernel
@@ -21,8 +22,11 @@ SAME = 1e-3
 class RowSupply(Protocol):
     """Stored feature rows of blocks; the same bits from any supply."""
 
-    def rows(self, block: Block, view: int) -> Half:
-        """Stored feature rows [sample, feature] of one block in one view."""
+    def rows(self, block: Block, view: int) -> Array:
+        """Stored feature rows [sample, feature] of one block in one view, for the device.
+
+        They lie there already, or on the host.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class ComputedRows:
     featurizer: Featurizer
     features: StoreReader
 
-    def rows(self, block: Block, view: int) -> Half:
+    def rows(self, block: Block, view: int) -> Array:
         """Rows as the features stage computed them.
 
         Raises:
@@ -51,7 +55,7 @@ class ComputedRows:
         """
         context = self.featurizer.context
         positions = context.inputs.order.positions(block.start, block.stop)
-        stored, _, _ = self.featurizer.rows(positions, view)
+        stored, _ = self.featurizer.rows_there(positions, view)
         noted = self.features.block("self_kernel", block, view)
         own = self_kernel(stored, self.featurizer.layout, context.device)
         wrong = np.flatnonzero(~(np.abs(own - noted) <= SAME * np.abs(noted)))

@@ -23,7 +23,7 @@ from krepes_ooc.algebra.objectives import byol, simclr
 from krepes_ooc.blocks import Block
 
 FOLDER = Path(krepes_ooc.algebra.__file__).parent
-# What runs inside a task on blocks; all else in these modules runs once, on the host.
+# What runs inside a task on blocks, or with moments that lie on a device; all else is the host's.
 KERNELS = {
     "kernel": [
         *("gram", "unscale", "self_kernel", "centre_sum", "centre_kernel", "landmark_tile"),
@@ -45,9 +45,38 @@ KERNELS = {
     ],
     "landmarks": ["squared_distance", "nearest", "closest", "leverage_scores", "unit_scores"],
     "../stages/influence": ["at"],
+    "../stages/solving": ["_compute", "parts"],
+    "../stages/featurizer": ["rows_there"],
+    "../network/rounding": ["rounded_there"],
+    "columns": ["dots", "chosen", "replaced", "beside", "diagonal_matrix", "identity_like"],
+    "curvature": [
+        *("uncentred", "uncentred_times", "difference", "mean_uncentred", "embedding_rms"),
+        "wrapped",
+    ],
+    "basis": ["moments"],
+    "krylov": [
+        *("conjugate_gradient", "begin", "advance", "verify", "_precondition", "_active"),
+        *("_advice", "missing", "norms", "scale", "without_columns"),
+    ],
+    "solve": ["_columns", "_eigenpairs"],
+    "preconditioners": [
+        *("eigh_in_place", "build", "apply", "along", "rotation_curvature", "_eigenpairs"),
+    ],
+    "objectives/barlow_twins": [
+        *("linearise", "residual", "value", "gradient", "jacobian", "adjoint", "product", "gram"),
+        *("mean_diagonal", "kronecker", "_component_trace", "rows", "row_products"),
+        "_correlation",
+    ],
+    "objectives/vicreg": [
+        *("difference", "linearise", "_pulled", "value", "gradient", "product", "mean_diagonal"),
+        *("kronecker", "active_hinge", "_spread"),
+    ],
+    "objectives/spectral": [
+        *("linearise", "_others", "value", "gradient", "product", "mean_diagonal", "kronecker"),
+    ],
     "objectives/base": [
         *("times_columns", "flat_columns", "times_flat", "transposed_times", "unit_rows"),
-        "tangent",
+        *("tangent", "values"),
     ],
     "objectives/contrast": [
         *("softmax", "weighted", "_sides", "pull_back", "gradient", "product"),
@@ -62,7 +91,7 @@ KERNELS = {
     ],
 }
 HOST = ("np.", "numpy.")
-NUMBERS = ("float", "complex", "item", "tolist")
+NUMBERS = ("float", "complex", "item", "tolist", "cpu", "numpy")
 
 
 def host_calls(text: str, names: list[str]) -> list[str]:
@@ -145,6 +174,19 @@ OBJECTIVE_HOLES = [
     ("landmarks", "unit_scores", "damping = float(whitening[0, 0])"),
     ("../stages/influence", "at", "rows = np.asarray(rows)"),
     ("streams", "_times", "K = np.asarray(K)"),
+    ("columns", "replaced", "new = np.asarray(new)"),
+    ("curvature", "embedding_rms", "A = np.asarray(A)"),
+    ("basis", "moments", "scale = float(self.T[0, 0])"),
+    ("krylov", "conjugate_gradient", "scale = float(rhs[0, 0])"),
+    ("krylov", "advance", "rz = state.rz.tolist()"),
+    ("solve", "_columns", "largest = shifts[-1].item()"),
+    ("preconditioners", "along", "R = np.asarray(R)"),
+    ("objectives/barlow_twins", "gram", "scale = float(self.root[0, 0])"),
+    ("objectives/vicreg", "_spread", "scale = A[0, 0].item()"),
+    ("objectives/spectral", "product", "V = np.asarray(V)"),
+    ("../stages/solving", "_compute", "scale = float(self.here.there.value)"),
+    ("../stages/featurizer", "rows_there", "device = made.cpu()"),
+    ("../network/rounding", "rounded_there", "features = features.numpy()"),
 ]
 
 

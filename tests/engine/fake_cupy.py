@@ -136,6 +136,10 @@ class FakeCupy:
     def empty(self, shape: Any, dtype: Any) -> Any:
         return np.full(shape, 77, dtype=dtype).view(self.ndarray)
 
+    def from_dlpack(self, tensor: Any) -> Any:
+        self.machine.log.append("dlpack")
+        return np.array(tensor.values).view(self.ndarray)
+
     def asarray(self, values: Any) -> Any:
         return np.array(values).view(self.ndarray)
 

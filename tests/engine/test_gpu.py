@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from krepes_ooc.engine import gpu
-from krepes_ooc.engine.device import is_host, working
+from krepes_ooc.engine.device import HOST, is_host, working
 from krepes_ooc.errors import PlanRefused, UsageError
 from tests.engine.fake_cupy import FREE, FakeCupy, Machine
 
@@ -198,3 +199,35 @@ def test_workers_of_one_machine_see_a_device_each(monkeypatch: pytest.MonkeyPatc
         plugin.setup(SimpleNamespace(name=name))
         seen.append(os.environ[VISIBLE])
     assert seen == ["4", "7", "4"]
+
+
+class Tensor:
+    """What ``take`` sees of a tensor of torch on some device."""
+
+    def __init__(self, values: np.ndarray, device: tuple[int, int]) -> None:
+        self.values, self.device = values, device
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def cpu(self) -> Any:
+        return torch.from_numpy(self.values)
+
+
+@pytest.mark.parametrize(("place", "copied"), [((2, 0), False), ((2, 1), True), ((1, 0), True)])
+def test_a_tensor_on_the_same_device_is_taken_without_a_copy(place: tuple[int, int], copied: bool):
+    fake, (block,) = FakeCupy(), blocks(1)
+    device = gpu.Gpu(fake)
+    there = device.take(Tensor(block, place))
+    assert there.dtype == np.float16
+    fake.machine.drain()
+    np.testing.assert_array_equal(device.back(device.widen(there)), block)
+    assert fake.machine.log == (["copy 40"] if copied else ["dlpack"])
+
+
+def test_the_host_takes_the_memory_of_a_tensor():
+    tensor = torch.arange(6, dtype=torch.float16).reshape(2, 3)
+    taken = HOST.take(tensor)
+    tensor += 1
+    assert taken.dtype == np.float16
+    np.testing.assert_array_equal(taken, tensor.numpy())

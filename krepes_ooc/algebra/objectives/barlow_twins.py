@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
+from array_api_compat import array_namespace, device
 
-from krepes_ooc.algebra.curvature import Array, Moments, over_columns
-from krepes_ooc.algebra.objectives.base import MomentObjective
+from krepes_ooc.algebra.columns import diagonal_matrix, identity_like
+from krepes_ooc.algebra.curvature import Array, Moments, Number, over_columns
+from krepes_ooc.algebra.objectives.base import TINY, MomentObjective
 from krepes_ooc.settings import setting
 
 
@@ -38,11 +39,11 @@ class BarlowTwins(MomentObjective):
 
     def linearise(self, A: Array) -> BarlowTwinsCurvature:
         """Value, gradient and curvature at A [landmark, component]."""
-        h, pairs = A.shape[1], list(self.moments.pairs())
-        weight = np.full((h, h), self.settings.off_diagonal)
-        np.fill_diagonal(weight, 1.0)
+        pairs, xp = list(self.moments.pairs()), array_namespace(A)
         inner = tuple(_correlation(self.moments, a, b, A, self.settings.epsilon) for a, b in pairs)
-        return BarlowTwinsCurvature(inner, np.sqrt(2.0 * weight / len(pairs)))
+        on_diagonal = identity_like(inner[0].c) > 0
+        weight = xp.where(on_diagonal, 1.0, xp.full_like(inner[0].c, self.settings.off_diagonal))
+        return BarlowTwinsCurvature(inner, xp.sqrt(2.0 * weight / len(pairs)))
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ class BarlowTwinsCurvature:
     @cached_property
     def residual(self) -> Array:
         """Rows y [row], row = (pair, i, j)."""
-        identity = np.eye(len(self.root))
-        return np.stack([self.root * (pair.c - identity) for pair in self.inner]).ravel()
+        identity, xp = identity_like(self.root), array_namespace(self.root)
+        rows = [self.root * (pair.c - identity) for pair in self.inner]
+        return xp.reshape(xp.stack(rows), (-1,))
 
     @cached_property
-    def value(self) -> float:
+    def value(self) -> Number:
         """The loss |y|^2 / 2."""
-        return float(self.residual @ self.residual) / 2.0
+        return (self.residual @ self.residual) / 2.0
 
     @cached_property
     def gradient(self) -> Array:
@@ -75,14 +77,15 @@ class BarlowTwinsCurvature:
 
     def jacobian(self, V: Array) -> Array:
         """J V [..., row] for V [..., landmark, component]."""
-        rows = np.stack([self.root * pair.jacobian(V) for pair in self.inner], axis=-3)
-        return rows.reshape(*V.shape[:-2], -1)
+        xp = array_namespace(V)
+        rows = xp.stack([self.root * pair.jacobian(V) for pair in self.inner], axis=-3)
+        return xp.reshape(rows, (*V.shape[:-2], -1))
 
     def adjoint(self, E: Array) -> Array:
         """J^T E [..., landmark, component] for E [..., row]."""
-        E = E.reshape(*E.shape[:-1], len(self.inner), *self.root.shape)
-        terms = (pair.adjoint(self.root * E[..., q, :, :]) for q, pair in enumerate(self.inner))
-        return np.asarray(sum(terms))
+        shape = (*E.shape[:-1], len(self.inner), *self.root.shape)
+        E = array_namespace(E).reshape(E, shape)
+        return sum(pair.adjoint(self.root * E[..., q, :, :]) for q, pair in enumerate(self.inner))
 
     @over_columns
     def product(self, V: Array) -> Array:
@@ -95,36 +98,40 @@ class BarlowTwinsCurvature:
         Row (i, j) of J touches column i of V by a_ij and column j by b_ij, so that
         <ij, kl> = [i=k] a_ij.a_kl + [i=l] a_ij.b_kl + [j=k] b_ij.a_kl + [j=l] b_ij.b_kl.
         """
-        h, q = len(self.root), len(self.inner)
+        h, q, xp = self.root.shape[0], len(self.inner), array_namespace(self.root)
         rows = [pair.rows() for pair in self.inner]
-        a, b = (np.stack([self.root[..., None] * row[side] for row in rows]) for side in (0, 1))
-        gram = np.zeros((q, h, h, q, h, h))
+        a, b = (xp.stack([self.root[..., None] * row[side] for row in rows]) for side in (0, 1))
+        gram = xp.zeros((q, h, h, q, h, h), dtype=xp.float64, device=device(self.root))
+        four = (q, h, q, h)
         for t in range(h):
-            left, right = a[:, t].reshape(q * h, -1), b[:, :, t].reshape(q * h, -1)
-            cross = (left @ right.T).reshape(q, h, q, h)
-            gram[:, t, :, :, t, :] += (left @ left.T).reshape(q, h, q, h)
-            gram[:, :, t, :, :, t] += (right @ right.T).reshape(q, h, q, h)
+            left = xp.reshape(a[:, t, :, :], (q * h, -1))
+            right = xp.reshape(b[:, :, t, :], (q * h, -1))
+            cross = xp.reshape(left @ right.T, four)
+            gram[:, t, :, :, t, :] += xp.reshape(left @ left.T, four)
+            gram[:, :, t, :, :, t] += xp.reshape(right @ right.T, four)
             gram[:, t, :, :, :, t] += cross
-            gram[:, :, t, :, t, :] += cross.transpose(2, 3, 0, 1)
-        return gram.reshape(q * h * h, q * h * h)
+            gram[:, :, t, :, t, :] += xp.permute_dims(cross, (2, 3, 0, 1))
+        return xp.reshape(gram, (q * h * h, q * h * h))
 
     @cached_property
-    def mean_diagonal(self) -> float:
+    def mean_diagonal(self) -> Number:
         """tr(J^T J) / (m h)."""
-        return float(np.trace(self._component_trace) / self.gradient.size)
+        xp, (m, h) = array_namespace(self.root), self.inner[0].P_ab.shape
+        return xp.linalg.trace(self._component_trace) / (m * h)
 
     def kronecker(self, moments: Moments) -> tuple[Array, Array]:
         """C_11 and the curvature summed over landmarks, scaled to the trace of H."""
-        left = moments.second[0, 0]
-        return left, self._component_trace / max(float(np.trace(left)), np.finfo(float).tiny)
+        left, xp = moments.second[0, 0, ...], array_namespace(self.root)
+        return left, self._component_trace / xp.maximum(xp.linalg.trace(left), TINY)
 
     @cached_property
     def _component_trace(self) -> Array:
         """sum_l H[(l, i), (l, j)] [component, component_]."""
-        total = np.zeros_like(self.root)
+        xp = array_namespace(self.root)
+        total = xp.zeros_like(self.root)
         for pair in self.inner:
             aa, ab, bb = (self.root**2 * square for square in pair.row_products())
-            total += np.diag(aa.sum(axis=1) + bb.sum(axis=0)) + ab + ab.T
+            total += diagonal_matrix(xp.sum(aa, axis=1) + xp.sum(bb, axis=0)) + ab + ab.T
         return total
 
 
@@ -141,40 +148,41 @@ class _Correlation:
 
     def jacobian(self, V: Array) -> Array:
         """(V^T P_ab + P_ba^T V) o scale - c o (r_a 1^T + 1 r_b^T), r_a,j = P_aa,j . V_j."""
-        r_a, r_b = np.sum(self.P_aa * V, axis=-2), np.sum(self.P_bb * V, axis=-2)
-        bilinear = V.swapaxes(-1, -2) @ self.P_ab + self.P_ba.T @ V
-        return np.asarray(bilinear * self.scale - self.c * (r_a[..., :, None] + r_b[..., None, :]))
+        xp = array_namespace(V)
+        r_a, r_b = xp.sum(self.P_aa * V, axis=-2), xp.sum(self.P_bb * V, axis=-2)
+        bilinear = xp.matrix_transpose(V) @ self.P_ab + self.P_ba.T @ V
+        return bilinear * self.scale - self.c * (r_a[..., :, None] + r_b[..., None, :])
 
     def adjoint(self, E: Array) -> Array:
         """The transpose of ``jacobian`` [..., landmark, component]."""
-        scaled, shrunk = E * self.scale, E * self.c
-        bilinear = self.P_ab @ scaled.swapaxes(-1, -2) + self.P_ba @ scaled
-        r_a, r_b = shrunk.sum(axis=-1)[..., None, :], shrunk.sum(axis=-2)[..., None, :]
-        return np.asarray(bilinear - self.P_aa * r_a - self.P_bb * r_b)
+        scaled, shrunk, xp = E * self.scale, E * self.c, array_namespace(E)
+        bilinear = self.P_ab @ xp.matrix_transpose(scaled) + self.P_ba @ scaled
+        r_a, r_b = (xp.sum(shrunk, axis=axis)[..., None, :] for axis in (-1, -2))
+        return bilinear - self.P_aa * r_a - self.P_bb * r_b
 
     def rows(self) -> tuple[Array, Array]:
         """a_ij and b_ij [component, component_, landmark]."""
         scale, c = self.scale[..., None], self.c[..., None]
-        a = scale * self.P_ab.T[None, :] - c * self.P_aa.T[:, None]
-        b = scale * self.P_ba.T[:, None] - c * self.P_bb.T[None, :]
+        a = scale * self.P_ab.T[None, :, :] - c * self.P_aa.T[:, None, :]
+        b = scale * self.P_ba.T[:, None, :] - c * self.P_bb.T[None, :, :]
         return a, b
 
     def row_products(self) -> tuple[Array, Array, Array]:
         """|a_ij|^2, a_ij . b_ij and |b_ij|^2 [component, component_], no row formed."""
-        s, c = self.scale, self.c
-        squares = [np.sum(P * P, axis=0) for P in (self.P_ab, self.P_ba, self.P_aa, self.P_bb)]
+        s, c, xp = self.scale, self.c, array_namespace(self.c)
+        squares = [xp.sum(P * P, axis=0) for P in (self.P_ab, self.P_ba, self.P_aa, self.P_bb)]
         n_ab, n_ba, n_aa, n_bb = squares
         aa = s**2 * n_ab - 2 * s * c * (self.P_aa.T @ self.P_ab) + c**2 * n_aa[:, None]
         bb = s**2 * n_ba[:, None] - 2 * s * c * (self.P_ba.T @ self.P_bb) + c**2 * n_bb
         ab = s**2 * (self.P_ba.T @ self.P_ab) + c**2 * (self.P_aa.T @ self.P_bb)
-        ab -= s * c * np.sum(self.P_ab * self.P_bb, axis=0)
-        ab -= s * c * np.sum(self.P_ba * self.P_aa, axis=0)[:, None]
+        ab -= s * c * xp.sum(self.P_ab * self.P_bb, axis=0)
+        ab -= s * c * xp.sum(self.P_ba * self.P_aa, axis=0)[:, None]
         return aa, ab, bb
 
 
 def _correlation(moments: Moments, a: int, b: int, A: Array, epsilon: float) -> _Correlation:
-    C = moments.second
-    P_ab, P_ba, P_aa, P_bb = C[a, b] @ A, C[b, a] @ A, C[a, a] @ A, C[b, b] @ A
-    v_a, v_b = (np.sum(A * P, axis=0) + epsilon for P in (P_aa, P_bb))
-    scale = 1.0 / np.sqrt(np.outer(v_a, v_b))
+    C, xp = moments.second, array_namespace(A)
+    P_ab, P_ba, P_aa, P_bb = (C[i, j, ...] @ A for i, j in ((a, b), (b, a), (a, a), (b, b)))
+    v_a, v_b = (xp.sum(A * P, axis=0) + epsilon for P in (P_aa, P_bb))
+    scale = 1.0 / xp.sqrt(xp.linalg.outer(v_a, v_b))
     return _Correlation(P_ab, P_ba, P_aa / v_a, P_bb / v_b, scale, scale * (A.T @ P_ab))

@@ -16,11 +16,13 @@ from krepes_ooc.algebra.curvature import (
     BlockFunction,
     Linearisation,
     Moments,
+    Number,
     Stream,
     require_views,
 )
 
 NORM_FLOOR = 1e-12
+TINY = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,14 @@ class MomentObjective(ABC):
     def linearise(self, A: Array) -> Linearisation:
         """Value, gradient and curvature at A [landmark, component]."""
 
-    def value(self, A: Array) -> float:
+    def value(self, A: Array) -> Number:
         """The loss at A [landmark, component]."""
         return self.linearise(A).value
 
     def values(self, A: Array) -> Array:
         """The loss of each column of A [landmark, component, column]."""
-        return np.array([self.value(A[..., column]) for column in range(A.shape[-1])])
+        losses = [self.value(A[..., column]) for column in range(A.shape[-1])]
+        return array_namespace(A).stack(losses)
 
 
 @dataclass

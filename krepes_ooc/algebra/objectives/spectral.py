@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
+from array_api_compat import array_namespace
 
-from krepes_ooc.algebra.curvature import Array, Moments, over_columns
+from krepes_ooc.algebra.curvature import Array, Moments, Number, over_columns
 from krepes_ooc.algebra.objectives.base import MomentObjective
 
 
@@ -39,7 +39,7 @@ class SpectralContrastive(MomentObjective):
         times, views = self.moments.uncentred_times, range(self.moments.n_views)
         Q = [times(a, a, A) for a in views]
         T = sum(times(a, b, A) for a in views for b in views if a != b)
-        return SpectralCurvature(self.moments, A, tuple(Q), np.asarray(T))
+        return SpectralCurvature(self.moments, A, tuple(Q), T)
 
 
 @dataclass(frozen=True)
@@ -68,35 +68,38 @@ class SpectralCurvature:
         return len(list(self.moments.pairs()))
 
     @cached_property
-    def value(self) -> float:
+    def value(self) -> Number:
         """The loss."""
-        repelled = sum(np.sum((self.A.T @ Q) * N) for Q, _, N in self._others) / 2.0
-        return float(repelled - np.sum(self.A * self.T)) / self._pairs
+        xp = array_namespace(self.A)
+        repelled = sum(xp.sum((self.A.T @ Q) * N) for Q, _, N in self._others) / 2.0
+        return (repelled - xp.sum(self.A * self.T)) / self._pairs
 
     @cached_property
     def gradient(self) -> Array:
         """G [landmark, component]."""
         repelled = sum(Q @ N for Q, _, N in self._others)
-        return np.asarray(2.0 * (repelled - self.T) / self._pairs)
+        return 2.0 * (repelled - self.T) / self._pairs
 
     @over_columns
     def product(self, V: Array) -> Array:
         """H V; V [landmark, component] or [landmark, component, column]."""
-        total = np.zeros_like(V)
+        xp = array_namespace(V)
+        total, turned = xp.zeros_like(V), xp.matrix_transpose(V)
         for a, (Q, R, N) in enumerate(self._others):
-            total += self.moments.uncentred_times(a, a, V) @ N + Q @ (V.swapaxes(-1, -2) @ R)
-        return np.asarray(2.0 * total / self._pairs)
+            total += self.moments.uncentred_times(a, a, V) @ N + Q @ (turned @ R)
+        return 2.0 * total / self._pairs
 
     @cached_property
-    def mean_diagonal(self) -> float:
+    def mean_diagonal(self) -> Number:
         """tr(H) / (m h) in closed form."""
-        total = 0.0
+        xp, (m, h) = array_namespace(self.A), self.A.shape
+        trace, total = xp.linalg.trace, 0.0
         for a, (Q, R, N) in enumerate(self._others):
-            mass = np.trace(self.moments.second[a, a]) + np.sum(self.moments.mean[a] ** 2)
-            total += mass * np.trace(N) + np.sum(Q * R)
-        return float(2.0 * total / self._pairs / self.A.size)
+            mass = trace(self.moments.second[a, a, ...]) + xp.sum(self.moments.mean[a, :] ** 2)
+            total = total + (mass * trace(N) + xp.sum(Q * R))
+        return 2.0 * total / self._pairs / (m * h)
 
     def kronecker(self, moments: Moments) -> tuple[Array, Array]:
         """S averaged over views and 2 sum_a N_a / pairs: the first term of H V."""
         right = sum(N for _, _, N in self._others)
-        return moments.mean_uncentred(), np.asarray(2.0 * right / self._pairs)
+        return moments.mean_uncentred(), 2.0 * right / self._pairs

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
+from array_api_compat import array_namespace
 
-from krepes_ooc.algebra.curvature import Array, Moments, over_columns
+from krepes_ooc.algebra.columns import diagonal_matrix, identity_like
+from krepes_ooc.algebra.curvature import Array, Moments, Number, over_columns
 from krepes_ooc.algebra.objectives.base import MomentObjective
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.settings import setting
@@ -62,12 +63,12 @@ class VICReg(MomentObjective):
     def difference(self) -> Array:
         """D averaged over pairs of views [landmark, landmark_]."""
         pairs = [self.moments.difference(a, b) for a, b in self.moments.pairs()]
-        return np.asarray(sum(pairs) / len(pairs))
+        return sum(pairs) / len(pairs)
 
     def linearise(self, A: Array) -> VICRegCurvature:
         """Value, gradient and curvature at A [landmark, component]."""
         n, p = self.moments.n_samples, self.moments.n_views
-        unbiased = (n / (n - 1) * (self.moments.second[a, a] @ A) for a in range(p))
+        unbiased = (n / (n - 1) * (self.moments.second[a, a, ...] @ A) for a in range(p))
         spread = tuple(_spread(A, B, self.settings) for B in unbiased)
         pull = 2.0 * self.settings.invariance / A.shape[1]
         return VICRegCurvature(self.difference, pull, spread, A)
@@ -91,52 +92,55 @@ class VICRegCurvature:
 
     @cached_property
     def _pulled(self) -> Array:
-        return np.asarray(self.pull * (self.difference @ self.A))
+        return self.pull * (self.difference @ self.A)
 
     @property
     def _weight(self) -> float:
         return 2.0 / len(self.spread)
 
     @cached_property
-    def value(self) -> float:
+    def value(self) -> Number:
         """The loss."""
         terms = self._weight * sum(view.value for view in self.spread)
-        return float(np.sum(self.A * self._pulled)) / 2.0 + terms
+        return array_namespace(self.A).sum(self.A * self._pulled) / 2.0 + terms
 
     @cached_property
     def gradient(self) -> Array:
         """G = pull D A + (2/p) sum_a 2 B_a dL/ds_a [landmark, component]."""
         spread = sum(view.B @ (2.0 * view.slope) for view in self.spread)
-        return np.asarray(self._pulled + self._weight * spread)
+        return self._pulled + self._weight * spread
 
     @over_columns
     def product(self, V: Array) -> Array:
         """H V = pull D V + (2/p) sum_a 2 B_a (d2L/ds_a^2 o ds_a), ds = V^T B + B^T V."""
-        total = self.pull * (self.difference @ V)
+        total, transpose = self.pull * (self.difference @ V), array_namespace(V).matrix_transpose
         for view in self.spread:
-            X = V.swapaxes(-1, -2) @ view.B
-            total += self._weight * (view.B @ (2.0 * view.bend * (X + X.swapaxes(-1, -2))))
-        return np.asarray(total)
+            X = transpose(V) @ view.B
+            total += self._weight * (view.B @ (2.0 * view.bend * (X + transpose(X))))
+        return total
 
     @cached_property
-    def mean_diagonal(self) -> float:
+    def mean_diagonal(self) -> Number:
         """tr(H) / (m h) in closed form."""
-        total = self.pull * np.trace(self.difference) * self.A.shape[1]
+        xp, (m, h) = array_namespace(self.A), self.A.shape
+        total = self.pull * xp.linalg.trace(self.difference) * h
         for view in self.spread:
-            squares = np.sum(view.B**2, axis=0)
-            twice = np.sum(view.bend, axis=1) + np.diag(view.bend)
-            total += self._weight * 2.0 * (twice @ squares)
-        return float(total / self.A.size)
+            squares = xp.sum(view.B**2, axis=0)
+            twice = xp.sum(view.bend, axis=1) + xp.linalg.diagonal(view.bend)
+            total = total + self._weight * 2.0 * (twice @ squares)
+        return total / (m * h)
 
     def kronecker(self, moments: Moments) -> tuple[Array, Array]:
         """D and pull I: exact but for the 2 p h^2 directions of the spread terms."""
         del moments
-        return self.difference, self.pull * np.eye(self.A.shape[1])
+        return self.difference, self.pull * identity_like(self.spread[0].slope)
 
     @property
-    def active_hinge(self) -> float:
+    def active_hinge(self) -> Number:
         """Share of components, over views, whose deviation is below 1."""
-        return float(np.mean([np.diag(view.slope) < 0 for view in self.spread]))
+        xp = array_namespace(self.A)
+        slopes = xp.stack([xp.linalg.diagonal(view.slope) for view in self.spread])
+        return xp.mean(xp.astype(slopes < 0, xp.float64))
 
 
 @dataclass(frozen=True)
@@ -144,18 +148,18 @@ class _Spread:
     """Variance and covariance terms of one view as a function of s = A^T B."""
 
     B: Array  # [landmark, component]
-    value: float
+    value: Number
     slope: Array  # dL/ds [component, component_]
     bend: Array  # second derivative, entry by entry [component, component_]
 
 
 def _spread(A: Array, B: Array, settings: VICRegSettings) -> _Spread:
-    h, s = A.shape[1], A.T @ B
-    deviation = np.sqrt(np.diag(s) + settings.epsilon)
+    h, s, xp = A.shape[1], A.T @ B, array_namespace(A)
+    deviation = xp.sqrt(xp.linalg.diagonal(s) + settings.epsilon)
     hinge, crossed = settings.variance / (2 * h), settings.covariance / h
-    active = deviation < 1.0
-    off = s - np.diag(np.diag(s))
-    value = hinge * np.sum(np.maximum(1.0 - deviation, 0.0)) + crossed * np.sum(off**2)
-    slope = 2.0 * crossed * off - np.diag(hinge * active / (2.0 * deviation))
-    bend = 2.0 * crossed * (1.0 - np.eye(h)) + np.diag(hinge * active / (4.0 * deviation**3))
-    return _Spread(B, float(value), slope, bend)
+    active = hinge * xp.astype(deviation < 1.0, xp.float64)
+    off = s - diagonal_matrix(xp.linalg.diagonal(s))
+    value = hinge * xp.sum(xp.maximum(1.0 - deviation, 0.0)) + crossed * xp.sum(off**2)
+    slope = 2.0 * crossed * off - diagonal_matrix(active / (2.0 * deviation))
+    bend = 2.0 * crossed * (1.0 - identity_like(s)) + diagonal_matrix(active / (4.0 * deviation**3))
+    return _Spread(B, value, slope, bend)
