@@ -111,7 +111,7 @@ class Cluster:
                         yield name, part
                         stalls.moved()
                 if not moved:
-                    self._look_after()
+                    self._look_after(stalls)
                     stalls.look()
                     time.sleep(POLL_SECONDS / 5)
         finally:
@@ -146,7 +146,7 @@ class Cluster:
         with self._told(), _connections():
             return self.client.sync(what, callback_timeout=SCHEDULER_SECONDS, **given)
 
-    def _look_after(self) -> None:
+    def _look_after(self, stalls: StallWatch) -> None:
         """Replace workers that are gone; give up where nothing can be expected any more.
 
         Raises:
@@ -159,8 +159,9 @@ class Cluster:
         self._looked = now
         if self.client.status not in ("running", "newly-created"):
             raise _lost()
-        alive = len(self._ask(self.client.scheduler.identity)["workers"])
-        if alive:
+        workers = self._ask(self.client.scheduler.identity)["workers"]
+        stalls.here(workers, self.n_workers)
+        if alive := len(workers):
             self._seen = now
         elif self.refusals:
             raise UsageError(

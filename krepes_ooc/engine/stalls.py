@@ -1,10 +1,10 @@
-"""Workers that do nothing or do not answer: the user is told, then they are started again."""
+"""Workers that do nothing, do not answer or leave too early: the user is told, what helps is done."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ ANSWER_SECONDS = 5
 RESTART_SECONDS = 30
 IDLE_PERCENT = 10.0  # of a core: heartbeats and the meter of a task take a few
 SILENT = "it does not answer"
+FRUITLESS = 3  # times as many workers as are wanted
 
 
 @dataclass
@@ -39,10 +40,25 @@ class StallWatch:
     hand_over_seconds: float = 10.0
     _since: float = field(default_factory=lambda: time.monotonic())
     _suspects: dict[str, str] = field(default_factory=dict)
+    _here: frozenset[str] = frozenset()
+    _left: int = 0
 
     def moved(self) -> None:
         """A task has finished."""
-        self._since, self._suspects = time.monotonic(), {}
+        self._since, self._suspects, self._left = time.monotonic(), {}, 0
+
+    def here(self, workers: Iterable[str], wanted: int) -> None:
+        """These workers are here now, of so many; told when they leave and no task is finished."""
+        now = frozenset(workers)
+        self._left += len(self._here - now)
+        self._here = now
+        if self._left >= FRUITLESS * wanted:
+            self.tell(
+                f"{self._left} workers left since a task was last finished: if one takes longer "
+                "than a worker stays, give a longer walltime, or set a smaller "
+                "stages.features.block_rows before a new run"
+            )
+            self._left = 0
 
     def look(self) -> None:
         """Call while nothing finishes, as often as you like."""

@@ -19,6 +19,7 @@ from krepes_ooc.engine.cluster import Cluster
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.engine.progress import Silent
 from krepes_ooc.engine.spread import Desk, Spread
+from krepes_ooc.engine.stalls import StallWatch
 from krepes_ooc.engine.stopping import StopFlag
 from krepes_ooc.engine.wish import open_cluster, read_wish
 from krepes_ooc.errors import Stopped
@@ -164,7 +165,7 @@ def test_a_connection_that_nobody_accepts_is_a_lost_scheduler(
 
     monkeypatch.setattr(crowd.client, "sync", refuse)
     with pytest.raises(Stopped, match="the scheduler is lost; nothing is lost on disk: run"):
-        crowd._look_after()
+        crowd._look_after(StallWatch(crowd.client, str))
 
 
 def test_a_frozen_scheduler_is_a_lost_one(

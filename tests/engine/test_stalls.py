@@ -153,3 +153,19 @@ def test_a_look_that_fails_is_nobodys_stall():
     watch._since -= 31
     watch.look()
     assert lines == []
+
+
+def test_workers_that_leave_before_a_task_is_finished_are_told_of():
+    lines: list[str] = []
+    watch = StallWatch(None, lines.append)
+    for name in "abcdef":  # two are wanted: each that leaves has a successor
+        watch.here({name, "z"}, 2)
+    assert lines == []
+    watch.moved()
+    for name in "ghijkl":
+        watch.here({name, "z"}, 2)
+    (line,) = lines
+    assert line.startswith("6 workers left since a task was last finished")
+    for name in "mnopq":
+        watch.here({name, "z"}, 2)
+    assert lines == [line], "it waits for as many again"
