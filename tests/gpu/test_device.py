@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from krepes_ooc.engine.device import HOST, eigh_on
 from krepes_ooc.engine.gpu import SLOT_BYTES, Gpu, open_gpu
 from krepes_ooc.errors import UsageError
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
+from tests.algebra.test_solves_on_a_device import NAMES, solved
 from tests.crash.compare import differences
 from tests.stages.test_devices import AUDITS
 
@@ -44,6 +46,25 @@ def test_eigenvectors_rebuild_their_matrix(device: Gpu):
     values, U = eigh_on(device)(S)
     np.testing.assert_allclose(values, eigh_on(HOST)(S)[0], rtol=1e-9)
     np.testing.assert_allclose(U @ np.diag(values) @ U.T, S, atol=1e-9 * values[-1])
+
+
+def test_a_tensor_of_torch_is_taken_where_it_lies(device: Gpu):
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    tensor = torch.arange(2**20, device="cuda").reshape(1024, -1).to(torch.float16)
+    taken = device.take(tensor)
+    assert taken.data.ptr == tensor.data_ptr()
+    np.testing.assert_array_equal(device.back(taken), tensor.cpu().numpy())
+    np.testing.assert_array_equal(device.back(device.take(tensor.cpu())), tensor.cpu().numpy())
+
+
+@pytest.mark.parametrize("how", ["kronecker", "nystrom", "rotations", "none"])
+@pytest.mark.parametrize("name", NAMES)
+def test_conjugate_gradients_reach_the_step_of_the_processor(device: Gpu, name: str, how: str):
+    wanted, found = solved(name, how, HOST), solved(name, how, device)
+    assert device.back(found.converged).all() == wanted.converged.all()
+    size = float(np.abs(wanted.step).max())
+    np.testing.assert_allclose(device.back(found.step), wanted.step, rtol=0, atol=1e-4 * size)
 
 
 @pytest.mark.parametrize("name", AUDITS)

@@ -267,7 +267,7 @@ def test_a_row_that_is_not_finite_is_named_where_torch_made_it(
         return features, embedding
 
     monkeypatch.setattr(FactorFeatures, "tensors", wrong)
-    with pytest.raises(DataError, match="sample 218, position .*feature row is nan"):
+    with pytest.raises(DataError, match=r"sample 218, position .*feature row is nan"):
         small.audit(tmp_path, device=StrictDevice(tasks=1), until="features")
 
 
