@@ -1,4 +1,4 @@
-"""Workers that do nothing, do not answer or leave too early: the user is told, what helps is done."""
+"""Workers that do nothing, do not answer or leave too early: users are told, and helped."""
 
 from __future__ import annotations
 
