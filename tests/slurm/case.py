@@ -110,7 +110,7 @@ def adult(folder: Path, table: Path, samples: int) -> Case:
         "stages.audited.audit=200",
         "stages.audited.fit=1000",
     )
-    # A job of a minute must get through a pass over the kernel: its parts are lost with all workers.
+    # A job of a minute must get through a pass: its parts are lost with the last worker.
     blocks = "stages.features.block_rows=4096"
     long = (*STREAMED, "stages.newton.max_iterations=60", blocks)
     return Case(f"adult-{samples}", "adult", sets, folder, "7s", long)
