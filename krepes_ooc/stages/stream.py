@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from krepes_ooc.blocks import Block
 from krepes_ooc.engine.device import carried
+from krepes_ooc.errors import Stopped
 from krepes_ooc.stages.base import StageContext
 from krepes_ooc.stages.kernelblocks import KernelBlocks
 from krepes_ooc.storage.files import read_arrays, write_arrays
@@ -96,9 +97,13 @@ class KernelStream:
         Raises:
             Stopped: the run was asked to stop; it goes on from here.
         """
+        try:
+            self.context.stop.check()
+        except Stopped:
+            self.note(name, arrays())
+            raise
         if self.passes > self._noted_passes or self._is_due(self._noted):
             self.note(name, arrays())
-        self.context.stop.check()
 
     def recall(self, name: str) -> Arrays | None:
         """What was noted under this name, if anything; ``passes`` goes on from there."""
