@@ -22,14 +22,14 @@ from sklearn.linear_model import RidgeClassifier
 from threadpoolctl import threadpool_limits
 
 from benchmarks.objective_table import DATA, OBJECTIVES, audit, table, write
-from krepes_ooc.algebra import objectives
-from krepes_ooc.algebra.curvature import Moments
-from krepes_ooc.algebra.damping import RELATIVE_GRID, absolute, choose, judge
-from krepes_ooc.algebra.preconditioners import Kronecker, Rotations
-from krepes_ooc.algebra.solve import choose_solver
-from krepes_ooc.blocks import Block
-from krepes_ooc.settings import read_settings
-from krepes_ooc.widen import to_float32
+from krepes_ooc.core.blocks import Block
+from krepes_ooc.core.float16 import to_float32
+from krepes_ooc.core.settings import read_settings
+from krepes_ooc.stages.moments.moments import Moments
+from krepes_ooc.stages.newton.damping import RELATIVE_GRID, absolute, choose, judge
+from krepes_ooc.stages.newton.objectives import registry
+from krepes_ooc.stages.newton.preconditioners import Kronecker, Rotations
+from krepes_ooc.stages.newton.solvers import choose_solver
 
 AUDIT, FIT = 0, 1
 BLOCK = 4096
@@ -70,9 +70,9 @@ def sweep_of(group: Any) -> tuple[Any, np.ndarray]:
     moments = Moments(
         group["moments/mean"][:], group["moments/second"][:], group["kernel/values"].shape[1]
     )
-    objective = objectives.create(
+    objective = registry.create(
         name,
-        read_settings(objectives.settings_type(name), facts["objective_settings"], name),
+        read_settings(registry.settings_type(name), facts["objective_settings"], name),
         moments=moments,
         stream=InMemory(group["kernel/values"][:]),
         start=start,

@@ -26,19 +26,19 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from krepes_ooc.algebra.moments import block_shift, moment_sums  # noqa: E402
-from krepes_ooc.blocks import BlockPlan, choose_block_plan  # noqa: E402
+from krepes_ooc.core.blocks import BlockPlan, choose_block_plan  # noqa: E402
+from krepes_ooc.core.float16 import to_float32  # noqa: E402
 from krepes_ooc.engine import machine  # noqa: E402
+from krepes_ooc.engine.budget import base_bytes, bound_allocator  # noqa: E402
 from krepes_ooc.engine.calibration import calibrate, fastest  # noqa: E402
 from krepes_ooc.engine.executor import Executor  # noqa: E402
-from krepes_ooc.engine.memory import base_bytes, bound_allocator  # noqa: E402
-from krepes_ooc.network.threads import one_torch_thread  # noqa: E402
-from krepes_ooc.stages.moments import GRAM_ROWS  # noqa: E402
+from krepes_ooc.network.torch_device import one_torch_thread  # noqa: E402
+from krepes_ooc.stages.moments.stage import GRAM_ROWS  # noqa: E402
+from krepes_ooc.stages.moments.sums import block_shift, moment_sums  # noqa: E402
+from krepes_ooc.storage.chunk_readers import Direct, Mapped  # noqa: E402
 from krepes_ooc.storage.contracts import StoreSpec, load_contract  # noqa: E402
-from krepes_ooc.storage.reader import StoreReader  # noqa: E402
-from krepes_ooc.storage.ways import Direct, Mapped  # noqa: E402
+from krepes_ooc.storage.store_reader import StoreReader  # noqa: E402
 from krepes_ooc.storage.workspace import Workspace  # noqa: E402
-from krepes_ooc.widen import to_float32  # noqa: E402
 
 COMPONENTS = 64
 

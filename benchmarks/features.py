@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.features_networks import Case, cases, trained  # noqa: E402
 from benchmarks.features_peers import peers, traker_projector  # noqa: E402
-from krepes_ooc.algebra import kernel  # noqa: E402
-from krepes_ooc.network.features import FeatureMap, FeatureSettings, open_features  # noqa: E402
+from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings, open_features  # noqa: E402
+from krepes_ooc.stages.features import inner_products  # noqa: E402
 
 COLUMNS = 4096
 NEIGHBOURS = 10
@@ -187,7 +187,9 @@ def exact_kernel(module: torch.nn.Module, inputs: torch.Tensor, probes: torch.Te
 def own_kernel(found: FeatureMap, case: Case, inputs: torch.Tensor) -> np.ndarray:
     """Kernel of the rows of all samples, batch by batch."""
     rows = np.concatenate([found.rows(part.numpy())[0] for part in inputs.split(case.batch)])
-    return np.asarray(kernel.gram(rows.astype(np.float64), rows.astype(np.float64), found.layout))
+    return np.asarray(
+        inner_products.gram(rows.astype(np.float64), rows.astype(np.float64), found.layout)
+    )
 
 
 def compare(own: np.ndarray, exact: np.ndarray) -> dict[str, float]:

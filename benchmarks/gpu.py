@@ -26,18 +26,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-
 from benchmarks.resnet50 import resnet50  # noqa: E402
-from krepes_ooc.algebra.moments import block_shift, moment_sums  # noqa: E402
-from krepes_ooc.algebra.objectives.base import times_columns, transposed_times  # noqa: E402
 from krepes_ooc.engine import machine  # noqa: E402
 from krepes_ooc.engine.calibration import calibrate  # noqa: E402
+from krepes_ooc.engine.cuda_device import open_gpu  # noqa: E402
 from krepes_ooc.engine.device import HOST, Device  # noqa: E402
-from krepes_ooc.engine.gpu import open_gpu  # noqa: E402
-from krepes_ooc.network.features import FeatureSettings, open_features  # noqa: E402
-from krepes_ooc.network.placing import usable  # noqa: E402
-from krepes_ooc.network.threads import one_torch_thread  # noqa: E402
-from krepes_ooc.stages.moments import GRAM_ROWS  # noqa: E402
+from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features  # noqa: E402
+from krepes_ooc.network.torch_device import one_torch_thread, usable  # noqa: E402
+from krepes_ooc.stages.moments.stage import GRAM_ROWS  # noqa: E402
+from krepes_ooc.stages.moments.sums import block_shift, moment_sums  # noqa: E402
+from krepes_ooc.stages.newton.objectives.base import times_columns, transposed_times  # noqa: E402
 from krepes_ooc.storage.workspace import Workspace  # noqa: E402
 
 COMPONENTS, COLUMNS, INPUTS = 64, 8, 64

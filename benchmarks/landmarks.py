@@ -23,13 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from krepes_ooc.algebra.kernel import centre_self, landmark_kernel, unscale
-from krepes_ooc.algebra.normalisation import Normalisation
-from krepes_ooc.algebra.nystrom import eigenpairs
-from krepes_ooc.blocks import BlockPlan
-from krepes_ooc.layout import FeatureLayout
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run
+from krepes_ooc.core.blocks import BlockPlan
+from krepes_ooc.core.feature_layout import FeatureLayout
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
+from krepes_ooc.stages.features.inner_products import centre_self, unscale
+from krepes_ooc.stages.kernel.kernel_map import landmark_kernel
+from krepes_ooc.stages.kernel.normalisation import Normalisation
+from krepes_ooc.stages.spectrum.nystrom import eigenpairs
 from krepes_ooc.storage.workspace import Workspace
 
 SAMPLERS = ("kmeans-parallel", "kmeans++", "leverage", "uniform")

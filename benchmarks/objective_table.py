@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
 from krepes_ooc.storage.workspace import Workspace
 
 OBJECTIVES = ("barlow-twins", "vicreg", "simclr", "byol", "spectral-contrastive")

@@ -27,10 +27,13 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.objective_table import audit, measure
-from krepes_ooc.algebra.curvature import Moments
-from krepes_ooc.algebra.objectives import BYOL, BarlowTwins, SimCLR, VICReg
-from krepes_ooc.blocks import Block
-from krepes_ooc.widen import to_float32
+from krepes_ooc.core.blocks import Block
+from krepes_ooc.core.float16 import to_float32
+from krepes_ooc.stages.moments.moments import Moments
+from krepes_ooc.stages.newton.objectives.barlow_twins import BarlowTwins
+from krepes_ooc.stages.newton.objectives.byol import BYOL
+from krepes_ooc.stages.newton.objectives.simclr import SimCLR
+from krepes_ooc.stages.newton.objectives.vicreg import VICReg
 
 SAMPLES, LANDMARKS, COMPONENTS, BLOCK, SUB_ROWS = 200_000, 512, 64, 4096, 512
 TORCH_BATCHES = 4

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
 from krepes_ooc.storage.workspace import Workspace
 
 SETS = Path(__file__).parent / "paper_sets"

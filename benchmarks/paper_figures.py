@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper_cells import OBJECTIVES
-from krepes_ooc.report.charts import Axis, Chart
+from krepes_ooc.rendering.drawing.line_chart import Axis, Chart
 
 Found = dict[str, Any]
 # A file of its own has no style sheet: white paper, lines told apart without colour too.

@@ -24,11 +24,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from krepes_ooc.blocks import BlockPlan, choose_block_plan, format_bytes  # noqa: E402
+from krepes_ooc.core.blocks import BlockPlan, choose_block_plan, format_bytes  # noqa: E402
 from krepes_ooc.engine import machine  # noqa: E402
-from krepes_ooc.engine.memory import release  # noqa: E402
-from krepes_ooc.engine.spread import Desk, Spread, task_items  # noqa: E402
-from krepes_ooc.engine.station import Part, Work  # noqa: E402
+from krepes_ooc.engine.budget import release  # noqa: E402
+from krepes_ooc.engine.cluster.cluster_executor import Desk, Spread, task_items  # noqa: E402
+from krepes_ooc.engine.cluster.worker import Part, Work  # noqa: E402
 
 VIEWS, ITEM = 2, 2  # of a float16 kernel
 HEAD = ("samples", "landmarks", "block rows", "blocks", "shards", "tasks", "waves", "graph")

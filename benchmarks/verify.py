@@ -19,10 +19,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from krepes_ooc.blocks import Block
+from krepes_ooc.core.blocks import Block
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.journal import Unit
-from krepes_ooc.storage.records import StageRecord
+from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.verify import verify
 from krepes_ooc.storage.workspace import Workspace
 

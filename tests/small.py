@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc.cli import main
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, Summary, run
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
+from krepes_ooc.runner.run_history import Summary
 from krepes_ooc.storage.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import batch_norm
 
-from krepes_ooc.layout import Factor, FeatureLayout
+from krepes_ooc.core.feature_layout import Factor, FeatureLayout
 from tests import cases, dense
 
 TABLE = cases.cases()

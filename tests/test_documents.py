@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.recipes import Recipe, RecipeFile
-from krepes_ooc.settings import read_settings
+from krepes_ooc.core.settings import read_settings
+from krepes_ooc.runner.recipe import Recipe, RecipeFile
 from tests import small
 
 ROOT = Path(__file__).parents[1]
@@ -104,10 +104,10 @@ def _without_lonely_sets(given: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_yaml_keys_are_known(path: Path) -> None:
-    from krepes_ooc import catalogue
+    from krepes_ooc.core import resources
 
     for text in blocks(path, ("yaml",)) if path.name not in ELSEWHERE else ():
-        values = catalogue.parse_value(text)
+        values = resources.parse_value(text)
         whole = {
             "recipe": "shown",
             "source": {"kind": "digits"},

@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from krepes_ooc import catalogue
+from krepes_ooc.core import resources
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -86,7 +86,7 @@ def test_sdist_can_be_worked_with(built: Path):
 def test_declarations_are_found_from_an_unpacked_wheel(wheel: zipfile.ZipFile, tmp_path: Path):
     wheel.extractall(tmp_path)
     code = (
-        "from krepes_ooc import catalogue as c\n"
+        "from krepes_ooc.core import resources as c\n"
         "print(c.__file__)\n"
         "for kind in ('pipelines', 'stores'):\n"
         "    print(*c.names(kind))\n"
@@ -102,8 +102,8 @@ def test_declarations_are_found_from_an_unpacked_wheel(wheel: zipfile.ZipFile, t
         check=True,
     ).stdout.splitlines()
     assert Path(said[0]) == tmp_path / "krepes_ooc" / "catalogue.py"
-    assert said[1].split() == catalogue.names("pipelines") != []
-    assert said[2].split() == catalogue.names("stores") != []
+    assert said[1].split() == resources.names("pipelines") != []
+    assert said[2].split() == resources.names("stores") != []
 
 
 def imported_libraries(folder: Path) -> set[str]:
@@ -175,7 +175,7 @@ def test_documents_name_commands_that_exist(document: str):
     text = (ROOT / document).read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z]+)\b(?=`| +#)", text)) <= targets
-    assert set(re.findall(r"krepes run ([a-z][\w-]*)", text)) <= set(catalogue.names("pipelines"))
+    assert set(re.findall(r"krepes run ([a-z][\w-]*)", text)) <= set(resources.names("pipelines"))
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     assert [link for link in links if not (ROOT / link).exists()] == []
 

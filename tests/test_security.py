@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from krepes_ooc.core.files import sign_json
 from krepes_ooc.errors import KrepesError, printable
-from krepes_ooc.storage.files import sign_json
 from tests import small
 
 RAN = "code-ran"
@@ -159,8 +159,9 @@ LOOKS = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace as its sender has it, beside the files of its recipe."""
-    from krepes_ooc.recipes import Recipe
-    from krepes_ooc.runner import Options, run
+    from krepes_ooc.runner.audit import Options
+    from krepes_ooc.runner.recipe import Recipe
+    from krepes_ooc.runner.run import run
 
     folder = tmp_path_factory.mktemp("sender")
     run(Recipe.load(str(small.own_recipe(folder))), folder / "w", Options(workers=2))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc import counter
+from krepes_ooc.core import counter_rng
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 TOKENS = 64
@@ -58,6 +58,6 @@ def drop_tokens(ids: Ids, sample_id: int, view_id: int, seed: int) -> Ids:
 
     The draw is keyed by sample and view, so a view is the same whenever it is made.
     """
-    drawn = counter.uniform(seed, view_id, sample_id, np.arange(len(ids)))
+    drawn = counter_rng.uniform(seed, view_id, sample_id, np.arange(len(ids)))
     kept = ids[(ids != PADDING) & ((drawn >= DROPPED) | (ids == START) | (ids == END))]
     return np.pad(kept, (0, len(ids) - len(kept)), constant_values=PADDING)

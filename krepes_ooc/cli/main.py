@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krepes_ooc.cli import explaining, exporting, inspecting, running, shipped
+from krepes_ooc.cli import declarations, explain, inspect_workspace, run
 from krepes_ooc.errors import Interrupted, KrepesError
 
 _DEBUG = "--debug"
@@ -80,15 +80,15 @@ def _told(error: Exception, debug: bool) -> int:
 
 
 for command in (
-    running.run,
-    running.plan,
-    inspecting.status,
-    explaining.explain,
-    exporting.export,
-    running.report,
-    inspecting.verify,
-    inspecting.doctor,
-    shipped.stores,
-    shipped.recipes,
+    run.run,
+    run.plan,
+    inspect_workspace.status,
+    explain.explain,
+    inspect_workspace.export,
+    run.report,
+    inspect_workspace.verify,
+    inspect_workspace.doctor,
+    declarations.stores,
+    declarations.recipes,
 ):
     main.add_command(command)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from krepes_ooc.blocks import parse_bytes
+from krepes_ooc.core.blocks import parse_bytes
 from krepes_ooc.errors import KrepesError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -73,9 +73,9 @@ def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str)
     """Shipped recipes and YAML files, for the shell."""
     from click.shell_completion import CompletionItem
 
-    from krepes_ooc import catalogue
+    from krepes_ooc.core import resources
 
-    names = [name for name in catalogue.names("pipelines") if name.startswith(incomplete)]
+    names = [name for name in resources.names("pipelines") if name.startswith(incomplete)]
     return [*(CompletionItem(name) for name in names), CompletionItem(incomplete, type="file")]
 
 
@@ -87,9 +87,9 @@ def complete_stage(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def complete_store(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of stores, for the shell."""
-    from krepes_ooc import catalogue
+    from krepes_ooc.core import resources
 
-    return [name for name in catalogue.names("stores") if name.startswith(incomplete)]
+    return [name for name in resources.names("stores") if name.startswith(incomplete)]
 
 
 recipe = click.argument("recipe", shell_complete=complete_recipe)

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from krepes_ooc.blocks import format_bytes
+from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.engine.budget import Budget, Need
 from krepes_ooc.errors import PlanRefused
-from krepes_ooc.widen import to_float32
 
 Array = Any  # of the device's namespace
 Values = TypeVar("Values")

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from krepes_ooc.engine.progress import Progress, Silent
-from krepes_ooc.engine.stopping import StopFlag
+from krepes_ooc.engine.run_control import Progress, Silent, StopFlag
 
 T = TypeVar("T")
 R = TypeVar("R")

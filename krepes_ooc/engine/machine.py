@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
+import shutil
 import sys
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import psutil
+
+from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.engine.cuda_probe import CupyProbe, check_usable
+from krepes_ooc.errors import UsageError
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -127,3 +138,102 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "distributed", "xarray")
+OPTIONAL = {
+    "cupy": "GPU block kernels (extra cuda)",
+    "dask_jobqueue": "clusters (extra hpc)",
+    "PIL": "image folders (extra images)",
+    "h5py": "HDF5 arrays (extra hdf5)",
+}
+_TRIAL_BYTES = 2**26
+
+
+def examine(folder: Path) -> dict[str, str]:
+    """Facts in words: versions, cores, memory, BLAS, disk, GPU, optional parts."""
+    found = {"python": sys.version.split()[0]}
+    found |= {name: library_version(name) for name in LIBRARIES}
+    found["cores"] = str(cores())
+    found["memory available"] = format_bytes(available_bytes())
+    found["numerics"] = numerics()
+    found["disk free here"] = format_bytes(shutil.disk_usage(folder).free)
+    found["disk write here"] = _write_rate(folder)
+    found["gpu"] = _gpu()
+    for module, words in OPTIONAL.items():
+        present = importlib.util.find_spec(module) is not None
+        found[words] = "installed" if present else "not installed"
+    return found
+
+
+def _write_rate(folder: Path) -> str:
+    """Rate of one synced write of 64 MiB, removed again."""
+    path = folder / f".krepes-{uuid.uuid4().hex}.trial"
+    try:
+        begin = time.perf_counter()
+        with path.open("wb") as file:
+            file.write(bytes(_TRIAL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        seconds = time.perf_counter() - begin
+    except OSError as error:
+        return f"cannot write: {error.strerror}"
+    finally:
+        path.unlink(missing_ok=True)
+    return f"{format_bytes(_TRIAL_BYTES / max(seconds, 1e-9))}/s"
+
+
+def _gpu() -> str:
+    """Whether an NVIDIA device can be used, or why not."""
+    try:
+        check_usable(CupyProbe())
+    except UsageError as error:
+        return f"not usable: {error.what}"
+    return "ready"
+
+
+INTERVAL_SECONDS = 0.02
+
+
+class Meter:
+    """CPU-seconds and peak anonymous memory since its creation; sampled while it is entered.
+
+    The kernel keeps no high-water mark of anonymous memory alone, so a light thread looks at it
+    fifty times a second.
+    """
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._cpu = time.process_time()
+        self._first = self._peak = anonymous_bytes()
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._sample, name="krepes-meter", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def facts(self) -> dict[str, float]:
+        """Wall seconds, CPU-seconds of all threads, and anonymous bytes before and at the peak."""
+        self._peak = max(self._peak, anonymous_bytes())
+        return {
+            "seconds": time.monotonic() - self._begun,
+            "cpu_seconds": time.process_time() - self._cpu,
+            "anonymous_before": self._first,
+            "anonymous_peak": self._peak,
+        }
+
+    def _sample(self) -> None:
+        while not self._done.wait(INTERVAL_SECONDS):
+            self._peak = max(self._peak, anonymous_bytes())

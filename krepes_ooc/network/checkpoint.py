@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from krepes_ooc.core.digests import file_sha256
 from krepes_ooc.errors import NetworkError, UsageError
-from krepes_ooc.network.digests import file_sha256
 
 State = dict[str, torch.Tensor]
 _SHOWN = 3

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc import counter
+from krepes_ooc.core import counter_rng
+from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import NetworkError, UsageError
-from krepes_ooc.network.modelspec import NetworkSpec, build_network
-from krepes_ooc.settings import setting
+from krepes_ooc.network.spec import NetworkSpec, build_network
 
 if TYPE_CHECKING:
     import torch
@@ -115,8 +115,8 @@ def train_epoch(
         NetworkError: the loss is not finite.
     """
     batch, steps = _schedule(settings, n_samples)
-    keyed = int(counter.bits(state.seed, _ORDER_STREAM, state.epoch))
-    order = counter.Bijection(n_samples, keyed)
+    keyed = int(counter_rng.bits(state.seed, _ORDER_STREAM, state.epoch))
+    order = counter_rng.Bijection(n_samples, keyed)
     total = 0.0
     state.module.train()
     for step in range(steps):
@@ -200,7 +200,7 @@ def _keyed_generator(seed: int, *keys: int) -> Iterator[None]:
     """Lend torch's global generator, which layers and factories draw from, a keyed state."""
     import torch
 
-    key = int(counter.bits(seed, *keys) >> np.uint64(1))
+    key = int(counter_rng.bits(seed, *keys) >> np.uint64(1))
     before = torch.get_rng_state()
     torch.set_rng_state(torch.Generator().manual_seed(key).get_state())
     try:
@@ -233,7 +233,7 @@ def _train_step(
     import torch
 
     from krepes_ooc.network.frozen import pick_output
-    from krepes_ooc.network.losses import byol, view_loss
+    from krepes_ooc.network.ssl_losses import byol, view_loss
 
     def embed(module: torch.nn.Module) -> list[torch.Tensor]:
         results = [pick_output(module(torch.tensor(view)), output) for view in views]

@@ -1,9 +1,14 @@
-"""Run a recipe, plan it, look at what it left."""
+"""Run a recipe, plan it, and read what it left.
+
+In come a recipe and options; out go runs, plans, states of stages, explanations and workspaces.
+Only ``cli`` and users of the Python API import it.
+"""
 
 from krepes_ooc.runner.audit import Audit, Options, default_workspace
-from krepes_ooc.runner.inspection import read_status, verify_workspace
-from krepes_ooc.runner.planning import make_plan, refuse_unfit_plan
-from krepes_ooc.runner.running import Summary, run
+from krepes_ooc.runner.plan import make_plan, refuse_unfit_plan
+from krepes_ooc.runner.run import run
+from krepes_ooc.runner.run_history import Summary
+from krepes_ooc.runner.status import read_status, verify_workspace
 
 __all__ = [
     "Audit",

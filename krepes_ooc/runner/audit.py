@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from krepes_ooc.core.files import read_signed_file, sign_json, write_atomic
+from krepes_ooc.engine.cluster.connect import Wish
 from krepes_ooc.engine.device import Device
-from krepes_ooc.engine.wish import Wish
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.stages.base import Stage, cost_of
-from krepes_ooc.stages.cost import Cost
-from krepes_ooc.stages.inputs import AuditInputs
-from krepes_ooc.stages.shapes import AuditShape
-from krepes_ooc.stages.sizing import measure_shape, shape_of
-from krepes_ooc.stages.tickets import StageState, TicketOffice
-from krepes_ooc.storage.files import read_signed_file, sign_json, write_atomic
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.sizing import measure_shape, shape_of
+from krepes_ooc.runner.staleness import StageState, TicketOffice
+from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.inputs import AuditInputs
+from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.stage import Stage, cost_of
 from krepes_ooc.storage.workspace import Workspace
 
 

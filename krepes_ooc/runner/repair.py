@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from krepes_ooc.errors import DamageError
-from krepes_ooc.network.cache import damaged_files
-from krepes_ooc.recipes import Recipe
 from krepes_ooc.runner.audit import remembered_recipe
-from krepes_ooc.stages.base import Stage
-from krepes_ooc.storage.metadata import DOCUMENT
-from krepes_ooc.storage.records import StageRecord, discard
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.sources.cache import damaged_files
+from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.storage.stage_record import StageRecord, discard
 from krepes_ooc.storage.verify import WORKSPACE, Damage, verify, workspace_damage
 from krepes_ooc.storage.workspace import Workspace
+from krepes_ooc.storage.zarr_metadata import DOCUMENT
 
 STRANGER = "not written by krepes"
 LEARNED = ("network.json", "row-cost.json")

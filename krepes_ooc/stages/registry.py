@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from krepes_ooc.stages import (
-    alignment,
-    audited,
-    concepts,
-    features,
-    fidelity,
-    influence,
-    kernel,
-    landmarks,
-    moments,
-    newton,
-    pretrain,
-    report,
-    spectrum,
-)
-from krepes_ooc.stages.base import Stage
+from krepes_ooc.stages.alignment import stage as alignment
+from krepes_ooc.stages.audited import stage as audited
+from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.stages.concepts import stage as concepts
+from krepes_ooc.stages.features import stage as features
+from krepes_ooc.stages.fidelity import stage as fidelity
+from krepes_ooc.stages.influence import stage as influence
+from krepes_ooc.stages.kernel import stage as kernel
+from krepes_ooc.stages.landmarks import stage as landmarks
+from krepes_ooc.stages.moments import stage as moments
+from krepes_ooc.stages.newton import stage as newton
+from krepes_ooc.stages.pretrain import stage as pretrain
+from krepes_ooc.stages.report import stage as report
+from krepes_ooc.stages.spectrum import stage as spectrum
 
 STAGES: tuple[Stage, ...] = (
     pretrain.STAGE,

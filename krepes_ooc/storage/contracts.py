@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from krepes_ooc import blocks, catalogue
+from krepes_ooc.core import blocks, resources
+from krepes_ooc.core.settings import read_settings, setting
 from krepes_ooc.errors import RecipeError
-from krepes_ooc.settings import read_settings, setting
 
 ROW_DIMS = ("sample", "audited")
 TILE_DIMS = ("landmark", "landmark_")
@@ -145,7 +145,7 @@ def load_contract(name: str) -> Contract:
         UsageError: there is no such contract.
         RecipeError: the file breaks a rule; see ``read_contract``.
     """
-    return read_contract(catalogue.find("stores", name))
+    return read_contract(resources.find("stores", name))
 
 
 def read_contract(path: Path) -> Contract:
@@ -155,7 +155,7 @@ def read_contract(path: Path) -> Contract:
         RecipeError: an unknown key, an unknown dtype, dims that a block cannot cut, or a store
             whose name is not the file's.
     """
-    contract = read_settings(Contract, catalogue.load_yaml(path), path.name)
+    contract = read_settings(Contract, resources.load_yaml(path), path.name)
     if contract.store != path.stem:
         expected = repr(path.stem)
         raise RecipeError(f"store is {contract.store!r}", where=path.name, expected=expected)
@@ -177,4 +177,4 @@ def read_contract(path: Path) -> Contract:
 
 def contract_names() -> list[str]:
     """Names of all shipped contracts."""
-    return catalogue.names("stores")
+    return resources.names("stores")

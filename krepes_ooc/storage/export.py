@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.files import disk_errors
 from krepes_ooc.errors import UsageError
-from krepes_ooc.storage.files import disk_errors
-from krepes_ooc.storage.reader import StoreReader
+from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.storage.checks import is_inside
-from krepes_ooc.storage.files import (
+from krepes_ooc.core.files import (
     Files,
     boot_id,
     disk_errors,
@@ -22,6 +21,7 @@ from krepes_ooc.storage.files import (
     unreadable,
     write_atomic,
 )
+from krepes_ooc.storage.file_checks import is_inside
 
 COMMIT_SECONDS = 1.0
 MAX_LINE_BYTES = 2**24

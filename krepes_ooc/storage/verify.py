@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from krepes_ooc.core.files import Files, read_bytes, read_signed_file
 from krepes_ooc.errors import DamageError, KrepesError
-from krepes_ooc.storage.checks import is_inside, what_is_wrong
-from krepes_ooc.storage.files import Files, read_bytes, read_signed_file
-from krepes_ooc.storage.metadata import DOCUMENT, read_document, root_document, to_bytes
-from krepes_ooc.storage.records import StageRecord
-from krepes_ooc.storage.register import NAME as REGISTER
-from krepes_ooc.storage.register import sealed_stages
+from krepes_ooc.storage.file_checks import is_inside, what_is_wrong
+from krepes_ooc.storage.sealed_list import NAME as REGISTER
+from krepes_ooc.storage.sealed_list import sealed_stages
+from krepes_ooc.storage.stage_record import StageRecord
+from krepes_ooc.storage.zarr_metadata import DOCUMENT, read_document, root_document, to_bytes
 
 WORKSPACE = "workspace"
 # Signed records of the workspace that may be absent: they are written anew.

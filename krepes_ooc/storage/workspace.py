@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from krepes_ooc.core.files import disk_errors
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
-from krepes_ooc.storage.checks import confine
 from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
-from krepes_ooc.storage.files import disk_errors
-from krepes_ooc.storage.lock import WorkspaceLock
-from krepes_ooc.storage.metadata import DOCUMENT, FORMAT, read_document, write_root
-from krepes_ooc.storage.reader import StoreReader
-from krepes_ooc.storage.records import StageRecord, remove
-from krepes_ooc.storage.register import list_sealed, read_register, write_register
+from krepes_ooc.storage.file_checks import confine
+from krepes_ooc.storage.locks import WorkspaceLock
+from krepes_ooc.storage.sealed_list import list_sealed, read_register, write_register
+from krepes_ooc.storage.stage_record import StageRecord, remove
+from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.storage.store_writer import StoreWriter
 from krepes_ooc.storage.verify import document_damage
-from krepes_ooc.storage.writer import StoreWriter
+from krepes_ooc.storage.zarr_metadata import DOCUMENT, FORMAT, read_document, write_root
 
 if TYPE_CHECKING:
     import xarray

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krepes_ooc.report import Report, build_report
+from krepes_ooc.rendering.page import Report, build_report
 from tests import small
-from tests.report.samples import HOSTILE, full_audit, numbers_in, table_audit
+from tests.rendering.samples import HOSTILE, full_audit, numbers_in, table_audit
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")

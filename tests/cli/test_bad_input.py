@@ -292,12 +292,12 @@ def test_damaged_record(capsys: Any, tmp_path: Path, name: str) -> None:
 
 
 def test_unexpected_error_is_one_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from krepes_ooc import recipes
+    from krepes_ooc.runner import recipe
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("a bug\nin two lines")
 
-    monkeypatch.setattr(recipes.Recipe, "load", broken)
+    monkeypatch.setattr(recipe.Recipe, "load", broken)
     outcome = small.krepes(capsys, "run", "digits")
     assert outcome.code == 1
     assert outcome.line == (

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from krepes_ooc.cli import main
-from krepes_ooc.storage.checks import measure
-from krepes_ooc.storage.files import sign_json
+from krepes_ooc.core.files import sign_json
+from krepes_ooc.storage.file_checks import measure
 from tests import small
 
 RUN = {
@@ -326,12 +326,12 @@ def test_plan_that_does_not_fit_ends_with_3(
 def test_plan_that_fills_the_disk_ends_with_3(
     capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from krepes_ooc.runner import planning
+    from krepes_ooc.runner import plan
 
     class Usage:
         free = 4096
 
-    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: Usage)
     path = small.own_recipe(tmp_path, small.rows_csv())
     done = small.krepes(capsys, "plan", str(path), "-w", str(tmp_path / "w"))
     assert done.code == 3

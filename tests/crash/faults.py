@@ -25,8 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from krepes_ooc.errors import KrepesError
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run, verify_workspace
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
+from krepes_ooc.runner.status import verify_workspace
 from tests import small
 from tests.crash.compare import differences
 from tests.crash.disk import KINDS, FailingDisk

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from krepes_ooc.storage.records import StageRecord
+from krepes_ooc.storage.stage_record import StageRecord
 from tests import small
 from tests.crash import kill_and_resume
 from tests.crash.kill_and_resume import Begun, Diary

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.engine.progress import Silent
+from krepes_ooc.engine.run_control import Silent
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run, verify_workspace
-from krepes_ooc.stages import report
-from krepes_ooc.storage import records
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
+from krepes_ooc.runner.status import verify_workspace
+from krepes_ooc.stages.report import stage as report
+from krepes_ooc.storage import stage_record
 from krepes_ooc.storage.journal import Journal
 from tests import small
 from tests.crash.compare import differences
@@ -108,14 +110,14 @@ def at_the_journal(patch: pytest.MonkeyPatch, filler: Filler) -> str:
 
 
 def at_the_seal(patch: pytest.MonkeyPatch, filler: Filler) -> str:
-    write = records.write_atomic
+    write = stage_record.write_atomic
 
     def call(path: Path, *rest: Any, **more: Any) -> None:
         if path.name == "seal.json" and path.parent.name == "kernel":
             filler.fill()
         write(path, *rest, **more)
 
-    patch.setattr(records, "write_atomic", call)
+    patch.setattr(stage_record, "write_atomic", call)
     return "kernel"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from krepes_ooc.algebra.objectives import OBJECTIVES
+from krepes_ooc.stages.newton.objectives.registry import OBJECTIVES
 from tests.crash import kill_and_resume
 
 NAMES = tuple(OBJECTIVES)

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from krepes_ooc.errors import Stopped
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run, verify_workspace
-from krepes_ooc.storage import journal, records
-from krepes_ooc.storage.records import StageRecord
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
+from krepes_ooc.runner.status import verify_workspace
+from krepes_ooc.storage import journal, stage_record
+from krepes_ooc.storage.stage_record import StageRecord
 from tests import small
 from tests.crash.compare import differences
 from tests.storage import stores
@@ -51,7 +53,7 @@ def test_after_a_reboot_a_zeroed_chunk_of_the_right_size_is_computed_again(
     chunk = tmp_path / "w/audit.zarr/features/values/c/0/1/0"
     whole = chunk.read_bytes()
     chunk.write_bytes(bytes(len(whole)))
-    for module in (journal, records):
+    for module in (journal, stage_record):
         monkeypatch.setattr(module, "boot_id", lambda: "the boot after")
     run(recipe, tmp_path / "w", TO_KERNEL)
     assert chunk.read_bytes() == whole

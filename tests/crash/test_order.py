@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from krepes_ooc.storage.files import write_atomic
+from krepes_ooc.core.files import write_atomic
 from tests.crash.disk import FailingDisk
 from tests.storage import stores
 from tests.storage.stores import BLOCKS

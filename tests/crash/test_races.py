@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.runner import verify_workspace
+from krepes_ooc.runner.status import verify_workspace
 from tests import small
 from tests.crash.compare import differences
 from tests.storage import stores

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.blocks import parse_bytes
+from krepes_ooc.core.blocks import parse_bytes
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, Need, default_budget
 from krepes_ooc.errors import PlanRefused, UsageError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from krepes_ooc.engine import executor as executor_module
 from krepes_ooc.engine.executor import Executor, tree_fold
-from krepes_ooc.engine.stopping import StopFlag
+from krepes_ooc.engine.run_control import StopFlag
 from krepes_ooc.errors import DataError, Interrupted, Stopped
 
 _rng = np.random.default_rng(3)

@@ -11,7 +11,7 @@ import psutil
 import threadpoolctl
 
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.doctor import LIBRARIES, OPTIONAL, examine
+from krepes_ooc.engine.machine import LIBRARIES, OPTIONAL, examine
 
 GIB = 2**30
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from krepes_ooc.engine.cuda_device import SLOT_BYTES, Gpu, open_gpu
 from krepes_ooc.engine.device import HOST, eigh_on
-from krepes_ooc.engine.gpu import SLOT_BYTES, Gpu, open_gpu
 from krepes_ooc.errors import UsageError
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
-from tests.algebra.test_solves_on_a_device import NAMES, solved
 from tests.crash.compare import differences
+from tests.stages.newton.test_solvers_on_device import NAMES, solved
 from tests.stages.test_devices import AUDITS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]

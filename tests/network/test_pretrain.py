@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from krepes_ooc import counter
+from krepes_ooc.core import counter_rng
 from krepes_ooc.errors import NetworkError, UsageError
-from krepes_ooc.network import losses
-from krepes_ooc.network.modelspec import NetworkSpec, load_network
+from krepes_ooc.network import ssl_losses
 from krepes_ooc.network.pretrain import (
     PretrainSettings,
     load_state,
@@ -18,6 +17,7 @@ from krepes_ooc.network.pretrain import (
     save_state,
     train_epoch,
 )
+from krepes_ooc.network.spec import NetworkSpec, load_network
 
 SPEC = NetworkSpec("krepes_ooc.network.zoo:mlp", {"inputs": 6, "hidden": [16], "outputs": 4})
 DATA = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
@@ -27,9 +27,9 @@ OBJECTIVES = ["barlow-twins", "vicreg", "simclr", "byol", "spectral-contrastive"
 def views(positions: np.ndarray, epoch: int) -> tuple[np.ndarray, ...]:
     column = np.arange(6)
     return tuple(
-        (DATA[positions] + 0.1 * counter.normal(3, epoch, view, positions[:, None], column)).astype(
-            np.float32
-        )
+        (
+            DATA[positions] + 0.1 * counter_rng.normal(3, epoch, view, positions[:, None], column)
+        ).astype(np.float32)
         for view in range(2)
     )
 
@@ -129,25 +129,25 @@ def test_losses_follow_their_formulas() -> None:
     expected = sum(
         (1.0 if i == j else 0.0051) * (c[i, j] - (i == j)) ** 2 for i in range(h) for j in range(h)
     )
-    assert float(losses.barlow_twins(a, b)) == pytest.approx(expected, rel=1e-12)
+    assert float(ssl_losses.barlow_twins(a, b)) == pytest.approx(expected, rel=1e-12)
 
     expected = 25 * ((one - two) ** 2).mean()
     for z in (one, two):
         s = np.cov(z.T)
         expected += 12.5 * np.maximum(0, 1 - np.sqrt(np.diag(s) + 1e-4)).mean()
         expected += ((s**2).sum() - (np.diag(s) ** 2).sum()) / h
-    assert float(losses.vicreg(a, b)) == pytest.approx(expected, rel=1e-12)
+    assert float(ssl_losses.vicreg(a, b)) == pytest.approx(expected, rel=1e-12)
 
     z = np.concatenate([one, two])
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
     s = np.exp(z @ z.T / 0.5)
     terms = [-np.log(s[i, (i + n) % (2 * n)] / (s[i].sum() - s[i, i])) for i in range(2 * n)]
-    assert float(losses.simclr(a, b)) == pytest.approx(np.mean(terms), rel=1e-12)
+    assert float(ssl_losses.simclr(a, b)) == pytest.approx(np.mean(terms), rel=1e-12)
 
     s = one @ two.T
     off = (s**2).sum() - (np.diag(s) ** 2).sum()
     expected = -2 * np.diag(s).mean() + off / (n * (n - 1))
-    assert float(losses.spectral_contrastive(a, b)) == pytest.approx(expected, rel=1e-12)
+    assert float(ssl_losses.spectral_contrastive(a, b)) == pytest.approx(expected, rel=1e-12)
 
     moment, targets = np.cov(one.T), (two + 1.0, one - 1.0)
     predictor = moment / np.linalg.eigvalsh(moment).max() + 0.3 * np.eye(h)
@@ -155,9 +155,13 @@ def test_losses_follow_their_formulas() -> None:
     for z, t in ((one @ predictor, targets[1]), (two @ predictor, targets[0])):
         cosine = (z * t).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(t, axis=1)
         expected += (2 - 2 * cosine).mean() / 2
-    found = losses.byol([a, b], [torch.from_numpy(t) for t in targets], torch.from_numpy(moment))
+    found = ssl_losses.byol(
+        [a, b], [torch.from_numpy(t) for t in targets], torch.from_numpy(moment)
+    )
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
     third = a + b
-    pairs = [losses.simclr(a, b), losses.simclr(a, third), losses.simclr(b, third)]
-    assert float(losses.view_loss("simclr", [a, b, third])) == pytest.approx(float(sum(pairs)) / 3)
+    pairs = [ssl_losses.simclr(a, b), ssl_losses.simclr(a, third), ssl_losses.simclr(b, third)]
+    assert float(ssl_losses.view_loss("simclr", [a, b, third])) == pytest.approx(
+        float(sum(pairs)) / 3
+    )

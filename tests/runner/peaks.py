@@ -85,9 +85,11 @@ def measure(
     On a busy machine a sample can come too late to see the peak: one that looks too low is measured
     again, and the highest counts.
     """
-    from krepes_ooc.engine import meter
-    from krepes_ooc.recipes import Recipe
-    from krepes_ooc.runner import Options, make_plan, run
+    from krepes_ooc.engine import machine
+    from krepes_ooc.runner.audit import Options
+    from krepes_ooc.runner.plan import make_plan
+    from krepes_ooc.runner.recipe import Recipe
+    from krepes_ooc.runner.run import run
 
     recipe = Recipe.load(str(path), changes)
 
@@ -96,7 +98,7 @@ def measure(
         return next(row for row in rows if row["stage"] == name)
 
     def sealed() -> Any:
-        meter.INTERVAL_SECONDS = SAMPLED_SECONDS
+        machine.INTERVAL_SECONDS = SAMPLED_SECONDS
         options = Options(memory=memory, workers=workers, only=name, restart_stale=True)
         run(recipe, workspace, options)
         text = (workspace / ".krepes/stages" / name / "seal.json").read_text()
@@ -118,8 +120,9 @@ def measure(
 def measure_all(path: Path, workspace: Path, memory: int, workers: int) -> list[dict[str, Any]]:
     """Every stage in its order, then those of ``AGAIN``."""
     from krepes_ooc.errors import Stopped
-    from krepes_ooc.recipes import Recipe
-    from krepes_ooc.runner import Options, run
+    from krepes_ooc.runner.audit import Options
+    from krepes_ooc.runner.recipe import Recipe
+    from krepes_ooc.runner.run import run
 
     recipe = Recipe.load(str(path))
 

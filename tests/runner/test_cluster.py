@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from krepes_ooc.engine.budget import Budget, Need
-from krepes_ooc.engine.wish import Wish, read_wish
+from krepes_ooc.engine.cluster.connect import Wish, read_wish
 from krepes_ooc.errors import PlanRefused
-from krepes_ooc.runner.spreading import fitting
-from krepes_ooc.stages.cost import Cost
+from krepes_ooc.runner.workers import fitting
+from krepes_ooc.stages.base.cost import Cost
 from tests import small
 from tests.crash.compare import differences
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from krepes_ooc.engine.progress import Silent
+from krepes_ooc.engine.run_control import Silent
 from krepes_ooc.errors import DamageError, WorkspaceError
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, make_plan, run, verify_workspace
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.plan import make_plan
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
+from krepes_ooc.runner.status import verify_workspace
 from tests import small
 from tests.crash.compare import differences
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.stopping import StopFlag
+from krepes_ooc.engine.run_control import StopFlag
 from krepes_ooc.errors import Stopped, WorkspaceError
-from krepes_ooc.runner import Options, run
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.run import run
 from tests import small
 from tests.crash.compare import differences
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from krepes_ooc.errors import UsageError, WorkspaceError
-from krepes_ooc.runner import Options, run
-from krepes_ooc.storage import lock, shares
-from krepes_ooc.storage.lock import WorkspaceLock
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.run import run
+from krepes_ooc.storage import locks
+from krepes_ooc.storage.locks import WorkspaceLock
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
 from tests.crash.compare import differences
@@ -135,7 +136,7 @@ class TestHolds:
 
     @staticmethod
     def hold(private: Path, number: int, count: int = 4, stage: str = "kernel") -> Any:
-        return shares.hold_shard(private, stage, (number, count), lambda: None)
+        return locks.hold_shard(private, stage, (number, count), lambda: None)
 
     def test_other_shards_may_and_the_same_one_may_not(self, private: Path):
         said = "shard 2/4 of kernel is being computed by process"
@@ -168,11 +169,11 @@ class TestHolds:
     def test_a_shard_keeps_a_plain_run_out(self, private: Path):
         with self.hold(private, 3):
             with pytest.raises(WorkspaceError, match="shard 3/4 of kernel is being computed"):
-                shares.refuse_running_shards(private)
+                locks.refuse_running_shards(private)
             with pytest.raises(WorkspaceError), WorkspaceLock(private / "lock"):
                 pytest.fail("held")
-        shares.refuse_running_shards(private)
-        shares.clear_shards(private)
+        locks.refuse_running_shards(private)
+        locks.clear_shards(private)
         assert not (private / "shards").exists()
 
     def test_a_live_lease_of_another_host_counts_and_a_dead_one_does_not(
@@ -183,27 +184,27 @@ class TestHolds:
         elsewhere = private / "shards" / "kernel-000001-of-000004" / "lease"
         elsewhere.write_text('{"host": "elsewhere", "pid": 1, "boot": "b", "token": "t"}')
         with pytest.raises(WorkspaceError, match=r"1/4 of kernel .* process 1 on elsewhere"):
-            shares.refuse_running_shards(private)
+            locks.refuse_running_shards(private)
         whole = private / "lease"
         whole.write_text('{"host": "elsewhere", "pid": 2, "boot": "b", "token": "u"}')
         with pytest.raises(WorkspaceError, match="process 2 on elsewhere"), self.hold(private, 2):
             pytest.fail("held")
-        monkeypatch.setattr(lock, "LEASE_SECONDS", -1e6)
-        shares.refuse_running_shards(private)
+        monkeypatch.setattr(locks, "LEASE_SECONDS", -1e6)
+        locks.refuse_running_shards(private)
         with self.hold(private, 2):
             pass
 
     def test_one_process_at_a_time_opens_a_stage(
         self, private: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(shares, "OPENING_SECONDS", 0.1)
+        monkeypatch.setattr(locks, "OPENING_SECONDS", 0.1)
         with (
-            shares.opening(private),
+            locks.opening(private),
             pytest.raises(WorkspaceError, match="the opening of a stage is being computed"),
-            shares.opening(private),
+            locks.opening(private),
         ):
             pytest.fail("opened twice")
-        with shares.opening(private):
+        with locks.opening(private):
             pass
 
     @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -220,4 +221,4 @@ class TestHolds:
             with pytest.raises(WorkspaceError, match="shard 1/4"), self.hold(private, 1):
                 pytest.fail("held twice")
             with pytest.raises(WorkspaceError, match="shard 1/4"):
-                shares.refuse_running_shards(private)
+                locks.refuse_running_shards(private)

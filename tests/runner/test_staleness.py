@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc import recipes
 from krepes_ooc.errors import WorkspaceError
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run
-from krepes_ooc.stages import tickets
+from krepes_ooc.runner import recipe as recipe_module
+from krepes_ooc.runner import staleness
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
 from krepes_ooc.stages.registry import STAGES
 from tests import small
 from tests.crash.compare import differences
@@ -123,7 +124,7 @@ def test_only_chosen_stages_are_restarted(workspace: Path) -> None:
 
 
 def test_parked_store_stays_until_the_new_one_is_sealed(workspace: Path) -> None:
-    from krepes_ooc.engine.stopping import StopFlag
+    from krepes_ooc.engine.run_control import StopFlag
     from krepes_ooc.errors import Stopped
 
     class Second(StopFlag):
@@ -152,7 +153,7 @@ def test_stage_version(workspace: Path, monkeypatch: pytest.MonkeyPatch, name: s
     raised = tuple(
         dataclasses.replace(s, version=s.version + 1) if s.name == name else s for s in STAGES
     )
-    monkeypatch.setattr(recipes, "STAGES", raised)
+    monkeypatch.setattr(recipe_module, "STAGES", raised)
     was = versions[name]
     with pytest.raises(WorkspaceError, match=f"stage version was {was}, is {was + 1}") as caught:
         small.audit(workspace)
@@ -160,13 +161,13 @@ def test_stage_version(workspace: Path, monkeypatch: pytest.MonkeyPatch, name: s
 
 
 def test_contract_version(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tickets.load_contract
+    real = staleness.load_contract
 
     def newer(name: str) -> Any:
         contract = real(name)
         return dataclasses.replace(contract, version=99) if name == "newton" else contract
 
-    monkeypatch.setattr(tickets, "load_contract", newer)
+    monkeypatch.setattr(staleness, "load_contract", newer)
     with pytest.raises(WorkspaceError, match=r"contract version was \d+, is 99") as caught:
         small.audit(workspace)
     assert told(caught.value) == after(("newton",))

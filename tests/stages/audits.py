@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from krepes_ooc.recipes import Recipe
-from krepes_ooc.runner import Options, run
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
 from krepes_ooc.storage.workspace import Workspace
 from tests.small import own_recipe
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from krepes_ooc.algebra import columns
+from krepes_ooc.core import arrays as arrays_module
+from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.errors import DataError, PlanRefused, Stopped, WorkspaceError
-from krepes_ooc.layout import FeatureLayout
-from krepes_ooc.stages import stream
-from krepes_ooc.stages.featurizer import Featurizer
+from krepes_ooc.stages.features.featurizer import Featurizer
+from krepes_ooc.stages.kernel import stream
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
 from tests.crash.compare import differences
@@ -63,7 +63,7 @@ AUDITS: dict[str, tuple[str, ...]] = {
 @pytest.fixture
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns of iterates by the calls of the array API on the host, too: bits can be compared."""
-    monkeypatch.setattr(columns, "is_numpy_array", lambda values: False)
+    monkeypatch.setattr(arrays_module, "is_numpy_array", lambda values: False)
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_a_stage_begun_on_another_device_waits_for_a_word(tmp_path: Path):
 def test_a_planted_transfer_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ):
-    from krepes_ooc.stages import moments as stage
+    from krepes_ooc.stages.moments import stage
 
     right = getattr(stage, function)
 
@@ -255,7 +255,7 @@ def test_rows_that_torch_makes_there_do_not_pass_through_the_host(
 def test_a_row_that_is_not_finite_is_named_where_torch_made_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from krepes_ooc.network.factors import FactorFeatures
+    from krepes_ooc.jacobian.exact_features import FactorFeatures
 
     right, seen = FactorFeatures.tensors, []
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from krepes_ooc.runner import Options, run
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.run import run
 from tests.crash.compare import differences
 from tests.small import seals
 from tests.stages import audits
@@ -21,7 +22,7 @@ KILLED = {"influence": 3, "concepts": 2, "alignment": 4, "fidelity": 1}
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from krepes_ooc.recipes import Recipe
+from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner import Options, run
 
 recipe, workspace, stage, limit = sys.argv[1:]

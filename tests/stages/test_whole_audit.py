@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import zarr
 
-from krepes_ooc import Recipe, run
-from krepes_ooc.runner import Audit
+from krepes_ooc.runner.audit import Audit
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
 from krepes_ooc.storage.workspace import Workspace
 from tests import dense
 from tests.residual import relative_residual

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from krepes_ooc.blocks import Block
+from krepes_ooc.core.blocks import Block
+from krepes_ooc.core.files import Files
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
-from krepes_ooc.storage.files import Files
 from krepes_ooc.storage.journal import Unit
-from krepes_ooc.storage.records import StageRecord
+from krepes_ooc.storage.stage_record import StageRecord
+from krepes_ooc.storage.store_writer import StoreWriter
 from krepes_ooc.storage.workspace import Workspace
-from krepes_ooc.storage.writer import StoreWriter
 
 ROWS, SAMPLES, VIEWS, FEATURES, MOMENTS = 256, 600, 2, 5, 3
 SIZES = {"view": VIEWS, "sample": SAMPLES, "feature": FEATURES, "moment": MOMENTS}

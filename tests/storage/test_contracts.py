@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krepes_ooc.catalogue import dump_yaml
+from krepes_ooc.core.resources import dump_yaml
 from krepes_ooc.errors import RecipeError, UsageError
 from krepes_ooc.storage.contracts import (
     DTYPES,

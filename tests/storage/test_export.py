@@ -13,7 +13,7 @@ import pytest
 import xarray
 
 from krepes_ooc.errors import UsageError, WorkspaceError
-from krepes_ooc.runner.opened import Workspace
+from krepes_ooc.runner.workspace import Workspace
 from krepes_ooc.storage.export import export_store
 from tests import small
 

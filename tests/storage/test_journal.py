@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from krepes_ooc.core.files import boot_id, sign_json
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.storage import journal as journal_module
-from krepes_ooc.storage.files import boot_id, sign_json
 from krepes_ooc.storage.journal import Journal, Unit, read_journal
 from tests.storage import stores
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import zarr
 
-from krepes_ooc import blocks
+from krepes_ooc.core import blocks
 from krepes_ooc.errors import RecipeError, StageFailed
 from krepes_ooc.storage.contracts import StoreSpec, load_contract, read_contract
-from krepes_ooc.storage.reader import StoreReader
-from krepes_ooc.storage.writer import StoreWriter
+from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.storage.store_writer import StoreWriter
 
 M, VIEWS = 10, 2
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from krepes_ooc.core.files import sign_json
 from krepes_ooc.errors import KrepesError
-from krepes_ooc.storage.files import sign_json
-from krepes_ooc.storage.records import StageRecord
+from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.verify import Damage, Verification, verify
 from krepes_ooc.storage.workspace import Workspace
 from tests.storage import stores

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import xarray
 
+from krepes_ooc.core.files import sign_json
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
-from krepes_ooc.runner import verify_workspace
-from krepes_ooc.storage.files import sign_json
+from krepes_ooc.runner.status import verify_workspace
 from krepes_ooc.storage.workspace import Workspace
 from tests.storage import stores
 from tests.storage.stores import ARRAYS, BLOCKS

@@ -1,1 +1,0 @@
-"""Arrays only: kernel, landmarks, moments, spectrum, step, influence and their measures."""

@@ -1,0 +1,74 @@
+"""krepes stores and krepes recipes: the declarations that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from krepes_ooc.cli.console import print_table
+from krepes_ooc.core import resources
+
+
+@click.group(short_help="What every array on disk is.")
+def stores() -> None:
+    """The stores of a workspace: what every array on disk is."""
+
+
+@stores.command("list")
+def list_stores() -> None:
+    """Name every store."""
+    from krepes_ooc.storage.contracts import contract_names, load_contract
+
+    contracts = [load_contract(name) for name in contract_names()]
+    rows = [(c.store, c.writer, c.version, c.about) for c in contracts]
+    print_table("", ("store", "written by", "version", "about"), rows)
+
+
+@stores.command("show")
+@click.argument("store")
+def show_store(store: str) -> None:
+    """Show arrays and attributes of one store."""
+    from krepes_ooc.storage.contracts import load_contract
+
+    contract = load_contract(store)
+    click.echo(f"{contract.store}, version {contract.version}, written by stage {contract.writer}")
+    click.echo(contract.about)
+    rows = [
+        (name, ", ".join(array.dims), " or ".join(array.dtype), array.chunks, array.about)
+        for name, array in contract.arrays.items()
+    ]
+    print_table("\narrays", ("name", "dims", "dtype", "chunks", "about"), rows)
+    print_table("\nattributes", ("name", "about"), list(contract.attributes.items()))
+
+
+@click.group(short_help="The recipes that ship with krepes.")
+def recipes() -> None:
+    """The recipes that ship with krepes."""
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """Name every recipe."""
+    from krepes_ooc.runner.recipe import Recipe
+
+    rows = [(name, Recipe.load(name).about) for name in resources.names("pipelines")]
+    print_table("", ("recipe", "about"), rows)
+
+
+@recipes.command("show")
+@click.argument("recipe")
+def show_recipe(recipe: str) -> None:
+    """Print the YAML of one recipe."""
+    click.echo(resources.find("pipelines", recipe).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("copy", short_help="Copy a recipe to a file, to be edited and run.")
+@click.argument("recipe")
+@click.argument("target", type=click.Path(path_type=Path))
+def copy_recipe(recipe: str, target: Path) -> None:
+    """Copy RECIPE to the file TARGET, to be edited and run as `krepes run TARGET`."""
+    from krepes_ooc.runner.recipe import copy_recipe as copy
+
+    copy(recipe, target)
+    click.echo(f"wrote {target}")

@@ -1,0 +1,165 @@
+"""krepes status, krepes verify and krepes doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from krepes_ooc.cli import options
+from krepes_ooc.cli.console import print_json, print_table
+from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.errors import DamageError, UsageError
+
+recipe_or_none = click.argument("recipe", required=False, shell_complete=options.complete_recipe)
+
+
+@click.command(short_help="Show the state of every stage.")
+@recipe_or_none
+@options.stacked(options.workspace, options.overrides, options.as_json)
+def status(
+    recipe: str | None, workspace: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Show every stage: sealed, stale, missing, or how many units are on disk."""
+    from krepes_ooc.runner.status import read_status
+
+    found = read_status(recipe, which(recipe, workspace), overrides)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(stage["stage"], stage["state"], stage["detail"]) for stage in found["stages"]]
+    print_table(f"{found['workspace']} ({found['recipe']})", ("stage", "state", "detail"), rows)
+    if found["note"]:
+        click.echo(found["note"])
+
+
+@click.command(short_help="Recompute every checksum.")
+@recipe_or_none
+@options.workspace
+@options.store
+@options.as_json
+def verify(recipe: str | None, workspace: Path | None, store: str | None, as_json: bool) -> None:
+    """Recompute every checksum and name every damaged file. Exit 5 if there is one."""
+    from krepes_ooc.runner.status import verify_workspace
+
+    root = which(recipe, workspace)
+    found = verify_workspace(root, store)
+    damage = [str(item) for item in found.damage]
+    if as_json:
+        print_json(
+            {"stages": found.stages, "files": found.files, "bytes": found.bytes, "damage": damage}
+        )
+    else:
+        for line in damage:
+            click.echo(line)
+        click.echo(
+            f"verified {found.files} files, {format_bytes(found.bytes)}: {len(damage)} damaged"
+        )
+    _refuse_damage(root, len(damage))
+
+
+@click.command(short_help="Say what this machine has.")
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Say what this machine has: cores, memory, BLAS, GPU, optional parts."""
+    from krepes_ooc.engine.machine import examine
+
+    found = examine(Path.cwd())
+    if as_json:
+        print_json(found)
+        return
+    print_table("", ("", ""), [(key, value) for key, value in found.items()])
+
+
+def which(recipe: str | None, workspace: Path | None) -> Path:
+    """The folder, given or following from the recipe.
+
+    Raises:
+        UsageError: neither was given, or there is no such workspace.
+    """
+    if workspace is None:
+        if recipe is None:
+            raise UsageError("no workspace was named", expected="a recipe, or --workspace FOLDER")
+        from krepes_ooc.runner.audit import default_workspace
+        from krepes_ooc.runner.recipe import Recipe
+
+        workspace = default_workspace(Recipe.load(recipe))
+    if not (workspace / ".krepes").is_dir():
+        raise UsageError(
+            "no workspace there",
+            where=str(workspace),
+            expected="a folder that `krepes run` made",
+            advice="run the recipe first, or name the folder with --workspace",
+        )
+    return workspace
+
+
+def _refuse_damage(root: Path, count: int) -> None:
+    """Make damage an error, so that scripts see it in the exit code.
+
+    Raises:
+        DamageError: there is any.
+    """
+    if count:
+        raise DamageError(
+            f"{count} damaged files",
+            where=str(root),
+            expected="the bytes that were written",
+            advice="krepes run --repair computes exactly these again",
+        )
+
+
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".nc": "netcdf", ".zarr": "zarr"}
+
+
+@click.command(short_help="Copy a store for other programs.")
+@recipe_or_none
+@options.workspace
+@options.store
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(tuple(FORMATS.values())),
+    help="Kind of file; default by the ending of --out.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="New file; zarr: a new folder."
+)
+@click.option("--dim", metavar="NAME", help="Dimension whose entries are the rows of a table.")
+def export(
+    recipe: str | None,
+    workspace: Path | None,
+    store: str | None,
+    kind: str | None,
+    out: Path,
+    dim: str | None,
+) -> None:
+    """Copy one small store (influence, audited, fidelity ...) to a file for other programs.
+
+    In a table codes are texts, and each ranked landmark of a sample has a row of its own.
+    """
+    from krepes_ooc.storage.export import export_store
+    from krepes_ooc.storage.workspace import Workspace
+
+    left = export_store(
+        Workspace(which(recipe, workspace)), store or "", out, kind or _by_ending(out), dim
+    )
+    click.echo(f"wrote {out}")
+    if left:
+        click.echo(f"not in the table: {', '.join(left)} (--dim, or --format netcdf or zarr)")
+
+
+def _by_ending(out: Path) -> str:
+    """The format that the ending of a file names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if out.suffix not in FORMATS:
+        raise UsageError(
+            "this ending names no format",
+            where=f"--out {out}",
+            expected=f"one of {', '.join(FORMATS)}",
+            advice="or say --format",
+        )
+    return FORMATS[out.suffix]

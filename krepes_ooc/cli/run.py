@@ -1,0 +1,229 @@
+"""krepes run and krepes plan."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krepes_ooc.cli import options
+from krepes_ooc.cli.console import Bars, Lines, print_json, print_table, told_ctrl_c
+from krepes_ooc.cli.inspect_workspace import recipe_or_none, which
+from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.errors import StageFailed, UsageError
+
+
+@click.command(short_help="Run a recipe, or resume it.")
+@options.recipe
+@options.stacked(
+    options.workspace,
+    options.memory,
+    options.workers,
+    options.device,
+    options.cluster,
+    options.print_job,
+    options.overrides,
+    options.until,
+    options.only,
+    options.shard,
+    options.restart_stale,
+    options.repair,
+    options.mixed_numerics,
+    options.max_time,
+    options.strict,
+    options.quiet,
+    options.as_json,
+)
+def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given: Any) -> None:
+    """Run RECIPE to its sealed end, or on from where it stopped.
+
+    RECIPE is a shipped name (krepes recipes list) or the path of a .yaml file.
+    """
+    from krepes_ooc.engine.run_control import StopFlag, stop_on_signals
+
+    if given["print_job"]:
+        _print_job(given["cluster"], given["memory"])
+        return
+    quiet = given["quiet"] or given["as_json"]
+    stop = StopFlag(given["max_time"], told_ctrl_c)
+    # Signals count from here on: the imports below take a second.
+    with stop_on_signals(stop), _listener(quiet) as listener:
+        from krepes_ooc import runner
+        from krepes_ooc.runner.recipe import Recipe
+
+        asked = runner.Options(
+            memory=given["memory"],
+            workers=given["workers"],
+            until=given["until"],
+            only=given["only"],
+            restart_stale=given["restart_stale"],
+            repair=given["repair"],
+            mixed_numerics=given["allow_mixed_numerics"],
+            cluster=_wish(given["cluster"], given["memory"]),
+            shard=given["shard"],
+            device=given["device"],
+        )
+        loaded = Recipe.load(recipe, overrides)
+        summary = runner.run(loaded, workspace, asked, listener, stop)
+    if given["as_json"]:
+        print_json(vars(summary))
+    elif not quiet:
+        _say(summary)
+    if given["strict"]:
+        _require_trust(summary)
+
+
+@click.command(short_help="Say what a recipe would cost.")
+@options.recipe
+@options.stacked(
+    options.workspace, options.memory, options.workers, options.overrides, options.as_json
+)
+def plan(
+    recipe: str,
+    workspace: Path | None,
+    memory: int | None,
+    workers: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Say what RECIPE would cost: units, bytes, memory, workers of every stage.
+
+    Computes nothing, and writes nothing where there is no workspace yet. Exit 3 if it does not fit.
+    """
+    from krepes_ooc.runner.audit import Options, default_workspace
+    from krepes_ooc.runner.plan import make_plan, refuse_unfit_plan
+    from krepes_ooc.runner.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides)
+    root = workspace or default_workspace(loaded)
+    planned = make_plan(loaded, root, Options(memory=memory, workers=workers), timed=True)
+    if as_json:
+        print_json(planned)
+    else:
+        _show_plan(planned)
+    refuse_unfit_plan(planned, root)
+
+
+def _show_plan(planned: Any) -> None:
+    columns = ("stage", "state", "units", "disk", "memory", "workers", "flops", "time")
+    rows = [
+        (
+            stage["stage"],
+            stage["state"],
+            stage["units"],
+            format_bytes(stage["disk_bytes"]),
+            format_bytes(stage["memory_bytes"]) + ("" if stage["workers"] else " (does not fit)"),
+            stage["workers"] or "-",
+            f"{stage['flops']:.1e}",
+            f"{stage['seconds']:.0f} s",
+        )
+        for stage in planned["stages"]
+    ]
+    print_table("", columns, rows)
+    disk = planned["disk"]
+    click.echo(
+        f"disk: {format_bytes(disk['needed'])} to write, {format_bytes(disk['parked'])} parked, "
+        f"{format_bytes(disk['free'])} free"
+    )
+    click.echo(f"memory: {format_bytes(planned['memory']['budget'])} allowed")
+    shape = planned["shape"]
+    click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in shape.items()))
+    for key, text in planned["rows"].items():
+        click.echo(f"{key}: {text}")
+
+
+@click.command(short_help="Draw the report again.")
+@recipe_or_none
+@options.stacked(options.workspace, options.quiet)
+@click.option("--samples", type=options.Whole(min=0), help="Cards that are drawn without a search.")
+def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int | None) -> None:
+    """Draw the report of a finished audit again; nothing else is computed."""
+    from krepes_ooc import runner
+    from krepes_ooc.runner.audit import trusted_recipe
+
+    root = which(recipe, workspace)
+    changes = () if samples is None else (f"stages.report.samples={samples}",)
+    asked = runner.Options(only="report", restart_stale=True)
+    with _listener(quiet) as listener:
+        summary = runner.run(trusted_recipe(root, changes, recipe), root, asked, listener)
+    if not quiet:
+        click.echo(f"report: {summary.workspace / 'report.html'}")
+
+
+def _wish(text: str | None, memory: int | None) -> Any:
+    """What --cluster asks for."""
+    from krepes_ooc.engine.cluster.connect import read_wish
+
+    return None if text is None else read_wish(text, memory)
+
+
+def _print_job(text: str | None, memory: int | None) -> None:
+    """Print the batch script that a site's queue would be given.
+
+    Raises:
+        UsageError: --cluster names no site file.
+    """
+    from krepes_ooc.engine.cluster.site_file import job_script
+
+    site = getattr(_wish(text, memory), "site", None)
+    if site is None:
+        raise UsageError(
+            "there is no job to print",
+            where="--print-job",
+            expected="--cluster with the path of a site's .yaml",
+            advice="copy one from pipelines/hpc",
+        )
+    click.echo(job_script(site), nl=False)
+
+
+@contextlib.contextmanager
+def _listener(quiet: bool) -> Iterator[Any]:
+    """Nothing, plain lines on a pipe, or bars that leave the terminal as it was."""
+    from krepes_ooc.engine.run_control import Silent
+
+    if quiet:
+        yield Silent()
+    elif not sys.stdout.isatty():
+        yield Lines()
+    else:
+        with contextlib.closing(Bars()) as bars:
+            yield bars
+
+
+def _say(summary: Any) -> None:
+    if summary.ran:
+        peak = format_bytes(summary.peak_bytes)
+        click.echo(
+            f"sealed {', '.join(summary.ran)} in {summary.seconds:.1f} s, peak memory {peak}"
+        )
+    elif summary.shard:
+        click.echo(f"{summary.shard} is on disk; a run without --shard seals the stage")
+    elif summary.left:
+        click.echo(f"nothing to do: {', '.join(summary.skipped)} sealed")
+    else:
+        click.echo(f"nothing to do: all {len(summary.skipped)} stages are sealed")
+    if summary.left:
+        click.echo(f"left: {', '.join(summary.left)}")
+    if summary.trusted is False:
+        click.echo("the Newton step is not trusted: the report says why")
+    if "report" not in summary.left:
+        click.echo(f"report: {summary.workspace / 'report.html'}")
+
+
+def _require_trust(summary: Any) -> None:
+    """Make a step that is not trusted an error.
+
+    Raises:
+        StageFailed: it is not trusted.
+    """
+    if summary.trusted is False:
+        raise StageFailed(
+            "the Newton step is not trusted",
+            where=str(summary.workspace),
+            expected="a trusted step, because of --strict",
+            advice="the report says why",
+        )

@@ -1,0 +1,256 @@
+"""Files that are whole or absent: temp + rename, checksums, checked JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import shutil
+import stat
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.errors import DamageError, KrepesError, StageFailed, UsageError
+
+CHECKSUM_BYTES = 4
+MAX_RECORD_BYTES = 2**28
+READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+# What network file systems answer that cannot flush a folder, and need not.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+Bytes = bytes | memoryview
+Files = dict[str, tuple[int, int]]
+
+
+def boot_id() -> str:
+    """Identity of the running kernel, empty if unknown: another boot's sizes are not trusted."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def write_atomic(path: Path, data: Bytes | tuple[Bytes, ...], temp: Path, *, sync: bool) -> None:
+    """Write a file so that it is whole or absent; with ``sync`` also after a power loss.
+
+    Args:
+        path: final place.
+        data: the bytes, in one or several parts.
+        temp: folder on the same file system, outside any Zarr store.
+        sync: flush the file and its folder to the disk before returning.
+
+    Raises:
+        StageFailed: the disk is full or fails; says how much was needed and how much is free.
+        UsageError: no permission to write there.
+    """
+    parts = data if isinstance(data, tuple) else (data,)
+    part = temp / f"{uuid.uuid4().hex}.partial"
+    with disk_errors(path, sum(map(len, parts))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.writelines(parts)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+        if sync:
+            sync_path(path.parent)
+
+
+def sync_path(path: Path) -> int:
+    """Flush a file, or a folder and the renames inside it, to the disk; returns its size."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        state = os.fstat(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if not stat.S_ISDIR(state.st_mode) or error.errno not in _NO_FOLDER_SYNC:
+                raise
+        return state.st_size
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, needed: int = 4096) -> Iterator[None]:
+    """Turn a full or failing disk and a missing permission into one clear line.
+
+    Raises:
+        StageFailed: the disk is full, with the bytes needed and free; or it fails.
+        UsageError: no permission, or a file is in the way.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _disk_error(error, path, needed) from error
+
+
+def _disk_error(error: OSError, path: Path, needed: int) -> KrepesError:
+    where = str(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageFailed(
+            f"the disk is full: {format_bytes(needed)} needed, {format_bytes(_free(path))} free",
+            where=where,
+            advice="free some space and run the same command again: it resumes",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return UsageError(
+            f"cannot write ({error.strerror})",
+            where=where,
+            expected="a folder you may write to",
+            advice="choose another --workspace",
+        )
+    return StageFailed(
+        f"the disk fails ({error.strerror or error})",
+        where=where,
+        advice="look at the disk, then run the same command again: it resumes",
+    )
+
+
+def _free(path: Path) -> int:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """A whole small file, or None if there is none.
+
+    Raises:
+        UsageError: no permission to read it.
+        DamageError: it cannot be read, or is larger than any record.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RECORD_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(data) > MAX_RECORD_BYTES:
+        limit = f"at most {format_bytes(MAX_RECORD_BYTES)}"
+        raise DamageError("the file is too large", where=str(path), expected=limit)
+    return data
+
+
+def unreadable(path: Path, error: OSError) -> KrepesError:
+    """The error for a file that is there and cannot be read."""
+    if isinstance(error, PermissionError):
+        return UsageError(
+            f"cannot be read ({error.strerror})",
+            where=str(path),
+            expected="a file that you may read",
+        )
+    return DamageError(
+        f"cannot be read ({error.strerror})",
+        where=str(path),
+        expected="the file that was written",
+        advice="look at the disk, then run again, with --repair if it stays so",
+    )
+
+
+def read_signed_file(path: Path) -> dict[str, Any] | None:
+    """The value of a one-line signed file, or None if there is no such file.
+
+    Raises:
+        DamageError: the file is there, but not what was written.
+    """
+    line = read_bytes(path)
+    if line is None:
+        return None
+    value = read_signed(line)
+    if value is None:
+        raise DamageError(
+            "the record does not match its checksum",
+            where=str(path),
+            expected="the line that was written",
+            advice="`krepes run --repair` mends it: what it recorded is computed anew",
+        )
+    return value
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], temp: Path) -> None:
+    """Write a partial result: named arrays with one checksum, whole or absent."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    suffix = checksum(np.frombuffer(buffer.getbuffer(), dtype=np.uint8))
+    data = (buffer.getbuffer(), suffix.to_bytes(CHECKSUM_BYTES, "little"))
+    write_atomic(path, data, temp, sync=True)
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]] | None:
+    """The arrays of a partial result, or None if it is missing or damaged: it is computed again."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if len(data) < CHECKSUM_BYTES:
+        return None
+    payload = np.frombuffer(data, dtype=np.uint8)[:-CHECKSUM_BYTES]
+    if checksum(payload) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
+        return None
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def checksum(data: bytes | npt.NDArray[Any]) -> int:
+    """crc32c of bytes or of a contiguous array."""
+    return int(google_crc32c.value(data))
+
+
+def to_json(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN (None instead)."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def sign_json(value: Mapping[str, Any]) -> bytes:
+    """One line of JSON that carries its own checksum."""
+    body = to_json(value).encode()
+    return b'{"crc32c":%d,"body":%b}\n' % (checksum(body), body)
+
+
+def read_signed(line: bytes) -> dict[str, Any] | None:
+    """The value of one signed line, or None if the line is torn or changed."""
+    head, _, rest = line.partition(b',"body":')
+    body = rest[:-2]
+    if rest[-2:] != b"}\n" or head != b'{"crc32c":%d' % checksum(body):
+        return None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,129 @@
+"""Load a view or a data set that a recipe names; the message names the recipe's own key."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc.errors import NetworkError, SourceError, UsageError
+
+
+def load_callable(text: str, base: Path, key: str) -> Callable[..., Any]:
+    """The callable named ``module:callable`` or ``path/to/file.py:callable``; that code is run.
+
+    Args:
+        text: the name.
+        base: folder of the recipe, where a file is looked up.
+        key: the recipe's key, for messages.
+
+    Raises:
+        SourceError: the name has another form, the code fails, or holds no such callable.
+    """
+    try:
+        return find_factory(text, base)
+    except (UsageError, NetworkError) as error:
+        raise SourceError(
+            error.what, where=key, expected="module:callable or path/to/file.py:callable"
+        ) from error
+
+
+def find_factory(text: str, base: Path = Path()) -> Callable[..., Any]:
+    """The callable named ``module:callable`` or ``path/to/file.py:callable``.
+
+    Raises:
+        UsageError: the text has another form, or there is no such module, file or callable.
+        NetworkError: the module's own code fails while it is imported.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name:
+        raise UsageError(
+            f"{text!r} names no factory", where="network.factory", expected="module:callable"
+        )
+    found: Any = _import_file(base / place) if place.endswith(".py") else _import_module(place)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise UsageError(
+            f"no callable {name!r} in {place}", where="network.factory", expected="module:callable"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def factory_sha256(text: str, base: Path = Path()) -> str:
+    """sha256 of the file that the factory is named in; nothing but its parent package is imported.
+
+    Raises:
+        UsageError: the text has another form, or there is no such module or file.
+    """
+    place, colon, name = text.rpartition(":")
+    if colon and place.endswith(".py") and (base / place).is_file():
+        return hashlib.sha256(_code(base / place)).hexdigest()
+    with contextlib.suppress(ImportError, ValueError):
+        found = importlib.util.find_spec(place) if colon and name else None
+        if found is not None and found.origin and Path(found.origin).is_file():
+            return hashlib.sha256(_code(Path(found.origin))).hexdigest()
+    find_factory(text, base)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _code(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            expected="the file of network.factory",
+        ) from error
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and not (name == error.name or name.startswith(error.name + ".")):
+            raise _import_failed(name, error) from error
+        raise UsageError(
+            f"no module {name!r}",
+            where="network.factory",
+            expected="an installed module, or path/to/file.py:callable",
+        ) from error
+    except Exception as error:
+        raise _import_failed(name, error) from error
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError("no such file", where=str(path), expected="the file of network.factory")
+    # The name is keyed by path and content: an edited file is a new module, never a stale one.
+    key = hashlib.sha256(str(path.resolve()).encode() + _code(path)).hexdigest()[:16]
+    name = f"krepes_factory_{path.stem}_{key}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _import_failed(str(path), error) from error
+    return module
+
+
+def _import_failed(name: str, error: Exception) -> NetworkError:
+    return NetworkError(f"the import failed: {type(error).__name__}: {error}", where=name)
+
+
+def signature_text(factory: Callable[..., Any]) -> str:
+    """Name and signature of a callable, for messages."""
+    return f"{getattr(factory, '__name__', 'factory')}{inspect.signature(factory)}"

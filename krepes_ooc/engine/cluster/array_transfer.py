@@ -1,0 +1,132 @@
+"""Arrays on their way between client and workers: files of plain numbers, never code."""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.files import checksum, disk_errors
+from krepes_ooc.errors import Stopped, WorkspaceError
+
+SMALL_BYTES = 2**14  # what a message may hold itself
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """An array in a file.
+
+    Args:
+        path: of the file: values in C order, little-endian.
+        dtype: of the values.
+        shape: of the array.
+        crc32c: of the bytes.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    crc32c: int
+
+    def read(self) -> npt.NDArray[Any]:
+        """The array, in memory.
+
+        Raises:
+            Stopped: the file is gone with its run.
+            WorkspaceError: it holds other bytes.
+        """
+        try:
+            data = np.fromfile(self.path, dtype=np.uint8)
+        except FileNotFoundError:
+            raise Stopped("stopped, because its run has ended") from None
+        if data.nbytes != self._n_bytes or checksum(data) != self.crc32c:
+            raise WorkspaceError(
+                "the file is not what was written",
+                where=self.path,
+                expected=f"{self._n_bytes} bytes with crc32c {self.crc32c:08x}",
+                advice="the file system must show one machine what another wrote; run again",
+            )
+        return data.view(self.dtype).reshape(self.shape)
+
+    @property
+    def _n_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+def write_array(values: npt.NDArray[Any], folder: Path) -> ArrayFile:
+    """Write an array to a new file of a run's folder.
+
+    Raises:
+        Stopped: the folder is gone, because the run has ended.
+        StageFailed: the disk is full.
+    """
+    path = folder / f"{uuid.uuid4().hex}.values"
+    values = np.ascontiguousarray(values)
+    data = values.reshape(-1).view(np.uint8)
+    with disk_errors(path, data.nbytes):
+        try:
+            with path.open("xb") as file:
+                file.write(data.data)
+        except FileNotFoundError:
+            raise Stopped("stopped, because its run has ended") from None
+    return ArrayFile(str(path), values.dtype.str, values.shape, checksum(data))
+
+
+def put_away(value: Any, folder: Path) -> Any:
+    """The same value with files in the place of its large arrays, in tuples, lists and mappings."""
+    if _is_large(value):
+        return write_array(value, folder)
+    if isinstance(value, tuple | list):
+        return type(value)(put_away(part, folder) for part in value)
+    if isinstance(value, dict):
+        return {key: put_away(part, folder) for key, part in value.items()}
+    return value
+
+
+def take_back(value: Any) -> Any:
+    """The value that was put away; its files are removed."""
+    if isinstance(value, ArrayFile):
+        found = value.read()
+        Path(value.path).unlink(missing_ok=True)
+        return found
+    if isinstance(value, tuple | list):
+        return type(value)(map(take_back, value))
+    if isinstance(value, dict):
+        return {key: take_back(part) for key, part in value.items()}
+    return value
+
+
+@contextlib.contextmanager
+def arrays_as_files(folder: Path) -> Iterator[None]:
+    """While this lasts, whatever is pickled in this process has files for its large arrays.
+
+    Distributed pickles what it sends; this is the one place where it can be told how. The files go
+    when the folder does, or with ``forget``.
+    """
+
+    def reduce(values: npt.NDArray[Any]) -> Any:
+        if not _is_large(values):
+            return values.__reduce__()
+        return ArrayFile.read, (write_array(values, folder),)
+
+    before = copyreg.dispatch_table.get(np.ndarray)
+    copyreg.pickle(np.ndarray, reduce)
+    try:
+        yield
+    finally:
+        del copyreg.dispatch_table[np.ndarray]
+        if before is not None:
+            copyreg.dispatch_table[np.ndarray] = before
+
+
+def _is_large(value: Any) -> bool:
+    if not isinstance(value, np.ndarray):
+        return False
+    return bool(value.nbytes > SMALL_BYTES) and not value.dtype.hasobject

@@ -1,0 +1,181 @@
+"""Where workers come from: this machine, the queue of a computing site, or a scheduler address."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc.engine.cluster.cluster import CONNECT_SECONDS, Cluster
+from krepes_ooc.engine.cluster.site_file import ADDRESSES, Site, read_site
+from krepes_ooc.engine.cluster.tls import Certificates
+from krepes_ooc.errors import UsageError
+
+LOOPBACK = "127.0.0.1"
+# What Distributed is told while krepes uses it. Mapped files count as memory there, so its monitor
+# would pause a healthy worker; the budget binds instead. A walltime is nobody's fault.
+SETTINGS = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.scheduler.allowed-failures": 50,
+    "distributed.scheduler.worker-ttl": "2 minutes",
+    "distributed.deploy.lost-worker-timeout": "3s",
+    "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS}s",
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What ``--cluster`` asks for.
+
+    Args:
+        kind: local, site or address.
+        address: of a scheduler.
+        site: a computing site.
+        memory: of one worker in bytes, if it is known before they start.
+    """
+
+    kind: str
+    address: str = ""
+    site: Site | None = None
+    memory: int | None = None
+
+    @property
+    def certificates(self) -> Certificates | None:
+        """Files that encrypt all connections, if a site file names them."""
+        return None if self.site is None else self.site.certificates
+
+
+def read_wish(text: str, memory: int | None) -> Wish:
+    """What a value of ``--cluster`` means.
+
+    Args:
+        text: ``local``, the address of a scheduler, or the path of a site file.
+        memory: ``--memory`` in bytes, if it was given.
+
+    Raises:
+        UsageError: it is none of these.
+        RecipeError: the site file has an unknown key or a wrong value.
+    """
+    if text == "local":
+        return Wish("local", memory=memory)
+    if text.startswith(ADDRESSES):
+        return Wish("address", address=text, memory=memory)
+    if not text.endswith((".yaml", ".yml")):
+        raise UsageError(
+            f"{text!r}",
+            where="--cluster",
+            expected="local, a scheduler such as tcp://host:8786, or the path of a site's .yaml",
+        )
+    site = read_site(Path(text), memory)
+    if site.scheduler == "local":
+        return Wish("local", site=site, memory=memory)
+    if site.scheduler == "running":
+        return Wish("address", site.address, site, site.memory_bytes)
+    return Wish("site", site=site, memory=site.memory_bytes)
+
+
+@contextlib.contextmanager
+def open_cluster(wish: Wish, n_workers: int, logs: Path) -> Iterator[Cluster]:
+    """Start or join workers; those that were started go when the run ends.
+
+    Args:
+        wish: what was asked for.
+        n_workers: processes on this machine; a site file says its own number.
+        logs: folder for the output of jobs.
+
+    Raises:
+        UsageError: the scheduler cannot be reached, or dask-jobqueue is not installed.
+    """
+    import dask
+    import distributed  # noqa: F401  its defaults come first: what is set here is unset again
+
+    # The scheduler is lost in one line of ours, not in pages of theirs.
+    with dask.config.set(SETTINGS), _quiet("distributed"):
+        if wish.kind == "local":
+            yield from _local(n_workers, wish.certificates)
+        elif wish.kind == "site" and wish.site is not None:
+            yield from _jobs(wish.site, logs)
+        else:
+            yield from _joined(wish.address, wish.certificates)
+
+
+def _local(n_workers: int, tls: Certificates | None) -> Iterator[Cluster]:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            host=LOOPBACK,
+            protocol="tls://" if tls else None,
+            security=tls.security() if tls else None,
+            memory_limit=None,
+            silence_logs=logging.CRITICAL,
+            **_no_dashboard(),
+            worker_dashboard_address=None,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
+    ):
+        yield Cluster(client, n_workers)
+
+
+def _jobs(site: Site, logs: Path) -> Iterator[Cluster]:
+    from krepes_ooc.engine.cluster.job_queue import open_jobs
+
+    with open_jobs(site, logs, _no_dashboard()) as cluster:
+        yield cluster
+
+
+def _joined(address: str, tls: Certificates | None) -> Iterator[Cluster]:
+    from distributed import Client
+
+    try:
+        client = Client(  # type: ignore[no-untyped-call]
+            address,
+            timeout=CONNECT_SECONDS,
+            set_as_default=False,
+            security=tls.security() if tls else None,
+        )
+    except (TypeError, RuntimeError) as error:  # no certificate, where the address asks for one
+        raise UsageError(
+            f"cannot speak to {address}: {' '.join(str(error).split())}",
+            where="--cluster",
+            expected="certificates for tls://",
+            advice="name them in a site file, see pipelines/hpc/running.yaml",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no scheduler answers at {address} within {CONNECT_SECONDS} s",
+            where="--cluster",
+            expected="the address of a running dask scheduler",
+            advice="look at what the scheduler printed when it started",
+        ) from error
+    with client:
+        yield Cluster(client, max(1, len(client.scheduler_info(n_workers=-1)["workers"])))
+
+
+def _no_dashboard() -> dict[str, Any]:
+    """A web page that shows what runs is opened to nobody unless somebody asks for it."""
+    return {"dashboard_address": f"{LOOPBACK}:0"}
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Silence the loggers of a library, each of which has a level of its own."""
+    known = [n for n in logging.root.manager.loggerDict if n == name or n.startswith(f"{name}.")]
+    before = {logger: logger.level for logger in map(logging.getLogger, (name, *known))}
+    for logger in before:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)

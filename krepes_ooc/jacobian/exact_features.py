@@ -1,0 +1,293 @@
+"""Exact Jacobian rows of networks whose large parameters sit in Linear layers on plain vectors.
+
+The gradient of <v_r, f> with respect to a Linear layer's weight is the outer product of d_lr, the
+gradient at the layer's output, and a_l, its input; with respect to its bias it is d_lr. So the row
+[a_l, d_l1, ..., d_lr for every layer l] holds the kernel exactly (krepes_ooc.layout has the sum).
+Small parameters elsewhere (normalisation, scales) follow with their gradients as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from krepes_ooc.core.feature_layout import Factor, FeatureLayout
+from krepes_ooc.errors import NetworkError
+from krepes_ooc.jacobian.gradient_plan import plan_units
+from krepes_ooc.jacobian.jacobian import Jacobian, Unit, canonical_names
+from krepes_ooc.jacobian.layer_gradients import Dense
+from krepes_ooc.jacobian.output_probes import selected, widened
+from krepes_ooc.jacobian.tape import Call
+from krepes_ooc.network.frozen import FrozenNetwork
+from krepes_ooc.network.torch_device import place_of, placed
+
+Float32 = npt.NDArray[np.float32]
+SMALL_PARAMETERS = 8192
+_LEAVES = ("weight", "bias")
+# What fills each range of columns [start, stop): values [sample, column].
+Parts = dict[tuple[int, int], torch.Tensor]
+
+
+class FactorFeatures:
+    """A feature map without any sketch; threads that share one wait for each other: use clones.
+
+    Args:
+        network: the frozen network.
+        units: the Linear layers in the order of their calls, then all else, from ``plan_factors``.
+        parameters: names of the audited parameters.
+        probes: output directions [probe, output], on the selected outputs.
+        outputs: indices of the selected outputs.
+    """
+
+    def __init__(
+        self,
+        network: FrozenNetwork,
+        units: Sequence[Unit],
+        parameters: Sequence[str],
+        probes: Float32,
+        outputs: Sequence[int],
+    ) -> None:
+        self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
+        self.probes, self.outputs = probes, tuple(outputs)
+        self._jacobian, self._place = Jacobian(network, units), place_of(network)
+        # Two threads on one map must wait for each other, or they would mix their recordings.
+        self._lock = threading.Lock()
+        # The factor of a Linear layer by the layer's name, of any other parameter by its own.
+        self._factors = dict(self._plan())
+        self._spans = [span for factor in self._factors.values() for span in _spans(factor)]
+        ranges = tuple((start, stop, 0) for start, stop in self._spans)
+        self.layout = FeatureLayout(tuple(self._factors.values()), ranges)
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of audited outputs."""
+        return len(self.outputs)
+
+    def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
+        """Unscaled features[sample, feature] and embedding[sample, output] of a batch.
+
+        Raises:
+            NetworkError: as ``tensors``.
+        """
+        features, embedding = self.tensors(inputs)
+        return features.cpu().numpy(), embedding.cpu().numpy()
+
+    def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``rows`` gives, left on the device of the network.
+
+        Raises:
+            NetworkError: a layer reads some of the samples only, or is called twice.
+        """
+        n_samples = len(inputs)
+        with self._lock:
+            recording = self._jacobian.record(torch.from_numpy(np.array(inputs)).to(self._place))
+            outputs = recording.outputs.detach()
+            parts = self._inputs(recording.calls, n_samples)
+            for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
+                gradients = recording.backward(probe)
+                for call, found in zip(recording.calls, gradients, strict=True):
+                    self._add_gradients(parts, call, found, index, n_samples)
+            # One pass over memory: copies column range by column range cost a tenth of all time.
+            features = torch.empty(n_samples, self.layout.n_features, device=self._place)
+            whole = [self._part(parts, span, n_samples) for span in self._spans]
+            torch.cat(whole, 1, out=features)
+        return features, selected(outputs, self.outputs)
+
+    def gradients(
+        self, inputs: torch.Tensor, probe: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and gradient [sample, *parameter] of <probe, f>, parameter by parameter."""
+        return self._jacobian.gradients(inputs, probe)
+
+    def clone(self) -> Self:
+        """The same map on an own copy of the network."""
+        return self._on(self.network, self.units)
+
+    def on(self, where: str) -> Self:
+        """The same map on a copy of the network on a device of torch."""
+        return self._on(placed(self.network, where), self.units)
+
+    def doubled(self) -> Self:
+        """The same map in float64, for the self-check."""
+        return self._on(self.network.copied().double(), [unit.in_loop() for unit in self.units])
+
+    def describe(self) -> dict[str, Any]:
+        """The map as JSON, for the store's attributes."""
+        return {
+            "kind": "factors",
+            "probes": self.probes.astype(float).tolist(),
+            "plan": [unit.to_attributes() for unit in self.units],
+            "parameters": list(self.parameters),
+            "outputs": list(self.outputs),
+        }
+
+    def _on(self, network: FrozenNetwork, units: Sequence[Unit]) -> Self:
+        twin = type(self)(network, units, self.parameters, self.probes, self.outputs)
+        twin.layout = self.layout
+        return twin
+
+    def _inputs(self, calls: Sequence[Call], n_samples: int) -> Parts:
+        """The inputs of all Linear layers that read the samples.
+
+        Raises:
+            NetworkError: a layer is called twice or reads some of the samples only, unlike on the
+                calibration samples.
+        """
+        parts: Parts = {}
+        seen: set[str] = set()
+        for call in calls:
+            factor = self._factors.get(call.name)
+            if factor is None or not isinstance(call.layer, nn.Linear):
+                continue
+            entry = call.input
+            if not entry.shape[0]:
+                continue
+            if call.name in seen or entry.ndim != 2 or entry.shape[0] != n_samples:
+                call.check_samples(n_samples)
+                shape = tuple(entry.shape)
+                raise NetworkError(
+                    "this layer is called twice for some samples"
+                    if call.name in seen
+                    else f"this layer reads shape {shape} in a batch of {n_samples} samples",
+                    where=call.name,
+                    expected="one call on one vector a sample, as for the calibration samples",
+                    advice="set features.kind to sketch",
+                )
+            seen.add(call.name)
+            if factor.inputs is not None:
+                parts[factor.inputs] = entry
+        return parts
+
+    def _add_gradients(
+        self,
+        parts: Parts,
+        call: Call,
+        gradients: Sequence[torch.Tensor | None],
+        probe: int,
+        n_samples: int,
+    ) -> None:
+        factor = self._factors.get(call.name)
+        if factor is not None and isinstance(call.layer, nn.Linear):
+            found = gradients[0]
+            if found is not None and found.shape[0]:
+                parts[factor.gradients[probe]] = found
+            return
+        for piece in self._jacobian.call_pieces(call, gradients, n_samples):
+            assert isinstance(piece, Dense)
+            span = self._factors[piece.parameter].gradients[probe]
+            total = parts.setdefault(span, self._zeros(n_samples, span))
+            total[piece.first : piece.first + len(piece.values)] += piece.values.flatten(1)
+
+    def _part(self, parts: Parts, span: tuple[int, int], n_samples: int) -> torch.Tensor:
+        found = parts.get(span)
+        return self._zeros(n_samples, span) if found is None else found
+
+    def _zeros(self, n_samples: int, span: tuple[int, int]) -> torch.Tensor:
+        return torch.zeros(n_samples, span[1] - span[0], device=self._place)
+
+    def _plan(self) -> Iterator[tuple[str, Factor]]:
+        column = 0
+        for unit in self.units:
+            layer = self.network.inner.get_submodule(unit.name) if unit.method == "layer" else None
+            if isinstance(layer, nn.Linear):
+                has_weight, bias = (_join(unit.name, leaf) in unit.parameters for leaf in _LEAVES)
+                spans = _consecutive(
+                    column,
+                    [layer.in_features] * has_weight + [layer.out_features] * len(self.probes),
+                )
+                yield unit.name, Factor(spans[0] if has_weight else None, bias, spans[has_weight:])
+                column = spans[-1][1]
+                continue
+            for name in unit.parameters:
+                size = math.prod(self._jacobian.shapes[name])
+                spans = _consecutive(column, [size] * len(self.probes))
+                yield name, Factor(None, True, spans)
+                column = spans[-1][1]
+
+
+def plan_factors(
+    network: FrozenNetwork, parameters: Sequence[str], inputs: npt.NDArray[Any]
+) -> tuple[tuple[Unit, ...], str]:
+    """How each audited parameter enters exact rows, or why exact rows do not apply.
+
+    Args:
+        network: the frozen network.
+        parameters: names of the audited parameters.
+        inputs: different samples [sample, ...], 2 or more; all of them are run.
+
+    Returns:
+        The plan and an empty string; or nothing and the obstacle.
+    """
+    inner, samples = network.inner, torch.tensor(inputs)
+    owners = {name: inner.get_submodule(name.rpartition(".")[0]) for name in parameters}
+    linear = [name for name, owner in owners.items() if type(owner) is nn.Linear]
+    first = canonical_names(inner)
+    tied = [name for name in linear if list(first.values()).count(first[name]) > 1]
+    if not linear or tied:
+        return (), f"{tied[0]} is shared by two layers" if tied else "there is no Linear layer"
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in linear))
+    calls = Jacobian(network, [Unit("layer", name, ()) for name in layers]).record(samples).calls
+    obstacles = _call_obstacles(calls, layers, len(samples))
+    linear = [name for name in linear if name.rpartition(".")[0] not in obstacles]
+    # A layer that is no factor may still be small enough for rows of its plain gradient.
+    others = [name for name in parameters if name not in set(linear)]
+    refusal = next(iter(obstacles.values()), "")
+    size = sum(inner.get_parameter(name).numel() for name in others)
+    if size > SMALL_PARAMETERS:
+        owner = type(owners[others[0]]).__name__
+        words = f"{others[0]} and others hold {size} numbers outside Linear layers ({owner})"
+        return (), refusal or words
+    units = [
+        Unit("layer", call.name, tuple(n for n in linear if n.rpartition(".")[0] == call.name))
+        for call in calls
+        if call.name not in obstacles
+    ]
+    extra = plan_units(network, others, samples) if others else ()
+    obstacle = _piece_obstacle(Jacobian(network, extra), samples)
+    return ((), refusal or obstacle) if obstacle else ((*units, *extra), "")
+
+
+def _call_obstacles(calls: Sequence[Call], layers: Sequence[str], n_samples: int) -> dict[str, str]:
+    """Why a layer is no exact factor, by its name."""
+    names, found = [call.name for call in calls], {}
+    for layer in layers:
+        if names.count(layer) != 1:
+            times = "twice" if layer in names else "nowhere"
+            found[layer] = f"layer {layer} is called {times} as a layer"
+    for call in calls:
+        shape = tuple(call.input.shape)
+        if len(shape) != 2 or shape[0] != n_samples:
+            words = f"layer {call.name} reads shape {shape}, not one vector a sample"
+            found.setdefault(call.name, words)
+    return found
+
+
+def _piece_obstacle(jacobian: Jacobian, samples: torch.Tensor) -> str:
+    recording = jacobian.record(samples)
+    for piece in jacobian.pieces(recording, torch.ones(recording.outputs.shape[1])):
+        if not isinstance(piece, Dense) or piece.start:
+            return f"{piece.parameter} has a factored gradient outside Linear layers"
+        if piece.values[0].numel() != math.prod(jacobian.shapes[piece.parameter]):
+            return f"{piece.parameter} is used in parts"
+    return ""
+
+
+def _consecutive(start: int, widths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    stops = np.cumsum([start, *widths]).tolist()
+    return tuple((int(a), int(b)) for a, b in itertools.pairwise(stops))
+
+
+def _spans(factor: Factor) -> tuple[tuple[int, int], ...]:
+    return factor.gradients if factor.inputs is None else (factor.inputs, *factor.gradients)
+
+
+def _join(layer: str, leaf: str) -> str:
+    return f"{layer}.{leaf}" if layer else leaf

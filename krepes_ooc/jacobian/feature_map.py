@@ -1,0 +1,210 @@
+"""Feature rows: one row of numbers a view whose inner products are the empirical NTK.
+
+torch is imported on first use, so that reading a recipe stays fast.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.feature_layout import FeatureLayout, exponent_for
+from krepes_ooc.core.settings import setting
+from krepes_ooc.errors import NetworkError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from krepes_ooc.network.frozen import FrozenNetwork
+
+Float32 = npt.NDArray[np.float32]
+ALONE, ALONE_TOLERANCE = 4, 1e-2
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How Jacobian rows are taken: the recipe key ``features``."""
+
+    kind: Literal["auto", "factors", "sketch"] = setting(
+        "auto", about="exact layer factors, a sketch, or factors where they apply"
+    )
+    probes: Literal["auto"] | int = setting(
+        "auto", about="random probes; auto: 1, or 4 with convolutions or attention", minimum=1
+    )
+    deflated: Literal["auto"] | int = setting(
+        "auto", about="calibrated probes; auto: 0, or 4 with convolutions or attention", minimum=0
+    )
+    sketch: int = setting(4096, about="columns of a sketch", minimum=16, maximum=2**20)
+    parameters: tuple[str, ...] = setting(
+        (), about="globs of audited parameter names; none: all trainable ones"
+    )
+    outputs: tuple[int, ...] = setting((), about="indices of audited outputs; none: all", minimum=0)
+
+
+class FeatureMap(Protocol):
+    """Jacobian rows of one frozen network; threads sharing one wait for each other: use clones."""
+
+    layout: FeatureLayout
+    network: FrozenNetwork
+    parameters: tuple[str, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of audited outputs."""
+
+    def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
+        """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
+
+    def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``rows`` gives, left on the device of the network."""
+
+    def gradients(
+        self, inputs: torch.Tensor, probe: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and gradient [sample, *parameter] of <probe, f>, parameter by parameter."""
+
+    def clone(self) -> Self:
+        """The same map on an own copy of the network."""
+
+    def on(self, where: str) -> Self:
+        """The same map on a device of torch, from which rows come back to the host."""
+
+    def doubled(self) -> Self:
+        """The same map in float64, for the self-check."""
+
+    def describe(self) -> dict[str, Any]:
+        """The map as JSON, for the store's attributes."""
+
+
+def open_features(
+    module: torch.nn.Module,
+    settings: FeatureSettings,
+    calibration: npt.NDArray[Any],
+    probes: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> FeatureMap:
+    """Plan the feature map of a network and fix its scales.
+
+    Args:
+        module: the network; copied, never changed.
+        settings: which parameters, outputs, probes and form of row.
+        calibration: inputs [sample, ...] that fix scales and calibrated probes; 2 or more.
+        probes: the probes [probe, output] of a store that exists, instead of new ones.
+        seed: key of probes and sketch.
+
+    Raises:
+        UsageError: parameters or outputs match nothing, or ``kind: factors`` does not apply.
+        NetworkError: weights, outputs or rows are not finite, the outputs are random or mix the
+            samples of a batch, or a parameter's gradient cannot be reached.
+    """
+    from krepes_ooc.jacobian.autograd_reference import check_function
+    from krepes_ooc.jacobian.selection import select_outputs, select_parameters
+    from krepes_ooc.network.frozen import FrozenNetwork, check_state_finite, freeze
+
+    if len(calibration) < 2:
+        raise UsageError(f"{len(calibration)} calibration samples", expected="at least 2")
+    network = (
+        module.copied() if isinstance(module, FrozenNetwork) else freeze(copy.deepcopy(module))
+    )
+    check_state_finite(network)
+    parameters = select_parameters(network, settings.parameters)
+    outputs = select_outputs(network, settings.outputs, calibration[:2])
+    check_function(network, calibration[:2])
+    given = None if probes is None else np.asarray(probes, dtype=np.float32)
+    plan = _Plan(settings, seed, given)
+    feature_map = plan.build(network, parameters, outputs, calibration)
+    feature_map.layout = calibrate(feature_map, calibration)
+    return feature_map
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which form of row, with which probes.
+
+    Args:
+        settings: what the recipe asks for.
+        seed: key of probes and sketch.
+        probes: the probes of a store that exists, or None.
+    """
+
+    settings: FeatureSettings
+    seed: int
+    probes: Float32 | None
+
+    def build(
+        self,
+        network: FrozenNetwork,
+        parameters: tuple[str, ...],
+        outputs: tuple[int, ...],
+        calibration: npt.NDArray[Any],
+    ) -> FeatureMap:
+        from krepes_ooc.jacobian import exact_features, sketched_features
+        from krepes_ooc.jacobian.autograd_reference import used_parameters
+        from krepes_ooc.jacobian.output_probes import rademacher_probes
+
+        settings, probes = self.settings, self.probes
+        used = used_parameters(network, parameters, calibration[:2])
+        wanted = [None if n == "auto" else n for n in (settings.probes, settings.deflated)]
+        if settings.kind != "sketch":
+            units, obstacle = exact_features.plan_factors(network, used, calibration)
+            if units:
+                n_probes = (wanted[0] or 1) + (wanted[1] or 0)
+                if probes is None:
+                    probes = rademacher_probes(n_probes, len(outputs), self.seed)
+                return exact_features.FactorFeatures(network, units, parameters, probes, outputs)
+            if settings.kind == "factors":
+                raise UsageError(
+                    f"exact factors do not apply: {obstacle}",
+                    where="features.kind",
+                    expected="Linear layers on plain vectors, and few parameters elsewhere",
+                    advice="take kind: sketch",
+                )
+        plan = sketched_features.plan_sketch(
+            network, parameters, outputs, calibration, settings.sketch
+        )
+        if probes is None:
+            probes = plan.choose_probes(wanted[0], wanted[1], self.seed)
+        return plan.build(probes, self.seed)
+
+
+def calibrate(feature_map: FeatureMap, calibration: npt.NDArray[Any]) -> FeatureLayout:
+    """The map's layout with the scale of every column range fixed from calibration rows.
+
+    Raises:
+        NetworkError: a row or an output is not finite, or a row changes with its batch.
+    """
+    rows, embedding = feature_map.rows(calibration)
+    for name, values in (("output", embedding), ("Jacobian row", rows)):
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            raise NetworkError(
+                f"the {name} of calibration sample {int(bad.argmax())} is not finite",
+                expected="finite numbers",
+                advice="check the inputs' scale and the checkpoint",
+            )
+    _check_alone(feature_map, calibration, rows)
+    largest = np.abs(rows).max(axis=0)
+    exponents = (exponent_for(float(largest[a:b].max())) for a, b, _ in feature_map.layout.scales)
+    return feature_map.layout.with_scales(tuple(exponents))
+
+
+def _check_alone(feature_map: FeatureMap, calibration: npt.NDArray[Any], rows: Float32) -> None:
+    """Rows of a few samples alone: a network that sorts or groups its batch would mix them up."""
+    largest = float(np.linalg.norm(rows, axis=1).max())
+    for sample in np.unique(np.linspace(0, len(rows) - 1, ALONE).astype(int)):
+        alone, _ = feature_map.rows(calibration[sample : sample + 1])
+        difference = float(np.linalg.norm(alone[0] - rows[sample]))
+        if not difference <= ALONE_TOLERANCE * largest:
+            raise NetworkError(
+                f"the Jacobian row of calibration sample {sample} changes by "
+                f"{difference / largest:.2g} of the largest with its batch",
+                where="network",
+                expected="layers that read the samples of a batch in their order",
+                advice="set forward_batch to 1 if the network sorts or groups its batch",
+            )

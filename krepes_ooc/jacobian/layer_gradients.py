@@ -1,0 +1,288 @@
+"""Per-sample parameter gradients of the layers that the tape knows, as unexpanded pieces.
+
+For a layer z = W a + b with gradient d at its output, dL/dW = sum_t d_t a_t^T over the positions t
+of a sample and dL/db = sum_t d_t; a convolution is the same on unfolded patches; a normalisation
+has dL/dweight = sum_t d_t * normalised input; an embedding adds d_t to the row of its token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from krepes_ooc.jacobian.tape import Call
+
+
+@dataclass(frozen=True)
+class Outer:
+    """sum over positions of gradients[sample, position, row] inputs[sample, position, column].
+
+    Args:
+        parameter: leaf name of the parameter.
+        inputs: a [sample, position, column].
+        gradients: d [sample, position, row].
+        start: first row of the parameter that this piece fills.
+    """
+
+    parameter: str
+    inputs: torch.Tensor
+    gradients: torch.Tensor
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Dense:
+    """values[sample, ...] that fill the parameter from row ``start`` on.
+
+    Args:
+        parameter: leaf name of the parameter.
+        values: the gradient of samples ``first`` to ``first + len(values)``.
+        start: first row of the parameter.
+        first: first sample.
+    """
+
+    parameter: str
+    values: torch.Tensor
+    start: int = 0
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """gradients[sample, position, column] added to the parameter's rows index[sample, position]."""
+
+    parameter: str
+    index: torch.Tensor
+    gradients: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The weight gradient of a convolution without padding.
+
+    Args:
+        parameter: leaf name of the parameter.
+        inputs: padded inputs [sample, entry, channel, ...].
+        gradients: gradients at the output [sample, entry, row, ...].
+        shape: shape of the weight.
+        stride: steps of the convolution.
+        dilation: distances of its taps.
+        groups: its groups.
+    """
+
+    parameter: str
+    inputs: torch.Tensor
+    gradients: torch.Tensor
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def n_positions(self) -> int:
+        """Output positions of one sample."""
+        return math.prod(self.gradients.shape[3:]) * self.gradients.shape[1]
+
+    def weights(self, sample: int) -> torch.Tensor:
+        """The gradient [*parameter] of one sample."""
+        rank = len(self.stride)
+        weight = self.inputs.new_empty(self.shape)
+        gradient: torch.Tensor
+        _, gradient, _ = torch.ops.aten.convolution_backward(
+            self.gradients[sample],
+            self.inputs[sample],
+            weight,
+            None,
+            self.stride,
+            (0,) * rank,
+            self.dilation,
+            False,
+            (0,) * rank,
+            self.groups,
+            (False, True, False),
+        )
+        return gradient
+
+    def unfolded(self) -> Outer:
+        """The same gradient as a sum over positions; for one group and at most two axes."""
+        kernel, stride, dilation = self.shape[2:], self.stride, self.dilation
+        inputs = self.inputs.flatten(0, 1)
+        if len(kernel) == 1:
+            inputs, kernel, stride, dilation = (
+                inputs.unsqueeze(2),
+                (1, *kernel),
+                (1, *stride),
+                (1, *dilation),
+            )
+        patches = functional.unfold(inputs, kernel, dilation=dilation, stride=stride)
+        n_samples, width = len(self.inputs), patches.shape[1]
+        patches = patches.transpose(1, 2).reshape(n_samples, -1, width)
+        gradients = self.gradients.flatten(3).transpose(2, 3).reshape(n_samples, -1, self.shape[0])
+        return Outer(self.parameter, patches, gradients)
+
+
+Piece = Outer | Dense | Tokens | Patches
+LayerPieces = Callable[[Any, torch.Tensor, torch.Tensor, int], Iterator[Piece]]
+
+
+def is_known(layer: nn.Module) -> bool:
+    """Whether the layer's own parameters have closed per-sample gradients here."""
+    kind = _known_kind(layer)
+    if kind is None:
+        return False
+    if isinstance(layer, nn.Embedding):
+        return layer.max_norm is None and not layer.scale_grad_by_freq
+    return True
+
+
+def layer_pieces(call: Call, gradient: torch.Tensor, n_samples: int, axis: int) -> list[Piece]:
+    """Pieces of one call of a known layer.
+
+    Args:
+        call: the call.
+        gradient: the gradient at its result.
+        n_samples: samples in the batch.
+        axis: the sample axis of the layer's input, 0 or 1; along axis 0 each sample may hold
+            several consecutive entries (windows, frames, tokens folded into the batch).
+
+    Raises:
+        NetworkError: the layer read some of the samples only.
+    """
+    assert call.layer is not None
+    inputs = call.input
+    call.check_samples(n_samples, axis)
+    if axis == 1:
+        inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)
+    kind = _known_kind(call.layer)
+    assert kind is not None
+    return list(_pieces_by_kind()[kind](call.layer, inputs, gradient, n_samples))
+
+
+def projection_pieces(call: Call, gradient: torch.Tensor, n_samples: int) -> list[Piece]:
+    """Pieces of one projection inside attention."""
+    part = call.projection
+    assert part is not None
+    inputs = call.input.reshape(n_samples, -1, call.input.shape[-1])
+    gradient = gradient.reshape(n_samples, -1, gradient.shape[-1])
+    pieces: list[Piece] = [Outer(part.weight, inputs, gradient, part.weight_start)]
+    if part.bias is not None:
+        pieces.append(Dense(part.bias, gradient.sum(dim=1), part.bias_start))
+    return pieces
+
+
+def expand(piece: Piece, shape: tuple[int, ...]) -> torch.Tensor:
+    """The gradient [sample, *parameter] that a piece stands for, of the samples it has."""
+    n_samples = len(piece.values if isinstance(piece, Dense) else piece.gradients)
+    if isinstance(piece, Patches):
+        return torch.stack([piece.weights(sample) for sample in range(n_samples)])
+    if isinstance(piece, Outer):
+        values = piece.gradients.transpose(1, 2) @ piece.inputs
+        part = values.reshape(n_samples, values.shape[1], *shape[1:])
+    elif isinstance(piece, Dense):
+        part = piece.values.reshape(n_samples, -1, *shape[1:]) if shape else piece.values
+    else:
+        part = piece.gradients.new_zeros(n_samples, *shape)
+        index = piece.index[:, :, None].expand_as(piece.gradients)
+        return part.scatter_add_(1, index, piece.gradients)
+    if not shape or part.shape[1] == shape[0]:
+        return part.reshape(n_samples, *shape)
+    whole = part.new_zeros(n_samples, *shape)
+    start = 0 if isinstance(piece, Tokens) else piece.start
+    whole[:, start : start + part.shape[1]] = part
+    return whole
+
+
+def _linear(
+    layer: nn.Linear, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
+) -> Iterator[Piece]:
+    gradient = gradient.reshape(n_samples, -1, layer.out_features)
+    yield Outer("weight", inputs.reshape(n_samples, -1, layer.in_features), gradient)
+    if layer.bias is not None:
+        yield Dense("bias", gradient.sum(dim=1))
+
+
+def _convolution(
+    layer: Any, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
+) -> Iterator[Piece]:
+    if layer.bias is not None:
+        sums = gradient.flatten(2).sum(dim=2)
+        yield Dense("bias", sums.reshape(n_samples, -1, layer.out_channels).sum(dim=1))
+    inputs = _padded(layer, inputs)
+    yield Patches(
+        "weight",
+        inputs.reshape(n_samples, -1, *inputs.shape[1:]),
+        gradient.reshape(n_samples, -1, *gradient.shape[1:]),
+        tuple(layer.weight.shape),
+        tuple(layer.stride),
+        tuple(layer.dilation),
+        layer.groups,
+    )
+
+
+def _normalisation(
+    layer: Any, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
+) -> Iterator[Piece]:
+    normalised = _normalise(layer, inputs)
+    for leaf, product in (("weight", gradient * normalised), ("bias", gradient)):
+        if getattr(layer, leaf, None) is None:
+            continue
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+            values = product.reshape(n_samples, -1, *layer.normalized_shape)
+        else:
+            values = product.flatten(2).sum(dim=2) if product.ndim > 2 else product
+            values = values.reshape(n_samples, -1, values.shape[1])
+        yield Dense(leaf, values.sum(dim=1))
+
+
+def _embedding(
+    layer: nn.Embedding, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
+) -> Iterator[Piece]:
+    index = inputs.reshape(n_samples, -1)
+    gradient = gradient.reshape(n_samples, -1, layer.embedding_dim)
+    if layer.padding_idx is not None:
+        gradient = gradient * (index != layer.padding_idx)[:, :, None]
+    yield Tokens("weight", index, gradient)
+
+
+def _normalise(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
+    if isinstance(layer, nn.LayerNorm):
+        return functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+    if isinstance(layer, nn.RMSNorm):
+        return functional.rms_norm(inputs, layer.normalized_shape, eps=layer.eps)
+    if isinstance(layer, nn.GroupNorm):
+        return functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
+    return functional.batch_norm(
+        inputs, layer.running_mean, layer.running_var, training=False, eps=layer.eps
+    )
+
+
+def _padded(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
+    # torch's own bookkeeping of "same", asymmetric and non-zero padding, last axis first.
+    padding = layer._reversed_padding_repeated_twice
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return functional.pad(inputs, padding, mode=mode) if any(padding) else inputs
+
+
+def _known_kind(layer: nn.Module) -> type[nn.Module] | None:
+    """The known class whose forward the layer runs, whatever its own class is."""
+    for kind in _pieces_by_kind():
+        if isinstance(layer, kind) and type(layer).forward is kind.forward:
+            return kind
+    return None
+
+
+def _pieces_by_kind() -> dict[type[nn.Module], LayerPieces]:
+    norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return {
+        nn.Linear: _linear,
+        **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
+        nn.Embedding: _embedding,
+        **dict.fromkeys((*norms, *batch_norms), _normalisation),
+    }

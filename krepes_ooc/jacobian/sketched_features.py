@@ -1,0 +1,198 @@
+"""Jacobian rows of any network: per-sample gradients sketched into a fixed number of columns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from krepes_ooc.core.feature_layout import sketch_layout
+from krepes_ooc.jacobian.gradient_plan import plan_units
+from krepes_ooc.jacobian.jacobian import Jacobian, Unit
+from krepes_ooc.jacobian.output_probes import deflated_probes, rademacher_probes, selected, widened
+from krepes_ooc.jacobian.sketch import Sketch, Slot, plan_slots
+from krepes_ooc.network.frozen import FrozenNetwork
+from krepes_ooc.network.torch_device import place_of, placed
+
+Float32 = npt.NDArray[np.float32]
+CALIBRATION_SAMPLES = 16
+CALIBRATION_BACKWARDS = 2048
+
+
+class SketchFeatures:
+    """A feature map through a sketch; threads that share one wait for each other: use clones.
+
+    Args:
+        network: the frozen network.
+        units: how each parameter's gradient is reached.
+        parameters: names of the audited parameters.
+        probes: output directions [probe, output], on the selected outputs.
+        outputs: indices of the selected outputs.
+        sketch: shared by all clones.
+    """
+
+    def __init__(
+        self,
+        network: FrozenNetwork,
+        units: Sequence[Unit],
+        parameters: Sequence[str],
+        probes: Float32,
+        outputs: Sequence[int],
+        sketch: Sketch,
+    ) -> None:
+        self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
+        self.probes, self.outputs, self.sketch = probes, tuple(outputs), sketch
+        self.layout = sketch_layout(sketch.n_columns)
+        self._jacobian, self._place = Jacobian(network, units), place_of(network)
+        # Two threads on one map must wait for each other, or they would mix their recordings.
+        self._lock = threading.Lock()
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of audited outputs."""
+        return len(self.outputs)
+
+    def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
+        """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
+        features, embedding = self.tensors(inputs)
+        return features.cpu().numpy(), embedding.cpu().numpy()
+
+    def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``rows`` gives, left on the device of the network."""
+        with self._lock:
+            recording = self._jacobian.record(torch.tensor(inputs, device=self._place))
+            outputs = recording.outputs.detach()
+            rows = self.sketch.open(len(inputs))
+            for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
+                for piece in self._jacobian.pieces(recording, probe):
+                    rows.add(piece, index)
+        return rows.finish(), selected(outputs, self.outputs)
+
+    def gradients(
+        self, inputs: torch.Tensor, probe: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and gradient [sample, *parameter] of <probe, f>, parameter by parameter."""
+        return self._jacobian.gradients(inputs, probe)
+
+    def clone(self) -> Self:
+        """The same map on an own copy of the network."""
+        return self._on(self.network, self.units)
+
+    def on(self, where: str) -> Self:
+        """The same map on a copy of the network on a device of torch."""
+        twin = self._on(placed(self.network, where), self.units)
+        twin.sketch = self.sketch.on(where)
+        return twin
+
+    def doubled(self) -> Self:
+        """The same map in float64, for the self-check."""
+        return self._on(self.network.copied().double(), [unit.in_loop() for unit in self.units])
+
+    def describe(self) -> dict[str, Any]:
+        """The map as JSON, for the store's attributes."""
+        return {
+            "kind": "sketch",
+            "probes": self.probes.astype(float).tolist(),
+            "plan": [unit.to_attributes() for unit in self.units],
+            "sketch": [slot.to_attributes() for slot in self.sketch.slots],
+            "parameters": list(self.parameters),
+            "outputs": list(self.outputs),
+        }
+
+    def _on(self, network: FrozenNetwork, units: Sequence[Unit]) -> Self:
+        twin = type(self)(network, units, self.parameters, self.probes, self.outputs, self.sketch)
+        twin.layout = self.layout
+        return twin
+
+
+@dataclass(frozen=True)
+class SketchPlan:
+    """Everything about a sketch but its probes.
+
+    Args:
+        network: the frozen network.
+        units: how each parameter's gradient is reached.
+        parameters: names of the audited parameters.
+        outputs: indices of the audited outputs.
+        slots: how each parameter is sketched.
+        n_columns: columns of the sketch.
+        calibration: inputs [sample, ...] that steer the calibrated probes.
+    """
+
+    network: FrozenNetwork
+    units: tuple[Unit, ...]
+    parameters: tuple[str, ...]
+    outputs: tuple[int, ...]
+    slots: tuple[Slot, ...]
+    n_columns: int
+    calibration: npt.NDArray[Any]
+
+    def build(self, probes: Float32, seed: int) -> SketchFeatures:
+        """The feature map with these probes."""
+        sketch = Sketch(self.slots, self.n_columns, len(probes), seed)
+        return SketchFeatures(
+            self.network, self.units, self.parameters, probes, self.outputs, sketch
+        )
+
+    def choose_probes(self, n_random: int | None, n_deflated: int | None, seed: int) -> Float32:
+        """Probes [probe, output]; None: 4 + 4 with convolutions or attention, else 1 + 0."""
+        default = (4, 4) if has_spatial_layers(self.network) else (1, 0)
+        n_random = default[0] if n_random is None else n_random
+        n_deflated = default[1] if n_deflated is None else n_deflated
+        if not n_deflated or n_deflated + n_random >= len(self.outputs):
+            return rademacher_probes(n_deflated + n_random, len(self.outputs), seed)
+        return deflated_probes(self.output_gram(seed), n_deflated, n_random, seed)
+
+    def output_gram(self, seed: int) -> npt.NDArray[np.float64]:
+        """Sum over calibration samples of J J^T [output, output], from sketched Jacobian rows.
+
+        It costs one backward pass an output, so wide networks use fewer samples.
+        """
+        n_outputs = len(self.outputs)
+        n_samples = min(CALIBRATION_SAMPLES, max(2, CALIBRATION_BACKWARDS // n_outputs))
+        basis, rows = np.eye(n_outputs, dtype=np.float32), []
+        single = self.build(basis[:1], seed)
+        for probe in basis:
+            single.probes = probe[None, :]
+            rows.append(single.rows(self.calibration[:n_samples])[0])
+        jacobian = np.stack(rows).reshape(n_outputs, -1).astype(np.float64)
+        return np.asarray(jacobian @ jacobian.T)
+
+
+def plan_sketch(
+    network: FrozenNetwork,
+    parameters: tuple[str, ...],
+    outputs: tuple[int, ...],
+    calibration: npt.NDArray[Any],
+    n_columns: int,
+) -> SketchPlan:
+    """Find a proven way to every parameter's gradient, and the cheaper sketch of each.
+
+    Args:
+        network: the frozen network.
+        parameters: names of the audited parameters.
+        outputs: indices of the audited outputs.
+        calibration: inputs [sample, ...], 2 or more.
+        n_columns: columns of the sketch.
+    """
+    few = torch.tensor(calibration[:2])
+    units = plan_units(network, parameters, torch.tensor(calibration))
+    jacobian = Jacobian(network, units)
+    recording = jacobian.record(few)
+    pieces = jacobian.pieces(recording, torch.ones(recording.outputs.shape[1]))
+    shapes = {name: jacobian.shapes[name] for name in parameters}
+    slots = plan_slots(pieces, shapes, n_columns)
+    return SketchPlan(network, units, parameters, outputs, slots, n_columns, calibration)
+
+
+def has_spatial_layers(network: nn.Module) -> bool:
+    """Whether outputs may be far from exchangeable: convolutions or attention."""
+    kinds = (nn.modules.conv._ConvNd, nn.MultiheadAttention)
+    named = any("attention" in type(layer).__name__.lower() for layer in network.modules())
+    return named or any(isinstance(layer, kinds) for layer in network.modules())

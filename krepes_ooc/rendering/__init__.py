@@ -1,0 +1,46 @@
+"""Rendering: small arrays of an audit -> HTML page, JSON figures, pictures.
+
+In comes ``AuditData``, plain arrays and text; out go one self-contained HTML page and its figures
+as JSON. Nothing here imports torch, zarr or dask. ``stages/report``, ``runner`` and ``cli`` may
+import it.
+"""
+
+from krepes_ooc.rendering.data import (
+    AuditData,
+    Audited,
+    Column,
+    Influence,
+    Landmarks,
+    Newton,
+    Samples,
+    SelfCheck,
+    Spectrum,
+    StageRecord,
+    Subject,
+)
+from krepes_ooc.rendering.explanation import Explained, explain_rows
+from krepes_ooc.rendering.measured import Alignment, Concepts, Curve, Figure, Groups
+from krepes_ooc.rendering.page import Report, build_report
+
+__all__ = [
+    "Alignment",
+    "AuditData",
+    "Audited",
+    "Column",
+    "Concepts",
+    "Curve",
+    "Explained",
+    "Figure",
+    "Groups",
+    "Influence",
+    "Landmarks",
+    "Newton",
+    "Report",
+    "Samples",
+    "SelfCheck",
+    "Spectrum",
+    "StageRecord",
+    "Subject",
+    "build_report",
+    "explain_rows",
+]

@@ -1,0 +1,127 @@
+"""Whether the parts of an audit fit together, before anything is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.errors import DataError
+from krepes_ooc.rendering.data import AuditData, Influence, Newton, Samples
+from krepes_ooc.rendering.measured import Groups
+
+
+def check_audit(audit: AuditData) -> None:
+    """Check lengths and indices of all parts.
+
+    Raises:
+        DataError: two arrays disagree in length, or an index points outside its array.
+    """
+    n_columns = len(audit.columns)
+    for where, samples in (("landmarks", audit.landmarks), ("audited", audit.audited)):
+        if samples is not None:
+            _check_samples(where, samples, n_columns)
+    if audit.influence is not None:
+        _check_influence(audit, audit.influence)
+    if audit.newton is not None:
+        _check_newton(audit, audit.newton)
+    for key, curve in audit.curves.items():
+        for name, line in curve.lines.items():
+            _check_length(f"curves.{key}.{name}", line, len(curve.x), "points")
+    _check_concepts(audit)
+    if audit.alignment is not None:
+        n_names = len(audit.alignment.names) or n_columns
+        for name, value in vars(audit.alignment).items():
+            if name not in ("names", "notes"):
+                _check_length(f"alignment.{name}", value, n_names, "columns")
+    for name, groups in audit.groups.items():
+        _check_groups(f"groups.{name}", groups)
+
+
+def _check_concepts(audit: AuditData) -> None:
+    found = audit.concepts
+    if found is None:
+        return
+    n_concepts, n_audited = len(found.names), 0
+    if audit.audited is not None:
+        n_audited = len(audit.audited.sample_id)
+    for name in ("accuracy", "trusted", "landmark_score"):
+        _check_length(f"concepts.{name}", getattr(found, name), n_concepts, "concepts")
+    for name, values in found.controls.items():
+        _check_length(f"concepts.controls.{name}", values, n_concepts, "concepts")
+    _check_length("concepts.score", found.score, n_audited, "audited samples")
+    if found.landmark_score is not None and audit.landmarks is not None:
+        n_landmarks = len(audit.landmarks.sample_id)
+        _check_length("concepts.landmark_score", found.landmark_score.T, n_landmarks, "landmarks")
+
+
+def _check_groups(where: str, groups: Groups) -> None:
+    n_groups = len(groups.categories)
+    for name in ("samples", "landmarks", "chance", "share", "stderr", "kernel_only"):
+        value = getattr(groups, name)
+        _check_length(f"{where}.{name}", value, n_groups, "groups")
+        if value.ndim == 2:
+            _check_length(f"{where}.{name}", value.T, n_groups, "groups")
+
+
+def _check_samples(where: str, samples: Samples, n_columns: int) -> None:
+    n_samples = len(samples.sample_id)
+    for name, value in vars(samples).items():
+        _check_length(f"{where}.{name}", value, n_samples, "samples")
+    image, values = samples.image, samples.values
+    channels = 1 if image is None or image.ndim == 3 else image.shape[-1]
+    fits = image is None or (image.dtype == np.uint8 and image.ndim in (3, 4))
+    if image is not None and not (fits and channels in (1, 3, 4)):
+        raise DataError(
+            f"images of shape {image.shape} and type {image.dtype}",
+            where=f"report {where}.image",
+            expected="uint8 [sample, y, x] or [sample, y, x, channel] with 1, 3 or 4 channels",
+        )
+    if values is not None and values.shape[1:] != (n_columns,):
+        raise DataError(
+            f"values of shape {values.shape} for {n_columns} columns",
+            where=f"report {where}.values",
+            expected="[sample, column]",
+        )
+
+
+def _check_influence(audit: AuditData, influence: Influence) -> None:
+    if audit.audited is None or audit.landmarks is None:
+        raise DataError(
+            "influence without its samples", where="report", expected="audited and landmarks too"
+        )
+    n_audited = len(audit.audited.sample_id)
+    for name, value in vars(influence).items():
+        if name != "measure":
+            _check_length(f"influence.{name}", value, n_audited, "audited samples")
+    n_landmarks = len(np.unique(audit.landmarks.sample_id))
+    for name in ("top_landmark", "repelling_landmark"):
+        index = getattr(influence, name)
+        if index is not None and index.size and not -1 <= index.min() <= index.max() < n_landmarks:
+            raise DataError(
+                f"landmark indices from {index.min()} to {index.max()}",
+                where=f"report influence.{name}",
+                expected=f"-1 to {n_landmarks - 1}",
+            )
+    index, values = influence.repelling_landmark, influence.repelling
+    shapes = [None if array is None else array.shape for array in (index, values)]
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            f"shape {shapes[1]}",
+            where="report influence.repelling",
+            expected=f"{shapes[0]}, that of repelling_landmark",
+        )
+
+
+def _check_newton(audit: AuditData, newton: Newton) -> None:
+    if newton.step is not None and audit.landmarks is not None:
+        _check_length("newton.step", newton.step, len(audit.landmarks.sample_id), "landmarks")
+    damping = newton.sweep.get("damping")
+    for name, values in newton.sweep.items():
+        length = 0 if damping is None else len(damping)
+        _check_length(f"newton.sweep.{name}", values, length, "dampings")
+
+
+def _check_length(where: str, value: Any, length: int, words: str) -> None:
+    if value is not None and len(value) != length:
+        raise DataError(f"{len(value)} rows", where=f"report {where}", expected=f"{length} {words}")

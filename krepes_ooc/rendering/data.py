@@ -1,0 +1,223 @@
+"""What a report is made of: small plain arrays and words, named as in the stores.
+
+Only ``subject`` is required. Every other part may be missing (None or empty); its panel then says
+so in one sentence. A number that was not measured is NaN; a label that is unknown is -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from krepes_ooc.rendering.measured import Alignment, Concepts, Curve, Figure, Groups
+
+Array = npt.NDArray[Any]
+NOT_MEASURED = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What was audited, in words and counts.
+
+    Args:
+        recipe: name of the recipe.
+        network: the network in words, such as ``examples:encoder, 3 layers``.
+        source: the data in words, such as ``digits (inside scikit-learn)``.
+        objective: the self-supervised objective in words.
+        counts: what was counted, such as ``{"samples": 1797, "views": 2}``, in reading order.
+        about: one line about the audit.
+        rows: what the Jacobian rows are made of and what they cost, in words by name.
+    """
+
+    recipe: str
+    network: str
+    source: str
+    objective: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    about: str = ""
+    rows: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One column of a table: its name, kind (``number`` or ``category``) and category names."""
+
+    name: str
+    kind: str = "number"
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What people can see of some samples.
+
+    Args:
+        sample_id: position in the source, [sample].
+        sample_name: the user's own name, [sample]; None: the position is shown.
+        label: class code, [sample]; -1: no label.
+        image: [sample, y, x] or [sample, y, x, channel] with 1, 3 or 4 channels, uint8.
+        values: [sample, column], float64; a category is its code, NaN is missing.
+        text: [sample].
+    """
+
+    sample_id: Array
+    sample_name: Array | None = None
+    label: Array | None = None
+    image: Array | None = None
+    values: Array | None = None
+    text: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks(Samples):
+    """The landmark rows; rows of one sample's views share their ``sample_id``.
+
+    Args:
+        weight: how many samples a landmark stands for, [landmark].
+        view: [landmark]; -1: the clean sample.
+    """
+
+    weight: Array | None = None
+    view: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Audited(Samples):
+    """The audited samples that are handed over, in the order of the store.
+
+    Args:
+        role: [audited]; 0 audit, 1 fit, 2 concept only; None: all are role 0.
+    """
+
+    role: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """Influence of landmarks on the audited samples, one row for each row of ``audited``.
+
+    Args:
+        top_landmark: [audited, rank], index among landmark SAMPLES (distinct ``sample_id`` in order
+            of first appearance); -1: no further landmark.
+        score: [audited, rank], the measure that ranks.
+        signed: [audited, rank], above 0 attraction, below 0 repulsion; None: unsigned.
+        measure: ``is``, ``aligned``, ``unique`` or ``kernel``.
+        kernel: [audited, landmark]; None: kernel values are not shown.
+        embedding: [audited, component].
+        repelling_landmark: [audited, repelled], the landmark samples that push most of all,
+            strongest first; -1: no further one pushes; None: not measured.
+        repelling: [audited, repelled], their signed values, below 0; 0 beside -1.
+    """
+
+    top_landmark: Array
+    score: Array
+    signed: Array | None = None
+    measure: str = "is"
+    kernel: Array | None = None
+    embedding: Array | None = None
+    repelling_landmark: Array | None = None
+    repelling: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The landmark kernel's spectrum.
+
+    Args:
+        eigenvalues: [landmark], descending.
+        rank: usable rank; -1: unknown.
+        n_components: components kept; -1: unknown.
+        nystrom_error: relative error of the Nystrom kernel on held-out samples.
+        effective_dimension: at the damping that was used.
+        entropy: normalised spectral entropy by name, such as ``{"start": .9, "step": .6}``.
+    """
+
+    eigenvalues: Array
+    rank: int = -1
+    n_components: int = -1
+    nystrom_error: float = NOT_MEASURED
+    effective_dimension: float = NOT_MEASURED
+    entropy: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Newton:
+    """The damped step, its sweep over dampings and its solver.
+
+    Args:
+        attributes: those of the store: objective, damping, damping_relative, metric, tolerance,
+            loss_start, loss_step, predicted_decrease, rho, iterations, residual_norm, trusted, ...
+        step: [landmark, component]; None: no gallery.
+        residual: relative residual norm, [iteration]; None: direct solve.
+        sweep: arrays over [damping] by name: damping, loss, predicted, rho, step_norm, stability.
+    """
+
+    attributes: Mapping[str, Any]
+    step: Array | None = None
+    residual: Array | None = None
+    sweep: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class SelfCheck:
+    """The network's start-up self-check: passed or not, its largest relative error, in words."""
+
+    passed: bool
+    largest_error: float = NOT_MEASURED
+    words: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class StageRecord:
+    """What one stage took: wall seconds, blocks, bytes written, digest, version, free notes."""
+
+    name: str
+    seconds: float = NOT_MEASURED
+    blocks: int = -1
+    bytes_written: int = -1
+    digest: str = ""
+    version: int = -1
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class AuditData:
+    """Everything that the report shows.
+
+    Args:
+        classes: class names; a label is an index into them.
+        columns: the table's columns, in the order of ``values``.
+        fidelity: figures by name; ``ridge_ceiling``, ``kendall_tau`` (or else ``cka``) and
+            ``confidence_drop`` (control ``random``) also appear in the trust panel.
+        curves: measured curves, keyed by figure name.
+        groups: group tables by column name.
+        warnings: sentences, worst first.
+        recipe_text: the recipe as it was run.
+        versions: program or library -> version.
+        record: anything else for the provenance panel: name -> words.
+        cards: how many audited samples get a card of their own.
+    """
+
+    subject: Subject
+    landmarks: Landmarks | None = None
+    audited: Audited | None = None
+    influence: Influence | None = None
+    spectrum: Spectrum | None = None
+    newton: Newton | None = None
+    fidelity: Mapping[str, Figure] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    alignment: Alignment | None = None
+    groups: Mapping[str, Groups] = field(default_factory=dict)
+    concepts: Concepts | None = None
+    self_check: SelfCheck | None = None
+    stages: tuple[StageRecord, ...] = ()
+    classes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    warnings: tuple[str, ...] = ()
+    recipe_text: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, str] = field(default_factory=dict)
+    cards: int = 24

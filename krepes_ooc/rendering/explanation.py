@@ -1,0 +1,136 @@
+"""One audited sample and its landmarks, ready to be drawn by page, terminal or picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.rendering.data import Array, AuditData, Audited, Influence, Landmarks
+from krepes_ooc.rendering.drawing.sample_view import AGREES_FROM, Portraits, agreement, column_spans
+from krepes_ooc.rendering.landmark_links import Link, links_of
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """Why one sample lies where it lies.
+
+    Args:
+        audit: what the sample is a row of.
+        row: its row among the audited samples.
+        links: its ranked landmarks.
+        spans: range of each table column [column].
+        pushed: landmarks that push most without being ranked; None: not measured.
+    """
+
+    audit: AuditData
+    row: int
+    links: Sequence[Link]
+    spans: Array
+    pushed: Sequence[Link] | None = None
+
+    @property
+    def shown(self) -> list[Link]:
+        """The ranked landmarks, then those that only push."""
+        return [*self.links, *(self.pushed or ())]
+
+    @property
+    def nothing_repels(self) -> bool:
+        """Whether it is known that no landmark at all pushes it away."""
+        return self.pushed is not None and all(link.kind != "repel" for link in self.shown)
+
+    def beside(self, ranked: int, repelling: int) -> list[tuple[int, Link]]:
+        """Places in ``shown`` and links: the first ranked ones, then the first others that repel.
+
+        Args:
+            ranked: how many of the ranked ones.
+            repelling: how many of those that repel and are not among these.
+        """
+        places = list(enumerate(self.shown))
+        first = places[: min(ranked, len(self.links))]
+        others = [(place, link) for place, link in places[len(first) :] if link.kind == "repel"]
+        return first + others[:repelling]
+
+    @property
+    def person(self) -> Portraits:
+        """The audited samples as people see them."""
+        assert self.audit.audited is not None
+        return Portraits(self.audit.audited, self.audit)
+
+    @property
+    def others(self) -> Portraits:
+        """The landmarks as people see them."""
+        assert self.audit.landmarks is not None
+        return Portraits(self.audit.landmarks, self.audit)
+
+    @cached_property
+    def agreement(self) -> Array | None:
+        """How far landmarks agree with the sample [shown, column]; None without table rows."""
+        mine, theirs = self.person.samples.values, self.others.samples.values
+        if mine is None or theirs is None:
+            return None
+        found = [
+            agreement(mine[self.row], theirs[link.row], self.audit.columns, self.spans)
+            for link in self.shown
+        ]
+        return np.array(found).reshape(len(found), len(self.audit.columns))
+
+    @property
+    def agrees(self) -> Array | None:
+        """Which of these cells are marked [shown, column]."""
+        return None if self.agreement is None else self.agreement >= AGREES_FROM
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many ranked landmarks attract and repel."""
+        return {
+            kind: sum(link.kind == kind for link in self.links) for kind in ("attract", "repel")
+        }
+
+    @property
+    def same_class(self) -> int | None:
+        """How many ranked landmarks have the sample's class; None without labels."""
+        code = self.person.code(self.row)
+        if code < 0 or self.others.samples.label is None:
+            return None
+        return sum(self.others.code(link.row) == code for link in self.links)
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        landmarks = [
+            {**self.others.record(link.row), **link.record(), **self._agreeing(place)}
+            for place, link in enumerate(self.shown)
+        ]
+        n_ranked = len(self.links)
+        return {
+            **self.person.record(self.row),
+            **self.counts,
+            "same_class": self.same_class,
+            "ranked": n_ranked,
+            "landmarks": landmarks[:n_ranked],
+            "further_repel": None if self.pushed is None else len(self.pushed),
+            "repelling": None if self.pushed is None else landmarks[n_ranked:],
+        }
+
+    def _agreeing(self, place: int) -> dict[str, list[str]]:
+        if self.agrees is None:
+            return {}
+        marks = zip(self.audit.columns, self.agrees[place], strict=True)
+        return {"agrees": [column.name for column, mark in marks if mark]}
+
+
+def explain_rows(audit: AuditData, rows: Sequence[int]) -> list[Explained]:
+    """Explain some rows of an audit that has landmarks, audited samples and influence."""
+    landmarks, audited, influence = audit.landmarks, audit.audited, audit.influence
+    assert isinstance(landmarks, Landmarks)
+    assert isinstance(audited, Audited)
+    assert isinstance(influence, Influence)
+    spans = column_spans(audit)
+    links = links_of(landmarks, influence, list(rows))
+    return [
+        Explained(audit, row, found.ranked, spans, found.pushed)
+        for row, found in zip(rows, links, strict=True)
+    ]

@@ -1,0 +1,122 @@
+"""The landmarks of one audited sample, ranked or pushing, as cards and tables show them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from krepes_ooc.rendering.data import Array, Influence, Landmarks
+from krepes_ooc.rendering.drawing.markup import MINUS, Markup, element, number, to_plain
+from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples
+
+# Below it one digit is enough, and all that fits under a picture.
+SMALL = 1e-3
+NOTHING_REPELS = "No landmark pushes it away."
+SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
+
+
+@dataclass(frozen=True)
+class Link:
+    """One landmark of one audited sample: its row, rank from 1, score, pull and kernel value.
+
+    One that only pushes, outside the ranking, has neither rank nor score.
+    """
+
+    row: int
+    rank: int | None
+    score: float
+    signed: float
+    kernel: float
+
+    @property
+    def kind(self) -> str:
+        """``attract``, ``repel`` or, without a sign, ``neutral``."""
+        if not math.isfinite(self.signed):
+            return "neutral"
+        return "attract" if self.signed >= 0 else "repel"
+
+    def figures(self) -> list[tuple[str, Markup]]:
+        """Score, pull and kernel value, those that were measured, named for people."""
+        named = [
+            ("score", self.score, False),
+            ("pull", self.signed, True),
+            ("k", self.kernel, False),
+        ]
+        return [
+            (name, number(value, signed=signed, digits=2 if abs(value) >= SMALL else 1))
+            for name, value, signed in named
+            if math.isfinite(value)
+        ]
+
+    def describe(self) -> Markup:
+        """The same as a list of names and values."""
+        pairs = [
+            element("div", element("dt", name), element("dd", value))
+            for name, value in self.figures()
+        ]
+        return element("dl", pairs)
+
+    def record(self) -> dict[str, Any]:
+        """The figures as JSON."""
+        named = {
+            "rank": self.rank,
+            "score": self.score,
+            "signed": self.signed,
+            "kernel": self.kernel,
+        }
+        return {name: to_plain(value) for name, value in named.items()}
+
+
+class Links(NamedTuple):
+    """The ranked landmarks of a sample, and those that push most without being ranked.
+
+    ``pushed`` is None where it was not measured.
+    """
+
+    ranked: list[Link]
+    pushed: list[Link] | None
+
+
+def links_of(landmarks: Landmarks, influence: Influence, rows: list[int]) -> list[Links]:
+    """The landmarks of each given audited row; several views show their mean kernel."""
+    samples = LandmarkSamples(landmarks)
+    kernel = None if influence.kernel is None else samples.mean(influence.kernel[rows])
+    found: list[Links] = []
+    for place, row in enumerate(rows):
+        values = None if kernel is None else kernel[place]
+        ranked = _ranked(samples, influence, row, values)
+        pushed = _pushed(samples, influence, row, values)
+        taken = {link.row for link in ranked}
+        further = None if pushed is None else [link for link in pushed if link.row not in taken]
+        found.append(Links(ranked, further))
+    return found
+
+
+def _ranked(
+    samples: LandmarkSamples, influence: Influence, row: int, kernel: Array | None
+) -> list[Link]:
+    links = []
+    for place, top in enumerate(influence.top_landmark[row]):
+        if top >= 0:
+            signed = math.nan if influence.signed is None else float(influence.signed[row, place])
+            value = math.nan if kernel is None else float(kernel[top])
+            score = float(influence.score[row, place])
+            links.append(Link(int(samples.first_row[top]), place + 1, score, signed, value))
+    return links
+
+
+def _pushed(
+    samples: LandmarkSamples, influence: Influence, row: int, kernel: Array | None
+) -> list[Link] | None:
+    if influence.repelling_landmark is None or influence.repelling is None:
+        return None
+    links = []
+    for index, signed in zip(
+        influence.repelling_landmark[row], influence.repelling[row], strict=True
+    ):
+        if index >= 0:
+            value = math.nan if kernel is None else float(kernel[index])
+            first = int(samples.first_row[index])
+            links.append(Link(first, None, math.nan, float(signed), value))
+    return links

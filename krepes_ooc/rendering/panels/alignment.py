@@ -1,0 +1,146 @@
+"""Alignment gaps: which columns the influence follows, beside every control."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.rendering.data import AuditData
+from krepes_ooc.rendering.drawing.line_chart import Scale, fit_scale
+from krepes_ooc.rendering.drawing.markup import (
+    Child,
+    Markup,
+    element,
+    join,
+    number,
+    table,
+    user_text,
+)
+from krepes_ooc.rendering.measured import ALIGNMENT_CONTROLS, Alignment
+from krepes_ooc.rendering.panels.panel import Panel, absent
+
+WIDTH, ROW = 300, 16
+MAX_COLUMNS = 40
+LEAD = (
+    "The gap says how much more a sample agrees with its top landmarks in this column than with "
+    "landmarks drawn at random; 0 is no preference, 1 the most there can be. The ring is the "
+    "control: ranked by the kernel alone. Where ring and dot coincide, the kernel's geometry "
+    "explains the gap, not the step."
+)
+
+
+def alignment_panel(audit: AuditData) -> Panel:
+    """Alignment gaps, largest first, with standard errors and all controls."""
+    key, title = "alignment", "Which columns the influence follows"
+    found = audit.alignment
+    names = alignment_names(audit)
+    if found is None or not names:
+        return absent(key, title, "No alignment gap was measured: it needs columns or labels.")
+    rank = np.argsort(-np.nan_to_num(found.gap, nan=-np.inf), kind="stable")
+    order = [int(c) for c in rank[:MAX_COLUMNS]]
+    shown = [name for name in ALIGNMENT_CONTROLS if getattr(found, name) is not None]
+    head: list[Child] = ["column", "gap ± two standard errors", "gap", "standard error"]
+    head += [ALIGNMENT_CONTROLS[name][0] for name in shown]
+    across = _scale(found)
+    rows = [_row(found, c, names[c], shown, across) for c in order]
+    left = len(names) - len(order)
+    body = join(
+        table(head, rows, caption="Alignment gaps", class_="wide"),
+        element("p", f"{left} columns with smaller gaps are in the JSON only.", class_="quiet")
+        if left
+        else None,
+        _legend(shown),
+    )
+    same = kernel_says_the_same(found)
+    figures = {
+        "columns": list(names),
+        **{name: getattr(found, name) for name in ("gap", "stderr", *ALIGNMENT_CONTROLS)},
+        "difference_stderr": found.difference_stderr,
+        "notes": dict(found.notes),
+        "kernel_alone": same,
+    }
+    return Panel(key, title, join(LEAD, _told(same)), body, figures)
+
+
+def alignment_names(audit: AuditData) -> tuple[str, ...]:
+    """What is aligned, in the order of the gaps: the table's columns unless named otherwise."""
+    if audit.alignment is not None and audit.alignment.names:
+        return audit.alignment.names
+    return tuple(column.name for column in audit.columns)
+
+
+def kernel_says_the_same(found: Alignment) -> dict[str, float]:
+    """How far the kernel-only control is from the gaps, and how many differ beyond error."""
+    away = np.abs(found.gap - found.kernel_only)
+    known = np.isfinite(away)
+    if not known.any():
+        return {}
+    told = {"largest_difference": float(away[known].max()), "columns": int(known.sum())}
+    if found.difference_stderr is not None:
+        beyond = away[known] > 2 * found.difference_stderr[known]
+        told["beyond_two_standard_errors"] = int(beyond.sum())
+    return told
+
+
+def _told(same: dict[str, float]) -> Markup | None:
+    if not same:
+        return None
+    beyond = same.get("beyond_two_standard_errors")
+    counted = None
+    if beyond is not None:
+        counted = join(
+            "; ", number(beyond), " of ", number(same["columns"]),
+            " differ by more than two standard errors of the difference",
+        )  # fmt: skip
+    return join(
+        " Here the kernel alone gives the same gaps within ",
+        number(same["largest_difference"], digits=2), counted, ".",
+    )  # fmt: skip
+
+
+def _legend(shown: list[str]) -> Markup | None:
+    if not shown:
+        return None
+    parts: list[Child] = []
+    for words, said in (ALIGNMENT_CONTROLS[name] for name in shown):
+        parts.append(join("; " if parts else None, element("b", words), f" {said}"))
+    return element("p", parts, ".", class_="legend")
+
+
+def _scale(found: Alignment) -> Scale | None:
+    error = 2 * np.nan_to_num(found.stderr)
+    return fit_scale(
+        [found.gap - error, found.gap + error, found.kernel_only, [0.0]], False, 0, WIDTH
+    )
+
+
+def _row(
+    found: Alignment, c: int, name: str, shown: list[str], across: Scale | None
+) -> list[Child]:
+    if name in found.notes and not math.isfinite(found.gap[c]):
+        said = element("span", user_text(found.notes[name]), class_="none")
+        return [user_text(name, 40), said, *("" for _ in ("gap", "stderr", *shown))]
+    measured: list[Any] = [getattr(found, part)[c] for part in ("gap", "stderr", *shown)]
+    drawn = None
+    if across is not None:
+        drawn = _drawing(found.gap[c], found.stderr[c], found.kernel_only[c], across)
+    return [user_text(name, 40), drawn, *(number(value, digits=2) for value in measured)]
+
+
+def _drawing(gap: float, stderr: float, kernel_only: float, across: Scale) -> Markup:
+    middle = ROW / 2
+    zero = f"{across.at(0.0):.1f}"
+    parts: list[Child] = [element("line", x1=zero, x2=zero, y1=0, y2=ROW, class_="base")]
+    if math.isfinite(gap):
+        error = 2 * stderr if math.isfinite(stderr) else 0.0
+        low, high = f"{across.at(gap - error):.1f}", f"{across.at(gap + error):.1f}"
+        parts.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="error"))
+    if math.isfinite(kernel_only):
+        parts.append(
+            element("circle", cx=f"{across.at(kernel_only):.1f}", cy=middle, r=5, class_="ring")
+        )
+    if math.isfinite(gap):
+        parts.append(element("circle", cx=f"{across.at(gap):.1f}", cy=middle, r=3, class_="dot"))
+    return element("svg", parts, viewBox=f"0 0 {WIDTH} {ROW}", class_="gap", aria_hidden="true")

@@ -1,0 +1,129 @@
+"""Concepts: whether each is recognised, beside its controls, and which landmarks carry it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.rendering.data import Array, AuditData
+from krepes_ooc.rendering.drawing.line_chart import bar
+from krepes_ooc.rendering.drawing.markup import (
+    Child,
+    Markup,
+    element,
+    join,
+    number,
+    table,
+    user_text,
+)
+from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, Portraits
+from krepes_ooc.rendering.measured import Concepts
+from krepes_ooc.rendering.panels.landmarks import Entry, gallery
+from krepes_ooc.rendering.panels.panel import Panel, absent
+
+CARRIERS = 6
+LEAD = (
+    "A concept is believed only if samples held out are told apart better than random concepts on "
+    "the same samples are; 0.5 is chance. The controls are the same classifier on the embedding at "
+    "the start, on the network's own embedding and on its inputs: the kernel is made of gradients, "
+    "which hold the inputs, so a concept may be seen here although the network hardly tells it."
+)
+
+
+def concepts_panel(audit: AuditData) -> Panel:
+    """Concepts with their accuracies, mean scores and carrying landmarks."""
+    key, title = "concepts", "Concepts"
+    found = audit.concepts
+    if found is None or not found.names:
+        return absent(key, title, "No concept was named in the recipe.")
+    chosen = _explained(audit, found)
+    means = [float(np.nanmean(s)) if np.isfinite(s).any() else math.nan for s in chosen.T]
+    head: list[Child] = ["concept", "", "held-out accuracy", *found.controls, "mean score"]
+    rows = [_row(found, i, means[i]) for i in range(len(found.names))]
+    carriers: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    galleries: list[Child] = []
+    if found.landmark_score is not None and audit.landmarks is not None:
+        portraits = Portraits(audit.landmarks, audit)
+        for i, name in enumerate(found.names):
+            if _trusted(found, i):
+                carriers[name] = _carriers(portraits, found.landmark_score[i])
+                galleries.append(_carried(portraits, name, carriers[name]))
+    body = join(
+        table(head, rows, caption="Concepts and their controls", class_="lines"),
+        galleries,
+    )
+    figures = {
+        "names": list(found.names),
+        "accuracy": found.accuracy,
+        "trusted": found.trusted,
+        "controls": dict(found.controls),
+        "mean_score": means,
+        "landmarks": carriers,
+    }
+    return Panel(key, title, LEAD, body, figures)
+
+
+def _explained(audit: AuditData, found: Concepts) -> Array:
+    """Scores of the samples that are audited, not of those that fit probes."""
+    role = None if audit.audited is None else audit.audited.role
+    return found.score if role is None else found.score[role == 0]
+
+
+def _row(found: Concepts, i: int, mean: float) -> list[Child]:
+    trusted = _trusted(found, i)
+    accuracy = join(
+        number(found.accuracy[i]),
+        bar((float(found.accuracy[i]) - 0.5) * 2, "attract" if trusted else "neutral"),
+    )
+    score = number(mean, signed=True)
+    if not trusted:
+        score = element("span", "nothing is scored", class_="none")
+    return [
+        user_text(found.names[i]),
+        "recognised" if trusted else element("b", "no better than by chance"),
+        accuracy,
+        *(number(values[i]) for values in found.controls.values()),
+        score,
+    ]
+
+
+def _trusted(found: Concepts, i: int) -> bool:
+    return found.trusted is None or bool(found.trusted[i])
+
+
+def _carriers(portraits: Portraits, scores: Array) -> dict[str, list[dict[str, Any]]]:
+    """The landmarks that carry samples farthest towards a concept and away from it."""
+    marks = LandmarkSamples(portraits.samples)
+    total = marks.total(scores)
+    order = np.argsort(-total, kind="stable")
+    sides = {
+        "towards": [j for j in order[:CARRIERS] if total[j] > 0],
+        "away": [j for j in order[::-1][:CARRIERS] if total[j] < 0],
+    }
+    return {
+        side: [
+            {
+                **portraits.record(int(marks.first_row[j])),
+                "row": int(marks.first_row[j]),
+                "score": float(total[j]),
+            }
+            for j in picked
+        ]
+        for side, picked in sides.items()
+    }
+
+
+def _carried(portraits: Portraits, name: str, sides: dict[str, list[dict[str, Any]]]) -> Markup:
+    most = max((abs(one["score"]) for side in sides.values() for one in side), default=0.0) or 1.0
+    parts = []
+    for side, kind in (("towards", "attract"), ("away", "repel")):
+        entries = [
+            Entry(one["row"], one["score"], None, abs(one["score"]) / most, kind)
+            for one in sides[side]
+        ]
+        if entries:
+            parts.append(element("h4", f"carry samples {side}", class_=kind))
+            parts.append(gallery(portraits, entries, f"Landmarks that carry samples {side}"))
+    return element("details", element("summary", "Landmarks of ", user_text(name)), parts)

@@ -1,0 +1,117 @@
+"""The landmarks themselves, by the length of their step row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from krepes_ooc.rendering.data import Array, AuditData, Landmarks
+from krepes_ooc.rendering.drawing.line_chart import bar
+from krepes_ooc.rendering.drawing.markup import (
+    Child,
+    Markup,
+    element,
+    join,
+    number,
+    table,
+    user_text,
+)
+from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, Portraits, cell
+from krepes_ooc.rendering.panels.panel import Panel, absent
+
+MAX_SHOWN = 24
+MAX_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One landmark of a gallery: its row, size, weight, and size as a share of the largest."""
+
+    row: int
+    size: float
+    weight: float | None
+    share: float
+    kind: str = "neutral"
+
+
+def landmarks_panel(audit: AuditData) -> Panel:
+    """The gallery: landmarks with the longest step rows; by weight if no step was computed."""
+    key, title = "landmarks", "Landmarks"
+    if audit.landmarks is None or not len(audit.landmarks.sample_id):
+        return absent(key, title, "No landmarks were chosen.")
+    landmarks = audit.landmarks
+    sizes, words = _sizes(audit, landmarks)
+    rows = LandmarkSamples(landmarks).first_row
+    order = [int(i) for i in np.argsort(-sizes, kind="stable")[:MAX_SHOWN]]
+    most = float(sizes[order[0]]) or 1.0
+    weights = None if landmarks.weight is None else landmarks.weight[rows]
+    entries = [
+        Entry(
+            int(rows[place]),
+            float(sizes[place]),
+            None if weights is None else weights[place].item(),
+            float(sizes[place]) / most,
+        )
+        for place in order
+    ]
+    portraits = Portraits(landmarks, audit)
+    records = [{**portraits.record(e.row), "size": e.size, "weight": e.weight} for e in entries]
+    lead = join(
+        "The ", number(len(order)), " of ", number(len(rows)),
+        f" landmarks {words}; the bar compares them.",
+    )  # fmt: skip
+    figures = {"ranked_by": words, "shown": len(order), "total": len(rows), "landmarks": records}
+    caption = "Landmarks and the beginning of their rows"
+    return Panel(key, title, lead, gallery(portraits, entries, caption), figures)
+
+
+def gallery(portraits: Portraits, entries: list[Entry], caption: str) -> Markup:
+    """Landmarks as tiles if they are pictures or texts, as lines of a table if they are rows."""
+    if portraits.samples.values is None or portraits.picture(entries[0].row) is not None:
+        tiles = [_tile(portraits, entry) for entry in entries]
+        return element("ol", tiles, class_="gallery")
+    head: list[Child] = ["landmark", "size"]
+    head += ["weight"] if entries[0].weight is not None else []
+    head += [user_text(column.name, 24) for column in portraits.audit.columns[:MAX_COLUMNS]]
+    lines = [_line(portraits, entry) for entry in entries]
+    return table(head, lines, caption=caption, class_="lines")
+
+
+def _sizes(audit: AuditData, landmarks: Landmarks) -> tuple[Array, str]:
+    samples = LandmarkSamples(landmarks)
+    if audit.newton is not None and audit.newton.step is not None:
+        squares = (audit.newton.step**2).sum(axis=1)
+        return np.sqrt(samples.total(squares)), "that the step moves most (length of the step row)"
+    if landmarks.weight is not None:
+        weight = np.asarray(landmarks.weight[samples.first_row], dtype=np.float64)
+        return weight, "that stand for most samples (no step was computed)"
+    return np.zeros(len(samples.first_row)), "chosen first (neither step nor weight is known)"
+
+
+def _tile(portraits: Portraits, entry: Entry) -> Markup:
+    return element(
+        "li",
+        portraits.picture(entry.row),
+        portraits.caption(entry.row),
+        bar(entry.share, entry.kind),
+        element(
+            "dl",
+            element("div", element("dt", "size"), element("dd", number(entry.size))),
+            element("div", element("dt", "weight"), element("dd", number(entry.weight)))
+            if entry.weight is not None
+            else None,
+        ),
+    )
+
+
+def _line(portraits: Portraits, entry: Entry) -> list[Child]:
+    columns = portraits.audit.columns[:MAX_COLUMNS]
+    values = portraits.samples.values
+    cells = [] if values is None else list(values[entry.row])
+    return [
+        portraits.caption(entry.row),
+        join(number(entry.size), bar(entry.share, entry.kind)),
+        *([number(entry.weight)] if entry.weight is not None else []),
+        *(cell(value, column) for value, column in zip(cells, columns, strict=False)),
+    ]

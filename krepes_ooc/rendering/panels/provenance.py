@@ -1,0 +1,163 @@
+"""What was audited, how long it took, and from what it was made."""
+
+from __future__ import annotations
+
+import math
+
+from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.rendering.data import AuditData, StageRecord
+from krepes_ooc.rendering.drawing.markup import (
+    DASH,
+    Child,
+    Markup,
+    element,
+    format_seconds,
+    join,
+    number,
+    table,
+    user_text,
+)
+from krepes_ooc.rendering.panels.newton import facts
+from krepes_ooc.rendering.panels.panel import Panel, absent
+
+PARTS = {
+    "building the kernel": ("features", "landmarks", "kernel"),
+    "solving for the step": ("moments", "spectrum", "newton"),
+    "reading the result": ("audited", "influence", "concepts", "alignment", "fidelity", "report"),
+    "training": ("pretrain",),
+}
+DIGEST_LENGTH = 12
+
+
+def subject_panel(audit: AuditData) -> Panel:
+    """What was audited."""
+    subject = audit.subject
+    words = [
+        ("network", subject.network),
+        ("data", subject.source),
+        ("objective", subject.objective),
+        ("recipe", subject.recipe),
+        *([("about", subject.about)] if subject.about else []),
+        *subject.rows.items(),
+    ]
+    counts = [
+        element("div", element("dd", number(count)), element("dt", user_text(name)))
+        for name, count in subject.counts.items()
+    ]
+    body = join(
+        facts(list(words), "facts words"),
+        element("dl", counts, class_="counts") if counts else None,
+    )
+    lead = (
+        "The network is frozen. Its behaviour is told through landmarks: samples that stand for "
+        "the data, and the pull that each has on the others under the objective."
+    )
+    figures = {**dict(words), "counts": dict(subject.counts)}
+    return Panel("subject", "What was audited", lead, body, figures)
+
+
+def timing_panel(audit: AuditData) -> Panel:
+    """Wall time per stage, kernel and solve apart."""
+    key, title = "timing", "Time and disk"
+    if not audit.stages:
+        return absent(key, title, "No stage was timed.")
+    totals = part_seconds(audit.stages)
+    noted = any(stage.note for stage in audit.stages)
+    big = [
+        element("div", element("dd", _seconds(seconds)), element("dt", part))
+        for part, seconds in totals.items()
+    ]
+    rows: list[list[Child]] = [
+        [
+            user_text(stage.name),
+            _seconds(stage.seconds),
+            number(stage.blocks) if stage.blocks >= 0 else _none(),
+            _bytes(stage.bytes_written),
+            *([user_text(stage.note)] if noted else []),
+        ]
+        for stage in audit.stages
+    ]
+    head: list[Child] = ["stage", "time", "blocks", "written", *(["note"] if noted else [])]
+    body = join(
+        element("dl", big, class_="counts"),
+        table(head, rows, caption="Time, blocks and bytes of each stage"),
+    )
+    figures = {
+        "parts": totals,
+        "stages": [
+            {
+                "name": s.name,
+                "seconds": s.seconds,
+                "blocks": s.blocks if s.blocks >= 0 else None,
+                "bytes_written": s.bytes_written if s.bytes_written >= 0 else None,
+                "note": s.note,
+            }
+            for s in audit.stages
+        ],
+    }
+    return Panel(
+        key, title, "Wall time; building the kernel and solving are told apart.", body, figures
+    )
+
+
+def provenance_panel(audit: AuditData) -> Panel:
+    """Digests, versions, other records and the recipe itself."""
+    digests: list[list[Child]] = [
+        [
+            user_text(stage.name),
+            str(stage.version) if stage.version >= 0 else _none(),
+            element("code", stage.digest[:DIGEST_LENGTH], title=stage.digest)
+            if stage.digest
+            else _none(),
+        ]
+        for stage in audit.stages
+    ]
+    recipe = element(
+        "details",
+        element("summary", "The recipe as it was run"),
+        element("pre", audit.recipe_text, tabindex="0"),
+    )
+    body = join(
+        facts([*audit.record.items(), *audit.versions.items()])
+        if audit.record or audit.versions
+        else None,
+        table(["stage", "version", "digest"], digests, caption="Digest of each stage")
+        if digests
+        else None,
+        recipe
+        if audit.recipe_text
+        else element("p", "The recipe was not recorded.", class_="quiet"),
+    )
+    figures = {
+        "record": dict(audit.record),
+        "versions": dict(audit.versions),
+        "stages": [
+            {"name": s.name, "version": s.version, "digest": s.digest} for s in audit.stages
+        ],
+        "recipe": audit.recipe_text,
+    }
+    lead = "A digest covers a stage's settings and all that it read; equal digests, equal results."
+    return Panel("provenance", "Provenance", lead, body, figures)
+
+
+def part_seconds(stages: tuple[StageRecord, ...]) -> dict[str, float]:
+    """Seconds of each part of the run that has a timed stage; NaN if none of it was timed."""
+    totals: dict[str, float] = {}
+    for part, names in PARTS.items():
+        timed = [stage.seconds for stage in stages if stage.name in names]
+        if timed:
+            known = [seconds for seconds in timed if math.isfinite(seconds)]
+            totals[part] = math.fsum(known) if known else math.nan
+    return totals
+
+
+def _seconds(seconds: float) -> Markup:
+    return number(seconds, words=format_seconds(seconds) if math.isfinite(seconds) else "")
+
+
+def _bytes(size: int) -> Markup:
+    return number(size, words=format_bytes(size)) if size >= 0 else _none()
+
+
+def _none() -> Markup:
+    return element("span", DASH, class_="none")

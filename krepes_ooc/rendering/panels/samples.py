@@ -1,0 +1,191 @@
+"""One card per audited sample: which landmarks attract its embedding and which repel it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.rendering.data import AuditData
+from krepes_ooc.rendering.drawing.line_chart import bar
+from krepes_ooc.rendering.drawing.markup import MINUS, Child, Markup, element, join, number
+from krepes_ooc.rendering.drawing.sample_view import class_name
+from krepes_ooc.rendering.explanation import Explained, explain_rows
+from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
+from krepes_ooc.rendering.panels.panel import Panel, absent
+from krepes_ooc.rendering.panels.row_table import row_table
+from krepes_ooc.rendering.search_data import deck_of, with_pictures
+
+# Cards that stand in the page unasked; a line opens the others.
+UNFOLDED = 8
+UNFOLDED_ROWS = 3
+KEY, TITLE = "samples", "Sample by sample"
+MEASURES = {
+    "is": "the paper's influence score, |kernel| times the length of the landmark's step row",
+    "aligned": "kernel times the cosine between the step's changes to sample and landmark",
+    "unique": "the leave-one-out kernel: what this landmark alone adds",
+    "kernel": "the kernel alone (a control)",
+}
+HEADINGS = {"attract": "+ attracting", "repel": f"{MINUS} repelling", "neutral": "strongest"}
+
+
+def samples_panel(audit: AuditData) -> Panel:
+    """Cards of the first audited samples."""
+    if audit.audited is None or audit.landmarks is None or audit.influence is None:
+        return absent(KEY, TITLE, "No influence was computed, so no sample is explained here.")
+    role = audit.audited.role
+    chosen = np.arange(len(audit.audited.sample_id)) if role is None else np.flatnonzero(role == 0)
+    if not audit.cards or not len(chosen):
+        return absent(KEY, TITLE, "No sample was chosen to be shown.")
+    everyone = explain_rows(audit, [int(row) for row in chosen])
+    cards = [_card(one, place) for place, one in enumerate(everyone[: max(0, audit.cards)])]
+    deck = deck_of(audit, everyone)
+    measure = audit.influence.measure
+    lead = join(
+        "The landmarks that weigh most on a sample's embedding. ",
+        element("b", "Attracting", class_="attract"), " ones pull it their way, ",
+        element("b", "repelling", class_="repel"), " ones push it off. Shown are ",
+        number(len(cards)), " of ", number(len(chosen)), " audited samples.",
+    )  # fmt: skip
+    figures = {
+        "measure": measure,
+        "shown": len(cards),
+        "total": len(chosen),
+        "samples": [figures for _, figures in cards],
+        "deck": deck,
+    }
+    legend = _legend(MEASURES.get(measure, measure), table=audit.audited.values is not None)
+    body = join(
+        legend,
+        search_form(audit, deck),
+        element("div", _folded([card for card, _ in cards]), id="cards"),
+        element("div", class_="cards", id="found"),
+        element("button", "Show more", id="more", type="button", hidden=""),
+        with_pictures(deck, audit, everyone),
+    )
+    return Panel(KEY, TITLE, lead, body, figures)
+
+
+def _folded(cards: list[Markup]) -> Markup:
+    """The first cards, and the others behind one line."""
+    rest = len(cards) - UNFOLDED
+    if rest <= 0:
+        return element("div", cards, class_="cards")
+    return join(
+        element("div", cards[:UNFOLDED], class_="cards"),
+        element(
+            "details",
+            element("summary", number(rest), " more samples" if rest > 1 else " more sample"),
+            element("div", cards[UNFOLDED:], class_="cards"),
+            class_="further",
+        ),
+    )
+
+
+def search_form(audit: AuditData, deck: dict[str, Any]) -> Markup:
+    """Search over all audited samples; hidden where no script runs."""
+    codes = sorted({sample["label"] for sample in deck["samples"]} - {-1})
+    labels = [(str(code), class_name(code, audit.classes)) for code in codes]
+    pulls = [("attract", "attracting ones ranked"), ("repel", "repelling ones ranked")]
+    columns = [(str(c), column.name) for c, column in enumerate(audit.columns)]
+    return element(
+        "form",
+        _field("number or name", element("input", name="query", type="search", size=18)),
+        _field("class", _select("label", "any", labels)) if labels else _hidden("label"),
+        _field("landmarks", _select("pull", "any", pulls)),
+        _field("column", _select("column", "any", columns)) if columns else None,
+        _field("value", element("input", name="value", size=14)) if columns else None,
+        element("button", "Clear", type="reset"),
+        element("output", id="told", aria_live="polite"),
+        id="find",
+        class_="find",
+        hidden="",
+        role="search",
+        aria_label="Search the audited samples",
+    )
+
+
+def _field(words: str, control: Markup) -> Markup:
+    return element("label", element("span", words), control)
+
+
+def _hidden(name: str) -> Markup:
+    return element("input", name=name, type="hidden", value="")
+
+
+def _select(name: str, empty: str, options: list[tuple[str, str]]) -> Markup:
+    shown = [element("option", words[:60], value=value) for value, words in options]
+    return element("select", element("option", empty, value=""), shown, name=name)
+
+
+def _card(one: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
+    figures, anchor = one.record(), f"sample-{one.row}"
+    title = element("h3", one.person.caption(one.row), id=anchor)
+    told = _told(one)
+    picture = one.person.picture(one.row)
+    if picture is None and one.agrees is not None:
+        head = join(title, element("span", told, class_="quiet"))
+        unfolded = "" if place < UNFOLDED_ROWS else None
+        main = element("details", element("summary", head), row_table(one), open=unfolded)
+        return element("article", main, class_="card rows", aria_labelledby=anchor), figures
+    strips = [_strip(sign, one) for sign in HEADINGS]
+    head = element("header", picture, element("div", title, element("p", told, class_="quiet")))
+    main = element("div", strips, class_="links")
+    return element("article", head, main, class_="card", aria_labelledby=anchor), figures
+
+
+def _told(one: Explained) -> Child:
+    ranked, same, counts = len(one.links), one.same_class, one.counts
+    if not ranked:
+        return "No landmark weighs on it."
+    parts: list[Child] = []
+    if same is not None:
+        parts = [element("span", number(same), " of ", number(ranked), " share its class"), " "]
+    if sum(counts.values()):
+        attract, repel = number(counts["attract"]), number(counts["repel"])
+        parts.append(element("span", attract, " attract, ", repel, " repel"))
+    if one.pushed:
+        parts += [" ", element("span", number(len(one.pushed)), " more push it away")]
+    return join(parts)
+
+
+def _strip(kind: str, one: Explained) -> Markup | None:
+    heading = element("h4", HEADINGS[kind], class_=kind)
+    if kind == "repel" and one.nothing_repels:
+        none = element("p", NOTHING_REPELS, class_="quiet")
+        return element("div", heading, none, class_="pull")
+    chosen = [link for link in one.shown if link.kind == kind]
+    if not chosen:
+        return None
+    others, mine = one.others, one.person.code(one.row)
+    # What only pushes has no score; so the bars of all that repel compare the pull.
+    name = "signed" if kind == "repel" else "score"
+    sizes = [abs(getattr(link, name)) for link in one.shown]
+    most = max(size for size in sizes if math.isfinite(size)) or 1.0
+    tiles = [
+        element(
+            "li",
+            others.picture(link.row),
+            others.caption(link.row, mine),
+            bar(abs(getattr(link, name)) / most, kind),
+            link.describe(),
+        )
+        for link in chosen
+    ]
+    return element("div", heading, element("ol", tiles, class_="strip"), class_="pull")
+
+
+def _legend(measure: str, table: bool) -> Markup:
+    return element(
+        "p",
+        element("b", "score"), f" ranks the landmarks: {measure}; bars compare it within a card. ",
+        element("b", "pull"), " is the signed share along the sample's own embedding. ",
+        element("b", "k"), " is the kernel value. ",
+        "Repelling are the ranked landmarks with a pull below 0, and those that push most of all, ",
+        "which have no score; their bars compare the pull. ",
+        "A number behind # is a sample's position in the data.",
+        join(" ", element("span", "Marked", class_="agrees"), " cells agree with the sample's own.")
+        if table else None,
+        class_="legend",
+    )  # fmt: skip

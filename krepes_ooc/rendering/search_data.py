@@ -1,0 +1,139 @@
+"""All audited samples for the page's search: what its script draws cards from, and the JSON keeps.
+
+The script is ours and in the page; its sha256 stands in the page's policy, so that no other can
+run. User text reaches the page as JSON and is only ever set as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from krepes_ooc.rendering.data import Array, AuditData, Audited, Landmarks
+from krepes_ooc.rendering.drawing.markup import Markup, element, to_plain
+from krepes_ooc.rendering.drawing.sample_view import Portraits
+from krepes_ooc.rendering.drawing.thumbnails import data_uri
+from krepes_ooc.rendering.explanation import Explained
+
+PICTURE_BYTES = 2_500_000
+SIDES = (96, 64, 48, 32, 24, 16)
+MAX_TEXT = 400
+
+
+def deck_of(audit: AuditData, everyone: Sequence[Explained]) -> dict[str, Any]:
+    """The samples and the landmarks that any of them shows, as JSON values.
+
+    A link is [place in ``landmarks``, score, signed, kernel]; ``links`` are ranked, ``push`` are
+    those that only push and have no score (null: not measured).
+    """
+    assert audit.landmarks is not None
+    assert audit.audited is not None
+    used = _used(everyone)
+    place = {row: i for i, row in enumerate(used)}
+    return {
+        "classes": list(audit.classes),
+        "columns": [
+            {"name": c.name, "kind": c.kind, "categories": list(c.categories), "span": span}
+            for c, span in zip(audit.columns, _spans(everyone), strict=False)
+        ],
+        "landmarks": _people(audit, audit.landmarks, used),
+        "samples": [
+            {
+                **person,
+                "links": [_link(link, place) for link in one.links],
+                "push": None if one.pushed is None else [_link(link, place) for link in one.pushed],
+            }
+            for person, one in zip(
+                _people(audit, audit.audited, [one.row for one in everyone]), everyone, strict=True
+            )
+        ],
+    }
+
+
+def with_pictures(deck: dict[str, Any], audit: AuditData, everyone: Sequence[Explained]) -> Markup:
+    """The deck as a data block of the page, with pictures as far as their bytes allow."""
+    rows = [one.row for one in everyone]
+    used = _used(everyone)
+    assert audit.landmarks is not None
+    assert audit.audited is not None
+    pictures = _pictures(audit.audited, rows, audit.landmarks, used)
+    shown = {**deck, "pictures": pictures} if pictures else deck
+    text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
+    # Nothing inside may end the element that holds it.
+    return element(
+        "script", Markup(text.replace("<", "\\u003c")), type="application/json", id="deck"
+    )
+
+
+def script() -> str:
+    """The page's one script."""
+    return files("krepes_ooc.rendering").joinpath("report.js").read_text(encoding="utf-8")
+
+
+def script_policy() -> str:
+    """What the page's policy allows to run: this script by its sha256."""
+    digest = hashlib.sha256(script().encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _used(everyone: Sequence[Explained]) -> list[int]:
+    return sorted({link.row for one in everyone for link in one.shown})
+
+
+def _spans(everyone: Sequence[Explained]) -> list[float]:
+    return [float(span) for span in everyone[0].spans] if everyone else []
+
+
+def _people(
+    audit: AuditData, samples: Audited | Landmarks, rows: Sequence[int]
+) -> list[dict[str, Any]]:
+    portraits = Portraits(samples, audit)
+    found = []
+    for row in rows:
+        person: dict[str, Any] = {
+            "id": int(samples.sample_id[row]),
+            "name": portraits.name(row)[:MAX_TEXT],
+            "label": portraits.code(row),
+        }
+        if samples.text is not None:
+            person["text"] = str(samples.text[row])[:MAX_TEXT]
+        if samples.values is not None:
+            person["values"] = [_short(value) for value in samples.values[row].tolist()]
+        found.append(person)
+    return found
+
+
+def _link(link: Any, place: dict[int, int]) -> list[Any]:
+    return [place[link.row], *(to_plain(v) for v in (link.score, link.signed, link.kernel))]
+
+
+def _short(value: float) -> Any:
+    """A cell without the digits that nobody reads; whole numbers without a point."""
+    plain = to_plain(value)
+    return int(plain) if plain is not None and plain == int(plain) else plain
+
+
+def _pictures(
+    audited: Audited, rows: Sequence[int], landmarks: Landmarks, used: Sequence[int]
+) -> dict[str, list[str]]:
+    """Pictures of both as data addresses, as large as fit the page; none where none fit."""
+    if audited.image is None or landmarks.image is None or not rows:
+        return {}
+    for side in SIDES:
+        # A sixteenth of the pictures tells what all would take.
+        trial = [audited.image[row] for row in rows[:: max(1, len(rows) // 16)]]
+        each = sum(len(data_uri(image, side)) for image in trial) / len(trial)
+        if each * (len(rows) + len(used)) <= PICTURE_BYTES:
+            return {
+                "samples": _addresses(audited.image, rows, side),
+                "landmarks": _addresses(landmarks.image, used, side),
+            }
+    return {}
+
+
+def _addresses(images: Array, rows: Sequence[int], side: int) -> list[str]:
+    return [data_uri(images[row], side) for row in rows]

@@ -1,0 +1,207 @@
+"""Recipes: pipelines/*.yaml read into frozen settings."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc.core import resources
+from krepes_ooc.core.settings import read_settings, setting, unknown_key
+from krepes_ooc.errors import RecipeError, UsageError
+from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
+from krepes_ooc.sources.base import SourceSpec
+from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.stages.registry import BY_NAME, STAGES
+from krepes_ooc.views.spec import ViewSpec
+
+OWN_CODE = "krepes_ooc.network.zoo:"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """The keys of a recipe."""
+
+    recipe: str = setting(about="name of the recipe")
+    source: SourceSpec = setting(about="where samples come from")
+    network: NetworkSpec = setting(about="the frozen network")
+    about: str = setting("", about="one line for people")
+    seed: int = setting(0, about="key of every random draw", minimum=0)
+    views: ViewSpec = setting(ViewSpec(), about="how views are drawn")
+    stages: dict[str, Any] = setting({}, about="settings of single stages")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One audit, declared: what is run, on what, with which settings.
+
+    Args:
+        name: also the default workspace.
+        about: one line for people.
+        seed: key of every random draw.
+        source: where samples come from.
+        network: what is audited.
+        views: how views are drawn.
+        settings: settings of every stage by name.
+        base: folder that relative paths start from.
+        text: the recipe as it was read, overrides included.
+    """
+
+    name: str
+    about: str
+    seed: int
+    source: SourceSpec
+    network: NetworkSpec
+    views: ViewSpec
+    settings: Mapping[str, Any]
+    base: Path
+    text: str
+
+    @property
+    def code(self) -> frozenset[str]:
+        """Python code that a run loads and that is not krepes' own, files with their folder."""
+        return self.code_of_data | self._others([self.network.factory])
+
+    @property
+    def code_of_data(self) -> frozenset[str]:
+        """What of it runs when the inputs are only compared: a factory's file is then hashed."""
+        source = self.source.factory if self.source.kind == "factory" else ""
+        place, _, _ = self.network.factory.rpartition(":")
+        package = "" if place.endswith(".py") or "." not in place else self.network.factory
+        return self._others([source, self.views.function, package])
+
+    def _others(self, names: Iterable[str]) -> frozenset[str]:
+        return frozenset(self._whole(n) for n in names if n and not n.startswith(OWN_CODE))
+
+    def _whole(self, name: str) -> str:
+        place, _, function = name.rpartition(":")
+        if not place.endswith(".py"):
+            return name
+        return f"{(self.base / place).resolve()}:{function}"
+
+    @classmethod
+    def load(cls, name: str, overrides: Iterable[str] = ()) -> Recipe:
+        """Read a shipped recipe by name, or any YAML file by path.
+
+        Args:
+            name: ``digits``, or ``path/to/mine.yaml``. Relative paths in a file start from its
+                folder, those of a shipped recipe from the current folder.
+            overrides: ``key.key=value`` texts, as ``--set`` takes them.
+
+        Raises:
+            UsageError: no such recipe or file.
+            RecipeError: an unknown key or a value that is not allowed.
+        """
+        path, base = _locate(name)
+        return cls._read(resources.load_yaml(path), base, path.name, overrides)
+
+    @classmethod
+    def parse(cls, text: str, base: Path, where: str, overrides: Iterable[str] = ()) -> Recipe:
+        """Read a recipe from its text.
+
+        Args:
+            text: YAML.
+            base: folder that relative paths start from.
+            where: what the text is, for messages.
+            overrides: ``key.key=value`` texts, as ``--set`` takes them.
+
+        Raises:
+            UsageError: an override has another form.
+            RecipeError: an unknown key or a value that is not allowed.
+        """
+        values = resources.parse_value(text)
+        if not isinstance(values, dict):
+            raise RecipeError("no mapping at the top", where=where, expected="keys with values")
+        return cls._read(values, base, where, overrides)
+
+    @classmethod
+    def _read(
+        cls, values: dict[str, Any], base: Path, where: str, overrides: Iterable[str]
+    ) -> Recipe:
+        for override in overrides:
+            _override(values, override)
+        file = read_settings(RecipeFile, values, where)
+        if not NAME.fullmatch(file.recipe):
+            raise RecipeError(
+                f"recipe name {file.recipe!r}",
+                where=where,
+                expected="letters, digits, - and _, at most 64",
+            )
+        for stage in file.stages:
+            if stage not in BY_NAME:
+                raise unknown_key(stage, list(BY_NAME), f"{where}.stages")
+        return cls(
+            name=file.recipe,
+            about=file.about,
+            seed=file.seed,
+            source=file.source,
+            network=file.network,
+            views=file.views,
+            settings={
+                stage.name: read_settings(
+                    stage.settings, file.stages.get(stage.name), f"{where}.stages.{stage.name}"
+                )
+                for stage in STAGES
+            },
+            base=base,
+            text=resources.dump_yaml(values),
+        )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Stages of this recipe in order; the demo trainer only where the weights ask for it."""
+        trained = self.network.weights == PRETRAIN
+        return tuple(stage for stage in STAGES if trained or stage.name != PRETRAIN)
+
+
+def copy_recipe(name: str, target: Path) -> None:
+    """Copy a shipped recipe to a new file, to be edited.
+
+    Raises:
+        UsageError: no such recipe, or the target exists.
+    """
+    source = resources.find("pipelines", name)
+    if target.exists():
+        raise UsageError("the file exists", where=str(target), expected="a new file")
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UsageError(f"cannot write: {error.strerror}", where=str(target)) from error
+
+
+def _locate(name: str) -> tuple[Path, Path]:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError("no such recipe file", where=name, expected="a YAML file")
+        return path, path.resolve().parent
+    known = resources.names("pipelines")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UsageError(
+            f"no recipe {name!r}",
+            expected="one of " + ", ".join(known) + ", or the path of a .yaml file",
+            advice=f"did you mean {near[0]!r}?" if near else "",
+        )
+    return resources.find("pipelines", name), Path.cwd()
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Apply one ``a.b.c=value`` to the parsed recipe."""
+    keys, equals, value = text.partition("=")
+    path = keys.strip().split(".")
+    if not equals or not all(path):
+        raise UsageError(f"{text!r}", where="--set", expected="key.key=value")
+    at: Any = values
+    for key in path[:-1]:
+        if at.get(key) is None:
+            at[key] = {}
+        at = at[key]
+        if not isinstance(at, dict):
+            raise UsageError(f"{key!r} holds a value", where=f"--set {keys}", expected="a mapping")
+    at[path[-1]] = resources.parse_value(value)

@@ -1,0 +1,115 @@
+"""What ran here, when, on what machine and with what outcome: one small record for each run."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc.core.files import to_json, write_atomic
+from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.engine import machine
+from krepes_ooc.errors import KrepesError
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.storage.workspace import Workspace
+
+FOLDER = "runs"
+LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
+
+
+@contextlib.contextmanager
+def recorded(space: Workspace, options: Options, summary: Summary) -> Iterator[None]:
+    """Write the record of a run when it ends, however it ends; a run that did nothing leaves none.
+
+    A record that cannot be written fails no run: it is for people, and nothing reads it back to
+    decide anything.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    begun, cpu = time.monotonic(), time.process_time()
+    outcome = "killed by an unexpected error"
+    try:
+        yield
+        outcome = "done"
+    except KrepesError as error:
+        outcome = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        facts = {
+            "begun": now.isoformat(timespec="seconds"),
+            "outcome": outcome,
+            "ran": summary.ran,
+            "seconds": time.monotonic() - begun,
+            "cpu_seconds": time.process_time() - cpu,
+            "peak_bytes": machine.peak_bytes(),
+            "options": {
+                key: getattr(value, "name", None) or to_mapping(value)
+                for key, value in vars(options).items()
+                if value is not None
+            },
+            "machine": _machine(),
+            "versions": _versions(),
+        }
+        if summary.ran or outcome != "done":
+            name = f"{now:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
+            with contextlib.suppress(KrepesError, OSError):
+                data = (to_json(facts) + "\n").encode()
+                (space.private / FOLDER).mkdir(exist_ok=True)
+                write_atomic(
+                    space.private / FOLDER / name, data, space.private / "temp", sync=False
+                )
+
+
+def read_last(space: Workspace) -> dict[str, Any] | None:
+    """The record of the last run, or None if there is none that can be read."""
+    for path in sorted((space.private / FOLDER).glob("*.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+    return None
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "cores": machine.cores(),
+        "memory_available": machine.available_bytes(),
+        "numerics": machine.numerics(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: machine.library_version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **versions}
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Args:
+        workspace: its folder.
+        ran: stages that were sealed, in order.
+        skipped: stages that were sealed before.
+        left: stages of the recipe that are not sealed.
+        seconds: wall time.
+        peak_bytes: largest resident memory of the process.
+        trusted: whether the Newton step may be believed; None while there is none.
+        shard: what was computed of one stage, if not all of it.
+    """
+
+    workspace: Path
+    ran: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    trusted: bool | None = None
+    shard: str = ""

@@ -1,0 +1,105 @@
+"""What a workspace holds: the state of every stage, and whether its bytes are whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.errors import DamageError, KrepesError, UsageError
+from krepes_ooc.runner import preflight
+from krepes_ooc.runner.audit import Audit, remembered_recipe
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.repair import cache_damage
+from krepes_ooc.runner.run_history import read_last
+from krepes_ooc.runner.staleness import StageState, units_on_disk
+from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.stages.registry import STAGES
+from krepes_ooc.storage.verify import Verification, verify
+from krepes_ooc.storage.workspace import Workspace
+
+
+def read_status(
+    name: str | None, workspace: Path | str, overrides: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """State of every stage, as plain values; takes no lock.
+
+    Args:
+        name: recipe to compare with; None: the one that was last run in the workspace.
+        workspace: the folder.
+        overrides: as ``--set``.
+
+    Raises:
+        UsageError: no such recipe, or overrides without one.
+        WorkspaceError: the workspace is of another recipe or format.
+    """
+    space, note = Workspace(workspace), ""
+    recipe = Recipe.load(name, overrides) if name else remembered_recipe(space, overrides)
+    rows = []
+    if recipe is not None and name is None and recipe.code_of_data:
+        # Somebody may have sent the workspace: looking at it runs no code that it names.
+        code = min(recipe.code_of_data)
+        note = f"shown without comparison: its recipe, which you have not named, names code, {code}"
+        recipe = None
+    if recipe is not None:
+        preflight.refuse_other_recipe(space, recipe.name)
+        try:
+            rows = [_state_row(space, state) for state in Audit(recipe, space).states().values()]
+        except KrepesError as error:
+            note = f"shown without comparison with the recipe: {error}"
+    if not rows:
+        rows = [_record_row(space, stage) for stage in STAGES]
+    return {
+        "workspace": str(space.root),
+        "recipe": space.recipe(),
+        "stages": rows,
+        "note": note,
+        "last_run": read_last(space),
+    }
+
+
+def verify_workspace(workspace: Path | str, only: str | None = None) -> Verification:
+    """Recompute every checksum of a workspace.
+
+    Args:
+        workspace: the folder.
+        only: one stage or store.
+
+    Raises:
+        UsageError: no such stage or store.
+    """
+    space = Workspace(workspace)
+    chosen = [stage for stage in STAGES if only in (None, stage.name, stage.store)]
+    if not chosen:
+        known = ", ".join(stage.name for stage in STAGES)
+        raise UsageError(f"no store {only!r}", where="--store", expected=f"one of {known}")
+    found = verify(space.record(stage.name, stage.store) for stage in chosen)
+    if only is not None:
+        return found
+    return replace(found, damage=(*found.damage, *cache_damage(space.private)))
+
+
+def _state_row(space: Workspace, state: StageState) -> dict[str, Any]:
+    if state.kind in ("stale", "damaged"):
+        return {"stage": state.stage.name, "state": state.kind, "detail": state.reasons}
+    return _record_row(space, state.stage)
+
+
+def _record_row(space: Workspace, stage: Stage) -> dict[str, Any]:
+    record = space.record(stage.name, stage.store)
+    try:
+        begun, seal = record.begun(), record.seal()
+    except DamageError as error:
+        return {"stage": stage.name, "state": "damaged", "detail": f"{error.where}: {error.what}"}
+    if seal is not None:
+        size, seconds = seal.get("bytes", 0), seal.get("seconds", 0.0)
+        told = {"stage": stage.name, "state": "sealed"}
+        told["detail"] = f"{format_bytes(size)}, {seconds:.1f} s"
+        return {**told, "bytes": size, "seconds": seconds, "peak_bytes": seal.get("peak_bytes")}
+    if begun is None:
+        return {"stage": stage.name, "state": "missing", "detail": ""}
+    total = int(begun.get("units", 0))
+    done = min(units_on_disk(record), total)
+    told = {"stage": stage.name, "state": "begun", "detail": f"{done} of {total} units on disk"}
+    return {**told, "done": done, "total": total}

@@ -1,0 +1,284 @@
+"""Images and vectors held in one array, and the digits that come with scikit-learn."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.digests import canonical_digest, file_sha256, unreadable
+from krepes_ooc.errors import SourceError, UsageError
+from krepes_ooc.sources.array_rows import MemoryRows, Rows, bank_positions, check_finite
+from krepes_ooc.sources.base import (
+    Column,
+    Float32,
+    Float64,
+    Int64,
+    SampleKind,
+    SourceSpec,
+    check_positions,
+)
+
+DIGITS_SIDE, DIGITS_LEVELS = 8, 16.0
+CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Label codes [sample], -1 where missing, and the names of the codes."""
+
+    codes: Int64
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How raw pixels become the network's input: ``(raw / full - mean) / std``.
+
+    Args:
+        full: raw value of a full-scale pixel.
+        mean: mean of each channel after division, or () for 0.
+        std: standard deviation of each channel after division, or () for 1.
+    """
+
+    full: float
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __call__(self, raw: npt.NDArray[Any]) -> Float32:
+        """Scaled float32 values, shape kept."""
+        scaled: npt.NDArray[Any] = raw.astype(np.float32) / np.float32(self.full)
+        if self.mean:
+            scaled = scaled - np.asarray(self.mean, dtype=np.float32)
+        if self.std:
+            scaled = scaled / np.asarray(self.std, dtype=np.float32)
+        return np.asarray(scaled, dtype=np.float32)
+
+
+class ArraySource:
+    """Samples [sample, ...] of one array, shown to the network as they are.
+
+    Args:
+        rows: the array.
+        labels: label codes of the rows, or None.
+        identity: what identifies the files, as JSON; ``name`` is used in messages.
+        sample_names: the user's names, by default the positions.
+    """
+
+    kind: SampleKind = "array"
+    columns: tuple[Column, ...] = ()
+    row_groups: tuple[int, ...] | None = None
+
+    def __init__(
+        self,
+        rows: Rows,
+        labels: Labels | None,
+        identity: dict[str, Any],
+        sample_names: Sequence[str] | None = None,
+    ) -> None:
+        self._rows, self._names = rows, sample_names
+        self._identity = {key: value for key, value in identity.items() if key != "labels"}
+        self._label_identity = identity.get("labels")
+        self._where = str(identity.get("name", "source"))
+        self.n_samples = rows.shape[0]
+        if not self.n_samples:
+            raise SourceError("no samples", where=self._where, expected="at least one")
+        if labels is not None and len(labels.codes) < self.n_samples:
+            raise SourceError(
+                f"{len(labels.codes)} labels for {self.n_samples} samples",
+                where=self._where,
+                expected="one label for each sample",
+            )
+        self._codes = labels.codes if labels else None
+        self.classes = labels.classes if labels else ()
+        self.input_shape = tuple(rows.shape[1:])
+        self.resident_bytes = rows.resident_bytes + (8 * self.n_samples if labels else 0)
+        self.warnings: tuple[str, ...] = ()
+
+    def read(self, positions: Int64) -> npt.NDArray[Any]:
+        """Raw samples [sample, ...].
+
+        Raises:
+            DataError: a value is NaN or infinite, or the file changed.
+            UsageError: a position lies outside the source.
+        """
+        positions = check_positions(positions, self.n_samples)
+        raw = self._rows.take(positions)
+        check_finite(raw, positions, self._where)
+        return raw
+
+    def read_text(self, texts: list[str]) -> npt.NDArray[Any]:
+        """Raw samples [sample, ...] of new texts, by the user's data set.
+
+        Raises:
+            UsageError: the source has no way from text to a sample.
+            DataError: the data set's ``from_text`` fails or gives another shape.
+        """
+        read = getattr(self._rows, "from_text", None)
+        if read is None:
+            raise UsageError(
+                "this source takes no text",
+                where=self._where,
+                expected="a factory whose data set has from_text(text)",
+            )
+        return np.asarray(read(texts))
+
+    def labels(self, positions: Int64) -> Int64:
+        """Codes of ``classes`` [sample], -1 where there is none."""
+        positions = check_positions(positions, self.n_samples)
+        if self._codes is None:
+            return np.full(positions.shape, -1, dtype=np.int64)
+        return self._codes[positions]
+
+    def names(self, positions: Int64) -> list[str]:
+        """The user's names, by default the positions as text."""
+        places: list[int] = check_positions(positions, self.n_samples).tolist()
+        return [self._names[i] if self._names else str(i) for i in places]
+
+    def encode(self, raw: npt.NDArray[Any]) -> Float32:
+        """Network input float32 [sample, ...]: the raw values."""
+        return np.asarray(raw, dtype=np.float32)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The files' identity, rows used and shape."""
+        return self._identity | {
+            "rows": self.n_samples,
+            "shape": list(self._rows.shape[1:]),
+            "dtype": str(self._rows.dtype),
+        }
+
+    def label_fingerprint(self) -> dict[str, Any]:
+        """Where the labels come from, the classes, and sha256 of codes and names."""
+        codes = b"" if self._codes is None else self._codes[: self.n_samples].tobytes()
+        return {
+            "file": self._label_identity,
+            "classes": list(self.classes),
+            "sha256": hashlib.sha256(codes).hexdigest(),
+            "names": canonical_digest(list(self._names or ())[: self.n_samples]),
+        }
+
+
+class VectorSource(ArraySource):
+    """Vectors [sample, column]: numbers without names, with what table views draw from."""
+
+    @cached_property
+    def bank(self) -> Float64:
+        """Rows drawn by a keyed hash, float64 [row, column]."""
+        return np.asarray(self.read(bank_positions(self.n_samples)), dtype=np.float64)
+
+    @cached_property
+    def spread(self) -> Float64:
+        """Standard deviation of each column over the bank."""
+        return np.asarray(self.bank.std(axis=0))
+
+
+class ImageSource(ArraySource):
+    """Images [sample, y, x, channel], shown to the network scaled and with channels first."""
+
+    kind: SampleKind = "image"
+
+    def __init__(
+        self,
+        rows: Rows,
+        labels: Labels | None,
+        identity: dict[str, Any],
+        scaling: Scaling,
+        sample_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(rows, labels, identity, sample_names)
+        self.scaling = scaling
+        height, width, channels = rows.shape[1:]
+        self.input_shape = (channels, height, width)
+
+    def encode(self, raw: npt.NDArray[Any]) -> Float32:
+        """Network input float32 [sample, channel, y, x], scaled."""
+        return np.ascontiguousarray(np.moveaxis(self.scaling(raw), -1, 1))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The files' identity, rows used, shape and scaling."""
+        scaling = [self.scaling.full, list(self.scaling.mean), list(self.scaling.std)]
+        return super().fingerprint() | {"scaling": scaling}
+
+
+def array_source(
+    spec: SourceSpec,
+    rows: Rows,
+    labels: Labels | None,
+    identity: dict[str, Any],
+    sample_names: Sequence[str] | None = None,
+) -> ArraySource:
+    """The kind of source that an array's shape and type ask for.
+
+    uint8 [sample, y, x, channel], and floats of that shape within [0, 1], are images (1, 3 or 4
+    channels); [sample, column] are vectors; all else is taken as it is.
+
+    Raises:
+        SourceError: no samples, values that are no numbers, fewer labels than samples, or an image
+            scaling that does not fit.
+    """
+    if rows.dtype.kind not in "uif" or len(rows.shape) < 2:
+        raise SourceError(
+            f"{rows.dtype} values of shape {list(rows.shape)}",
+            where=str(identity.get("name", "source")),
+            expected="numbers [sample, ...]",
+        )
+    if len(rows.shape) == 4 and rows.shape[3] in CHANNELS and rows.dtype.kind in "uf":
+        full = 255.0 if rows.dtype == np.uint8 else 1.0
+        scaling = check_scaling(spec, full, rows.shape[3])
+        return ImageSource(rows, labels, identity, scaling, sample_names)
+    if spec.mean or spec.std:
+        raise SourceError("mean and std are for images", where="source", expected="no mean or std")
+    if len(rows.shape) == 2:
+        return VectorSource(rows, labels, identity, sample_names)
+    return ArraySource(rows, labels, identity, sample_names)
+
+
+def check_scaling(spec: SourceSpec, full: float, channels: int) -> Scaling:
+    """The declared scaling of images with this many channels.
+
+    Raises:
+        SourceError: mean or std do not fit the channels, or a std is not positive.
+    """
+    for key in ("mean", "std"):
+        given = getattr(spec, key)
+        if given and len(given) != channels:
+            raise SourceError(
+                f"{len(given)} values for {channels} channels",
+                where=f"source.{key}",
+                expected="one for each channel",
+            )
+    if any(value <= 0 for value in spec.std):
+        raise SourceError("a value is not positive", where="source.std", expected="values above 0")
+    return Scaling(full, spec.mean, spec.std)
+
+
+def open_digits(spec: SourceSpec) -> ImageSource:
+    """The 1,797 handwritten digits (8 x 8, 16 levels) that come with scikit-learn.
+
+    The file is read without importing scikit-learn.
+
+    Raises:
+        SourceError: scikit-learn is not installed or its file is damaged.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise SourceError(
+            "scikit-learn is not installed", where="source", advice="pip install scikit-learn"
+        )
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        lines = np.loadtxt(path, delimiter=",", dtype=np.uint8, max_rows=spec.limit, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    pixels = lines[:, :-1].reshape(-1, DIGITS_SIDE, DIGITS_SIDE, 1).copy()
+    labels = Labels(lines[:, -1].astype(np.int64), tuple("0123456789"))
+    identity = {"kind": "digits", "name": path.name, "sha256": file_sha256(path)}
+    scaling = check_scaling(spec, DIGITS_LEVELS, 1)
+    return ImageSource(MemoryRows(pixels), labels, identity, scaling)

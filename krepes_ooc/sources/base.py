@@ -1,0 +1,198 @@
+"""What a source of samples is: its declaration, its columns and the operations of every kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.settings import setting
+from krepes_ooc.errors import SourceError, UsageError
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+BUFFER_BYTES = 256 * 2**20
+SampleKind = Literal["table", "image", "array", "text"]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """The recipe key ``source``: where samples come from and which columns the network sees."""
+
+    kind: Literal["digits", "table", "idx", "arrays", "images", "factory"] = setting(
+        about="what the source is"
+    )
+    path: str = setting("", about="file or folder, relative to the recipe")
+    labels: str = setting("", about="file of labels beside an idx or array file")
+    classes: tuple[str, ...] = setting((), about="names of the labels 0, 1, 2 ... of that file")
+    label: str = setting("", about="column of labels, never shown to the network")
+    name: str = setting("", about="column with the user's own sample names")
+    exclude: tuple[str, ...] = setting((), about="columns that are never read")
+    audit_only: tuple[str, ...] = setting((), about="columns audited, never shown to the network")
+    categorical: tuple[str, ...] = setting((), about="columns to take as categories")
+    numeric: tuple[str, ...] = setting((), about="columns to take as numbers")
+    header: bool = setting(True, about="whether the first line of a CSV file names the columns")
+    delimiter: str = setting("", about="separator of a CSV file; default comma, tab for .tsv")
+    limit: int | None = setting(None, about="use the first rows only", minimum=1)
+    order: Literal["shuffled", "source"] = setting("shuffled", about="order of the store rows")
+    array: str = setting("", about="name of the array inside an npz, hdf5 or zarr store")
+    label_array: str = setting("", about="name of the label array inside such a store")
+    size: int | None = setting(None, about="side of the square every image is scaled to", minimum=1)
+    mean: tuple[float, ...] = setting((), about="mean of each image channel scaled to [0, 1]")
+    std: tuple[float, ...] = setting((), about="standard deviation of each image channel")
+    factory: str = setting("", about="module:callable that returns a map-style dataset")
+    fetch: str = setting("", about="what to type if the file is not there, shown in the error")
+    arguments: dict[str, Any] = setting({}, about="of the factory")
+
+
+_EVERYWHERE = {"fetch", "kind", "limit", "order"}
+_IMAGE = {"mean", "std"}
+_USED_KEYS = {
+    "digits": _IMAGE,
+    "table": {
+        "path",
+        "label",
+        "name",
+        "exclude",
+        "audit_only",
+        "categorical",
+        "numeric",
+        "header",
+        "delimiter",
+    },
+    "idx": {"path", "labels", "classes", *_IMAGE},
+    "arrays": {"path", "labels", "classes", "array", "label_array", *_IMAGE},
+    "images": {"path", "size", *_IMAGE},
+    "factory": {"factory", "arguments", *_IMAGE},
+}
+
+
+def check_keys(spec: SourceSpec) -> None:
+    """Refuse a key that the declared kind of source does not read.
+
+    Raises:
+        SourceError: the key and the keys that this kind reads.
+    """
+    used = _USED_KEYS[spec.kind] | _EVERYWHERE
+    untouched = SourceSpec(kind=spec.kind)
+    for field in dataclasses.fields(spec):
+        given = getattr(spec, field.name)
+        if field.name not in used and given != getattr(untouched, field.name):
+            raise SourceError(
+                f"key {field.name!r} means nothing for kind {spec.kind!r}",
+                where="source",
+                expected="only " + ", ".join(sorted(used)),
+            )
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Args:
+        name: the column's name in the file.
+        kind: numeric, or categorical with float64 codes.
+        shown: whether the network sees it; if not, it is only audited.
+        categories: names of the codes 0, 1, ... in order; () for numbers.
+        mean: mean over all rows (numbers).
+        std: standard deviation over all rows, 1 for a constant column (numbers).
+        low: 1 % quantile (numbers).
+        high: 99 % quantile (numbers).
+        sha256: of its values, as numbers or as texts.
+    """
+
+    name: str
+    kind: Literal["numeric", "categorical"]
+    shown: bool = True
+    categories: tuple[str, ...] = ()
+    mean: float = 0.0
+    std: float = 1.0
+    low: float = 0.0
+    high: float = 0.0
+    sha256: str = ""
+
+
+class Source(Protocol):
+    """Samples by position; every method is safe to call from several threads.
+
+    ``columns`` and ``classes`` are () where there are none; ``row_groups`` is None where random
+    access is cheap; ``resident_bytes`` is the most memory that the source keeps for itself.
+    """
+
+    kind: SampleKind
+    n_samples: int
+    columns: tuple[Column, ...]
+    classes: tuple[str, ...]
+    row_groups: tuple[int, ...] | None
+    input_shape: tuple[int, ...]
+    resident_bytes: int
+    warnings: tuple[str, ...]
+
+    def read(self, positions: Int64) -> npt.NDArray[Any]:
+        """Raw samples [sample, ...] at these positions of the source."""
+
+    def labels(self, positions: Int64) -> Int64:
+        """Label codes [sample], indices into ``classes``; -1 where there is none."""
+
+    def names(self, positions: Int64) -> list[str]:
+        """The user's names of the samples, by default their positions."""
+
+    def encode(self, raw: npt.NDArray[Any]) -> Float32:
+        """The network's input [sample, ...] for raw samples."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the samples that the network sees, as JSON: rows, sha256, schema."""
+
+    def label_fingerprint(self) -> dict[str, Any]:
+        """What identifies all else that people see of them: labels, names, columns not shown."""
+
+
+class Tabular(Source, Protocol):
+    """A source whose raw samples are rows of columns, with what views draw from.
+
+    ``bank`` float64 [row, column] holds rows drawn by a keyed hash; ``spread`` float64 [column] is
+    the standard deviation of a number and 0 for a category.
+    """
+
+    bank: Float64
+    spread: Float64
+
+
+def locate(path: str, base: Path, key: str = "path", *, folder: bool = False) -> Path:
+    """The file (or folder) that a recipe names, relative to the recipe's folder.
+
+    Raises:
+        SourceError: the key is empty, or nothing of that sort is there.
+    """
+    if not path:
+        raise SourceError(f"key {key!r} is missing", where="source", expected="a path")
+    found = (base / Path(path).expanduser()).absolute()
+    if not (found.is_dir() if folder else found.is_file()):
+        sort = "folder" if folder else "file"
+        raise SourceError(
+            f"no such {sort}",
+            where=str(found),
+            expected=f"an existing {sort}",
+            advice="paths are relative to the recipe",
+        )
+    return found
+
+
+def check_positions(positions: Int64, n_samples: int) -> Int64:
+    """The positions as int64.
+
+    Raises:
+        UsageError: a position lies outside the source.
+    """
+    positions = np.asarray(positions, dtype=np.int64)
+    outside = positions[(positions < 0) | (positions >= n_samples)]
+    if outside.size:
+        raise UsageError(
+            f"no sample {int(outside[0])}", where="source", expected=f"0 to {n_samples - 1}"
+        )
+    return positions

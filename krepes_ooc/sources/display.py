@@ -1,0 +1,71 @@
+"""What people see of samples: names, labels, table rows and pictures, as the stores keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.sources.base import Source
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Arrays of some samples for a store, the sizes of their dims and the texts behind codes."""
+
+    arrays: dict[str, npt.NDArray[Any]]
+    sizes: dict[str, int]
+    array_attributes: dict[str, Mapping[str, Any]]
+
+
+def show(source: Source, sample_id: Ids) -> Shown:
+    """Read the samples and put them in the form of the stores landmarks and audited."""
+    raw = source.read(sample_id)
+    names = source.names(sample_id)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "sample_id": sample_id,
+        "sample_name": np.arange(len(names), dtype=np.int64),
+        "label": source.labels(sample_id).astype(np.int64),
+    }
+    sizes: dict[str, int] = {}
+    if source.kind == "table":
+        arrays["values"] = np.asarray(raw, dtype=np.float64)
+        sizes["column"] = raw.shape[1]
+    elif source.kind == "image":
+        arrays["image"] = picture(raw)
+        sizes |= dict(zip(("y", "x", "channel"), arrays["image"].shape[1:], strict=True))
+    texts: dict[str, Mapping[str, Any]] = {
+        "sample_name": {"categories": list(names)},
+        "label": {"categories": list(source.classes)},
+    }
+    return Shown(arrays, sizes, texts)
+
+
+def picture(raw: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Images [sample, y, x, channel] as uint8; other scales are stretched over 0 to 255."""
+    if raw.dtype == np.uint8 and raw.size and raw.max() > 16:
+        return raw
+    values = raw.astype(np.float64)
+    low, high = (values.min(), values.max()) if values.size else (0.0, 1.0)
+    stretched = (values - low) / (high - low if high > low else 1.0)
+    return np.asarray(np.round(255 * stretched), dtype=np.uint8)
+
+
+def describe_columns(source: Source) -> list[dict[str, Any]]:
+    """Name, kind, categories and robust range of every table column."""
+    return [
+        {
+            "name": column.name,
+            "kind": column.kind,
+            "shown": column.shown,
+            "categories": list(column.categories),
+            "low": column.low,
+            "high": column.high,
+        }
+        for column in source.columns
+    ]

@@ -1,0 +1,156 @@
+"""Folders of images as a source, decoded one by one with Pillow (extra ``images``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.digests import stat_seal
+from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.sources.array_rows import check_unchanged
+from krepes_ooc.sources.arrays import ArraySource, Labels, array_source
+from krepes_ooc.sources.base import Int64, SourceSpec, locate
+from krepes_ooc.sources.cache import folder_sha256
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class ImageFileRows:
+    """Rows that are image files; every one is decoded when it is read.
+
+    Args:
+        folder: where the names begin.
+        files: names relative to the folder.
+        seals: ``stat_seal`` of each file when the folder was opened.
+        mode: Pillow's mode, L or RGB.
+        side: side to scale to, or None if all images must have the shape of the first.
+        shape: samples, y, x, channel.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    seals: tuple[tuple[int, int, int, int], ...]
+    mode: str
+    side: int | None
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Always uint8."""
+        return np.dtype(np.uint8)
+
+    @property
+    def resident_bytes(self) -> int:
+        """The names, roughly."""
+        return 300 * len(self.files)
+
+    def take(self, positions: Int64) -> npt.NDArray[Any]:
+        """Decoded images uint8 [sample, y, x, channel].
+
+        Raises:
+            DataError: a file changed, cannot be decoded, or has another shape.
+        """
+        made = np.empty((len(positions), *self.shape[1:]), dtype=np.uint8)
+        for place, position in enumerate(positions.tolist()):
+            path = self.folder / self.files[position]
+            check_unchanged(path, self.seals[position])
+            pixels = decode(path, self.mode, self.side)
+            if pixels.shape != self.shape[1:]:
+                raise DataError(
+                    f"image of {pixels.shape[0]} x {pixels.shape[1]} pixels",
+                    where=str(path),
+                    expected=f"{self.shape[1]} x {self.shape[2]} as in the first image",
+                    advice="set source.size to scale all images to one square",
+                )
+            made[place] = pixels
+        return made
+
+
+def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
+    """All images under a folder in the order of their names; sub-folders, if any, are the classes.
+
+    An image is cropped to its central square and scaled if ``size`` is set. The first image decides
+    whether all are read as grey or as colour.
+
+    Raises:
+        SourceError: no such folder, no image in it, or Pillow is not installed.
+        DataError: the first image cannot be decoded.
+    """
+    folder = locate(spec.path, base, folder=True)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+    files = files[: spec.limit]
+    if not files:
+        raise SourceError(
+            "no images", where=str(folder), expected="files named " + ", ".join(sorted(SUFFIXES))
+        )
+    seals = tuple(stat_seal(folder / name) for name in files)
+    mode = "L" if _mode(folder / files[0]) in ("1", "L", "LA", "I;16") else "RGB"
+    shape = decode(folder / files[0], mode, spec.size).shape
+    rows = ImageFileRows(folder, tuple(files), seals, mode, spec.size, (len(files), *shape))
+    identity = {
+        "kind": "images",
+        "name": folder.name,
+        "sha256": folder_sha256(folder, files, seals, cache),
+        "size": spec.size,
+        "mode": mode,
+    }
+    return array_source(spec, rows, _folder_labels(files), identity, files)
+
+
+def decode(path: Path, mode: str, side: int | None) -> npt.NDArray[np.uint8]:
+    """Pixels uint8 [y, x, channel] of one image.
+
+    Raises:
+        DataError: the file is no image, is damaged, or is too large to be decoded safely.
+        SourceError: Pillow is not installed.
+    """
+    pillow = _import_pillow()
+    try:
+        with pillow.Image.open(path) as image:
+            image = pillow.ImageOps.exif_transpose(image).convert(mode)
+            if side:
+                image = pillow.ImageOps.fit(image, (side, side), pillow.Image.Resampling.BILINEAR)
+            pixels = np.asarray(image, dtype=np.uint8)
+    except Exception as error:  # Pillow raises whatever its many decoders raise
+        raise DataError(
+            f"cannot be decoded: {type(error).__name__}: {error}",
+            where=str(path),
+            expected="an image",
+            advice="repair or remove the file",
+        ) from error
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _mode(path: Path) -> str:
+    try:
+        with _import_pillow().Image.open(path) as image:
+            return str(image.mode)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be decoded: {error}", where=str(path)) from error
+
+
+def _folder_labels(files: list[str]) -> Labels | None:
+    """The first sub-folder is the class; an image outside any has no label."""
+    groups = [name.split("/")[0] if "/" in name else "" for name in files]
+    classes = tuple(sorted({group for group in groups if group}))
+    if not classes:
+        return None
+    code = {name: index for index, name in enumerate(classes)}
+    return Labels(np.asarray([code.get(group, -1) for group in groups], dtype=np.int64), classes)
+
+
+def _import_pillow() -> Any:
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise SourceError(
+            "image files need Pillow", where="source", advice="pip install 'krepes-ooc[images]'"
+        ) from error
+    return PIL

@@ -1,0 +1,206 @@
+"""Samples that are not in the source: read from a file in the form that the source has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.errors import DataError, UsageError
+from krepes_ooc.sources.arrays import ArraySource, ImageSource
+from krepes_ooc.sources.base import Column, Int64, Source, SourceSpec
+from krepes_ooc.sources.image_folder import SUFFIXES, decode
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MOST_NAMED = 12
+READ_TABLE = ".json, .csv or .tsv"
+
+
+@dataclass(frozen=True)
+class NewSamples:
+    """New samples as the source would give them.
+
+    Args:
+        raw: samples [sample, ...], as ``source.read`` gives them.
+        names: what to call them [sample].
+        labels: label codes [sample], -1 where there is none.
+    """
+
+    raw: npt.NDArray[Any]
+    names: list[str]
+    labels: Int64
+
+
+def read_new_samples(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
+    """Read new samples of the source's kind.
+
+    A table takes a .json object (or a list of them), a .csv or .tsv; images take a picture or a
+    .npy; arrays take a .npy or a .json list; text takes a .txt, if the factory's data set turns
+    text into an item by ``from_text``.
+
+    Raises:
+        UsageError: no such file, or a kind of file that this source does not take.
+        DataError: the file holds what the network cannot be shown.
+    """
+    if not path.is_file():
+        raise UsageError("no such file", where=str(path), expected="a file with a new sample")
+    if source.kind == "table":
+        return _table(source, spec, path)
+    assert isinstance(source, ArraySource)
+    suffix = path.suffix.lower()
+    if isinstance(source, ImageSource) and suffix in SUFFIXES:
+        return _named(_picture(source, spec, path), path)
+    if suffix == ".txt" and not isinstance(source, ImageSource):
+        text = " ".join(_text(path).split())
+        return NewSamples(source.read_text([text]), [text], np.full(1, -1, dtype=np.int64))
+    if suffix not in (".npy", ".json"):
+        taken = "a picture or .npy" if isinstance(source, ImageSource) else ".npy, .json or .txt"
+        raise UsageError(f"{suffix or 'no suffix'}", where=str(path), expected=taken)
+    return _named(_shaped(source, _array(path, suffix), path), path)
+
+
+def _named(raw: npt.NDArray[Any], path: Path) -> NewSamples:
+    names = [path.name] if len(raw) == 1 else [f"{path.name} {i}" for i in range(len(raw))]
+    return NewSamples(raw, names, np.full(len(raw), -1, dtype=np.int64))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path), expected="UTF-8") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"is no JSON: {error}", where=str(path)) from error
+
+
+def _array(path: Path, suffix: str) -> npt.NDArray[Any]:
+    try:
+        values = np.load(path, allow_pickle=False) if suffix == ".npy" else np.asarray(_json(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from error
+    if values.dtype.kind not in "uif":
+        raise DataError(f"{values.dtype} values", where=str(path), expected="numbers")
+    if not np.isfinite(values).all():
+        raise DataError("a value is NaN or infinite", where=str(path), expected="finite numbers")
+    return np.asarray(values)
+
+
+def _shaped(source: ArraySource, values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+    """Raw samples [sample, ...]: one sample, or several along the first axis."""
+    shape = source.input_shape
+    if isinstance(source, ImageSource):
+        shape = (*shape[1:], shape[0])
+        if shape[-1] == 1 and values.shape[-2:] == shape[:2]:
+            values = values[..., None]
+        full = source.scaling.full
+        if values.size and not (values.min() >= 0 and values.max() <= full):
+            raise DataError(
+                f"pixels from {values.min():g} to {values.max():g}",
+                where=str(path),
+                expected=f"0 to {full:g}, as in the source",
+            )
+    if values.shape == shape:
+        return values[None]
+    if values.ndim == len(shape) + 1 and values.shape[1:] == shape and len(values):
+        return values
+    raise DataError(
+        f"an array of shape {list(values.shape)}",
+        where=str(path),
+        expected=f"one sample {list(shape)}, or several along a first axis",
+    )
+
+
+def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[Any]:
+    channels, height, width = source.input_shape
+    pixels = decode(path, MODES[channels], spec.size)
+    if pixels.shape[:2] != (height, width):
+        raise DataError(
+            f"image of {pixels.shape[0]} x {pixels.shape[1]} pixels",
+            where=str(path),
+            expected=f"{height} x {width} as in the source",
+            advice="scale the picture first",
+        )
+    full = source.scaling.full
+    return pixels[None] if full == 255 else np.float32(full / 255) * pixels[None].astype(np.float32)
+
+
+def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
+    import pyarrow as pa
+
+    table = _arrow(path)
+    rows = table.num_rows
+    if not rows:
+        raise DataError("no row", where=str(path), expected="at least one")
+    missing = [c.name for c in source.columns if c.shown and c.name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"no column {missing[0]!r}",
+            where=str(path),
+            expected="the columns " + _few([c.name for c in source.columns if c.shown]),
+        )
+    raw = np.full((rows, len(source.columns)), np.nan)
+    for place, column in enumerate(source.columns):
+        if column.name in table.column_names:
+            raw[:, place] = _cells(table.column(column.name).combine_chunks(), column, path)
+    labels = np.full(rows, -1, dtype=np.int64)
+    if spec.label and spec.label in table.column_names:
+        from krepes_ooc.sources.arrow_columns import to_codes
+
+        given = table.column(spec.label).combine_chunks()
+        labels = to_codes(given, pa.array(source.classes, pa.string()))
+    named = spec.name in table.column_names
+    names = [str(n) for n in table.column(spec.name).to_pylist()] if named else []
+    return NewSamples(raw, names or _named(raw, path).names, labels)
+
+
+def _arrow(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".csv", ".tsv"):
+            parse = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
+            return pyarrow.csv.read_csv(path, parse_options=parse)
+        if suffix == ".json":
+            rows = _json(path)
+            rows = [rows] if isinstance(rows, dict) else rows
+            if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+                raise DataError("holds no row", where=str(path), expected='{"column": value, ...}')
+            return pa.Table.from_pylist(rows)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from error
+    raise UsageError(suffix or "no suffix", where=str(path), expected=READ_TABLE)
+
+
+def _cells(values: Any, column: Column, path: Path) -> npt.NDArray[np.float64]:
+    import pyarrow as pa
+
+    from krepes_ooc.sources.arrow_columns import to_codes, to_numbers
+
+    if column.kind == "numeric":
+        return to_numbers(values, column.name, 0, str(path))
+    codes = to_codes(values, pa.array(column.categories, pa.string()))
+    unknown = np.flatnonzero(codes < 0)
+    if unknown.size and column.shown:
+        raise DataError(
+            f"{str(values[int(unknown[0])].as_py())!r} in column {column.name!r}",
+            where=str(path),
+            expected="one of " + _few(list(column.categories)),
+        )
+    return np.where(codes < 0, np.nan, codes.astype(np.float64))
+
+
+def _few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

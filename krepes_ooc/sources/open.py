@@ -1,0 +1,58 @@
+"""Open the source that a recipe declares; its reader is imported on first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from krepes_ooc.errors import SourceError
+from krepes_ooc.sources.base import BUFFER_BYTES, Column, Source, SourceSpec, Tabular, check_keys
+from krepes_ooc.sources.row_order import WINDOW_ROWS, RowOrder
+
+__all__ = ["Column", "Source", "SourceSpec", "Tabular", "open_source", "row_order"]
+
+
+def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
+    """Open the declared source.
+
+    Args:
+        spec: the recipe key ``source``.
+        base: folder of the recipe; paths are relative to it.
+        cache: folder of the workspace for converted files and findings.
+
+    Raises:
+        SourceError: the source cannot be opened as declared.
+        DataError: it holds values that cannot be used.
+    """
+    check_keys(spec)
+    try:
+        return _open(spec, base, cache)
+    except SourceError as error:
+        if not (spec.fetch and error.what.startswith("no such")):
+            raise
+        told = {"where": error.where, "expected": error.expected}
+        raise SourceError(error.what, **told, advice=f"fetch it: {spec.fetch}") from error
+
+
+def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
+    if spec.kind == "table":
+        from krepes_ooc.sources.table import open_table
+
+        return open_table(spec, base, cache)
+    from krepes_ooc.sources import array_files, arrays, image_folder, map_dataset
+
+    if spec.kind == "digits":
+        return arrays.open_digits(spec)
+    if spec.kind == "idx":
+        return array_files.open_idx(spec, base, cache)
+    if spec.kind == "arrays":
+        return array_files.open_arrays(spec, base, cache)
+    if spec.kind == "images":
+        return image_folder.open_images(spec, base, cache)
+    return map_dataset.open_dataset(spec, base)
+
+
+def row_order(source: Source, spec: SourceSpec, seed: int) -> RowOrder:
+    """The order of store rows over a source: windows of a stream fit half its buffer."""
+    row_bytes = 8 * max(1, len(source.columns))
+    window_rows = max(1, min(WINDOW_ROWS, BUFFER_BYTES // (2 * row_bytes)))
+    return RowOrder(source.n_samples, source.row_groups, seed, spec.order, window_rows)

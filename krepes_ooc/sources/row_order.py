@@ -1,0 +1,99 @@
+"""The order of store rows: which sample of the source stands in which row.
+
+A store whose rows keep the order of the source would hold one class after the other for a folder of
+images sorted by class, so rows are shuffled: by a keyed bijection of [0, n) where the source has
+random access, and by shuffled row groups with a bounded buffer where it is a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core import counter_rng
+
+Int64 = npt.NDArray[np.int64]
+WINDOW_ROWS = 65_536
+_GROUPS_STREAM, _WINDOW_STREAM, _ROWS_STREAM = 1, 2, 3
+
+
+class RowOrder:
+    """A keyed bijection of [0, n_samples): store row to position in the source.
+
+    Args:
+        n_samples: rows of the store.
+        row_groups: rows of each row group of a streamed source; None for random access.
+        seed: key of the shuffle.
+        kind: ``shuffled``, or ``source`` for the order of the source.
+        window_rows: most rows of neighbouring row groups that are shuffled together; a single
+            row group may be larger.
+
+    Raises:
+        ValueError: the row groups do not add up to ``n_samples``.
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        row_groups: Sequence[int] | None,
+        seed: int,
+        kind: Literal["shuffled", "source"] = "shuffled",
+        window_rows: int = WINDOW_ROWS,
+    ) -> None:
+        self.n_samples, self.kind, self._seed = n_samples, kind, seed
+        groups = np.asarray([n_samples] if row_groups is None else row_groups, dtype=np.int64)
+        if int(groups.sum()) != n_samples:
+            raise ValueError(f"row groups hold {int(groups.sum())} rows, the source {n_samples}")
+        self._random_access = row_groups is None
+        self._whole = counter_rng.Bijection(n_samples, int(counter_rng.bits(seed, _ROWS_STREAM)))
+        # Row groups in shuffled order: where each begins in the source and in the store.
+        shuffled = np.argsort(
+            counter_rng.bits(seed, _GROUPS_STREAM, np.arange(groups.size)), kind="stable"
+        )
+        self._group_first = (np.cumsum(groups) - groups)[shuffled]
+        self._group_end = np.cumsum(groups[shuffled])
+        self._group_start = self._group_end - groups[shuffled]
+        self._window_end = _window_ends(groups[shuffled], window_rows)
+
+    def positions(self, start: int, stop: int) -> Int64:
+        """Positions in the source of store rows [start, stop), int64 [sample]."""
+        rows = np.arange(start, min(stop, self.n_samples), dtype=np.int64)
+        if self.kind == "source" or not rows.size:
+            return rows
+        if self._random_access:
+            return self._whole(rows)
+        return self._source_position(self._inside_windows(rows))
+
+    def _inside_windows(self, rows: Int64) -> Int64:
+        """Shuffle the rows inside each window of row groups; windows keep their place."""
+        moved = rows.copy()
+        windows = np.searchsorted(self._window_end, rows, side="right")
+        for window in np.unique(windows):
+            first = self._window_end[window - 1] if window else 0
+            size = int(self._window_end[window] - first)
+            shuffle = counter_rng.Bijection(
+                size, int(counter_rng.bits(self._seed, _WINDOW_STREAM, window))
+            )
+            here = windows == window
+            moved[here] = first + shuffle(rows[here] - first)
+        return moved
+
+    def _source_position(self, rows: Int64) -> Int64:
+        group = np.searchsorted(self._group_end, rows, side="right")
+        return np.asarray(self._group_first[group] + rows - self._group_start[group])
+
+
+def _window_ends(groups: Int64, window_rows: int) -> Int64:
+    """Ends of greedy windows: as many whole row groups as hold at most ``window_rows`` rows."""
+    ends: list[int] = []
+    held = total = 0
+    for rows in groups.tolist():
+        if held and held + rows > window_rows:
+            ends.append(total)
+            held = 0
+        held += rows
+        total += rows
+    return np.asarray([*ends, total], dtype=np.int64)

@@ -1,0 +1,190 @@
+"""A user's own Zarr array as a source: decoded once into the cache, a slab of samples at a time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.digests import stat_seal, unreadable
+from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.sources.array_rows import MemoryRows, Rows, choose_array, mapped_rows
+from krepes_ooc.sources.cache import find_kept, folder_sha256, keeping
+
+SUFFIX = ".zarr"
+SLAB_BYTES = 128 * 2**20
+CHUNK_BYTES = 2**30
+MOST_CHUNKS = 2**20
+_METADATA, _CODECS = ("zarr.json", ".zarray"), ("codecs", "filters", "compressor")
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError)
+
+
+def is_zarr(path: str | Path) -> bool:
+    """Whether a path names a Zarr folder."""
+    return Path(path).suffix.lower() == SUFFIX
+
+
+def zarr_sha256(path: Path, array: str, cache: Path) -> str:
+    """sha256 over the files of one array, read again only if their listing changed.
+
+    Args:
+        path: folder of an array or a group.
+        array: its name in the group; empty if there is but one.
+        cache: where the digest is kept.
+
+    Raises:
+        SourceError: no such array, or a file that cannot be read.
+    """
+    folder, _ = _open(path, array)
+    found = (file for file in folder.rglob("*") if file.is_file())
+    files = sorted(file.relative_to(folder).as_posix() for file in found)
+    seals = tuple(stat_seal(folder / name) for name in files)
+    return folder_sha256(folder, files, seals, cache)
+
+
+def zarr_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
+    """Rows of one array, Zarr format 2 or 3; texts stay in memory.
+
+    Chunks of many samples would be decoded again for every sample of a shuffled block, so the
+    array is laid out plainly in the cache, once.
+
+    Raises:
+        SourceError: no such array, a chunk that is not on disk, cannot be decoded or is too large.
+    """
+    folder, data = _open(path, array)
+    if data.dtype.kind not in "uif":
+        return MemoryRows(_texts(folder, data))
+    target = cache / f"unpacked-{sha256[:16]}.raw"
+    kept = find_kept(target)
+    if kept is None:
+        try:
+            with keeping(target) as temporary, temporary.open("wb") as stream:
+                for slab in _slabs(folder, data):
+                    stream.write(slab.data)
+        except OSError as error:
+            raise SourceError(
+                f"cannot be unpacked into the cache: {error}",
+                where=str(folder),
+                expected="a readable array and a writable workspace",
+            ) from error
+        kept = find_kept(target)
+    shape = tuple(map(int, data.shape))
+    if len(shape) == 3 and data.dtype == np.uint8:
+        shape = (*shape, 1)
+    return mapped_rows(target, 0, data.dtype.newbyteorder("="), shape, kept)
+
+
+def _open(path: Path, array: str) -> tuple[Path, Any]:
+    """Folder and zarr.Array of the array that is meant."""
+    import zarr
+
+    try:
+        if _is_array(path):
+            choose_array([""], array, path)
+            return path, zarr.open_array(_without_pickle(path), mode="r")
+        group = zarr.open_group(path, mode="r", use_consolidated=False)
+        arrays = {
+            name: item
+            for name, item in group.members(max_depth=None)
+            if isinstance(item, zarr.Array)
+        }
+    except _DAMAGE as error:
+        raise unreadable(path, error) from error
+    name = choose_array(list(arrays), array, path)
+    return _without_pickle(path / name), arrays[name]
+
+
+def _is_array(path: Path) -> bool:
+    if (path / ".zarray").is_file():
+        return True
+    document = path / "zarr.json"
+    if not document.is_file():
+        return False
+    found = json.loads(document.read_bytes())
+    return isinstance(found, dict) and found.get("node_type") == "array"
+
+
+def _without_pickle(folder: Path) -> Path:
+    """The folder, unless a codec of its array would run code."""
+    for name in (name for name in _METADATA if (folder / name).is_file()):
+        found = json.loads((folder / name).read_bytes())
+        if "pickle" in json.dumps([found.get(key) for key in _CODECS]).lower():
+            raise SourceError(
+                "holds Python objects, which are never loaded",
+                where=str(folder),
+                expected="numbers",
+            )
+    return folder
+
+
+def _texts(folder: Path, data: Any) -> npt.NDArray[Any]:
+    if data.ndim != 1 or data.dtype.kind not in "USTb":
+        raise SourceError(
+            f"{data.dtype} values of shape {list(data.shape)}",
+            where=str(folder),
+            expected="numbers [sample, ...], or texts [sample] as labels",
+        )
+    slabs = list(_slabs(folder, data))
+    if data.dtype.kind == "T":
+        return np.asarray([text for slab in slabs for text in slab.tolist()], dtype=np.str_)
+    return np.concatenate([np.empty(0, data.dtype), *slabs])
+
+
+def _slabs(folder: Path, data: Any) -> Iterator[npt.NDArray[Any]]:
+    """The array in pieces of consecutive samples, each within the rows of one chunk."""
+    grid = tuple(max(1, int(edge)) for edge in data.shards or data.chunks)
+    size, row = data.dtype.itemsize, math.prod(data.shape[1:])
+    if size * math.prod(grid) > CHUNK_BYTES:
+        raise SourceError(
+            f"a chunk of {size * math.prod(grid):,} bytes",
+            where=str(folder),
+            expected=f"chunks of at most {CHUNK_BYTES:,} bytes",
+            advice="write the array again in smaller chunks",
+        )
+    step = min(grid[0], max(1, SLAB_BYTES // max(1, size * row)))
+    plain = data.dtype.newbyteorder("=") if data.dtype.kind in "uif" else None
+    for start in range(0, data.shape[0], grid[0]):
+        _check_chunks(folder, data, grid, start // grid[0])
+        stop = min(start + grid[0], data.shape[0])
+        for first in range(start, stop, step):
+            found = _decoded(folder, data, first, min(first + step, stop))
+            yield np.ascontiguousarray(found, plain)
+
+
+def _decoded(folder: Path, data: Any, start: int, stop: int) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(data[start:stop])
+    except Exception as error:  # codecs raise whatever their many libraries raise
+        raise DataError(
+            f"samples {start} to {stop - 1} cannot be decoded: {type(error).__name__}: {error}",
+            where=str(folder),
+            expected="undamaged chunks",
+            advice="restore the array from where it came",
+        ) from error
+
+
+def _check_chunks(folder: Path, data: Any, grid: tuple[int, ...], row: int) -> None:
+    """Refuse chunks that are not on disk: they would read as the fill value."""
+    counts = [-(-size // edge) for size, edge in zip(data.shape[1:], grid[1:], strict=True)]
+    if math.prod(counts) > MOST_CHUNKS:
+        raise SourceError(
+            f"one sample lies in {math.prod(counts):,} chunks",
+            where=str(folder),
+            expected=f"at most {MOST_CHUNKS:,}",
+            advice="write the array again in larger chunks",
+        )
+    for rest in itertools.product(*map(range, counts)):
+        key = data.metadata.encode_chunk_key((row, *rest))
+        if not (folder / key).is_file():
+            raise SourceError(
+                f"chunk {key} is not on disk and would read as the fill value",
+                where=str(folder),
+                expected="every chunk as a file",
+                advice="if it holds nothing else, write it with write_empty_chunks=True",
+            )

@@ -1,0 +1,1 @@
+"""Stage alignment: alignment gaps of columns and groups, influence -> alignment."""

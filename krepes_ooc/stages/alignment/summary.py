@@ -1,0 +1,88 @@
+"""What the audit found as plain lines of text, for the terminal and for logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.rendering.measured import ALIGNMENT_CONTROLS, Groups
+from krepes_ooc.rendering.panels.groups import own_share
+
+NAME = 24
+MAX_LINES = 5
+HEADS = {
+    "gap": "gap",
+    "stderr": "s.e.",
+    **{name: ALIGNMENT_CONTROLS[name][0] for name in ("chance", "kernel_only", "by_inputs")},
+}
+
+
+def alignment_lines(
+    arrays: Mapping[str, npt.NDArray[np.float64]], attributes: Mapping[str, Any]
+) -> list[str]:
+    """The largest alignment gaps, and whether the kernel alone says the same.
+
+    Args:
+        arrays: those of the store, each [column].
+        attributes: those of the store.
+    """
+    names = attributes["columns"]
+    if not names:
+        return ["alignment: the source has no columns and no labels to compare"]
+    shown = [name for name in HEADS if name in arrays]
+    known = np.array([name not in attributes["notes"] for name in names])
+    ranked = np.flatnonzero(known)[np.argsort(-arrays["gap"][known], kind="stable")]
+    order = np.concatenate([ranked[:MAX_LINES], np.flatnonzero(~known)[:MAX_LINES]])
+    lines = [
+        f"alignment of the top {attributes['top']} landmarks ({attributes['measure']}); "
+        "gap: 0 = no more than any landmark, 1 = always",
+        f"{'column':<{NAME}} " + " ".join(f"{HEADS[name]:>11}" for name in shown),
+    ]
+    for i in order.tolist():
+        if not known[i]:
+            lines.append(f"{_short(names[i]):<{NAME}} not defined: {attributes['notes'][names[i]]}")
+            continue
+        lines.append(
+            f"{_short(names[i]):<{NAME}} " + " ".join(f"{arrays[name][i]:11.3f}" for name in shown)
+        )
+    if len(names) > len(order):
+        left = len(names) - len(order)
+        lines.append(f"and {left} columns with smaller gaps; the report has every control")
+    return [*lines, _same(arrays, known)]
+
+
+def group_lines(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One line a group table: how far the top landmarks are of the sample's own group."""
+    lines = []
+    for name, kept in groups.items():
+        table = Groups.from_attributes(kept)
+        own, chance = own_share(table)
+        if not np.isfinite(own):
+            lines.append(f"groups of {_short(name)}: {table.note or 'no sample is in any'}")
+            continue
+        lines.append(
+            f"groups of {_short(name)}: {100 * own:.0f} % of the influence on a sample lies on its "
+            f"own group, by chance {100 * chance:.0f} %; the report has the table"
+        )
+    return lines
+
+
+def _same(arrays: Mapping[str, npt.NDArray[np.float64]], known: npt.NDArray[np.bool_]) -> str:
+    """Whether the control without the step tells the same."""
+    away = np.abs(arrays["gap"] - arrays["kernel_only"])[known]
+    if not away.size:
+        return "no column could be measured"
+    beyond = int(np.sum(away > 2 * arrays["difference_stderr"][known]))
+    return (
+        f"the kernel alone gives the same gaps within {away.max():.3f}; {beyond} of {away.size} "
+        "differ by more than two standard errors"
+    )
+
+
+def _short(text: str, limit: int = NAME) -> str:
+    """Text cut to a width, without control characters."""
+    plain = "".join(c if c.isprintable() else " " for c in str(text))
+    return plain if len(plain) <= limit else plain[: limit - 1] + "…"

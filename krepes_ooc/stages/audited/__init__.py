@@ -1,0 +1,1 @@
+"""Stage audited: rows of the audited samples, source and network -> audited."""

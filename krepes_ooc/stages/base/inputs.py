@@ -1,0 +1,189 @@
+"""Source, network and views of one recipe, opened on first use and shared by all stages."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.files import read_signed_file, sign_json, write_atomic
+from krepes_ooc.errors import DataError, WorkspaceError
+from krepes_ooc.network.spec import NetworkSpec
+from krepes_ooc.sources.base import Source, SourceSpec
+from krepes_ooc.sources.open import open_source, row_order
+from krepes_ooc.sources.row_order import RowOrder
+from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.views.views import Views
+
+if TYPE_CHECKING:
+    from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
+
+CLEAN = -1
+CALIBRATION_ROWS = 64
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class AuditInputs:
+    """What is audited.
+
+    Args:
+        source_spec: recipe key ``source``.
+        network_spec: recipe key ``network``.
+        view_spec: recipe key ``views``.
+        seed: recipe key ``seed``; every random draw is keyed by it.
+        base: folder that relative paths of the recipe start from.
+        private: the workspace's private folder, for caches and checkpoints.
+    """
+
+    source_spec: SourceSpec
+    network_spec: NetworkSpec
+    view_spec: ViewSpec
+    seed: int
+    base: Path
+    private: Path
+    _local: threading.local = field(default_factory=threading.local)
+    _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach another process as what was declared; it opens everything anew."""
+        spec = (self.source_spec, self.network_spec, self.view_spec)
+        return AuditInputs, (*spec, self.seed, self.base, self.private)
+
+    @property
+    def pretrained(self) -> Path:
+        """Checkpoint of the demo trainer."""
+        return self.private / "checkpoints" / "network.safetensors"
+
+    @cached_property
+    def source(self) -> Source:
+        """The source, opened."""
+        return open_source(self.source_spec, self.base, self.private / "cache")
+
+    @cached_property
+    def order(self) -> RowOrder:
+        """Store row to source position."""
+        return row_order(self.source, self.source_spec, self.seed)
+
+    @cached_property
+    def views(self) -> Views:
+        """The seeded augmentations."""
+        return Views(self.view_spec, self.source, self.seed, self.base)
+
+    @cached_property
+    def network(self) -> Any:
+        """The frozen network, loaded and checked."""
+        from krepes_ooc.network.spec import load_network
+
+        path = self.pretrained if self.network_spec.weights == "pretrain" else None
+        return load_network(self.network_spec, path, self.base)
+
+    def encode(self, positions: npt.NDArray[np.int64], view: int) -> tuple[Rows, str]:
+        """Network inputs [sample, ...] of source samples in one view, and the hash of the raw rows.
+
+        Raises:
+            DataError: an input is not finite; names the sample.
+        """
+        raw = self.source.read(positions)
+        content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
+        seen = raw if view == CLEAN else self.views.apply(raw, positions, view)
+        inputs = self.source.encode(seen)
+        check_finite(inputs, positions, "network input")
+        return inputs, content
+
+    def open_features(
+        self, settings: FeatureSettings, probes: npt.ArrayLike | None = None
+    ) -> FeatureMap:
+        """The feature map of the network, its scale fixed from calibration samples; opened once.
+
+        Args:
+            settings: how rows are taken.
+            probes: the probes of a store that exists: the same bits, without choosing them again.
+        """
+        from krepes_ooc.jacobian.feature_map import open_features
+
+        if settings not in self._opened:
+            self._opened[settings] = open_features(
+                self.network, settings, self.calibration(), probes, self.seed
+            )
+        return self._opened[settings]
+
+    def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
+        """The feature map of the network before its training: for sizes alone."""
+        from krepes_ooc.jacobian.feature_map import open_features
+        from krepes_ooc.network.frozen import freeze
+        from krepes_ooc.network.spec import build_network
+
+        network = freeze(build_network(self.network_spec, self.base), self.network_spec.output)
+        return open_features(network, settings, self.calibration(), seed=self.seed)
+
+    def calibration(self) -> Rows:
+        """Network inputs [sample, ...] of the samples that scales and costs are taken from."""
+        rows = self.order.positions(0, min(CALIBRATION_ROWS, self.source.n_samples))
+        return self.encode(rows, 0)[0]
+
+    def feature_map(self, shared: FeatureMap, where: str = "cpu") -> FeatureMap:
+        """This thread's own copy of a feature map: hooks are never shared between threads.
+
+        Args:
+            shared: the map, which stays on the host.
+            where: device of torch that the copy runs on, if torch can use it.
+        """
+        if getattr(self._local, "shared", None) is not shared:
+            from krepes_ooc.network.torch_device import usable
+
+            there = usable(where)
+            self._local.own = shared.clone() if there == "cpu" else shared.on(there)
+            self._local.shared = shared
+        own: FeatureMap = self._local.own
+        return own
+
+    def check_bits(self, digest: str) -> None:
+        """Refuse a network that gives other outputs than when the features were begun.
+
+        Args:
+            digest: digest of the features stage; the first check under it records the bits.
+
+        Raises:
+            WorkspaceError: same weights and factory, other outputs: the factory's code or the
+                machine has changed.
+        """
+        from krepes_ooc.network.checkpoint import outputs_sha256
+
+        rows = self.order.positions(0, min(2, self.source.n_samples))
+        bits = outputs_sha256(self.network, self.encode(rows, CLEAN)[0])
+        path = self.private / "network.json"
+        known = read_signed_file(path)
+        if known is None or known["digest"] != digest:
+            record = sign_json({"digest": digest, "bits": bits})
+            write_atomic(path, record, self.private / "temp", sync=True)
+        elif known["bits"] != bits:
+            raise WorkspaceError(
+                "the network gives other outputs on two fixed samples than when the run began",
+                where=self.network_spec.factory,
+                expected="the same code, torch version and kind of processor",
+                advice="undo the change, or start over in another --workspace",
+            )
+
+
+def check_finite(values: npt.NDArray[Any], positions: npt.NDArray[np.int64], what: str) -> None:
+    """Refuse values [sample, ...] that are not finite.
+
+    Raises:
+        DataError: naming the first such sample and where in its row.
+    """
+    good = np.isfinite(values)
+    if not good.all():
+        at = tuple(int(i) for i in np.argwhere(~good)[0])
+        raise DataError(
+            f"{what} is {values[at]}",
+            where=f"sample {int(positions[at[0]])}, position {list(at[1:])}",
+            expected="finite numbers",
+            advice="clean the source or exclude the column",
+        )

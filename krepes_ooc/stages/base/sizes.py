@@ -1,0 +1,66 @@
+"""Sizes of an audit, known before its first block: what plan and budget are computed from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from krepes_ooc.core.blocks import BlockPlan
+from krepes_ooc.core.feature_layout import CONDENSED
+
+FEATURE_SIZES = ("n_views", "n_features", "n_moments", "n_outputs", "n_parameters")
+
+
+@dataclass(frozen=True)
+class AuditShape:
+    """Integers only.
+
+    Args:
+        n_views: views of a sample.
+        n_features: columns of a feature row.
+        n_moments: numbers in the centre.
+        n_outputs: audited outputs of the network.
+        n_parameters: audited parameters of the network.
+        keeps_features: whether feature rows are stored.
+        n_landmarks: landmarks m.
+        n_components: components h at most.
+        n_audited: audited samples, fit samples included.
+        n_explained: those of them that are explained.
+        n_classes: classes of the source's labels; 0: it has none.
+        kernel_itemsize: bytes of one stored kernel value.
+        plan: block plan of the n-sized stores.
+    """
+
+    n_views: int
+    n_features: int
+    n_moments: int
+    n_outputs: int
+    n_parameters: int
+    keeps_features: bool
+    n_landmarks: int
+    n_components: int
+    n_audited: int
+    n_explained: int
+    n_classes: int
+    kernel_itemsize: int
+    plan: BlockPlan
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows on disk: the last chunk is stored whole."""
+        return self.plan.n_blocks * self.plan.block_rows
+
+    @property
+    def n_selection(self) -> int:
+        """Columns of the rows that landmarks are chosen by."""
+        return self.n_features if self.keeps_features else CONDENSED
+
+    def of_features(self) -> dict[str, Any]:
+        """The sizes that the features fix for good, as JSON, for their ticket."""
+        sizes = {key: getattr(self, key) for key in FEATURE_SIZES}
+        return sizes | {"keeps_features": self.keeps_features, "plan": self.plan.to_attributes()}
+
+    def to_attributes(self) -> dict[str, Any]:
+        """All sizes as JSON."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,288 @@
+"""What a stage is, and what it is given."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from krepes_ooc.core.blocks import BlockPlan
+from krepes_ooc.core.files import Files, to_json
+from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.engine import machine
+from krepes_ooc.engine.budget import Budget
+from krepes_ooc.engine.cluster.cluster_executor import Crowd, Desk, Spread
+from krepes_ooc.engine.cluster.worker import station
+from krepes_ooc.engine.device import HOST, Device, workers_on
+from krepes_ooc.engine.executor import Executor
+from krepes_ooc.engine.machine import Meter
+from krepes_ooc.engine.run_control import Progress, StopFlag
+from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.inputs import AuditInputs
+from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.storage.stage_record import StageRecord
+from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.storage.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of an audit.
+
+    Args:
+        name: the stage, and its key in a recipe.
+        version: raised when its bytes or their meaning change.
+        reads: stages whose results it reads, and ``source``, ``labels``, ``network`` or ``views``.
+        store: the store that it writes, or None.
+        settings: frozen dataclass of its recipe keys.
+        run: computes and seals; called only if the stage is not sealed.
+        predict: expected cost from sizes and settings, for ``plan`` and the budget.
+        about: one line for people.
+        spreads: whether its passes run on the workers of a cluster, and whether its shards can also
+            be computed apart.
+        learns: whether it loads scikit-learn.
+    """
+
+    name: str
+    version: int
+    reads: tuple[str, ...]
+    store: str | None
+    settings: type[Any]
+    run: Callable[[StageContext], None]
+    predict: Callable[[AuditShape, Any], Cost]
+    about: str
+    spreads: Literal["no", "passes", "shards"] = "no"
+    learns: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach another process by the name of its module."""
+        return _stage_of, (self.run.__module__,)
+
+
+def _stage_of(module: str) -> Stage:
+    stage: Stage = importlib.import_module(module).STAGE
+    return stage
+
+
+class ShareDone(Exception):
+    """The share of this process is on disk; sealing is left to a plain run."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Everything that one stage is given.
+
+    Args:
+        stage: the stage itself.
+        settings: its frozen settings.
+        workspace: where stores are read and written.
+        inputs: source, network and views of the recipe.
+        ticket: what the digest is made of.
+        shape: sizes of the audit.
+        budget: memory and workers.
+        stop: asked between units.
+        progress: told after every unit.
+        facts: what the seal records besides.
+        meter: what the stage costs this process.
+        recipe_text: the recipe as it was read, for the report.
+        base: anonymous memory of the process before any stage, in bytes; 0: what it holds now.
+        crowd: the workers of a cluster, where there is one.
+        desk: through which work and large results pass to them.
+        owner: names the writer among several of one workspace.
+        peaks: anonymous memory of workers at most, in bytes.
+        share: number of the part that this process computes, from 1, and of how many; None: all.
+        before: stages that ran earlier in this process; what they loaded is still there.
+        device: where blocks are computed.
+    """
+
+    stage: Stage
+    settings: Any
+    workspace: Workspace
+    inputs: AuditInputs
+    ticket: Mapping[str, Any]
+    shape: AuditShape | None
+    budget: Budget
+    stop: StopFlag
+    progress: Progress
+    facts: dict[str, Any] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
+    recipe_text: str = ""
+    base: int = 0
+    crowd: Crowd | None = None
+    desk: Desk | None = None
+    owner: str = ""
+    peaks: list[int] = field(default_factory=lambda: [0])
+    share: tuple[int, int] | None = None
+    before: tuple[Stage, ...] = ()
+    device: Device = HOST
+
+    @property
+    def digest(self) -> str:
+        """Digest of the ticket."""
+        return digest_of(self.ticket)
+
+    @property
+    def numerics(self) -> str:
+        """What decides the bits of this process: libraries, processor and device."""
+        return machine.numerics(self.device.name)
+
+    @cached_property
+    def record(self) -> StageRecord:
+        """The stage's record in the workspace."""
+        return self.workspace.record(self.stage.name, self.stage.store, self.owner)
+
+    @property
+    def plan(self) -> BlockPlan:
+        """The block plan of the features store, chosen once."""
+        assert self.shape is not None
+        return self.shape.plan
+
+    @property
+    def cost(self) -> Cost:
+        """Expected cost of the stage."""
+        if self.shape is None:
+            return Cost()
+        return cost_of(self.stage, self.shape, self.settings, self.inputs, self.before)
+
+    def reader(self, store: str) -> StoreReader:
+        """The reader of a sealed store."""
+        return self.workspace.reader(store)
+
+    def seal(self, files: Files) -> None:
+        """Seal the stage with its files and what this process measured."""
+        facts = {
+            **self.meter.facts(),
+            "peak_bytes": machine.peak_bytes(),
+            "workers": self.budget.workers,
+            "memory": self.budget.memory,
+            "numerics": self.numerics,
+            "bytes": sum(size for size, _ in files.values()),
+        }
+        if self.crowd is not None:
+            facts |= {"workers": self.crowd.n_workers, "anonymous_worker": max(self.peaks)}
+        self.record.seal_with(files, facts | self.facts)
+
+    def executor(self) -> Executor:
+        """Where blocks are computed: the cluster, or threads that fit the budget.
+
+        Raises:
+            PlanRefused: not even one worker fits.
+        """
+        if self.crowd is None or self.desk is None or self.stage.spreads == "no":
+            return self._threads()
+        return Spread(
+            self.crowd.n_workers,
+            self.stop,
+            self.progress,
+            self.crowd,
+            self.desk,
+            self.finish_task,
+            self.peaks,
+        )
+
+    def _threads(self) -> Executor:
+        base = self.base or machine.anonymous_bytes()
+        cost = self.cost
+        workers = self.budget.workers_for(self.stage.name, cost.need, base)
+        fitting = workers_on(self.device, self.stage.name, cost.device, workers)
+        return Executor(fitting, self.stop, self.progress)
+
+    def mine(self, shards: Iterable[int]) -> list[int]:
+        """Those shards of the plan that fall to this process; consecutive ones stay together."""
+        if self.share is None:
+            return list(shards)
+        number, count = self.share
+        return [i for i in shards if i * count // self.plan.n_shards == number - 1]
+
+    def end_share(self) -> None:
+        """Leave the stage here if this process computes a part of it only.
+
+        Raises:
+            ShareDone: it does.
+        """
+        if self.share is not None:
+            raise ShareDone
+
+    def finish_task(self) -> None:
+        """What a worker of a cluster does after a task: others will read its journal."""
+        self.record.journal.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach a worker as what it takes to open everything there."""
+        assert self.desk is not None
+        given = (self.settings, self.workspace, self.inputs, dict(self.ticket), self.shape)
+        here = (self.budget, self.base, self.device)
+        return _on_worker, (str(self.desk.folder), self.stage, *given, *here)
+
+
+def _on_worker(
+    folder: str,
+    stage: Stage,
+    settings: Any,
+    workspace: Workspace,
+    inputs: AuditInputs,
+    ticket: Mapping[str, Any],
+    shape: AuditShape | None,
+    budget: Budget,
+    base: int,
+    device: Device,
+) -> StageContext:
+    """The context of a stage on a worker: one for all tasks, so that sources and stores stay open.
+
+    The worker stops with its run, and what tasks tell goes back with their results.
+    """
+    here = station()
+    here.enter(folder)
+
+    def make() -> StageContext:
+        return StageContext(
+            stage,
+            settings,
+            workspace,
+            inputs,
+            ticket,
+            shape,
+            budget,
+            here.stop,
+            here.progress,
+            base=base,
+            owner=here.owner,
+            device=device,
+        )
+
+    context: StageContext = here.keep((stage.name, digest_of(ticket)), make)
+    return context
+
+
+def cost_of(
+    stage: Stage,
+    shape: AuditShape,
+    settings: Any,
+    inputs: AuditInputs,
+    before: Iterable[Stage] = (),
+) -> Cost:
+    """Expected cost of a stage; what reads source or network holds their memory too.
+
+    Source, network and libraries stay in memory, so those of the stages ``before`` it in the same
+    process count as well. Where none of them loaded the network, what the stage has given back by
+    then makes room for it.
+    """
+    cost, ran = stage.predict(shape, settings), list(before)
+    loaded = ran if cost.idle else [*ran, stage]
+    reads, there = ({name for each in some for name in each.reads} for some in (loaded, ran))
+    reads |= {"source", "network"} if cost.network else set()
+    return cost.in_process(
+        source=inputs.source.resident_bytes if "source" in reads else 0,
+        network=8 * shape.n_parameters if "network" in reads else None,
+        loaded="network" in there,
+        learns=any(each.learns for each in loaded),
+        later=bool(ran),
+    )
+
+
+def digest_of(ticket: Mapping[str, Any]) -> str:
+    """sha256 over the canonical JSON of a ticket."""
+    return hashlib.sha256(to_json(to_mapping(ticket)).encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""How stages write stores: block by block, or whole; and where their partial results lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from krepes_ooc.core.blocks import Block, BlockPlan
+from krepes_ooc.core.files import Files, read_arrays
+from krepes_ooc.stages.base.stage import StageContext
+from krepes_ooc.storage.contracts import StoreSpec
+from krepes_ooc.storage.journal import Unit
+from krepes_ooc.storage.store_writer import StoreWriter
+
+BlockValues = Iterable[tuple[str, int, npt.NDArray[Any]]]
+
+
+def write_blocks(
+    context: StageContext,
+    writer: StoreWriter,
+    compute: Callable[[Block], tuple[BlockValues, str]],
+    plan: BlockPlan | None = None,
+) -> Files:
+    """Compute and write the blocks that are not yet on disk, one task each.
+
+    Args:
+        context: the stage.
+        writer: writer of its store, already created.
+        compute: values of one block as (array, view, rows), and the hash of the source rows.
+        plan: how the rows are cut (default: the plan of the features).
+
+    Returns:
+        Files of all blocks, for the seal.
+    """
+    plan, record = plan or context.plan, context.record
+    done = {name: dict(unit.files) for name, unit in record.done().items()}
+    mine = (block for shard in context.mine(range(plan.n_shards)) for block in plan.shard(shard))
+    missing = [block for block in mine if block_name(block) not in done]
+    context.progress.begin(context.stage.name, plan.n_blocks, plan.n_blocks - len(missing))
+
+    def task(block: Block) -> tuple[str, Files]:
+        values, content = compute(block)
+        return write_unit(context, writer, block, values, content)
+
+    done.update(context.executor().map(task, missing))
+    context.end_share()
+    return {key: value for files in done.values() for key, value in files.items()}
+
+
+def write_unit(
+    context: StageContext, writer: StoreWriter, block: Block, values: BlockValues, content: str
+) -> tuple[str, Files]:
+    """Write the chunks of one block, then its journal line."""
+    files: Files = {}
+    for name, view, rows in values:
+        files |= writer.write_block(name, block, rows, view)
+    name = block_name(block)
+    context.record.journal.append(Unit(name, files, numerics=context.numerics, content=content))
+    context.progress.advance(1, sum(size for size, _ in files.values()))
+    return name, files
+
+
+def block_name(block: Block) -> str:
+    """Name of a block in the journal."""
+    return f"block {block.index}"
+
+
+def seal_blocks(
+    context: StageContext,
+    writer: StoreWriter,
+    files: Files,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write the arrays that come last and the attributes, then seal."""
+    for name, values in arrays.items():
+        files |= writer.write_array(name, values)
+    writer.set_attributes(attributes)
+    context.seal(files | writer.metadata_files())
+    context.workspace.forget(writer.spec.contract.store)
+
+
+def write_whole(
+    context: StageContext,
+    spec: StoreSpec,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write a store whose size does not grow with n in one go, and seal it."""
+    context.stop.check()
+    context.record.reset()
+    writer = context.workspace.writer(spec, context.digest)
+    writer.create()
+    seal_blocks(context, writer, {}, arrays, attributes)
+    context.progress.advance(1)
+
+
+def pending_shards(context: StageContext, prefix: str) -> list[int]:
+    """Shards whose partial result is missing or damaged."""
+    shards = context.mine(range(context.plan.n_shards))
+    return [i for i in shards if read_arrays(partial_path(context, prefix, i)) is None]
+
+
+def partial_path(context: StageContext, prefix: str, shard: int) -> Path:
+    """File of one shard's partial result; removed when the stage is sealed."""
+    return context.record.partials / f"{prefix}-{shard:06d}.npz"

@@ -1,0 +1,1 @@
+"""Stage concepts: concept activation vectors and their scores, influence -> concepts."""

@@ -1,0 +1,1 @@
+"""Stage features: sketched Jacobian rows of every view, source and network -> features."""

@@ -1,0 +1,79 @@
+"""Condensed rows: a short sketch of feature rows, enough to choose landmarks by.
+
+Where feature rows are not kept, the landmark samplers still need distances between samples. A
+condensed row has a few hundred columns, and inner products of condensed rows estimate the kernel.
+For a sketch it is a count sketch of the row (Charikar et al. 2002); for exact factors the sum over
+layers of a TensorSketch of [a, bias] (x) d (Pham and Pagh 2013): a circular convolution of two
+count sketches, linear in the feature moment as the kernel is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core import counter_rng
+from krepes_ooc.core.feature_layout import CONDENSED, FeatureLayout
+
+_STREAM = 231
+_LEFT, _RIGHT = 0, 1
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Condenser:
+    """The map from feature rows to condensed rows; one seed, one map.
+
+    Args:
+        layout: the factors of a feature row.
+        seed: key of positions and signs.
+        n_columns: columns of a condensed row.
+    """
+
+    layout: FeatureLayout
+    seed: int
+    n_columns: int = CONDENSED
+
+    def rows(self, features: Rows) -> Rows:
+        """Condensed rows [sample, column] of unscaled feature rows [sample, feature]."""
+        total = np.zeros((len(features), self.n_columns), dtype=np.float32)
+        for factor, (left, right) in zip(self.layout.factors, self._maps, strict=True):
+            first, last = factor.gradients[0][0], factor.gradients[-1][1]
+            gradients = (right @ features[:, first:last].T).T
+            if left is None:
+                total += gradients
+                continue
+            assert factor.inputs is not None
+            entry = features[:, slice(*factor.inputs)]
+            if factor.bias:
+                entry = np.concatenate([entry, np.ones((len(entry), 1), np.float32)], axis=1)
+            spectrum = np.fft.rfft((left @ entry.T).T) * np.fft.rfft(gradients)
+            total += np.fft.irfft(spectrum, self.n_columns).astype(np.float32)
+        return total
+
+    @cached_property
+    def _maps(self) -> list[tuple[Any, Any]]:
+        """For each factor the count sketches of its input, if it has one, and of its gradients."""
+        maps = []
+        for index, factor in enumerate(self.layout.factors):
+            width = sum(stop - start for start, stop in factor.gradients)
+            left = None
+            if factor.inputs is not None:
+                entries = factor.inputs[1] - factor.inputs[0] + int(factor.bias)
+                left = self._count_sketch(entries, index, _LEFT)
+            maps.append((left, self._count_sketch(width, index, _RIGHT)))
+        return maps
+
+    def _count_sketch(self, width: int, *keys: int) -> Any:
+        """The sparse matrix [column, entry] with one random sign in every column."""
+        from scipy import sparse
+
+        entry = np.arange(width)
+        place = counter_rng.integers(self.seed, self.n_columns, _STREAM, *keys, _LEFT, entry)
+        drawn = counter_rng.bits(self.seed, _STREAM, *keys, _RIGHT, entry) >> np.uint64(63)
+        signs = (1.0 - 2.0 * drawn.astype(np.float64)).astype(np.float32)
+        return sparse.csr_matrix((signs, (place, entry)), shape=(self.n_columns, width))

@@ -1,0 +1,54 @@
+"""What the rows of an audit are made of and what they cost, in words: for plan, log and report.
+
+The measured cost lies beside the stores, because it is no part of their bits.
+"""
+
+from __future__ import annotations
+
+from krepes_ooc.core.feature_layout import FeatureLayout
+from krepes_ooc.core.files import read_signed_file, sign_json, write_atomic
+from krepes_ooc.core.settings import read_settings
+from krepes_ooc.jacobian.feature_map import FeatureMap
+from krepes_ooc.jacobian.row_cost import RowCost, row_words
+from krepes_ooc.stages.base.inputs import AuditInputs
+from krepes_ooc.stages.features.featurizer import FeaturesSettings
+from krepes_ooc.storage.workspace import Workspace
+
+_FILE = "row-cost.json"
+
+
+def account_of(
+    inputs: AuditInputs, shared: FeatureMap, settings: FeaturesSettings
+) -> tuple[dict[str, str], RowCost]:
+    """The rows of a feature map in words, and their cost, measured now."""
+    from krepes_ooc.jacobian.row_cost import measure_rows
+
+    described = shared.describe()
+    words = row_words(described, len(described["probes"]), shared.layout.n_features, settings)
+    cost = measure_rows(shared, inputs.calibration())
+    return words | {"cost": cost.words}, cost
+
+
+def keep_cost(workspace: Workspace, cost: RowCost) -> None:
+    """Keep the measured cost for plan and report."""
+    path = workspace.private / _FILE
+    write_atomic(path, sign_json(cost.to_attributes()), workspace.private / "temp", sync=True)
+
+
+def known_account(workspace: Workspace) -> tuple[dict[str, str], RowCost | None] | None:
+    """The rows of a features store that was begun, in words, and their cost if it is known."""
+    begun = workspace.record("features", "features").begun()
+    if begun is None or "features" not in workspace.stores():
+        return None
+    attributes = workspace.reader("features").attributes
+    if "network" not in attributes:  # begun, and killed before it said how
+        return None
+    settings = read_settings(FeaturesSettings, begun.get("settings"), "features")
+    layout = FeatureLayout.from_attributes(attributes["layout"])
+    n_probes = len(attributes["probes"])
+    words = row_words(attributes["network"], n_probes, layout.n_features, settings)
+    known = read_signed_file(workspace.private / _FILE)
+    if known is None:
+        return words, None
+    cost = RowCost.from_attributes(known)
+    return words | {"cost": cost.words}, cost

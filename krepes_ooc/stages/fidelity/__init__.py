@@ -1,0 +1,1 @@
+"""Stage fidelity: how well the kernel model reproduces the network, with controls -> fidelity."""

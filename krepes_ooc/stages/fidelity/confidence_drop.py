@@ -1,0 +1,197 @@
+"""Confidence: how much a nearest-neighbour vote loses when the landmarks of a sample are removed.
+
+The vote is a k-NN classifier on embeddings f = K A + gamma. Removing the landmarks R of sample t
+takes their share out of the representer sum, f_t - sum_{l in R} k_lt A_l, or their rows out of a
+bank of landmarks; random landmarks are the control.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core import counter_rng
+from krepes_ooc.stages.fidelity.metrics import undefined
+
+Float = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+_RANDOM_LANDMARKS, _BOOTSTRAP = 202, 203
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its bootstrap interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+def vote_shares(
+    query: Float,
+    bank: Float,
+    bank_label: Index,
+    n_classes: int,
+    *,
+    neighbours: int = 50,
+    temperature: float = 0.1,
+    without: Index | None = None,
+) -> Float:
+    """Class shares [sample, class] of a k-nearest-neighbour vote by cosine, weights exp(cos / T).
+
+    Args:
+        query: embeddings [sample, component].
+        bank: embeddings that vote [bank, component].
+        bank_label: their class codes [bank]; rows below 0 do not vote.
+        n_classes: number of classes.
+        neighbours: k; all of the bank if it is smaller.
+        temperature: T.
+        without: bank rows that must not vote, per sample [sample, rank]; -1 for none.
+
+    Raises:
+        StageFailed: the bank is empty, or nothing of it is left for a sample.
+    """
+    members = np.eye(n_classes)[np.maximum(bank_label, 0)]
+    unit, shares = _unit(bank), np.empty((len(query), n_classes))
+    for start in range(0, len(query), _ROWS):
+        rows = slice(start, start + _ROWS)
+        cosine = _unit(query[rows]) @ unit.T
+        cosine[:, bank_label < 0] = -np.inf
+        if without is not None:
+            sample, rank = np.nonzero(without[rows] >= 0)
+            cosine[sample, without[rows][sample, rank]] = -np.inf
+        cosine[np.isnan(cosine)] = -np.inf
+        nearest = largest(cosine, neighbours)
+        near = np.take_along_axis(cosine, nearest, axis=1)
+        if not near.size or not np.isfinite(near[:, 0]).all():
+            raise undefined("the neighbour vote", "at least one voting row for every sample")
+        weight = np.exp((near - near[:, :1]) / temperature)
+        shares[rows] = np.einsum("tk,tkc->tc", weight, members[nearest])
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def largest(score: Float, k: int) -> Index:
+    """Positions of the k largest of every row [row, rank], ties by position, without a full sort.
+
+    Args:
+        score: free of NaN [row, column].
+        k: all columns if there are fewer.
+    """
+    k = min(k, score.shape[1])
+    if k == 0:
+        return np.empty((len(score), 0), dtype=np.int64)
+    smallest = -score
+    kth = np.partition(smallest, k - 1, axis=1)[:, k - 1 : k]
+    beyond, equal = smallest < kth, smallest == kth
+    room = k - beyond.sum(axis=1, keepdims=True)
+    chosen = np.nonzero(beyond | (equal & (equal.cumsum(axis=1) <= room)))[1].reshape(-1, k)
+    order = np.argsort(np.take_along_axis(smallest, chosen, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, axis=1)
+
+
+def confidence_drop(before: Float, after: Float) -> Float:
+    """How much the share of the class predicted before falls [sample]; shares [sample, class]."""
+    sample, predicted = np.arange(len(before)), before.argmax(axis=1)
+    return np.asarray(before[sample, predicted] - after[sample, predicted])
+
+
+def remove_from_sum(embedding: Float, kernel: Float, coefficients: Float, removed: Index) -> Float:
+    """f_t - sum over removed l of k_lt A_l [sample, component].
+
+    Args:
+        embedding: f [sample, component].
+        kernel: [sample, landmark].
+        coefficients: A [landmark, component].
+        removed: landmarks per sample [sample, rank].
+    """
+    values = np.take_along_axis(kernel, removed, axis=1)
+    return np.asarray(embedding - np.einsum("tr,trc->tc", values, coefficients[removed]))
+
+
+def refit_inverse(second: Float, relative: float = 1e-6) -> Float:
+    """P = (S + ridge I)^-1 [landmark, landmark_] for ``refit_without``.
+
+    Args:
+        second: un-centred S [landmark, landmark_], mean over samples and views of k k^T.
+        relative: ridge over the mean diagonal of S; keeps the rounding of stored values out.
+    """
+    ridge = relative * np.trace(second) / len(second)
+    inverse = np.linalg.inv(second + ridge * np.eye(len(second)))
+    return np.asarray((inverse + inverse.T) / 2)
+
+
+def refit_without(
+    embedding: Float, kernel: Float, coefficients: Float, removed: Index, inverse: Float
+) -> Float:
+    """f_t when the other landmarks take over the part of the removed ones [sample, component].
+
+    The least-squares fit of K_R A_R by the columns of the other landmarks, over all samples, is
+    exact in moment space: with P = S^-1 what they cannot express at t is (k_t P)_R (P_RR)^-1 A_R.
+
+    Args:
+        embedding: f [sample, component].
+        kernel: [sample, landmark].
+        coefficients: A [landmark, component].
+        removed: landmarks R per sample [sample, rank], distinct.
+        inverse: P [landmark, landmark_] of ``refit_inverse``.
+    """
+    mapped = np.take_along_axis(kernel @ inverse, removed, axis=1)
+    left = np.empty_like(embedding)
+    for sample, rows in enumerate(removed):
+        lost = np.linalg.solve(inverse[np.ix_(rows, rows)], coefficients[rows])
+        left[sample] = mapped[sample] @ lost
+    return np.asarray(embedding - left)
+
+
+def random_landmarks(sample_id: Index, n_landmarks: int, count: int, seed: int) -> Index:
+    """``count`` distinct landmarks per sample [sample, rank], the control of a ranking."""
+    key = counter_rng.bits(
+        seed, _RANDOM_LANDMARKS, sample_id[:, None], np.arange(n_landmarks)[None, :]
+    )
+    return np.argsort(key, axis=1, kind="stable")[:, :count].astype(np.int64)
+
+
+def drop_ratio(targeted: Float, random: Float, seed: int, resamples: int = 1000) -> Interval:
+    """Mean targeted drop over mean random drop, with a bootstrap interval over the samples.
+
+    The interval is open towards infinity where resampled random drops are not above 0.
+
+    Args:
+        targeted: drop after removing the top landmarks [sample].
+        random: drop after removing random ones [repeat, sample].
+        seed: of the bootstrap.
+        resamples: bootstrap samples.
+
+    Raises:
+        StageFailed: the random drop is not above 0, so there is no ratio.
+    """
+    control = random.mean(axis=0)
+    if not control.mean() > 0:
+        raise undefined("the drop ratio", "a random drop above 0")
+    n, ratios = len(targeted), np.full(resamples, np.inf)
+    for resample in range(resamples):
+        picked = counter_rng.integers(seed, n, _BOOTSTRAP, resample, np.arange(n))
+        if (below := control[picked].mean()) > 0:
+            ratios[resample] = targeted[picked].mean() / below
+    low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")
+    return Interval(float(targeted.mean() / control.mean()), float(low), float(high))
+
+
+def mean_interval(values: Float, seed: int, resamples: int = 1000) -> Interval:
+    """Mean of figures [sample] with its bootstrap interval of 95 %."""
+    n = len(values)
+    means = [
+        values[counter_rng.integers(seed, n, _BOOTSTRAP, resample, np.arange(n))].mean()
+        for resample in range(resamples)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def _unit(rows: Float) -> Float:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(length > 0, length, 1.0))

@@ -1,0 +1,1 @@
+"""Stage influence: scores of landmarks on audited samples, newton and audited -> influence."""

@@ -1,0 +1,1 @@
+"""Stage landmarks: choose the m landmark samples, features -> landmarks."""

@@ -1,0 +1,1 @@
+"""Stage moments: means and second moments of kernel rows, kernel -> moments."""

@@ -1,0 +1,297 @@
+"""Preconditioned conjugate gradients for several damped systems that share their products.
+
+The method does not know where products come from. Several dampings, and several right-hand sides,
+are columns of one solve: they share every product, hence every pass over the data. A solve that
+does not converge is a result with advice, never an exception. All arrays lie where the right-hand
+side lies; which columns go on is all that the host asks of them in an iteration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from array_api_compat import array_namespace, device
+
+from krepes_ooc.core.arrays import Array, beside, chosen, dots, replaced
+
+Operator = Callable[[Array], Array]
+Mask = Any  # of booleans, where the arrays lie
+Counts = Any  # of whole numbers, where the arrays lie
+
+
+class Preconditioner(Protocol):
+    """An approximate inverse of H + damping I for every damping."""
+
+    def apply(self, R: Array, damping: Array) -> Array:
+        """M^(-1) R for R [landmark, component, column] and damping [column]."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found; one column for each damping or right-hand side.
+
+    A system of one column given without column axis has no column axis here either.
+
+    Args:
+        step: X [landmark, component, column].
+        converged: whether the true residual is within the tolerance [column].
+        image: H X, from the products that recompute the residual at the end, so that the model's
+            decrease costs no further product [landmark, component, column].
+        relative_residual: |R - (H + damping I) X| / |R|, recomputed at the end [column].
+        iterations: products that the column took part in [column].
+        residual: relative residual that the recursion saw [iteration, column].
+        advice: empty, or what to do about columns that did not converge.
+    """
+
+    step: Array
+    image: Array
+    converged: Mask
+    relative_residual: Array
+    iterations: Counts
+    residual: Array
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class CGState:
+    """Conjugate gradients between two iterations: save it, and the solve can go on from it.
+
+    Args:
+        step: X [landmark, component, column].
+        residual: R, updated by the recursion.
+        direction: P, where the next iteration searches.
+        rz: <R, M^(-1) R> [column]; 0 stops a column.
+        relative: |R| / |rhs| as the recursion sees it [column].
+        verified: the last true relative residual, infinity before the first [column].
+        used: products that the column took part in [column].
+        history: ``relative`` after each iteration [iteration, column].
+    """
+
+    step: Array
+    residual: Array
+    direction: Array
+    rz: Array
+    relative: Array
+    verified: Array
+    used: Counts
+    history: Array
+
+
+def conjugate_gradient(
+    product: Operator,
+    rhs: Array,
+    damping: npt.ArrayLike,
+    *,
+    preconditioner: Preconditioner | None = None,
+    tolerance: float = 1e-3,
+    max_iterations: int = 1000,
+    guess: Array | None = None,
+    state: CGState | None = None,
+    checkpoint: Callable[[CGState], None] | None = None,
+) -> Solution:
+    """Solve (H + damping I) X = R by preconditioned conjugate gradients (Hestenes, Stiefel 1952).
+
+    Columns share each product and stop one by one. When the recursion says that all are done, the
+    true residual is computed; a column that is not within the tolerance goes on from it, as long
+    as that at least halves it.
+
+    Args:
+        product: V -> H V for V [landmark, component, column], H symmetric and >= 0.
+        rhs: R [landmark, component] for all dampings, or [landmark, component, column].
+        damping: one positive number, or one for each column; on the host.
+        preconditioner: ``apply(R, damping)``, near the inverse of H + damping I.
+        tolerance: largest allowed |residual| / |R|, per column.
+        max_iterations: largest number of iterations, one product each.
+        guess: where to start, shaped like the step (default 0).
+        state: what an earlier solve of the same system handed to ``checkpoint``; the solve goes on
+            from it, bit for bit as if it had not been interrupted.
+        checkpoint: called with the state after every product that led to a new one.
+
+    Raises:
+        ValueError: a damping is not positive, or the shapes do not belong together.
+    """
+    xp, plain = array_namespace(rhs), rhs.ndim == 2 and is_one(damping)
+    rhs = rhs if rhs.ndim == 3 else rhs[..., None]
+    system = _System(product, *_together(rhs, positive(damping)), preconditioner)
+    rhs = system.rhs
+    if state is None:
+        start = xp.zeros_like(rhs) if guess is None else xp.reshape(guess, rhs.shape)
+        state = system.begin(start, guess is not None)
+    image, restart = xp.zeros_like(rhs), True
+    while restart:
+        while _goes_on(state, max_iterations) and (active := _active(state, tolerance)).size:
+            state = system.advance(state, active)
+            if checkpoint is not None:
+                checkpoint(state)
+        image = product(state.step)
+        state, restart = system.verify(state, image, tolerance)
+        if restart and checkpoint is not None:
+            checkpoint(state)
+    solution = Solution(
+        step=state.step,
+        image=image,
+        converged=state.verified <= tolerance,
+        relative_residual=state.verified,
+        iterations=state.used,
+        residual=state.history,
+        advice=_advice(state, tolerance),
+    )
+    return without_columns(solution) if plain else solution
+
+
+@dataclass(frozen=True)
+class _System:
+    """One damped system per column: (H + shift I) X = R."""
+
+    product: Operator
+    rhs: Array
+    shifts: Array
+    preconditioner: Preconditioner | None
+
+    def begin(self, step: Array, guessed: bool) -> CGState:
+        R = missing(self.product(step), self.rhs, self.shifts, step) if guessed else self.rhs
+        xp, (columns,), here = array_namespace(R), self.shifts.shape, device(R)
+        Z = self._precondition(R, self.shifts)
+        return CGState(
+            step=step,
+            residual=R,
+            direction=Z,
+            rz=dots(R, Z),
+            relative=norms(R) / scale(self.rhs),
+            verified=xp.full(columns, math.inf, dtype=xp.float64, device=here),
+            used=xp.zeros(columns, dtype=xp.int64, device=here),
+            history=xp.empty((0, columns), dtype=xp.float64, device=here),
+        )
+
+    def advance(self, state: CGState, active: Counts) -> CGState:
+        """One iteration of the active columns; the others keep their bits."""
+        xp, P = array_namespace(state.rz), chosen(state.direction, active)
+        rz, shifts = chosen(state.rz, active), chosen(self.shifts, active)
+        Q = self.product(P) + shifts * P
+        curvature = dots(P, Q)
+        # No positive curvature (or a NaN) means that rounding has taken over: stop the column.
+        sound = curvature > 0
+        length = xp.where(sound, rz, 0.0) / xp.where(sound, curvature, 1.0)
+        X = chosen(state.step, active) + length * P
+        R = chosen(state.residual, active) - length * xp.where(sound, Q, 0.0)
+        Z = self._precondition(R, shifts)
+        rz_next = xp.where(sound, xp.maximum(dots(R, Z), 0.0), 0.0)
+        reached = norms(R) / scale(chosen(self.rhs, active))
+        relative = replaced(state.relative, active, reached)
+        return CGState(
+            step=replaced(state.step, active, X),
+            residual=replaced(state.residual, active, R),
+            direction=replaced(state.direction, active, Z + rz_next / rz * P),
+            rz=replaced(state.rz, active, rz_next),
+            relative=relative,
+            verified=state.verified,
+            used=replaced(state.used, active, chosen(state.used, active) + 1),
+            history=xp.concat([state.history, relative[None, :]]),
+        )
+
+    def verify(self, state: CGState, image: Array, tolerance: float) -> tuple[CGState, bool]:
+        """True residuals from H X; restart the columns that the recursion gave up too early."""
+        R = missing(image, self.rhs, self.shifts, state.step)
+        true = norms(R) / scale(self.rhs)
+        early = (true > tolerance) & (state.relative <= tolerance) & (2 * true < state.verified)
+        xp = array_namespace(early)
+        (again,) = xp.nonzero(early)
+        if not again.size:
+            return replace(state, verified=true), False
+        Z = self._precondition(chosen(R, again), chosen(self.shifts, again))
+        restarted = replace(
+            state,
+            residual=replaced(state.residual, again, chosen(R, again)),
+            direction=replaced(state.direction, again, Z),
+            rz=replaced(state.rz, again, dots(chosen(R, again), Z)),
+            relative=xp.where(early, true, state.relative),
+            verified=true,
+        )
+        return restarted, True
+
+    def _precondition(self, R: Array, shifts: Array) -> Array:
+        return R if self.preconditioner is None else self.preconditioner.apply(R, shifts)
+
+
+def _together(rhs: Array, shifts: npt.NDArray[np.float64]) -> tuple[Array, Array]:
+    """Right-hand sides and dampings, one of each for every column, where the first lie.
+
+    Raises:
+        ValueError: their numbers do not belong together.
+    """
+    if rhs.shape[-1] != len(shifts) and 1 not in (rhs.shape[-1], len(shifts)):
+        raise ValueError(f"{rhs.shape[-1]} right-hand sides for {len(shifts)} dampings")
+    there = beside(shifts + np.zeros(rhs.shape[-1]), rhs)
+    return rhs + array_namespace(there).zeros_like(there), there
+
+
+def _goes_on(state: CGState, max_iterations: int) -> bool:
+    return int(state.history.shape[0]) < max_iterations
+
+
+def _active(state: CGState, tolerance: float) -> Counts:
+    """Indices of the columns that go on; the host waits for them."""
+    going = (state.relative > tolerance) & (state.rz > 0)
+    return array_namespace(going).nonzero(going)[0]
+
+
+def _advice(state: CGState, tolerance: float) -> str:
+    missed, some = state.verified > tolerance, array_namespace(state.rz).any
+    if not some(missed):
+        return ""
+    if some(missed & (state.relative <= tolerance)):
+        return "products are too inexact for this tolerance: loosen it or raise the damping"
+    if some(missed & (state.rz <= 0)):
+        return "the curvature lost its sign to rounding: raise the damping"
+    return "raise max_iterations or the damping, or take another preconditioner"
+
+
+def is_one(damping: npt.ArrayLike) -> bool:
+    """Whether a single damping is given, so that the solution has no column axis."""
+    return np.ndim(damping) == 0
+
+
+def positive(damping: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Dampings as an array [column] of the host.
+
+    Raises:
+        ValueError: one of them is not positive.
+    """
+    shifts = np.atleast_1d(np.asarray(damping, dtype=np.float64))
+    if not (shifts > 0).all():
+        raise ValueError(f"damping {shifts.min():g}, expected positive numbers")
+    return shifts
+
+
+def missing(image: Array, rhs: Array, shifts: Array, step: Array) -> Array:
+    """R - (H + shift I) X for the image H X."""
+    return rhs - image - shifts * step
+
+
+def norms(X: Array) -> Array:
+    """Frobenius norm of each column of X [landmark, component, column]."""
+    return array_namespace(X).sqrt(dots(X, X))
+
+
+def scale(rhs: Array) -> Array:
+    """|R| of each column; 1 for R = 0, whose solution 0 has residual 0."""
+    size = norms(rhs)
+    return array_namespace(size).where(size > 0, size, 1.0)
+
+
+def without_columns(solution: Solution) -> Solution:
+    """The solution of a system of one column, its column axis removed."""
+    return Solution(
+        step=solution.step[..., 0],
+        image=solution.image[..., 0],
+        converged=solution.converged[0],
+        relative_residual=solution.relative_residual[0],
+        iterations=solution.iterations[0],
+        residual=solution.residual[:, 0],
+        advice=solution.advice,
+    )

@@ -1,0 +1,200 @@
+"""Choose the damping of the Newton step by what the step does to the loss itself.
+
+The curvature leaves out part of the second derivative, so a full step can go uphill. Each damping
+of a grid is therefore judged by its actual loss, by the gain ratio rho, actual over predicted
+decrease (Levenberg 1944, Marquardt 1963), and by how far it moves coefficients and embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.arrays import Number
+from krepes_ooc.errors import StageFailed
+from krepes_ooc.stages.newton.conjugate_gradient import Solution
+from krepes_ooc.stages.newton.objectives.interface import Slope
+
+Array = npt.NDArray[np.float64]
+FLAT = 1e-13
+RELATIVE_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+
+
+class Sizes(Protocol):
+    """Moments of the kernel, wherever they lie."""
+
+    def embedding_rms(self, A: Array, offset: Array | None = None) -> Number:
+        """Root mean square of |K A + gamma| over samples and views."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One Newton step for each damping, judged.
+
+    Args:
+        damping: lambda, as added to the curvature [damping].
+        damping_relative: lambda in units of the curvature's mean diagonal [damping].
+        loss: L(A0 + dA) [damping].
+        predicted: decrease that the quadratic model promises, without damping [damping].
+        rho: (L(A0) - L(A0 + dA)) / predicted; 0 if nothing is promised [damping].
+        step_norm: |dA| [damping].
+        embedding_change: rms |K dA| / rms |f| [damping].
+        converged: whether the step solves its system [damping].
+        loss_start: L(A0).
+        start_norm: |A0|.
+        stability: overlap of top landmarks with the step at ten times the damping [damping]; NaN
+            until ``stability`` has been computed from kernel rows.
+    """
+
+    damping: Array
+    damping_relative: Array
+    loss: Array
+    predicted: Array
+    rho: Array
+    step_norm: Array
+    embedding_change: Array
+    converged: npt.NDArray[np.bool_]
+    loss_start: float
+    start_norm: float
+    stability: Array = field(default_factory=lambda: np.array(np.nan))
+
+    @property
+    def admissible(self) -> npt.NDArray[np.bool_]:
+        """Solved steps that move neither coefficients nor embedding by more than their size."""
+        near = (self.step_norm <= self.start_norm) & (self.embedding_change <= 1.0)
+        return near & self.converged & np.isfinite(self.loss)
+
+
+def absolute(relative: npt.ArrayLike, linearisation: Slope, start: Array) -> Array:
+    """Dampings to solve for: relative ones times the curvature's mean diagonal.
+
+    Args:
+        relative: dampings in units of the mean diagonal.
+        linearisation: at the start.
+        start: A0 [landmark, component].
+
+    Raises:
+        StageFailed: the curvature is zero up to rounding, so that no damping has a meaning.
+    """
+    unit = float(linearisation.mean_diagonal)
+    if not unit * np.sum(start**2) > FLAT * abs(linearisation.value):
+        raise StageFailed(
+            f"the loss {linearisation.value:g} has no curvature at the start (mean {unit:g})",
+            where="newton",
+            expected="an embedding that can change the loss",
+            advice="take at least 2 components or another objective; if the kernel is the same for "
+            "all samples, the network has collapsed",
+        )
+    return np.asarray(relative, dtype=np.float64) * unit
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The damping that was chosen, whether its step is trusted, and why."""
+
+    index: int
+    trusted: bool
+    why: str
+
+
+def choose(sweep: Sweep) -> Choice:
+    """The admissible damping of the lowest actual loss, if that is below the loss at the start.
+
+    If none lowers the loss, the largest gain ratio is taken and the step is not trusted.
+    """
+    lowers = sweep.admissible & (sweep.loss < sweep.loss_start)
+    if lowers.any():
+        index = int(np.argmin(np.where(lowers, sweep.loss, np.inf)))
+        why = f"lowest loss of {lowers.sum()} admissible dampings that lower it"
+        return Choice(index, True, why)
+    # Prefer a step that was solved, then one that stays near, then the better model.
+    ratio = np.nan_to_num(sweep.rho, nan=-np.inf, posinf=-np.inf)
+    order = np.lexsort((ratio, sweep.admissible, sweep.converged))
+    why = "no admissible damping lowers the loss; largest gain ratio taken"
+    return Choice(int(order[-1]), False, why)
+
+
+def assess(sweep: Sweep, index: int) -> Choice:
+    """The damping that a recipe has fixed, and whether its step is one to trust."""
+    faults = [
+        (not sweep.converged[index], "the step does not reach the tolerance"),
+        (not sweep.loss[index] < sweep.loss_start, "the step does not lower the loss"),
+        (sweep.step_norm[index] > sweep.start_norm, "the step is longer than the start"),
+        (sweep.embedding_change[index] > 1.0, "the step moves the embedding by more than its size"),
+    ]
+    found = [words for fault, words in faults if fault]
+    verdict = "; ".join(found) or "the step lowers the loss"
+    return Choice(index, not found, f"damping fixed by the recipe; {verdict}")
+
+
+def judge(
+    loss: Array,
+    linearisation: Slope,
+    start: Array,
+    solution: Solution,
+    damping_relative: npt.ArrayLike,
+    moments: Sizes,
+    offset: Array | None = None,
+) -> Sweep:
+    """Judge the steps of a solve by what they did to the loss: no pass.
+
+    Args:
+        loss: after the step of each damping, L(A0 + dA) [column].
+        linearisation: value, gradient and curvature at the start.
+        start: A0 [landmark, component].
+        solution: one step for each damping, [landmark, component, column].
+        damping_relative: the dampings in units of the mean diagonal [column].
+        moments: of the kernel, for the size of the embedding.
+        offset: gamma [component] of the embedding f = K A + gamma.
+    """
+    relative, steps = np.asarray(damping_relative, dtype=np.float64), solution.step
+    predicted = predicted_decrease(linearisation, solution)
+    promised = predicted > 0
+    decrease = linearisation.value - loss
+    size = moments.embedding_rms(start, offset)
+    moved = [moments.embedding_rms(steps[..., column]) for column in range(steps.shape[-1])]
+    return Sweep(
+        damping=relative * linearisation.mean_diagonal,
+        damping_relative=relative,
+        loss=loss,
+        predicted=predicted,
+        rho=np.where(promised, decrease, 0.0) / np.where(promised, predicted, 1.0),
+        step_norm=np.sqrt(np.einsum("lkc,lkc->c", steps, steps)),
+        embedding_change=np.array(moved) / size if size > 0 else np.full(len(moved), np.inf),
+        converged=solution.converged,
+        loss_start=linearisation.value,
+        start_norm=float(np.linalg.norm(start)),
+        stability=np.full(len(relative), np.nan),
+    )
+
+
+def predicted_decrease(linearisation: Slope, solution: Solution) -> Array:
+    """-(<G, dA> + <dA, H dA> / 2), one number for each column of the solution if it has any."""
+    linear = np.einsum("lk,lk...->...", linearisation.gradient, solution.step)
+    quadratic = np.einsum("lk...,lk...->...", solution.step, solution.image)
+    return np.asarray(-(linear + quadratic / 2.0))
+
+
+def stability(kernel: Array, step: Array, other: Array, count: int = 10) -> float:
+    """Mean overlap of the ``count`` most influential landmarks under two steps.
+
+    Influence is |k| |dA_l|, the source method's score.
+
+    Args:
+        kernel: kernel rows of audited samples [audited, landmark].
+        step: the step of one damping [landmark, component].
+        other: the step of another damping.
+        count: landmarks compared per sample.
+    """
+    top = [_top(kernel, one, count) for one in (step, other)]
+    shared = (top[0][:, :, None] == top[1][:, None, :]).any(axis=2)
+    return float(shared.mean())
+
+
+def _top(kernel: Array, step: Array, count: int) -> npt.NDArray[np.intp]:
+    """Indices of the largest scores [audited, rank]; the lower index first among equals."""
+    score = np.abs(kernel) * np.linalg.norm(step, axis=1)
+    return np.argsort(-score, axis=1, kind="stable")[:, :count]

@@ -1,0 +1,1 @@
+"""The SSL losses: value, gradient and Gauss-Newton products of each."""

@@ -1,0 +1,256 @@
+"""BYOL (Grill et al. 2020) with constant targets: 2 - 2 cos, symmetrised over views.
+
+    L = (1/n) sum_i sum_a mean_{b != a} (2 - 2 u_a . t_b),    u = y / |y|,   y = W z + b
+
+with z = K A + gamma and targets t_b, the unit embeddings at the start A0. The inner function is u;
+the outer one |u - t|^2, which is 2 - 2 u.t because both are unit vectors, so that
+
+    H V = (2/n) sum_a K_a^T [ |y|^-2 (I - u u^T) K_a V W^T ] W.
+
+The target is the start itself and not a second network: a step pulls views together, and iterating
+it collapses the embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.blocks import Block
+from krepes_ooc.core.settings import setting
+from krepes_ooc.stages.newton.objectives.base import (
+    SampleObjective,
+    StreamedCurvature,
+    columns_last,
+    flat_columns,
+    tangent,
+    times_columns,
+    times_flat,
+    transposed_times,
+    unit_rows,
+)
+from krepes_ooc.stages.newton.objectives.interface import Stream
+
+SUB_ROWS = 512
+
+
+@dataclass(frozen=True)
+class BYOLSettings:
+    """The predictor between embedding and target."""
+
+    predictor: Literal["identity", "ridge"] = setting(
+        "identity", about="identity, or a linear fit of the targets to the embeddings"
+    )
+    ridge: float = setting(1e-3, about="ridge of that fit, relative to the variance", above=0)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """y = W z + b.
+
+    Args:
+        weight: W [component, component_].
+        bias: b [component].
+    """
+
+    weight: Array
+    bias: Array
+
+
+@dataclass
+class BYOL(SampleObjective):
+    """The objective on a stream of kernel blocks.
+
+    Args:
+        stream: kernel blocks of all views.
+        offset: gamma [component].
+        start: A0 [landmark, component], which fixes the targets.
+        predictor: W and b; the identity if None.
+        sub_rows: samples of one matrix product.
+
+    Raises:
+        UsageError: the stream holds fewer than two views.
+    """
+
+    name: ClassVar[str] = "byol"
+    repeatable: ClassVar[bool] = False
+
+    start: Array
+    predictor: Predictor | None = None
+    sub_rows: int = SUB_ROWS
+
+    def values(self, A: Array) -> Array:
+        """The loss of each column of A [landmark, component, column]; one pass."""
+        (total,) = self.read(partial(_values, self._frozen(), A))
+        return total / self.stream.n_samples
+
+    def linearise(self, A: Array) -> StreamedCurvature:
+        """Value, gradient and curvature at A [landmark, component]; one pass."""
+        frozen, n = self._frozen(), self.stream.n_samples
+        value, gradient, bend, trace = self.read(partial(_linearise, frozen, A))
+        W = frozen.predictor.weight
+        return StreamedCurvature(
+            value=float(value[0]) / n,
+            gradient=columns_last(gradient)[..., 0] / n,
+            mean_diagonal=2.0 * float(trace) / (n * A.size),
+            component_curvature=2.0 * W.T @ bend @ W / n,
+            multiply=partial(self.multiply, A),
+        )
+
+    def multiply(self, A: Array, V: Array) -> Array:
+        """H V at A for V [landmark, component, column]; one pass."""
+        (total,) = self.read(partial(_product, self._frozen(), A, V))
+        return columns_last(total) * (2.0 / self.stream.n_samples)
+
+    def _frozen(self) -> _Frozen:
+        h = self.start.shape[1]
+        predictor = self.predictor or Predictor(np.eye(h), np.zeros(h))
+        return _Frozen(self.start, self.offset, predictor, self.sub_rows)
+
+
+def fit_predictor(
+    stream: Stream, start: Array, offset: Array, ridge: float, sub_rows: int = SUB_ROWS
+) -> Predictor:
+    """The ridge fit of the targets to the embeddings at the start; one pass.
+
+    Args:
+        stream: kernel blocks of all views.
+        start: A0 [landmark, component].
+        offset: gamma [component].
+        ridge: penalty in units of the mean variance of an embedding.
+        sub_rows: samples of one matrix product.
+    """
+    h = start.shape[1]
+    frozen = _Frozen(start, offset, Predictor(np.eye(h), np.zeros(h)), sub_rows)
+    gram, cross = stream.reduce(partial(_normal_equations, frozen))
+    count = gram[h, h]
+    mean, goal = gram[:h, h] / count, cross[h] / count
+    covariance = gram[:h, :h] / count - np.outer(mean, mean)
+    penalty = ridge * np.trace(covariance) / h
+    shared = cross[:h] / count - np.outer(mean, goal)
+    weight = np.linalg.solve(covariance + penalty * np.eye(h), shared).T
+    return Predictor(weight, goal - weight @ mean)
+
+
+# ---------------------------------------------------------------- what runs over blocks of samples
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """What a pass needs besides the point where it looks."""
+
+    start: Array
+    offset: Array
+    predictor: Predictor
+    sub_rows: int
+
+    def rows(self, views: tuple[Any, ...]) -> list[list[Any]]:
+        """Kernel rows of each view, a few samples at a time."""
+        rows = views[0].shape[0]
+        cuts = [(cut, min(cut + self.sub_rows, rows)) for cut in range(0, rows, self.sub_rows)]
+        return [[K[start:stop, :] for K in views] for start, stop in cuts]
+
+    def embeddings(self, K: Any, A: Array) -> Any:
+        """Z [sample, column, component] for A [landmark, component, column]."""
+        return times_columns(K, A) + array_namespace(K).astype(self.offset, K.dtype, copy=False)
+
+    def units(self, K: Any, A: Array, dtype: Any = None) -> tuple[Any, Any]:
+        """Unit predictions u and 1 / |y| [sample, column, component], in the precision of K."""
+        xp, dtype = array_namespace(K), dtype or K.dtype
+        W = xp.astype(self.predictor.weight, dtype, copy=False)
+        bias = xp.astype(self.predictor.bias, dtype, copy=False)
+        return unit_rows(xp.astype(self.embeddings(K, A), dtype) @ W.T + bias)
+
+    def targets(self, views: list[Any]) -> list[Any]:
+        """Mean target of each view: the unit embeddings of the other views at the start."""
+        units = [unit_rows(self.embeddings(K, self.start[..., None]))[0] for K in views]
+        total = sum(units)
+        return [(total - unit) / (len(units) - 1) for unit in units]
+
+
+def _values(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+    """sum_i sum_a (2 - 2 u_a . t_a) [column]."""
+    del block
+    xp = array_namespace(*views)
+    total = xp.zeros(A.shape[2], dtype=xp.float64, device=device(views[0]))
+    for rows in frozen.rows(views):
+        for K, target in zip(rows, frozen.targets(rows), strict=True):
+            U, _ = frozen.units(K, A)
+            total = total + xp.sum(2 - 2 * xp.sum(U * target, axis=-1), axis=0, dtype=xp.float64)
+    return (total,)
+
+
+def _linearise(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+    """Loss, gradient, sum |y|^-2 (I - u u^T) and sum |k|^2 tr W^T(...)W, all times n (or n/2)."""
+    del block
+    xp = array_namespace(*views)
+    # Once per linearisation: 1 - |u|^2 needs the longer mantissa where u may hardly turn.
+    double = xp.float64
+    W, here = xp.astype(frozen.predictor.weight, double, copy=False), device(views[0])
+    identity = xp.eye(W.shape[0], dtype=double, device=here)
+    totals: list[Any] = []
+    for rows in frozen.rows(views):
+        for K, target in zip(rows, frozen.targets(rows), strict=True):
+            U, inverse = frozen.units(K, A[..., None], double)
+            value = xp.sum(2 - 2 * xp.sum(U * target, axis=-1), axis=0)
+            gradient = transposed_times(K, -2 * tangent(U, target) * inverse @ W)
+            scaled = (U * inverse)[:, 0, :]
+            bend = xp.sum(inverse**2) * identity - scaled.T @ scaled
+            free = inverse[:, 0, 0] ** 2 * xp.sum(W * W) - xp.sum((scaled @ W) ** 2, axis=1)
+            free = free * min(W.shape[0] - 1, 1)  # one component cannot turn: 0 but for rounding
+            trace = xp.sum(xp.sum(K * K, axis=1, dtype=double) * free)
+            terms = [value, gradient, bend, trace]
+            totals = [t + u for t, u in zip(totals, terms, strict=True)] if totals else terms
+    return tuple(totals)
+
+
+def _product(
+    frozen: _Frozen, A: Array, V: Array, views: tuple[Any, ...], block: Block
+) -> tuple[Any, ...]:
+    """sum_a K_a^T [ |y|^-2 (I - u u^T) K_a V W^T ] W [landmark, column, component].
+
+    The predictor acts on A and V before, and on the sum after, all products with the kernel.
+    """
+    del block
+    xp, W = array_namespace(*views), frozen.predictor.weight
+    at_and_along = xp.concat([_predicted(A[..., None], W), _predicted(V, W)], axis=2)
+    shift = xp.astype(frozen.offset @ W.T + frozen.predictor.bias, views[0].dtype, copy=False)
+    shape, here = (V.shape[0], V.shape[2], V.shape[1]), device(views[0])
+    total = xp.zeros(shape, dtype=xp.float64, device=here)
+    flat = flat_columns(at_and_along, views[0])
+    for rows in frozen.rows(views):
+        for K in rows:
+            both = times_flat(K, flat, V.shape[1])
+            U, inverse = unit_rows(both[:, :1, :] + shift)
+            turned = tangent(U, both[:, 1:, :]) * inverse**2
+            total += transposed_times(K, turned)
+    turns = min(W.shape[0] - 1, 1)  # one component cannot turn: 0 but for rounding
+    return (total @ xp.astype(W * turns, xp.float64, copy=False),)
+
+
+def _predicted(V: Array, W: Array) -> Array:
+    """V W^T for V [landmark, component, column]."""
+    xp = array_namespace(V, W)
+    turned: Array = xp.permute_dims(xp.permute_dims(V, (2, 0, 1)) @ W.T, (1, 2, 0))
+    return turned
+
+
+def _normal_equations(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+    """Sums of (z, 1)(z, 1)^T and (z, 1) t^T over samples and views."""
+    del block
+    xp = array_namespace(*views)
+    h = frozen.start.shape[1]
+    here: dict[str, Any] = {"dtype": xp.float64, "device": device(views[0])}
+    gram, cross = xp.zeros((h + 1, h + 1), **here), xp.zeros((h + 1, h), **here)
+    for rows in frozen.rows(views):
+        for K, target in zip(rows, frozen.targets(rows), strict=True):
+            Z = xp.astype(frozen.embeddings(K, frozen.start[..., None])[:, 0, :], xp.float64)
+            extended = xp.concat([Z, xp.ones((Z.shape[0], 1), **here)], axis=1)
+            gram = gram + extended.T @ extended
+            cross = cross + extended.T @ xp.astype(target[:, 0, :], xp.float64)
+    return gram, cross

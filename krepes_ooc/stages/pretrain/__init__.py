@@ -1,0 +1,1 @@
+"""Stage pretrain: train the demo network, source -> checkpoint."""

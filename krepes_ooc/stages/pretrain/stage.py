@@ -1,0 +1,65 @@
+"""Stage pretrain: the demo trainer, one checkpoint an epoch, for recipes without weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.files import checksum
+from krepes_ooc.engine.budget import Need
+from krepes_ooc.network.pretrain import PretrainSettings
+from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.inputs import Rows
+from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.stage import Stage, StageContext
+
+
+def run(context: StageContext) -> None:
+    """Train the missing epochs, publish the weights, seal."""
+    from krepes_ooc.network import pretrain
+
+    inputs, settings = context.inputs, context.settings
+    context.executor()
+    spec = inputs.network_spec
+    saved = context.record.folder / "training.pt"
+    if saved.exists():
+        state = pretrain.load_state(saved, spec, settings, inputs.base, inputs.seed)
+    else:
+        state = pretrain.new_state(spec, settings, inputs.base, inputs.seed)
+    context.progress.begin("pretrain", settings.epochs, state.epoch)
+    n, output = inputs.source.n_samples, spec.output
+
+    def batch_views(positions: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
+        context.stop.check()
+        return inputs.views.batch(positions, epoch)
+
+    while state.epoch < settings.epochs:
+        pretrain.train_epoch(state, settings, n, batch_views, output)
+        pretrain.save_state(state, saved)
+        context.progress.advance(1)
+    inputs.pretrained.parent.mkdir(parents=True, exist_ok=True)
+    pretrain.save_checkpoint(state, inputs.pretrained)
+    data = inputs.pretrained.read_bytes()
+    key = inputs.pretrained.relative_to(context.workspace.root).as_posix()
+    context.facts["losses"] = state.losses
+    context.seal({key: (len(data), checksum(data))})
+    saved.unlink(missing_ok=True)
+
+
+def predict(shape: AuditShape, settings: PretrainSettings) -> Cost:
+    """Epochs of the demo trainer: three forward passes a view, and Adam's moments."""
+    flops = 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views * settings.epochs
+    need = Need(24 * shape.n_parameters + 64 * settings.batch * shape.n_features)
+    return Cost(settings.epochs, 4 * shape.n_parameters, need, flops, 12 * shape.n_parameters)
+
+
+STAGE = Stage(
+    name="pretrain",
+    version=1,
+    reads=("source", "factory", "views"),
+    store=None,
+    settings=PretrainSettings,
+    run=run,
+    predict=predict,
+    about="a small demo trainer for recipes without weights",
+)

@@ -1,0 +1,240 @@
+"""Three ways to read one chunk file: a fresh memory map, a pooled direct read, the Zarr library.
+
+A map costs nothing but page faults and is right as long as the page cache can hold the store. A
+store larger than half of the memory is read past the page cache (O_DIRECT) into pooled buffers:
+otherwise the kernel would spend CPU time on evicting pages that are never used twice. Any other
+codec than ours is decoded by Zarr.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.files import CHECKSUM_BYTES, READ_FLAGS
+from krepes_ooc.errors import DamageError, StageFailed
+from krepes_ooc.storage.zarr_metadata import ArrayInfo
+
+PAGE = 4096
+KEPT_BUFFERS = 16
+_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# What file systems answer that cannot read past the page cache.
+_NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class Way(Protocol):
+    """A way to read chunks; safe for any number of threads."""
+
+    def chunk(
+        self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
+    ) -> tuple[npt.NDArray[Any], int | None]:
+        """Values of one chunk, read-only, and the crc32c on disk; None if it is checked already.
+
+        Args:
+            folder: of the array.
+            info: of the array.
+            at: coordinates of the chunk.
+
+        Raises:
+            DamageError: the chunk is missing, of the wrong size, or cannot be read.
+            StageFailed: this process has no more file descriptors or memory.
+        """
+
+
+class Mapped:
+    """A fresh read-only map of the chunk file, dropped with the array."""
+
+    def chunk(
+        self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
+    ) -> tuple[npt.NDArray[Any], int | None]:
+        """As ``Way``."""
+        needed = info.chunk_bytes + CHECKSUM_BYTES
+        with _opened(chunk_path(folder, at), needed, READ_FLAGS) as descriptor:
+            mapped = mmap.mmap(descriptor, needed, access=mmap.ACCESS_READ)
+        values = np.frombuffer(mapped, dtype=info.dtype, count=math.prod(info.chunks))
+        suffix = int.from_bytes(mapped[-CHECKSUM_BYTES:], "little")
+        return values.reshape(info.chunks), suffix
+
+
+class Direct:
+    """A read past the page cache into an aligned buffer, which is used again with the next chunk.
+
+    File systems that cannot do that are read as usual, into the same buffers.
+    """
+
+    def __init__(self) -> None:
+        self._pool = BufferPool()
+        self._flags = READ_FLAGS | getattr(os, "O_DIRECT", 0)
+
+    def chunk(
+        self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
+    ) -> tuple[npt.NDArray[Any], int | None]:
+        """As ``Way``.
+
+        Raises:
+            DamageError: as ``Way``.
+        """
+        needed, path = info.chunk_bytes + CHECKSUM_BYTES, chunk_path(folder, at)
+        buffer = self._pool.take(needed)
+        view = memoryview(buffer)
+        try:
+            found = self._read(path, needed, view)
+        except BaseException:
+            view.release()
+            self._pool.give(buffer)
+            raise
+        if found != needed:
+            raise damaged(path, f"{found} bytes could be read", f"{needed} bytes")
+        suffix = int.from_bytes(view[needed - CHECKSUM_BYTES : needed], "little")
+        view.release()
+        values = np.frombuffer(buffer, dtype=info.dtype, count=math.prod(info.chunks))
+        values.flags.writeable = False
+        # Every view of the values keeps this array alive, so the buffer is free when it dies.
+        weakref.finalize(values, self._pool.give, buffer)
+        return values.reshape(info.chunks), suffix
+
+    def _read(self, path: Path, needed: int, view: memoryview) -> int:
+        try:
+            with _opened(path, needed, self._flags) as descriptor:
+                return _read_all(descriptor, needed, view)
+        except OSError as error:
+            if error.errno not in _NO_DIRECT or self._flags == READ_FLAGS:
+                raise
+        self._flags = READ_FLAGS
+        with _opened(path, needed, READ_FLAGS) as descriptor:
+            return _read_all(descriptor, needed, view)
+
+
+class Decoded:
+    """Whatever Zarr can read: a copy that somebody compressed or rechunked; slow and safe."""
+
+    def chunk(
+        self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
+    ) -> tuple[npt.NDArray[Any], int | None]:
+        """As ``Way``.
+
+        Raises:
+            DamageError: as ``Way``.
+        """
+        import zarr
+
+        try:
+            array = zarr.open_array(folder, mode="r", zarr_format=3)
+            path = folder / array.metadata.encode_chunk_key(at)
+            if not path.exists():
+                raise damaged(path, "the chunk is missing", "a file")
+            starts = [i * chunk for i, chunk in zip(at, info.chunks, strict=True)]
+            cut = tuple(slice(s, s + c) for s, c in zip(starts, info.chunks, strict=True))
+            found = np.asarray(array[cut])
+        except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
+            raise damaged(folder, f"chunk {list(at)}: {error}", "what Zarr can decode") from error
+        return _whole(found, info), None
+
+
+class BufferPool:
+    """Page-aligned buffers of one process; at most ``KEPT_BUFFERS`` idle ones are kept."""
+
+    def __init__(self) -> None:
+        self._idle: list[mmap.mmap] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> mmap.mmap:
+        """A buffer of at least ``size`` bytes, whole pages."""
+        pages = -(-size // PAGE) * PAGE
+        with self._lock:
+            for index, buffer in enumerate(self._idle):
+                if len(buffer) == pages:
+                    return self._idle.pop(index)
+        return mmap.mmap(-1, pages)
+
+    def give(self, buffer: mmap.mmap) -> None:
+        """Take a buffer back; the longest idle one goes when there are too many."""
+        with self._lock:
+            self._idle.append(buffer)
+            del self._idle[:-KEPT_BUFFERS]
+
+
+def choose_way(folder: Path, info: ArrayInfo, direct_above: int | None) -> Way:
+    """The way to read one array.
+
+    Args:
+        folder: of the array.
+        info: of the array.
+        direct_above: bytes of an array above which it is read past the page cache; None: never.
+    """
+    if not info.mappable:
+        return Decoded()
+    size = math.prod(info.n_chunks) * info.chunk_bytes
+    if direct_above is not None and size > direct_above and hasattr(os, "O_DIRECT"):
+        return Direct()
+    return Mapped()
+
+
+def chunk_path(folder: Path, at: tuple[int, ...]) -> Path:
+    """File of one chunk of an array that krepes wrote."""
+    return folder.joinpath("c", *map(str, at))
+
+
+def damaged(path: Path, what: str, expected: str) -> DamageError:
+    """The error for a chunk that is not what was written."""
+    return DamageError(
+        what, where=str(path), expected=expected, advice="`krepes verify` lists all damage"
+    )
+
+
+@contextmanager
+def _opened(path: Path, needed: int, flags: int) -> Iterator[int]:
+    """The descriptor of a file of exactly this size; what goes wrong becomes one clear line."""
+    try:
+        descriptor = os.open(path, flags)
+        try:
+            if (size := os.fstat(descriptor).st_size) != needed:
+                raise damaged(path, f"{size} bytes", f"{needed} bytes")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise damaged(path, "the chunk is missing", f"{needed} bytes") from None
+    except OSError as error:
+        if error.errno in _NO_DIRECT and flags != READ_FLAGS:
+            raise
+        if error.errno in _OUR_LIMITS:
+            raise StageFailed(f"cannot map ({error.strerror})", where=str(path)) from error
+        raise damaged(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
+    except ValueError as error:
+        raise damaged(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
+
+
+def _read_all(descriptor: int, needed: int, view: memoryview) -> int:
+    """Read a file from its start; a direct read must ask for whole pages and gets the odd tail."""
+    found = 0
+    while found < needed:
+        # Only the last piece of a file is short, so ``found`` stays a multiple of the page.
+        got = os.preadv(descriptor, [view[found:]], found)
+        if not got:
+            break
+        found += got
+        if found % PAGE:
+            break
+    return found
+
+
+def _whole(values: npt.NDArray[Any], info: ArrayInfo) -> npt.NDArray[Any]:
+    """A decoded chunk at full size and read-only: Zarr cuts the last one at the array's end."""
+    if values.shape != info.chunks:
+        full = np.zeros(info.chunks, dtype=info.dtype)
+        full[tuple(slice(size) for size in values.shape)] = values
+        values = full
+    values.flags.writeable = False
+    return values

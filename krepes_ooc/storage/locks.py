@@ -1,0 +1,323 @@
+"""One run per workspace: a lease that names its holder, and flock beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from krepes_ooc.core.files import boot_id, disk_errors
+from krepes_ooc.errors import UsageError, WorkspaceError
+
+HEARTBEAT_SECONDS = 5.0
+LEASE_SECONDS = 120.0
+PATIENCE_SECONDS = 0.5
+# What a file system without locks says to flock: there the lease decides alone.
+NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+Lease = dict[str, Any]
+
+
+class WorkspaceLock:
+    """Exclusive hold on a workspace, released at exit or when the process dies.
+
+    flock tells at once whether another process of this machine holds the workspace, but it is local
+    on some cluster file systems. So there is also a lease, a file created exclusively, with host,
+    pid, boot id and a heartbeat (its modification time). A lease is taken over when its holder is
+    surely gone: it ran on this host and flock is free, or it gave no heartbeat for
+    ``LEASE_SECONDS``.
+
+    Args:
+        path: the file for flock; the lease lies beside it.
+        lost: called once if another host takes the lease while this process seems dead.
+
+    Raises:
+        WorkspaceError: another process holds the workspace; says which.
+    """
+
+    def __init__(self, path: Path, lost: Callable[[], None] = lambda: None) -> None:
+        self.path, self.lease, self._lost = path, path.with_name("lease"), lost
+        self._token = uuid.uuid4().hex
+        self._file: Any = None
+        self._stop = threading.Event()
+
+    def __enter__(self) -> WorkspaceLock:
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            self._file = os.fdopen(os.open(self.path, flags, 0o644), "r+b")
+        try:
+            self._claim(flocked=self._flock())
+        except BaseException:
+            self._file.close()
+            raise
+        threading.Thread(target=self._beat, name="krepes-lease", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        # A lease that a failing disk keeps is taken over at once: flock says that nobody runs.
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                self.lease.unlink(missing_ok=True)
+        self._file.close()
+
+    def _flock(self) -> bool:
+        """Whether flock is ours; False on a file system without flock."""
+        try:
+            import fcntl
+        except ImportError:
+            raise UsageError(
+                "this system cannot lock a workspace",
+                where=str(self.path),
+                expected="Linux or macOS",
+                advice="finished workspaces can be read here",
+            ) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._held(self._holder()) from None
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            return False
+        return True
+
+    def _claim(self, *, flocked: bool) -> None:
+        with disk_errors(self.lease):
+            for _ in range(2):
+                try:
+                    self._write()
+                except FileExistsError:
+                    holder = self._holder()
+                    if not self._is_gone(holder, flocked):
+                        raise self._held(holder) from None
+                    self._take_over(holder)
+                else:
+                    return
+        raise self._held(self._holder())
+
+    def _write(self) -> None:
+        """Create the lease; of two that try, one fails, on network file systems too."""
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}
+        descriptor = os.open(self.lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(json.dumps({**me, "token": self._token}).encode())
+            file.flush()
+            os.fsync(descriptor)
+
+    def _take_over(self, holder: Lease) -> None:
+        """Remove a stale lease; one that another process made in the meantime is put back."""
+        aside = self.lease.with_name(f"lease-{self._token}")
+        with contextlib.suppress(FileNotFoundError):
+            self.lease.rename(aside)
+            if _read(aside) != holder:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self.lease)
+            aside.unlink()
+
+    def _is_gone(self, holder: Lease, flocked: bool) -> bool:
+        """Whether the holder is dead; ages are told by the file system's own clock."""
+        if not holder:
+            return True
+        if holder.get("host") == socket.gethostname():
+            return flocked or holder.get("boot") != boot_id() or not _runs(holder.get("pid"))
+        os.utime(self.path)
+        try:
+            age = self.path.stat().st_mtime - self.lease.stat().st_mtime
+        except FileNotFoundError:
+            return True
+        return age > LEASE_SECONDS
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            # A disk that fails for a moment says nothing about the lease.
+            with contextlib.suppress(OSError):
+                if not self.lease.exists():
+                    self._write()
+                elif self._is_ours():
+                    os.utime(self.lease)
+                elif not self._stop.is_set():
+                    self._lost()
+                    return
+
+    def _is_ours(self) -> bool:
+        return bool(_read(self.lease).get("token") == self._token)
+
+    def _holder(self) -> Lease:
+        """What the lease says; its owner may be about to write it."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (holder := _read(self.lease)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return holder
+
+    def _held(self, holder: Lease) -> WorkspaceError:
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        return WorkspaceError(
+            f"the workspace is in use by {who}",
+            where=str(self.path.parent.parent),
+            expected="one run per workspace",
+            advice="wait for it, stop it, or choose another --workspace",
+        )
+
+
+def _read(lease: Path) -> Lease:
+    """What a lease says; nothing if there is none or it is not written yet."""
+    try:
+        return dict(json.loads(lease.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def _runs(pid: Any) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, TypeError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+OPENING_SECONDS = 120.0
+
+
+class _ShardLock(WorkspaceLock):
+    """The lease of one shard, or of those who open a stage."""
+
+    def _held(self, holder: Lease) -> WorkspaceError:
+        return _running(self.path.parent, holder)
+
+
+@contextlib.contextmanager
+def hold_shard(
+    private: Path, stage: str, share: tuple[int, int], lost: Callable[[], None]
+) -> Iterator[None]:
+    """Hold one shard of a stage; others may hold other shards meanwhile.
+
+    Args:
+        private: ``.krepes`` of the workspace.
+        stage: its name.
+        share: number of the shard, from 1, and how many there are.
+        lost: called if another host takes the shard over while this process seems dead.
+
+    Raises:
+        WorkspaceError: somebody holds this shard or the whole workspace, or shards of another
+            number run.
+    """
+    number, count = share
+    folder = private / "shards" / f"{stage}-{number:06d}-of-{count:06d}"
+    whole = WorkspaceLock(private / "lock")
+    with _shared(whole), _ShardLock(folder / "lock", lost):
+        holder = _read(whole.lease)
+        if holder and not whole._is_gone(holder, flocked=True):
+            raise whole._held(holder)
+        for other in _running_shards(private):
+            if not other.name.endswith(f"-of-{count:06d}"):
+                raise _running(other, _read(other / "lease"))
+        yield
+
+
+@contextlib.contextmanager
+def opening(private: Path) -> Iterator[None]:
+    """One process at a time: shards that start together must not begin a stage twice.
+
+    Raises:
+        WorkspaceError: another process stays in there for minutes.
+    """
+    lock = _ShardLock(private / "shards" / "opening" / "lock")
+    deadline = time.monotonic() + OPENING_SECONDS
+    while True:
+        try:
+            lock.__enter__()
+            break
+        except WorkspaceError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        lock.__exit__()
+
+
+def refuse_running_shards(private: Path) -> None:
+    """Refuse a plain run while shards are being computed.
+
+    Raises:
+        WorkspaceError: naming a shard and its holder.
+    """
+    for folder in _running_shards(private):
+        raise _running(folder, _read(folder / "lease"))
+
+
+def clear_shards(private: Path) -> None:
+    """Remove the locks of shards that nobody holds; only under the exclusive lock."""
+    shutil.rmtree(private / "shards", ignore_errors=True)
+
+
+def _running_shards(private: Path) -> list[Path]:
+    found = []
+    for lease in sorted((private / "shards").glob("*-of-*/lease")):
+        with disk_errors(lease):
+            holder = _read(lease)
+        lock = _ShardLock(lease.with_name("lock"))
+        if holder and not lock._is_gone(holder, flocked=_is_free(lock.path)):
+            found.append(lease.parent)
+    return found
+
+
+def _is_free(path: Path) -> bool:
+    """Whether no process of this machine holds the flock of a shard."""
+    import fcntl
+
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _shared(whole: WorkspaceLock) -> Iterator[None]:
+    """The flock of the workspace, shared: a plain run on this machine would not get it."""
+    import fcntl
+
+    with disk_errors(whole.path):
+        whole.path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(whole.path, flags, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise whole._held(whole._holder()) from None
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _running(folder: Path, holder: Lease) -> WorkspaceError:
+    name, _, count = folder.name.partition("-of-")
+    stage, _, number = name.rpartition("-")
+    shard = f"shard {int(number)}/{int(count)} of {stage}" if count else "the opening of a stage"
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    return WorkspaceError(
+        f"{shard} is being computed by {who}",
+        where=str(folder.parents[2]),
+        expected="a workspace that nobody else writes, or other shards of the same number",
+        advice="wait for it, or stop it",
+    )

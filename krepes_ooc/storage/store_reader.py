@@ -1,0 +1,157 @@
+"""Read one store: chunk files are mapped, checked on first touch, and never written through."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core.blocks import Block
+from krepes_ooc.core.files import checksum
+from krepes_ooc.errors import StageFailed
+from krepes_ooc.storage.chunk_readers import Way, choose_way, chunk_path, damaged
+from krepes_ooc.storage.file_checks import confine
+from krepes_ooc.storage.zarr_metadata import DOCUMENT, ArrayInfo, read_document, read_info
+
+
+class StoreReader:
+    """Rows and arrays of one store, as read-only arrays; any number of threads may ask.
+
+    A block is a fresh memory map of its chunk file, dropped after use, so that mapped pages never
+    pile up; or a pooled buffer, where the store is too large for the page cache. Sizes are checked
+    before mapping, because a map beyond the end of a file kills the process. The crc32c is checked
+    when this reader first touches a chunk: once in a process, because a workspace keeps one reader
+    for each store.
+
+    Args:
+        path: the store's group inside ``audit.zarr``.
+        direct_above: bytes of an array above which it is read past the page cache; None: never.
+    """
+
+    def __init__(self, path: Path, direct_above: int | None = None) -> None:
+        self.path = path
+        self._direct_above = direct_above
+        self._ways: dict[str, Way] = {}
+        self._arrays: dict[str, ArrayInfo] = {}
+        self._verified: set[tuple[str, tuple[int, ...]]] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reach another process as its folder: maps and buffers stay here."""
+        return StoreReader, (self.path, self._direct_above)
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the store.
+
+        Raises:
+            WorkspaceError: there is no such store.
+            DamageError: its metadata cannot be read.
+        """
+        return dict(read_document(self.path).get("attributes", {}))
+
+    def info(self, name: str) -> ArrayInfo:
+        """Shape, chunks, dtype and dims of one array.
+
+        Raises:
+            WorkspaceError: there is no such array, or a link leads out of the store.
+            DamageError: its metadata are not those of an array that krepes may read.
+        """
+        if name not in self._arrays:
+            self._arrays[name] = read_info(confine(self.path / name, self.path))
+        return self._arrays[name]
+
+    def has(self, name: str) -> bool:
+        """Whether the store holds this optional array."""
+        return (self.path / name / DOCUMENT).exists()
+
+    def names(self) -> list[str]:
+        """Arrays that the store holds."""
+        return sorted(path.parent.name for path in self.path.glob(f"*/{DOCUMENT}"))
+
+    def block(self, name: str, block: Block, view: int = 0) -> npt.NDArray[Any]:
+        """Rows of one block (of one view): [sample, ...] or [sample].
+
+        Raises:
+            StageFailed: the block is not one of the array's chunks.
+            DamageError: the chunk is missing, of the wrong size, or fails its checksum.
+        """
+        info = self.info(name)
+        if not info.is_chunk(block):
+            raise StageFailed(
+                f"block {block.index}, rows {block.start} to {block.stop}",
+                where=str(self.path / name),
+                expected=f"a chunk of dims {info.dims}, shape {info.shape}, chunks {info.chunks}",
+            )
+        chunk = self._chunk(name, info, info.chunk_of(block.index, view))
+        return (chunk[0] if info.row_axis else chunk)[: block.rows]
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """One whole array, copied into memory: for stores whose size does not grow with n.
+
+        Raises:
+            StageFailed: it does not fit the memory.
+            DamageError: a chunk is missing, of the wrong size, or fails its checksum.
+        """
+        info = self.info(name)
+        if 0 not in info.shape:
+            # An impossible shape is found here, before anything is allocated.
+            self._chunk(name, info, tuple(count - 1 for count in info.n_chunks))
+        try:
+            out = np.empty(info.shape, dtype=info.dtype)
+        except (MemoryError, ValueError) as error:
+            where = str(self.path / name)
+            raise StageFailed(str(error), where=where, expected="an array that fits") from error
+        for at in np.ndindex(*info.n_chunks):
+            starts = [i * chunk for i, chunk in zip(at, info.chunks, strict=True)]
+            cut: list[Any] = [slice(s, s + c) for s, c in zip(starts, info.chunks, strict=True)]
+            piece = out[(*cut, ...)]
+            piece[...] = self._chunk(name, info, at)[tuple(slice(size) for size in piece.shape)]
+        return out
+
+    def tile(self, name: str, row: int, column: int) -> npt.NDArray[Any]:
+        """One tile of an array in tiles [..., landmark, landmark_], read-only and not copied.
+
+        Raises:
+            StageFailed: the array has no such tile.
+            DamageError: the chunk is missing, of the wrong size, or fails its checksum.
+        """
+        info = self.info(name)
+        shape = info.tile_shape(row, column)
+        if shape is None:
+            raise StageFailed(
+                f"tile {row}, {column}",
+                where=str(self.path / name),
+                expected=f"a chunk of dims {info.dims}, shape {info.shape}, chunks {info.chunks}",
+            )
+        chunk = self._chunk(name, info, (*(0,) * (len(shape) - 2), row, column))
+        return chunk[tuple(map(slice, shape))]
+
+    def whole(self, name: str) -> npt.NDArray[Any]:
+        """One whole array, read-only where it is a single chunk, which is not copied.
+
+        Raises:
+            StageFailed: it does not fit the memory.
+            DamageError: a chunk is missing, of the wrong size, or fails its checksum.
+        """
+        info = self.info(name)
+        if info.chunks != info.shape:
+            return self.array(name)
+        return self._chunk(name, info, (0,) * len(info.shape))
+
+    def _chunk(self, name: str, info: ArrayInfo, at: tuple[int, ...]) -> npt.NDArray[Any]:
+        folder = self.path / name
+        values, suffix = self._way(name, info).chunk(folder, info, at)
+        if suffix is not None and (name, at) not in self._verified:
+            if (crc := checksum(values)) != suffix:
+                where = chunk_path(folder, at)
+                raise damaged(where, f"crc32c of the values is {crc:08x}", f"{suffix:08x}")
+            self._verified.add((name, at))
+        return values
+
+    def _way(self, name: str, info: ArrayInfo) -> Way:
+        if name not in self._ways:
+            self._ways[name] = choose_way(self.path / name, info, self._direct_above)
+        return self._ways[name]

@@ -1,0 +1,54 @@
+"""SCARF-style corruption of table rows: entries replaced by draws from their column's marginal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core import counter_rng
+from krepes_ooc.errors import SourceError
+from krepes_ooc.sources.base import Float64, Int64, Tabular
+from krepes_ooc.views.spec import ViewSpec
+
+_CORRUPT, _ROW, _NOISE = 1, 2, 3
+
+
+class TableViews:
+    """SCARF (Bahri et al., 2022): cells replaced by draws from their column, then noise."""
+
+    def __init__(self, spec: ViewSpec, source: Tabular) -> None:
+        names = [column.name for column in source.columns]
+        width = source.bank.shape[1]
+        unknown = [name for name in spec.keep if name not in names]
+        if unknown:
+            raise SourceError(
+                f"no column {unknown[0]!r} to keep",
+                where="views.keep",
+                expected="one of " + ", ".join(map(repr, names)),
+            )
+        changed = [c.shown and c.name not in spec.keep for c in source.columns]
+        # Vectors have numbers without names: all of them change.
+        self._columns = np.flatnonzero(changed) if names else np.arange(width)
+        self._share, self._bank = spec.corruption, source.bank
+        self._noise = spec.noise * source.spread
+
+    def __call__(self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int) -> Float64:
+        """One view of raw rows [sample, column], in raw units."""
+        changed = np.array(raw, dtype=np.float64)
+        sample, column = sample_id[:, None], self._columns[None, :]
+        cells = changed[:, self._columns]
+        replaced = counter_rng.uniform(seed, view, _CORRUPT, sample, column) < self._share
+        row = counter_rng.integers(seed, len(self._bank), view, _ROW, sample, column)
+        cells = np.where(replaced, self._bank[row, column], cells)
+        noisy = np.flatnonzero(self._noise[self._columns])
+        if noisy.size:
+            drawn = counter_rng.normal(seed, view, _NOISE, sample, column[:, noisy])
+            cells[:, noisy] += drawn * self._noise[self._columns[noisy]]
+        changed[:, self._columns] = cells
+        return changed
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies these views beside their settings: nothing."""
+        return {}

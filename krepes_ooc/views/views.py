@@ -1,0 +1,118 @@
+"""Seeded views of samples; every draw is keyed by (seed, view, stream, sample id, column).
+
+A view is made in the units of the raw sample and encoded afterwards, so one record of a view can be
+shown to people as it is. It is bitwise the same under any batching, order of calls or thread.
+View -1 is the clean sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.core import counter_rng
+from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.errors import SourceError
+from krepes_ooc.sources.base import Float32, Int64, Source, Tabular
+from krepes_ooc.views.image import ImageViews
+from krepes_ooc.views.spec import CLEAN, ViewSpec
+from krepes_ooc.views.table import TableViews
+from krepes_ooc.views.user import UserViews
+
+_EPOCH_STREAM = 0x65706F63
+
+
+class Views:
+    """The views of one source under one seed.
+
+    Args:
+        spec: the recipe key ``views``.
+        source: where the samples come from.
+        seed: key of all draws.
+        base: folder of the recipe, where the file of a callable is looked up.
+
+    Raises:
+        SourceError: a family of views that does not fit the source, a column that it lacks, or a
+            callable that cannot be loaded.
+    """
+
+    def __init__(self, spec: ViewSpec, source: Source, seed: int, base: Path | None = None) -> None:
+        self.spec, self.source, self.seed, self.base = spec, source, seed, base
+        self.kind = _family(spec, source)
+        self._family: TableViews | ImageViews | UserViews
+        if self.kind == "image":
+            self._family = ImageViews.fitted(spec, source)
+        elif self.kind == "table":
+            self._family = TableViews(spec, cast("Tabular", source))
+        else:
+            self._family = UserViews(spec.function, base or Path.cwd())
+
+    def apply(
+        self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int | None = None
+    ) -> npt.NDArray[Any]:
+        """One view of raw samples [sample, ...], in raw units; view -1 gives them back unchanged.
+
+        Args:
+            raw: what ``source.read`` gave.
+            sample_id: positions in the source [sample].
+            view: index of the view, or -1.
+            seed: another key than that of the run (training draws fresh views each epoch).
+
+        Raises:
+            DataError: a user callable returned something that is no view.
+        """
+        if view == CLEAN:
+            return raw
+        key = self.seed if seed is None else seed
+        return self._family(raw, np.asarray(sample_id, dtype=np.int64), view, key)
+
+    def inputs(
+        self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int | None = None
+    ) -> Float32:
+        """The network's input [sample, ...] for one view of raw samples."""
+        return self.source.encode(self.apply(raw, sample_id, view, seed))
+
+    def draw(
+        self, positions: Int64, view_ids: Sequence[int], epoch_seed: int
+    ) -> tuple[Float32, ...]:
+        """Read samples once and give the network's input for each of the views asked for."""
+        raw = self.source.read(positions)
+        return tuple(self.inputs(raw, positions, view, epoch_seed) for view in view_ids)
+
+    def batch(self, positions: Int64, epoch: int) -> tuple[Float32, ...]:
+        """All views of these samples, drawn afresh for this epoch of training."""
+        epoch_seed = int(counter_rng.bits(self.seed, _EPOCH_STREAM, epoch))
+        return self.draw(positions, range(self.spec.count), epoch_seed)
+
+    def describe(self) -> dict[str, Any]:
+        """What defines the views, as JSON, for the digest."""
+        return {
+            "seed": self.seed,
+            "family": self.kind,
+            **to_mapping(self.spec),
+            **self._family.describe(),
+        }
+
+
+def _family(spec: ViewSpec, source: Source) -> str:
+    if spec.kind == "callable" or (spec.kind == "auto" and spec.function):
+        if not spec.function:
+            raise SourceError(
+                "callable views need a function",
+                where="views.function",
+                expected="module:callable or path/to/file.py:callable",
+            )
+        return "callable"
+    fits = "image" if source.kind == "image" else "table" if hasattr(source, "bank") else "callable"
+    if spec.kind not in ("auto", fits) or fits == "callable":
+        raise SourceError(
+            f"no {spec.kind} views for a source of kind {source.kind!r}",
+            where="views.kind",
+            expected=fits,
+            advice="name your own views in views.function" if fits == "callable" else "",
+        )
+    return fits

@@ -1,0 +1,460 @@
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krepes_ooc.rendering.data import (
+    AuditData,
+    Audited,
+    Column,
+    Influence,
+    Landmarks,
+    Samples,
+    SelfCheck,
+    Spectrum,
+)
+from krepes_ooc.rendering.drawing.sample_view import (
+    LandmarkSamples,
+    Portraits,
+    agreement,
+    cell,
+    class_name,
+    column_spans,
+)
+from krepes_ooc.rendering.explanation import Explained, explain_rows
+from krepes_ooc.rendering.landmark_links import Link, links_of
+from krepes_ooc.rendering.measured import Figure
+from krepes_ooc.rendering.panels.landmarks import landmarks_panel
+from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
+from krepes_ooc.rendering.panels.row_table import row_table
+from krepes_ooc.rendering.panels.samples import samples_panel
+from krepes_ooc.rendering.panels.trust import trust_panel
+from tests.rendering.samples import Page, full_audit, table_audit
+
+
+def with_attributes(audit: AuditData, **changes) -> AuditData:
+    attributes = {**audit.newton.attributes, **changes}
+    return dataclasses.replace(
+        audit, newton=dataclasses.replace(audit.newton, attributes=attributes)
+    )
+
+
+def good(**changes) -> AuditData:
+    return full_audit(**{"warnings": (), **changes})
+
+
+def kernel_alone(value: float, control: float, interval: tuple[float, float] | None) -> AuditData:
+    """A drop far above chance, beside that of the landmarks the plain kernel ranks first."""
+    controls = {"random": 0.001, "largest |k| (no step)": control}
+    return good(fidelity={"confidence_drop": Figure(value, controls, interval)})
+
+
+# --- trust ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("audit", "key", "mark", "verdict"),
+    [
+        (good(), "step", "good", "Nothing that was measured speaks against this audit."),
+        (good(warnings=("w",)), "step", "good", "Usable, with the reservations below."),
+        (
+            with_attributes(good(), trusted=False),
+            "step",
+            "bad",
+            "Read with caution: the step is not",
+        ),
+        (with_attributes(good(), trusted=None), "step", "good", "Nothing that was measured"),
+        (with_attributes(good(), trusted=None, rho=0.2), "step", "bad", "Read with caution"),
+        (with_attributes(good(), trusted=None, loss_step=21.0), "step", "bad", "Read with caution"),
+        (good(newton=None), "step", "unknown", "Nothing that was measured"),
+        (with_attributes(good(), residual_norm=0.1), "solver", "care", "Usable"),
+        (with_attributes(good(), residual_norm=None), "solver", "unknown", "Nothing that was"),
+        (with_attributes(good(), iterations=0), "solver", "good", "Nothing that was"),
+        (good(self_check=SelfCheck(False)), "self_check", "bad", "Do not rely on this audit"),
+        (good(self_check=None), "self_check", "unknown", "Nothing that was measured"),
+        (good(spectrum=Spectrum(np.ones(3), nystrom_error=0.5)), "nystrom", "care", "Usable"),
+        (good(spectrum=None), "nystrom", "unknown", "Nothing that was measured"),
+        (good(fidelity={"ridge_ceiling": Figure(0.5)}), "ceiling", "care", "Usable"),
+        (good(fidelity={"ridge_ceiling": Figure(float("nan"))}), "ceiling", "unknown", "Nothing"),
+        (
+            good(fidelity={"confidence_drop": Figure(0.1, {"random": 0.08})}),
+            "drop",
+            "care",
+            "Usable",
+        ),
+        (
+            good(fidelity={"confidence_drop": Figure(0.1, {"random": -0.01})}),
+            "drop",
+            "good",
+            "Nothing",
+        ),
+        (
+            good(fidelity={"confidence_drop": Figure(-0.1, {"random": -0.2})}),
+            "drop",
+            "care",
+            "Usable",
+        ),
+        (good(fidelity={"confidence_drop": Figure(0.1)}), "drop", "unknown", "Nothing that was"),
+        (kernel_alone(0.238, 0.247, (0.22, 0.25)), "drop", "care", "Usable"),
+        (kernel_alone(0.238, 0.23, (0.22, 0.25)), "drop", "care", "Usable"),
+        (kernel_alone(0.238, 0.21, (0.22, 0.25)), "drop", "good", "Nothing that was"),
+        (kernel_alone(0.238, 0.238, None), "drop", "care", "Usable"),
+        (kernel_alone(0.238, 0.23, None), "drop", "good", "Nothing that was"),
+        (
+            good(fidelity={"cka": Figure(0.6, {"start": 0.5})}),
+            "likeness",
+            "good",
+            "Nothing that was",
+        ),
+        (good(fidelity={"cka": Figure(0.6, {"start": 0.7})}), "likeness", "care", "Usable"),
+        (good(fidelity={"cka": Figure(0.6, {"seed": 0.7})}), "likeness", "unknown", "Nothing"),
+        (
+            good(fidelity={"kendall_tau": Figure(0.6, {"raw input": 0.7})}),
+            "likeness",
+            "care",
+            "Usable",
+        ),
+    ],
+)
+def test_each_finding_and_its_verdict(audit, key, mark, verdict):
+    panel = trust_panel(audit)
+    assert panel.figures["checks"][key]["mark"] == mark
+    assert panel.figures["verdict"].startswith(verdict)
+    assert panel.figures["verdict"] in Page(panel.render()).text
+
+
+def test_the_untrusted_step_says_how_to_read_on():
+    page = Page(trust_panel(with_attributes(good(), trusted=False, loss_step=23.7)).render())
+    assert "The step is not trusted (fails) It does not lower the loss" in page.text
+    assert "Read the rankings as closeness in the kernel" in page.text
+
+
+def test_the_drop_is_told_as_a_ratio():
+    panel = trust_panel(good())
+    assert panel.figures["checks"]["drop"]["ratio"] == pytest.approx(0.153 / 0.0008)
+    assert "191 times the drop of random landmarks" in Page(panel.render()).text
+
+
+def test_what_the_plain_kernel_finds_as_well_is_not_owed_to_the_step():
+    said = "the plain kernel finds them as well: the step adds nothing to this ranking"
+    assert said in Page(trust_panel(kernel_alone(0.238, 0.247, None)).body).text
+    assert said not in Page(trust_panel(kernel_alone(0.238, 0.1, None)).body).text
+    useless = good(
+        fidelity={"confidence_drop": Figure(0.1, {"random": 0.2, "largest |k| (no step)": 0.2})}
+    )
+    assert said not in Page(trust_panel(useless).body).text
+
+
+def test_the_self_check_is_told_in_a_sentence():
+    spoken = good(self_check=SelfCheck(True, 1e-9, "all 6 parameters agree"))
+    assert "All 6 parameters agree." in Page(trust_panel(spoken).body).text
+    silent = good(self_check=SelfCheck(True, 2.5e-7))
+    assert "the largest relative error is 2.5×10⁻⁷" in Page(trust_panel(silent).body).text
+
+
+def test_a_direct_solve_has_no_iterations():
+    assert "by a direct solve" in Page(trust_panel(with_attributes(good(), iterations=0)).body).text
+    assert "after 11 iterations" in Page(trust_panel(good()).body).text
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+def test_views_of_one_sample_are_taken_together(ids):
+    samples = LandmarkSamples(Landmarks(np.array(ids)))
+    seen = list(dict.fromkeys(ids))
+    values = np.random.default_rng(0).normal(size=(3, len(ids)))
+    naive = np.array(
+        [[sum(v for i, v in zip(ids, row, strict=True) if i == s) for s in seen] for row in values]
+    )
+    assert np.allclose(samples.total(values), naive)
+    assert np.allclose(samples.mean(values), naive / [ids.count(s) for s in seen])
+    assert [ids[row] for row in samples.first_row] == seen
+    assert [seen[s] for s in samples.sample_of_row] == ids
+
+
+def test_links_index_landmark_samples_not_rows():
+    landmarks = Landmarks(np.array([40, 30, 40, 20]))
+    influence = Influence(
+        np.array([[2, 0, -1]]),
+        np.array([[3.0, 2.0, 0.0]]),
+        np.array([[-1.0, 1.0, 0.0]]),
+        kernel=np.array([[0.5, 0.1, 0.7, 0.9]]),
+    )
+    ranked = [Link(3, 1, 3.0, -1.0, 0.9), Link(0, 2, 2.0, 1.0, pytest.approx(0.6))]
+    assert links_of(landmarks, influence, [0]) == [(ranked, None)]
+    pushing = dataclasses.replace(
+        influence,
+        repelling_landmark=np.array([[2, 1, -1]]),
+        repelling=np.array([[-1.0, -0.5, 0.0]]),
+    )
+    ((again, pushed),) = links_of(landmarks, pushing, [0])
+    # The first is ranked already; the last is none.
+    assert again == ranked
+    assert [(link.row, link.rank, link.signed, link.kernel) for link in pushed] == [
+        (1, None, -0.5, 0.1)
+    ]
+    assert np.isnan(pushed[0].score)
+
+
+@pytest.mark.parametrize(
+    ("signed", "kind"), [(0.1, "attract"), (0.0, "attract"), (-0.1, "repel"), (np.nan, "neutral")]
+)
+def test_the_sign_tells_attraction_from_repulsion(signed, kind):
+    assert Link(0, 1, 1.0, signed, 1.0).kind == kind
+
+
+def test_cards_show_audit_samples_only():
+    panel = samples_panel(full_audit())
+    assert [card["name"] for card in panel.figures["samples"]] == [f"name {i}" for i in range(5)]
+    assert (panel.figures["shown"], panel.figures["total"]) == (5, 5)
+    assert len(Page(panel.render()).all("article")) == 5
+    fewer = samples_panel(full_audit(cards=2))
+    assert (fewer.figures["shown"], fewer.figures["total"]) == (2, 5)
+    assert "No sample was chosen" in samples_panel(full_audit(cards=0)).render()
+
+
+def test_a_card_counts_what_it_shows():
+    audit = full_audit()
+    card = samples_panel(audit).figures["samples"][1]
+    top, signed = audit.influence.top_landmark[1], audit.influence.signed[1]
+    assert card["attract"] == (signed >= 0).sum()
+    assert card["repel"] == (signed < 0).sum()
+    assert card["same_class"] == (audit.landmarks.label[top] == 1).sum()
+    assert [mark["sample_id"] for mark in card["landmarks"]] == (100 + top).tolist()
+    assert [mark["kernel"] for mark in card["landmarks"]] == audit.influence.kernel[1, top].tolist()
+
+
+def test_attracting_and_repelling_stand_apart_in_words_and_colour():
+    html = samples_panel(full_audit()).render()
+    assert "+ attracting" in html
+    assert "− repelling" in html
+    assert 'class="fill attract"' in html
+    assert 'class="fill repel"' in html
+    unsigned = dataclasses.replace(full_audit().influence, signed=None)
+    neutral = samples_panel(full_audit(influence=unsigned)).render()
+    assert "strongest" in neutral
+    assert "+ attracting" not in neutral
+
+
+def calm(audit: AuditData, row: int) -> AuditData:
+    """One sample that nothing pushes, ranked or not."""
+    signed = audit.influence.signed.copy()
+    signed[row] = abs(signed[row])
+    pushing = audit.influence.repelling_landmark.copy()
+    pushing[row] = -1
+    influence = dataclasses.replace(audit.influence, signed=signed, repelling_landmark=pushing)
+    return dataclasses.replace(audit, influence=influence)
+
+
+@pytest.mark.parametrize("make", [full_audit, table_audit])
+def test_a_card_says_that_nothing_pushes(make):
+    audit = calm(make(), 1)
+    panel = samples_panel(audit)
+    cards = panel.render().split("<article")[1:]
+    said = ["No landmark pushes it away." in card for card in cards]
+    told = [c["repel"] == 0 and not c["repelling"] for c in panel.figures["samples"]]
+    assert said == told
+    assert said[1]
+    silent = dataclasses.replace(audit.influence, repelling_landmark=None, repelling=None)
+    html = samples_panel(dataclasses.replace(audit, influence=silent)).render()
+    assert "No landmark pushes" not in html
+
+
+def test_cards_show_what_pushes_besides_the_ranked():
+    audit = full_audit()
+    panel = samples_panel(audit)
+    cards = panel.render().split("<article")[1:]
+    deck = panel.figures["deck"]
+    for row, (figures, card) in enumerate(zip(panel.figures["samples"], cards, strict=True)):
+        ranked = set(audit.influence.top_landmark[row].tolist())
+        pushing = audit.influence.repelling_landmark[row].tolist()
+        further = [i for i in pushing if i >= 0 and i not in ranked]
+        assert [mark["sample_id"] for mark in figures["repelling"]] == [100 + i for i in further]
+        assert figures["further_repel"] == len(further)
+        shown = [*figures["landmarks"], *figures["repelling"]]
+        assert card.count("<li>") == len(shown)
+        strip = card.partition("− repelling")[2]
+        assert strip.count("<li>") == figures["repel"] + len(further)
+        assert ("more push it away" in card) == bool(further)
+        sample = deck["samples"][row]
+        assert [deck["landmarks"][at]["id"] for at, *_ in sample["push"]] == [
+            100 + i for i in further
+        ]
+        assert [score for _, score, _, _ in sample["push"]] == [None] * len(further)
+
+
+def test_bars_of_what_repels_compare_the_pull():
+    landmarks = full_audit().landmarks
+    influence = Influence(
+        np.array([[0]]), np.array([[5.0]]), np.array([[0.4]]),
+        repelling_landmark=np.array([[1, 2]]), repelling=np.array([[-0.2, -0.1]]),
+    )  # fmt: skip
+    audited = Audited(np.array([3]), image=landmarks.image[:1])
+    html = samples_panel(full_audit(audited=audited, influence=influence)).render()
+    assert re.findall(r'width="([\d.]+%)"[^>]*class="fill (\w+)"', html) == [
+        ("100.0%", "attract"), ("50.0%", "repel"), ("25.0%", "repel"),
+    ]  # fmt: skip
+
+
+def test_a_table_shows_what_pushes_behind_the_ranked():
+    audit = table_audit()
+    one = explain_rows(audit, [0])[0]
+    assert len(one.pushed) == 3 - len(
+        set(audit.influence.top_landmark[0]) & set(audit.influence.repelling_landmark[0])
+    )
+    page = Page(row_table(one))
+    heads = [th["class"] for th in page.all("th") if "class" in th]
+    assert len(heads) == len(one.links) + min(2, len(one.pushed))
+    assert heads == sorted(heads)
+    scores = [row for row in row_table(one).split("<tr") if ">score<" in row]
+    assert scores[0].count("<data") == len(one.links)
+    pulls = [row for row in row_table(one).split("<tr") if ">pull<" in row]
+    assert pulls[0].count("<data") == len(heads)
+
+
+def test_a_ranked_one_that_repels_far_down_takes_the_place_of_one_that_pushes():
+    links = [Link(i, i + 1, 1.0, 1.0, 1.0) for i in range(9)]
+    links[8] = Link(8, 9, 1.0, -1.0, 1.0)
+    pushed = [Link(i, None, np.nan, -1.0, 1.0) for i in (20, 21)]
+    one = Explained(full_audit(), 0, links, np.zeros(0), pushed)
+    assert [link.row for _, link in one.beside(8, 2)] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 20]
+    assert [place for place, _ in one.beside(2, 1)] == [0, 1, 8]
+    assert [place for place, _ in one.beside(12, 1)] == [*range(9), 9]
+
+
+def test_zero_scores_draw_empty_bars():
+    zero = dataclasses.replace(full_audit().influence, score=np.zeros((7, 4)))
+    assert 'width="0.0%"' in samples_panel(full_audit(influence=zero)).render()
+
+
+# --- table rows ----------------------------------------------------------------------------------
+
+
+def test_agreement_by_the_formula():
+    columns = (Column("a"), Column("b", "category", ("x", "y")), Column("c"), Column("d"))
+    spans = np.array([10.0, 1.0, 0.0, 2.0])
+    one, other = np.array([1.0, 0, 5, np.nan]), np.array([3.0, 1, 5, 1])
+    assert agreement(one, other, columns, spans).tolist() == [0.8, 0.0, 1.0, 0.0]
+    assert agreement(one, one, columns, spans).tolist() == [1, 1, 1, 0]
+    assert agreement(one, one + 100, columns, spans)[0] == 0
+
+
+def test_spans_are_robust_and_skip_what_is_missing():
+    audit = table_audit()
+    both = np.concatenate([audit.landmarks.values, audit.audited.values])
+    low, high = np.nanquantile(both[:, 0], [0.01, 0.99])
+    assert column_spans(audit)[0] == pytest.approx(high - low)
+    assert column_spans(audit)[2] == 0
+    assert column_spans(full_audit(columns=(Column("a"),))).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "shown"),
+    [
+        (3.0, Column("a"), "3"),
+        (1234.0, Column("a"), "1,234"),
+        (0.12345, Column("a"), "0.1235"),
+        (1.0, Column("a", "category", ("x", "y")), "<bdi>y</bdi>"),
+        (7.0, Column("a", "category", ("x", "y")), "<bdi>code 7</bdi>"),
+        (np.nan, Column("a"), '<span class="none">missing</span>'),
+    ],
+)
+def test_cell(value, column, shown):
+    assert cell(value, column) == shown
+
+
+def beside(audit, mine, theirs, links, spans):
+    """The first audited sample, with this row, beside some landmarks."""
+    values = np.tile(mine, (len(audit.audited.sample_id), 1))
+    audited = dataclasses.replace(audit.audited, values=values)
+    return Explained(dataclasses.replace(audit, audited=audited, landmarks=theirs), 0, links, spans)
+
+
+def test_agreeing_cells_are_marked():
+    audit = table_audit()
+    mine = np.array([40.0, 1.0, 1.0])
+    theirs = dataclasses.replace(audit.landmarks, values=np.tile(mine, (9, 1)))
+    theirs.values[1] = [90.0, 0.0, 2.0]
+    links = [Link(0, 1, 2.0, -1.0, 0.5), Link(1, 2, 1.0, 1.0, 0.5)]
+    page = Page(row_table(beside(audit, mine, theirs, links, np.array([10.0, 1.0, 0.0]))))
+    cells = [td.get("class") for td in page.all("td") if td.get("class") != "own"][6 + 3 :]
+    # The attracting landmark, which differs everywhere, comes first.
+    assert cells == [None, "agrees"] * 3
+    assert [th["class"] for th in page.all("th") if "class" in th] == ["attract", "repel"]
+
+
+def test_a_wide_table_keeps_the_columns_that_agree():
+    columns = tuple(Column(f"c{i}") for i in range(20))
+    audit = table_audit(columns=columns, alignment=None)
+    mine = np.zeros(20)
+    theirs = Landmarks(np.arange(9), values=np.tile(np.arange(20.0)[::-1], (9, 1)))
+    links = [Link(0, 1, 1.0, 1.0, 1.0)]
+    page = Page(row_table(beside(audit, mine, theirs, links, np.full(20, 20.0))))
+    rows = [f"c{i}" for i in range(20) if f"c{i} " in page.text]
+    assert rows == [f"c{i}" for i in range(8, 20)]
+    assert "8 further columns" in page.text
+
+
+# --- gallery -------------------------------------------------------------------------------------
+
+
+def test_gallery_is_ordered_by_the_step_row():
+    audit = full_audit()
+    panel = landmarks_panel(audit)
+    norms = np.linalg.norm(audit.newton.step, axis=1)
+    sizes = [entry["size"] for entry in panel.figures["landmarks"]]
+    assert sizes == pytest.approx(sorted(norms, reverse=True))
+    assert [e["sample_id"] for e in panel.figures["landmarks"]] == (
+        100 + np.argsort(-norms)
+    ).tolist()
+
+
+def test_gallery_without_a_step_falls_back_on_the_weight():
+    audit = full_audit(newton=None)
+    panel = landmarks_panel(audit)
+    assert [e["weight"] for e in panel.figures["landmarks"]] == sorted(
+        audit.landmarks.weight, reverse=True
+    )
+    assert "no step was computed" in panel.render()
+
+
+def test_table_landmarks_are_a_table():
+    page = Page(landmarks_panel(table_audit()).render())
+    assert len(page.all("tr")) == 10
+    assert not page.all("ol")
+
+
+@pytest.mark.parametrize(("given", "shown"), [("", "#7"), ("7", "#7"), (" a ", "a"), ("8", "8")])
+def test_a_name_that_is_only_the_position_is_shown_as_one(given, shown):
+    samples = Samples(np.array([7]), sample_name=np.array([given]))
+    assert Portraits(samples, full_audit()).name(0) == shown
+
+
+def test_class_names():
+    assert [class_name(code, ("a",)) for code in (-1, 0, 3)] == ["", "a", "class 3"]
+
+
+# --- timing --------------------------------------------------------------------------------------
+
+
+def test_kernel_and_solve_are_told_apart():
+    audit = full_audit()
+    assert part_seconds(audit.stages) == {"building the kernel": 41.25, "solving for the step": 1.5}
+    page = Page(timing_panel(audit).render())
+    assert "41 s building the kernel 1.50 s solving for the step" in page.text
+    assert "116.3 MiB" in page.text
+
+
+def test_an_untimed_part_is_not_measured():
+    stages = (
+        dataclasses.replace(
+            full_audit().stages[0], seconds=float("nan"), blocks=-1, bytes_written=-1
+        ),
+    )
+    assert np.isnan(part_seconds(stages)["building the kernel"])
+    assert "not measured" in timing_panel(full_audit(stages=stages)).render()

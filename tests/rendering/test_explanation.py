@@ -1,0 +1,140 @@
+"""Panels of what the last stages measured: alignment, groups, concepts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from krepes_ooc.rendering.measured import Groups
+from krepes_ooc.rendering.panels.alignment import alignment_panel, kernel_says_the_same
+from krepes_ooc.rendering.panels.concepts import CARRIERS, concepts_panel
+from krepes_ooc.rendering.panels.groups import groups_panel, own_share
+from tests.rendering.samples import N_LANDMARKS, Page, full_audit, numbers_in, table_audit
+
+
+def shown(panel) -> list[float]:
+    """Every figure that a panel prints."""
+    return [float(data["data-value"]) for data in Page(panel.render()).all("data")]
+
+
+@pytest.mark.parametrize("panel", [alignment_panel, groups_panel, concepts_panel])
+def test_every_figure_of_a_panel_is_in_its_json(panel):
+    drawn = panel(table_audit())
+    from krepes_ooc.rendering.drawing.markup import to_plain
+
+    known = numbers_in(to_plain(dict(drawn.figures)))
+    assert len(shown(drawn)) > 10
+    assert set(shown(drawn)) <= known
+
+
+def test_alignment_shows_every_control_largest_gap_first():
+    page = Page(alignment_panel(table_audit()).render())
+    rows = page.text[page.text.index("repelling age") :]
+    assert rows.index("age") < rows.index("label") < rows.index("colour") < rows.index("constant")
+    for words in ("chance", "kernel only", "by network", "by inputs", "weighted", "repelling"):
+        assert words in page.text
+    assert "the column is constant" in page.text
+    found = table_audit().alignment
+    printed = shown(alignment_panel(table_audit()))
+    for name in ("gap", "stderr", "chance", "kernel_only", "by_network", "by_inputs", "repelling"):
+        values = getattr(found, name)
+        assert set(values[np.isfinite(values)].tolist()) <= set(printed), name
+
+
+def test_a_control_that_was_not_measured_has_no_column():
+    found = dataclasses.replace(table_audit().alignment, by_inputs=None, chance=None)
+    text = Page(alignment_panel(table_audit(alignment=found)).render()).text
+    assert "by inputs" not in text
+    assert "chance" not in text
+
+
+def test_the_kernel_alone_is_compared_in_words():
+    found = table_audit().alignment
+    told = kernel_says_the_same(found)
+    assert told == {
+        "largest_difference": pytest.approx(0.1), "columns": 3, "beyond_two_standard_errors": 2
+    }  # fmt: skip
+    text = Page(alignment_panel(table_audit()).render()).text
+    assert "the kernel alone gives the same gaps within 0.1 ; 2 of 3 differ by more than" in text
+    silent = dataclasses.replace(found, difference_stderr=None)
+    assert "beyond_two_standard_errors" not in kernel_says_the_same(silent)
+    nothing = dataclasses.replace(found, gap=np.full(4, np.nan))
+    assert kernel_says_the_same(nothing) == {}
+    assert "Here the kernel alone" not in alignment_panel(table_audit(alignment=nothing)).render()
+
+
+def test_many_columns_are_cut():
+    found = table_audit().alignment
+    many = {
+        name: np.tile(value, 12)
+        for name, value in vars(found).items()
+        if isinstance(value, np.ndarray)
+    }
+    wide = dataclasses.replace(found, **many, names=tuple(f"c{i}" for i in range(48)))
+    text = Page(alignment_panel(table_audit(alignment=wide)).render()).text
+    assert "8 columns with smaller gaps are in the JSON only." in text
+
+
+def test_a_group_table_shows_shares_control_and_chance():
+    page = Page(groups_panel(table_audit()).render())
+    assert "samples of red blue green by chance" not in page.text
+    assert "grey" not in page.text  # neither samples nor landmarks
+    assert "red ( 3 ) 70 % ( 68 )" in page.text
+    assert "by chance 44 % 44 % 11 %" in page.text
+    assert "1 of 2 groups have no landmark" in page.text
+    assert "no group is known" in page.text
+
+
+def test_own_share_is_the_mean_over_samples():
+    groups = table_audit().groups["colour"]
+    own, chance = own_share(groups)
+    assert own == pytest.approx((3 * 0.7 + 2 * 0.55) / 5)
+    assert chance == pytest.approx(4 / 9)
+    empty = dataclasses.replace(groups, samples=np.zeros(4, dtype=int))
+    assert np.isnan(own_share(empty)).all()
+
+
+def test_too_many_groups_are_not_drawn():
+    n = 30
+    ones = np.ones(n, dtype=int)
+    crowded = Groups(
+        tuple(map(str, range(n))), ones, ones, *(np.eye(n) for _ in range(3)), ones / n
+    )
+    text = Page(groups_panel(table_audit(groups={"town": crowded})).render()).text
+    assert "There are 30 groups; a table is drawn for at most 24." in text
+
+
+def test_without_tables_the_panel_says_what_is_needed():
+    assert "it needs labels or a column" in groups_panel(full_audit()).render()
+
+
+def test_concepts_stand_beside_their_controls():
+    panel = concepts_panel(table_audit())
+    text = Page(panel.render()).text
+    assert "old recognised 0.9" in text
+    assert "noise no better than by chance" in text
+    assert "nothing is scored" in text
+    scores = table_audit().concepts.score[:5, 0]  # the last two rows are not audited
+    assert panel.figures["mean_score"][0] == pytest.approx(scores.mean())
+    assert "noise" not in panel.figures["landmarks"]
+
+
+def test_carriers_are_the_landmarks_of_largest_score():
+    audit = table_audit()
+    found = concepts_panel(audit).figures["landmarks"]["old"]
+    scores = audit.concepts.landmark_score[0]
+    assert [one["row"] for one in found["towards"]] == [
+        j for j in np.argsort(-scores) if scores[j] > 0
+    ][:CARRIERS]
+    assert [one["row"] for one in found["away"]] == [
+        j for j in np.argsort(scores) if scores[j] < 0
+    ][:CARRIERS]
+    assert all(0 <= one["row"] < N_LANDMARKS for one in found["towards"])
+
+
+def test_concepts_without_controls_are_still_shown():
+    audit = table_audit()
+    plain = dataclasses.replace(audit.concepts, trusted=None, controls={}, landmark_score=None)
+    text = Page(concepts_panel(table_audit(concepts=plain)).render()).text
+    assert "carry samples" not in text
+    assert "noise recognised 0.52" in text

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from krepes_ooc.engine.device import HOST
+from krepes_ooc.engine.run_control import StopFlag
+from krepes_ooc.errors import StageFailed
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.stages.fidelity.component_sweep import narrow_audits, streamed_note
+from krepes_ooc.stages.fidelity.label_free import ALL_ROWS, AUDIT_ROWS, UNIFORM
+from krepes_ooc.stages.fidelity.rows import attempt, figure, measured, powers_of_two
+from krepes_ooc.stages.fidelity.summary import fidelity_lines, summary_lines
+from tests.stages import audits
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    return audits.finished().reader("fidelity").attributes["figures"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, Any]:
+    """Arrays of the audit, cut into fit and audit samples."""
+    space = audits.finished()
+    audited, influence = space.reader("audited"), space.reader("influence")
+    role, label = audited.array("role"), audited.array("label")
+    K, f = influence.array("kernel"), influence.array("embedding")
+    net = audited.array("network_embedding").astype(float)
+    cut = {
+        "label": label,
+        "kernel": K,
+        "step": f,
+        "network": net,
+        "top": influence.array("top_landmark"),
+    }
+    return {
+        name: {key: value[role == code] for key, value in cut.items()}
+        for name, code in (("fit", 1), ("held", 0))
+    }
+
+
+def probe(rows: dict[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    fit, held = rows["fit"], rows["held"]
+    scale = StandardScaler().fit(fit[name])
+    model = LogisticRegression(max_iter=1000).fit(scale.transform(fit[name]), fit["label"])
+    P = model.predict_proba(scale.transform(held[name]))
+    return P[np.arange(len(P)), held["label"]], P.argmax(axis=1) == held["label"]
+
+
+def test_tau_and_gap_are_those_of_two_probes(figures, rows):
+    from scipy.stats import kendalltau
+
+    (step, step_hit), (network, network_hit) = probe(rows, "step"), probe(rows, "network")
+    assert figures["kendall_tau"]["value"] == pytest.approx(
+        kendalltau(step, network).statistic, abs=0.01
+    )
+    gap = 100 * (step_hit.mean() - network_hit.mean())
+    assert figures["accuracy_gap"]["value"] == pytest.approx(gap, abs=1.7)
+    low, high = figures["kendall_tau"]["interval"]
+    assert low < figures["kendall_tau"]["value"] < high
+
+
+def test_every_figure_has_its_controls(figures):
+    needed = {
+        "kendall_tau": ["raw inputs", "embedding at the start", "kernel rows", "ridge ceiling",
+                        "after further steps", "kernel rows of as many uniform landmarks",
+                        "random Fourier features of the inputs",
+                        "noise floor: network, two halves of the fit samples"],
+        "accuracy_gap": ["raw inputs", "always the most frequent class"],
+        "ridge_ceiling": ["as many uniform landmarks", "random Fourier features of the inputs"],
+        "nystrom_error": ["on the audit samples, as many uniform landmarks"],
+        "confidence_drop": ["random", "largest |k| (no step)", "out of a bank of landmarks",
+                            "with an exact refit", "with an exact refit, random ones"],
+        "coverage": ["random order"],
+        "precision_at_1": ["plain kernel", "cosine of inputs", "a random landmark",
+                           "the paper's influence score", "cosine of network embeddings",
+                           "representer values of a probe (labels)",
+                           "influence functions of a probe (labels)",
+                           "always the most frequent class"],
+    }  # fmt: skip
+    for name, controls in needed.items():
+        assert set(controls) <= set(figures[name]["controls"]), name
+        for control in controls:
+            assert np.isfinite(figures[name]["controls"][control]), (name, control)
+
+
+def test_precision_is_a_count(figures, rows):
+    landmarks = audits.finished().reader("landmarks").array("label")
+    held = rows["held"]
+    first = landmarks[held["top"][:, 0]]
+    controls = figures["precision_at_1"]["controls"]
+    assert figures["precision_at_1"]["value"] == pytest.approx(np.mean(first == held["label"]))
+    plain = landmarks[held["kernel"].argmax(axis=1)]
+    assert controls["plain kernel"] == pytest.approx(np.mean(plain == held["label"]))
+    chance = np.mean([np.mean(landmarks == code) for code in held["label"]])
+    assert controls["a random landmark"] == pytest.approx(chance)
+
+
+def vote(query: np.ndarray, bank: np.ndarray, label: np.ndarray) -> np.ndarray:
+    shares = np.zeros((len(query), 2))
+    for t, f in enumerate(query):
+        cosine = bank @ f / np.linalg.norm(bank, axis=1) / np.linalg.norm(f)
+        for j in np.argsort(-cosine, kind="stable")[:50]:
+            shares[t, label[j]] += np.exp(cosine[j] / 0.1)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def test_the_drop_is_that_of_a_naive_vote(figures, rows):
+    A = audits.finished().reader("newton").array("coefficients")
+    fit, held = rows["fit"], rows["held"]
+    left = held["step"].copy()
+    for t, top in enumerate(held["top"]):
+        left[t] -= sum(held["kernel"][t, one] * A[one] for one in top)
+    before = vote(held["step"], fit["step"], fit["label"])
+    after = vote(left, fit["step"], fit["label"])
+    each, predicted = np.arange(len(before)), before.argmax(axis=1)
+    drop = (before[each, predicted] - after[each, predicted]).mean()
+    assert figures["confidence_drop"]["value"] == pytest.approx(drop)
+
+
+def test_the_curves_are_complete_and_end_at_the_figure(figures):
+    curves = audits.finished().reader("fidelity").attributes["curves"]
+    assert sorted(curves) == [
+        "ceiling_over_components",
+        "effective_dimension_over_landmarks",
+        "gap_over_components",
+        "nystrom_error_over_landmarks",
+        "spectral_entropy",
+        "tau_over_components",
+    ]
+    for curve in curves.values():
+        assert all(len(line) == len(curve["x"]) for line in curve["lines"].values())
+        assert np.isfinite(curve["x"]).all()
+    error = curves["nystrom_error_over_landmarks"]
+    assert error["x"][-1] == 24
+    ends = {name: line[-1] for name, line in error["lines"].items()}
+    controls = figures["nystrom_error"]["controls"]
+    assert ends == {
+        ALL_ROWS: pytest.approx(figures["nystrom_error"]["value"]),
+        AUDIT_ROWS: pytest.approx(controls["on the audit samples"]),
+        UNIFORM: pytest.approx(controls["on the audit samples, as many uniform landmarks"]),
+    }
+    assert np.all(np.diff(error["lines"][ALL_ROWS]) < 0.02)
+    spread = curves["effective_dimension_over_landmarks"]["lines"]
+    assert sorted(spread) == [ALL_ROWS, UNIFORM]
+    for line in spread.values():
+        assert (np.diff(line) > 0).all()
+    entropy = curves["spectral_entropy"]["lines"]
+    assert set(entropy["start"]) == {figures["spectral_entropy"]["controls"]["start"]}
+
+
+def test_curves_over_components_show_start_step_and_further_steps(figures):
+    curves = audits.finished().reader("fidelity").attributes["curves"]
+    for figure_name, name in (("kendall_tau", "tau"), ("accuracy_gap", "gap")):
+        shown = curves[f"{name}_over_components"]
+        assert shown["x"] == [1, 2, 4]
+        controls = figures[figure_name]["controls"]
+        assert {line: values[-1] for line, values in shown["lines"].items()} == {
+            "start": pytest.approx(controls["embedding at the start"]),
+            "after the step": pytest.approx(figures[figure_name]["value"]),
+            "after further steps": pytest.approx(controls["after further steps"]),
+        }
+    ceiling = curves["ceiling_over_components"]["lines"]
+    controls = figures["ridge_ceiling"]["controls"]
+    assert ceiling["after the step"][-1] == pytest.approx(controls["embedding after the step"])
+
+
+def narrow(folder: Path, h: int, newton: dict[str, Any]) -> list[Any]:
+    """Coefficients and offset of a real audit with h components, and its narrower audits."""
+    from krepes_ooc.runner.audit import Audit
+
+    stages = {"spectrum": {"components": h}, "newton": newton}
+    space = audits.audit(folder, "newton", **stages)
+    recipe = Recipe.load(str(audits.write_recipe(folder, **stages)))
+    context = Readers(space, Audit(recipe, space).inputs)
+    store = space.reader("newton")
+    own = {"after the step": store.array("coefficients")}
+    if store.has("converged"):
+        own["after further steps"] = store.array("converged")
+    return [own, space.reader("spectrum").array("offset"), narrow_audits(context)]
+
+
+class Readers:
+    """As much of a stage's context as narrower audits need."""
+
+    def __init__(self, space: Any, inputs: Any) -> None:
+        self.workspace, self.inputs = space, inputs
+        self.reader, self.stop, self.device = space.reader, StopFlag(), HOST
+
+
+@pytest.mark.parametrize(
+    "newton",
+    [
+        {"damping": 10.0, "steps": 2, "grid": [10.0]},
+        {"objective": "vicreg", "damping": 1.0, "metric": "rkhs", "steps": 0, "grid": [1.0]},
+    ],
+)
+def test_a_narrower_audit_is_the_audit_with_fewer_components(tmp_path: Path, newton):
+    wide = narrow(tmp_path, 4, newton)[2]
+    own, offset, _ = narrow(tmp_path, 2, newton)
+    found = wide[1]
+    assert [audit.n_components for audit in wide] == [1, 2, 4]
+    assert found.offset == pytest.approx(offset)
+    assert sorted(found.coefficients) == sorted(["start", *own])
+    for name, coefficients in own.items():
+        scale = np.abs(coefficients).max()
+        assert found.coefficients[name] == pytest.approx(coefficients, abs=1e-3 * scale), name
+    cut = wide[2].coefficients["after the step"][:, :2]
+    assert np.abs(cut - found.coefficients["after the step"]).max() > 1e-3 * np.abs(cut).max()
+
+
+def test_a_streamed_objective_shows_the_start_only(tmp_path: Path):
+    found = narrow(tmp_path, 4, {"objective": "byol", "damping": 1.0, "grid": [1.0]})[2]
+    assert [list(audit.coefficients) for audit in found] == [["start"]] * 3
+    assert streamed_note(found) == "The objective streams the kernel, so only the start is shown."
+
+
+def test_every_comparator_is_removed_and_ranked_alike(figures, rows):
+    """The same drop and the same Precision@1 for every way to name landmarks."""
+    drop, first = (figures[name]["controls"] for name in ("confidence_drop", "precision_at_1"))
+    ranked = {name.removeprefix("ranked by ") for name in drop if name.startswith("ranked by ")}
+    assert ranked == set(first) - {"always the most frequent class", "a random landmark"}
+    space, held = audits.finished(), rows["held"]
+    A = space.reader("newton").array("coefficients")
+    influence = np.abs(held["kernel"]) * np.linalg.norm(
+        space.reader("newton").array("step"), axis=1
+    )
+    left = held["step"].copy()
+    for t, row in enumerate(influence):
+        for one in np.argsort(-row, kind="stable")[:10]:
+            left[t] -= held["kernel"][t, one] * A[one]
+    fit = rows["fit"]
+    before, after = (vote(f, fit["step"], fit["label"]) for f in (held["step"], left))
+    each, predicted = np.arange(len(before)), before.argmax(axis=1)
+    expected = (before[each, predicted] - after[each, predicted]).mean()
+    assert drop["ranked by the paper's influence score"] == pytest.approx(expected)
+
+
+def test_without_labels_there_are_no_label_figures(tmp_path: Path):
+    path = audits.write_recipe(tmp_path)
+    path.write_text(path.read_text().replace("label: kind", "exclude: [kind]"))
+    figures = run_own(path, tmp_path)
+    assert sorted(figures) == [
+        "cka",
+        "nystrom_error",
+        "ridge_ceiling",
+        "spectral_entropy",
+        "stability",
+    ]
+
+
+def test_one_class_gives_words_instead_of_figures(tmp_path: Path):
+    path = audits.write_recipe(tmp_path)
+    table = (tmp_path / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text(table.replace(",q\n", ",p\n"))
+    figures = run_own(path, tmp_path)
+    for name in ("kendall_tau", "accuracy_gap"):
+        assert figures[name]["value"] is None
+        assert "1 classes among 150 fit samples" in figures[name]["note"]
+    assert figures["precision_at_1"]["value"] == 1.0
+    assert figures["precision_at_1"]["controls"]["always the most frequent class"] == 1.0
+    assert figures["coverage"]["value"] == 1
+
+
+def test_few_fit_samples_leave_the_uniform_control_out(tmp_path: Path):
+    space = audits.audit(tmp_path, "fidelity", audited={"audit": 30, "fit": 30})
+    figures = space.reader("fidelity").attributes["figures"]
+    assert figures["ridge_ceiling"]["controls"]["as many uniform landmarks"] is None
+    assert figures["ridge_ceiling"]["value"] is not None
+
+
+def test_no_fit_samples_leave_most_figures_undefined_in_words(tmp_path: Path):
+    space = audits.audit(tmp_path, audited={"audit": 30, "fit": 0})
+    store = space.reader("fidelity")
+    figures = store.attributes["figures"]
+    assert "raise stages.audited.fit" in figures["ridge_ceiling"]["note"]
+    for name in ("ridge_ceiling", "kendall_tau", "accuracy_gap", "confidence_drop", "drop_ratio"):
+        assert figures[name]["value"] is None, name
+        assert figures[name]["note"], name
+    for name in ("cka", "nystrom_error", "precision_at_1", "coverage"):
+        assert figures[name]["value"] is not None, name
+    assert "ceiling_over_components" not in store.attributes["curves"]
+
+
+def run_own(path: Path, folder: Path) -> dict[str, Any]:
+    from krepes_ooc.runner.audit import Options
+    from krepes_ooc.runner.recipe import Recipe
+    from krepes_ooc.runner.run import run
+    from krepes_ooc.storage.workspace import Workspace
+
+    run(Recipe.load(str(path)), folder / "w", Options(workers=2))
+    return dict(Workspace(folder / "w").reader("fidelity").attributes["figures"])
+
+
+def test_powers_of_two_end_at_the_whole():
+    assert powers_of_two(1) == [1]
+    assert powers_of_two(4) == [1, 2, 4]
+    assert powers_of_two(6) == [1, 2, 4, 6]
+
+
+def test_an_undefined_figure_says_why():
+    def fail() -> float:
+        raise StageFailed("nothing there", expected="something")
+
+    found = measured(lambda: figure(fail(), "a", "b", {}), "A figure")
+    assert found["value"] is None
+    assert found["note"] == "nothing there; expected something"
+    assert attempt(fail) is None
+    newton = {"trusted": False, "reason": "r", "loss_start": 1.0, "loss_step": 2.0, "rho": -1.0}
+    lines = fidelity_lines({"a": found, "b": figure(0.5, "B", "", {"c": None}, (0, 1))}, newton)
+    assert "is NOT trusted (r)" in lines[0]
+    assert lines[1] == "A figure: not defined: nothing there; expected something"
+    assert lines[2] == "all 2 figures, each beside its controls: report.html, report.json"
+
+
+def test_the_summary_says_on_which_side_of_its_interval_a_control_lies(figures):
+    tau = figure(0.8, "tau", "", {"embedding at the start": 0.79, "raw inputs": 0.5}, (0.78, 0.82))
+    tau["controls"]["noise floor: network, two halves of the fit samples"] = 0.9
+    alone = {"value": 0.5, "controls": {}, "interval": None}
+    missing = measured(nothing)
+    lines = summary_lines({"kendall_tau": tau, "precision_at_1": alone, "confidence_drop": missing})
+    assert lines == [
+        "in short:",
+        "    agreement with the network (tau): 0.800, above a probe on raw inputs (0.500); "
+        "level with the start (0.790); below the network against itself (0.900)",
+        "    first landmarks of the same class: 0.500, without a control",
+    ]
+    assert summary_lines({"confidence_drop": missing}) == []
+    real = summary_lines(figures)
+    assert len(real) == 5
+    assert real[-1].startswith("    kernel rows carry ")
+
+
+def nothing() -> Any:
+    raise StageFailed("nothing there", where="fidelity", expected="something")

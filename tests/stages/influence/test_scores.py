@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import array_api_strict as strict
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from krepes_ooc.errors import UsageError
+from krepes_ooc.stages.influence import scores
+
+RNG = np.random.default_rng(2)
+T, M, H = 9, 7, 3
+PHI_T, PHI_L = RNG.normal(size=(T, 12)), RNG.normal(size=(M, 12))
+K, K_MM = PHI_T @ PHI_L.T, PHI_L @ PHI_L.T
+STEP, A, GAMMA = RNG.normal(size=(M, H)), RNG.normal(size=(M, H)), RNG.normal(size=H)
+F = K @ A + GAMMA
+
+
+def naive(entry: object) -> np.ndarray:
+    return np.array([[entry(t, landmark) for landmark in range(M)] for t in range(T)])  # type: ignore[operator]
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+
+def test_embedding() -> None:
+    np.testing.assert_allclose(scores.embedding(K, A, GAMMA), F)
+
+
+def test_scores_are_their_formulas_entry_by_entry() -> None:
+    moved, moved_l = K @ STEP, K_MM @ STEP
+    np.testing.assert_allclose(
+        scores.is_score(K, STEP), naive(lambda t, j: abs(K[t, j]) * np.linalg.norm(STEP[j]))
+    )
+    np.testing.assert_allclose(
+        scores.aligned(K, STEP, K_MM), naive(lambda t, j: K[t, j] * cosine(moved[t], moved_l[j]))
+    )
+    np.testing.assert_allclose(
+        scores.attraction(K, STEP, F),
+        naive(lambda t, j: K[t, j] * STEP[j] @ F[t] / np.linalg.norm(F[t])),
+    )
+    np.testing.assert_allclose(
+        scores.contribution(K, A, F), naive(lambda t, j: (K[t, j] * A[j]) @ F[t])
+    )
+
+
+def test_contributions_sum_to_the_squared_length() -> None:
+    total = scores.contribution(K, A, F).sum(axis=1)
+    np.testing.assert_allclose(total, np.sum(F * (F - GAMMA), axis=1))
+
+
+def test_leave_one_out_is_the_residual_of_a_regression() -> None:
+    rows = RNG.normal(size=(200, M)) @ RNG.normal(size=(M, M))
+    weights = scores.leave_one_out(rows.T @ rows / 200)
+    got = scores.unique(K, weights)
+    for landmark in range(M):
+        others = np.delete(np.arange(M), landmark)
+        fitted = np.linalg.lstsq(rows[:, others], rows[:, landmark], rcond=None)[0]
+        np.testing.assert_allclose(
+            got[:, landmark], K[:, landmark] - K[:, others] @ fitted, rtol=1e-8, atol=1e-8
+        )
+
+
+def test_leave_one_out_of_duplicates_is_finite_and_has_nothing_unique() -> None:
+    rows = RNG.normal(size=(200, M))
+    rows[:, 3] = rows[:, 1]
+    got = scores.unique(rows[:5], scores.leave_one_out(rows.T @ rows / 200))
+    assert np.isfinite(got).all()
+    assert np.abs(got[:, [1, 3]]).max() < 1e-5
+    assert np.abs(got[:, 0]).max() > 0.1
+    np.testing.assert_array_equal(scores.leave_one_out(np.zeros((2, 2))), np.eye(2))
+
+
+def test_nothing_moves_gives_zero_not_nan() -> None:
+    step, f = STEP.copy(), F.copy()
+    step[2], f[4] = 0, 0
+    assert (scores.is_score(K, step)[:, 2] == 0).all()
+    assert (scores.attraction(K, step, f)[4] == 0).all()
+    assert (scores.contribution(K, A, f)[4] == 0).all()
+    still = scores.aligned(K, np.zeros_like(STEP), K_MM)
+    np.testing.assert_array_equal(still, 0)
+    row = K.copy()
+    row[1] = 0
+    assert (scores.aligned(row, STEP, K_MM)[1] == 0).all()
+
+
+def test_scorer_gives_each_measure() -> None:
+    second = K.T @ K / T
+    expected = {
+        "is": scores.is_score(K, STEP),
+        "aligned": scores.aligned(K, STEP, K_MM),
+        "unique": scores.unique(K, scores.leave_one_out(second)),
+        "kernel": K,
+    }
+    assert set(expected) == set(scores.MEASURES)
+    for measure, score in expected.items():
+        np.testing.assert_array_equal(scores.scorer(measure, STEP, K_MM, second)(K), score)
+
+
+def test_scorer_errors() -> None:
+    with pytest.raises(UsageError, match="no measure 'shap'; expected one of is, aligned, unique"):
+        scores.scorer("shap", STEP, K_MM)
+    with pytest.raises(UsageError, match="'unique' without moments; expected a moments store"):
+        scores.scorer("unique", STEP, K_MM)
+
+
+SAMPLE = np.array([1, 0, 2, 1, 0, 2, 1])  # three samples, the second with three rows
+
+
+def test_views_of_a_sample_are_summed_before_the_norm() -> None:
+    groups = scores.group_rows(SAMPLE)
+    assert groups.tolist() == [[1, 4, -1], [0, 3, 6], [2, 5, -1]]
+    expected = np.zeros((T, 3))
+    for t in range(T):
+        for sample in range(3):
+            rows = np.flatnonzero(sample == SAMPLE)
+            expected[t, sample] = np.linalg.norm(sum(K[t, j] * STEP[j] for j in rows))
+    np.testing.assert_allclose(scores.grouped_is_score(K, STEP, groups), expected)
+    summed = np.array([[row[s == SAMPLE].sum() for s in range(3)] for row in K])
+    np.testing.assert_allclose(scores.group_views(K, groups), summed)
+
+
+@pytest.mark.parametrize("measure", scores.MEASURES)
+def test_scorer_of_landmark_samples(measure: str) -> None:
+    groups, second = scores.group_rows(SAMPLE), K.T @ K / T
+    got = scores.scorer(measure, STEP, K_MM, second, groups)(K)
+    rows = scores.scorer(measure, STEP, K_MM, second)(K)
+    expected = scores.group_views(rows, groups)
+    if measure == "is":
+        expected = scores.grouped_is_score(K, STEP, groups)
+    np.testing.assert_array_equal(got, expected)
+    assert got.shape == (T, 3)
+
+
+def test_one_row_per_sample_changes_nothing() -> None:
+    groups = scores.group_rows(np.arange(M))
+    np.testing.assert_allclose(scores.grouped_is_score(K, STEP, groups), scores.is_score(K, STEP))
+    np.testing.assert_array_equal(scores.group_views(K, groups), K)
+
+
+small = hnp.arrays(np.float64, (3, 11), elements=st.integers(-3, 3).map(float))
+
+
+@given(score=small, k=st.integers(1, 14))
+def test_top_k_sorts_by_size_and_then_by_index(score: np.ndarray, k: int) -> None:
+    landmark, top = scores.top_k(score, k)
+    for row in range(3):
+        expected = sorted(range(11), key=lambda j: (-abs(score[row, j]), j))[:k]
+        assert landmark[row].tolist() == expected
+        assert top[row].tolist() == score[row, expected].tolist()
+
+
+@given(score=small, cut=st.integers(1, 10), k=st.integers(1, 14))
+def test_top_k_of_ranges_merge_to_the_whole(score: np.ndarray, cut: int, k: int) -> None:
+    left = scores.top_k(score[:, :cut], k)
+    right = scores.top_k(score[:, cut:], k, first_landmark=cut)
+    for a, b in zip(scores.merge_top_k(left, right, k), scores.top_k(score, k), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_block_functions_keep_to_the_array_api() -> None:
+    here, cpu = strict.Device("device1"), strict.Device("CPU_DEVICE")
+    groups = scores.group_rows(SAMPLE)
+    calls = [
+        (scores.embedding, (K, A, GAMMA), ()),
+        (scores.is_score, (K, STEP), ()),
+        (scores.aligned, (K, STEP, K_MM), ()),
+        (scores.attraction, (K, STEP, F), ()),
+        (scores.contribution, (K, A, F), ()),
+        (scores.unique, (K, K_MM), ()),
+        (scores.grouped_is_score, (K, STEP), (groups,)),
+        (scores.group_views, (K,), (groups,)),
+        (scores.top_k, (K,), (4,)),
+        (scores.repelling, (K,), (4,)),
+    ]
+    for function, arrays, extra in calls:
+        there = [strict.asarray(array, device=here) for array in arrays]
+        got, expected = function(*there, *extra), function(*arrays, *extra)
+        pairs = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
+        for value, wanted in pairs:
+            assert value.device == here
+            np.testing.assert_allclose(np.asarray(value.to_device(cpu)), wanted, atol=1e-12)
+    left = scores.top_k(strict.asarray(K, device=here), 4)
+    assert scores.merge_top_k(left, left, 4)[0].device == here

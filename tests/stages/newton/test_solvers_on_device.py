@@ -1,0 +1,186 @@
+"""Solves by moments on a device that is not the host's: nothing comes back, and nothing is lost.
+
+The device is array-api-strict's second one, where a host array is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+
+from krepes_ooc.core import arrays
+from krepes_ooc.core import arrays as arrays_module
+from krepes_ooc.engine.device import HOST, Device, carried
+from krepes_ooc.stages.moments.moments import Moments
+from krepes_ooc.stages.newton import conjugate_gradient as conjugate_gradient_module
+from krepes_ooc.stages.newton.basis import Basis
+from krepes_ooc.stages.newton.conjugate_gradient import CGState, Solution, conjugate_gradient
+from krepes_ooc.stages.newton.objectives import barlow_twins, spectral_contrastive, vicreg
+from krepes_ooc.stages.newton.objectives.registry import create, settings_type
+from krepes_ooc.stages.newton.preconditioners import Kronecker, RandomizedNystrom, Rotations
+from krepes_ooc.stages.newton.preconditioners import rotation_curvature as turning
+from krepes_ooc.stages.newton.solvers import DirectSolver
+from tests import cases, dense
+from tests.foreign import THERE, StrictDevice
+
+NAMES = ("barlow-twins", "vicreg", "spectral-contrastive")
+HOW = ("kronecker", "nystrom", "rotations", "none")
+DAMPING = np.array([1e-2, 1.0, 1e2])
+
+
+@pytest.fixture
+def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy, too, by the calls of the array API, so that both ways have the same bits."""
+    monkeypatch.setattr(arrays_module, "is_numpy_array", lambda values: False)
+
+
+def linearised(name: str, device: Device, views: str = "three-views") -> tuple[Any, Moments, Any]:
+    """A linearisation, its moments and the coefficients, on a device."""
+    case = cases.case(views)
+    moments = Moments(*dense.moments(case.kernels), case.kernels.shape[1])
+    there, A = carried(device, moments), device.to(case.start)
+    settings = settings_type(name)()
+    objective: Any = create(name, settings, moments=there, start=A, offset=case.offset)
+    return objective.linearise(A), there, A
+
+
+def preconditioner(how: str, here: Any, moments: Moments, A: Any) -> Any:
+    if how == "none":
+        return None
+    if how == "nystrom":
+        return RandomizedNystrom.build(here.product, A.shape, 9, like=A)
+    model = Kronecker.build(here, moments)
+    return Rotations.build(model, A, 0.5) if how == "rotations" else model
+
+
+def solved(name: str, how: str, device: Device, **more: Any) -> Solution:
+    here, moments, A = linearised(name, device)
+    unit = float(device.back(here.mean_diagonal)) if device is not HOST else here.mean_diagonal
+    chosen = preconditioner(how, here, moments, A)
+    arguments = (here.product, -here.gradient, DAMPING * unit)
+    return conjugate_gradient(*arguments, preconditioner=chosen, tolerance=1e-6, **more)
+
+
+def returned(record: Any, device: Device) -> dict[str, Any]:
+    found = {one.name: getattr(record, one.name) for one in fields(record)}
+    return {k: v if isinstance(v, str) else device.back(v) for k, v in found.items()}
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.usefixtures("one_way")
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", NAMES)
+def test_conjugate_gradients_stay_where_the_moments_lie(name: str, how: str):
+    device = StrictDevice()
+    wanted = returned(solved(name, how, HOST), HOST)
+    found = solved(name, how, device)
+    moved, came = device.moved, device.came
+    assert found.step.device == THERE
+    assert (moved, came) == (3, 1)  # moments and start; the mean diagonal
+    assert_same(returned(found, device), wanted)
+
+
+@pytest.mark.usefixtures("one_way")
+def test_the_exact_solver_stays_there():
+    device = StrictDevice()
+    (here, _, _), (there, _, _) = (linearised("barlow-twins", one) for one in (HOST, device))
+    wanted = returned(DirectSolver(here).solve(DAMPING), HOST)
+    found = DirectSolver(there).solve(DAMPING)
+    assert found.step.device == THERE
+    assert device.came == 0
+    assert_same(returned(found, device), wanted)
+    single = DirectSolver(there).solve(0.5)
+    assert single.step.shape == here.gradient.shape
+    assert single.relative_residual.shape == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_seen_of_a_linearisation_has_the_bits_of_the_host(name: str):
+    device = StrictDevice()
+    (here, moments, A), (there, moved, B) = (linearised(name, one) for one in (HOST, device))
+    for what in ("value", "mean_diagonal", "gradient", "active_hinge"):
+        if hasattr(here, what):
+            np.testing.assert_array_equal(device.back(getattr(there, what)), getattr(here, what))
+    pairs = zip(there.kronecker(moved), here.kronecker(moments), strict=True)
+    assert all(np.array_equal(device.back(found), wanted) for found, wanted in pairs)
+    assert device.back(turning(B, there.product)) == turning(A, here.product)
+    assert device.back(moved.embedding_rms(B)) == moments.embedding_rms(A)
+
+
+def test_moments_in_another_basis_stay_there():
+    device, case = StrictDevice(), cases.case("two-views")
+    moments = Moments(*dense.moments(case.kernels), case.kernels.shape[1])
+    m = case.start.shape[0]
+    draw = np.random.default_rng(0)
+    basis = Basis(draw.normal(size=(m, m - 2)), draw.normal(size=(m - 2, m)))
+    wanted = basis.moments(moments)
+    found = carried(device, basis).moments(carried(device, moments))
+    np.testing.assert_array_equal(device.back(found.second), wanted.second)
+    np.testing.assert_array_equal(device.back(found.mean), wanted.mean)
+
+
+@pytest.mark.usefixtures("one_way")
+def test_a_state_that_went_to_the_disk_goes_on_there():
+    device, states = StrictDevice(), []
+    whole = solved("vicreg", "kronecker", device, checkpoint=states.append)
+    assert len(states) > 3
+    for state in states[:: len(states) // 3]:
+        kept = CGState(**returned(state, device))
+        again = solved("vicreg", "kronecker", device, state=carried(device, kept))
+        assert_same(returned(again, device), returned(whole, device))
+
+
+def test_the_ways_of_host_and_device_differ_by_rounding_alone():
+    device, draw = StrictDevice(), np.random.default_rng(0)
+    X, Y, new = (draw.normal(size=(7, 3, count)) for count in (5, 5, 2))
+    there, active = [device.to(one) for one in (X, Y, new)], np.array([3, 1])
+    found = device.back(arrays.dots(there[0], there[1]))
+    np.testing.assert_allclose(found, arrays.dots(X, Y), rtol=1e-12)
+    index = device.to(active)
+    np.testing.assert_array_equal(device.back(arrays.chosen(there[0], index)), X[..., active])
+    put = arrays.replaced(there[0], index, there[2])
+    wanted = arrays.replaced(X, active, new)
+    np.testing.assert_array_equal(device.back(put), wanted)
+    np.testing.assert_array_equal(wanted[..., active], new)
+    row, counts = X[0, 0], np.arange(5)
+    for values in (row, counts):
+        put = arrays.replaced(device.to(values), index, device.to(values[:2]))
+        np.testing.assert_array_equal(device.back(put), arrays.replaced(values, active, values[:2]))
+    np.testing.assert_array_equal(arrays.diagonal_matrix(row), np.diag(row))
+
+
+def late(function: Any, hole: Any) -> Any:
+    """A function whose result is spoilt by a hole."""
+    return lambda *given: hole(function(*given))
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "name"),
+    [
+        (conjugate_gradient_module, "dots", "vicreg"),
+        (conjugate_gradient_module, "chosen", "vicreg"),
+        (conjugate_gradient_module, "replaced", "vicreg"),
+        (conjugate_gradient_module, "missing", "vicreg"),
+        (conjugate_gradient_module._System, "_precondition", "vicreg"),
+        (vicreg.VICRegCurvature, "product", "vicreg"),
+        (spectral_contrastive.SpectralCurvature, "product", "spectral-contrastive"),
+        (barlow_twins._Correlation, "jacobian", "barlow-twins"),
+        (barlow_twins._Correlation, "adjoint", "barlow-twins"),
+        (Kronecker, "apply", "vicreg"),
+        (Rotations, "along", "spectral-contrastive"),
+    ],
+)
+def test_a_planted_transfer_stops_the_solve(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, function: str, name: str
+):
+    monkeypatch.setattr(owner, function, late(getattr(owner, function), np.asarray))
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        solved(name, "rotations", StrictDevice())
+    solved(name, "rotations", HOST)
