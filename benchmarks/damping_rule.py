@@ -26,9 +26,14 @@ from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.stages.moments.moments import Moments
-from krepes_ooc.stages.newton.damping import RELATIVE_GRID, absolute, choose, judge
+from krepes_ooc.stages.newton.damping import (
+    RELATIVE_GRID,
+    absolute_damping,
+    choose_damping,
+    evaluate_sweep,
+)
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.preconditioners import Kronecker, Rotations
+from krepes_ooc.stages.newton.preconditioners import Kronecker, RotationDeflation
 from krepes_ooc.stages.newton.solvers import choose_solver
 
 AUDIT, FIT = 0, 1
@@ -80,13 +85,13 @@ def sweep_of(group: Any) -> tuple[Any, np.ndarray]:
     )
     here = objective.linearise(start)
     model: Any = Kronecker.build(here, moments)
-    if objective.rotates:
-        model = Rotations.build(model, start)
+    if objective.rotation_invariant:
+        model = RotationDeflation.build(model, start)
     grid = np.array(RELATIVE_GRID)
     solver = choose_solver(here, lambda: model, tolerance=facts["tolerance"])
-    solution = solver.solve(absolute(grid, here, start))
+    solution = solver.solve(absolute_damping(grid, here, start))
     losses = objective.values(start[..., None] + solution.step)
-    return judge(losses, here, start, solution, grid, moments, offset), solution.step
+    return evaluate_sweep(losses, here, start, solution, grid, moments, offset), solution.step
 
 
 def measures(group: Any, step: np.ndarray) -> dict[str, float]:
@@ -127,7 +132,7 @@ def validate(workspace: Path) -> dict[str, Any]:
     group = zarr.open_group(str(workspace / "audit.zarr"), mode="r", use_consolidated=False)
     sweep, steps = sweep_of(group)
     found = [measures(group, steps[..., i]) for i in range(steps.shape[-1])]
-    chosen = choose(sweep)
+    chosen = choose_damping(sweep)
     return {
         "damping": sweep.damping_relative.tolist(),
         "loss": (sweep.loss / abs(sweep.loss_start)).tolist(),

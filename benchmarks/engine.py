@@ -35,7 +35,7 @@ from krepes_ooc.engine.executor import Executor  # noqa: E402
 from krepes_ooc.network.torch_device import one_torch_thread  # noqa: E402
 from krepes_ooc.stages.moments.stage import GRAM_ROWS  # noqa: E402
 from krepes_ooc.stages.moments.sums import block_shift, moment_sums  # noqa: E402
-from krepes_ooc.storage.chunk_readers import Direct, Mapped  # noqa: E402
+from krepes_ooc.storage.chunk_readers import DirectReader, MmapReader  # noqa: E402
 from krepes_ooc.storage.contracts import StoreSpec, load_contract  # noqa: E402
 from krepes_ooc.storage.store_reader import StoreReader  # noqa: E402
 from krepes_ooc.storage.workspace import Workspace  # noqa: E402
@@ -145,7 +145,7 @@ class Bench:
         for name, above in (("mapped", None), ("direct", 0)):
             reader = StoreReader(self.reader.path, above)
             way = reader._way("values", reader.info("values"))
-            assert isinstance(way, Mapped if above is None else Direct)
+            assert isinstance(way, MmapReader if above is None else DirectReader)
             seconds = fastest(lambda reader=reader: fresh(reader), 2)
             self.note(
                 f"{name} read of fresh blocks, GB/cpu-s",
@@ -186,7 +186,7 @@ class Bench:
         run = Executor(workers=machine.cores())
 
         def work() -> Any:
-            return run.fold(
+            return run.reduce(
                 lambda unit: self.product(self.reader.block("values", *unit)), units, np.add
             )
 
@@ -287,7 +287,7 @@ def fused(folder: Path, plan: BlockPlan, V: np.ndarray, Q: np.ndarray) -> float:
     reader = StoreReader(folder / "w/audit.zarr/kernel")
     run = Executor(workers=machine.cores())
     blocks = list(plan.blocks())
-    found = run.fold(lambda block: bench.product(reader.block("values", block)), blocks, np.add)
+    found = run.reduce(lambda block: bench.product(reader.block("values", block)), blocks, np.add)
     return float(np.linalg.norm(found))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from krepes_ooc.network import zoo
-from krepes_ooc.network.pretrain import view_loss
+from krepes_ooc.network.ssl_losses import view_loss
 
 COLUMNS = 108
 

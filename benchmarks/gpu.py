@@ -32,7 +32,7 @@ from krepes_ooc.engine.calibration import calibrate  # noqa: E402
 from krepes_ooc.engine.cuda_device import open_gpu  # noqa: E402
 from krepes_ooc.engine.device import HOST, Device  # noqa: E402
 from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features  # noqa: E402
-from krepes_ooc.network.torch_device import one_torch_thread, usable  # noqa: E402
+from krepes_ooc.network.torch_device import available_device, one_torch_thread  # noqa: E402
 from krepes_ooc.stages.moments.stage import GRAM_ROWS  # noqa: E402
 from krepes_ooc.stages.moments.sums import block_shift, moment_sums  # noqa: E402
 from krepes_ooc.stages.newton.objectives.base import times_columns, transposed_times  # noqa: E402
@@ -82,19 +82,19 @@ class Rates:
         self.side, self.copied = (256, 2**22) if small else (8192, 2**30)
         draw, count = np.random.default_rng(0), (1024 if small else 65_536)
         self.stored = draw.normal(size=(count, m)).astype(np.float16)
-        self.V = device.to(draw.normal(size=(m, COMPONENTS, COLUMNS)).astype(np.float32))
+        self.V = device.to_device(draw.normal(size=(m, COMPONENTS, COLUMNS)).astype(np.float32))
 
     def rows(self) -> list[dict[str, Any]]:
         """Each figure beside the limit that binds it."""
         device, stored = self.device, self.stored
-        ones = device.to(np.ones((self.side, self.side), dtype=np.float32))
-        long = device.to(np.ones(self.copied // 4, dtype=np.float32))
+        ones = device.to_device(np.ones((self.side, self.side), dtype=np.float32))
+        long = device.to_device(np.ones(self.copied // 4, dtype=np.float32))
         matmul = 2.0 * self.side**3 / self.seconds(lambda: ones @ ones)
         copy = 2.0 * self.copied / self.seconds(lambda: long + 0)
-        wire = stored.nbytes / self.seconds(lambda: device.widen(stored))
-        there = device.widen(stored)
+        wire = stored.nbytes / self.seconds(lambda: device.to_float32(stored))
+        there = device.to_float32(stored)
         resident = self.seconds(lambda: product(there, self.V))
-        streamed = self.seconds(lambda: product(device.widen(stored), self.V))
+        streamed = self.seconds(lambda: product(device.to_float32(stored), self.V))
         shift, views = block_shift([there]), [there]
         gram = self.seconds(lambda: moment_sums(views, shift, GRAM_ROWS).products)
         (n, m), wide = stored.shape, COMPONENTS * COLUMNS
@@ -123,7 +123,7 @@ class Rates:
         for _ in range(1 + repeats):
             begin = time.perf_counter()
             result = work()
-            self.device.back(result[:1])
+            self.device.to_host(result[:1])
             found.append(time.perf_counter() - begin)
         return max(min(found[1:]), 1e-9)
 
@@ -147,8 +147,8 @@ def features(device: Device, asked: argparse.Namespace) -> dict[str, Any]:
     shared = open_features(
         resnet50(width), FeatureSettings(kind="sketch", probes=1, deflated=0), inputs[:2]
     )
-    where = usable(device.torch)
-    own = shared.clone() if where == "cpu" else shared.on(where)
+    where = available_device(device.torch)
+    own = shared.clone() if where == "cpu" else shared.to(where)
     repeats, times = (1 if asked.dry_run else 3), []
     for _ in range(1 + repeats):
         begin = time.perf_counter()

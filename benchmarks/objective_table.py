@@ -70,9 +70,9 @@ def measure(workspace: Path) -> dict[str, Any]:
     at = int(np.flatnonzero(arrays["damping_relative"] == facts["damping_relative"])[0])
     seal = Workspace(workspace).record("newton", "newton").seal() or {}
     return {
-        "samples": group["kernel/values"].shape[1],
-        "landmarks": arrays["step"].shape[0],
-        "components": arrays["step"].shape[1],
+        "samples": group["kernel/values"].sizes[1],
+        "landmarks": arrays["step"].sizes[0],
+        "components": arrays["step"].sizes[1],
         "facts": {k: facts[k] for k in facts if k != "diagnostics"},
         "diagnostics": facts["diagnostics"],
         "products_to_1e-3": _products_to(arrays["residual"], 1e-3, facts["solver"]),

@@ -188,11 +188,11 @@ def read(workspace: Path) -> dict[str, Any]:
     """What a sealed audit found, and what it cost."""
     group = zarr.open_group(str(workspace / "audit.zarr"), mode="r", use_consolidated=False)
     fidelity, newton = dict(group["fidelity"].attrs), dict(group["newton"].attrs)
-    _, samples, landmarks = group["kernel/values"].shape
+    _, samples, landmarks = group["kernel/values"].sizes
     return {
         "samples": samples,
         "landmarks": landmarks,
-        "components": group["newton/step"].shape[1],
+        "components": group["newton/step"].sizes[1],
         "figures": fidelity["figures"],
         "curves": fidelity["curves"],
         "damping": newton["damping_relative"],

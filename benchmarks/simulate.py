@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 from krepes_ooc.core.blocks import BlockPlan, choose_block_plan, format_bytes  # noqa: E402
 from krepes_ooc.engine import machine  # noqa: E402
 from krepes_ooc.engine.budget import release  # noqa: E402
-from krepes_ooc.engine.cluster.cluster_executor import Desk, Spread, task_items  # noqa: E402
-from krepes_ooc.engine.cluster.worker import Part, Work  # noqa: E402
+from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder, task_items  # noqa: E402
+from krepes_ooc.engine.cluster.worker import TaskPayload, TaskResult  # noqa: E402
 
 VIEWS, ITEM = 2, 2  # of a float16 kernel
 HEAD = ("samples", "landmarks", "block rows", "blocks", "shards", "tasks", "waves", "graph")
@@ -42,7 +42,7 @@ class Idle:
         self.n_workers, self.tasks, self.waves, self.graph_bytes = workers, 0, 0, 0
 
     @contextlib.contextmanager
-    def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
+    def publish(self, folder: Path, key: str, work: TaskPayload) -> Iterator[None]:
         yield
 
     def compute(
@@ -51,13 +51,13 @@ class Idle:
         names: Sequence[str],
         check: Callable[[], None],
         tell: Callable[[str], None],
-    ) -> Iterator[tuple[str, Part]]:
+    ) -> Iterator[tuple[str, TaskResult]]:
         self.waves, self.tasks = self.waves + 1, self.tasks + len(names)
         self.graph_bytes = max(self.graph_bytes, len(pickle.dumps(graph)))
         for name in names:
             check()
             _, _, start, stop = graph[name]
-            yield name, Part([records(index) for index in range(start, stop)])
+            yield name, TaskResult([records(index) for index in range(start, stop)])
 
 
 def records(index: int) -> tuple[str, dict[str, tuple[int, int]]]:
@@ -71,9 +71,9 @@ def simulate(plan: BlockPlan, workers: int) -> dict[str, Any]:
     release()
     before, begun = machine.anonymous_bytes(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        desk = Desk.open(Path(folder), "")
+        desk = TransferFolder.open(Path(folder), "")
         blocks, found = list(plan.blocks()), {}
-        for _, files in Spread(workers, crowd=crowd, desk=desk).map(records, blocks):
+        for _, files in ClusterExecutor(workers, pool=crowd, transfer=desk).map(records, blocks):
             found |= files
     peak = machine.anonymous_bytes() - before
     return {

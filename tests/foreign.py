@@ -47,26 +47,26 @@ class StrictDevice:
     freed: int = 0
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
-    def to(self, values: npt.NDArray[Any]) -> Any:
+    def to_device(self, values: npt.NDArray[Any]) -> Any:
         assert isinstance(values, np.ndarray), type(values)
         self.moved += 1
         return strict.asarray(np.array(values), device=THERE)
 
-    def hold(self, stored: npt.NDArray[Any]) -> Any:
-        return self.widen(stored)  # the namespace has no float16
+    def upload(self, stored: npt.NDArray[Any]) -> Any:
+        return self.to_float32(stored)  # the namespace has no float16
 
-    def take(self, tensor: Any) -> Any:
+    def from_torch(self, tensor: Any) -> Any:
         self.taken += 1
-        return self.hold(HOST.take(tensor))
+        return self.upload(HOST.from_torch(tensor))
 
-    def widen(self, *stored: Any) -> Any:
+    def to_float32(self, *stored: Any) -> Any:
         there = isinstance(stored[0], strict._array_object.Array)
-        return stored[0] if there else self.to(HOST.widen(*stored))
+        return stored[0] if there else self.to_device(HOST.to_float32(*stored))
 
-    def rounded(self, values: Any, dtype: str) -> Any:
-        return self.to(HOST.rounded(self.back(values), dtype))
+    def round_trip(self, values: Any, dtype: str) -> Any:
+        return self.to_device(HOST.round_trip(self.to_host(values), dtype))
 
-    def back(self, values: Any) -> Any:
+    def to_host(self, values: Any) -> Any:
         if not isinstance(values, strict._array_object.Array):
             assert isinstance(values, int), f"{type(values)} never went there"
             return values
@@ -74,14 +74,14 @@ class StrictDevice:
         self.came += 1
         return np.array(values.to_device(CPU))
 
-    def rows(self, least: int, most: int, row_bytes: int) -> int:
+    def rows_per_product(self, least: int, most: int, row_bytes: int) -> int:
         return most if self.whole else least
 
-    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in self.kept:
             self.kept[key] = make()
         return self.kept[key]
 
-    def free(self) -> None:
+    def release(self) -> None:
         self.freed += 1
         self.kept = {}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import batch_norm
 
-from krepes_ooc.core.feature_layout import Factor, FeatureLayout
+from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor
 from tests import cases, dense
 
 TABLE = cases.cases()
@@ -271,7 +271,7 @@ def test_explicit_features_are_the_jacobian_of_linear_layers() -> None:
     probe = torch.tensor([1.0, -1.0], dtype=torch.float64)
     d1 = (probe @ module[2].weight) * (1 - hidden**2)
     rows = torch.cat([x, d1, hidden, probe.expand(4, 2)], dim=1).detach()
-    factors = (Factor((0, 3), True, ((3, 7),)), Factor((7, 11), True, ((11, 13),)))
+    factors = (LayerFactor((0, 3), True, ((3, 7),)), LayerFactor((7, 11), True, ((11, 13),)))
     layout = FeatureLayout(factors, ((0, 13, 0),))
     phi = dense.explicit_features(rows, layout)
     assert phi.shape == (4, layout.n_moments)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.core.files import sign_json
+from krepes_ooc.core.files import checksummed_json
 from krepes_ooc.errors import KrepesError, printable
 from tests import small
 
@@ -189,7 +189,7 @@ def look(capsys: Any, sent: Path, given: tuple[str, ...]) -> small.Outcome:
 def say(sent: Path, text: str) -> None:
     """Let the recorded recipe of a workspace say something else, with the right checksum."""
     path = sent / ".krepes/recipe-text.json"
-    path.write_bytes(sign_json({"text": text, "base": str(sent.parent)}))
+    path.write_bytes(checksummed_json({"text": text, "base": str(sent.parent)}))
 
 
 CODE = f"""

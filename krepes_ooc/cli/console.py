@@ -52,7 +52,7 @@ class Lines:
             told += f", {format_bytes(self._bytes / seconds)}/s"
         if finished := self._done - self._before:
             left = (self._total - self._done) * seconds / finished
-            told += f", {_words(left)} left"
+            told += f", {_stage_summary(left)} left"
         return told
 
     def note(self, text: str) -> None:
@@ -64,7 +64,7 @@ class Lines:
         click.echo(f"{stage}: sealed in {seconds:.1f} s")
 
 
-def _words(seconds: float) -> str:
+def _stage_summary(seconds: float) -> str:
     """A duration as people say it."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
@@ -118,7 +118,7 @@ class Bars:
         self._progress.stop()
 
 
-def told_ctrl_c(presses: int) -> None:
+def on_interrupt(presses: int) -> None:
     """Say at once that Ctrl-C was heard; the second one ends the process as a kill would.
 
     Runs inside the signal handler, so it writes to the descriptors and touches no lock.
@@ -185,13 +185,13 @@ def print_pictures(one: Explained, console: Console | None = None) -> None:
     from rich.text import Text
 
     console = console or Console()
-    mine, theirs = one.person.samples.image, one.others.samples.image
+    mine, theirs = one.sample.samples.image, one.landmarks.samples.image
     if mine is None or theirs is None or not can_draw(console):
         return
     signs = {"attract": "+", "repel": "-", "neutral": ""}
     tiles: list[Any] = [Group(half_blocks(mine[one.row]), Text("the sample", style="bold"))]
     for _, link in one.beside(MOST_RANKED, MOST_REPELLING):
-        words = f"{signs[link.kind]}{link.rank or ''} {one.others.class_name(link.row)}".strip()
+        words = f"{signs[link.kind]}{link.rank or ''} {one.landmarks.class_name(link.row)}".strip()
         tiles.append(Group(half_blocks(theirs[link.row]), Text(words)))
     console.print(Columns(tiles, padding=(0, 2)))
 

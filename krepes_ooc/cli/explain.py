@@ -10,7 +10,7 @@ import click
 
 from krepes_ooc.cli import options
 from krepes_ooc.cli.console import print_json, print_table
-from krepes_ooc.cli.inspect_workspace import recipe_or_none, which
+from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
 from krepes_ooc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,14 +23,16 @@ NARROW, MOST_RANKED, MOST_REPELLING = 16, 5, 1
 @click.command(short_help="Say which landmarks hold one sample.")
 @recipe_or_none
 @options.workspace
-@click.option("--sample", type=options.Whole(min=0), help="Position of a sample in the source.")
+@click.option(
+    "--sample", type=options.IntAtLeast(min=0), help="Position of a sample in the source."
+)
 @click.option(
     "--input",
     "file",
     type=click.Path(path_type=Path),
     help="New sample: .json or .csv rows, a picture, .npy, or .txt.",
 )
-@click.option("--top", type=options.Whole(min=1), help="Landmarks; default all that are kept.")
+@click.option("--top", type=options.IntAtLeast(min=1), help="Landmarks; default all that are kept.")
 @click.option("--png", type=click.Path(path_type=Path), help="Write a card as a picture.")
 @options.as_json
 def explain(
@@ -49,7 +51,9 @@ def explain(
     """
     from krepes_ooc.runner.explain import explain as explained
 
-    found = explained(which(recipe, workspace), sample=sample, file=file, top=top, recipe=recipe)
+    found = explained(
+        resolve_workspace(recipe, workspace), sample=sample, file=file, top=top, recipe=recipe
+    )
     if png is not None:
         _write_card(found, png)
     if as_json:
@@ -97,8 +101,8 @@ def _show(one: Explained) -> None:
     record = one.record()
     named = f" ({record['class']})" if record["class"] else ""
     told = f"{record['attract']} attract, {record['repel']} repel"
-    if one.pushed:
-        told += f", {len(one.pushed)} more push it away"
+    if one.repelling_only:
+        told += f", {len(one.repelling_only)} more push it away"
     if record["same_class"] is not None:
         told += f", {record['same_class']} of {record['ranked']} ranked share its class"
     click.echo(f"sample {record['name']}{named}: {told}")
@@ -114,9 +118,16 @@ def _show(one: Explained) -> None:
 
 
 def _line(link: dict[str, Any]) -> tuple[Any, ...]:
-    sign = "" if link["signed"] is None else "attracts" if link["signed"] >= 0 else "repels"
+    sign = (
+        ""
+        if link["contribution"] is None
+        else "attracts"
+        if link["contribution"] >= 0
+        else "repels"
+    )
     numbers = [
-        "-" if link[name] is None else f"{link[name]:.3g}" for name in ("score", "signed", "kernel")
+        "-" if link[name] is None else f"{link[name]:.3g}"
+        for name in ("score", "contribution", "kernel")
     ]
     return (link["rank"] or "-", sign, *numbers, link["class"] or "", link["name"])
 
@@ -125,7 +136,7 @@ def _show_columns(one: Explained) -> None:
     """The sample's row beside the rows of its first landmarks; what agrees is marked."""
     from krepes_ooc.rendering.drawing.sample_view import plain_cell
 
-    mine, theirs = one.person.samples.values, one.others.samples.values
+    mine, theirs = one.sample.samples.values, one.landmarks.samples.values
     agrees = one.agrees
     assert mine is not None
     assert theirs is not None

@@ -16,14 +16,14 @@ recipe_or_none = click.argument("recipe", required=False, shell_complete=options
 
 @click.command(short_help="Show the state of every stage.")
 @recipe_or_none
-@options.stacked(options.workspace, options.overrides, options.as_json)
+@options.option_group(options.workspace, options.overrides, options.as_json)
 def status(
     recipe: str | None, workspace: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
     """Show every stage: sealed, stale, missing, or how many units are on disk."""
     from krepes_ooc.runner.status import read_status
 
-    found = read_status(recipe, which(recipe, workspace), overrides)
+    found = read_status(recipe, resolve_workspace(recipe, workspace), overrides)
     if as_json:
         print_json(found)
         return
@@ -42,7 +42,7 @@ def verify(recipe: str | None, workspace: Path | None, store: str | None, as_jso
     """Recompute every checksum and name every damaged file. Exit 5 if there is one."""
     from krepes_ooc.runner.status import verify_workspace
 
-    root = which(recipe, workspace)
+    root = resolve_workspace(recipe, workspace)
     found = verify_workspace(root, store)
     damage = [str(item) for item in found.damage]
     if as_json:
@@ -71,7 +71,7 @@ def doctor(as_json: bool) -> None:
     print_table("", ("", ""), [(key, value) for key, value in found.items()])
 
 
-def which(recipe: str | None, workspace: Path | None) -> Path:
+def resolve_workspace(recipe: str | None, workspace: Path | None) -> Path:
     """The folder, given or following from the recipe.
 
     Raises:
@@ -142,7 +142,11 @@ def export(
     from krepes_ooc.storage.workspace import Workspace
 
     left = export_store(
-        Workspace(which(recipe, workspace)), store or "", out, kind or _by_ending(out), dim
+        Workspace(resolve_workspace(recipe, workspace)),
+        store or "",
+        out,
+        kind or _by_ending(out),
+        dim,
     )
     click.echo(f"wrote {out}")
     if left:

@@ -31,9 +31,9 @@ class Group(click.Group):
             code = super().main(given, **{**extra, "standalone_mode": False})
             sys.stdout.flush()
         except Exception as error:
-            code = _told(error, debug)
+            code = _report_error(error, debug)
         except KeyboardInterrupt:
-            code = _told(Interrupted("stopped by Ctrl-C", advice=_RESUME), debug)
+            code = _report_error(Interrupted("stopped by Ctrl-C", advice=_RESUME), debug)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -52,7 +52,7 @@ def _known(error: click.ClickException) -> str:
     return f"; expected one of {', '.join(sorted(group.commands))}"
 
 
-def _told(error: Exception, debug: bool) -> int:
+def _report_error(error: Exception, debug: bool) -> int:
     """Print an error as one line and return its exit code."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code

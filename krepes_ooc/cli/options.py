@@ -14,13 +14,13 @@ from krepes_ooc.errors import KrepesError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Whole(click.IntRange):
+class IntAtLeast(click.IntRange):
     """A whole number from a least one on, called what people call it."""
 
     name = "number"
 
 
-class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+class BytesParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A size such as ``2GiB``."""
 
     name = "size"
@@ -33,7 +33,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(str(error), param, ctx)
 
 
-class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+class SecondsParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A duration such as ``90``, ``90s``, ``45m``, ``12h`` or ``2d``."""
 
     name = "time"
@@ -54,7 +54,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return seconds
 
 
-class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+class ShardParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A part such as ``3/16``: its number, from 1, and how many there are."""
 
     name = "part"
@@ -107,9 +107,9 @@ overrides = click.option(
     help="Override a recipe key: stages.newton.damping=1.",
 )
 memory = click.option(
-    "--memory", type=Bytes(), help="Memory of the run; default 3/4 of what is free."
+    "--memory", type=BytesParam(), help="Memory of the run; default 3/4 of what is free."
 )
-workers = click.option("--workers", type=Whole(min=1), help="Threads; default all cores.")
+workers = click.option("--workers", type=IntAtLeast(min=1), help="Threads; default all cores.")
 device = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -126,7 +126,9 @@ print_job = click.option(
     "--print-job", is_flag=True, help="Print the batch script of a --cluster job and stop."
 )
 shard = click.option(
-    "--shard", type=Share(), help="With --only: compute part I of N, beside others (job arrays)."
+    "--shard",
+    type=ShardParam(),
+    help="With --only: compute part I of N, beside others (job arrays).",
 )
 until = click.option(
     "--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage."
@@ -144,7 +146,7 @@ repair = click.option(
     "--repair", is_flag=True, help="Find damaged files and compute exactly these again."
 )
 max_time = click.option(
-    "--max-time", type=Seconds(), help="Stop, resumable, after this time: 90s, 45m, 12h."
+    "--max-time", type=SecondsParam(), help="Stop, resumable, after this time: 90s, 45m, 12h."
 )
 mixed_numerics = click.option(
     "--allow-mixed-numerics",
@@ -156,7 +158,7 @@ quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def option_group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, shown in this order."""
 
     def decorate(command: Command) -> Command:

@@ -11,15 +11,15 @@ from typing import Any
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import Bars, Lines, print_json, print_table, told_ctrl_c
-from krepes_ooc.cli.inspect_workspace import recipe_or_none, which
+from krepes_ooc.cli.console import Bars, Lines, on_interrupt, print_json, print_table
+from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.errors import StageFailed, UsageError
 
 
 @click.command(short_help="Run a recipe, or resume it.")
 @options.recipe
-@options.stacked(
+@options.option_group(
     options.workspace,
     options.memory,
     options.workers,
@@ -49,7 +49,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
         _print_job(given["cluster"], given["memory"])
         return
     quiet = given["quiet"] or given["as_json"]
-    stop = StopFlag(given["max_time"], told_ctrl_c)
+    stop = StopFlag(given["max_time"], on_interrupt)
     # Signals count from here on: the imports below take a second.
     with stop_on_signals(stop), _listener(quiet) as listener:
         from krepes_ooc import runner
@@ -63,7 +63,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
             restart_stale=given["restart_stale"],
             repair=given["repair"],
             mixed_numerics=given["allow_mixed_numerics"],
-            cluster=_wish(given["cluster"], given["memory"]),
+            cluster=_cluster_spec(given["cluster"], given["memory"]),
             shard=given["shard"],
             device=given["device"],
         )
@@ -72,14 +72,14 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
     if given["as_json"]:
         print_json(vars(summary))
     elif not quiet:
-        _say(summary)
+        _print_summary(summary)
     if given["strict"]:
         _require_trust(summary)
 
 
 @click.command(short_help="Say what a recipe would cost.")
 @options.recipe
-@options.stacked(
+@options.option_group(
     options.workspace, options.memory, options.workers, options.overrides, options.as_json
 )
 def plan(
@@ -138,14 +138,16 @@ def _show_plan(planned: Any) -> None:
 
 @click.command(short_help="Draw the report again.")
 @recipe_or_none
-@options.stacked(options.workspace, options.quiet)
-@click.option("--samples", type=options.Whole(min=0), help="Cards that are drawn without a search.")
+@options.option_group(options.workspace, options.quiet)
+@click.option(
+    "--samples", type=options.IntAtLeast(min=0), help="Cards that are drawn without a search."
+)
 def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int | None) -> None:
     """Draw the report of a finished audit again; nothing else is computed."""
     from krepes_ooc import runner
     from krepes_ooc.runner.audit import trusted_recipe
 
-    root = which(recipe, workspace)
+    root = resolve_workspace(recipe, workspace)
     changes = () if samples is None else (f"stages.report.samples={samples}",)
     asked = runner.Options(only="report", restart_stale=True)
     with _listener(quiet) as listener:
@@ -154,11 +156,11 @@ def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int
         click.echo(f"report: {summary.workspace / 'report.html'}")
 
 
-def _wish(text: str | None, memory: int | None) -> Any:
+def _cluster_spec(text: str | None, memory: int | None) -> Any:
     """What --cluster asks for."""
-    from krepes_ooc.engine.cluster.connect import read_wish
+    from krepes_ooc.engine.cluster.connect import parse_cluster
 
-    return None if text is None else read_wish(text, memory)
+    return None if text is None else parse_cluster(text, memory)
 
 
 def _print_job(text: str | None, memory: int | None) -> None:
@@ -169,7 +171,7 @@ def _print_job(text: str | None, memory: int | None) -> None:
     """
     from krepes_ooc.engine.cluster.site_file import job_script
 
-    site = getattr(_wish(text, memory), "site", None)
+    site = getattr(_cluster_spec(text, memory), "site", None)
     if site is None:
         raise UsageError(
             "there is no job to print",
@@ -194,7 +196,7 @@ def _listener(quiet: bool) -> Iterator[Any]:
             yield bars
 
 
-def _say(summary: Any) -> None:
+def _print_summary(summary: Any) -> None:
     if summary.ran:
         peak = format_bytes(summary.peak_bytes)
         click.echo(

@@ -23,17 +23,17 @@ def dots(X: Array, Y: Array) -> Array:
     return array_namespace(X, Y).sum(X * Y, axis=(0, 1))
 
 
-def chosen(values: Array, active: Array) -> Array:
+def take_columns(values: Array, active: Array) -> Array:
     """Copies of the columns [..., active] with these indices."""
     if is_numpy_array(values):
         return values[..., active]
     return array_namespace(values, active).take(values, active, axis=-1)
 
 
-def replaced(values: Array, active: Array, new: Array) -> Array:
+def put_columns(values: Array, active: Array, new: Array) -> Array:
     """A copy with the columns of these indices replaced by ``new`` [..., active]."""
     if is_numpy_array(values):
-        return _replaced_on_host(values, active, new)
+        return _put_columns_on_host(values, active, new)
     xp = array_namespace(values, active, new)
     columns = xp.arange(values.shape[-1], dtype=active.dtype, device=device(values))
     own = active[:, None] == columns
@@ -41,7 +41,7 @@ def replaced(values: Array, active: Array, new: Array) -> Array:
     return xp.where(xp.any(own, axis=0), xp.take(new, source, axis=-1), values)
 
 
-def beside(values: Any, like: Array) -> Array:
+def asarray_like(values: Any, like: Array) -> Array:
     """A few numbers of the host, in the namespace and on the device of an array."""
     return array_namespace(like).asarray(values, device=device(like))
 
@@ -62,7 +62,7 @@ def _dots_on_host(X: Array, Y: Array) -> Array:
     return np.asarray(np.einsum("lkc,lkc->c", X, Y))
 
 
-def _replaced_on_host(values: Array, active: Array, new: Array) -> Array:
+def _put_columns_on_host(values: Array, active: Array, new: Array) -> Array:
     copy = values.copy()
     copy[..., active] = new
     return copy

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.core.files import read_signed, sign_json
+from krepes_ooc.core.files import checksummed_json, read_checksummed
 from krepes_ooc.errors import SourceError
 
 
@@ -40,17 +40,17 @@ def remembered_sha256(path: Path, cache: Path) -> str:
     """
     memory = cache / "fingerprint.json"
     known = _read_known(memory)
-    key, seal = str(path), list(stat_seal(path))
+    key, seal = str(path), list(stat_signature(path))
     if isinstance(known.get(key), dict) and known[key].get("stat") == seal:
         return str(known[key]["sha256"])
     digest = file_sha256(path)
-    if list(stat_seal(path)) == seal:
+    if list(stat_signature(path)) == seal:
         known = _read_known(memory) | {key: {"stat": seal, "sha256": digest}}
-        write_atomic(memory, sign_json(known))
+        write_atomic(memory, checksummed_json(known))
     return digest
 
 
-def stat_seal(path: Path) -> tuple[int, int, int, int]:
+def stat_signature(path: Path) -> tuple[int, int, int, int]:
     """What changes when a file is written: size, modification time, change time, inode.
 
     Raises:
@@ -109,6 +109,6 @@ def unreadable(path: Path, error: Exception) -> SourceError:
 def _read_known(path: Path) -> dict[str, Any]:
     """What is remembered; nothing where it is not what was written, so that it is learned anew."""
     try:
-        return read_signed(path.read_bytes()) or {}
+        return read_checksummed(path.read_bytes()) or {}
     except OSError:
         return {}

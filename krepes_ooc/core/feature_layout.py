@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CONDENSED = 256
+CONDENSED_WIDTH = 256
 
 
 @dataclass(frozen=True)
-class Factor:
+class LayerFactor:
     """One layer: columns [start, stop) of its input and of each probe's gradient.
 
     Args:
@@ -51,7 +51,7 @@ class FeatureLayout:
             2**exponent times the feature.
     """
 
-    factors: tuple[Factor, ...]
+    factors: tuple[LayerFactor, ...]
     scales: tuple[tuple[int, int, int], ...]
 
     @property
@@ -96,7 +96,7 @@ class FeatureLayout:
     def from_attributes(cls, attributes: Mapping[str, Any]) -> FeatureLayout:
         """The layout that a store was written with."""
         factors = tuple(
-            Factor(
+            LayerFactor(
                 inputs=tuple(f["inputs"]) if f["inputs"] else None,
                 bias=bool(f["bias"]),
                 gradients=tuple((int(a), int(b)) for a, b in f["gradients"]),
@@ -108,7 +108,7 @@ class FeatureLayout:
 
 def sketch_layout(n_features: int) -> FeatureLayout:
     """The layout of a plain sketch of ``n_features`` columns, unscaled."""
-    return FeatureLayout((Factor(None, True, ((0, n_features),)),), ((0, n_features, 0),))
+    return FeatureLayout((LayerFactor(None, True, ((0, n_features),)),), ((0, n_features, 0),))
 
 
 def exponent_for(largest: float, target: float = 256.0) -> int:

@@ -166,7 +166,7 @@ def unreadable(path: Path, error: OSError) -> KrepesError:
     )
 
 
-def read_signed_file(path: Path) -> dict[str, Any] | None:
+def read_checksummed_file(path: Path) -> dict[str, Any] | None:
     """The value of a one-line signed file, or None if there is no such file.
 
     Raises:
@@ -175,7 +175,7 @@ def read_signed_file(path: Path) -> dict[str, Any] | None:
     line = read_bytes(path)
     if line is None:
         return None
-    value = read_signed(line)
+    value = read_checksummed(line)
     if value is None:
         raise DamageError(
             "the record does not match its checksum",
@@ -237,13 +237,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def sign_json(value: Mapping[str, Any]) -> bytes:
+def checksummed_json(value: Mapping[str, Any]) -> bytes:
     """One line of JSON that carries its own checksum."""
     body = to_json(value).encode()
     return b'{"crc32c":%d,"body":%b}\n' % (checksum(body), body)
 
 
-def read_signed(line: bytes) -> dict[str, Any] | None:
+def read_checksummed(line: bytes) -> dict[str, Any] | None:
     """The value of one signed line, or None if the line is torn or changed."""
     head, _, rest = line.partition(b',"body":')
     body = rest[:-2]

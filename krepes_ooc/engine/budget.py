@@ -17,7 +17,7 @@ from krepes_ooc.errors import PlanRefused, UsageError
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """Anonymous memory of one stage, in bytes.
 
     Args:
@@ -30,12 +30,12 @@ class Need:
     per_worker: int = 0
     tasks: int | None = None
 
-    def of_process(self, base: int) -> Need:
+    def of_process(self, base: int) -> MemoryNeed:
         """The same for workers that are processes: each has a base and a fixed part of its own.
 
         They stay for all stages, however few tasks one of them has.
         """
-        return Need(0, base + self.fixed + self.per_worker)
+        return MemoryNeed(0, base + self.fixed + self.per_worker)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Budget:
     memory: int
     workers: int
 
-    def workers_for(self, stage: str, need: Need, base: int) -> int:
+    def workers_for(self, stage: str, need: MemoryNeed, base: int) -> int:
         """Number of workers that fit beside the fixed part.
 
         Args:
@@ -63,10 +63,10 @@ class Budget:
         """
         fitting = self.fitting(need, base)
         if not fitting:
-            raise self.refusal(stage, base + need.fixed + need.per_worker)
+            raise self.refusal_error(stage, base + need.fixed + need.per_worker)
         return fitting
 
-    def refusal(self, stage: str, total: int) -> PlanRefused:
+    def refusal_error(self, stage: str, total: int) -> PlanRefused:
         """The error for a stage that needs ``total`` bytes, the base included."""
         enough = format_bytes(1.1 * total)
         return PlanRefused(
@@ -76,7 +76,7 @@ class Budget:
             advice=f"raise --memory to {enough}, or lower the number of landmarks",
         )
 
-    def fitting(self, need: Need, base: int) -> int:
+    def fitting(self, need: MemoryNeed, base: int) -> int:
         """Number of workers that fit; 0 if not even one does."""
         free = self.memory - base - need.fixed
         if free < need.per_worker:

@@ -109,17 +109,19 @@ class Gpu:
         ones = cp.ones((_TRIAL_SIDE, _TRIAL_SIDE), dtype=cp.float32)
         rows = np.ones(_TRIAL_BYTES // 4, dtype=np.float32).reshape(-1, 1024)
         product = self._seconds(lambda: ones @ ones)
-        return Speed(2.0 * _TRIAL_SIDE**3 / product, _TRIAL_BYTES / self._seconds(self.widen, rows))
+        return Speed(
+            2.0 * _TRIAL_SIDE**3 / product, _TRIAL_BYTES / self._seconds(self.to_float32, rows)
+        )
 
-    def to(self, values: npt.NDArray[Any]) -> Array:
+    def to_device(self, values: npt.NDArray[Any]) -> Array:
         """As ``Device``."""
         return self._cp.asarray(values)
 
-    def hold(self, stored: npt.NDArray[Any]) -> Array:
+    def upload(self, stored: npt.NDArray[Any]) -> Array:
         """As ``Device``."""
         return self._sent((stored,), stored.dtype)
 
-    def take(self, tensor: Any) -> Array:
+    def from_torch(self, tensor: Any) -> Array:
         """As ``Device``.
 
         Both libraries work on the device's default stream: what torch computes is done before it is
@@ -127,36 +129,36 @@ class Gpu:
         """
         if tensor.__dlpack_device__() == (_DLPACK_CUDA, self._cp.cuda.runtime.getDevice()):
             return self._cp.from_dlpack(tensor)
-        return self.hold(np.from_dlpack(tensor.cpu()))
+        return self.upload(np.from_dlpack(tensor.cpu()))
 
-    def widen(self, *stored: Array) -> Array:
+    def to_float32(self, *stored: Array) -> Array:
         """As ``Device``; the host goes on as soon as the copy is under way."""
         cp = self._cp
         if isinstance(stored[0], cp.ndarray):
             return stored[0].astype(cp.float32, copy=False)
         return self._sent(stored, np.dtype(np.float32))
 
-    def rounded(self, values: Array, dtype: str) -> Array:
+    def round_trip(self, values: Array, dtype: str) -> Array:
         """As ``Device``."""
         return values.astype(dtype).astype(self._cp.float32, copy=False)
 
-    def back(self, values: Array) -> Any:
+    def to_host(self, values: Array) -> Any:
         """As ``Device``; waits for what the value depends on."""
         return self._cp.asnumpy(values) if isinstance(values, self._cp.ndarray) else values
 
-    def rows(self, least: int, most: int, row_bytes: int) -> int:
+    def rows_per_product(self, least: int, most: int, row_bytes: int) -> int:
         """As ``Device``: all rows, or as many as the memory allows, a power of two of them."""
         assert self.memory is not None
         fitting = int(PRODUCTS * self.memory) // TASKS // max(1, row_bytes)
         return min(most, max(least, floor_power_of_two(fitting)))
 
-    def keep(self, key: Hashable, make: Callable[[], Array]) -> Array:
+    def cached(self, key: Hashable, make: Callable[[], Array]) -> Array:
         """As ``Device``."""
         if key not in self._kept:
             self._kept.setdefault(key, make())
         return self._kept[key]
 
-    def free(self) -> None:
+    def release(self) -> None:
         """As ``Device``: the pools are given back, so that torch can have the memory."""
         cp = self._cp
         cp.cuda.runtime.deviceSynchronize()

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.core.float16 import to_float32
-from krepes_ooc.engine.budget import Budget, Need
+from krepes_ooc.engine.budget import Budget, MemoryNeed
 from krepes_ooc.errors import PlanRefused
 
 Array = Any  # of the device's namespace
@@ -70,25 +70,25 @@ class Device(Protocol):
     def torch(self) -> str:
         """The device of torch that the network runs on."""
 
-    def to(self, values: npt.NDArray[Any]) -> Array:
+    def to_device(self, values: npt.NDArray[Any]) -> Array:
         """The array over there, its dtype kept."""
 
-    def hold(self, stored: npt.NDArray[Any]) -> Array:
+    def upload(self, stored: npt.NDArray[Any]) -> Array:
         """One stored block over there as it is, for ``widen``."""
 
-    def take(self, tensor: Any) -> Array:
+    def from_torch(self, tensor: Any) -> Array:
         """A tensor of torch over there, its dtype kept; by DLPack, not copied, if it lies there."""
 
-    def widen(self, *stored: Array) -> Array:
+    def to_float32(self, *stored: Array) -> Array:
         """Rows of consecutive stored blocks over there, or of one that is held, as float32."""
 
-    def rounded(self, values: Array, dtype: str) -> Array:
+    def round_trip(self, values: Array, dtype: str) -> Array:
         """Float32 values as they would come back from a store of this dtype."""
 
-    def back(self, values: Array) -> Any:
+    def to_host(self, values: Array) -> Any:
         """The array in the host's memory, when all that it depends on is computed."""
 
-    def rows(self, least: int, most: int, row_bytes: int) -> int:
+    def rows_per_product(self, least: int, most: int, row_bytes: int) -> int:
         """Rows of one matrix product.
 
         Args:
@@ -97,10 +97,10 @@ class Device(Protocol):
             row_bytes: held for every row of the product.
         """
 
-    def keep(self, key: Hashable, make: Callable[[], Array]) -> Array:
+    def cached(self, key: Hashable, make: Callable[[], Array]) -> Array:
         """What was kept under this key, else what ``make`` gives, kept until ``free``."""
 
-    def free(self) -> None:
+    def release(self) -> None:
         """Give back what a stage leaves behind."""
 
 
@@ -115,19 +115,19 @@ class Host:
     torch: str = "cpu"
     count: int = 0
 
-    def to(self, values: npt.NDArray[Any]) -> Array:
+    def to_device(self, values: npt.NDArray[Any]) -> Array:
         """The very same array."""
         return values
 
-    def hold(self, stored: npt.NDArray[Any]) -> Array:
+    def upload(self, stored: npt.NDArray[Any]) -> Array:
         """The very same block."""
         return stored
 
-    def take(self, tensor: Any) -> Array:
+    def from_torch(self, tensor: Any) -> Array:
         """As ``Device``: the memory of a tensor of the processor."""
         return np.from_dlpack(tensor)
 
-    def widen(self, *stored: Array) -> Array:
+    def to_float32(self, *stored: Array) -> Array:
         """As ``Device``; a single block of float32 is not copied."""
         if len(stored) == 1:
             return to_float32(stored[0])
@@ -138,23 +138,23 @@ class Host:
             start += len(rows)
         return out
 
-    def rounded(self, values: Array, dtype: str) -> Array:
+    def round_trip(self, values: Array, dtype: str) -> Array:
         """As ``Device``."""
         return to_float32(values.astype(dtype))
 
-    def back(self, values: Array) -> Any:
+    def to_host(self, values: Array) -> Any:
         """The very same array, or number."""
         return values
 
-    def rows(self, least: int, most: int, row_bytes: int) -> int:
+    def rows_per_product(self, least: int, most: int, row_bytes: int) -> int:
         """What suits the cache."""
         return least
 
-    def keep(self, key: Hashable, make: Callable[[], Array]) -> Array:
+    def cached(self, key: Hashable, make: Callable[[], Array]) -> Array:
         """Nothing is kept: the page cache does that."""
         return make()
 
-    def free(self) -> None:
+    def release(self) -> None:
         """Nothing is held."""
 
 
@@ -166,41 +166,48 @@ def is_host(device: Device) -> bool:
     return device.memory is None
 
 
-def carried(device: Device, value: Values) -> Values:
+def to_device(device: Device, value: Values) -> Values:
     """The same function or record, with every array that it carries moved to the device.
 
     Arrays are looked for in the arguments of partial functions, in the fields of dataclasses and in
     tuples, at any depth. What an ordinary function has closed over cannot be seen.
     """
-    return value if is_host(device) else _moved(device, value)
+    return value if is_host(device) else _dataclass_to_device(device, value)
 
 
-def _moved(device: Device, value: Any) -> Any:
+def _dataclass_to_device(device: Device, value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return device.to(value)
+        return device.to_device(value)
     if isinstance(value, partial):
-        function, given = _moved(device, value.func), [_moved(device, one) for one in value.args]
-        named = {name: _moved(device, one) for name, one in value.keywords.items()}
+        function, given = (
+            _dataclass_to_device(device, value.func),
+            [_dataclass_to_device(device, one) for one in value.args],
+        )
+        named = {name: _dataclass_to_device(device, one) for name, one in value.keywords.items()}
         return partial(function, *given, **named)
-    if isinstance(value, tuple) and any(_carries(one) for one in value):
-        return tuple(_moved(device, one) for one in value)
+    if isinstance(value, tuple) and any(_holds_arrays(one) for one in value):
+        return tuple(_dataclass_to_device(device, one) for one in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        found = {name: _moved(device, one) for name, one in fields.items() if _carries(one)}
+        found = {
+            name: _dataclass_to_device(device, one)
+            for name, one in fields.items()
+            if _holds_arrays(one)
+        }
         return dataclasses.replace(value, **found) if found else value
     return value
 
 
-def _carries(value: Any) -> bool:
+def _holds_arrays(value: Any) -> bool:
     """Whether a value may hold an array: numbers, text and plain tuples of them do not."""
     if isinstance(value, tuple):
-        return any(_carries(one) for one in value)
+        return any(_holds_arrays(one) for one in value)
     if isinstance(value, np.ndarray | partial):
         return True
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def workers_on(device: Device, stage: str, need: Need, workers: int) -> int:
+def workers_on(device: Device, stage: str, need: MemoryNeed, workers: int) -> int:
     """Tasks that a device has room for at the same time, at most ``workers``.
 
     Raises:
@@ -221,7 +228,7 @@ def workers_on(device: Device, stage: str, need: Need, workers: int) -> int:
 
 
 @contextlib.contextmanager
-def working(device: Device) -> Iterator[None]:
+def device_scope(device: Device) -> Iterator[None]:
     """Let a stage work on a device: afterwards it holds nothing there.
 
     Raises:
@@ -239,7 +246,7 @@ def working(device: Device) -> Iterator[None]:
             advice="stop what else runs on it, lower the number of landmarks, or take --device cpu",
         ) from error
     finally:
-        device.free()
+        device.release()
 
 
 def eigh_on(device: Device) -> Eigh:
@@ -252,6 +259,6 @@ def eigh_on(device: Device) -> Eigh:
 
 def _eigh(device: Device, S: Array) -> tuple[Any, Any]:
     came = isinstance(S, np.ndarray)
-    there = device.to(np.ascontiguousarray(S)) if came else S
+    there = device.to_device(np.ascontiguousarray(S)) if came else S
     values, vectors = array_namespace(there).linalg.eigh(there)
-    return (device.back(values), device.back(vectors)) if came else (values, vectors)
+    return (device.to_host(values), device.to_host(vectors)) if came else (values, vectors)

@@ -55,8 +55,8 @@ class Executor:
         for _ in self.map(task, items):
             pass
 
-    def fold(self, function: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
-        """Sum of ``function(item)`` over items, added in the tree of ``tree_fold``.
+    def reduce(self, function: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
+        """Sum of ``function(item)`` over items, added in the tree of ``tree_reduce``.
 
         Parts are added as soon as both are there, so only a few of them are held at a time.
 
@@ -68,7 +68,7 @@ class Executor:
         for start in range(0, len(items), WAVE_TASKS):
             graph = self._tasks(function, items[start : start + WAVE_TASKS])
             sums += self._compute(graph, [add_tree(graph, list(graph), add)])
-        return tree_fold(len(sums), sums.__getitem__, add)
+        return tree_reduce(len(sums), sums.__getitem__, add)
 
     def _tasks(self, function: Callable[[T], R], items: Sequence[T]) -> Graph:
         def task(index: int) -> R:
@@ -109,7 +109,7 @@ def add_tree(graph: Graph, names: list[str], *add: Any, prefix: str = "") -> str
     return names[0]
 
 
-def tree_fold(count: int, part: Callable[[int], R], add: Callable[[R, R], R]) -> R:
+def tree_reduce(count: int, part: Callable[[int], R], add: Callable[[R, R], R]) -> R:
     """Add parts in a balanced tree whose shape depends on their number alone.
 
     Parts are asked for one by one, so that only about log2(count) of them are held at a time.

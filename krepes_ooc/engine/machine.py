@@ -195,7 +195,7 @@ def _gpu() -> str:
 INTERVAL_SECONDS = 0.02
 
 
-class Meter:
+class ResourceMeter:
     """CPU-seconds and peak anonymous memory since its creation; sampled while it is entered.
 
     The kernel keeps no high-water mark of anonymous memory alone, so a light thread looks at it

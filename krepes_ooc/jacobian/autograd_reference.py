@@ -120,7 +120,7 @@ def used_parameters(
     Raises:
         NetworkError: the outputs depend on none of them, or autograd fails.
     """
-    own = network.copied()
+    own = network.deep_copy()
     chosen = [own.inner.get_parameter(name).requires_grad_(True) for name in parameters]
     outputs = own(torch.tensor(inputs))
     found: Sequence[torch.Tensor | None] = [None] * len(chosen)
@@ -155,7 +155,7 @@ def checking_precision(network: FrozenNetwork, inputs: torch.Tensor) -> torch.dt
     """float64 if the network runs in it, else float32."""
     try:
         with torch.no_grad():
-            network.copied().double()(as_precision(inputs, torch.float64))
+            network.deep_copy().double()(as_precision(inputs, torch.float64))
     except RuntimeError:  # the network fixes its own precision somewhere
         return torch.float32
     return torch.float64

@@ -19,15 +19,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from krepes_ooc.core.feature_layout import Factor, FeatureLayout
+from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor
 from krepes_ooc.errors import NetworkError
-from krepes_ooc.jacobian.gradient_plan import plan_units
-from krepes_ooc.jacobian.jacobian import Jacobian, Unit, canonical_names
-from krepes_ooc.jacobian.layer_gradients import Dense
-from krepes_ooc.jacobian.output_probes import selected, widened
+from krepes_ooc.jacobian.gradient_plan import plan_rules
+from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
+from krepes_ooc.jacobian.layer_gradients import DenseGradient
+from krepes_ooc.jacobian.output_probes import apply_probes, expand_probes
 from krepes_ooc.jacobian.tape import Call
 from krepes_ooc.network.frozen import FrozenNetwork
-from krepes_ooc.network.torch_device import place_of, placed
+from krepes_ooc.network.torch_device import device_of, network_on
 
 Float32 = npt.NDArray[np.float32]
 SMALL_PARAMETERS = 8192
@@ -50,14 +50,14 @@ class FactorFeatures:
     def __init__(
         self,
         network: FrozenNetwork,
-        units: Sequence[Unit],
+        units: Sequence[GradientRule],
         parameters: Sequence[str],
         probes: Float32,
         outputs: Sequence[int],
     ) -> None:
         self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
         self.probes, self.outputs = probes, tuple(outputs)
-        self._jacobian, self._place = Jacobian(network, units), place_of(network)
+        self._jacobian, self._place = Jacobian(network, units), device_of(network)
         # Two threads on one map must wait for each other, or they would mix their recordings.
         self._lock = threading.Lock()
         # The factor of a Linear layer by the layer's name, of any other parameter by its own.
@@ -91,7 +91,7 @@ class FactorFeatures:
             recording = self._jacobian.record(torch.from_numpy(np.array(inputs)).to(self._place))
             outputs = recording.outputs.detach()
             parts = self._inputs(recording.calls, n_samples)
-            for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
+            for index, probe in enumerate(expand_probes(self.probes, self.outputs, outputs)):
                 gradients = recording.backward(probe)
                 for call, found in zip(recording.calls, gradients, strict=True):
                     self._add_gradients(parts, call, found, index, n_samples)
@@ -99,7 +99,7 @@ class FactorFeatures:
             features = torch.empty(n_samples, self.layout.n_features, device=self._place)
             whole = [self._part(parts, span, n_samples) for span in self._spans]
             torch.cat(whole, 1, out=features)
-        return features, selected(outputs, self.outputs)
+        return features, apply_probes(outputs, self.outputs)
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -109,15 +109,15 @@ class FactorFeatures:
 
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
-        return self._on(self.network, self.units)
+        return self._to(self.network, self.units)
 
-    def on(self, where: str) -> Self:
+    def to(self, where: str) -> Self:
         """The same map on a copy of the network on a device of torch."""
-        return self._on(placed(self.network, where), self.units)
+        return self._to(network_on(self.network, where), self.units)
 
-    def doubled(self) -> Self:
+    def double(self) -> Self:
         """The same map in float64, for the self-check."""
-        return self._on(self.network.copied().double(), [unit.in_loop() for unit in self.units])
+        return self._to(self.network.deep_copy().double(), [unit.in_loop() for unit in self.units])
 
     def describe(self) -> dict[str, Any]:
         """The map as JSON, for the store's attributes."""
@@ -129,7 +129,7 @@ class FactorFeatures:
             "outputs": list(self.outputs),
         }
 
-    def _on(self, network: FrozenNetwork, units: Sequence[Unit]) -> Self:
+    def _to(self, network: FrozenNetwork, units: Sequence[GradientRule]) -> Self:
         twin = type(self)(network, units, self.parameters, self.probes, self.outputs)
         twin.layout = self.layout
         return twin
@@ -180,8 +180,8 @@ class FactorFeatures:
             if found is not None and found.shape[0]:
                 parts[factor.gradients[probe]] = found
             return
-        for piece in self._jacobian.call_pieces(call, gradients, n_samples):
-            assert isinstance(piece, Dense)
+        for piece in self._jacobian.call_terms(call, gradients, n_samples):
+            assert isinstance(piece, DenseGradient)
             span = self._factors[piece.parameter].gradients[probe]
             total = parts.setdefault(span, self._zeros(n_samples, span))
             total[piece.first : piece.first + len(piece.values)] += piece.values.flatten(1)
@@ -193,7 +193,7 @@ class FactorFeatures:
     def _zeros(self, n_samples: int, span: tuple[int, int]) -> torch.Tensor:
         return torch.zeros(n_samples, span[1] - span[0], device=self._place)
 
-    def _plan(self) -> Iterator[tuple[str, Factor]]:
+    def _plan(self) -> Iterator[tuple[str, LayerFactor]]:
         column = 0
         for unit in self.units:
             layer = self.network.inner.get_submodule(unit.name) if unit.method == "layer" else None
@@ -203,19 +203,22 @@ class FactorFeatures:
                     column,
                     [layer.in_features] * has_weight + [layer.out_features] * len(self.probes),
                 )
-                yield unit.name, Factor(spans[0] if has_weight else None, bias, spans[has_weight:])
+                yield (
+                    unit.name,
+                    LayerFactor(spans[0] if has_weight else None, bias, spans[has_weight:]),
+                )
                 column = spans[-1][1]
                 continue
             for name in unit.parameters:
                 size = math.prod(self._jacobian.shapes[name])
                 spans = _consecutive(column, [size] * len(self.probes))
-                yield name, Factor(None, True, spans)
+                yield name, LayerFactor(None, True, spans)
                 column = spans[-1][1]
 
 
 def plan_factors(
     network: FrozenNetwork, parameters: Sequence[str], inputs: npt.NDArray[Any]
-) -> tuple[tuple[Unit, ...], str]:
+) -> tuple[tuple[GradientRule, ...], str]:
     """How each audited parameter enters exact rows, or why exact rows do not apply.
 
     Args:
@@ -234,7 +237,11 @@ def plan_factors(
     if not linear or tied:
         return (), f"{tied[0]} is shared by two layers" if tied else "there is no Linear layer"
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in linear))
-    calls = Jacobian(network, [Unit("layer", name, ()) for name in layers]).record(samples).calls
+    calls = (
+        Jacobian(network, [GradientRule("layer", name, ()) for name in layers])
+        .record(samples)
+        .calls
+    )
     obstacles = _call_obstacles(calls, layers, len(samples))
     linear = [name for name in linear if name.rpartition(".")[0] not in obstacles]
     # A layer that is no factor may still be small enough for rows of its plain gradient.
@@ -246,11 +253,13 @@ def plan_factors(
         words = f"{others[0]} and others hold {size} numbers outside Linear layers ({owner})"
         return (), refusal or words
     units = [
-        Unit("layer", call.name, tuple(n for n in linear if n.rpartition(".")[0] == call.name))
+        GradientRule(
+            "layer", call.name, tuple(n for n in linear if n.rpartition(".")[0] == call.name)
+        )
         for call in calls
         if call.name not in obstacles
     ]
-    extra = plan_units(network, others, samples) if others else ()
+    extra = plan_rules(network, others, samples) if others else ()
     obstacle = _piece_obstacle(Jacobian(network, extra), samples)
     return ((), refusal or obstacle) if obstacle else ((*units, *extra), "")
 
@@ -272,8 +281,8 @@ def _call_obstacles(calls: Sequence[Call], layers: Sequence[str], n_samples: int
 
 def _piece_obstacle(jacobian: Jacobian, samples: torch.Tensor) -> str:
     recording = jacobian.record(samples)
-    for piece in jacobian.pieces(recording, torch.ones(recording.outputs.shape[1])):
-        if not isinstance(piece, Dense) or piece.start:
+    for piece in jacobian.terms(recording, torch.ones(recording.outputs.shape[1])):
+        if not isinstance(piece, DenseGradient) or piece.start:
             return f"{piece.parameter} has a factored gradient outside Linear layers"
         if piece.values[0].numel() != math.prod(jacobian.shapes[piece.parameter]):
             return f"{piece.parameter} is used in parts"
@@ -285,7 +294,7 @@ def _consecutive(start: int, widths: Sequence[int]) -> tuple[tuple[int, int], ..
     return tuple((int(a), int(b)) for a, b in itertools.pairwise(stops))
 
 
-def _spans(factor: Factor) -> tuple[tuple[int, int], ...]:
+def _spans(factor: LayerFactor) -> tuple[tuple[int, int], ...]:
     return factor.gradients if factor.inputs is None else (factor.inputs, *factor.gradients)
 
 

@@ -72,10 +72,10 @@ class FeatureMap(Protocol):
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
 
-    def on(self, where: str) -> Self:
+    def to(self, where: str) -> Self:
         """The same map on a device of torch, from which rows come back to the host."""
 
-    def doubled(self) -> Self:
+    def double(self) -> Self:
         """The same map in float64, for the self-check."""
 
     def describe(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def open_features(
     if len(calibration) < 2:
         raise UsageError(f"{len(calibration)} calibration samples", expected="at least 2")
     network = (
-        module.copied() if isinstance(module, FrozenNetwork) else freeze(copy.deepcopy(module))
+        module.deep_copy() if isinstance(module, FrozenNetwork) else freeze(copy.deepcopy(module))
     )
     check_state_finite(network)
     parameters = select_parameters(network, settings.parameters)

@@ -93,7 +93,9 @@ def _check_range(
 _MAGNITUDE, _INFINITY, _NORMAL = 0x7FFF, 0x7C00, 0x400  # bits of float16
 
 
-def rounded_there(features: torch.Tensor, layout: FeatureLayout) -> tuple[torch.Tensor, bool]:
+def store_rows_on_device(
+    features: torch.Tensor, layout: FeatureLayout
+) -> tuple[torch.Tensor, bool]:
     """The bits of ``store_rows``, on the device of the rows, and whether nothing is suspicious.
 
     Where something is, ``store_rows`` decides and says what: only that bit comes to the host.

@@ -21,16 +21,16 @@ from torch import nn
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.jacobian import attention, layer_gradients, module_vjp
 from krepes_ooc.jacobian.autograd_reference import TOLERANCE, gradient_errors, random_probe
-from krepes_ooc.jacobian.jacobian import Jacobian, Unit, canonical_names
+from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
 from krepes_ooc.jacobian.tape import Tape
 from krepes_ooc.network.frozen import FrozenNetwork
 
-Way = tuple[Unit, ...]
+GradientPath = tuple[GradientRule, ...]
 
 
-def plan_units(
+def plan_rules(
     network: FrozenNetwork, parameters: Sequence[str], inputs: torch.Tensor
-) -> tuple[Unit, ...]:
+) -> tuple[GradientRule, ...]:
     """The cheapest proven way to each parameter's gradient.
 
     Args:
@@ -42,9 +42,9 @@ def plan_units(
     Raises:
         NetworkError: no way gives autograd's gradient; the message names the parameters.
     """
-    trial = _Trial(network, inputs[:2])
+    trial = GradientTrial(network, inputs[:2])
     ways = {name: _ways(network.inner, name) for name in parameters}
-    current: dict[str, Way] = {}
+    current: dict[str, GradientPath] = {}
     pending = list(parameters)
     while pending:
         for name in pending:
@@ -57,14 +57,14 @@ def plan_units(
                     advice="leave it out: features.parameters",
                 )
             current[name] = trial.with_axes(way)
-        pending = trial.wrong({name: current[name] for name in pending})
-        pending = pending or trial.fails(current, inputs)
-    return merge_units(unit for name in parameters for unit in current[name])
+        pending = trial.errors_of({name: current[name] for name in pending})
+        pending = pending or trial.raises(current, inputs)
+    return merge_rules(unit for name in parameters for unit in current[name])
 
 
-def merge_units(units: Iterable[Unit]) -> tuple[Unit, ...]:
+def merge_rules(units: Iterable[GradientRule]) -> tuple[GradientRule, ...]:
     """One unit for all parameters that are reached in the same way."""
-    merged: dict[Unit, list[str]] = defaultdict(list)
+    merged: dict[GradientRule, list[str]] = defaultdict(list)
     for unit in units:
         merged[replace(unit, parameters=())] += unit.parameters
     return tuple(
@@ -72,7 +72,7 @@ def merge_units(units: Iterable[Unit]) -> tuple[Unit, ...]:
     )
 
 
-class _Trial:
+class GradientTrial:
     """Compare ways with autograd on two samples."""
 
     def __init__(self, network: FrozenNetwork, inputs: torch.Tensor) -> None:
@@ -84,7 +84,7 @@ class _Trial:
         self.tolerance = TOLERANCE[dtype]
         self.probe = random_probe(n_outputs, range(n_outputs), dtype)
 
-    def wrong(self, ways: dict[str, Way]) -> list[str]:
+    def errors_of(self, ways: dict[str, GradientPath]) -> list[str]:
         """The parameters whose way does not give autograd's gradient."""
         try:
             errors = self._errors(ways)
@@ -92,30 +92,30 @@ class _Trial:
             # One way that fails to run spoils all: judge each alone.
             if len(ways) == 1:
                 return list(ways)
-            return [name for name, way in ways.items() if self.wrong({name: way})]
+            return [name for name, way in ways.items() if self.errors_of({name: way})]
         return [name for name, error in errors.items() if not error <= self.tolerance]
 
-    def fails(self, ways: dict[str, Way], inputs: torch.Tensor) -> list[str]:
+    def raises(self, ways: dict[str, GradientPath], inputs: torch.Tensor) -> list[str]:
         """The parameters whose way cannot be gone on these samples."""
-        jacobian = Jacobian(self.network, merge_units(u for way in ways.values() for u in way))
+        jacobian = Jacobian(self.network, merge_rules(u for way in ways.values() for u in way))
         try:
-            for _ in jacobian.pieces(jacobian.record(inputs.clone()), self.probe):
+            for _ in jacobian.terms(jacobian.record(inputs.clone()), self.probe):
                 pass
         except Exception:  # as above
             if len(ways) == 1:
                 return list(ways)
-            return [name for name, way in ways.items() if self.fails({name: way}, inputs)]
+            return [name for name, way in ways.items() if self.raises({name: way}, inputs)]
         return []
 
-    def with_axes(self, way: Way) -> Way:
+    def with_axes(self, way: GradientPath) -> GradientPath:
         """Find the sample axes of the modules that are run again."""
         return tuple(
             replace(unit, axes=self._axes(unit.name)) if unit.method in ("vjp", "loop") else unit
             for unit in way
         )
 
-    def _errors(self, ways: dict[str, Way]) -> dict[str, float]:
-        jacobian = Jacobian(self.network, merge_units(u for way in ways.values() for u in way))
+    def _errors(self, ways: dict[str, GradientPath]) -> dict[str, float]:
+        jacobian = Jacobian(self.network, merge_rules(u for way in ways.values() for u in way))
         with torch.no_grad():
             expected, found = (
                 self.network(self.inputs.clone()),
@@ -125,7 +125,9 @@ class _Trial:
             expected.norm()
         ):
             raise NetworkError("recording changes the outputs")
-        return gradient_errors(self.network.copied(), jacobian, list(ways), self.inputs, self.probe)
+        return gradient_errors(
+            self.network.deep_copy(), jacobian, list(ways), self.inputs, self.probe
+        )
 
     def _axes(self, name: str) -> module_vjp.Axes:
         tape = Tape(self.network, (name,))
@@ -136,7 +138,7 @@ class _Trial:
             return ()
 
 
-def _ways(inner: nn.Module, name: str) -> Iterator[Way]:
+def _ways(inner: nn.Module, name: str) -> Iterator[GradientPath]:
     """Ways to one parameter, cheapest first."""
     canonical = canonical_names(inner)
     aliases = [alias for alias, first in canonical.items() if first == name]
@@ -144,15 +146,17 @@ def _ways(inner: nn.Module, name: str) -> Iterator[Way]:
     modules = [inner.get_submodule(owner) for owner in owners]
     heads = [_attention_head(inner, owner) for owner in owners]
     if all(head is not None for head in heads):
-        yield tuple(Unit("attention", str(head), (name,)) for head in dict.fromkeys(heads))
+        yield tuple(GradientRule("attention", str(head), (name,)) for head in dict.fromkeys(heads))
     elif all(layer_gradients.is_known(module) for module in modules):
         for axis in (0, 1):
-            yield tuple(Unit("layer", owner, (name,), axis) for owner in dict.fromkeys(owners))
+            yield tuple(
+                GradientRule("layer", owner, (name,), axis) for owner in dict.fromkeys(owners)
+            )
     elif len(aliases) == 1 and _broadcasts(modules[0]):
         yield from _bare_ways(name, inner.get_parameter(name))
     for module_name in _common_ancestors(owners):
-        yield (Unit("vjp", module_name, (name,)),)
-        yield (Unit("loop", module_name, (name,)),)
+        yield (GradientRule("vjp", module_name, (name,)),)
+        yield (GradientRule("loop", module_name, (name,)),)
 
 
 def _broadcasts(owner: nn.Module) -> bool:
@@ -161,11 +165,11 @@ def _broadcasts(owner: nn.Module) -> bool:
     return isinstance(owner, lists) or not type(owner).__module__.startswith("torch.")
 
 
-def _bare_ways(name: str, parameter: torch.Tensor) -> Iterator[Way]:
+def _bare_ways(name: str, parameter: torch.Tensor) -> Iterator[GradientPath]:
     if parameter.ndim and parameter.shape[0] == 1:
-        yield (Unit("bare", name, (name,), -1),)
+        yield (GradientRule("bare", name, (name,), -1),)
     for ones in range(4):
-        yield (Unit("bare", name, (name,), ones),)
+        yield (GradientRule("bare", name, (name,), ones),)
 
 
 def _attention_head(inner: nn.Module, owner: str) -> str | None:

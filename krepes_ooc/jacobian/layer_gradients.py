@@ -20,7 +20,7 @@ from krepes_ooc.jacobian.tape import Call
 
 
 @dataclass(frozen=True)
-class Outer:
+class OuterProduct:
     """sum over positions of gradients[sample, position, row] inputs[sample, position, column].
 
     Args:
@@ -37,7 +37,7 @@ class Outer:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseGradient:
     """values[sample, ...] that fill the parameter from row ``start`` on.
 
     Args:
@@ -54,7 +54,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class EmbeddingGradient:
     """gradients[sample, position, column] added to the parameter's rows index[sample, position]."""
 
     parameter: str
@@ -63,7 +63,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Patches:
+class ConvGradient:
     """The weight gradient of a convolution without padding.
 
     Args:
@@ -109,7 +109,7 @@ class Patches:
         )
         return gradient
 
-    def unfolded(self) -> Outer:
+    def unfold(self) -> OuterProduct:
         """The same gradient as a sum over positions; for one group and at most two axes."""
         kernel, stride, dilation = self.shape[2:], self.stride, self.dilation
         inputs = self.inputs.flatten(0, 1)
@@ -124,11 +124,11 @@ class Patches:
         n_samples, width = len(self.inputs), patches.shape[1]
         patches = patches.transpose(1, 2).reshape(n_samples, -1, width)
         gradients = self.gradients.flatten(3).transpose(2, 3).reshape(n_samples, -1, self.shape[0])
-        return Outer(self.parameter, patches, gradients)
+        return OuterProduct(self.parameter, patches, gradients)
 
 
-Piece = Outer | Dense | Tokens | Patches
-LayerPieces = Callable[[Any, torch.Tensor, torch.Tensor, int], Iterator[Piece]]
+GradientTerm = OuterProduct | DenseGradient | EmbeddingGradient | ConvGradient
+LayerTerms = Callable[[Any, torch.Tensor, torch.Tensor, int], Iterator[GradientTerm]]
 
 
 def is_known(layer: nn.Module) -> bool:
@@ -141,7 +141,9 @@ def is_known(layer: nn.Module) -> bool:
     return True
 
 
-def layer_pieces(call: Call, gradient: torch.Tensor, n_samples: int, axis: int) -> list[Piece]:
+def layer_terms(
+    call: Call, gradient: torch.Tensor, n_samples: int, axis: int
+) -> list[GradientTerm]:
     """Pieces of one call of a known layer.
 
     Args:
@@ -161,30 +163,30 @@ def layer_pieces(call: Call, gradient: torch.Tensor, n_samples: int, axis: int) 
         inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)
     kind = _known_kind(call.layer)
     assert kind is not None
-    return list(_pieces_by_kind()[kind](call.layer, inputs, gradient, n_samples))
+    return list(_terms_by_kind()[kind](call.layer, inputs, gradient, n_samples))
 
 
-def projection_pieces(call: Call, gradient: torch.Tensor, n_samples: int) -> list[Piece]:
+def projection_terms(call: Call, gradient: torch.Tensor, n_samples: int) -> list[GradientTerm]:
     """Pieces of one projection inside attention."""
     part = call.projection
     assert part is not None
     inputs = call.input.reshape(n_samples, -1, call.input.shape[-1])
     gradient = gradient.reshape(n_samples, -1, gradient.shape[-1])
-    pieces: list[Piece] = [Outer(part.weight, inputs, gradient, part.weight_start)]
+    pieces: list[GradientTerm] = [OuterProduct(part.weight, inputs, gradient, part.weight_start)]
     if part.bias is not None:
-        pieces.append(Dense(part.bias, gradient.sum(dim=1), part.bias_start))
+        pieces.append(DenseGradient(part.bias, gradient.sum(dim=1), part.bias_start))
     return pieces
 
 
-def expand(piece: Piece, shape: tuple[int, ...]) -> torch.Tensor:
+def expand(piece: GradientTerm, shape: tuple[int, ...]) -> torch.Tensor:
     """The gradient [sample, *parameter] that a piece stands for, of the samples it has."""
-    n_samples = len(piece.values if isinstance(piece, Dense) else piece.gradients)
-    if isinstance(piece, Patches):
+    n_samples = len(piece.values if isinstance(piece, DenseGradient) else piece.gradients)
+    if isinstance(piece, ConvGradient):
         return torch.stack([piece.weights(sample) for sample in range(n_samples)])
-    if isinstance(piece, Outer):
+    if isinstance(piece, OuterProduct):
         values = piece.gradients.transpose(1, 2) @ piece.inputs
         part = values.reshape(n_samples, values.shape[1], *shape[1:])
-    elif isinstance(piece, Dense):
+    elif isinstance(piece, DenseGradient):
         part = piece.values.reshape(n_samples, -1, *shape[1:]) if shape else piece.values
     else:
         part = piece.gradients.new_zeros(n_samples, *shape)
@@ -193,28 +195,28 @@ def expand(piece: Piece, shape: tuple[int, ...]) -> torch.Tensor:
     if not shape or part.shape[1] == shape[0]:
         return part.reshape(n_samples, *shape)
     whole = part.new_zeros(n_samples, *shape)
-    start = 0 if isinstance(piece, Tokens) else piece.start
+    start = 0 if isinstance(piece, EmbeddingGradient) else piece.start
     whole[:, start : start + part.shape[1]] = part
     return whole
 
 
 def _linear(
     layer: nn.Linear, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
-) -> Iterator[Piece]:
+) -> Iterator[GradientTerm]:
     gradient = gradient.reshape(n_samples, -1, layer.out_features)
-    yield Outer("weight", inputs.reshape(n_samples, -1, layer.in_features), gradient)
+    yield OuterProduct("weight", inputs.reshape(n_samples, -1, layer.in_features), gradient)
     if layer.bias is not None:
-        yield Dense("bias", gradient.sum(dim=1))
+        yield DenseGradient("bias", gradient.sum(dim=1))
 
 
 def _convolution(
     layer: Any, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
-) -> Iterator[Piece]:
+) -> Iterator[GradientTerm]:
     if layer.bias is not None:
         sums = gradient.flatten(2).sum(dim=2)
-        yield Dense("bias", sums.reshape(n_samples, -1, layer.out_channels).sum(dim=1))
+        yield DenseGradient("bias", sums.reshape(n_samples, -1, layer.out_channels).sum(dim=1))
     inputs = _padded(layer, inputs)
-    yield Patches(
+    yield ConvGradient(
         "weight",
         inputs.reshape(n_samples, -1, *inputs.shape[1:]),
         gradient.reshape(n_samples, -1, *gradient.shape[1:]),
@@ -227,7 +229,7 @@ def _convolution(
 
 def _normalisation(
     layer: Any, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
-) -> Iterator[Piece]:
+) -> Iterator[GradientTerm]:
     normalised = _normalise(layer, inputs)
     for leaf, product in (("weight", gradient * normalised), ("bias", gradient)):
         if getattr(layer, leaf, None) is None:
@@ -237,17 +239,17 @@ def _normalisation(
         else:
             values = product.flatten(2).sum(dim=2) if product.ndim > 2 else product
             values = values.reshape(n_samples, -1, values.shape[1])
-        yield Dense(leaf, values.sum(dim=1))
+        yield DenseGradient(leaf, values.sum(dim=1))
 
 
 def _embedding(
     layer: nn.Embedding, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
-) -> Iterator[Piece]:
+) -> Iterator[GradientTerm]:
     index = inputs.reshape(n_samples, -1)
     gradient = gradient.reshape(n_samples, -1, layer.embedding_dim)
     if layer.padding_idx is not None:
         gradient = gradient * (index != layer.padding_idx)[:, :, None]
-    yield Tokens("weight", index, gradient)
+    yield EmbeddingGradient("weight", index, gradient)
 
 
 def _normalise(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
@@ -271,13 +273,13 @@ def _padded(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
 
 def _known_kind(layer: nn.Module) -> type[nn.Module] | None:
     """The known class whose forward the layer runs, whatever its own class is."""
-    for kind in _pieces_by_kind():
+    for kind in _terms_by_kind():
         if isinstance(layer, kind) and type(layer).forward is kind.forward:
             return kind
     return None
 
 
-def _pieces_by_kind() -> dict[type[nn.Module], LayerPieces]:
+def _terms_by_kind() -> dict[type[nn.Module], LayerTerms]:
     norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
     batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     return {

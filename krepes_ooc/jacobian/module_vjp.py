@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from krepes_ooc.jacobian.layer_gradients import Dense, Piece
+from krepes_ooc.jacobian.layer_gradients import DenseGradient, GradientTerm
 from krepes_ooc.jacobian.tape import Call
 
 # Numbers in the gradients that are formed at once: 64 MiB.
@@ -21,14 +21,14 @@ Axes = tuple[int | None, ...]
 State = dict[str, torch.Tensor]
 
 
-def call_pieces(
+def call_terms(
     call: Call,
     gradients: Sequence[torch.Tensor | None],
     parameters: Sequence[str],
     axes: Axes,
     n_samples: int,
     loop: bool,
-) -> Iterator[Piece]:
+) -> Iterator[GradientTerm]:
     """Pieces of one call of any module, a few samples at a time.
 
     Args:
@@ -64,7 +64,7 @@ def call_pieces(
                 found = _loop(pull, state, part, in_axes, size)
             else:
                 found = torch.func.vmap(torch.func.grad(pull), (None, in_axes))(state, part)
-        yield from (Dense(name, found[name].detach(), first=first) for name in parameters)
+        yield from (DenseGradient(name, found[name].detach(), first=first) for name in parameters)
 
 
 def sample_axes(small: Call, large: Call, n_small: int, n_large: int) -> Axes:

@@ -61,7 +61,7 @@ def deflated_probes(gram: Float64, n_deflated: int, n_random: int, seed: int) ->
     return np.concatenate([leading, random]).astype(np.float32)
 
 
-def widened(probes: Float32, indices: Sequence[int], outputs: torch.Tensor) -> torch.Tensor:
+def expand_probes(probes: Float32, indices: Sequence[int], outputs: torch.Tensor) -> torch.Tensor:
     """Probes [probe, output] on selected outputs, as directions on all of outputs[sample, output].
 
     Args:
@@ -74,7 +74,7 @@ def widened(probes: Float32, indices: Sequence[int], outputs: torch.Tensor) -> t
     return full
 
 
-def selected(outputs: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+def apply_probes(outputs: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
     """A copy of the selected columns of outputs[sample, output]."""
     return outputs[:, _columns(indices, outputs)].clone()
 

@@ -130,7 +130,7 @@ def measure_rows(feature_map: FeatureMap, inputs: npt.NDArray[Any]) -> RowCost:
     import torch
 
     few = inputs[:SAMPLES]
-    network = feature_map.network.copied()
+    network = feature_map.network.deep_copy()
     parameters = [network.inner.get_parameter(name) for name in feature_map.parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -141,8 +141,8 @@ def _gradient_errors(
     samples = torch.tensor(inputs)
     dtype = checking_precision(network, samples)
     samples = as_precision(samples, dtype)
-    reference = network.copied().to(dtype)
-    source = feature_map.doubled() if dtype == torch.float64 else feature_map.clone()
+    reference = network.deep_copy().to(dtype)
+    source = feature_map.double() if dtype == torch.float64 else feature_map.clone()
     with torch.no_grad():
         n_outputs = int(reference(samples[:1].clone()).shape[1])
     probe = random_probe(n_outputs, feature_map.outputs, dtype)

@@ -23,7 +23,12 @@ import numpy as np
 import torch
 
 from krepes_ooc.core import counter_rng
-from krepes_ooc.jacobian.layer_gradients import Outer, Patches, Piece, Tokens
+from krepes_ooc.jacobian.layer_gradients import (
+    ConvGradient,
+    EmbeddingGradient,
+    GradientTerm,
+    OuterProduct,
+)
 
 _SIGNS, _OFFSET, _CHUNK, _ROW, _LEFT, _RIGHT = range(221, 227)
 TABLE_ROWS = 251
@@ -35,7 +40,7 @@ _TENSOR_NS, _FOLD_NS, _PRODUCT_NS = 20_000 / 4096, 1.0, 2 / 70
 
 
 @dataclass(frozen=True)
-class Slot:
+class ParameterSketch:
     """How one parameter is sketched.
 
     Args:
@@ -53,9 +58,9 @@ class Slot:
         return {"parameter": self.parameter, "sketch": "tensor" if self.tensor else "fold"}
 
 
-def plan_slots(
-    pieces: Iterable[Piece], shapes: dict[str, tuple[int, ...]], n_columns: int
-) -> tuple[Slot, ...]:
+def plan_sketches(
+    pieces: Iterable[GradientTerm], shapes: dict[str, tuple[int, ...]], n_columns: int
+) -> tuple[ParameterSketch, ...]:
     """The cheaper sketch of each parameter, from the shapes of its pieces.
 
     Args:
@@ -66,9 +71,9 @@ def plan_slots(
     positions = dict.fromkeys(shapes, 0)
     factored = dict.fromkeys(shapes, True)
     for piece in pieces:
-        if isinstance(piece, Outer):
+        if isinstance(piece, OuterProduct):
             positions[piece.parameter] += piece.inputs.shape[1]
-        elif isinstance(piece, Patches) and piece.groups == 1 and len(piece.stride) < 3:
+        elif isinstance(piece, ConvGradient) and piece.groups == 1 and len(piece.stride) < 3:
             positions[piece.parameter] += piece.n_positions
         else:
             factored[piece.parameter] = False
@@ -78,7 +83,7 @@ def plan_slots(
         tensor_cost = _TENSOR_NS * n_positions * n_columns
         fold_cost = size * (_FOLD_NS + _PRODUCT_NS * n_positions)
         tensor = factored[name] and n_positions > 0 and tensor_cost < fold_cost
-        slots.append(Slot(name, shape, tensor))
+        slots.append(ParameterSketch(name, shape, tensor))
     return tuple(slots)
 
 
@@ -92,16 +97,20 @@ class Sketch:
         seed: key of all signs and positions.
     """
 
-    def __init__(self, slots: Sequence[Slot], n_columns: int, n_probes: int, seed: int) -> None:
+    def __init__(
+        self, slots: Sequence[ParameterSketch], n_columns: int, n_probes: int, seed: int
+    ) -> None:
         self.slots, self.n_columns, self.prime = tuple(slots), n_columns, largest_prime(n_columns)
         row, column = np.arange(TABLE_ROWS)[:, None], np.arange(self.prime)[None, :]
         self.table = _signs(seed, _SIGNS, row, column)
-        self.maps: dict[str, _Fold | _Tensor] = {
-            slot.parameter: (_Tensor if slot.tensor else _Fold)(self, slot, index, n_probes, seed)
+        self.maps: dict[str, _FoldSketch | _TensorSketch] = {
+            slot.parameter: (_TensorSketch if slot.tensor else _FoldSketch)(
+                self, slot, index, n_probes, seed
+            )
             for index, slot in enumerate(slots)
         }
 
-    def on(self, where: str) -> Sketch:
+    def to(self, where: str) -> Sketch:
         """The same sketch on a device of torch."""
         twin = copy.deepcopy(self)
         twin.table = twin.table.to(where)
@@ -109,7 +118,7 @@ class Sketch:
             each.move(where)
         return twin
 
-    def open(self, n_samples: int) -> SketchRows:
+    def open_rows(self, n_samples: int) -> SketchRows:
         """Empty rows for a batch."""
         return SketchRows(self, n_samples)
 
@@ -127,7 +136,7 @@ class SketchRows:
             shape = (n_samples, sketch.n_columns // 2 + 1)
             self.spectrum = torch.zeros(shape, dtype=torch.complex64, device=place)
 
-    def add(self, piece: Piece, probe: int) -> None:
+    def add(self, piece: GradientTerm, probe: int) -> None:
         """Add one piece of the gradient of one probe."""
         self.sketch.maps[piece.parameter].add(self, piece, probe)
 
@@ -145,8 +154,10 @@ class SketchRows:
         return self.direct + tensored
 
 
-class _Fold:
-    def __init__(self, sketch: Sketch, slot: Slot, index: int, n_probes: int, seed: int) -> None:
+class _FoldSketch:
+    def __init__(
+        self, sketch: Sketch, slot: ParameterSketch, index: int, n_probes: int, seed: int
+    ) -> None:
         self.sketch, self.shape = sketch, slot.shape
         self.width = int(np.prod(slot.shape[1:], dtype=np.int64))
         self.n_rows = slot.shape[0] if slot.shape else 1
@@ -163,12 +174,12 @@ class _Fold:
         """Go to a device of torch."""
         self.chunk_signs, self.row_signs = self.chunk_signs.to(where), self.row_signs.to(where)
 
-    def add(self, rows: SketchRows, piece: Piece, probe: int) -> None:
-        if isinstance(piece, Tokens):
+    def add(self, rows: SketchRows, piece: GradientTerm, probe: int) -> None:
+        if isinstance(piece, EmbeddingGradient):
             self._add_tokens(rows.direct, piece, probe)
-        elif isinstance(piece, Outer):
+        elif isinstance(piece, OuterProduct):
             self._add_outer(rows, piece, probe)
-        elif isinstance(piece, Patches):
+        elif isinstance(piece, ConvGradient):
             self._add_patches(rows, piece, probe)
         else:
             values = piece.values.reshape(len(piece.values), -1, self.width)
@@ -176,7 +187,7 @@ class _Fold:
             direct = rows.direct[piece.first : piece.first + len(values)]
             self._fold(direct, (values * signs[:, None]).flatten(1), piece.start, probe)
 
-    def _add_outer(self, rows: SketchRows, piece: Outer, probe: int) -> None:
+    def _add_outer(self, rows: SketchRows, piece: OuterProduct, probe: int) -> None:
         """Form the gradient tile by tile in one small buffer, and fold each tile."""
         direct, n_rows = rows.direct, piece.gradients.shape[2]
         signs = self.row_signs[probe, piece.start : piece.start + n_rows]
@@ -193,10 +204,10 @@ class _Fold:
                 torch.bmm(left, right, out=tile)
                 self._fold(direct[part], tile.flatten(1), piece.start + row, probe)
 
-    def _add_patches(self, rows: SketchRows, piece: Patches, probe: int) -> None:
+    def _add_patches(self, rows: SketchRows, piece: ConvGradient, probe: int) -> None:
         few = piece.n_positions <= FEW_POSITIONS and len(piece.stride) < 3
         if few and piece.groups == 1:
-            self._add_outer(rows, piece.unfolded(), probe)
+            self._add_outer(rows, piece.unfold(), probe)
             return
         direct, signs = rows.direct, self.row_signs[probe][:, None]
         tile_samples = max(1, SCRATCH // (self.n_rows * self.width))
@@ -222,7 +233,7 @@ class _Fold:
             )
             done += size
 
-    def _add_tokens(self, direct: torch.Tensor, piece: Tokens, probe: int) -> None:
+    def _add_tokens(self, direct: torch.Tensor, piece: EmbeddingGradient, probe: int) -> None:
         prime = self.sketch.prime
         place = piece.index[:, :, None] * self.width + torch.arange(
             self.width, device=piece.index.device
@@ -234,13 +245,15 @@ class _Fold:
         direct.scatter_add_(1, column.flatten(1), (piece.gradients * signs).flatten(1))
 
 
-class _Tensor:
-    def __init__(self, sketch: Sketch, slot: Slot, index: int, n_probes: int, seed: int) -> None:
+class _TensorSketch:
+    def __init__(
+        self, sketch: Sketch, slot: ParameterSketch, index: int, n_probes: int, seed: int
+    ) -> None:
         self.sketch = sketch
         self.width = int(np.prod(slot.shape[1:], dtype=np.int64))
-        self.right = _CountSketch(sketch.n_columns, self.width, seed, _RIGHT, index)
+        self.right = _CountSpectrum(sketch.n_columns, self.width, seed, _RIGHT, index)
         self.left = [
-            _CountSketch(sketch.n_columns, slot.shape[0], seed, _LEFT, index, probe)
+            _CountSpectrum(sketch.n_columns, slot.shape[0], seed, _LEFT, index, probe)
             for probe in range(n_probes)
         ]
 
@@ -249,9 +262,9 @@ class _Tensor:
         for part in (self.right, *self.left):
             part.place, part.signs = part.place.to(where), part.signs.to(where)
 
-    def add(self, rows: SketchRows, piece: Piece, probe: int) -> None:
-        outer = piece.unfolded() if isinstance(piece, Patches) else piece
-        assert isinstance(outer, Outer)
+    def add(self, rows: SketchRows, piece: GradientTerm, probe: int) -> None:
+        outer = piece.unfold() if isinstance(piece, ConvGradient) else piece
+        assert isinstance(outer, OuterProduct)
         assert rows.spectrum is not None
         n_samples, n_positions, _ = outer.inputs.shape
         step = max(1, TENSOR_ROWS // n_positions)
@@ -262,7 +275,7 @@ class _Tensor:
             rows.spectrum[part] += product.sum(dim=1)
 
 
-class _CountSketch:
+class _CountSpectrum:
     """A signed, hashed copy of vectors, each block of n_columns entries without collisions."""
 
     def __init__(self, n_columns: int, width: int, seed: int, *keys: int) -> None:

@@ -13,12 +13,17 @@ import torch
 from torch import nn
 
 from krepes_ooc.core.feature_layout import sketch_layout
-from krepes_ooc.jacobian.gradient_plan import plan_units
-from krepes_ooc.jacobian.jacobian import Jacobian, Unit
-from krepes_ooc.jacobian.output_probes import deflated_probes, rademacher_probes, selected, widened
-from krepes_ooc.jacobian.sketch import Sketch, Slot, plan_slots
+from krepes_ooc.jacobian.gradient_plan import plan_rules
+from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian
+from krepes_ooc.jacobian.output_probes import (
+    apply_probes,
+    deflated_probes,
+    expand_probes,
+    rademacher_probes,
+)
+from krepes_ooc.jacobian.sketch import ParameterSketch, Sketch, plan_sketches
 from krepes_ooc.network.frozen import FrozenNetwork
-from krepes_ooc.network.torch_device import place_of, placed
+from krepes_ooc.network.torch_device import device_of, network_on
 
 Float32 = npt.NDArray[np.float32]
 CALIBRATION_SAMPLES = 16
@@ -40,7 +45,7 @@ class SketchFeatures:
     def __init__(
         self,
         network: FrozenNetwork,
-        units: Sequence[Unit],
+        units: Sequence[GradientRule],
         parameters: Sequence[str],
         probes: Float32,
         outputs: Sequence[int],
@@ -49,7 +54,7 @@ class SketchFeatures:
         self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
         self.probes, self.outputs, self.sketch = probes, tuple(outputs), sketch
         self.layout = sketch_layout(sketch.n_columns)
-        self._jacobian, self._place = Jacobian(network, units), place_of(network)
+        self._jacobian, self._place = Jacobian(network, units), device_of(network)
         # Two threads on one map must wait for each other, or they would mix their recordings.
         self._lock = threading.Lock()
 
@@ -68,11 +73,11 @@ class SketchFeatures:
         with self._lock:
             recording = self._jacobian.record(torch.tensor(inputs, device=self._place))
             outputs = recording.outputs.detach()
-            rows = self.sketch.open(len(inputs))
-            for index, probe in enumerate(widened(self.probes, self.outputs, outputs)):
-                for piece in self._jacobian.pieces(recording, probe):
+            rows = self.sketch.open_rows(len(inputs))
+            for index, probe in enumerate(expand_probes(self.probes, self.outputs, outputs)):
+                for piece in self._jacobian.terms(recording, probe):
                     rows.add(piece, index)
-        return rows.finish(), selected(outputs, self.outputs)
+        return rows.finish(), apply_probes(outputs, self.outputs)
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -82,17 +87,17 @@ class SketchFeatures:
 
     def clone(self) -> Self:
         """The same map on an own copy of the network."""
-        return self._on(self.network, self.units)
+        return self._to(self.network, self.units)
 
-    def on(self, where: str) -> Self:
+    def to(self, where: str) -> Self:
         """The same map on a copy of the network on a device of torch."""
-        twin = self._on(placed(self.network, where), self.units)
-        twin.sketch = self.sketch.on(where)
+        twin = self._to(network_on(self.network, where), self.units)
+        twin.sketch = self.sketch.to(where)
         return twin
 
-    def doubled(self) -> Self:
+    def double(self) -> Self:
         """The same map in float64, for the self-check."""
-        return self._on(self.network.copied().double(), [unit.in_loop() for unit in self.units])
+        return self._to(self.network.deep_copy().double(), [unit.in_loop() for unit in self.units])
 
     def describe(self) -> dict[str, Any]:
         """The map as JSON, for the store's attributes."""
@@ -105,7 +110,7 @@ class SketchFeatures:
             "outputs": list(self.outputs),
         }
 
-    def _on(self, network: FrozenNetwork, units: Sequence[Unit]) -> Self:
+    def _to(self, network: FrozenNetwork, units: Sequence[GradientRule]) -> Self:
         twin = type(self)(network, units, self.parameters, self.probes, self.outputs, self.sketch)
         twin.layout = self.layout
         return twin
@@ -126,10 +131,10 @@ class SketchPlan:
     """
 
     network: FrozenNetwork
-    units: tuple[Unit, ...]
+    units: tuple[GradientRule, ...]
     parameters: tuple[str, ...]
     outputs: tuple[int, ...]
-    slots: tuple[Slot, ...]
+    slots: tuple[ParameterSketch, ...]
     n_columns: int
     calibration: npt.NDArray[Any]
 
@@ -182,12 +187,12 @@ def plan_sketch(
         n_columns: columns of the sketch.
     """
     few = torch.tensor(calibration[:2])
-    units = plan_units(network, parameters, torch.tensor(calibration))
+    units = plan_rules(network, parameters, torch.tensor(calibration))
     jacobian = Jacobian(network, units)
     recording = jacobian.record(few)
-    pieces = jacobian.pieces(recording, torch.ones(recording.outputs.shape[1]))
+    pieces = jacobian.terms(recording, torch.ones(recording.outputs.shape[1]))
     shapes = {name: jacobian.shapes[name] for name in parameters}
-    slots = plan_slots(pieces, shapes, n_columns)
+    slots = plan_sketches(pieces, shapes, n_columns)
     return SketchPlan(network, units, parameters, outputs, slots, n_columns, calibration)
 
 

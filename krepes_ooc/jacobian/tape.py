@@ -131,7 +131,7 @@ class Tape:
         attention: Sequence[str] = (),
         bare: Mapping[str, int] | None = None,
     ) -> None:
-        self.network = network.twin()
+        self.network = network.shared_copy()
         self._bare = dict(bare or {})
         self._calls: list[Call] = []
         self._active = False

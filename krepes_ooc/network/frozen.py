@@ -55,7 +55,7 @@ class FrozenNetwork(nn.Module):
             )
         return result.reshape(result.shape[0], -1)
 
-    def copied(self) -> FrozenNetwork:
+    def deep_copy(self) -> FrozenNetwork:
         """An own copy, whose weights may be changed.
 
         Raises:
@@ -63,7 +63,7 @@ class FrozenNetwork(nn.Module):
         """
         return _copy(self, {})
 
-    def twin(self) -> FrozenNetwork:
+    def shared_copy(self) -> FrozenNetwork:
         """Own modules, so own hooks, on the same weights: all threads share one copy of them.
 
         Raises:

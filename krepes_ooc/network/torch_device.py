@@ -13,12 +13,12 @@ from torch import nn
 from krepes_ooc.network.frozen import FrozenNetwork
 
 
-def usable(wanted: str) -> str:
+def available_device(wanted: str) -> str:
     """The device that torch can use: ``cuda`` if it was built for it and has one, else ``cpu``."""
     return wanted if wanted == "cpu" or torch.cuda.is_available() else "cpu"
 
 
-def placed(network: FrozenNetwork, where: str) -> FrozenNetwork:
+def network_on(network: FrozenNetwork, where: str) -> FrozenNetwork:
     """An own copy of the network on a device.
 
     Matrix products and convolutions keep all digits of float32 there: torch would round the inputs
@@ -31,10 +31,10 @@ def placed(network: FrozenNetwork, where: str) -> FrozenNetwork:
         torch.set_float32_matmul_precision("highest")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True, warn_only=True)
-    return network.copied().to(where)
+    return network.deep_copy().to(where)
 
 
-def place_of(network: nn.Module) -> torch.device:
+def device_of(network: nn.Module) -> torch.device:
     """The device of a network's first parameter or buffer."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))

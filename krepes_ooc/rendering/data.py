@@ -103,7 +103,7 @@ class Influence:
         top_landmark: [audited, rank], index among landmark SAMPLES (distinct ``sample_id`` in order
             of first appearance); -1: no further landmark.
         score: [audited, rank], the measure that ranks.
-        signed: [audited, rank], above 0 attraction, below 0 repulsion; None: unsigned.
+        contribution: [audited, rank], above 0 attraction, below 0 repulsion; None: unsigned.
         measure: ``is``, ``aligned``, ``unique`` or ``kernel``.
         kernel: [audited, landmark]; None: kernel values are not shown.
         embedding: [audited, component].
@@ -114,7 +114,7 @@ class Influence:
 
     top_landmark: Array
     score: Array
-    signed: Array | None = None
+    contribution: Array | None = None
     measure: str = "is"
     kernel: Array | None = None
     embedding: Array | None = None

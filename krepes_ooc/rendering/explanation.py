@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc.rendering.data import Array, AuditData, Audited, Influence, Landmarks
-from krepes_ooc.rendering.drawing.sample_view import AGREES_FROM, Portraits, agreement, column_spans
-from krepes_ooc.rendering.landmark_links import Link, links_of
+from krepes_ooc.rendering.drawing.sample_view import (
+    AGREES_FROM,
+    SampleView,
+    agreement,
+    column_spans,
+)
+from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,58 +28,60 @@ class Explained:
         row: its row among the audited samples.
         links: its ranked landmarks.
         spans: range of each table column [column].
-        pushed: landmarks that push most without being ranked; None: not measured.
+        repelling_only: landmarks that push most without being ranked; None: not measured.
     """
 
     audit: AuditData
     row: int
-    links: Sequence[Link]
+    links: Sequence[LandmarkLink]
     spans: Array
-    pushed: Sequence[Link] | None = None
+    repelling_only: Sequence[LandmarkLink] | None = None
 
     @property
-    def shown(self) -> list[Link]:
+    def displayed(self) -> list[LandmarkLink]:
         """The ranked landmarks, then those that only push."""
-        return [*self.links, *(self.pushed or ())]
+        return [*self.links, *(self.repelling_only or ())]
 
     @property
     def nothing_repels(self) -> bool:
         """Whether it is known that no landmark at all pushes it away."""
-        return self.pushed is not None and all(link.kind != "repel" for link in self.shown)
+        return self.repelling_only is not None and all(
+            link.kind != "repel" for link in self.displayed
+        )
 
-    def beside(self, ranked: int, repelling: int) -> list[tuple[int, Link]]:
+    def beside(self, ranked: int, repelling: int) -> list[tuple[int, LandmarkLink]]:
         """Places in ``shown`` and links: the first ranked ones, then the first others that repel.
 
         Args:
             ranked: how many of the ranked ones.
             repelling: how many of those that repel and are not among these.
         """
-        places = list(enumerate(self.shown))
+        places = list(enumerate(self.displayed))
         first = places[: min(ranked, len(self.links))]
         others = [(place, link) for place, link in places[len(first) :] if link.kind == "repel"]
         return first + others[:repelling]
 
     @property
-    def person(self) -> Portraits:
+    def sample(self) -> SampleView:
         """The audited samples as people see them."""
         assert self.audit.audited is not None
-        return Portraits(self.audit.audited, self.audit)
+        return SampleView(self.audit.audited, self.audit)
 
     @property
-    def others(self) -> Portraits:
+    def landmarks(self) -> SampleView:
         """The landmarks as people see them."""
         assert self.audit.landmarks is not None
-        return Portraits(self.audit.landmarks, self.audit)
+        return SampleView(self.audit.landmarks, self.audit)
 
     @cached_property
     def agreement(self) -> Array | None:
         """How far landmarks agree with the sample [shown, column]; None without table rows."""
-        mine, theirs = self.person.samples.values, self.others.samples.values
+        mine, theirs = self.sample.samples.values, self.landmarks.samples.values
         if mine is None or theirs is None:
             return None
         found = [
             agreement(mine[self.row], theirs[link.row], self.audit.columns, self.spans)
-            for link in self.shown
+            for link in self.displayed
         ]
         return np.array(found).reshape(len(found), len(self.audit.columns))
 
@@ -93,26 +100,26 @@ class Explained:
     @property
     def same_class(self) -> int | None:
         """How many ranked landmarks have the sample's class; None without labels."""
-        code = self.person.code(self.row)
-        if code < 0 or self.others.samples.label is None:
+        code = self.sample.code(self.row)
+        if code < 0 or self.landmarks.samples.label is None:
             return None
-        return sum(self.others.code(link.row) == code for link in self.links)
+        return sum(self.landmarks.code(link.row) == code for link in self.links)
 
     def record(self) -> dict[str, Any]:
         """The same as JSON values."""
         landmarks = [
-            {**self.others.record(link.row), **link.record(), **self._agreeing(place)}
-            for place, link in enumerate(self.shown)
+            {**self.landmarks.record(link.row), **link.record(), **self._agreeing(place)}
+            for place, link in enumerate(self.displayed)
         ]
         n_ranked = len(self.links)
         return {
-            **self.person.record(self.row),
+            **self.sample.record(self.row),
             **self.counts,
             "same_class": self.same_class,
             "ranked": n_ranked,
             "landmarks": landmarks[:n_ranked],
-            "further_repel": None if self.pushed is None else len(self.pushed),
-            "repelling": None if self.pushed is None else landmarks[n_ranked:],
+            "further_repel": None if self.repelling_only is None else len(self.repelling_only),
+            "repelling": None if self.repelling_only is None else landmarks[n_ranked:],
         }
 
     def _agreeing(self, place: int) -> dict[str, list[str]]:
@@ -131,6 +138,6 @@ def explain_rows(audit: AuditData, rows: Sequence[int]) -> list[Explained]:
     spans = column_spans(audit)
     links = links_of(landmarks, influence, list(rows))
     return [
-        Explained(audit, row, found.ranked, spans, found.pushed)
+        Explained(audit, row, found.ranked, spans, found.repelling_only)
         for row, found in zip(rows, links, strict=True)
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from krepes_ooc.errors import UsageError
 from krepes_ooc.rendering.drawing.sample_view import plain_cell
 from krepes_ooc.rendering.explanation import Explained
-from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, Link
+from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, LandmarkLink
 
 MARGIN, TILE, GAP, LINE = 32, 96, 20, 20
 MOST, MOST_REPELLING, MOST_COLUMNS = 5, 1, 14
@@ -29,8 +29,8 @@ def draw_card(one: Explained) -> bytes:
     Raises:
         UsageError: Pillow is not installed.
     """
-    pencil = _Pencil.start(one)
-    if one.agrees is not None and one.person.picture(one.row) is None:
+    pencil = _Canvas.start(one)
+    if one.agrees is not None and one.sample.picture(one.row) is None:
         _draw_rows(pencil, one)
     else:
         _draw_tiles(pencil, one)
@@ -38,7 +38,7 @@ def draw_card(one: Explained) -> bytes:
 
 
 @dataclass
-class _Pencil:
+class _Canvas:
     """A picture that is being drawn, and how far down it is filled."""
 
     image: Any
@@ -48,7 +48,7 @@ class _Pencil:
     y: int = MARGIN
 
     @classmethod
-    def start(cls, one: Explained) -> _Pencil:
+    def start(cls, one: Explained) -> _Canvas:
         """A sheet with the sample's name on it."""
         try:
             from PIL import Image, ImageDraw, ImageFont
@@ -60,11 +60,11 @@ class _Pencil:
         image = Image.new("RGB", (width, 2000), PAPER)
         fonts = (ImageFont.load_default(17), ImageFont.load_default(13))
         pencil = cls(image, ImageDraw.Draw(image), *fonts)
-        named = " ".join(filter(None, [one.person.class_name(one.row), one.person.name(one.row)]))
+        named = " ".join(filter(None, [one.sample.class_name(one.row), one.sample.name(one.row)]))
         pencil.text(MARGIN, one.audit.subject.recipe, SOFT, small=True)
         pencil.text(MARGIN, f"sample {named}", limit=90)
         told = f"{one.counts['attract']} landmarks attract it, {one.counts['repel']} repel it"
-        told += f", {len(one.pushed)} more push it away" if one.pushed else ""
+        told += f", {len(one.repelling_only)} more push it away" if one.repelling_only else ""
         pencil.text(MARGIN, told, SOFT, small=True)
         if one.nothing_repels:
             pencil.text(MARGIN, NOTHING_REPELS, SOFT, small=True)
@@ -106,33 +106,33 @@ class _Pencil:
         return out.getvalue()
 
 
-def _draw_tiles(pencil: _Pencil, one: Explained) -> None:
-    mine, theirs = one.person.samples.image, one.others.samples.image
+def _draw_tiles(pencil: _Canvas, one: Explained) -> None:
+    mine, theirs = one.sample.samples.image, one.landmarks.samples.image
     if mine is not None:
         pencil.paste(MARGIN, mine[one.row])
         pencil.y += TILE + GAP
     for kind, heading in HEADINGS.items():
-        links = [link for link in one.shown if link.kind == kind][:MOST_TILES]
+        links = [link for link in one.displayed if link.kind == kind][:MOST_TILES]
         if not links:
             continue
         pencil.text(MARGIN, heading, COLOURS[kind])
         if theirs is None:
             for link in links:
-                words = f"{_figure(link)}  {one.others.class_name(link.row)}  "
-                pencil.text(MARGIN, words + one.others.name(link.row), small=True, limit=130)
+                words = f"{_figure(link)}  {one.landmarks.class_name(link.row)}  "
+                pencil.text(MARGIN, words + one.landmarks.name(link.row), small=True, limit=130)
             continue
         for place, link in enumerate(links):
             x = MARGIN + place * (TILE + 2 * GAP)
             pencil.paste(x, theirs[link.row])
-            words = f"{one.others.class_name(link.row)} {one.others.name(link.row)}".strip()
+            words = f"{one.landmarks.class_name(link.row)} {one.landmarks.name(link.row)}".strip()
             pencil.write(x, pencil.y + TILE + 4, words, small=True, limit=14)
             pencil.write(x, pencil.y + TILE + 4 + LINE, _figure(link), SOFT, small=True)
         pencil.y += TILE + 2 * LINE + GAP
 
 
-def _draw_rows(pencil: _Pencil, one: Explained) -> None:
+def _draw_rows(pencil: _Canvas, one: Explained) -> None:
     """Columns down, the sample and its first landmarks across; agreeing cells are shaded."""
-    mine, theirs, agrees = one.person.samples.values, one.others.samples.values, one.agrees
+    mine, theirs, agrees = one.sample.samples.values, one.landmarks.samples.values, one.agrees
     assert mine is not None
     assert theirs is not None
     assert agrees is not None
@@ -141,7 +141,7 @@ def _draw_rows(pencil: _Pencil, one: Explained) -> None:
     for order, (_, link) in enumerate(pairs):
         x = MARGIN + HEAD + (order + 1) * CELL
         pencil.write(x, pencil.y, HEADINGS[link.kind], COLOURS[link.kind], small=True)
-        words = f"{one.others.class_name(link.row)} {_figure(link)}".strip()
+        words = f"{one.landmarks.class_name(link.row)} {_figure(link)}".strip()
         pencil.write(x, pencil.y + LINE - 2, words, SOFT, small=True, limit=16)
     pencil.y += 2 * LINE + 4
     for c, column in enumerate(one.audit.columns[:MOST_COLUMNS]):
@@ -161,6 +161,6 @@ def _draw_rows(pencil: _Pencil, one: Explained) -> None:
         pencil.text(MARGIN, f"and {left} more columns", SOFT, small=True)
 
 
-def _figure(link: Link) -> str:
+def _figure(link: LandmarkLink) -> str:
     """The score; the pull of what has none."""
-    return f"{link.score:.3g}" if math.isfinite(link.score) else f"pull {link.signed:.2g}"
+    return f"{link.score:.3g}" if math.isfinite(link.score) else f"pull {link.contribution:.2g}"

@@ -17,7 +17,7 @@ SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
 
 
 @dataclass(frozen=True)
-class Link:
+class LandmarkLink:
     """One landmark of one audited sample: its row, rank from 1, score, pull and kernel value.
 
     One that only pushes, outside the ranking, has neither rank nor score.
@@ -26,21 +26,21 @@ class Link:
     row: int
     rank: int | None
     score: float
-    signed: float
+    contribution: float
     kernel: float
 
     @property
     def kind(self) -> str:
         """``attract``, ``repel`` or, without a sign, ``neutral``."""
-        if not math.isfinite(self.signed):
+        if not math.isfinite(self.contribution):
             return "neutral"
-        return "attract" if self.signed >= 0 else "repel"
+        return "attract" if self.contribution >= 0 else "repel"
 
     def figures(self) -> list[tuple[str, Markup]]:
         """Score, pull and kernel value, those that were measured, named for people."""
         named = [
             ("score", self.score, False),
-            ("pull", self.signed, True),
+            ("pull", self.contribution, True),
             ("k", self.kernel, False),
         ]
         return [
@@ -62,53 +62,57 @@ class Link:
         named = {
             "rank": self.rank,
             "score": self.score,
-            "signed": self.signed,
+            "contribution": self.contribution,
             "kernel": self.kernel,
         }
         return {name: to_plain(value) for name, value in named.items()}
 
 
-class Links(NamedTuple):
+class LandmarkLinks(NamedTuple):
     """The ranked landmarks of a sample, and those that push most without being ranked.
 
     ``pushed`` is None where it was not measured.
     """
 
-    ranked: list[Link]
-    pushed: list[Link] | None
+    ranked: list[LandmarkLink]
+    repelling_only: list[LandmarkLink] | None
 
 
-def links_of(landmarks: Landmarks, influence: Influence, rows: list[int]) -> list[Links]:
+def links_of(landmarks: Landmarks, influence: Influence, rows: list[int]) -> list[LandmarkLinks]:
     """The landmarks of each given audited row; several views show their mean kernel."""
     samples = LandmarkSamples(landmarks)
     kernel = None if influence.kernel is None else samples.mean(influence.kernel[rows])
-    found: list[Links] = []
+    found: list[LandmarkLinks] = []
     for place, row in enumerate(rows):
         values = None if kernel is None else kernel[place]
         ranked = _ranked(samples, influence, row, values)
-        pushed = _pushed(samples, influence, row, values)
+        pushed = _repelling_only(samples, influence, row, values)
         taken = {link.row for link in ranked}
         further = None if pushed is None else [link for link in pushed if link.row not in taken]
-        found.append(Links(ranked, further))
+        found.append(LandmarkLinks(ranked, further))
     return found
 
 
 def _ranked(
     samples: LandmarkSamples, influence: Influence, row: int, kernel: Array | None
-) -> list[Link]:
+) -> list[LandmarkLink]:
     links = []
     for place, top in enumerate(influence.top_landmark[row]):
         if top >= 0:
-            signed = math.nan if influence.signed is None else float(influence.signed[row, place])
+            signed = (
+                math.nan
+                if influence.contribution is None
+                else float(influence.contribution[row, place])
+            )
             value = math.nan if kernel is None else float(kernel[top])
             score = float(influence.score[row, place])
-            links.append(Link(int(samples.first_row[top]), place + 1, score, signed, value))
+            links.append(LandmarkLink(int(samples.first_row[top]), place + 1, score, signed, value))
     return links
 
 
-def _pushed(
+def _repelling_only(
     samples: LandmarkSamples, influence: Influence, row: int, kernel: Array | None
-) -> list[Link] | None:
+) -> list[LandmarkLink] | None:
     if influence.repelling_landmark is None or influence.repelling is None:
         return None
     links = []
@@ -118,5 +122,5 @@ def _pushed(
         if index >= 0:
             value = math.nan if kernel is None else float(kernel[index])
             first = int(samples.first_row[index])
-            links.append(Link(first, None, math.nan, float(signed), value))
+            links.append(LandmarkLink(first, None, math.nan, float(signed), value))
     return links

@@ -15,7 +15,7 @@ from typing import Any
 
 from krepes_ooc.rendering.data import Array, AuditData, Audited, Landmarks
 from krepes_ooc.rendering.drawing.markup import Markup, element, to_plain
-from krepes_ooc.rendering.drawing.sample_view import Portraits
+from krepes_ooc.rendering.drawing.sample_view import SampleView
 from krepes_ooc.rendering.drawing.thumbnails import data_uri
 from krepes_ooc.rendering.explanation import Explained
 
@@ -24,7 +24,7 @@ SIDES = (96, 64, 48, 32, 24, 16)
 MAX_TEXT = 400
 
 
-def deck_of(audit: AuditData, everyone: Sequence[Explained]) -> dict[str, Any]:
+def search_index(audit: AuditData, everyone: Sequence[Explained]) -> dict[str, Any]:
     """The samples and the landmarks that any of them shows, as JSON values.
 
     A link is [place in ``landmarks``, score, signed, kernel]; ``links`` are ranked, ``push`` are
@@ -40,21 +40,25 @@ def deck_of(audit: AuditData, everyone: Sequence[Explained]) -> dict[str, Any]:
             {"name": c.name, "kind": c.kind, "categories": list(c.categories), "span": span}
             for c, span in zip(audit.columns, _spans(everyone), strict=False)
         ],
-        "landmarks": _people(audit, audit.landmarks, used),
+        "landmarks": _samples(audit, audit.landmarks, used),
         "samples": [
             {
                 **person,
                 "links": [_link(link, place) for link in one.links],
-                "push": None if one.pushed is None else [_link(link, place) for link in one.pushed],
+                "push": None
+                if one.repelling_only is None
+                else [_link(link, place) for link in one.repelling_only],
             }
             for person, one in zip(
-                _people(audit, audit.audited, [one.row for one in everyone]), everyone, strict=True
+                _samples(audit, audit.audited, [one.row for one in everyone]), everyone, strict=True
             )
         ],
     }
 
 
-def with_pictures(deck: dict[str, Any], audit: AuditData, everyone: Sequence[Explained]) -> Markup:
+def embed_search_index(
+    deck: dict[str, Any], audit: AuditData, everyone: Sequence[Explained]
+) -> Markup:
     """The deck as a data block of the page, with pictures as far as their bytes allow."""
     rows = [one.row for one in everyone]
     used = _used(everyone)
@@ -81,17 +85,17 @@ def script_policy() -> str:
 
 
 def _used(everyone: Sequence[Explained]) -> list[int]:
-    return sorted({link.row for one in everyone for link in one.shown})
+    return sorted({link.row for one in everyone for link in one.displayed})
 
 
 def _spans(everyone: Sequence[Explained]) -> list[float]:
     return [float(span) for span in everyone[0].spans] if everyone else []
 
 
-def _people(
+def _samples(
     audit: AuditData, samples: Audited | Landmarks, rows: Sequence[int]
 ) -> list[dict[str, Any]]:
-    portraits = Portraits(samples, audit)
+    portraits = SampleView(samples, audit)
     found = []
     for row in rows:
         person: dict[str, Any] = {
@@ -108,7 +112,7 @@ def _people(
 
 
 def _link(link: Any, place: dict[int, int]) -> list[Any]:
-    return [place[link.row], *(to_plain(v) for v in (link.score, link.signed, link.kernel))]
+    return [place[link.row], *(to_plain(v) for v in (link.score, link.contribution, link.kernel))]
 
 
 def _short(value: float) -> Any:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from krepes_ooc.core.files import read_signed_file, sign_json, write_atomic
-from krepes_ooc.engine.cluster.connect import Wish
+from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
+from krepes_ooc.engine.cluster.connect import ClusterSpec
 from krepes_ooc.engine.device import Device
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.runner.sizing import measure_shape, shape_of
-from krepes_ooc.runner.staleness import StageState, TicketOffice
+from krepes_ooc.runner.sizing import audit_sizes, measure_sizes
+from krepes_ooc.runner.staleness import StageState, StalenessChecker
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.base.sizes import AuditShape
-from krepes_ooc.stages.base.stage import Stage, cost_of
+from krepes_ooc.stages.base.sizes import AuditSizes
+from krepes_ooc.stages.base.stage import Stage, stage_cost
 from krepes_ooc.storage.workspace import Workspace
 
 
@@ -48,7 +48,7 @@ class Options:
     repair: bool = False
     max_seconds: float | None = None
     mixed_numerics: bool = False
-    cluster: Wish | None = None
+    cluster: ClusterSpec | None = None
     shard: tuple[int, int] | None = None
     device: str | Device = "cpu"
 
@@ -74,32 +74,32 @@ class Audit:
         )
 
     @cached_property
-    def office(self) -> TicketOffice:
+    def staleness(self) -> StalenessChecker:
         """The tickets of the recipe."""
-        return TicketOffice(self.workspace, self.inputs, self.recipe.settings)
+        return StalenessChecker(self.workspace, self.inputs, self.recipe.settings)
 
     def states(self) -> dict[str, StageState]:
         """State of every stage by name, upstream first."""
-        return {state.stage.name: state for state in self.office.states(self.recipe.stages)}
+        return {state.stage.name: state for state in self.staleness.states(self.recipe.stages)}
 
-    def shape(self, *, anew: bool = False) -> AuditShape:
+    def sizes(self, *, anew: bool = False) -> AuditSizes:
         """Sizes of the audit, as its features were begun or measured anew.
 
         Raises:
             UsageError: the recipe asks for sizes that cannot be.
         """
         if anew:
-            return measure_shape(self.inputs, self.recipe.settings)
-        return shape_of(self.workspace, self.inputs, self.recipe.settings)
+            return measure_sizes(self.inputs, self.recipe.settings)
+        return audit_sizes(self.workspace, self.inputs, self.recipe.settings)
 
-    def costs(self, states: Sequence[StageState], shape: AuditShape) -> dict[str, Cost]:
+    def costs(self, states: Sequence[StageState], shape: AuditSizes) -> dict[str, Cost]:
         """What every stage is expected to cost by its name, run in this order in one process."""
         costs: dict[str, Cost] = {}
         before: list[Stage] = []
         for state in states:
             stage = state.stage
             settings = self.recipe.settings[stage.name]
-            costs[stage.name] = cost_of(stage, shape, settings, self.inputs, before)
+            costs[stage.name] = stage_cost(stage, shape, settings, self.inputs, before)
             if state.kind != "sealed":
                 before.append(stage)
         return costs
@@ -112,7 +112,7 @@ def default_workspace(recipe: Recipe) -> Path:
 
 def remember_recipe(workspace: Workspace, recipe: Recipe) -> None:
     """Keep the text of the recipe, so that the workspace can be looked at without it."""
-    record = sign_json({"text": recipe.text, "base": str(recipe.base.resolve())})
+    record = checksummed_json({"text": recipe.text, "base": str(recipe.base.resolve())})
     path = _remembered(workspace)
     with contextlib.suppress(OSError):  # what cannot be read is written anew
         if path.read_bytes() == record:
@@ -127,7 +127,7 @@ def remembered_recipe(workspace: Workspace, overrides: tuple[str, ...] = ()) -> 
         RecipeError: this version of krepes does not know one of its keys.
     """
     with contextlib.suppress(DamageError):
-        if known := read_signed_file(_remembered(workspace)):
+        if known := read_checksummed_file(_remembered(workspace)):
             where = f"recipe of {workspace.root}"
             return Recipe.parse(str(known["text"]), Path(str(known["base"])), where, overrides)
     return None

@@ -21,14 +21,14 @@ from krepes_ooc.runner.audit import Audit, trusted_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.display import picture
 from krepes_ooc.stages.base.inputs import check_finite
-from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscaled
+from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscale_rows
 from krepes_ooc.stages.features.inner_products import self_kernel
 from krepes_ooc.stages.influence import scores
-from krepes_ooc.stages.influence.stage import PUSHED, shown_scorer
+from krepes_ooc.stages.influence.stage import REPELLING_KEPT, ranking_score
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, read_landmark_kernel
-from krepes_ooc.stages.report.stage import seen, shown_column
+from krepes_ooc.stages.report.stage import column_text, display_columns
 from krepes_ooc.storage.store_reader import StoreReader
-from krepes_ooc.storage.verify import document_damage
+from krepes_ooc.storage.verify import metadata_damage
 from krepes_ooc.storage.workspace import Workspace
 
 NEEDED = ("landmarks", "spectrum", "newton", "influence")
@@ -160,7 +160,7 @@ class _Explainer:
                 expected="an audit that has influence",
                 advice="krepes run with the same recipe computes what is missing",
             )
-        if harmed := document_damage(record, seal):
+        if harmed := metadata_damage(record, seal):
             raise DamageError(harmed, expected="what was written", advice="`krepes run --repair`")
         self._sound.add(store)
         return self.workspace.reader(store)
@@ -178,7 +178,8 @@ class _Explainer:
         for name, state in audit.states().items():
             if name in NEEDED and state.kind != "sealed":
                 raise WorkspaceError(
-                    f"stage {name} is {state.kind}" + (f": {state.reasons}" if state.why else ""),
+                    f"stage {name} is {state.kind}"
+                    + (f": {state.reason_text}" if state.reason_text else ""),
                     where=str(self.workspace.root),
                     expected="an audit of this source, network and recipe",
                     advice="run the recipe again, or undo the change",
@@ -188,7 +189,7 @@ class _Explainer:
     def stored(self, row: int, top: int | None) -> rendering.Explained:
         """One row of the store audited."""
         store, rows = self.reader("influence"), slice(row, row + 1)
-        names = ["top_landmark", "score", "signed", "kernel"]
+        names = ["top_landmark", "score", "contribution", "kernel"]
         # Stores of the first development versions do not say what pushes.
         names += ["repelling_landmark", "repelling"] if store.has("repelling") else []
         arrays = {name: store.array(name)[rows] for name in names}
@@ -201,8 +202,8 @@ class _Explainer:
                     expected=f"at most {kept}, as many as the audit keeps",
                     advice="raise stages.influence.top",
                 )
-            arrays |= {n: arrays[n][:, :top] for n in ("top_landmark", "score", "signed")}
-        return self._explained(seen(self.reader("audited"), rows), arrays)[0]
+            arrays |= {n: arrays[n][:, :top] for n in ("top_landmark", "score", "contribution")}
+        return self._explained(display_columns(self.reader("audited"), rows), arrays)[0]
 
     def through_network(
         self,
@@ -230,7 +231,7 @@ class _Explainer:
         check_finite(encoded, ids, "network input")
         begun = self.workspace.record("features", "features").begun() or {}
         settings = read_settings(FeaturesSettings, begun.get("settings"), "features")
-        inputs.check_bits(str(begun["digest"]))
+        inputs.check_network_outputs(str(begun["digest"]))
         # Landmarks of the first development versions carry no probes of their own.
         holder = landmarks if "probes" in landmarks.attributes else self.reader("features")
         shared = inputs.open_features(settings, holder.attributes["probes"])
@@ -238,7 +239,7 @@ class _Explainer:
         check_finite(features, ids, "feature row")
         own_map = self._landmark_kernel()
         stored = store_rows(features, own_map.layout)
-        own = np.asarray(self_kernel(unscaled(stored, own_map.layout), own_map.layout))
+        own = np.asarray(self_kernel(unscale_rows(stored, own_map.layout), own_map.layout))
         return np.asarray(own_map.rows(stored, own))
 
     def _landmark_kernel(self) -> LandmarkKernel:
@@ -252,18 +253,18 @@ class _Explainer:
         offset = self.reader("spectrum").array("offset")
         f = scores.embedding(kernel, newton.array("coefficients"), offset)
         if measure == "aligned":
-            moved = store.array("landmark_moved")
+            moved = store.array("landmark_displacement")
             score = np.where(kernel > 0, scores.aligned_with(kernel, step, moved), 0.0)
         else:
             second = self._second() if measure == "unique" else np.empty((0, 0))
-            score = shown_scorer(measure, step, np.empty((0, 0)), second)(kernel)
+            score = ranking_score(measure, step, np.empty((0, 0)), second)(kernel)
         landmark, value = scores.top_k(score, min(top, len(step)))
-        pulls = scores.attraction(kernel, step, f)
-        pushing, pushed = scores.repelling(pulls, PUSHED)
+        pulls = scores.contribution(kernel, step, f)
+        pushing, pushed = scores.repelling(pulls, REPELLING_KEPT)
         return {
             "top_landmark": landmark,
             "score": value,
-            "signed": np.take_along_axis(pulls, landmark, axis=1),
+            "contribution": np.take_along_axis(pulls, landmark, axis=1),
             "kernel": kernel,
             "repelling_landmark": pushing,
             "repelling": pushed,
@@ -283,11 +284,11 @@ class _Explainer:
         newton = self.reader("newton").attributes
         audit = rendering.AuditData(
             subject=rendering.Subject(self.workspace.recipe() or "", "", "", newton["objective"]),
-            landmarks=rendering.Landmarks(**seen(landmarks, slice(None))),
+            landmarks=rendering.Landmarks(**display_columns(landmarks, slice(None))),
             audited=rendering.Audited(**known),
             influence=rendering.Influence(measure=str(facts["measure"]), **arrays),
             classes=tuple(landmarks.info("label").attributes["categories"]),
-            columns=tuple(shown_column(column) for column in landmarks.attributes["columns"]),
+            columns=tuple(column_text(column) for column in landmarks.attributes["columns"]),
         )
         if not facts["trusted"]:
             warning = f"The step is not trusted: {newton['reason']}."

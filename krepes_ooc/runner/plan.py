@@ -17,7 +17,7 @@ from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.sizing import feature_map
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.features.row_cost_record import account_of, known_account
+from krepes_ooc.stages.features.row_cost_record import describe_rows, load_row_description
 from krepes_ooc.storage.workspace import Workspace
 
 # Whole audits took 1.6 times the CPU-seconds of their arithmetic and bytes.
@@ -46,16 +46,16 @@ def make_plan(
     options = options or Options()
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     preflight.refuse_no_folder(root)
-    with _somewhere(root) as there:
+    with _trial_folder(root) as there:
         audit = Audit(recipe, Workspace(there))
         preflight.refuse_other_recipe(audit.workspace, recipe.name)
         states = audit.states()
         budget = default_budget(options.memory, options.workers)
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
-        shape = audit.shape(anew=states["features"].kind in ("missing", "stale"))
+        shape = audit.sizes(anew=states["features"].kind in ("missing", "stale"))
         costs = audit.costs(list(states.values()), shape)
         rates = calibrate(there) if timed else None
-        account = _account(audit, states["features"]) if timed else {}
+        account = _row_description(audit, states["features"]) if timed else {}
         rows = [
             _row(audit, state, costs[name], budget, base)
             | {"seconds": _seconds(costs[name], budget, rates)}
@@ -89,23 +89,23 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
     for row in planned["stages"]:
         if row["state"] != "sealed" and not row["workers"]:
             budget = Budget(planned["memory"]["budget"], 1)
-            raise budget.refusal(row["stage"], row["memory_bytes"])
+            raise budget.refusal_error(row["stage"], row["memory_bytes"])
     disk = planned["disk"]
     if disk["needed"] > disk["free"]:
         raise preflight.disk_refusal(Path(workspace), disk["needed"], disk["free"])
 
 
-def _account(audit: Audit, features: StageState) -> dict[str, str]:
+def _row_description(audit: Audit, features: StageState) -> dict[str, str]:
     """What the rows are made of and what all of them cost, in words.
 
     As the features were begun; else as they would be, measured on calibration samples.
     """
-    known = known_account(audit.workspace) if features.kind in ("sealed", "begun") else None
+    known = load_row_description(audit.workspace) if features.kind in ("sealed", "begun") else None
     if known is not None and known[1] is not None:
         words, cost = known[0], known[1]
     else:
         settings = audit.recipe.settings["features"]
-        words, cost = account_of(audit.inputs, feature_map(audit.inputs, settings), settings)
+        words, cost = describe_rows(audit.inputs, feature_map(audit.inputs, settings), settings)
     inputs = audit.inputs
     n_rows = inputs.source.n_samples * inputs.view_spec.count
     total = f"; all {n_rows:,} rows: {cost.row * n_rows:,.0f} s of processor time"
@@ -120,7 +120,9 @@ def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int)
         "units": cost.units,
         "disk_bytes": cost.disk,
         "scratch_bytes": cost.scratch,
-        "remaining_bytes": preflight.remaining_bytes(audit.office.record(state.stage), state, cost),
+        "remaining_bytes": preflight.remaining_bytes(
+            audit.staleness.record(state.stage), state, cost
+        ),
         "memory_bytes": base + cost.need.fixed + max(1, fitting) * cost.need.per_worker,
         "workers": fitting,
         "flops": cost.flops,
@@ -133,13 +135,13 @@ def _seconds(cost: Cost, budget: Budget, rates: Rates | None) -> float | None:
         return None
     busy = max(1, min(budget.workers, cost.units))
     written = cost.disk + cost.scratch
-    cpu = rates.cpu_seconds(cost.flops, written, double=cost.double) + cost.read / rates.read
+    cpu = rates.cpu_seconds(cost.flops, written, double=cost.float64) + cost.bytes_read / rates.read
     cpu /= EFFICIENCY
     return max(cpu / busy, written / rates.disk)
 
 
 @contextlib.contextmanager
-def _somewhere(root: Path) -> Iterator[Path]:
+def _trial_folder(root: Path) -> Iterator[Path]:
     """The workspace if there is one, else a folder for caches that is removed again."""
     if (root / ".krepes").is_dir():
         yield root

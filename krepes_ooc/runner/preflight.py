@@ -13,7 +13,7 @@ from krepes_ooc.errors import DamageError, PlanRefused, UsageError, WorkspaceErr
 from krepes_ooc.runner.audit import Audit, Options
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.workspace import Workspace
@@ -83,7 +83,7 @@ def refuse_damaged(states: Iterable[StageState]) -> None:
     for state in states:
         if state.kind == "damaged":
             raise DamageError(
-                state.reasons,
+                state.reason_text,
                 where=f"stage {state.stage.name}",
                 expected="the record that was written",
                 advice="krepes run --repair computes again what is damaged",
@@ -98,12 +98,16 @@ def refuse_stale(audit: Audit, states: Iterable[StageState]) -> None:
     Raises:
         WorkspaceError: naming the stages, then every change with the stages that read it.
     """
-    stale = [state for state in states if state.kind == "stale" and (state.why or state.after)]
+    stale = [
+        state
+        for state in states
+        if state.kind == "stale" and (state.reasons or state.changed_upstream)
+    ]
     if not stale:
         return
     readers: dict[str, list[str]] = {}
     for state in stale:
-        for change in state.why:
+        for change in state.reasons:
             readers.setdefault(change, []).append(state.stage.name)
     changes = [
         f"; {change}" + (f" ({', '.join(names)})" if len(names) < len(stale) else "")
@@ -136,7 +140,7 @@ def refuse_without_upstream(stage: Stage, reads: Sequence[str], states: States) 
 def refuse_unfit(
     audit: Audit,
     states: Sequence[StageState],
-    shape: AuditShape,
+    shape: AuditSizes,
     budget: Budget,
     base: int,
     device: Device = HOST,
@@ -152,7 +156,7 @@ def refuse_unfit(
         cost = costs[state.stage.name]
         budget.workers_for(state.stage.name, cost.need, base)
         workers_on(device, state.stage.name, cost.device, 1)
-        needed += remaining_bytes(audit.office.record(state.stage), state, cost)
+        needed += remaining_bytes(audit.staleness.record(state.stage), state, cost)
         scratch = max(scratch, 0 if state.kind == "begun" else cost.scratch)
     needed += scratch
     free = shutil.disk_usage(audit.workspace.root).free

@@ -55,11 +55,11 @@ def repair(workspace: Workspace, stages: Sequence[Stage]) -> list[Damage]:
     for stage in stages:
         record = workspace.record(stage.name, stage.store)
         damage = [
-            d for d in verify([record]).damage if d.stage == stage.name and d.what != STRANGER
+            d for d in verify([record]).damage if d.stage == stage.name and d.problem != STRANGER
         ]
         if damage:
             _open_again(record, damage)
-            workspace.forget(stage.store or "")
+            workspace.drop_reader(stage.store or "")
         found += damage
     return found
 

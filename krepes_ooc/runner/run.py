@@ -9,19 +9,19 @@ from pathlib import Path
 
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, base_bytes, bound_allocator, default_budget, release
-from krepes_ooc.engine.device import Device, working
+from krepes_ooc.engine.device import Device, device_scope
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag, stop_on_signals
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, Options, default_workspace, remember_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.repair import repair, repair_records
-from krepes_ooc.runner.run_history import Summary, recorded
-from krepes_ooc.runner.shards import hold, owner_of, refuse_share, turn
-from krepes_ooc.runner.staleness import KEPT, StageState
-from krepes_ooc.runner.workers import Workers, open_device, open_workers
-from krepes_ooc.sources.cache import sweep as sweep_cache
-from krepes_ooc.stages.base.sizes import AuditShape
-from krepes_ooc.stages.base.stage import ShareDone, StageContext
+from krepes_ooc.runner.run_history import Summary, recorded_run
+from krepes_ooc.runner.shards import journal_owner, lock_workspace, refuse_shard, start_stage_lock
+from krepes_ooc.runner.staleness import SIZES_KEY, StageState
+from krepes_ooc.runner.workers import OpenWorkers, open_device, open_workers
+from krepes_ooc.sources.cache import remove_stale_files as sweep_cache
+from krepes_ooc.stages.base.sizes import AuditSizes
+from krepes_ooc.stages.base.stage import ShardDone, StageContext
 from krepes_ooc.stages.registry import BY_NAME
 from krepes_ooc.storage.workspace import Workspace
 
@@ -52,7 +52,7 @@ def run(
     """
     options, progress = options or Options(), progress or Silent()
     begun = time.monotonic()
-    refuse_share(preflight.chosen_stages(recipe.stages, options), options)
+    refuse_shard(preflight.chosen_stages(recipe.stages, options), options)
     device = open_device(options.device, progress.note)
     bound_allocator()
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
@@ -62,7 +62,7 @@ def run(
     flag = stop or StopFlag(options.max_seconds)
     lost = "another host took the workspace over while this process seemed dead"
     with (
-        hold(space, recipe.name, options, lambda: flag.request(lost)),
+        lock_workspace(space, recipe.name, options, lambda: flag.request(lost)),
         stop_on_signals(flag),
         machine.one_blas_thread(),
     ):
@@ -72,7 +72,7 @@ def run(
             space.create(recipe.name)
             space.sweep()
             sweep_cache(space.private / "cache")
-        with recorded(space, options, summary):
+        with recorded_run(space, options, summary):
             _Run(Audit(recipe, space), options, progress, flag, summary, device).run()
     summary.seconds = time.monotonic() - begun
     summary.peak_bytes = machine.peak_bytes()
@@ -80,7 +80,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Given:
+class RunResources:
     """What all stages of one run are given.
 
     Args:
@@ -91,10 +91,10 @@ class _Given:
         device: where blocks are computed.
     """
 
-    shape: AuditShape
+    shape: AuditSizes
     budget: Budget
     base: int
-    workers: Workers
+    workers: OpenWorkers
     device: Device
 
 
@@ -133,7 +133,7 @@ class _Run:
         preflight.refuse_damaged(picked)
         if self.options.only is not None:
             stage = picked[0].stage
-            preflight.refuse_without_upstream(stage, self.audit.office.upstream(stage), states)
+            preflight.refuse_without_upstream(stage, self.audit.staleness.upstream(stage), states)
         if not self.options.restart_stale:
             preflight.refuse_stale(self.audit, picked)
 
@@ -143,14 +143,14 @@ class _Run:
         budget = default_budget(self.options.memory, self.options.workers)
         anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in todo)
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
-        shape = self.audit.shape(anew=anew)
+        shape = self.audit.sizes(anew=anew)
         preflight.refuse_unfit(self.audit, todo, shape, budget, base, self.device)
         asked = (self.audit, self.options, todo, shape, budget, base, self.device)
         with open_workers(*asked) as workers:
-            given = _Given(shape, budget, base, workers, self.device)
+            given = RunResources(shape, budget, base, workers, self.device)
             for stage in (state.stage for state in picked):
-                with turn(self.audit.workspace, self.options):
-                    state = self.audit.office.state(stage, digests)
+                with start_stage_lock(self.audit.workspace, self.options):
+                    state = self.audit.staleness.state(stage, digests)
                     if state.kind == "sealed":
                         self.summary.skipped.append(stage.name)
                         continue
@@ -171,14 +171,14 @@ class _Run:
             stack.enter_context(contextlib.closing(context.record.journal))
             stack.enter_context(context.meter)
             stack.enter_context(one_torch_thread())
-            stack.enter_context(working(context.device))
+            stack.enter_context(device_scope(context.device))
             try:
                 context.stage.run(context)
-            except ShareDone:
+            except ShardDone:
                 shared = True
         release(context.base)
-        if shared and context.share is not None:
-            self.summary.shard = f"shard {context.share[0]}/{context.share[1]} of {name}"
+        if shared and context.shard is not None:
+            self.summary.shard = f"shard {context.shard[0]}/{context.shard[1]} of {name}"
             return
         self.summary.ran.append(name)
         self.progress.end(name, context.meter.facts()["seconds"])
@@ -187,19 +187,21 @@ class _Run:
         """Write the record of a stage before its first block."""
         self.audit.workspace.consolidate()
         if state.kind == "stale":
-            self.progress.note(f"{state.stage.name} is computed again: {state.reasons}")
-            context.record.park()
+            self.progress.note(f"{state.stage.name} is computed again: {state.reason_text}")
+            context.record.archive_previous()
         if state.kind == "begun":
             preflight.refuse_mixed_numerics(context.record, self.options, context.numerics)
         else:
             known = {"digest": context.digest, "units": context.cost.units}
-            context.record.begin({**context.ticket, **known, "numerics": context.numerics})
+            context.record.begin({**context.fingerprint, **known, "numerics": context.numerics})
 
-    def _context(self, state: StageState, digests: dict[str, str], given: _Given) -> StageContext:
+    def _context(
+        self, state: StageState, digests: dict[str, str], given: RunResources
+    ) -> StageContext:
         recipe, stage = self.audit.recipe, state.stage
-        ticket = self.audit.office.ticket(stage, digests)
+        ticket = self.audit.staleness.fingerprint(stage, digests)
         if stage.name == "features":
-            ticket[KEPT] = given.shape.of_features()
+            ticket[SIZES_KEY] = given.shape.of_features()
         return StageContext(
             stage,
             recipe.settings[stage.name],
@@ -212,10 +214,10 @@ class _Run:
             self.progress,
             recipe_text=recipe.text,
             base=given.base,
-            crowd=given.workers.crowd,
-            desk=given.workers.desk,
-            owner=owner_of(self.options),
-            share=self.options.shard,
-            before=tuple(BY_NAME[name] for name in self.summary.ran),
+            pool=given.workers.pool,
+            transfer=given.workers.transfer,
+            owner=journal_owner(self.options),
+            shard=self.options.shard,
+            stages_before=tuple(BY_NAME[name] for name in self.summary.ran),
             device=given.device,
         )

@@ -25,7 +25,7 @@ LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 
 
 @contextlib.contextmanager
-def recorded(space: Workspace, options: Options, summary: Summary) -> Iterator[None]:
+def recorded_run(space: Workspace, options: Options, summary: Summary) -> Iterator[None]:
     """Write the record of a run when it ends, however it ends; a run that did nothing leaves none.
 
     A record that cannot be written fails no run: it is for people, and nothing reads it back to

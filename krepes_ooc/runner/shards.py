@@ -13,7 +13,7 @@ from krepes_ooc.storage import locks
 from krepes_ooc.storage.workspace import Workspace
 
 
-def refuse_share(chosen: tuple[Stage, ...], options: Options) -> None:
+def refuse_shard(chosen: tuple[Stage, ...], options: Options) -> None:
     """Refuse a shard that cannot be computed alone.
 
     Raises:
@@ -28,7 +28,7 @@ def refuse_share(chosen: tuple[Stage, ...], options: Options) -> None:
         raise UsageError(f"shard {number} of {count}", where=where, expected=f"1 to {count}")
     if options.only is None:
         raise UsageError("no stage is named", where=where, expected="--only STAGE beside it")
-    if chosen[0].spreads != "shards":
+    if chosen[0].parallel != "shards":
         raise UsageError(
             f"stage {options.only} is not cut into shards",
             where=where,
@@ -47,7 +47,7 @@ def refuse_share(chosen: tuple[Stage, ...], options: Options) -> None:
 
 
 @contextlib.contextmanager
-def hold(
+def lock_workspace(
     space: Workspace, recipe: str, options: Options, lost: Callable[[], None]
 ) -> Iterator[None]:
     """The workspace alone, or one shard of it.
@@ -69,12 +69,12 @@ def hold(
         yield
 
 
-def turn(space: Workspace, options: Options) -> AbstractContextManager[None]:
+def start_stage_lock(space: Workspace, options: Options) -> AbstractContextManager[None]:
     """One process at a time, where several may begin a stage at once."""
     return contextlib.nullcontext() if options.shard is None else locks.opening(space.private)
 
 
-def owner_of(options: Options) -> str:
+def journal_owner(options: Options) -> str:
     """Who appends to the journal: a shard has one of its own."""
     if options.shard is None:
         return ""

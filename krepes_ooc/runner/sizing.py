@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from krepes_ooc.core.blocks import BlockPlan, choose_block_plan
 from krepes_ooc.errors import UsageError
 from krepes_ooc.network.spec import PRETRAIN
-from krepes_ooc.stages.audited.stage import AuditedSettings, check_choice
+from krepes_ooc.stages.audited.stage import AuditedSettings, check_sample_ids
 from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.base.sizes import FEATURE_SIZES, AuditShape
+from krepes_ooc.stages.base.sizes import FEATURE_SIZES, AuditSizes
 from krepes_ooc.stages.landmarks.stage import count_landmarks
 from krepes_ooc.stages.spectrum.stage import AUTO_COMPONENTS
 from krepes_ooc.storage.workspace import Workspace
@@ -21,22 +21,24 @@ if TYPE_CHECKING:
 LEAST_SAMPLES = 2
 
 
-def shape_of(workspace: Workspace, inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShape:
+def audit_sizes(
+    workspace: Workspace, inputs: AuditInputs, settings: Mapping[str, Any]
+) -> AuditSizes:
     """Sizes of an audit: block plan and feature sizes as its features were begun, if they were.
 
     Raises:
-        UsageError: as ``measure_shape``.
+        UsageError: as ``measure_sizes``.
     """
     begun = workspace.record("features", "features").begun()
     if begun is None or "shape" not in begun:
-        return measure_shape(inputs, settings)
+        return measure_sizes(inputs, settings)
     known = begun["shape"]
     sizes: dict[str, Any] = {key: int(known[key]) for key in FEATURE_SIZES}
     sizes["keeps_features"] = bool(known.get("keeps_features", True))
     return _complete(sizes, BlockPlan.from_attributes(known["plan"]), inputs, settings)
 
 
-def measure_shape(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShape:
+def measure_sizes(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditSizes:
     """Sizes of an audit that is not begun.
 
     Raises:
@@ -71,7 +73,7 @@ def measure_shape(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditShap
 
 def _complete(
     sizes: Mapping[str, Any], plan: BlockPlan, inputs: AuditInputs, settings: Mapping[str, Any]
-) -> AuditShape:
+) -> AuditSizes:
     """Add the sizes that later stages choose anew whenever their settings change."""
     n, components = plan.n_samples, settings["spectrum"].components
     m = count_landmarks(settings["landmarks"], n)
@@ -82,10 +84,10 @@ def _complete(
             expected=f"at most {m}",
             advice="lower it, or raise stages.landmarks.count",
         )
-    check_choice(settings["audited"], n, m)
+    check_sample_ids(settings["audited"], n, m)
     explained = min(n, _n_explained(settings["audited"], n))
     most = min(m, AUTO_COMPONENTS, sizes["n_outputs"])
-    return AuditShape(
+    return AuditSizes(
         **sizes,
         n_landmarks=m,
         n_components=most if components == "auto" else components,

@@ -21,12 +21,12 @@ from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.stage import Stage, digest_of
 from krepes_ooc.storage.contracts import load_contract
 from krepes_ooc.storage.stage_record import StageRecord
-from krepes_ooc.storage.verify import document_damage
+from krepes_ooc.storage.verify import metadata_damage
 from krepes_ooc.storage.workspace import Workspace
 
-Ticket = dict[str, Any]
+Fingerprint = dict[str, Any]
 Kind = Literal["missing", "begun", "sealed", "stale", "damaged"]
-KEPT = "shape"
+SIZES_KEY = "shape"
 LONGEST_VALUE = 60
 INPUTS = ("source", "labels", "views", "factory", "network")
 
@@ -42,9 +42,9 @@ class StageState:
         digest: of the ticket that the recipe asks for; empty while an input is unknown.
         done: finished units of a begun stage.
         total: units of the stage where they are known, else 0.
-        why: what differs, for a stale stage; what is damaged, for a damaged one.
-        after: stages before it whose results are not the ones that it read.
-        waits: stages before it whose result must be there before it can be told whether it is the
+        reasons: what differs, for a stale stage; what is damaged, for a damaged one.
+        changed_upstream: stages before it whose results are not the ones that it read.
+        missing_upstream: stages before it whose result must be there before it can be told whether it is the
             one that it read; nothing else makes it stale.
     """
 
@@ -53,19 +53,21 @@ class StageState:
     digest: str = ""
     done: int = 0
     total: int = 0
-    why: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    waits: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    changed_upstream: tuple[str, ...] = ()
+    missing_upstream: tuple[str, ...] = ()
 
     @property
-    def reasons(self) -> str:
+    def reason_text(self) -> str:
         """Why it is stale or damaged, in words."""
-        after = [f"{name} changed" for name in self.after]
-        return ", ".join([*self.why, *after, *(f"{name} is not there" for name in self.waits)])
+        after = [f"{name} changed" for name in self.changed_upstream]
+        return ", ".join(
+            [*self.reasons, *after, *(f"{name} is not there" for name in self.missing_upstream)]
+        )
 
 
 @dataclass(frozen=True)
-class TicketOffice:
+class StalenessChecker:
     """Tickets of one recipe in one workspace.
 
     Args:
@@ -83,7 +85,7 @@ class TicketOffice:
         """The record of one stage."""
         return self.workspace.record(stage.name, stage.store)
 
-    def ticket(self, stage: Stage, digests: Mapping[str, str]) -> Ticket:
+    def fingerprint(self, stage: Stage, digests: Mapping[str, str]) -> Fingerprint:
         """The ticket that the recipe asks for.
 
         Args:
@@ -110,7 +112,7 @@ class TicketOffice:
         for stage in stages:
             state = self.state(stage, digests, changed)
             digests[stage.name] = state.digest
-            changed |= {stage.name} if state.why or state.after else set()
+            changed |= {stage.name} if state.reasons or state.changed_upstream else set()
             states.append(state)
         return states
 
@@ -128,24 +130,26 @@ class TicketOffice:
         try:
             begun, seal = record.begun(), record.seal()
         except DamageError as error:
-            return StageState(stage, "damaged", why=(f"{error.where}: {error.what}",))
-        ticket = self.ticket(stage, digests)
+            return StageState(stage, "damaged", reasons=(f"{error.where}: {error.what}",))
+        ticket = self.fingerprint(stage, digests)
         if begun is None:
             # The ticket of the features holds sizes that are measured when they begin.
             known = stage.name != "features" and all(ticket["inputs"].values())
             return StageState(stage, "missing", digest_of(ticket) if known else "")
-        if KEPT in begun:
-            ticket[KEPT] = begun[KEPT]
+        if SIZES_KEY in begun:
+            ticket[SIZES_KEY] = begun[SIZES_KEY]
         digest = digest_of(ticket)
         if digest != begun["digest"]:
             why, after = _differences(begun, ticket)
             waits = tuple(n for n in after if not (digests.get(n) or n in changed))
             after = tuple(name for name in after if name not in waits)
-            return StageState(stage, "stale", why=why, after=after, waits=waits)
+            return StageState(
+                stage, "stale", reasons=why, changed_upstream=after, missing_upstream=waits
+            )
         if seal is not None:
-            if harmed := document_damage(record, seal):
+            if harmed := metadata_damage(record, seal):
                 # What was made of it stays valid: a repair brings the same bits back.
-                return StageState(stage, "damaged", digest, why=(harmed,))
+                return StageState(stage, "damaged", digest, reasons=(harmed,))
             return StageState(stage, "sealed", digest)
         total = int(begun.get("units", 0))
         return StageState(stage, "begun", digest, min(units_on_disk(record), total), total)

@@ -82,7 +82,7 @@ def verify_workspace(workspace: Path | str, only: str | None = None) -> Verifica
 
 def _state_row(space: Workspace, state: StageState) -> dict[str, Any]:
     if state.kind in ("stale", "damaged"):
-        return {"stage": state.stage.name, "state": state.kind, "detail": state.reasons}
+        return {"stage": state.stage.name, "state": state.kind, "detail": state.reason_text}
     return _record_row(space, state.stage)
 
 

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
-from krepes_ooc.engine.cluster.cluster_executor import Crowd, Desk
-from krepes_ooc.engine.cluster.connect import Wish, open_cluster
+from krepes_ooc.engine.cluster.cluster_executor import TransferFolder, WorkerPool
+from krepes_ooc.engine.cluster.connect import ClusterSpec, open_cluster
 from krepes_ooc.engine.cuda_device import open_gpu, visible_devices
 from krepes_ooc.engine.device import HOST, Device
 from krepes_ooc.errors import UsageError
 from krepes_ooc.runner.audit import Audit, Options
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 
 
 @dataclass(frozen=True)
-class Workers:
+class OpenWorkers:
     """Where the block tasks of a run go; both parts are None for threads of this process."""
 
-    crowd: Crowd | None = None
-    desk: Desk | None = None
+    pool: WorkerPool | None = None
+    transfer: TransferFolder | None = None
 
 
 @contextlib.contextmanager
@@ -33,38 +33,40 @@ def open_workers(
     audit: Audit,
     options: Options,
     todo: Sequence[StageState],
-    shape: AuditShape,
+    shape: AuditSizes,
     budget: Budget,
     base: int,
     device: Device = HOST,
-) -> Iterator[Workers]:
+) -> Iterator[OpenWorkers]:
     """The workers of a run: a cluster if one was asked for and a stage has use for it.
 
     Raises:
         PlanRefused: one worker does not fit the memory.
         UsageError: the cluster cannot be reached or started.
     """
-    spread = [state for state in todo if state.stage.spreads != "no"]
+    spread = [state for state in todo if state.stage.parallel != "no"]
     if options.cluster is None or not spread:
-        yield Workers()
+        yield OpenWorkers()
         return
     costs = audit.costs(todo, shape)
     names = [state.stage.name for state in spread]
-    n_workers = min(fitting(options.cluster, name, costs[name], budget, base) for name in names)
+    n_workers = min(
+        workers_that_fit(options.cluster, name, costs[name], budget, base) for name in names
+    )
     local = options.cluster.kind == "local" and device.count > 0
     n_workers = min(n_workers, device.count) if local else n_workers  # one for each device
     private = audit.workspace.private
     numerics = "" if options.mixed_numerics else machine.numerics()
     with (
         open_cluster(options.cluster, n_workers, private / "jobs") as cluster,
-        contextlib.closing(Desk.open(private / "temp", numerics)) as desk,
+        contextlib.closing(TransferFolder.open(private / "temp", numerics)) as desk,
     ):
         if local:
             cluster.share_devices(visible_devices(device.count))
-        yield Workers(cluster, desk)
+        yield OpenWorkers(cluster, desk)
 
 
-def fitting(wish: Wish, stage: str, cost: Cost, budget: Budget, base: int) -> int:
+def workers_that_fit(wish: ClusterSpec, stage: str, cost: Cost, budget: Budget, base: int) -> int:
     """Worker processes that fit; each holds what a stage holds once, and so does this process.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from krepes_ooc.core.digests import (
     canonical_digest,
     remembered_sha256,
-    stat_seal,
+    stat_signature,
     unreadable,
     write_atomic,
 )
@@ -35,7 +35,7 @@ from krepes_ooc.sources.array_rows import (
 )
 from krepes_ooc.sources.arrays import ArraySource, Labels, array_source
 from krepes_ooc.sources.base import SourceSpec, locate
-from krepes_ooc.sources.cache import KeptFile, find_kept, keeping
+from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
 from krepes_ooc.sources.zarr_arrays import is_zarr, zarr_rows, zarr_sha256
 
 MAX_CLASSES = 1_024
@@ -172,7 +172,7 @@ def _limited(rows: Rows, limit: int | None) -> Rows:
 
 def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     """Rows of an idx file: magic 0 0 type dims, big-endian sizes, then the values."""
-    kept: KeptFile | None = None
+    kept: CachedFile | None = None
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
     if packed:
@@ -212,7 +212,7 @@ def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
 
 
 def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
-    kept: KeptFile | None = None
+    kept: CachedFile | None = None
     if path.suffix.lower() == ".npz":
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -257,18 +257,18 @@ def _hdf5_rows(path: Path, array: str) -> Rows:
             if data.dtype.kind == "O":
                 return MemoryRows(np.asarray(data.asstr()[:], dtype=np.str_))
             shape = tuple(int(size) for size in data.shape)
-            return Hdf5Rows(path, name, data.dtype, shape, stat_seal(path))
+            return Hdf5Rows(path, name, data.dtype, shape, stat_signature(path))
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> KeptFile | None:
+def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> CachedFile | None:
     """Unpack one compressed stream into the cache, once; its first piece holds the header."""
-    kept = find_kept(target)
+    kept = find_cached(target)
     if kept is None or kept.damage(1):
         try:
             with (
-                keeping(target) as temporary,
+                writing_cached(target) as temporary,
                 temporary.open("wb") as stream,
                 open_stream() as packed,
             ):
@@ -279,5 +279,5 @@ def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> Ke
                 where=str(path),
                 expected="an undamaged file and a writable workspace",
             ) from error
-        kept = find_kept(target)
+        kept = find_cached(target)
     return kept

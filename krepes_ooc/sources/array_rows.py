@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
-from krepes_ooc.core.digests import stat_seal
+from krepes_ooc.core.digests import stat_signature
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.base import Int64
-from krepes_ooc.sources.cache import KeptFile
+from krepes_ooc.sources.cache import CachedFile
 
 SCAN_BYTES = 16 * 2**20
 
@@ -73,7 +73,7 @@ class MappedRows:
         offset: bytes before the first row.
         dtype: type of the values as they lie in the file.
         shape: size of every dimension, samples first, in C order.
-        seal: ``stat_seal`` of the file when it was opened.
+        seal: ``stat_signature`` of the file when it was opened.
         kept: checksums of a file that was unpacked, or None for the user's own.
     """
 
@@ -82,7 +82,7 @@ class MappedRows:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     seal: tuple[int, int, int, int]
-    kept: KeptFile | None = None
+    kept: CachedFile | None = None
 
     @property
     def resident_bytes(self) -> int:
@@ -146,7 +146,7 @@ def mapped_rows(
     offset: int,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
-    kept: KeptFile | None,
+    kept: CachedFile | None,
 ) -> MappedRows:
     """Rows of a plain array inside a file.
 
@@ -159,7 +159,7 @@ def mapped_rows(
         raise SourceError(
             f"{size} bytes", where=str(path), expected=f"{needed} bytes for shape {list(shape)}"
         )
-    return MappedRows(path, offset, dtype, shape, stat_seal(path), kept)
+    return MappedRows(path, offset, dtype, shape, stat_signature(path), kept)
 
 
 def choose_array(names: list[str], wanted: str, path: Path) -> str:
@@ -185,7 +185,7 @@ def check_unchanged(path: Path, seal: tuple[int, int, int, int]) -> None:
     Raises:
         DataError: size, time or inode differ.
     """
-    if stat_seal(path) != seal:
+    if stat_signature(path) != seal:
         raise DataError(
             "the file changed while it was read",
             where=str(path),
@@ -241,16 +241,16 @@ def import_hdf5() -> Any:
     return h5py
 
 
-BANK_ROWS = 4_096
-_BANK_SEED, _HASH_ROWS = 0x6B72, 2**20
+MARGINAL_ROWS = 4_096
+_MARGINAL_SEED, _HASH_ROWS = 0x6B72, 2**20
 
 
-def bank_positions(n_samples: int) -> Int64:
+def marginal_positions(n_samples: int) -> Int64:
     """Positions of the bank's rows, ascending: those with the smallest keyed hash."""
     kept = np.empty(0, dtype=np.int64)
     for start in range(0, n_samples, _HASH_ROWS):
         kept = np.concatenate([kept, np.arange(start, min(start + _HASH_ROWS, n_samples))])
-        if kept.size > BANK_ROWS:
-            order = np.argsort(counter_rng.bits(_BANK_SEED, kept), kind="stable")
-            kept = kept[order[:BANK_ROWS]]
+        if kept.size > MARGINAL_ROWS:
+            order = np.argsort(counter_rng.bits(_MARGINAL_SEED, kept), kind="stable")
+            kept = kept[order[:MARGINAL_ROWS]]
     return np.sort(kept)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.digests import canonical_digest, file_sha256, unreadable
 from krepes_ooc.errors import SourceError, UsageError
-from krepes_ooc.sources.array_rows import MemoryRows, Rows, bank_positions, check_finite
+from krepes_ooc.sources.array_rows import MemoryRows, Rows, check_finite, marginal_positions
 from krepes_ooc.sources.base import (
     Column,
     Float32,
@@ -169,14 +169,14 @@ class VectorSource(ArraySource):
     """Vectors [sample, column]: numbers without names, with what table views draw from."""
 
     @cached_property
-    def bank(self) -> Float64:
+    def marginal_rows(self) -> Float64:
         """Rows drawn by a keyed hash, float64 [row, column]."""
-        return np.asarray(self.read(bank_positions(self.n_samples)), dtype=np.float64)
+        return np.asarray(self.read(marginal_positions(self.n_samples)), dtype=np.float64)
 
     @cached_property
     def spread(self) -> Float64:
         """Standard deviation of each column over the bank."""
-        return np.asarray(self.bank.std(axis=0))
+        return np.asarray(self.marginal_rows.std(axis=0))
 
 
 class ImageSource(ArraySource):

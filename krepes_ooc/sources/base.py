@@ -159,7 +159,7 @@ class Tabular(Source, Protocol):
     the standard deviation of a number and 0 for a category.
     """
 
-    bank: Float64
+    marginal_rows: Float64
     spread: Float64
 
 

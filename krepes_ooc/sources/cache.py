@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.digests import canonical_digest, file_sha256, publish, write_atomic
-from krepes_ooc.core.files import checksum, read_signed, sign_json
+from krepes_ooc.core.files import checksum, checksummed_json, read_checksummed
 from krepes_ooc.errors import DamageError
 
 PIECE_BYTES = 2**20
@@ -29,23 +29,23 @@ Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class KeptFile:
+class CachedFile:
     """A large file of the cache, whose pieces are checked when they are first read.
 
     Args:
         path: the file.
         size: bytes that it must have.
-        sums: crc32c of every piece.
+        checksums: crc32c of every piece.
     """
 
     path: Path
     size: int
-    sums: tuple[int, ...]
+    checksums: tuple[int, ...]
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach another process with nothing checked."""
-        return KeptFile, (self.path, self.size, self.sums)
+        return CachedFile, (self.path, self.size, self.checksums)
 
     def check(self, start: int, stop: int) -> None:
         """Check the bytes from ``start`` to ``stop``.
@@ -65,7 +65,7 @@ class KeptFile:
         """
         if what := self._wrong_size():
             raise self._damaged(what)
-        touched = np.zeros(len(self.sums) + 1, dtype=np.int64)
+        touched = np.zeros(len(self.checksums) + 1, dtype=np.int64)
         np.add.at(touched, starts // PIECE_BYTES, 1)
         np.add.at(touched, (stops - 1) // PIECE_BYTES + 1, -1)
         for piece in np.flatnonzero(np.cumsum(touched[:-1])).tolist():
@@ -76,7 +76,7 @@ class KeptFile:
 
     def damage(self, pieces: int | None = None) -> str:
         """What is wrong with the file, or its first pieces, in words; empty if nothing is."""
-        found = map(self._wrong, range(len(self.sums[:pieces])))
+        found = map(self._wrong, range(len(self.checksums[:pieces])))
         return next(filter(None, found), "")
 
     def _damaged(self, what: str) -> DamageError:
@@ -107,25 +107,25 @@ class KeptFile:
                 found = file.read(wanted)
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        if len(found) == wanted and checksum(found) == self.sums[piece]:
+        if len(found) == wanted and checksum(found) == self.checksums[piece]:
             return ""
         return f"bytes {start} to {start + wanted} differ from the checksum recorded"
 
 
-def find_kept(path: Path) -> KeptFile | None:
+def find_cached(path: Path) -> CachedFile | None:
     """A file that an earlier run kept, or None if it is not there or was cut."""
-    found = read_findings(path.with_name(path.name + SUMS))
+    found = read_scan_result(path.with_name(path.name + SUMS))
     try:
         size, sums = int(found["bytes"]), tuple(map(int, found["crc32c"]))
         if path.stat().st_size != size or len(sums) != -(-size // PIECE_BYTES):
             return None
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    return KeptFile(path, size, sums)
+    return CachedFile(path, size, sums)
 
 
 @contextlib.contextmanager
-def keeping(path: Path) -> Iterator[Path]:
+def writing_cached(path: Path) -> Iterator[Path]:
     """A temporary file that becomes ``path`` with its checksums if nothing goes wrong.
 
     Raises:
@@ -146,7 +146,7 @@ def keeping(path: Path) -> Iterator[Path]:
     _write_sums(path, size, sums)
 
 
-def keep(path: Path, content: bytes) -> None:
+def cache_file(path: Path, content: bytes) -> None:
     """Keep some bytes with their checksums.
 
     Raises:
@@ -157,19 +157,19 @@ def keep(path: Path, content: bytes) -> None:
     _write_sums(path, len(content), [checksum(content[i : i + PIECE_BYTES]) for i in pieces])
 
 
-def write_findings(path: Path, findings: Mapping[str, Any]) -> None:
+def write_scan_result(path: Path, findings: Mapping[str, Any]) -> None:
     """Keep short findings as one signed line.
 
     Raises:
         SourceError: the cache folder cannot be written.
     """
-    write_atomic(path, sign_json(findings))
+    write_atomic(path, checksummed_json(findings))
 
 
-def read_findings(path: Path) -> dict[str, Any]:
+def read_scan_result(path: Path) -> dict[str, Any]:
     """Findings that an earlier run kept; nothing if there are none or they are damaged."""
     try:
-        return read_signed(path.read_bytes()) or {}
+        return read_checksummed(path.read_bytes()) or {}
     except OSError:
         return {}
 
@@ -190,10 +190,10 @@ def folder_sha256(
     """
     listing = canonical_digest([str(folder), files, [list(seal) for seal in seals]])
     memory = cache / f"folder-{listing[:16]}.json"
-    if known := read_findings(memory).get("sha256"):
+    if known := read_scan_result(memory).get("sha256"):
         return str(known)
     digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
-    write_findings(memory, {"sha256": digest})
+    write_scan_result(memory, {"sha256": digest})
     return digest
 
 
@@ -208,19 +208,19 @@ def damaged_files(cache: Path) -> list[tuple[Path, str]]:
             continue
         if path.suffix in (".json", SUMS):
             try:
-                whole = read_signed(path.read_bytes()) is not None
+                whole = read_checksummed(path.read_bytes()) is not None
             except OSError as error:
                 damage.append((path, f"cannot be read ({error.strerror})"))
                 continue
             damage += [] if whole else [(path, "the record does not match its checksum")]
-        found = read_findings(path.with_name(path.name + SUMS))
+        found = read_scan_result(path.with_name(path.name + SUMS))
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            kept = KeptFile(path, int(found["bytes"]), tuple(map(int, found["crc32c"])))
+            kept = CachedFile(path, int(found["bytes"]), tuple(map(int, found["crc32c"])))
             damage += [(path, what)] if (what := kept.damage()) else []
     return damage
 
 
-def sweep(cache: Path) -> None:
+def remove_stale_files(cache: Path) -> None:
     """Remove what killed processes left unfinished; the file system's own clock tells ages."""
     leftovers = [path for path in cache.glob("**/.*") if path.is_file()]
     if leftovers:
@@ -231,7 +231,7 @@ def sweep(cache: Path) -> None:
 
 
 def _write_sums(path: Path, size: int, sums: list[int]) -> None:
-    write_findings(path.with_name(path.name + SUMS), {"bytes": size, "crc32c": sums})
+    write_scan_result(path.with_name(path.name + SUMS), {"bytes": size, "crc32c": sums})
 
 
 def _sums(path: Path) -> Iterator[int]:

@@ -15,7 +15,7 @@ Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Shown:
+class DisplayArrays:
     """Arrays of some samples for a store, the sizes of their dims and the texts behind codes."""
 
     arrays: dict[str, npt.NDArray[Any]]
@@ -23,7 +23,7 @@ class Shown:
     array_attributes: dict[str, Mapping[str, Any]]
 
 
-def show(source: Source, sample_id: Ids) -> Shown:
+def display_arrays(source: Source, sample_id: Ids) -> DisplayArrays:
     """Read the samples and put them in the form of the stores landmarks and audited."""
     raw = source.read(sample_id)
     names = source.names(sample_id)
@@ -43,7 +43,7 @@ def show(source: Source, sample_id: Ids) -> Shown:
         "sample_name": {"categories": list(names)},
         "label": {"categories": list(source.classes)},
     }
-    return Shown(arrays, sizes, texts)
+    return DisplayArrays(arrays, sizes, texts)
 
 
 def picture(raw: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.digests import stat_seal
+from krepes_ooc.core.digests import stat_signature
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.array_rows import check_unchanged
 from krepes_ooc.sources.arrays import ArraySource, Labels, array_source
@@ -26,7 +26,7 @@ class ImageFileRows:
     Args:
         folder: where the names begin.
         files: names relative to the folder.
-        seals: ``stat_seal`` of each file when the folder was opened.
+        seals: ``stat_signature`` of each file when the folder was opened.
         mode: Pillow's mode, L or RGB.
         side: side to scale to, or None if all images must have the shape of the first.
         shape: samples, y, x, channel.
@@ -89,7 +89,7 @@ def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
         raise SourceError(
             "no images", where=str(folder), expected="files named " + ", ".join(sorted(SUFFIXES))
         )
-    seals = tuple(stat_seal(folder / name) for name in files)
+    seals = tuple(stat_signature(folder / name) for name in files)
     mode = "L" if _mode(folder / files[0]) in ("1", "L", "LA", "I;16") else "RGB"
     shape = decode(folder / files[0], mode, spec.size).shape
     rows = ImageFileRows(folder, tuple(files), seals, mode, spec.size, (len(files), *shape))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.base import BUFFER_BYTES, Column, Source, SourceSpec, Tabular, check_keys
-from krepes_ooc.sources.row_order import WINDOW_ROWS, RowOrder
+from krepes_ooc.sources.row_order import WINDOW_ROWS, ShuffledOrder
 
 __all__ = ["Column", "Source", "SourceSpec", "Tabular", "open_source", "row_order"]
 
@@ -51,8 +51,8 @@ def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
     return map_dataset.open_dataset(spec, base)
 
 
-def row_order(source: Source, spec: SourceSpec, seed: int) -> RowOrder:
+def row_order(source: Source, spec: SourceSpec, seed: int) -> ShuffledOrder:
     """The order of store rows over a source: windows of a stream fit half its buffer."""
     row_bytes = 8 * max(1, len(source.columns))
     window_rows = max(1, min(WINDOW_ROWS, BUFFER_BYTES // (2 * row_bytes)))
-    return RowOrder(source.n_samples, source.row_groups, seed, spec.order, window_rows)
+    return ShuffledOrder(source.n_samples, source.row_groups, seed, spec.order, window_rows)

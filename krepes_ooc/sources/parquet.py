@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from krepes_ooc.core.digests import canonical_digest, stat_seal, unreadable
+from krepes_ooc.core.digests import canonical_digest, stat_signature, unreadable
 from krepes_ooc.errors import DamageError, SourceError
 from krepes_ooc.sources.arrow_columns import is_number
 from krepes_ooc.sources.base import SourceSpec
-from krepes_ooc.sources.cache import KeptFile, find_kept, keeping
+from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
 
 CONVERTER_VERSION = 1
 GROUP_ROWS = 8_192
@@ -37,7 +37,7 @@ class TableFile:
     """
 
     path: Path
-    kept: KeptFile | None = None
+    kept: CachedFile | None = None
 
     def open(self) -> Any:
         """The opened Parquet file.
@@ -73,7 +73,7 @@ class TableFile:
         Raises:
             SourceError: the file is gone.
         """
-        return stat_seal(self.path) if self.kept is None else ()
+        return stat_signature(self.path) if self.kept is None else ()
 
     def _footer(self, size: int) -> int:
         """Where the description of the row groups begins; a wrong place is found by its bytes."""
@@ -116,12 +116,12 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
             where=str(path),
             expected="a readable table and a writable workspace",
         ) from error
-    return TableFile(target, find_kept(target))
+    return TableFile(target, find_cached(target))
 
 
 def _find_made(target: Path) -> TableFile | None:
     """The file that an earlier run converted, or None if it must be made again."""
-    kept = find_kept(target)
+    kept = find_cached(target)
     if kept is not None:
         try:
             TableFile(target, kept).open().close()
@@ -235,7 +235,7 @@ def _trim(column: Any) -> Any:
 
 def _write(batches: Any, path: Path, target: Path) -> None:
     """Write batches as row groups of ``GROUP_ROWS`` rows; published by rename."""
-    with keeping(target) as temporary:
+    with writing_cached(target) as temporary:
         writer: Any = None
         held: list[Any] = []
         for batch in batches:

@@ -20,7 +20,7 @@ WINDOW_ROWS = 65_536
 _GROUPS_STREAM, _WINDOW_STREAM, _ROWS_STREAM = 1, 2, 3
 
 
-class RowOrder:
+class ShuffledOrder:
     """A keyed bijection of [0, n_samples): store row to position in the source.
 
     Args:

@@ -27,10 +27,10 @@ from krepes_ooc.sources.base import (
 from krepes_ooc.sources.parquet import TableFile, as_parquet
 from krepes_ooc.sources.table_scan import (
     SCAN_VERSION,
-    Reading,
     Scan,
+    TableColumns,
     load_scan,
-    resolve_reading,
+    resolve_columns,
     save_scan,
     scan_table,
 )
@@ -58,7 +58,7 @@ def open_table(
     with parquet.open() as file:
         schema, metadata = file.schema_arrow, file.metadata
     rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
-    reading = resolve_reading(spec, schema, rows, str(path))
+    reading = resolve_columns(spec, schema, rows, str(path))
     key = canonical_digest(
         [SCAN_VERSION, sha256, parquet.path.name, reading.kinds, reading.label, rows]
     )
@@ -86,7 +86,7 @@ class TableSource:
         path: Path,
         parquet: TableFile,
         sha256: str,
-        reading: Reading,
+        reading: TableColumns,
         scan: Scan,
         groups: tuple[int, ...],
         buffer_bytes: int,
@@ -96,11 +96,11 @@ class TableSource:
         self._seal = parquet.seal()
         self.n_samples = reading.n_samples
         self.columns, self.classes, self.warnings = scan.columns, scan.classes, scan.warnings
-        self.bank = scan.bank
+        self.marginal_rows = scan.marginal_rows
         self.spread = np.asarray([c.std if c.kind == "numeric" else 0.0 for c in scan.columns])
         width = 8 * (len(scan.columns) + bool(scan.classes))
         self.row_groups = groups if self.n_samples * width > buffer_bytes else None
-        self.resident_bytes = min(buffer_bytes, self.n_samples * width) + scan.bank.nbytes
+        self.resident_bytes = min(buffer_bytes, self.n_samples * width) + scan.marginal_rows.nbytes
         self._ends = np.cumsum(groups)
         self._buffer = _GroupBuffer(buffer_bytes)
         shown = [c for c in scan.columns if c.shown]

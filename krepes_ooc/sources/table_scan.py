@@ -18,10 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from krepes_ooc.errors import DataError, SourceError
-from krepes_ooc.sources.array_rows import bank_positions
+from krepes_ooc.sources.array_rows import marginal_positions
 from krepes_ooc.sources.arrow_columns import MISSING, is_number, kind_of, to_numbers, to_text
 from krepes_ooc.sources.base import Column, SourceSpec
-from krepes_ooc.sources.cache import find_kept, keep, read_findings, write_findings
+from krepes_ooc.sources.cache import cache_file, find_cached, read_scan_result, write_scan_result
 from krepes_ooc.sources.parquet import TableFile
 
 Float64 = npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ MAX_CATEGORIES = 1_024
 
 
 @dataclass(frozen=True)
-class Reading:
+class TableColumns:
     """What to read of a table: kinds in file order, resolved from the recipe and the schema.
 
     Args:
@@ -57,10 +57,10 @@ class Scan:
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
-    bank: Float64
+    marginal_rows: Float64
 
 
-def resolve_reading(spec: SourceSpec, schema: Any, rows: int, where: str) -> Reading:
+def resolve_columns(spec: SourceSpec, schema: Any, rows: int, where: str) -> TableColumns:
     """Which columns are read, and as what.
 
     Raises:
@@ -91,10 +91,10 @@ def resolve_reading(spec: SourceSpec, schema: Any, rows: int, where: str) -> Rea
         )
     if not any(shown for _, _, shown in kinds):
         raise SourceError("no column is left for the network", where=where, expected="one or more")
-    return Reading(tuple(kinds), spec.label, rows)
+    return TableColumns(tuple(kinds), spec.label, rows)
 
 
-def scan_table(parquet: TableFile, reading: Reading, where: str) -> Scan:
+def scan_table(parquet: TableFile, reading: TableColumns, where: str) -> Scan:
     """Read every used row once.
 
     Args:
@@ -107,9 +107,9 @@ def scan_table(parquet: TableFile, reading: Reading, where: str) -> Scan:
         SourceError: too many categories.
         DamageError: the converted table is damaged.
     """
-    tallies = [_Tally(name, kind, where) for name, kind, _ in reading.kinds]
-    label = _Tally(reading.label, "categorical", where) if reading.label else None
-    wanted = bank_positions(reading.n_samples)
+    tallies = [ColumnStatistics(name, kind, where) for name, kind, _ in reading.kinds]
+    label = ColumnStatistics(reading.label, "categorical", where) if reading.label else None
+    wanted = marginal_positions(reading.n_samples)
     bank = np.empty((wanted.size, len(tallies)))
     first = 0
     with parquet.open() as file:
@@ -136,12 +136,12 @@ def scan_table(parquet: TableFile, reading: Reading, where: str) -> Scan:
 def load_scan(folder: Path) -> Scan | None:
     """The scan that an earlier run kept, or None if there is none that is what was written."""
     try:
-        found = read_findings(folder / "scan.json")
+        found = read_scan_result(folder / "scan.json")
         columns = tuple(
             Column(**(entry | {"categories": tuple(entry["categories"])}))
             for entry in found["columns"]
         )
-        kept = find_kept(folder / "bank.npy")
+        kept = find_cached(folder / "bank.npy")
         if kept is None or kept.damage():
             return None
         bank = np.load(kept.path, allow_pickle=False)
@@ -153,17 +153,17 @@ def load_scan(folder: Path) -> Scan | None:
 def save_scan(folder: Path, scan: Scan) -> None:
     """Keep a scan for later runs; the JSON, written last, completes it."""
     stream = io.BytesIO()
-    np.save(stream, scan.bank, allow_pickle=False)
-    keep(folder / "bank.npy", stream.getvalue())
+    np.save(stream, scan.marginal_rows, allow_pickle=False)
+    cache_file(folder / "bank.npy", stream.getvalue())
     findings = {
         "columns": [asdict(column) for column in scan.columns],
         "classes": list(scan.classes),
         "warnings": list(scan.warnings),
     }
-    write_findings(folder / "scan.json", findings)
+    write_scan_result(folder / "scan.json", findings)
 
 
-class _Tally:
+class ColumnStatistics:
     """Running statistics of one column; categories get provisional codes as they appear."""
 
     def __init__(self, name: str, kind: str, where: str) -> None:
@@ -234,7 +234,12 @@ class _Tally:
         return (*ordered, *([MISSING] if MISSING in self.codes else []))
 
 
-def _finish(reading: Reading, tallies: list[_Tally], label: _Tally | None, bank: Float64) -> Scan:
+def _finish(
+    reading: TableColumns,
+    tallies: list[ColumnStatistics],
+    label: ColumnStatistics | None,
+    bank: Float64,
+) -> Scan:
     columns, warnings = [], []
     for index, (tally, (name, kind, shown)) in enumerate(zip(tallies, reading.kinds, strict=True)):
         if kind == "categorical":

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.digests import stat_seal, unreadable
+from krepes_ooc.core.digests import stat_signature, unreadable
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.array_rows import MemoryRows, Rows, choose_array, mapped_rows
-from krepes_ooc.sources.cache import find_kept, folder_sha256, keeping
+from krepes_ooc.sources.cache import find_cached, folder_sha256, writing_cached
 
 SUFFIX = ".zarr"
 SLAB_BYTES = 128 * 2**20
@@ -44,7 +44,7 @@ def zarr_sha256(path: Path, array: str, cache: Path) -> str:
     folder, _ = _open(path, array)
     found = (file for file in folder.rglob("*") if file.is_file())
     files = sorted(file.relative_to(folder).as_posix() for file in found)
-    seals = tuple(stat_seal(folder / name) for name in files)
+    seals = tuple(stat_signature(folder / name) for name in files)
     return folder_sha256(folder, files, seals, cache)
 
 
@@ -61,10 +61,10 @@ def zarr_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     if data.dtype.kind not in "uif":
         return MemoryRows(_texts(folder, data))
     target = cache / f"unpacked-{sha256[:16]}.raw"
-    kept = find_kept(target)
+    kept = find_cached(target)
     if kept is None:
         try:
-            with keeping(target) as temporary, temporary.open("wb") as stream:
+            with writing_cached(target) as temporary, temporary.open("wb") as stream:
                 for slab in _slabs(folder, data):
                     stream.write(slab.data)
         except OSError as error:
@@ -73,7 +73,7 @@ def zarr_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
                 where=str(folder),
                 expected="a readable array and a writable workspace",
             ) from error
-        kept = find_kept(target)
+        kept = find_cached(target)
     shape = tuple(map(int, data.shape))
     if len(shape) == 3 and data.dtype == np.uint8:
         shape = (*shape, 1)

@@ -33,7 +33,7 @@ _OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-class Way(Protocol):
+class ChunkReader(Protocol):
     """A way to read chunks; safe for any number of threads."""
 
     def chunk(
@@ -52,13 +52,13 @@ class Way(Protocol):
         """
 
 
-class Mapped:
+class MmapReader:
     """A fresh read-only map of the chunk file, dropped with the array."""
 
     def chunk(
         self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
     ) -> tuple[npt.NDArray[Any], int | None]:
-        """As ``Way``."""
+        """As ``ChunkReader``."""
         needed = info.chunk_bytes + CHECKSUM_BYTES
         with _opened(chunk_path(folder, at), needed, READ_FLAGS) as descriptor:
             mapped = mmap.mmap(descriptor, needed, access=mmap.ACCESS_READ)
@@ -67,7 +67,7 @@ class Mapped:
         return values.reshape(info.chunks), suffix
 
 
-class Direct:
+class DirectReader:
     """A read past the page cache into an aligned buffer, which is used again with the next chunk.
 
     File systems that cannot do that are read as usual, into the same buffers.
@@ -80,10 +80,10 @@ class Direct:
     def chunk(
         self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
     ) -> tuple[npt.NDArray[Any], int | None]:
-        """As ``Way``.
+        """As ``ChunkReader``.
 
         Raises:
-            DamageError: as ``Way``.
+            DamageError: as ``ChunkReader``.
         """
         needed, path = info.chunk_bytes + CHECKSUM_BYTES, chunk_path(folder, at)
         buffer = self._pool.take(needed)
@@ -116,16 +116,16 @@ class Direct:
             return _read_all(descriptor, needed, view)
 
 
-class Decoded:
+class ZarrReader:
     """Whatever Zarr can read: a copy that somebody compressed or rechunked; slow and safe."""
 
     def chunk(
         self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
     ) -> tuple[npt.NDArray[Any], int | None]:
-        """As ``Way``.
+        """As ``ChunkReader``.
 
         Raises:
-            DamageError: as ``Way``.
+            DamageError: as ``ChunkReader``.
         """
         import zarr
 
@@ -165,7 +165,7 @@ class BufferPool:
             del self._idle[:-KEPT_BUFFERS]
 
 
-def choose_way(folder: Path, info: ArrayInfo, direct_above: int | None) -> Way:
+def choose_reader(folder: Path, info: ArrayInfo, direct_above: int | None) -> ChunkReader:
     """The way to read one array.
 
     Args:
@@ -174,11 +174,11 @@ def choose_way(folder: Path, info: ArrayInfo, direct_above: int | None) -> Way:
         direct_above: bytes of an array above which it is read past the page cache; None: never.
     """
     if not info.mappable:
-        return Decoded()
+        return ZarrReader()
     size = math.prod(info.n_chunks) * info.chunk_bytes
     if direct_above is not None and size > direct_above and hasattr(os, "O_DIRECT"):
-        return Direct()
-    return Mapped()
+        return DirectReader()
+    return MmapReader()
 
 
 def chunk_path(folder: Path, at: tuple[int, ...]) -> Path:

@@ -112,9 +112,9 @@ def _flat(dataset: xarray.Dataset) -> xarray.Dataset:
             flat[name] = values.astype(np.float32)
         elif values.dtype == np.int64:
             flat[name] = values.astype(np.int32 if _fits(values.values) else np.float64)
-        flat[name].attrs = _words(values.attrs)
+        flat[name].attrs = _message(values.attrs)
         flat[name].encoding = {}
-    flat.attrs = _words(dataset.attrs)
+    flat.attrs = _message(dataset.attrs)
     return flat
 
 
@@ -122,7 +122,7 @@ def _fits(values: npt.NDArray[np.int64]) -> bool:
     return not values.size or bool(np.abs(values).max() < 2**31)
 
 
-def _words(attributes: dict[Any, Any]) -> dict[Any, Any]:
+def _message(attributes: dict[Any, Any]) -> dict[Any, Any]:
     return {
         key: value if isinstance(value, str | int | float) else json.dumps(value)
         for key, value in attributes.items()
@@ -199,10 +199,10 @@ def _names_of(workspace: Workspace, store: str, dataset: xarray.Dataset, main: s
     holder = {"audited": "audited", "landmark": "landmarks"}.get(main)
     if holder is None or store == holder or holder not in workspace.stores():
         return {}
-    return _people(workspace.reader(holder))
+    return _sample_names(workspace.reader(holder))
 
 
-def _people(reader: StoreReader) -> Columns:
+def _sample_names(reader: StoreReader) -> Columns:
     return {
         name: _texts(reader.array(name), reader.info(name).attributes)
         for name in ("sample_id", "sample_name", "label")
@@ -222,7 +222,7 @@ def _by_rank(
         table[name] = values.reshape(-1)
     if which in table:
         index = table.pop(which)
-        for name, values in _people(workspace.reader("landmarks")).items():
+        for name, values in _sample_names(workspace.reader("landmarks")).items():
             table[f"landmark_{name}"] = [values[i] if i >= 0 else None for i in index.tolist()]
     return table
 

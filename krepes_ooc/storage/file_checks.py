@@ -54,7 +54,7 @@ def measure(path: Path) -> tuple[int, int]:
         raise unreadable(path, error) from error
 
 
-def what_is_wrong(path: Path, size: int, crc: int, *, suffixed: bool) -> str:
+def file_problem(path: Path, size: int, crc: int, *, suffixed: bool) -> str:
     """What is wrong with a file, in words; empty if nothing is.
 
     Args:

@@ -14,9 +14,9 @@ from typing import Any
 from krepes_ooc.core.files import (
     Files,
     boot_id,
+    checksummed_json,
     disk_errors,
-    read_signed,
-    sign_json,
+    read_checksummed,
     sync_path,
     unreadable,
     write_atomic,
@@ -65,7 +65,7 @@ class Journal:
         Raises:
             StageFailed: the disk is full; no part of the line is left behind.
         """
-        line = sign_json(
+        line = checksummed_json(
             {
                 "unit": unit.name,
                 "files": {key: list(value) for key, value in unit.files.items()},
@@ -147,7 +147,7 @@ def mend_journal(path: Path, temp: Path) -> None:
 
 
 def _parse(line: bytes) -> Unit | None:
-    value = read_signed(line)
+    value = read_checksummed(line)
     if value is None:
         return None
     try:

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.core.files import read_signed_file, sign_json, write_atomic
+from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.errors import DamageError
 
 NAME = "recipe.json"
 
 
-def read_register(private: Path) -> dict[str, Any] | None:
+def read_sealed_list(private: Path) -> dict[str, Any] | None:
     """Recipe, format and sealed stages of a workspace, or None if it has no register yet.
 
     Args:
@@ -27,19 +27,19 @@ def read_register(private: Path) -> dict[str, Any] | None:
     Raises:
         DamageError: the register is there, but not what was written.
     """
-    return read_signed_file(private / NAME)
+    return read_checksummed_file(private / NAME)
 
 
-def write_register(private: Path, recipe: str, version: int, sealed: Iterable[str]) -> None:
+def write_sealed_list(private: Path, recipe: str, version: int, sealed: Iterable[str]) -> None:
     """Write down whose the workspace is, in which format, and which stages are sealed."""
     record = {"recipe": recipe, "format": version, "sealed": sorted(sealed)}
-    write_atomic(private / NAME, sign_json(record), private / "temp", sync=True)
+    write_atomic(private / NAME, checksummed_json(record), private / "temp", sync=True)
 
 
 def sealed_stages(private: Path) -> frozenset[str]:
     """Stages that the register lists as sealed; none if there is no whole register."""
     try:
-        found = (read_register(private) or {}).get("sealed")
+        found = (read_sealed_list(private) or {}).get("sealed")
     except DamageError:
         return frozenset()
     return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
@@ -50,7 +50,7 @@ def list_sealed(private: Path, *stages: str) -> None:
     _change(private, sealed_stages(private) | set(stages))
 
 
-def strike(private: Path, stage: str) -> None:
+def unlist_sealed(private: Path, stage: str) -> None:
     """Take a stage off the list, before its seal goes."""
     _change(private, sealed_stages(private) - {stage})
 
@@ -58,7 +58,7 @@ def strike(private: Path, stage: str) -> None:
 def _change(private: Path, sealed: Iterable[str]) -> None:
     # A damaged register is told by every run and written anew by a repair, from the seals.
     with contextlib.suppress(DamageError):
-        known = read_register(private)
+        known = read_sealed_list(private)
         if known is not None and known.get("sealed") != sorted(sealed):
             record = {**known, "sealed": sorted(sealed)}
-            write_atomic(private / NAME, sign_json(record), private / "temp", sync=True)
+            write_atomic(private / NAME, checksummed_json(record), private / "temp", sync=True)

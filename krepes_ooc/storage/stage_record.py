@@ -16,16 +16,16 @@ from typing import Any
 from krepes_ooc.core.files import Files as Files
 from krepes_ooc.core.files import (
     boot_id,
+    checksummed_json,
     disk_errors,
-    read_signed_file,
-    sign_json,
+    read_checksummed_file,
     sync_path,
     write_atomic,
 )
 from krepes_ooc.errors import DamageError
-from krepes_ooc.storage.file_checks import measure, what_is_wrong
+from krepes_ooc.storage.file_checks import file_problem, measure
 from krepes_ooc.storage.journal import Journal, Unit, mend_journal, read_journal
-from krepes_ooc.storage.sealed_list import list_sealed, strike
+from krepes_ooc.storage.sealed_list import list_sealed, unlist_sealed
 
 _SYNC_THREADS = 16  # the disk flushes what many ask for at once in one go: 20 times faster
 
@@ -59,7 +59,7 @@ class StageRecord:
         return self.folder / "partials"
 
     @property
-    def parked(self) -> Path:
+    def previous(self) -> Path:
         """Where the previous store waits until the new one is sealed."""
         return self.private / "parked" / self.name
 
@@ -88,7 +88,7 @@ class StageRecord:
         Raises:
             DamageError: the record is there, but not what was written.
         """
-        return read_signed_file(self.folder / "begun.json")
+        return read_checksummed_file(self.folder / "begun.json")
 
     def seal(self) -> dict[str, Any] | None:
         """The manifest if the stage is sealed.
@@ -96,7 +96,7 @@ class StageRecord:
         Raises:
             DamageError: the manifest is there, but not what was written.
         """
-        return read_signed_file(self.folder / "seal.json")
+        return read_checksummed_file(self.folder / "seal.json")
 
     def is_sealed(self) -> bool:
         """Whether there is a whole seal."""
@@ -112,14 +112,14 @@ class StageRecord:
         journals, partial results. Only the store of a record that a kill left half parked follows.
         """
         if self.store is not None and os.path.lexists(self.store):
-            half_parked = (self.parked / "record").exists() and not self._parked_store.exists()
+            half_parked = (self.previous / "record").exists() and not self._parked_store.exists()
             if half_parked:
                 self._park_store()
             else:
                 discard(self.store, self.temp)
-        strike(self.private, self.name)
+        unlist_sealed(self.private, self.name)
         discard(self.folder, self.temp)
-        write_atomic(self.folder / "begun.json", sign_json(record), self.temp, sync=True)
+        write_atomic(self.folder / "begun.json", checksummed_json(record), self.temp, sync=True)
 
     def restore(self) -> dict[str, Any] | None:
         """What the stage was begun with, written anew from the seal if that alone still says it."""
@@ -134,7 +134,7 @@ class StageRecord:
             return None
         if not isinstance(begun, dict) or "digest" not in begun:
             return None
-        write_atomic(self.folder / "begun.json", sign_json(begun), self.temp, sync=True)
+        write_atomic(self.folder / "begun.json", checksummed_json(begun), self.temp, sync=True)
         return begun
 
     def units(self) -> tuple[dict[str, Unit], int]:
@@ -178,32 +178,32 @@ class StageRecord:
             "sealed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
         }
-        write_atomic(self.folder / "seal.json", sign_json(manifest), self.temp, sync=True)
+        write_atomic(self.folder / "seal.json", checksummed_json(manifest), self.temp, sync=True)
         list_sealed(self.private, self.name)
         self.tidy()
 
     def tidy(self) -> None:
         """Remove what a sealed stage no longer needs: partial results and the parked store."""
         discard(self.partials, self.temp)
-        discard(self.parked, self.temp)
+        discard(self.previous, self.temp)
 
-    def park(self) -> None:
+    def archive_previous(self) -> None:
         """Move the stale store and its record aside; the seal of the new one removes them.
 
         A sealed result that is parked already stays: what replaced it was never finished and goes.
         """
-        if (self.parked / "record").exists() and not self.is_sealed():
+        if (self.previous / "record").exists() and not self.is_sealed():
             # The record goes last: as long as it is there, the stage is stale and parked again.
             if self.store is not None:
                 discard(self.store, self.temp)
             discard(self.folder, self.temp)
             return
-        strike(self.private, self.name)
-        discard(self.parked, self.temp)
-        with disk_errors(self.parked):
-            self.parked.mkdir(parents=True)
+        unlist_sealed(self.private, self.name)
+        discard(self.previous, self.temp)
+        with disk_errors(self.previous):
+            self.previous.mkdir(parents=True)
             if self.folder.exists():
-                self.folder.rename(self.parked / "record")
+                self.folder.rename(self.previous / "record")
             if self.store is not None and os.path.lexists(self.store):
                 self._park_store()
 
@@ -211,7 +211,7 @@ class StageRecord:
         """Open a sealed stage again: what its journals rightly say stays on record."""
         for path in self.journals:
             mend_journal(path, self.temp)
-        strike(self.private, self.name)
+        unlist_sealed(self.private, self.name)
         (self.folder / "seal.json").unlink(missing_ok=True)
 
     def reset(self) -> None:
@@ -225,17 +225,17 @@ class StageRecord:
 
     @property
     def _parked_store(self) -> Path:
-        return self.parked / "store"
+        return self.previous / "store"
 
     def _park_store(self) -> None:
         assert self.store is not None
-        with disk_errors(self.parked):
+        with disk_errors(self.previous):
             self.store.rename(self._parked_store)
 
     def _is_whole(self, key: str, size: int, crc: int, *, trust_size: bool) -> bool:
         path = self.base / key
         if not trust_size:
-            return not what_is_wrong(path, size, crc, suffixed=self.has_suffix(key))
+            return not file_problem(path, size, crc, suffixed=self.has_suffix(key))
         try:
             return path.stat().st_size == size
         except OSError:

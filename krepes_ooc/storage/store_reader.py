@@ -12,7 +12,7 @@ import numpy.typing as npt
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.files import checksum
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.storage.chunk_readers import Way, choose_way, chunk_path, damaged
+from krepes_ooc.storage.chunk_readers import ChunkReader, choose_reader, chunk_path, damaged
 from krepes_ooc.storage.file_checks import confine
 from krepes_ooc.storage.zarr_metadata import DOCUMENT, ArrayInfo, read_document, read_info
 
@@ -34,7 +34,7 @@ class StoreReader:
     def __init__(self, path: Path, direct_above: int | None = None) -> None:
         self.path = path
         self._direct_above = direct_above
-        self._ways: dict[str, Way] = {}
+        self._ways: dict[str, ChunkReader] = {}
         self._arrays: dict[str, ArrayInfo] = {}
         self._verified: set[tuple[str, tuple[int, ...]]] = set()
 
@@ -151,7 +151,7 @@ class StoreReader:
             self._verified.add((name, at))
         return values
 
-    def _way(self, name: str, info: ArrayInfo) -> Way:
+    def _way(self, name: str, info: ArrayInfo) -> ChunkReader:
         if name not in self._ways:
-            self._ways[name] = choose_way(self.path / name, info, self._direct_above)
+            self._ways[name] = choose_reader(self.path / name, info, self._direct_above)
         return self._ways[name]

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.core.files import Files, read_bytes, read_signed_file
+from krepes_ooc.core.files import Files, read_bytes, read_checksummed_file
 from krepes_ooc.errors import DamageError, KrepesError
-from krepes_ooc.storage.file_checks import is_inside, what_is_wrong
+from krepes_ooc.storage.file_checks import file_problem, is_inside
 from krepes_ooc.storage.sealed_list import NAME as REGISTER
 from krepes_ooc.storage.sealed_list import sealed_stages
 from krepes_ooc.storage.stage_record import StageRecord
@@ -21,7 +21,7 @@ from krepes_ooc.storage.zarr_metadata import DOCUMENT, read_document, root_docum
 
 WORKSPACE = "workspace"
 # Signed records of the workspace that may be absent: they are written anew.
-SIGNED = ("recipe-text.json", "network.json", "row-cost.json")
+CHECKSUMMED = ("recipe-text.json", "network.json", "row-cost.json")
 _READ_THREADS = 4
 _OTHER_FORM = "the manifest has another form"
 
@@ -33,15 +33,15 @@ class Damage:
     Args:
         stage: whose file it is, or ``workspace``.
         file: relative to the stage's store, or the path of a record.
-        what: the difference, in words.
+        problem: the difference, in words.
     """
 
     stage: str
     file: str
-    what: str
+    problem: str
 
     def __str__(self) -> str:
-        return f"{self.stage}: {self.file}: {self.what}"
+        return f"{self.stage}: {self.file}: {self.problem}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _checked(record: StageRecord, files: Files) -> Iterator[tuple[str, int, str]
     def check(item: tuple[str, tuple[int, int]]) -> tuple[str, int, str]:
         key, (size, crc) = item
         suffixed = record.has_suffix(key)
-        return key, size, what_is_wrong(record.base / key, size, crc, suffixed=suffixed)
+        return key, size, file_problem(record.base / key, size, crc, suffixed=suffixed)
 
     # The checksum is as fast as memory: several files at once keep the disk busy meanwhile.
     with ThreadPoolExecutor(_READ_THREADS) as pool:
@@ -118,12 +118,12 @@ def _expected_files(record: StageRecord) -> tuple[Files | None, list[Damage]]:
         damage.append(Damage(record.name, str(record.folder / "seal.json"), _OTHER_FORM))
         return {}, damage
     for name, (size, crc) in journals.items():
-        if what := what_is_wrong(record.folder / name, size, crc, suffixed=False):
+        if what := file_problem(record.folder / name, size, crc, suffixed=False):
             damage.append(Damage(record.name, str(record.folder / name), what))
-    return files, damage + _strangers(record, set(files))
+    return files, damage + _unrecorded_files(record, set(files))
 
 
-def document_damage(record: StageRecord, seal: Mapping[str, Any]) -> str:
+def metadata_damage(record: StageRecord, seal: Mapping[str, Any]) -> str:
     """The first document of a sealed store that is not what was written, in words; or nothing.
 
     The documents say of what shape the values are and where they lie. They are short, so every run
@@ -134,7 +134,7 @@ def document_damage(record: StageRecord, seal: Mapping[str, Any]) -> str:
     except (KeyError, TypeError, ValueError, AttributeError):
         return f"{record.folder / 'seal.json'}: {_OTHER_FORM}"
     for key, (size, crc) in files.items():
-        if what := what_is_wrong(record.base / key, size, crc, suffixed=False):
+        if what := file_problem(record.base / key, size, crc, suffixed=False):
             return f"{record.base / key}: {what}"
     return ""
 
@@ -142,7 +142,7 @@ def document_damage(record: StageRecord, seal: Mapping[str, Any]) -> str:
 def _lost_seal(record: StageRecord) -> list[Damage]:
     """The seal that must have been there: it is listed, or another stage was made of it."""
     path = record.folder / "seal.json"
-    if path.exists() or (record.parked / "record").exists():
+    if path.exists() or (record.previous / "record").exists():
         return []
     if record.name in sealed_stages(record.private):
         return [Damage(record.name, str(path), "missing, though the stage was sealed")]
@@ -158,7 +158,7 @@ def _lost_seal(record: StageRecord) -> list[Damage]:
 
 def _quietly(path: Path) -> dict[str, Any] | None:
     try:
-        return read_signed_file(path)
+        return read_checksummed_file(path)
     except KrepesError:
         return None
 
@@ -180,7 +180,7 @@ def _files(recorded: Any) -> Files:
     return files
 
 
-def _strangers(record: StageRecord, known: set[str]) -> list[Damage]:
+def _unrecorded_files(record: StageRecord, known: set[str]) -> list[Damage]:
     """Files of a sealed store that nobody recorded."""
     if record.store is None:
         return []
@@ -206,7 +206,7 @@ def workspace_damage(
     unfit = {f"{d.stage}/{d.file}".removesuffix(f"/{DOCUMENT}") for d in found}
     checks: list[Callable[[], object]] = [
         lambda: _check_owner(private),
-        *(partial(read_signed_file, private / name) for name in SIGNED),
+        *(partial(read_checksummed_file, private / name) for name in CHECKSUMMED),
         lambda: _check_root(private.parent / "audit.zarr", sealed, unfit),
     ]
     damage = []
@@ -220,7 +220,7 @@ def workspace_damage(
 
 def _check_owner(private: Path) -> None:
     path = private / REGISTER
-    if read_signed_file(path) is None and any((private / "stages").glob("*/begun.json")):
+    if read_checksummed_file(path) is None and any((private / "stages").glob("*/begun.json")):
         raise DamageError("missing", where=str(path))
 
 

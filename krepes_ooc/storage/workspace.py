@@ -12,11 +12,11 @@ from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
 from krepes_ooc.storage.file_checks import confine
 from krepes_ooc.storage.locks import WorkspaceLock
-from krepes_ooc.storage.sealed_list import list_sealed, read_register, write_register
+from krepes_ooc.storage.sealed_list import list_sealed, read_sealed_list, write_sealed_list
 from krepes_ooc.storage.stage_record import StageRecord, remove
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.store_writer import StoreWriter
-from krepes_ooc.storage.verify import document_damage
+from krepes_ooc.storage.verify import metadata_damage
 from krepes_ooc.storage.zarr_metadata import DOCUMENT, FORMAT, read_document, write_root
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Workspace:
                 expected="a sealed store",
                 advice="run the recipe to its end; `krepes status` shows what is missing",
             )
-        if harmed := document_damage(record, seal):
+        if harmed := metadata_damage(record, seal):
             raise DamageError(harmed, expected="what was written", advice="`krepes run --repair`")
         import xarray
 
@@ -105,7 +105,7 @@ class Workspace:
 
     def claim(self, recipe: str) -> None:
         """Write down which recipe the workspace belongs to, and what is sealed in it."""
-        write_register(self.private, recipe, FORMAT, self._sealed())
+        write_sealed_list(self.private, recipe, FORMAT, self._sealed())
 
     def recipe(self) -> str | None:
         """Name of the recipe that wrote the workspace.
@@ -113,7 +113,7 @@ class Workspace:
         Raises:
             DamageError: the record is there, but not what was written.
         """
-        record = read_register(self.private)
+        record = read_sealed_list(self.private)
         return None if record is None else str(record.get("recipe"))
 
     def lock(self, lost: Callable[[], None] = lambda: None) -> WorkspaceLock:
@@ -131,7 +131,7 @@ class Workspace:
                 remove(leftover)
         for folder in (self.private / "stages").glob("*"):
             record = self.record(folder.name, None)
-            if (record.parked.exists() or record.partials.exists()) and record.is_sealed():
+            if (record.previous.exists() or record.partials.exists()) and record.is_sealed():
                 record.tidy()
         list_sealed(self.private, *self._sealed())
 
@@ -152,7 +152,7 @@ class Workspace:
 
     def writer(self, spec: StoreSpec, digest: str) -> StoreWriter:
         """The writer of one store."""
-        self.forget(spec.contract.store)
+        self.drop_reader(spec.contract.store)
         path = self._store(spec.contract.store)
         return StoreWriter(path, self.private / "temp", spec, digest)
 
@@ -162,7 +162,7 @@ class Workspace:
             self._readers[store] = StoreReader(self._store(store), self.direct_above)
         return self._readers[store]
 
-    def forget(self, store: str) -> None:
+    def drop_reader(self, store: str) -> None:
         """Drop the cached reader of a store that was rewritten."""
         self._readers.pop(store, None)
 
@@ -203,7 +203,7 @@ class Workspace:
         """
         harmed = any((self.private / "stages").glob("*/begun.json"))
         try:
-            if record := read_register(self.private):
+            if record := read_sealed_list(self.private):
                 return _known(record.get("format"))
         except DamageError:
             harmed = True

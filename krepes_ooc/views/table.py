@@ -20,7 +20,7 @@ class TableViews:
 
     def __init__(self, spec: ViewSpec, source: Tabular) -> None:
         names = [column.name for column in source.columns]
-        width = source.bank.shape[1]
+        width = source.marginal_rows.shape[1]
         unknown = [name for name in spec.keep if name not in names]
         if unknown:
             raise SourceError(
@@ -31,7 +31,7 @@ class TableViews:
         changed = [c.shown and c.name not in spec.keep for c in source.columns]
         # Vectors have numbers without names: all of them change.
         self._columns = np.flatnonzero(changed) if names else np.arange(width)
-        self._share, self._bank = spec.corruption, source.bank
+        self._share, self._bank = spec.corruption, source.marginal_rows
         self._noise = spec.noise * source.spread
 
     def __call__(self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int) -> Float64:

@@ -107,7 +107,13 @@ def _family(spec: ViewSpec, source: Source) -> str:
                 expected="module:callable or path/to/file.py:callable",
             )
         return "callable"
-    fits = "image" if source.kind == "image" else "table" if hasattr(source, "bank") else "callable"
+    fits = (
+        "image"
+        if source.kind == "image"
+        else "table"
+        if hasattr(source, "marginal_rows")
+        else "callable"
+    )
     if spec.kind not in ("auto", fits) or fits == "callable":
         raise SourceError(
             f"no {spec.kind} views for a source of kind {source.kind!r}",

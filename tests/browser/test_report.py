@@ -243,7 +243,9 @@ def test_search_by_column_marks_what_the_static_cards_mark(show: Any) -> None:
     for card in red:
         rows = page.query_selector_all(f"#found [data-id='{card['sample_id']}'] tbody tr")
         further = card["repelling"][:2]
-        order = sorted([*card["landmarks"], *further], key=lambda landmark: landmark["signed"] < 0)
+        order = sorted(
+            [*card["landmarks"], *further], key=lambda landmark: landmark["contribution"] < 0
+        )
         for row in rows:
             name = row.query_selector("th").inner_text()
             marks = [cell.get_attribute("class") for cell in row.query_selector_all("td")][1:]
@@ -252,8 +254,8 @@ def test_search_by_column_marks_what_the_static_cards_mark(show: Any) -> None:
 
 def test_what_is_found_says_what_pushes_as_the_static_card_does(show: Any) -> None:
     for audit in (full_audit(), table_audit()):
-        signed = abs(audit.influence.signed)
-        influence = dataclasses.replace(audit.influence, signed=signed)
+        signed = abs(audit.influence.contribution)
+        influence = dataclasses.replace(audit.influence, contribution=signed)
         report = build_report(dataclasses.replace(audit, influence=influence))
         page = show(report.html).page
         for card in report.json["samples"]["samples"]:
@@ -277,7 +279,7 @@ def test_show_more_by_keyboard(show: Any) -> None:
         **{
             name: getattr(audit.influence, name)[rows]
             for name in (
-                *("top_landmark", "score", "signed", "kernel"),
+                *("top_landmark", "score", "contribution", "kernel"),
                 *("repelling_landmark", "repelling"),
             )
         },
@@ -398,7 +400,7 @@ def test_two_thousand_samples_stay_small(show: Any) -> None:
         ),
         influence=dataclasses.replace(
             audit.influence, top_landmark=rng.integers(0, m, (n, ranks)),
-            score=rng.random((n, ranks)), signed=rng.normal(size=(n, ranks)),
+            score=rng.random((n, ranks)), contribution=rng.normal(size=(n, ranks)),
             kernel=rng.random((n, m)), repelling_landmark=rng.integers(0, m, (n, 3)),
             repelling=-rng.random((n, 3)),
         ),

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from krepes_ooc.cli import main
-from krepes_ooc.core.files import sign_json
+from krepes_ooc.core.files import checksummed_json
 from krepes_ooc.storage.file_checks import measure
 from tests import small
 
@@ -178,7 +178,7 @@ def test_strict(capsys: Any, sealed: Path, tmp_path: Path) -> None:
     seal = tmp_path / "w/.krepes/stages/newton/seal.json"
     manifest = json.loads(seal.read_bytes())["body"]
     manifest["files"]["zarr.json"] = measure(path)
-    seal.write_bytes(sign_json(manifest))
+    seal.write_bytes(checksummed_json(manifest))
     outcome = small.krepes(capsys, *small.arguments(tmp_path / "w", "--strict", "--quiet"))
     assert outcome.code == 1
     assert "the Newton step is not trusted" in outcome.line

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.core.feature_layout import Factor, FeatureLayout, exponent_for, sketch_layout
+from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor, exponent_for, sketch_layout
 
 TWO_LAYERS = FeatureLayout(
     factors=(
-        Factor(inputs=(0, 5), bias=True, gradients=((5, 8), (8, 11))),
-        Factor(inputs=(11, 14), bias=False, gradients=((14, 16), (16, 18))),
+        LayerFactor(inputs=(0, 5), bias=True, gradients=((5, 8), (8, 11))),
+        LayerFactor(inputs=(11, 14), bias=False, gradients=((14, 16), (16, 18))),
     ),
     scales=((0, 5, 2), (5, 8, -3), (8, 11, 0), (11, 14, 1), (14, 16, 4), (16, 18, -7)),
 )
@@ -28,7 +28,7 @@ def layouts(draw: st.DrawFn) -> FeatureLayout:
         widths = [draw(st.integers(1, 9)), *[draw(st.integers(1, 9))] * probes]
         edges = [at + sum(widths[:i]) for i in range(len(widths) + 1)]
         ranges = list(itertools.pairwise(edges))
-        factors.append(Factor(ranges[0], draw(st.booleans()), tuple(ranges[1:])))
+        factors.append(LayerFactor(ranges[0], draw(st.booleans()), tuple(ranges[1:])))
         scales += [(*columns, draw(st.integers(-20, 20))) for columns in ranges]
         at = edges[-1]
     return FeatureLayout(tuple(factors), tuple(scales))

@@ -15,12 +15,12 @@ from krepes_ooc.core import files
 from krepes_ooc.core.files import (
     boot_id,
     checksum,
+    checksummed_json,
     disk_errors,
     read_arrays,
     read_bytes,
-    read_signed,
-    read_signed_file,
-    sign_json,
+    read_checksummed,
+    read_checksummed_file,
     sync_path,
     to_json,
     write_arrays,
@@ -158,37 +158,37 @@ def test_canonical_json():
 
 @given(st.dictionaries(st.text(), JSON, max_size=5))
 def test_signed_line_comes_back(value: dict[str, Any]):
-    line = sign_json(value)
+    line = checksummed_json(value)
     assert line.count(b"\n") == 1
-    assert read_signed(line) == value
+    assert read_checksummed(line) == value
     assert json.loads(line)["body"] == value
 
 
 def test_every_flipped_bit_and_every_cut_of_a_signed_line_is_seen():
-    line = sign_json({"unit": "block 3", "files": {"a/c/0": [12, 345]}, "é": 1.5})
+    line = checksummed_json({"unit": "block 3", "files": {"a/c/0": [12, 345]}, "é": 1.5})
     for bit in range(8 * len(line)):
         data = bytearray(line)
         data[bit // 8] ^= 1 << bit % 8
-        assert read_signed(bytes(data)) is None
+        assert read_checksummed(bytes(data)) is None
     for end in range(len(line)):
-        assert read_signed(line[:end]) is None
-    assert read_signed(line + b"\n") is None
-    assert read_signed(line + line) is None
+        assert read_checksummed(line[:end]) is None
+    assert read_checksummed(line + b"\n") is None
+    assert read_checksummed(line + line) is None
 
 
 @pytest.mark.parametrize("body", [b"[1]", b"3", b"{", b"[" * 100_000, b"\xff"])
 def test_signed_lines_of_another_form_are_refused(body: bytes):
-    assert read_signed(b'{"crc32c":%d,"body":%b}\n' % (checksum(body), body)) is None
+    assert read_checksummed(b'{"crc32c":%d,"body":%b}\n' % (checksum(body), body)) is None
 
 
 def test_signed_file(tmp_path: Path):
     path = tmp_path / "seal.json"
-    assert read_signed_file(path) is None
-    path.write_bytes(sign_json({"a": 1}))
-    assert read_signed_file(path) == {"a": 1}
+    assert read_checksummed_file(path) is None
+    path.write_bytes(checksummed_json({"a": 1}))
+    assert read_checksummed_file(path) == {"a": 1}
     stores.flip(path, 100)
     with pytest.raises(DamageError) as caught:
-        read_signed_file(path)
+        read_checksummed_file(path)
     assert str(caught.value) == (
         f"{path}: the record does not match its checksum; expected the line that was written; "
         "`krepes run --repair` mends it: what it recorded is computed anew"
@@ -209,7 +209,7 @@ def test_unreadable_and_endless_files_are_refused(tmp_path: Path, monkeypatch: p
 
 def test_missing_permission_is_a_usage_error(tmp_path: Path):
     path = tmp_path / "seal.json"
-    path.write_bytes(sign_json({}))
+    path.write_bytes(checksummed_json({}))
     path.chmod(0)
     tmp_path.chmod(0o555)
     user = os.geteuid()

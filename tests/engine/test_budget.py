@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from krepes_ooc.core.blocks import parse_bytes
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.budget import Budget, Need, default_budget
+from krepes_ooc.engine.budget import Budget, MemoryNeed, default_budget
 from krepes_ooc.errors import PlanRefused, UsageError
 
 MIB = 2**20
@@ -18,7 +18,7 @@ SIZES = st.integers(0, 2**40)
 
 def test_refusal_says_both_numbers_and_the_knob():
     with pytest.raises(PlanRefused) as caught:
-        Budget(500 * MIB, 4).workers_for("kernel", Need(200 * MIB, 300 * MIB), 100 * MIB)
+        Budget(500 * MIB, 4).workers_for("kernel", MemoryNeed(200 * MIB, 300 * MIB), 100 * MIB)
     assert str(caught.value) == (
         "stage kernel: one worker needs 600.0 MiB of memory; "
         "expected at most --memory 500.0 MiB; "
@@ -31,31 +31,31 @@ def test_refusal_says_both_numbers_and_the_knob():
     ("memory", "expected"), [(599, 0), (600, 1), (899, 1), (900, 2), (1500, 4), (9000, 4)]
 )
 def test_workers_follow_from_memory(memory: int, expected: int):
-    budget, need = Budget(memory, 4), Need(200, 300)
+    budget, need = Budget(memory, 4), MemoryNeed(200, 300)
     assert budget.fitting(need, 100) == expected
     if expected:
         assert budget.workers_for("kernel", need, 100) == expected
 
 
 def test_stage_that_holds_nothing_takes_all_workers():
-    assert Budget(10, 3).fitting(Need(), 10) == 3
-    assert Budget(10, 3).fitting(Need(), 11) == 0
-    assert Budget(10, 3).fitting(Need(5, 0), 5) == 3
-    assert Budget(10, 3).fitting(Need(6, 0), 5) == 0
+    assert Budget(10, 3).fitting(MemoryNeed(), 10) == 3
+    assert Budget(10, 3).fitting(MemoryNeed(), 11) == 0
+    assert Budget(10, 3).fitting(MemoryNeed(5, 0), 5) == 3
+    assert Budget(10, 3).fitting(MemoryNeed(6, 0), 5) == 0
 
 
 def test_no_more_workers_than_tasks():
-    assert Budget(1000, 4).fitting(Need(0, 100, 3), 0) == 3
-    assert Budget(1000, 4).fitting(Need(0, 0, 3), 0) == 3
-    assert Budget(200, 4).fitting(Need(0, 100, 3), 0) == 2
-    assert Budget(1000, 4).fitting(Need(0, 100, 3).of_process(0), 0) == 4
+    assert Budget(1000, 4).fitting(MemoryNeed(0, 100, 3), 0) == 3
+    assert Budget(1000, 4).fitting(MemoryNeed(0, 0, 3), 0) == 3
+    assert Budget(200, 4).fitting(MemoryNeed(0, 100, 3), 0) == 2
+    assert Budget(1000, 4).fitting(MemoryNeed(0, 100, 3).of_process(0), 0) == 4
 
 
 @given(SIZES, st.integers(1, 64), SIZES, SIZES, SIZES)
 def test_what_is_granted_fits_and_one_more_would_not(
     memory: int, workers: int, fixed: int, per_worker: int, base: int
 ):
-    granted = Budget(memory, workers).fitting(Need(fixed, per_worker), base)
+    granted = Budget(memory, workers).fitting(MemoryNeed(fixed, per_worker), base)
     assert 0 <= granted <= workers
     if granted:
         assert base + fixed + granted * per_worker <= memory
@@ -65,7 +65,7 @@ def test_what_is_granted_fits_and_one_more_would_not(
 
 @given(SIZES, SIZES, SIZES)
 def test_advice_is_enough(fixed: int, per_worker: int, base: int):
-    need = Need(fixed, per_worker)
+    need = MemoryNeed(fixed, per_worker)
     if base + fixed + per_worker < 1:
         return
     with pytest.raises(PlanRefused) as caught:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from krepes_ooc.engine import cuda_device
-from krepes_ooc.engine.device import HOST, is_host, working
+from krepes_ooc.engine.device import HOST, device_scope, is_host
 from krepes_ooc.errors import PlanRefused, UsageError
 from krepes_ooc.runner import workers
 from tests.engine.fake_cupy import FREE, FakeCupy, Machine
@@ -32,8 +32,8 @@ def blocks(count: int, rows: int = 5, dtype: str = "f2") -> list[np.ndarray]:
 
 def passed(fake: FakeCupy, device: cuda_device.Gpu, given: list[np.ndarray]) -> list[np.ndarray]:
     """All blocks sent before any comes back, as in a shard."""
-    there = [device.widen(block) for block in given]
-    return [device.back(block) for block in there]
+    there = [device.to_float32(block) for block in given]
+    return [device.to_host(block) for block in there]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -86,11 +86,11 @@ def test_each_forgotten_wait_gives_wrong_numbers(monkeypatch: pytest.MonkeyPatch
 def test_blocks_are_joined_and_held():
     fake, given = FakeCupy(), blocks(3)
     device = cuda_device.Gpu(fake)
-    np.testing.assert_array_equal(device.back(device.widen(*given)), np.concatenate(given))
-    held = device.hold(given[0])
+    np.testing.assert_array_equal(device.to_host(device.to_float32(*given)), np.concatenate(given))
+    held = device.upload(given[0])
     assert held.dtype == np.float16
     fake.machine.drain()
-    np.testing.assert_array_equal(device.back(device.widen(held)), given[0])
+    np.testing.assert_array_equal(device.to_host(device.to_float32(held)), given[0])
 
 
 def test_slots_are_made_once_and_used_in_turn():
@@ -99,7 +99,7 @@ def test_slots_are_made_once_and_used_in_turn():
     passed(fake, device, blocks(50))
     assert len(fake.pinned) == len(fake.device) == 2 * cuda_device.TASKS
     assert fake.machine.streams[1].non_blocking
-    device.free()
+    device.release()
     assert fake.machine.log[-3:] == ["synchronize", "free device", "free pinned"]
     passed(fake, device, blocks(1))
     assert len(fake.pinned) == 4 * cuda_device.TASKS
@@ -113,7 +113,7 @@ def test_an_error_in_the_middle_leaves_no_slot_behind():
     failures = 0
     for _ in range(2 * cuda_device.TASKS):
         try:
-            device.widen(given[0])
+            device.to_float32(given[0])
         except MemoryError:
             failures += 1
             assert fake.machine.log[-1] == "synchronize"
@@ -130,8 +130,8 @@ def test_memory_errors_of_a_stage_are_one_line_with_both_numbers():
     device = cuda_device.Gpu(fake)
 
     def stage() -> None:
-        with working(device):
-            device.keep("landmarks", lambda: 1)
+        with device_scope(device):
+            device.cached("landmarks", lambda: 1)
             raise MemoryError("3 GB asked for")
 
     with pytest.raises(PlanRefused, match=r"out of memory: 3 GB.*921\.6 MiB") as caught:
@@ -145,9 +145,9 @@ def test_memory_errors_of_a_stage_are_one_line_with_both_numbers():
 def test_rows_of_a_product_follow_from_the_memory():
     device = cuda_device.Gpu(FakeCupy())
     each = int(cuda_device.PRODUCTS * int(cuda_device.PLANNED * FREE)) // cuda_device.TASKS
-    assert device.rows(256, 4096, 1) == 4096
-    assert device.rows(256, 4096, each // 1500) == 1024
-    assert device.rows(256, 4096, each) == 256
+    assert device.rows_per_product(256, 4096, 1) == 4096
+    assert device.rows_per_product(256, 4096, each // 1500) == 1024
+    assert device.rows_per_product(256, 4096, each) == 256
 
 
 def test_a_device_reaches_a_worker_as_its_name(monkeypatch: pytest.MonkeyPatch):
@@ -186,14 +186,14 @@ def test_cuda_is_refused_and_auto_goes_on_without_a_device(monkeypatch: pytest.M
 def test_workers_of_one_machine_see_a_device_each(monkeypatch: pytest.MonkeyPatch):
     from types import SimpleNamespace
 
-    from krepes_ooc.engine.cluster.worker_plugins import OneGpu
+    from krepes_ooc.engine.cluster.worker_plugins import OneGpuPerWorker
     from krepes_ooc.engine.cuda_device import VISIBLE, visible_devices
 
     monkeypatch.delenv(VISIBLE, raising=False)
     assert cuda_device.Gpu(FakeCupy()).count == 2
     assert visible_devices(3) == ("0", "1", "2")
     monkeypatch.setenv(VISIBLE, "4, 7")
-    plugin = pickle.loads(pickle.dumps(OneGpu(visible_devices(2))))
+    plugin = pickle.loads(pickle.dumps(OneGpuPerWorker(visible_devices(2))))
     seen = []
     for name in range(3):
         plugin.setup(SimpleNamespace(name=name))
@@ -218,16 +218,16 @@ class Tensor:
 def test_a_tensor_on_the_same_device_is_taken_without_a_copy(place: tuple[int, int], copied: bool):
     fake, (block,) = FakeCupy(), blocks(1)
     device = cuda_device.Gpu(fake)
-    there = device.take(Tensor(block, place))
+    there = device.from_torch(Tensor(block, place))
     assert there.dtype == np.float16
     fake.machine.drain()
-    np.testing.assert_array_equal(device.back(device.widen(there)), block)
+    np.testing.assert_array_equal(device.to_host(device.to_float32(there)), block)
     assert fake.machine.log == (["copy 40"] if copied else ["dlpack"])
 
 
 def test_the_host_takes_the_memory_of_a_tensor():
     tensor = torch.arange(6, dtype=torch.float16).reshape(2, 3)
-    taken = HOST.take(tensor)
+    taken = HOST.from_torch(tensor)
     tensor += 1
     assert taken.dtype == np.float16
     np.testing.assert_array_equal(taken, tensor.numpy())

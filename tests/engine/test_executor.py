@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krepes_ooc.engine import executor as executor_module
-from krepes_ooc.engine.executor import Executor, tree_fold
+from krepes_ooc.engine.executor import Executor, tree_reduce
 from krepes_ooc.engine.run_control import StopFlag
 from krepes_ooc.errors import DataError, Interrupted, Stopped
 
@@ -35,9 +35,9 @@ def dawdle(index: int) -> np.ndarray:
 
 
 def test_tree_of_a_few_parts():
-    assert tree_fold(1, lambda i: i, pair) == 0
-    assert tree_fold(5, lambda i: i, pair) == (((0, 1), (2, 3)), 4)
-    assert tree_fold(7, lambda i: i, pair) == (((0, 1), (2, 3)), ((4, 5), 6))
+    assert tree_reduce(1, lambda i: i, pair) == 0
+    assert tree_reduce(5, lambda i: i, pair) == (((0, 1), (2, 3)), 4)
+    assert tree_reduce(7, lambda i: i, pair) == (((0, 1), (2, 3)), ((4, 5), 6))
 
 
 @given(st.integers(1, 70))
@@ -51,7 +51,7 @@ def test_tree_adds_every_part_once_in_order_and_is_shallow(count: int):
     def add(left: Any, right: Any) -> Any:
         return left[0] + right[0], 1 + max(left[1], right[1])
 
-    indices, depth = tree_fold(count, part, add)
+    indices, depth = tree_reduce(count, part, add)
     assert indices == tuple(range(count)) == tuple(asked)
     assert depth == (count - 1).bit_length()
 
@@ -69,33 +69,33 @@ def test_tree_holds_few_parts():
             nonlocal alive
             alive -= 1
 
-    tree_fold(1000, Part, Part)
+    tree_reduce(1000, Part, Part)
     assert most <= 12
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_nothing_cannot_be_folded(count: int):
     with pytest.raises(ValueError, match="nothing to fold"):
-        tree_fold(count, lambda i: i, pair)
+        tree_reduce(count, lambda i: i, pair)
 
 
 def test_fold_of_nothing_is_refused():
     with pytest.raises(ValueError, match="nothing to fold"):
-        Executor().fold(lambda i: i, [], pair)
+        Executor().reduce(lambda i: i, [], pair)
 
 
 @pytest.mark.usefixtures("small_waves")
 @given(st.integers(1, 70), st.sampled_from([1, 3]))
 def test_fold_adds_in_the_tree_of_its_parts_whatever_the_waves(count: int, workers: int):
-    expected = tree_fold(count, lambda i: i, pair)
-    assert Executor(workers).fold(lambda i: i, range(count), pair) == expected
+    expected = tree_reduce(count, lambda i: i, pair)
+    assert Executor(workers).reduce(lambda i: i, range(count), pair) == expected
 
 
 @pytest.mark.usefixtures("small_waves")
 def test_fold_is_bitwise_the_same_for_any_number_of_workers():
-    found = [Executor(w).fold(dawdle, range(len(PARTS)), np.add) for w in (1, 2, 4, 4)]
+    found = [Executor(w).reduce(dawdle, range(len(PARTS)), np.add) for w in (1, 2, 4, 4)]
     assert len({total.tobytes() for total in found}) == 1
-    assert found[0].tobytes() == tree_fold(len(PARTS), PARTS.__getitem__, np.add).tobytes()
+    assert found[0].tobytes() == tree_reduce(len(PARTS), PARTS.__getitem__, np.add).tobytes()
     running = PARTS[0]
     for part in PARTS[1:]:
         running = running + part
@@ -117,7 +117,7 @@ def test_fold_holds_few_parts():
             with lock:
                 alive -= 1
 
-    Executor(2).fold(Part, range(500), Part)
+    Executor(2).reduce(Part, range(500), Part)
     assert most <= 30
 
 
@@ -141,7 +141,7 @@ def test_names_of_tasks_may_be_results():
     items = [f"task-{i:06d}" for i in range(12)]
     assert list(Executor(2).map(lambda item: item, items)) == items
     assert list(Executor(2).map(lambda item: (len, item), items)) == [(len, i) for i in items]
-    assert Executor(2).fold(lambda item: [item], items, lambda a, b: a + b) == items
+    assert Executor(2).reduce(lambda item: [item], items, lambda a, b: a + b) == items
 
 
 def test_run_calls_for_effect_and_keeps_nothing():
@@ -201,7 +201,7 @@ def test_error_while_adding_comes_out_too():
         raise DataError("cannot add")
 
     with pytest.raises(DataError, match="cannot add"):
-        Executor(2).fold(lambda i: i, range(4), add)
+        Executor(2).reduce(lambda i: i, range(4), add)
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -12,11 +12,11 @@ import pytest
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import base_bytes, release
 from krepes_ooc.engine.calibration import Rates, calibrate, fastest
-from krepes_ooc.engine.machine import INTERVAL_SECONDS, Meter
+from krepes_ooc.engine.machine import INTERVAL_SECONDS, ResourceMeter
 
 
 def test_peak_is_seen_although_it_is_gone() -> None:
-    meter = Meter()
+    meter = ResourceMeter()
     with meter:
         values = np.ones(2**24)
         time.sleep(5 * INTERVAL_SECONDS)
@@ -34,7 +34,7 @@ def test_cpu_seconds_of_all_threads() -> None:
         while time.thread_time() < end:
             pass
 
-    with Meter() as meter:
+    with ResourceMeter() as meter:
         threads = [threading.Thread(target=burn) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -46,7 +46,7 @@ def test_cpu_seconds_of_all_threads() -> None:
 
 
 def test_meter_stops_its_thread() -> None:
-    with pytest.raises(KeyError), Meter():
+    with pytest.raises(KeyError), ResourceMeter():
         raise KeyError("the stage failed")
     assert not any(thread.name == "krepes-meter" for thread in threading.enumerate())
 

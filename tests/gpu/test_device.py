@@ -34,10 +34,10 @@ def test_blocks_larger_than_a_slot_arrive(device: Gpu, dtype: str):
     draw = np.random.default_rng(0)
     rows = 3 * SLOT_BYTES // 2000
     given = [draw.normal(size=(rows + i, 500)).astype(dtype) for i in range(5)]
-    there = [device.widen(block) for block in given]
+    there = [device.to_float32(block) for block in given]
     for found, block in zip(there, given, strict=True):
-        np.testing.assert_array_equal(device.back(found), block.astype("f4"))
-    np.testing.assert_array_equal(device.back(device.widen(*given)), np.concatenate(given))
+        np.testing.assert_array_equal(device.to_host(found), block.astype("f4"))
+    np.testing.assert_array_equal(device.to_host(device.to_float32(*given)), np.concatenate(given))
 
 
 def test_eigenvectors_rebuild_their_matrix(device: Gpu):
@@ -52,19 +52,21 @@ def test_a_tensor_of_torch_is_taken_where_it_lies(device: Gpu):
     if not torch.cuda.is_available():
         pytest.skip("this torch has no CUDA")
     tensor = torch.arange(2**20, device="cuda").reshape(1024, -1).to(torch.float16)
-    taken = device.take(tensor)
+    taken = device.from_torch(tensor)
     assert taken.data.ptr == tensor.data_ptr()
-    np.testing.assert_array_equal(device.back(taken), tensor.cpu().numpy())
-    np.testing.assert_array_equal(device.back(device.take(tensor.cpu())), tensor.cpu().numpy())
+    np.testing.assert_array_equal(device.to_host(taken), tensor.cpu().numpy())
+    np.testing.assert_array_equal(
+        device.to_host(device.from_torch(tensor.cpu())), tensor.cpu().numpy()
+    )
 
 
 @pytest.mark.parametrize("how", ["kronecker", "nystrom", "rotations", "none"])
 @pytest.mark.parametrize("name", NAMES)
 def test_conjugate_gradients_reach_the_step_of_the_processor(device: Gpu, name: str, how: str):
     wanted, found = solved(name, how, HOST), solved(name, how, device)
-    assert device.back(found.converged).all() == wanted.converged.all()
+    assert device.to_host(found.converged).all() == wanted.converged.all()
     size = float(np.abs(wanted.step).max())
-    np.testing.assert_allclose(device.back(found.step), wanted.step, rtol=0, atol=1e-4 * size)
+    np.testing.assert_allclose(device.to_host(found.step), wanted.step, rtol=0, atol=1e-4 * size)
 
 
 @pytest.mark.parametrize("name", AUDITS)

@@ -8,7 +8,7 @@ import torch
 
 from krepes_ooc.core.feature_layout import FeatureLayout, sketch_layout
 from krepes_ooc.errors import DataError, StageFailed
-from krepes_ooc.jacobian.float16_rows import rounded_there, store_rows
+from krepes_ooc.jacobian.float16_rows import store_rows, store_rows_on_device
 
 LAYOUT = FeatureLayout(sketch_layout(400).factors, ((0, 100, 3), (100, 400, -2)))
 
@@ -19,7 +19,7 @@ def rows(count: int = 50) -> np.ndarray:
 
 
 def test_the_bits_are_those_of_the_host():
-    found, sound = rounded_there(torch.from_numpy(rows()), LAYOUT)
+    found, sound = store_rows_on_device(torch.from_numpy(rows()), LAYOUT)
     assert sound
     assert found.dtype == torch.float16
     assert found.numpy().tobytes() == store_rows(rows(), LAYOUT).tobytes()
@@ -31,7 +31,7 @@ def test_the_bits_are_those_of_the_host():
 def test_a_wrong_row_is_left_to_the_host(value: float, error: type[Exception]):
     wrong = rows()
     wrong[7, 3] = value
-    assert not rounded_there(torch.from_numpy(wrong), LAYOUT)[1]
+    assert not store_rows_on_device(torch.from_numpy(wrong), LAYOUT)[1]
     with pytest.raises(error):
         store_rows(wrong, LAYOUT)
 
@@ -43,7 +43,7 @@ def test_what_is_lost_to_subnormals_is_counted_as_on_the_host(share: float, soun
     small[:5, 200:] = 0.0
     lost = int(share * 100 * len(small))
     small[np.arange(lost) % len(small), np.arange(lost) // len(small)] = 1e-7
-    assert rounded_there(torch.from_numpy(small), LAYOUT)[1] == sound
+    assert store_rows_on_device(torch.from_numpy(small), LAYOUT)[1] == sound
     if sound:
         store_rows(small, LAYOUT)
     else:
@@ -54,9 +54,9 @@ def test_what_is_lost_to_subnormals_is_counted_as_on_the_host(share: float, soun
 def test_nothing_but_the_verdict_comes_to_the_host():
     """torch's meta device has no numbers: all but the last line works there."""
     with pytest.raises(RuntimeError, match="meta"):
-        rounded_there(torch.empty(4, 400, device="meta"), LAYOUT)
+        store_rows_on_device(torch.empty(4, 400, device="meta"), LAYOUT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "__bool__", lambda tensor: False)
-        found, sound = rounded_there(torch.empty(4, 400, device="meta"), LAYOUT)
+        found, sound = store_rows_on_device(torch.empty(4, 400, device="meta"), LAYOUT)
     assert sound
     assert found.device.type == "meta"

@@ -6,7 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.jacobian.output_probes import deflated_probes, rademacher_probes, selected, widened
+from krepes_ooc.jacobian.output_probes import (
+    apply_probes,
+    deflated_probes,
+    expand_probes,
+    rademacher_probes,
+)
 
 
 def gram(n_outputs: int, seed: int = 0) -> np.ndarray:
@@ -49,7 +54,7 @@ def test_probes_on_selected_outputs_are_directions_on_all(indices: tuple[int, ..
     drawn = np.random.default_rng(0)
     probes = drawn.normal(size=(2, len(indices))).astype(np.float32)
     outputs = torch.from_numpy(drawn.normal(size=(4, 3)).astype(np.float32))
-    full, part = widened(probes, indices, outputs), selected(outputs, indices)
+    full, part = expand_probes(probes, indices, outputs), apply_probes(outputs, indices)
     np.testing.assert_allclose(outputs @ full.T, part.numpy() @ probes.T, rtol=1e-6)
     part += 1.0
     assert not np.array_equal(part, outputs[:, list(indices)]), "the network's own result changed"

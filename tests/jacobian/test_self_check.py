@@ -31,8 +31,8 @@ class Forged:
     def __getattr__(self, key: str):
         return getattr(self.inner, key)
 
-    def doubled(self):
-        return Forged(self.inner.doubled(), self.name, self.spoil)
+    def double(self):
+        return Forged(self.inner.double(), self.name, self.spoil)
 
     def gradients(self, inputs, probe):
         for name, gradient in self.inner.gradients(inputs, probe):

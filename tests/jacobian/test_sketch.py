@@ -12,9 +12,16 @@ from torch import nn
 
 from krepes_ooc.jacobian import sketch as sketch_module
 from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features
-from krepes_ooc.jacobian.layer_gradients import Dense, Outer, Patches, Piece, Tokens, expand
+from krepes_ooc.jacobian.layer_gradients import (
+    ConvGradient,
+    DenseGradient,
+    EmbeddingGradient,
+    GradientTerm,
+    OuterProduct,
+    expand,
+)
 from krepes_ooc.jacobian.self_check import self_check
-from krepes_ooc.jacobian.sketch import Sketch, Slot, largest_prime, plan_slots
+from krepes_ooc.jacobian.sketch import ParameterSketch, Sketch, largest_prime, plan_sketches
 from krepes_ooc.network import zoo
 
 SAMPLES = 3
@@ -25,28 +32,37 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(sum(shape)).normal(size=shape)).float()
 
 
-def patches(rows: int, channels: int, groups: int = 1, entries: int = 1, size: int = 5) -> Patches:
+def patches(
+    rows: int, channels: int, groups: int = 1, entries: int = 1, size: int = 5
+) -> ConvGradient:
     shape = (rows, channels // groups, 3, 2)
     out = ((size - 3) // 2 + 1, size - 1)
     inputs = draw(SAMPLES, entries, channels, size, size)
-    return Patches("p", inputs, draw(SAMPLES, entries, rows, *out), shape, (2, 1), (1, 1), groups)
+    return ConvGradient(
+        "p", inputs, draw(SAMPLES, entries, rows, *out), shape, (2, 1), (1, 1), groups
+    )
 
 
-FOLDED: dict[str, tuple[tuple[int, ...], Piece]] = {
-    "scalar": ((), Dense("p", draw(SAMPLES))),
-    "vector": ((7,), Dense("p", draw(SAMPLES, 7))),
-    "dense": ((9, 4, 2), Dense("p", draw(SAMPLES, 9, 4, 2))),
-    "rows of a dense one": ((9, 4), Dense("p", draw(SAMPLES, 3, 4), start=5)),
-    "later samples": ((9, 4), Dense("p", draw(1, 9, 4), first=2)),
-    "outer": ((11, 6), Outer("p", draw(SAMPLES, 4, 6), draw(SAMPLES, 4, 11))),
-    "rows of an outer one": ((11, 6), Outer("p", draw(SAMPLES, 2, 6), draw(SAMPLES, 2, 5), 4)),
+FOLDED: dict[str, tuple[tuple[int, ...], GradientTerm]] = {
+    "scalar": ((), DenseGradient("p", draw(SAMPLES))),
+    "vector": ((7,), DenseGradient("p", draw(SAMPLES, 7))),
+    "dense": ((9, 4, 2), DenseGradient("p", draw(SAMPLES, 9, 4, 2))),
+    "rows of a dense one": ((9, 4), DenseGradient("p", draw(SAMPLES, 3, 4), start=5)),
+    "later samples": ((9, 4), DenseGradient("p", draw(1, 9, 4), first=2)),
+    "outer": ((11, 6), OuterProduct("p", draw(SAMPLES, 4, 6), draw(SAMPLES, 4, 11))),
+    "rows of an outer one": (
+        (11, 6),
+        OuterProduct("p", draw(SAMPLES, 2, 6), draw(SAMPLES, 2, 5), 4),
+    ),
     "few patches": ((4, 2, 3, 2), patches(4, 2)),
     "many patches": ((4, 2, 3, 2), patches(4, 2, size=13)),
     "patches in groups": ((6, 2, 3, 2), patches(6, 4, groups=2)),
     "folded patches": ((4, 2, 3, 2), patches(4, 2, entries=3)),
     "tokens": (
         (5, 6),
-        Tokens("p", torch.tensor([[0, 4, 4], [1, 1, 1], [3, 2, 0]]), draw(SAMPLES, 3, 6)),
+        EmbeddingGradient(
+            "p", torch.tensor([[0, 4, 4], [1, 1, 1], [3, 2, 0]]), draw(SAMPLES, 3, 6)
+        ),
     ),
 }
 TENSORED = [name for name in FOLDED if "outer" in name or name in ("few patches", "folded patches")]
@@ -84,13 +100,13 @@ def test_a_sketch_is_its_definition(name, n_columns, scratch, monkeypatch) -> No
     monkeypatch.setattr(sketch_module, "TENSOR_ROWS", scratch // 16)
     shape, piece = FOLDED[name.removeprefix("tensor ")]
     tensor = name.startswith("tensor ")
-    sketch = Sketch([Slot("p", shape, tensor)], n_columns, 2, seed=5)
+    sketch = Sketch([ParameterSketch("p", shape, tensor)], n_columns, 2, seed=5)
     dense = np.zeros((SAMPLES, int(np.prod(shape, dtype=int))))
     values = expand(piece, shape).double().numpy()
-    first = piece.first if isinstance(piece, Dense) else 0
+    first = piece.first if isinstance(piece, DenseGradient) else 0
     dense[first : first + len(values)] = values.reshape(len(values), -1)
     for probe in range(2):
-        rows = sketch.open(SAMPLES)
+        rows = sketch.open_rows(SAMPLES)
         rows.add(piece, probe)
         matrix = (tensor_matrix if tensor else fold_matrix)(sketch, shape, probe)
         assert (np.abs(matrix).sum(axis=1) == 1.0).all()
@@ -100,8 +116,8 @@ def test_a_sketch_is_its_definition(name, n_columns, scratch, monkeypatch) -> No
 def test_all_tiles_of_a_batch_lie_in_one_small_buffer(monkeypatch) -> None:
     monkeypatch.setattr(sketch_module, "SCRATCH", 64)
     names = ("outer", "few patches", "many patches", "patches in groups")
-    slots = [Slot(name, FOLDED[name][0], False) for name in names]
-    rows = Sketch(slots, 32, 1, seed=5).open(SAMPLES)
+    slots = [ParameterSketch(name, FOLDED[name][0], False) for name in names]
+    rows = Sketch(slots, 32, 1, seed=5).open_rows(SAMPLES)
     used: list[int] = []
     scratch = rows.scratch
 
@@ -129,12 +145,17 @@ def test_inner_products_are_unbiased_over_seeds(tensor: bool) -> None:
             inputs, gradients = (
                 torch.from_numpy(rng.normal(size=(2, 1, 5))).float() for _ in range(2)
             )
-            pieces.append((Outer(name, inputs, gradients), probe))
+            pieces.append((OuterProduct(name, inputs, gradients), probe))
             flat = expand(pieces[-1][0], (5, 5)).flatten(1).double().numpy()
             exact += flat @ flat.T
     for seed in range(draws):
-        rows = Sketch([Slot("a", (5, 5), tensor), Slot("b", (5, 5), tensor)], n_columns, 2, seed)
-        opened = rows.open(2)
+        rows = Sketch(
+            [ParameterSketch("a", (5, 5), tensor), ParameterSketch("b", (5, 5), tensor)],
+            n_columns,
+            2,
+            seed,
+        )
+        opened = rows.open_rows(2)
         for piece, probe in pieces:
             opened.add(piece, probe)
         row = opened.finish().double().numpy()
@@ -144,19 +165,19 @@ def test_inner_products_are_unbiased_over_seeds(tensor: bool) -> None:
 
 
 def test_the_plan_follows_shapes() -> None:
-    def planned(piece: Piece, shape: tuple[int, ...], n_columns: int = 4096) -> bool:
-        return plan_slots([piece], {"p": shape}, n_columns)[0].tensor
+    def planned(piece: GradientTerm, shape: tuple[int, ...], n_columns: int = 4096) -> bool:
+        return plan_sketches([piece], {"p": shape}, n_columns)[0].tensor
 
     wide, narrow = draw(1, 1, 2000), draw(1, 1, 20)
-    assert planned(Outer("p", wide, wide), (2000, 2000))
-    assert not planned(Outer("p", narrow, narrow), (20, 20))
-    assert not planned(Outer("p", draw(1, 400, 200), draw(1, 400, 200)), (200, 200))
-    assert planned(Outer("p", draw(1, 400, 200), draw(1, 400, 200)), (200, 200), 16)
-    assert not planned(Dense("p", draw(1, 2000, 20)), (2000, 20))
-    mixed = [Outer("p", wide, wide), Dense("p", draw(1, 2000, 2000))]
-    assert not plan_slots(mixed, {"p": (2000, 2000)}, 4096)[0].tensor
-    assert not plan_slots([], {"p": (2000, 2000)}, 4096)[0].tensor
-    assert plan_slots([], {"p": (3,)}, 16)[0].to_attributes() == {
+    assert planned(OuterProduct("p", wide, wide), (2000, 2000))
+    assert not planned(OuterProduct("p", narrow, narrow), (20, 20))
+    assert not planned(OuterProduct("p", draw(1, 400, 200), draw(1, 400, 200)), (200, 200))
+    assert planned(OuterProduct("p", draw(1, 400, 200), draw(1, 400, 200)), (200, 200), 16)
+    assert not planned(DenseGradient("p", draw(1, 2000, 20)), (2000, 20))
+    mixed = [OuterProduct("p", wide, wide), DenseGradient("p", draw(1, 2000, 2000))]
+    assert not plan_sketches(mixed, {"p": (2000, 2000)}, 4096)[0].tensor
+    assert not plan_sketches([], {"p": (2000, 2000)}, 4096)[0].tensor
+    assert plan_sketches([], {"p": (3,)}, 16)[0].to_attributes() == {
         "parameter": "p",
         "sketch": "fold",
     }
@@ -168,7 +189,7 @@ def test_largest_prime() -> None:
 
 def exact_kernel(found, images: np.ndarray) -> np.ndarray:
     """sum over probes of the exact gradients' inner products, float64."""
-    kernel, double = np.zeros((len(images), len(images))), found.doubled()
+    kernel, double = np.zeros((len(images), len(images))), found.double()
     for probe in found.probes:
         full = torch.from_numpy(probe).double()
         for _, gradient in double.gradients(torch.from_numpy(images).double(), full):

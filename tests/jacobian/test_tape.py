@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.jacobian import attention, gradient_plan, module_vjp
-from krepes_ooc.jacobian.jacobian import Jacobian, Unit
+from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian
 from krepes_ooc.jacobian.tape import Tape
 from krepes_ooc.network import zoo
 from krepes_ooc.network.frozen import FrozenNetwork, freeze
@@ -262,10 +262,10 @@ def exact_gradients(network: FrozenNetwork, inputs, probe, names=()) -> dict[str
 @pytest.mark.parametrize("case", CASES)
 def test_planned_gradients_are_exact(case: str) -> None:
     network, inputs = build(case)
-    units = gradient_plan.plan_units(network, network.trainable, inputs[:2])
+    units = gradient_plan.plan_rules(network, network.trainable, inputs[:2])
     methods = CASES[case][2]
     assert not methods or {unit.method for unit in units} == methods
-    double = network.copied().double()
+    double = network.deep_copy().double()
     probe = torch.linspace(-1.0, 1.5, double(inputs.double()).shape[1], dtype=torch.float64)
     exact = exact_gradients(double, inputs.double(), probe)
     scale = max(float(g.norm()) for g in exact.values())
@@ -281,7 +281,7 @@ def test_planned_gradients_are_exact(case: str) -> None:
 
 def test_modules_in_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     network, inputs = build("transposed convolution")
-    jacobian = Jacobian(network, gradient_plan.plan_units(network, network.trainable, inputs[:2]))
+    jacobian = Jacobian(network, gradient_plan.plan_rules(network, network.trainable, inputs[:2]))
     probe = torch.ones(network(inputs).shape[1])
     whole = dict(jacobian.gradients(inputs, probe))
     monkeypatch.setattr(
@@ -298,7 +298,7 @@ def test_where_vmap_fails_a_loop_is_taken() -> None:
 
     network = freeze(Custom(run, a=nn.Linear(6, 4, bias=False)))
     inputs, probe = torch.randn(3, 6), torch.ones(4)
-    units = gradient_plan.plan_units(network, network.trainable, inputs[:2])
+    units = gradient_plan.plan_rules(network, network.trainable, inputs[:2])
     assert [unit.method for unit in units] == ["loop"]
     for _, gradient in Jacobian(network, units).gradients(inputs, probe):
         torch.testing.assert_close(gradient, inputs[:, None, :].expand(3, 4, 6))
@@ -308,12 +308,12 @@ def test_what_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     network, inputs = build("weight used functionally")
     monkeypatch.setattr(gradient_plan, "_common_ancestors", lambda owners: owners)
     with pytest.raises(NetworkError, match=r"a.weight: no way was found.*leave it out"):
-        gradient_plan.plan_units(network, network.trainable, inputs[:2])
+        gradient_plan.plan_rules(network, network.trainable, inputs[:2])
 
 
 def test_an_input_overwritten_behind_the_tape_is_run_again() -> None:
     network, inputs = overwriting(), torch.randn(3, 6)
-    units = gradient_plan.plan_units(network, ("a.weight", "b.bias"), inputs[:2])
+    units = gradient_plan.plan_rules(network, ("a.weight", "b.bias"), inputs[:2])
     assert {(unit.method, unit.name) for unit in units} == {("layer", "a"), ("vjp", "")}
     probe = torch.ones(4)
     exact = exact_gradients(network, inputs, probe, ("a.weight", "b.bias"))
@@ -324,20 +324,20 @@ def test_an_input_overwritten_behind_the_tape_is_run_again() -> None:
 def test_wrong_plans_are_not_believed() -> None:
     """The trial that judges plans sees each planted fault."""
     network, inputs = build("transformer")
-    trial = gradient_plan._Trial(network, inputs[:2])
-    good = {"head.weight": (Unit("layer", "head", ("head.weight",)),)}
-    assert trial.wrong(good) == []
+    trial = gradient_plan.GradientTrial(network, inputs[:2])
+    good = {"head.weight": (GradientRule("layer", "head", ("head.weight",)),)}
+    assert trial.errors_of(good) == []
     name = "encoder.layers.0.linear1.weight"
-    faults: list[gradient_plan.Way] = [
+    faults: list[gradient_plan.GradientPath] = [
         (),
-        (Unit("layer", "encoder.layers.0.linear1", (name,), 1),),
-        (Unit("layer", "encoder.layers.0.linear2", (name,)),),
-        (Unit("vjp", "encoder.layers.0.linear1", (name,), 0, (1, 1)),),
-        (Unit("bare", name, (name,), 3),),
+        (GradientRule("layer", "encoder.layers.0.linear1", (name,), 1),),
+        (GradientRule("layer", "encoder.layers.0.linear2", (name,)),),
+        (GradientRule("vjp", "encoder.layers.0.linear1", (name,), 0, (1, 1)),),
+        (GradientRule("bare", name, (name,), 3),),
     ]
     for fault in faults:
-        assert trial.wrong({name: fault}) == [name]
-        assert trial.wrong({**good, name: fault}) == [name]
+        assert trial.errors_of({name: fault}) == [name]
+        assert trial.errors_of({**good, name: fault}) == [name]
 
 
 def test_an_overwritten_input_is_told_by_the_tape() -> None:
@@ -362,7 +362,7 @@ def test_what_runs_without_gradient_has_none() -> None:
 
     network = freeze(Custom(run, a=nn.Linear(6, 4), b=nn.Linear(4, 2)))
     inputs = torch.randn(3, 6)
-    units = gradient_plan.plan_units(network, network.trainable, inputs[:2])
+    units = gradient_plan.plan_rules(network, network.trainable, inputs[:2])
     found = dict(Jacobian(network, units).gradients(inputs, torch.ones(2)))
     assert float(found["a.weight"].norm()) == 0.0
     assert float(found["b.weight"].norm()) > 0.0

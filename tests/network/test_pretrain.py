@@ -155,10 +155,8 @@ def test_losses_follow_their_formulas() -> None:
     for z, t in ((one @ predictor, targets[1]), (two @ predictor, targets[0])):
         cosine = (z * t).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(t, axis=1)
         expected += (2 - 2 * cosine).mean() / 2
-    targets = [torch.from_numpy(t) for t in targets]
-    found = ssl_losses.byol([a, b], targets, torch.from_numpy(moment))
-        [a, b], [torch.from_numpy(t) for t in targets], torch.from_numpy(moment)
-    )
+    right = [torch.from_numpy(t) for t in targets]
+    found = ssl_losses.byol([a, b], right, torch.from_numpy(moment))
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
     third = a + b

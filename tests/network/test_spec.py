@@ -229,7 +229,7 @@ def test_unfinite_and_unready_parameters_are_named() -> None:
 def test_a_module_that_cannot_be_copied_is_told() -> None:
     network = frozen.freeze(nn.Linear(2, 2))
     network.inner.lock = threading.Lock()
-    for make in (network.copied, network.twin):
+    for make in (network.deep_copy, network.shared_copy):
         with pytest.raises(NetworkError, match=r"Linear: the network cannot be copied.*lock"):
             make()
 

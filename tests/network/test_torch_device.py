@@ -15,7 +15,7 @@ from torch import nn
 
 from krepes_ooc.jacobian import sketch
 from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features
-from krepes_ooc.network.torch_device import place_of, usable
+from krepes_ooc.network.torch_device import available_device, device_of
 
 
 class Tokens(nn.Module):
@@ -57,11 +57,11 @@ def opened(name: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_map_on_another_device_is_the_same_map(name: str):
     shared, given = opened(name)
-    there = shared.on("cpu")
+    there = shared.to("cpu")
     assert there.layout == shared.layout
     for found, wanted in zip(there.rows(given), shared.rows(given), strict=True):
         np.testing.assert_array_equal(found, wanted)
-    assert place_of(there.network).type == usable("cpu") == "cpu"
+    assert device_of(there.network).type == available_device("cpu") == "cpu"
 
 
 def fake_rows(name: str) -> torch.Tensor:
@@ -69,7 +69,7 @@ def fake_rows(name: str) -> torch.Tensor:
     shared, given = opened(name)
     came: list[torch.Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
-        there = shared.on("meta")
+        there = shared.to("meta")
         patch.setattr(torch.Tensor, "numpy", lambda tensor: came.append(tensor))
         patch.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
         there.rows(given)
@@ -84,6 +84,6 @@ def test_every_tensor_of_a_batch_is_on_the_networks_device(name: str):
 
 
 def test_a_tensor_on_the_wrong_device_is_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sketch._Fold, "move", lambda self, where: None)
+    monkeypatch.setattr(sketch._FoldSketch, "move", lambda self, where: None)
     with pytest.raises(RuntimeError, match="device"):
         fake_rows("sketch")

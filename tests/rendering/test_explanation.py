@@ -7,7 +7,7 @@ import pytest
 
 from krepes_ooc.rendering.measured import Groups
 from krepes_ooc.rendering.panels.alignment import alignment_panel, kernel_says_the_same
-from krepes_ooc.rendering.panels.concepts import CARRIERS, concepts_panel
+from krepes_ooc.rendering.panels.concepts import TOP_LANDMARKS, concepts_panel
 from krepes_ooc.rendering.panels.groups import groups_panel, own_share
 from tests.rendering.samples import N_LANDMARKS, Page, full_audit, numbers_in, table_audit
 
@@ -125,10 +125,10 @@ def test_carriers_are_the_landmarks_of_largest_score():
     scores = audit.concepts.landmark_score[0]
     assert [one["row"] for one in found["towards"]] == [
         j for j in np.argsort(-scores) if scores[j] > 0
-    ][:CARRIERS]
+    ][:TOP_LANDMARKS]
     assert [one["row"] for one in found["away"]] == [
         j for j in np.argsort(scores) if scores[j] < 0
-    ][:CARRIERS]
+    ][:TOP_LANDMARKS]
     assert all(0 <= one["row"] < N_LANDMARKS for one in found["towards"])
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from krepes_ooc.engine.budget import Budget, Need
-from krepes_ooc.engine.cluster.connect import Wish, read_wish
+from krepes_ooc.engine.budget import Budget, MemoryNeed
+from krepes_ooc.engine.cluster.connect import ClusterSpec, parse_cluster
 from krepes_ooc.errors import PlanRefused
-from krepes_ooc.runner.workers import fitting
+from krepes_ooc.runner.workers import workers_that_fit
 from krepes_ooc.stages.base.cost import Cost
 from tests import small
 from tests.crash.compare import differences
@@ -30,7 +30,7 @@ STREAMED = (
 @pytest.mark.parametrize("changes", [(), STREAMED])
 def test_two_processes_give_the_bits_of_threads(tmp_path: Path, changes: tuple[str, ...]):
     small.audit(tmp_path / "threads", *changes)
-    small.audit(tmp_path / "processes", *changes, cluster=read_wish("local", None))
+    small.audit(tmp_path / "processes", *changes, cluster=parse_cluster("local", None))
     assert differences(tmp_path / "threads", tmp_path / "processes") == []
     assert small.seals(tmp_path / "threads") == small.seals(tmp_path / "processes")
     assert not list((tmp_path / "processes" / ".krepes" / "temp").iterdir())
@@ -81,17 +81,22 @@ def _address(file: Path) -> str:
 
 
 def test_processes_on_this_machine_share_the_budget():
-    cost = Cost(need=Need(fixed=GIB // 4, per_worker=GIB // 4))
-    wish = Wish("local")
-    assert fitting(wish, "kernel", cost, Budget(4 * GIB, 8), GIB // 4) == 4
-    assert fitting(wish, "kernel", cost, Budget(4 * GIB, 2), GIB // 4) == 2
+    cost = Cost(need=MemoryNeed(fixed=GIB // 4, per_worker=GIB // 4))
+    wish = ClusterSpec("local")
+    assert workers_that_fit(wish, "kernel", cost, Budget(4 * GIB, 8), GIB // 4) == 4
+    assert workers_that_fit(wish, "kernel", cost, Budget(4 * GIB, 2), GIB // 4) == 2
     with pytest.raises(PlanRefused, match="stage kernel: one worker needs"):
-        fitting(wish, "kernel", cost, Budget(GIB, 2), GIB // 4)
+        workers_that_fit(wish, "kernel", cost, Budget(GIB, 2), GIB // 4)
 
 
 def test_a_worker_of_a_site_has_its_own_memory():
-    cost = Cost(need=Need(fixed=GIB // 4, per_worker=GIB // 4))
-    assert fitting(Wish("site", memory=GIB), "kernel", cost, Budget(GIB, 7), GIB // 4) == 7
-    assert fitting(Wish("address"), "kernel", cost, Budget(GIB, 7), GIB // 4) == 7
+    cost = Cost(need=MemoryNeed(fixed=GIB // 4, per_worker=GIB // 4))
+    assert (
+        workers_that_fit(ClusterSpec("site", memory=GIB), "kernel", cost, Budget(GIB, 7), GIB // 4)
+        == 7
+    )
+    assert workers_that_fit(ClusterSpec("address"), "kernel", cost, Budget(GIB, 7), GIB // 4) == 7
     with pytest.raises(PlanRefused, match=r"one worker needs 768\.0 MiB"):
-        fitting(Wish("site", memory=GIB // 2), "kernel", cost, Budget(GIB, 7), GIB // 4)
+        workers_that_fit(
+            ClusterSpec("site", memory=GIB // 2), "kernel", cost, Budget(GIB, 7), GIB // 4
+        )

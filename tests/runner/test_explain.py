@@ -59,7 +59,7 @@ def same(one: Explained, other: Explained) -> None:
     assert theirs is not None
     np.testing.assert_array_equal(mine.top_landmark, theirs.top_landmark)
     np.testing.assert_array_equal(mine.repelling_landmark, theirs.repelling_landmark)
-    for name in ("score", "signed", "kernel", "repelling"):
+    for name in ("score", "contribution", "kernel", "repelling"):
         np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-3, atol=1e-4)
 
 
@@ -122,7 +122,7 @@ def test_table_rows_and_agreeing_columns(own: Path) -> None:
 
 def pushed(workspace: Path) -> int:
     """A sample that some landmark pushes away without being ranked."""
-    return next(i for i in audited(workspace) if explain_sample(workspace, i).pushed)
+    return next(i for i in audited(workspace) if explain_sample(workspace, i).repelling_only)
 
 
 def test_what_pushes_is_named_beside_what_is_ranked(digits: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_pushes_is_named_beside_what_is_ranked(digits: Path) -> None:
     for landmark in record["repelling"]:
         assert landmark["sample_id"] not in ranked
         assert (landmark["rank"], landmark["score"]) == (None, None)
-        assert landmark["signed"] in influence.repelling[0]
+        assert landmark["contribution"] in influence.repelling[0]
     # A store of a development version, which does not say.
     old = replace(influence, repelling_landmark=None, repelling=None)
     silent = rendering.explain_rows(replace(one.audit, influence=old), [0])[0]
@@ -151,7 +151,7 @@ def test_where_nothing_pushes_it_is_said(digits: Path, capsys: Any) -> None:
     assert influence is not None
     none = replace(
         influence,
-        signed=np.abs(influence.signed),
+        contribution=np.abs(influence.contribution),
         repelling_landmark=np.full((1, 3), -1),
         repelling=np.zeros((1, 3)),
     )

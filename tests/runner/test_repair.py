@@ -205,7 +205,7 @@ def test_lost_root_document_and_damaged_array(workspace: Path, sealed: Path, sto
     arrays = {"kernel": "values", "features": "sample_id", "newton": "step"}
     (workspace / "audit.zarr" / "zarr.json").unlink()
     (damage,) = verify_workspace(workspace).damage
-    assert damage.what == "missing"
+    assert damage.problem == "missing"
     flip(workspace / "audit.zarr" / store / arrays[store] / "zarr.json")
     small.audit(workspace, repair=True)
     assert differences(sealed, workspace) == []
@@ -229,4 +229,4 @@ def test_files_of_others_are_left_alone(workspace: Path) -> None:
     assert run(small.recipe(), workspace, Options(repair=True)).ran == []
     assert (workspace / "audit.zarr/kernel/notes.txt").read_text() == "mine"
     (damage,) = verify_workspace(workspace).damage
-    assert damage.what == "not written by krepes"
+    assert damage.problem == "not written by krepes"

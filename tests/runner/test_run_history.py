@@ -9,14 +9,14 @@ import pytest
 
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.runner.audit import Options
-from krepes_ooc.runner.run_history import Summary, read_last, recorded
+from krepes_ooc.runner.run_history import Summary, read_last, recorded_run
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
 
 
 def record(space: Workspace, error: BaseException | None = None, ran: bool = True) -> None:
     summary = Summary(space.root, ran=["features"] if ran else [])
-    with recorded(space, Options(workers=2), summary):
+    with recorded_run(space, Options(workers=2), summary):
         if error is not None:
             raise error
 

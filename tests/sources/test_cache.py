@@ -119,8 +119,8 @@ def test_a_cache_of_an_earlier_krepes_is_made_anew(tmp_path: Path) -> None:
 
 def test_only_the_pieces_that_are_read_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    cache.keep(path, bytes(3 * cache.PIECE_BYTES + 5))
-    kept = cache.find_kept(path)
+    cache.cache_file(path, bytes(3 * cache.PIECE_BYTES + 5))
+    kept = cache.find_cached(path)
     assert kept is not None
     flip(path, 8 * (cache.PIECE_BYTES + 7))
     kept.check(0, cache.PIECE_BYTES)
@@ -130,7 +130,7 @@ def test_only_the_pieces_that_are_read_are_checked(tmp_path: Path) -> None:
         kept.check(cache.PIECE_BYTES - 1, cache.PIECE_BYTES + 1)
     kept.check(3 * cache.PIECE_BYTES, 3 * cache.PIECE_BYTES + 5)
     path.write_bytes(b"short")
-    assert cache.find_kept(path) is None
+    assert cache.find_cached(path) is None
     assert "5 bytes instead of 3145733" in kept.damage()
 
 
@@ -140,8 +140,8 @@ def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path: Path) ->
     for path in (old, fresh, kept):
         path.write_bytes(b"x")
         os.utime(path, (0, 0) if path != fresh else (time.time(), time.time()))
-    cache.sweep(tmp_path)
+    cache.remove_stale_files(tmp_path)
     assert not old.exists()
     assert fresh.exists()
     assert kept.exists()
-    cache.sweep(tmp_path / "none")
+    cache.remove_stale_files(tmp_path / "none")

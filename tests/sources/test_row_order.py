@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.sources.row_order import RowOrder
+from krepes_ooc.sources.row_order import ShuffledOrder
 
 
 @given(n=st.integers(1, 3000), seed=st.integers(-5, 2**63))
 def test_random_access_is_a_bijection(n: int, seed: int) -> None:
-    positions = RowOrder(n, None, seed).positions(0, n)
+    positions = ShuffledOrder(n, None, seed).positions(0, n)
     assert sorted(positions.tolist()) == list(range(n))
 
 
@@ -23,7 +23,7 @@ def test_random_access_is_a_bijection(n: int, seed: int) -> None:
 )
 def test_row_groups_are_a_bijection(groups: list[int], window: int, seed: int) -> None:
     n = sum(groups)
-    positions = RowOrder(n, groups, seed, window_rows=window).positions(0, n)
+    positions = ShuffledOrder(n, groups, seed, window_rows=window).positions(0, n)
     assert sorted(positions.tolist()) == list(range(n))
 
 
@@ -32,7 +32,7 @@ def test_row_groups_are_a_bijection(groups: list[int], window: int, seed: int) -
     groups=st.sampled_from([None, (100, 50, 150), (1,) * 300]),
 )
 def test_any_cut_gives_the_same_positions(cuts: list[int], groups: tuple[int, ...] | None) -> None:
-    order = RowOrder(300, groups, 11, window_rows=120)
+    order = ShuffledOrder(300, groups, 11, window_rows=120)
     edges = sorted({0, 300, *cuts})
     parts = [order.positions(a, b) for a, b in itertools.pairwise(edges)]
     assert np.array_equal(np.concatenate(parts), order.positions(0, 300))
@@ -40,7 +40,7 @@ def test_any_cut_gives_the_same_positions(cuts: list[int], groups: tuple[int, ..
 
 def test_a_window_touches_few_row_groups() -> None:
     groups = (100,) * 40
-    order = RowOrder(4000, groups, 5, window_rows=250)
+    order = ShuffledOrder(4000, groups, 5, window_rows=250)
     for start in range(0, 4000, 200):
         touched = np.unique(order.positions(start, start + 200) // 100)
         assert touched.size <= 2
@@ -51,23 +51,23 @@ def test_a_window_touches_few_row_groups() -> None:
 
 
 def test_a_row_group_larger_than_the_window_is_shuffled_alone() -> None:
-    order = RowOrder(1000, (600, 300, 100), 5, window_rows=350)
+    order = ShuffledOrder(1000, (600, 300, 100), 5, window_rows=350)
     assert sorted(order.positions(0, 1000).tolist()) == list(range(1000))
 
 
 def test_windows_are_shuffled_differently() -> None:
-    order = RowOrder(2000, (100,) * 20, 5, window_rows=100)
+    order = ShuffledOrder(2000, (100,) * 20, 5, window_rows=100)
     inside = {tuple((order.positions(a, a + 100) % 100).tolist()) for a in range(0, 2000, 100)}
     assert len(inside) == 20
 
 
 def test_source_order_is_the_identity() -> None:
-    order = RowOrder(10, (4, 6), 1, "source")
+    order = ShuffledOrder(10, (4, 6), 1, "source")
     assert order.positions(2, 99).tolist() == list(range(2, 10))
 
 
 def test_seeds_differ_and_positions_look_uniform() -> None:
-    first, second = (RowOrder(5000, None, seed).positions(0, 5000) for seed in (1, 2))
+    first, second = (ShuffledOrder(5000, None, seed).positions(0, 5000) for seed in (1, 2))
     assert (first == second).mean() < 0.01
     assert abs(np.corrcoef(first, np.arange(5000))[0, 1]) < 0.05
     assert abs(first[:500].mean() - 2500) < 300
@@ -75,4 +75,4 @@ def test_seeds_differ_and_positions_look_uniform() -> None:
 
 def test_row_groups_must_add_up() -> None:
     with pytest.raises(ValueError, match="row groups hold 7 rows, the source 8"):
-        RowOrder(8, (3, 4), 1)
+        ShuffledOrder(8, (3, 4), 1)

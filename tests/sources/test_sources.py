@@ -256,7 +256,7 @@ def test_a_large_table_is_streamed_in_windows_of_row_groups(tmp_path: Path) -> N
     spec = SourceSpec(kind="table", path="t.parquet")
     small = open_table(spec, tmp_path, tmp_path / "cache", buffer_bytes=6000)
     assert small.row_groups == (100,) * 10
-    assert small.resident_bytes == 6000 + small.bank.nbytes
+    assert small.resident_bytes == 6000 + small.marginal_rows.nbytes
     order = row_order(small, spec, 9)
     seen = np.concatenate(
         [small.read(order.positions(a, a + 64))[:, 0] for a in range(0, 1000, 64)]
@@ -292,7 +292,7 @@ def test_a_second_opening_neither_hashes_nor_scans(
     second = open_source(spec, tmp_path, tmp_path / "cache")
     assert second.fingerprint() == first.fingerprint()
     assert second.columns == first.columns
-    assert np.array_equal(second.bank, first.bank)  # type: ignore[attr-defined]
+    assert np.array_equal(second.marginal_rows, first.marginal_rows)  # type: ignore[attr-defined]
     assert (second.classes, second.warnings) == (first.classes, first.warnings)
     with pytest.raises(AssertionError, match="read again"):
         open_people(tmp_path, people(ROWS - 1))
@@ -321,21 +321,21 @@ def test_fingerprint_is_json_and_follows_the_content(tmp_path: Path) -> None:
 
 @given(n=st.integers(1, 9000))
 def test_bank_positions_are_the_smallest_hashes(n: int) -> None:
-    positions = array_rows.bank_positions(n)
+    positions = array_rows.marginal_positions(n)
     hashes = counter_rng.bits(0x6B72, np.arange(n))
     want = np.sort(np.argsort(hashes, kind="stable")[:4096])
     assert np.array_equal(positions, want)
 
 
 def test_bank_positions_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    want = array_rows.bank_positions(9000)
+    want = array_rows.marginal_positions(9000)
     monkeypatch.setattr(array_rows, "_HASH_ROWS", 1000)
-    assert np.array_equal(array_rows.bank_positions(9000), want)
+    assert np.array_equal(array_rows.marginal_positions(9000), want)
 
 
 def test_bank_rows_are_rows_of_the_table(tmp_path: Path) -> None:
     source = open_people(tmp_path)
-    assert np.array_equal(source.bank, source.read(np.arange(ROWS)))  # type: ignore[attr-defined]
+    assert np.array_equal(source.marginal_rows, source.read(np.arange(ROWS)))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("bad", [None, np.nan, np.inf, -np.inf])

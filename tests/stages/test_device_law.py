@@ -39,8 +39,23 @@ KERNELS = {
         "finish_cross",
     ],
     "stages/influence/scores": [
-        *("embedding", "row_norms", "is_score", "aligned", "aligned_with", "unique", "attraction"),
-        *("contribution", "unit_rows", "top_k", "merge_top_k", "repelling", "itself"),
+        *(
+            "embedding",
+            "row_norms",
+            "influence_score",
+            "aligned",
+            "aligned_with",
+            "unique",
+            "contribution",
+        ),
+        *(
+            "embedding_contribution",
+            "unit_rows",
+            "top_k",
+            "merge_top_k",
+            "repelling",
+            "kernel_score",
+        ),
         "positive_only",
     ],
     "stages/landmarks/sampling": [
@@ -52,9 +67,16 @@ KERNELS = {
     ],
     "stages/influence/stage": ["at"],
     "stages/newton/checkpointed_solve": ["_compute", "parts"],
-    "stages/features/featurizer": ["rows_there"],
-    "jacobian/float16_rows": ["rounded_there"],
-    "core/arrays": ["dots", "chosen", "replaced", "beside", "diagonal_matrix", "identity_like"],
+    "stages/features/featurizer": ["rows_on_device"],
+    "jacobian/float16_rows": ["store_rows_on_device"],
+    "core/arrays": [
+        "dots",
+        "take_columns",
+        "put_columns",
+        "asarray_like",
+        "diagonal_matrix",
+        "identity_like",
+    ],
     "stages/moments/moments": [
         *("uncentred", "uncentred_times", "difference", "mean_uncentred", "embedding_rms"),
     ],
@@ -62,7 +84,7 @@ KERNELS = {
     "stages/newton/basis": ["moments", "_changed", "_times", "_double"],
     "stages/newton/conjugate_gradient": [
         *("conjugate_gradient", "begin", "advance", "verify", "_precondition", "_active"),
-        *("_advice", "missing", "norms", "scale", "without_columns"),
+        *("_advice", "residual_of", "norms", "rhs_norm", "without_columns"),
     ],
     "stages/newton/solvers": ["_columns", "_eigenpairs"],
     "stages/newton/preconditioners": [
@@ -86,7 +108,7 @@ KERNELS = {
     ],
     "stages/newton/objectives/simclr": [
         *("softmax", "weighted", "_sides", "pull_back", "gradient", "product"),
-        *("compare", "own_curvature", "curvature_trace"),
+        *("contrast", "own_curvature", "curvature_trace"),
         *("batches", "embeddings", "shift", "points", "_values", "_product", "_linearise"),
     ],
     "stages/newton/objectives/byol": [
@@ -171,14 +193,14 @@ OBJECTIVE_HOLES = [
     ("stages/newton/objectives/simclr", "_values", "scale = float(views[0][0, 0])"),
     ("stages/newton/objectives/byol", "_product", "V = np.asarray(V)"),
     ("stages/newton/objectives/byol", "_linearise", "scale = views[0][0, 0].item()"),
-    ("stages/newton/objectives/simclr", "compare", "Z = np.asarray(Z)"),
-    ("stages/influence/scores", "attraction", "kernel = np.asarray(kernel)"),
+    ("stages/newton/objectives/simclr", "contrast", "Z = np.asarray(Z)"),
+    ("stages/influence/scores", "contribution", "kernel = np.asarray(kernel)"),
     ("stages/influence/scores", "positive_only", "kernel = np.asarray(kernel)"),
     ("stages/landmarks/sampling", "closest", "kernel = np.asarray(kernel)"),
     ("stages/landmarks/sampling", "unit_scores", "damping = float(whitening[0, 0])"),
     ("stages/influence/stage", "at", "rows = np.asarray(rows)"),
     ("stages/newton/basis", "_times", "K = np.asarray(K)"),
-    ("core/arrays", "replaced", "new = np.asarray(new)"),
+    ("core/arrays", "put_columns", "new = np.asarray(new)"),
     ("stages/moments/moments", "embedding_rms", "A = np.asarray(A)"),
     ("stages/newton/basis", "moments", "scale = float(self.T[0, 0])"),
     ("stages/newton/conjugate_gradient", "conjugate_gradient", "scale = float(rhs[0, 0])"),
@@ -189,8 +211,8 @@ OBJECTIVE_HOLES = [
     ("stages/newton/objectives/vicreg", "_spread", "scale = A[0, 0].item()"),
     ("stages/newton/objectives/spectral_contrastive", "product", "V = np.asarray(V)"),
     ("stages/newton/checkpointed_solve", "_compute", "scale = float(self.here.there.value)"),
-    ("stages/features/featurizer", "rows_there", "device = made.cpu()"),
-    ("jacobian/float16_rows", "rounded_there", "features = features.numpy()"),
+    ("stages/features/featurizer", "rows_on_device", "device = made.cpu()"),
+    ("jacobian/float16_rows", "store_rows_on_device", "features = features.numpy()"),
 ]
 
 
@@ -225,9 +247,9 @@ def block_functions(move: Any) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     A, V = draw.normal(size=(5, 3, 1)), draw.normal(size=(5, 3, 2))
     offset, W = draw.normal(size=3), draw.normal(size=(3, 3))
-    look = simclr._Frozen(move(A), move(offset), 0.5, 4)
+    look = simclr._PassState(move(A), move(offset), 0.5, 4)
     predictor = byol.Predictor(move(W), move(offset))
-    frozen = byol._Frozen(move(A[..., 0]), move(offset), predictor, 3)
+    frozen = byol._PassState(move(A[..., 0]), move(offset), predictor, 3)
     times = partial(basis._times, move(draw.normal(size=(5, 5))))
     product = partial(simclr._product, look, move(V))
     return {

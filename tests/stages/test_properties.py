@@ -92,8 +92,8 @@ def test_influence_follows_samples_and_landmarks(measure: str, seed: int) -> Non
         score(measure, d)[np.ix_(rows, marks)], rel=1e-6, abs=1e-8
     )
     for function, args in (
-        (scores.attraction, (moved.kernel, moved.step, moved.embedding)),
-        (scores.contribution, (moved.kernel, moved.coefficients, moved.embedding)),
+        (scores.contribution, (moved.kernel, moved.step, moved.embedding)),
+        (scores.embedding_contribution, (moved.kernel, moved.coefficients, moved.embedding)),
     ):
         plain = function(d.kernel, args[1][np.argsort(marks)], d.embedding)
         assert function(*args) == pytest.approx(plain[np.ix_(rows, marks)], abs=1e-9)
@@ -103,7 +103,7 @@ def test_influence_follows_samples_and_landmarks(measure: str, seed: int) -> Non
 @given(seed=SEED, scale=SCALE)
 def test_ranges_and_scales_of_influence(seed: int, scale: float) -> None:
     d = draw(seed)
-    pulled = scores.attraction(d.kernel, d.step, d.embedding)
+    pulled = scores.contribution(d.kernel, d.step, d.embedding)
     assert (score("is", d) >= 0).all()
     assert (np.abs(score("aligned", d)) <= np.abs(d.kernel) + 1e-9).all()
     assert (np.abs(pulled) <= score("is", d) + 1e-9).all()
@@ -112,7 +112,7 @@ def test_ranges_and_scales_of_influence(seed: int, scale: float) -> None:
     assert score("is", longer) == pytest.approx(scale * score("is", d))
     assert score("aligned", longer) == pytest.approx(score("aligned", d), abs=1e-9)
     assert score("unique", longer) == pytest.approx(score("unique", d))
-    brighter = scores.attraction(d.kernel, d.step, scale * d.embedding)
+    brighter = scores.contribution(d.kernel, d.step, scale * d.embedding)
     assert brighter == pytest.approx(pulled)
 
 
@@ -124,7 +124,7 @@ def test_influence_does_not_see_a_rotation_of_the_embedding(seed: int) -> None:
     turned = replace(d, step=d.step @ R, coefficients=d.coefficients @ R, offset=d.offset @ R)
     for measure in scores.MEASURES:
         assert score(measure, turned) == pytest.approx(score(measure, d), abs=1e-9)
-    before, after = (scores.attraction(x.kernel, x.step, x.embedding) for x in (d, turned))
+    before, after = (scores.contribution(x.kernel, x.step, x.embedding) for x in (d, turned))
     assert after == pytest.approx(before, abs=1e-9)
 
 

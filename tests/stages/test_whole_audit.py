@@ -143,7 +143,7 @@ def test_influence_of_every_audited_sample(audit: Any, naive: Naive) -> None:
     np.testing.assert_allclose(np.abs(store["score"][:]), kept, atol=1e-9)
     signed = dense.influence("signed-step", store["kernel"][:], step, coefficients, offset=offset)
     np.testing.assert_allclose(
-        np.take_along_axis(signed, top, axis=1), store["signed"][:], atol=1e-9
+        np.take_along_axis(signed, top, axis=1), store["contribution"][:], atol=1e-9
     )
 
 

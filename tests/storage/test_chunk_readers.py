@@ -16,14 +16,21 @@ from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.files import checksum
 from krepes_ooc.errors import DamageError
 from krepes_ooc.storage import chunk_readers
-from krepes_ooc.storage.chunk_readers import BufferPool, Decoded, Direct, Mapped, Way, choose_way
+from krepes_ooc.storage.chunk_readers import (
+    BufferPool,
+    ChunkReader,
+    DirectReader,
+    MmapReader,
+    ZarrReader,
+    choose_reader,
+)
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.zarr_metadata import ArrayInfo, array_document, to_bytes
 
 SHAPE, CHUNKS = (2, 1000, 7), (1, 256, 7)
 VALUES = np.random.default_rng(3).normal(size=SHAPE).astype(np.float16)
 INFO = ArrayInfo(SHAPE, CHUNKS, np.dtype("<f2"), ("view", "sample", "feature"), {}, mappable=True)
-WAYS: tuple[Callable[[], Way], ...] = (Mapped, Direct, Decoded)
+WAYS: tuple[Callable[[], ChunkReader], ...] = (MmapReader, DirectReader, ZarrReader)
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", WAYS)
-def test_values_and_checksum(folder: Path, kind: Callable[[], Way]) -> None:
+def test_values_and_checksum(folder: Path, kind: Callable[[], ChunkReader]) -> None:
     way = kind()
     for at in np.ndindex(*INFO.n_chunks):
         values, suffix = way.chunk(folder, INFO, at)
@@ -54,7 +61,7 @@ def test_values_and_checksum(folder: Path, kind: Callable[[], Way]) -> None:
 
 
 @pytest.mark.parametrize("kind", WAYS)
-def test_missing_and_truncated(folder: Path, kind: Callable[[], Way]) -> None:
+def test_missing_and_truncated(folder: Path, kind: Callable[[], ChunkReader]) -> None:
     first, second = (chunk_readers.chunk_path(folder, (0, i, 0)) for i in range(2))
     first.unlink()
     second.write_bytes(second.read_bytes()[:-100])
@@ -65,7 +72,7 @@ def test_missing_and_truncated(folder: Path, kind: Callable[[], Way]) -> None:
 
 
 @pytest.mark.parametrize("kind", WAYS)
-def test_replaced_under_a_reader(folder: Path, kind: Callable[[], Way]) -> None:
+def test_replaced_under_a_reader(folder: Path, kind: Callable[[], ChunkReader]) -> None:
     values, _ = kind().chunk(folder, INFO, (0, 0, 0))
     before = values.copy()
     path = chunk_readers.chunk_path(folder, (0, 0, 0))
@@ -84,7 +91,7 @@ def test_truncated_while_mapped_is_found_on_the_next_touch(folder: Path) -> None
 
 
 def test_buffers_are_used_again_and_never_while_seen(folder: Path) -> None:
-    way = Direct()
+    way = DirectReader()
     first = way.chunk(folder, INFO, (0, 0, 0))[0][0, :10]
     kept = first.copy()
     second = way.chunk(folder, INFO, (1, 0, 0))[0]
@@ -119,7 +126,7 @@ def test_file_system_without_direct_reads(
         return really(path, flags, *more)
 
     monkeypatch.setattr(os, "open", refuse)
-    way = Direct()
+    way = DirectReader()
     for at in ((0, 0, 0), (1, 0, 0)):
         assert np.array_equal(way.chunk(folder, INFO, at)[0][0], VALUES[at[0], :256])
     assert opened == [True, False, False]
@@ -131,16 +138,16 @@ def test_too_many_files_are_our_limit(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(Exception, match=r"cannot map \(Too many open files\)"):
-        Mapped().chunk(folder, INFO, (0, 0, 0))
+        MmapReader().chunk(folder, INFO, (0, 0, 0))
 
 
 def test_choice(tmp_path: Path) -> None:
     foreign = ArrayInfo(SHAPE, CHUNKS, np.dtype("<f2"), INFO.dims, {}, mappable=False)
     size = 2 * 4 * 256 * 7 * 2
-    assert isinstance(choose_way(tmp_path, INFO, None), Mapped)
-    assert isinstance(choose_way(tmp_path, INFO, size), Mapped)
-    assert isinstance(choose_way(tmp_path, INFO, size - 1), Direct)
-    assert isinstance(choose_way(tmp_path, foreign, 0), Decoded)
+    assert isinstance(choose_reader(tmp_path, INFO, None), MmapReader)
+    assert isinstance(choose_reader(tmp_path, INFO, size), MmapReader)
+    assert isinstance(choose_reader(tmp_path, INFO, size - 1), DirectReader)
+    assert isinstance(choose_reader(tmp_path, foreign, 0), ZarrReader)
 
 
 @pytest.mark.parametrize("direct_above", [None, 0])

@@ -6,7 +6,7 @@ import pytest
 
 from krepes_ooc.core.files import checksum
 from krepes_ooc.errors import WorkspaceError
-from krepes_ooc.storage.file_checks import confine, is_inside, measure, what_is_wrong
+from krepes_ooc.storage.file_checks import confine, file_problem, is_inside, measure
 
 DATA = bytes(range(256)) * 9000
 CHUNK = DATA + checksum(DATA).to_bytes(4, "little")
@@ -51,9 +51,9 @@ def test_what_was_written_is_right(tmp_path: Path):
     (tmp_path / "chunk").write_bytes(CHUNK)
     (tmp_path / "empty").write_bytes(b"")
     crc = checksum(DATA)
-    assert what_is_wrong(tmp_path / "plain", len(DATA), crc, suffixed=False) == ""
-    assert what_is_wrong(tmp_path / "chunk", len(CHUNK), crc, suffixed=True) == ""
-    assert what_is_wrong(tmp_path / "empty", 0, checksum(b""), suffixed=False) == ""
+    assert file_problem(tmp_path / "plain", len(DATA), crc, suffixed=False) == ""
+    assert file_problem(tmp_path / "chunk", len(CHUNK), crc, suffixed=True) == ""
+    assert file_problem(tmp_path / "empty", 0, checksum(b""), suffixed=False) == ""
     assert measure(tmp_path / "plain") == (len(DATA), crc)
     assert measure(tmp_path / "empty") == (0, 0)
 
@@ -71,13 +71,13 @@ def test_what_was_written_is_right(tmp_path: Path):
 )
 def test_what_is_wrong_is_said(tmp_path: Path, data: bytes, told: str):
     (tmp_path / "chunk").write_bytes(data)
-    found = what_is_wrong(tmp_path / "chunk", len(CHUNK), checksum(DATA), suffixed=True)
+    found = file_problem(tmp_path / "chunk", len(CHUNK), checksum(DATA), suffixed=True)
     assert found == told
 
 
 def test_missing_and_unreadable_files_are_said(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
-    assert what_is_wrong(tmp_path / "none", 1, 1, suffixed=True) == "missing"
-    assert what_is_wrong(tmp_path / "folder", 1, 1, suffixed=True).startswith("cannot be read (Is")
-    assert what_is_wrong(tmp_path / "loop", 1, 1, suffixed=True).startswith("cannot be read (Too")
+    assert file_problem(tmp_path / "none", 1, 1, suffixed=True) == "missing"
+    assert file_problem(tmp_path / "folder", 1, 1, suffixed=True).startswith("cannot be read (Is")
+    assert file_problem(tmp_path / "loop", 1, 1, suffixed=True).startswith("cannot be read (Too")

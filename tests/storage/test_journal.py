@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.core.files import boot_id, sign_json
+from krepes_ooc.core.files import boot_id, checksummed_json
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.storage import journal as journal_module
 from krepes_ooc.storage.journal import Journal, Unit, read_journal
@@ -171,7 +171,7 @@ def test_damaged_line_does_not_stop_the_next_units(tmp_path: Path):
 )
 def test_signed_line_of_another_form_is_damaged(tmp_path: Path, value: dict[str, Any]):
     path = tmp_path / "journal"
-    path.write_bytes(sign_json(body()) + sign_json(value))
+    path.write_bytes(checksummed_json(body()) + checksummed_json(value))
     units, damaged = read_journal(path)
     assert [unit.name for unit in units] == ["u"]
     assert damaged == 1
@@ -180,7 +180,7 @@ def test_signed_line_of_another_form_is_damaged(tmp_path: Path, value: dict[str,
 def test_endless_line_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(journal_module, "MAX_LINE_BYTES", 512)
     path = tmp_path / "journal"
-    path.write_bytes(b"x" * 5000 + b"\n" + sign_json(body()))
+    path.write_bytes(b"x" * 5000 + b"\n" + checksummed_json(body()))
     assert names(path) == ["u"]
     assert read_journal(path)[1] == 1
 

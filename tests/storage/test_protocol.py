@@ -88,7 +88,7 @@ class Protocol(RuleBasedStateMachine):
     @rule()
     def change_a_setting(self) -> None:
         self.record.journal.close()
-        self.record.park()
+        self.record.archive_previous()
         self.digest, self.model, self.sealed = f"d{int(self.digest[1:]) + 1}", {}, False
         self.lost, self.stripped = set(), False
         self._open(new=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krepes_ooc.core.files import Files, sign_json, write_arrays
+from krepes_ooc.core.files import Files, checksummed_json, write_arrays
 from krepes_ooc.errors import DamageError
 from krepes_ooc.storage.journal import Unit
 from krepes_ooc.storage.stage_record import StageRecord, discard
@@ -50,7 +50,7 @@ def rejournal(record: StageRecord, boot: str) -> None:
     """Write the journal anew as if it came from another boot."""
     units = record.units()[0].values()
     lines = [
-        sign_json(
+        checksummed_json(
             {
                 "unit": unit.name,
                 "files": {key: list(value) for key, value in unit.files.items()},
@@ -65,7 +65,7 @@ def rejournal(record: StageRecord, boot: str) -> None:
 
 
 def read_all(space: Workspace) -> dict[str, np.ndarray]:
-    space.forget("features")
+    space.drop_reader("features")
     return {name: space.reader("features").array(name) for name in stores.ARRAYS}
 
 
@@ -200,7 +200,7 @@ def test_record_without_store(tmp_path: Path):
         record.seal_with({"report.html": (2, 0)}, {})
     record.seal_with({"report.html": (4, 0)}, {})
     assert record.is_sealed()
-    record.park()
+    record.archive_previous()
     assert record.begun() is None
     assert (tmp_path / "report.html").exists()
 
@@ -233,14 +233,14 @@ def test_deleting_damaged_chunk_and_seal_repairs_that_block_alone(tmp_path: Path
 def test_parked_store_goes_with_the_new_seal_and_not_before(tmp_path: Path):
     space, record = stores.sealed(tmp_path)
     old = stores.files_in(space.audit / "features")
-    record.park()
+    record.archive_previous()
     assert record.begun() is None
     assert not (space.audit / "features").exists()
-    assert stores.files_in(record.parked / "store") == old
+    assert stores.files_in(record.previous / "store") == old
     record, writer = stores.begin(space, "d2")
-    assert stores.files_in(record.parked / "store") == old
+    assert stores.files_in(record.previous / "store") == old
     stores.finish(record, writer)
-    assert not record.parked.exists()
+    assert not record.previous.exists()
     assert list(record.temp.iterdir()) == []
     check_complete(space, record)
 
@@ -248,12 +248,12 @@ def test_parked_store_goes_with_the_new_seal_and_not_before(tmp_path: Path):
 def test_parked_sealed_store_outlives_an_unfinished_one(tmp_path: Path):
     space, record = stores.sealed(tmp_path)
     old = stores.files_in(space.audit / "features")
-    record.park()
+    record.archive_previous()
     record, writer = stores.begin(space, "d2")
     stores.write_unit(record, writer, BLOCKS[0])
     record.journal.close()
-    record.park()
-    assert stores.files_in(record.parked / "store") == old
+    record.archive_previous()
+    assert stores.files_in(record.previous / "store") == old
     assert record.begun() is None
     assert not (space.audit / "features").exists()
 
@@ -261,10 +261,10 @@ def test_parked_sealed_store_outlives_an_unfinished_one(tmp_path: Path):
 def test_rest_of_a_kill_after_sealing_gives_way_to_the_sealed_store(tmp_path: Path):
     space, record = stores.sealed(tmp_path)
     new = stores.files_in(space.audit / "features")
-    (record.parked / "record").mkdir(parents=True)
-    (record.parked / "store").mkdir()
-    record.park()
-    assert stores.files_in(record.parked / "store") == new
+    (record.previous / "record").mkdir(parents=True)
+    (record.previous / "store").mkdir()
+    record.archive_previous()
+    assert stores.files_in(record.previous / "store") == new
     assert record.begun() is None
 
 
@@ -272,9 +272,9 @@ def test_unsealed_store_is_parked_too_if_nothing_better_is(tmp_path: Path):
     space = stores.open_workspace(tmp_path)
     record, writer = stores.begin(space)
     stores.write_unit(record, writer, BLOCKS[0])
-    record.park()
-    assert (record.parked / "store" / "zarr.json").exists()
-    assert (record.parked / "record" / "begun.json").exists()
+    record.archive_previous()
+    assert (record.previous / "store" / "zarr.json").exists()
+    assert (record.previous / "record" / "begun.json").exists()
 
 
 def test_kill_anywhere_while_parking_leaves_a_consistent_state(tmp_path: Path):
@@ -285,22 +285,22 @@ def test_kill_anywhere_while_parking_leaves_a_consistent_state(tmp_path: Path):
 
         def restart(space: Workspace = space) -> None:
             fresh = space.record("features", "features")
-            fresh.park()
+            fresh.archive_previous()
             fresh.begin({**BEGUN, "digest": "d2"})
 
         died = rename_until(count, restart)
         again = space.record("features", "features")
         if again.begun() == BEGUN:
-            again.park()
+            again.archive_previous()
         if again.begun() is None:
             again.begin({**BEGUN, "digest": "d2"})
-        assert stores.files_in(again.parked / "store") == old
+        assert stores.files_in(again.previous / "store") == old
         assert not (space.audit / "features").exists()
         writer = space.writer(stores.SPEC, "d2")
         writer.create()
         stores.finish(again, writer)
         check_complete(space, again)
-        assert not again.parked.exists()
+        assert not again.previous.exists()
         if not died:
             break
     assert not died
@@ -309,23 +309,23 @@ def test_kill_anywhere_while_parking_leaves_a_consistent_state(tmp_path: Path):
 
 def test_kill_between_seal_and_tidying_is_tidied_by_the_next_sweep(tmp_path: Path):
     space, record = stores.sealed(tmp_path)
-    shutil.copytree(space.audit / "features", record.parked / "store")
+    shutil.copytree(space.audit / "features", record.previous / "store")
     write_arrays(record.partials / "centre.npz", {"a": np.ones(3)}, record.temp)
     with space.lock():
         space.sweep()
-    assert not record.parked.exists()
+    assert not record.previous.exists()
     assert not record.partials.exists()
     check_complete(space, record)
 
 
 def test_sweep_keeps_what_an_unsealed_stage_needs(tmp_path: Path):
     space, record = stores.sealed(tmp_path)
-    record.park()
+    record.archive_previous()
     record, _ = stores.begin(space, "d2")
     write_arrays(record.partials / "centre.npz", {"a": np.ones(3)}, record.temp)
     with space.lock():
         space.sweep()
-    assert (record.parked / "store").exists()
+    assert (record.previous / "store").exists()
     assert (record.partials / "centre.npz").exists()
 
 

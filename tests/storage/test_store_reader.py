@@ -181,7 +181,7 @@ def test_checksum_is_compared_on_first_touch_by_this_reader(tmp_path: Path):
     flip_value(reader.path / CHUNK)
     reader.block("values", BLOCKS[2], 1)
     assert space.reader("features") is reader
-    space.forget("features")
+    space.drop_reader("features")
     with pytest.raises(DamageError, match="crc32c"):
         space.reader("features").block("values", BLOCKS[2], 1)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.core.files import sign_json
+from krepes_ooc.core.files import checksummed_json
 from krepes_ooc.errors import KrepesError
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.verify import Damage, Verification, verify
@@ -22,7 +22,7 @@ def record(tmp_path: Path) -> StageRecord:
 
 
 def damage_in(record: StageRecord) -> dict[str, str]:
-    return {item.file: item.what for item in verify([record]).damage}
+    return {item.file: item.problem for item in verify([record]).damage}
 
 
 def test_whole_workspace_verifies(tmp_path: Path):
@@ -70,7 +70,7 @@ def test_each_kind_of_damage_is_named(record: StageRecord):
     found = verify([record])
     told = "features: centre/zarr.json: the bytes differ from the checksum recorded"
     assert told in map(str, found.damage)
-    assert {item.file: item.what for item in found.damage if item.stage == "features"} == {
+    assert {item.file: item.problem for item in found.damage if item.stage == "features"} == {
         "values/c/0/0/0": "missing",
         "values/c/0/1/0": "100 bytes instead of 2564",
         "values/c/0/2/0": "the bytes differ from the checksum recorded",
@@ -170,7 +170,7 @@ def test_lost_record_of_a_sealed_stage_is_told(record: StageRecord):
 )
 def test_hostile_manifest_is_one_clear_damage(record: StageRecord, manifest: dict[str, Any]):
     seal = record.folder / "seal.json"
-    seal.write_bytes(sign_json(manifest))
+    seal.write_bytes(checksummed_json(manifest))
     found = verify([record])
     assert found.damage == (Damage("features", str(seal), "the manifest has another form"),)
     assert found.files == 0
@@ -199,7 +199,7 @@ def test_root_document_is_compared_with_the_sealed_stores(tmp_path: Path):
 
 def test_copies_of_a_store_that_is_being_written_may_lag(tmp_path: Path):
     space, record = stores.sealed(tmp_path)
-    record.park()
+    record.archive_previous()
     record = space.record("features", "features")
     record.begin({**BEGUN, "digest": "d2"})
     assert b"features/values" in (space.audit / "zarr.json").read_bytes()

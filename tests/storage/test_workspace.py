@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray
 
-from krepes_ooc.core.files import sign_json
+from krepes_ooc.core.files import checksummed_json
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.runner.status import verify_workspace
 from krepes_ooc.storage.workspace import Workspace
@@ -91,7 +91,7 @@ def test_workspace_of_another_format_is_refused(tmp_path: Path, version: object)
     stores.open_workspace(tmp_path)
     root = tmp_path / "audit.zarr" / "zarr.json"
     root.write_text(json.dumps({"attributes": {"krepes_format": version}}))
-    (tmp_path / ".krepes" / "recipe.json").write_bytes(sign_json({"format": version}))
+    (tmp_path / ".krepes" / "recipe.json").write_bytes(checksummed_json({"format": version}))
     with pytest.raises(WorkspaceError) as caught:
         Workspace(tmp_path)
     assert str(caught.value) == (
@@ -222,7 +222,7 @@ def test_root_document_follows_the_stores(tmp_path: Path):
         return set(xarray.open_datatree(str(space.audit), engine="zarr").children)
 
     assert listed() == {"features"}
-    record.park()
+    record.archive_previous()
     space.consolidate()
     assert listed() == set()
     stores.begin(space, "d2")

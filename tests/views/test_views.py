@@ -112,7 +112,9 @@ def test_table_views_against_the_formula(table: TableSource) -> None:
             want = raw[row, index]
             if column.shown and column.name != "kept":
                 if counter_rng.uniform(9, 1, 1, sample, index) < 0.3:
-                    want = table.bank[counter_rng.integers(9, 4096, 1, 2, sample, index), index]
+                    want = table.marginal_rows[
+                        counter_rng.integers(9, 4096, 1, 2, sample, index), index
+                    ]
                 if column.kind == "numeric":
                     want += 0.2 * column.std * counter_rng.normal(9, 1, 3, sample, index)
             assert made[row, index] == pytest.approx(want, rel=1e-12, abs=1e-12)

@@ -79,27 +79,27 @@ def write_array(values: npt.NDArray[Any], folder: Path) -> ArrayFile:
     return ArrayFile(str(path), values.dtype.str, values.shape, checksum(data))
 
 
-def put_away(value: Any, folder: Path) -> Any:
+def spill_arrays(value: Any, folder: Path) -> Any:
     """The same value with files in the place of its large arrays, in tuples, lists and mappings."""
     if _is_large(value):
         return write_array(value, folder)
     if isinstance(value, tuple | list):
-        return type(value)(put_away(part, folder) for part in value)
+        return type(value)(spill_arrays(part, folder) for part in value)
     if isinstance(value, dict):
-        return {key: put_away(part, folder) for key, part in value.items()}
+        return {key: spill_arrays(part, folder) for key, part in value.items()}
     return value
 
 
-def take_back(value: Any) -> Any:
+def load_arrays(value: Any) -> Any:
     """The value that was put away; its files are removed."""
     if isinstance(value, ArrayFile):
         found = value.read()
         Path(value.path).unlink(missing_ok=True)
         return found
     if isinstance(value, tuple | list):
-        return type(value)(map(take_back, value))
+        return type(value)(map(load_arrays, value))
     if isinstance(value, dict):
-        return {key: take_back(part) for key, part in value.items()}
+        return {key: load_arrays(part) for key, part in value.items()}
     return value
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.engine.cluster.array_transfer import arrays_as_files
-from krepes_ooc.engine.cluster.watchdog import StallWatch
-from krepes_ooc.engine.cluster.worker import Part, Work
+from krepes_ooc.engine.cluster.watchdog import WorkerWatchdog
+from krepes_ooc.engine.cluster.worker import TaskPayload, TaskResult
 from krepes_ooc.engine.executor import Graph
 from krepes_ooc.errors import KrepesError, StageFailed, Stopped, UsageError
 
@@ -49,12 +49,12 @@ class Cluster:
 
     def share_devices(self, visible: Sequence[str]) -> None:
         """Let every worker of this machine see one device of its own, those that join later too."""
-        from krepes_ooc.engine.cluster.worker_plugins import OneGpu
+        from krepes_ooc.engine.cluster.worker_plugins import OneGpuPerWorker
 
-        self.client.register_plugin(OneGpu(visible))
+        self.client.register_plugin(OneGpuPerWorker(visible))
 
     @contextlib.contextmanager
-    def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
+    def publish(self, folder: Path, key: str, work: TaskPayload) -> Iterator[None]:
         """Work at every worker, those that join later too.
 
         A worker that does not take it in time is frozen, and dealt with when tasks run.
@@ -62,9 +62,9 @@ class Cluster:
         Raises:
             KrepesError: a worker cannot take it: another version, or it sees no workspace.
         """
-        from krepes_ooc.engine.cluster.worker_plugins import Lent
+        from krepes_ooc.engine.cluster.worker_plugins import PayloadPlugin
 
-        lent = Lent(str(folder), key, work)
+        lent = PayloadPlugin(str(folder), key, work)
         with self._told(), arrays_as_files(folder), contextlib.suppress(OSError):
             self._hand_out(self.client.register_plugin, lent, name=key)
         try:
@@ -83,7 +83,7 @@ class Cluster:
         names: Sequence[str],
         check: Callable[[], None],
         tell: Callable[[str], None],
-    ) -> Iterator[tuple[str, Part]]:
+    ) -> Iterator[tuple[str, TaskResult]]:
         """Results by name as they come; lost workers are replaced and their tasks repeated.
 
         Workers that do nothing, or keep a result to themselves, are told of and started again.
@@ -97,7 +97,7 @@ class Cluster:
         with self._told():
             futures = self.client.get(graph, list(names), sync=False)
         waiting = dict(zip(names, futures, strict=True))
-        stalls = StallWatch(self.client, tell, self.stall_seconds, self.hand_over_seconds)
+        stalls = WorkerWatchdog(self.client, tell, self.stall_seconds, self.hand_over_seconds)
         try:
             while waiting:
                 check()
@@ -109,24 +109,24 @@ class Cluster:
                         waiting.pop(name).release()
                         moved = True
                         yield name, part
-                        stalls.moved()
+                        stalls.on_progress()
                 if not moved:
                     self._look_after(stalls)
-                    stalls.look()
+                    stalls.poll()
                     time.sleep(POLL_SECONDS / 5)
         finally:
             for future in waiting.values():
                 with contextlib.suppress(Exception):
                     future.cancel()
 
-    def _result(self, future: Any, stalls: StallWatch) -> Part | None:
+    def _result(self, future: Any, stalls: WorkerWatchdog) -> TaskResult | None:
         """A finished result; None if the worker that holds it does not hand it over."""
         if future.status == "cancelled":
             raise _lost()
         failed = future.status == "error"
         with self._told(), contextlib.nullcontext() if failed else _connections():
             try:
-                part: Part = future.result(timeout=stalls.hand_over_seconds)
+                part: TaskResult = future.result(timeout=stalls.hand_over_seconds)
             except TimeoutError:
                 if failed:
                     raise
@@ -134,7 +134,7 @@ class Cluster:
                 return part
         holders = self._ask(self.client.scheduler.who_has, keys=[future.key])[future.key]
         if holders and future.status == "finished":
-            stalls.unanswered(sorted(holders))
+            stalls.on_no_answer(sorted(holders))
         return None
 
     def _ask(self, what: Callable[..., Any], **given: Any) -> Any:
@@ -146,7 +146,7 @@ class Cluster:
         with self._told(), _connections():
             return self.client.sync(what, callback_timeout=SCHEDULER_SECONDS, **given)
 
-    def _look_after(self, stalls: StallWatch) -> None:
+    def _look_after(self, stalls: WorkerWatchdog) -> None:
         """Replace workers that are gone; give up where nothing can be expected any more.
 
         Raises:
@@ -160,7 +160,7 @@ class Cluster:
         if self.client.status not in ("running", "newly-created"):
             raise _lost()
         workers = self._ask(self.client.scheduler.identity)["workers"]
-        stalls.here(workers, self.n_workers)
+        stalls.on_workers(workers, self.n_workers)
         if alive := len(workers):
             self._seen = now
         elif self.refusals:

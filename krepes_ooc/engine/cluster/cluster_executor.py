@@ -13,9 +13,9 @@ from typing import Any, Protocol, TypeVar
 
 from krepes_ooc.core.blocks import floor_power_of_two
 from krepes_ooc.engine.cluster import worker
-from krepes_ooc.engine.cluster.array_transfer import take_back
-from krepes_ooc.engine.cluster.worker import LICENCE, Call, Part, Work
-from krepes_ooc.engine.executor import WAVE_TASKS, Executor, Graph, add_tree, tree_fold
+from krepes_ooc.engine.cluster.array_transfer import load_arrays
+from krepes_ooc.engine.cluster.worker import RUN_TOKEN, TaskPayload, TaskRef, TaskResult
+from krepes_ooc.engine.executor import WAVE_TASKS, Executor, Graph, add_tree, tree_reduce
 from krepes_ooc.engine.run_control import Progress
 
 T = TypeVar("T")
@@ -24,14 +24,14 @@ TASKS_PER_WORKER = 8
 MAX_TASK_ITEMS = 64
 
 
-class Crowd(Protocol):
+class WorkerPool(Protocol):
     """Workers that compute a graph of tasks; see ``cluster.Cluster``."""
 
     @property
     def n_workers(self) -> int:
         """Worker processes wanted."""
 
-    def lend(self, folder: Path, key: str, work: Work) -> AbstractContextManager[None]:
+    def publish(self, folder: Path, key: str, work: TaskPayload) -> AbstractContextManager[None]:
         """Work at every worker, for as long as its tasks run."""
 
     def compute(
@@ -40,7 +40,7 @@ class Crowd(Protocol):
         names: Sequence[str],
         check: Callable[[], None],
         tell: Callable[[str], None],
-    ) -> Iterator[tuple[str, Part]]:
+    ) -> Iterator[tuple[str, TaskResult]]:
         """Names and results, as they come; ``check`` is called several times a second.
 
         What the user should know of workers goes to ``tell``, a line at a time.
@@ -51,7 +51,7 @@ class Crowd(Protocol):
 
 
 @dataclass(frozen=True)
-class Desk:
+class TransferFolder:
     """The folder of one run in its workspace, through which arrays pass.
 
     Args:
@@ -65,21 +65,21 @@ class Desk:
     numerics: str
 
     @classmethod
-    def open(cls, temp: Path, numerics: str) -> Desk:
+    def open(cls, temp: Path, numerics: str) -> TransferFolder:
         """A new folder under ``temp``, which is swept when the next run begins."""
         folder = temp / f"tasks-{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
-        (folder / LICENCE).touch()
+        (folder / RUN_TOKEN).touch()
         return cls(folder, worker.package_sha256(), numerics)
 
     def close(self) -> None:
         """Take the licence away first: workers stop before their next block."""
-        (self.folder / LICENCE).unlink(missing_ok=True)
+        (self.folder / RUN_TOKEN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def call(self) -> Call:
+    def call(self) -> TaskRef:
         """A new call."""
-        return Call(str(self.folder), uuid.uuid4().hex, self.package, self.numerics)
+        return TaskRef(str(self.folder), uuid.uuid4().hex, self.package, self.numerics)
 
     def forget(self) -> None:
         """Remove the files of a call that is over; one call is made at a time."""
@@ -88,21 +88,21 @@ class Desk:
 
 
 @dataclass(frozen=True)
-class Spread(Executor):
+class ClusterExecutor(Executor):
     """Where tasks run: a Dask graph on the workers of a cluster.
 
     A task is a range of items and loops inside, since a task of a cluster costs a millisecond. In a
     fold a range is a whole branch of the reduction tree: the sums have the bits of threads.
 
     Args:
-        crowd: the workers.
-        desk: where work and large results pass.
+        pool: the workers.
+        transfer: where work and large results pass.
         finish: called on the worker after every task.
         peak: told the anonymous memory of workers.
     """
 
-    crowd: Crowd | None = None
-    desk: Desk | None = None
+    pool: WorkerPool | None = None
+    transfer: TransferFolder | None = None
     finish: Callable[[], None] | None = None
     peaks: list[int] = field(default_factory=lambda: [0])
 
@@ -111,49 +111,49 @@ class Spread(Executor):
         self.stop.check()
         if not len(items):
             return
-        with self._lent(Work(function, items, finish=self.finish)) as call:
+        with self._lent(TaskPayload(function, items, finish=self.finish)) as call:
             for ranges in self._waves(len(items)):
                 prefix = f"krepes-{uuid.uuid4().hex}-"
                 names = [f"{prefix}{start:09d}" for start, _ in ranges]
                 graph: Graph = {
-                    name: (worker.perform, call, start, stop)
+                    name: (worker.run_range, call, start, stop)
                     for name, (start, stop) in zip(names, ranges, strict=True)
                 }
                 found = self._collect(graph, names)
                 for name in names:
                     yield from found.pop(name)
 
-    def fold(self, function: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
+    def reduce(self, function: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
         """As ``Executor.fold``."""
         self.stop.check()
         sums: list[R] = []
-        with self._lent(Work(function, items, add, self.finish)) as call:
+        with self._lent(TaskPayload(function, items, add, self.finish)) as call:
             for ranges in self._waves(len(items)):
                 prefix = f"krepes-{uuid.uuid4().hex}-"
                 names = [f"{prefix}part-{start:09d}" for start, _ in ranges]
                 graph: Graph = {
-                    name: (worker.perform_fold, call, start, stop)
+                    name: (worker.reduce_range, call, start, stop)
                     for name, (start, stop) in zip(names, ranges, strict=True)
                 }
-                root = add_tree(graph, names, worker.perform_add, call, prefix=prefix)
-                graph[f"{prefix}whole"] = (worker.hand_over, call, root)
+                root = add_tree(graph, names, worker.add_results, call, prefix=prefix)
+                graph[f"{prefix}whole"] = (worker.spill_result, call, root)
                 sums.append(self._collect(graph, [f"{prefix}whole"]).popitem()[1])
-        return tree_fold(len(sums), sums.__getitem__, add)
+        return tree_reduce(len(sums), sums.__getitem__, add)
 
     @contextlib.contextmanager
-    def _lent(self, work: Work) -> Iterator[Call]:
-        assert self.crowd is not None
-        assert self.desk is not None
-        call = self.desk.call()
+    def _lent(self, work: TaskPayload) -> Iterator[TaskRef]:
+        assert self.pool is not None
+        assert self.transfer is not None
+        call = self.transfer.call()
         try:
-            with self.crowd.lend(self.desk.folder, call.key, work):
+            with self.pool.publish(self.transfer.folder, call.key, work):
                 yield call
         finally:
-            self.desk.forget()
+            self.transfer.forget()
 
     def _waves(self, count: int) -> Iterator[list[tuple[int, int]]]:
         """Ranges of items, a bounded number at a time; of a power of two each, but the last."""
-        workers = self.crowd.n_workers if self.crowd is not None else 1
+        workers = self.pool.n_workers if self.pool is not None else 1
         size = task_items(count, workers)
         wave = WAVE_TASKS * size
         for begin in range(0, count, wave):
@@ -162,12 +162,12 @@ class Spread(Executor):
 
     def _collect(self, graph: Graph, names: list[str]) -> dict[str, Any]:
         """Results by name; what tasks told is passed on as they come."""
-        assert self.crowd is not None
+        assert self.pool is not None
         found = {}
-        for name, part in self.crowd.compute(graph, names, self.stop.check, self.progress.note):
+        for name, part in self.pool.compute(graph, names, self.stop.check, self.progress.note):
             pass_on(part, self.progress)
             self.peaks[0] = max(self.peaks[0], part.anonymous)
-            found[name] = take_back(part.value)
+            found[name] = load_arrays(part.value)
         return found
 
 
@@ -176,7 +176,7 @@ def task_items(count: int, workers: int) -> int:
     return min(MAX_TASK_ITEMS, floor_power_of_two(count // (TASKS_PER_WORKER * max(1, workers))))
 
 
-def pass_on(part: Part, progress: Progress) -> None:
+def pass_on(part: TaskResult, progress: Progress) -> None:
     """Tell the client's progress what a task told."""
-    for method, arguments in part.told:
+    for method, arguments in part.events:
         getattr(progress, method)(*arguments)

@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Wish:
+class ClusterSpec:
     """What ``--cluster`` asks for.
 
     Args:
@@ -52,7 +52,7 @@ class Wish:
         return None if self.site is None else self.site.certificates
 
 
-def read_wish(text: str, memory: int | None) -> Wish:
+def parse_cluster(text: str, memory: int | None) -> ClusterSpec:
     """What a value of ``--cluster`` means.
 
     Args:
@@ -64,9 +64,9 @@ def read_wish(text: str, memory: int | None) -> Wish:
         RecipeError: the site file has an unknown key or a wrong value.
     """
     if text == "local":
-        return Wish("local", memory=memory)
+        return ClusterSpec("local", memory=memory)
     if text.startswith(ADDRESSES):
-        return Wish("address", address=text, memory=memory)
+        return ClusterSpec("address", address=text, memory=memory)
     if not text.endswith((".yaml", ".yml")):
         raise UsageError(
             f"{text!r}",
@@ -75,14 +75,14 @@ def read_wish(text: str, memory: int | None) -> Wish:
         )
     site = read_site(Path(text), memory)
     if site.scheduler == "local":
-        return Wish("local", site=site, memory=memory)
+        return ClusterSpec("local", site=site, memory=memory)
     if site.scheduler == "running":
-        return Wish("address", site.address, site, site.memory_bytes)
-    return Wish("site", site=site, memory=site.memory_bytes)
+        return ClusterSpec("address", site.address, site, site.memory_bytes)
+    return ClusterSpec("site", site=site, memory=site.memory_bytes)
 
 
 @contextlib.contextmanager
-def open_cluster(wish: Wish, n_workers: int, logs: Path) -> Iterator[Cluster]:
+def open_cluster(wish: ClusterSpec, n_workers: int, logs: Path) -> Iterator[Cluster]:
     """Start or join workers; those that were started go when the run ends.
 
     Args:

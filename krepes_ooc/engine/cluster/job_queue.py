@@ -14,24 +14,24 @@ from krepes_ooc.engine.cluster.cluster import Cluster
 from krepes_ooc.engine.cluster.site_file import Site, cluster_class, job_settings
 
 
-class Roll(SchedulerPlugin):
+class WorkerRegistry(SchedulerPlugin):
     """Names of the workers that came, and of those that are here."""
 
     name = "krepes-roll"
 
     def __init__(self) -> None:
-        self.came: set[str] = set()
+        self.joined: set[str] = set()
         self._names: dict[str, str] = {}
 
     @property
-    def here(self) -> set[str]:
+    def present(self) -> set[str]:
         """Names of the workers that did not leave."""
         return set(self._names.values())
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Called by the scheduler."""
         self._names[worker] = str(scheduler.workers[worker].name)
-        self.came.add(self._names[worker])
+        self.joined.add(self._names[worker])
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
         """Called by the scheduler."""
@@ -56,14 +56,14 @@ def open_jobs(site: Site, logs: Path, scheduler: dict[str, Any]) -> Iterator[Clu
     kind = cluster_class(site)
     with (
         kind(
-            job_cls=_remembering(kind.job_cls, refusals),
+            job_cls=_recording_refusals(kind.job_cls, refusals),
             scheduler_options=scheduler,
             silence_logs="critical",
             **settings,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
     ):
-        roll = Roll()
+        roll = WorkerRegistry()
         cluster.scheduler.add_plugin(roll)
         cluster.scale(jobs=site.jobs)
 
@@ -75,16 +75,16 @@ def open_jobs(site: Site, logs: Path, scheduler: dict[str, Any]) -> Iterator[Clu
         yield Cluster(client, site.jobs * site.processes, renew, refusals, site.patience)
 
 
-async def _strike_off(cluster: Any, processes: int, roll: Roll) -> None:
+async def _strike_off(cluster: Any, processes: int, roll: WorkerRegistry) -> None:
     """Forget the jobs all of whose processes left: Distributed knows those of one process alone."""
     for job in list(cluster.workers):
         names = {f"{job}-{number}" for number in range(processes)}
-        if names & roll.came and not names & roll.here:
-            roll.came -= names
+        if names & roll.joined and not names & roll.present:
+            roll.joined -= names
             await cluster.workers.pop(job).close()
 
 
-def _remembering(job: Any, refusals: list[str]) -> Any:
+def _recording_refusals(job: Any, refusals: list[str]) -> Any:
     """The class of jobs, with a memory for why the queue did not take one."""
 
     class Job(job):  # type: ignore[misc]
@@ -93,13 +93,13 @@ def _remembering(job: Any, refusals: list[str]) -> Any:
                 await super().start()
             except (RuntimeError, ValueError, OSError) as error:
                 # Counted as started: the error would be lost in Distributed's event loop.
-                refusals.append(_said(error))
+                refusals.append(_refusal_text(error))
                 await ProcessInterface.start(self)  # type: ignore[no-untyped-call]
 
     return Job
 
 
-def _said(error: Exception) -> str:
+def _refusal_text(error: Exception) -> str:
     """What the queue's command said, in one line."""
     if isinstance(error, FileNotFoundError):
         return f"no command {error.filename!r} on this machine"

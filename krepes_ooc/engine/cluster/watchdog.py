@@ -16,7 +16,7 @@ FRUITLESS = 3  # times as many workers as are wanted
 
 
 @dataclass
-class StallWatch:
+class WorkerWatchdog:
     """Looks at workers while no task of a graph finishes.
 
     A task may wait for a lock that nobody gives back: a run of weeks must outlive that. When
@@ -29,13 +29,13 @@ class StallWatch:
 
     Args:
         client: of Distributed.
-        tell: one line for the user.
+        notify: one line for the user.
         seconds: between two looks.
         hand_over_seconds: for a worker to hand a finished result over.
     """
 
     client: Any
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
     seconds: float = 30.0
     hand_over_seconds: float = 10.0
     _since: float = field(default_factory=lambda: time.monotonic())
@@ -43,24 +43,24 @@ class StallWatch:
     _here: frozenset[str] = frozenset()
     _left: int = 0
 
-    def moved(self) -> None:
+    def on_progress(self) -> None:
         """A task has finished."""
         self._since, self._suspects, self._left = time.monotonic(), {}, 0
 
-    def here(self, workers: Iterable[str], wanted: int) -> None:
+    def on_workers(self, workers: Iterable[str], wanted: int) -> None:
         """These workers are here now, of so many; told when they leave and no task is finished."""
         now = frozenset(workers)
         self._left += len(self._here - now)
         self._here = now
         if self._left >= FRUITLESS * wanted:
-            self.tell(
+            self.notify(
                 f"{self._left} workers left since a task was last finished: if one takes longer "
                 "than a worker stays, give a longer walltime, or set a smaller "
                 "stages.features.block_rows before a new run"
             )
             self._left = 0
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Call while nothing finishes, as often as you like."""
         if time.monotonic() - self._since < self.seconds:
             return
@@ -70,19 +70,19 @@ class StallWatch:
         stuck = sorted(worker for worker, at in idle.items() if self._suspects.get(worker) == at)
         for worker, at in idle.items():
             if worker not in stuck:
-                self.tell(f"{worker} did nothing for {self.seconds:.0f} s: {at}")
+                self.notify(f"{worker} did nothing for {self.seconds:.0f} s: {at}")
         for worker in stuck:
-            self.tell(f"{worker} still does nothing: it is started again, its tasks are repeated")
+            self.notify(f"{worker} still does nothing: it is started again, its tasks are repeated")
         if stuck:
             self.seconds *= 2
             self._restart(stuck)
         self._suspects = {} if stuck else idle
         self._since = time.monotonic()
 
-    def unanswered(self, workers: Sequence[str]) -> None:
+    def on_no_answer(self, workers: Sequence[str]) -> None:
         """These hold a result that is finished and have not handed it over in time."""
         for worker in workers:
-            self.tell(
+            self.notify(
                 f"{worker} holds a result and does not answer for {self.hand_over_seconds:.0f} s: "
                 "it is started again, its tasks are repeated"
             )

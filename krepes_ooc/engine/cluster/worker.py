@@ -24,18 +24,18 @@ from typing import Any
 
 from krepes_ooc.core import resources
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.cluster.array_transfer import put_away
-from krepes_ooc.engine.executor import tree_fold
-from krepes_ooc.engine.machine import Meter
+from krepes_ooc.engine.cluster.array_transfer import spill_arrays
+from krepes_ooc.engine.executor import tree_reduce
+from krepes_ooc.engine.machine import ResourceMeter
 from krepes_ooc.engine.run_control import StopFlag
 from krepes_ooc.errors import Stopped, UsageError, WorkspaceError
 
-LICENCE = "licence"
+RUN_TOKEN = "licence"
 ARRIVAL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Call:
+class TaskRef:
     """What a task names.
 
     Args:
@@ -52,7 +52,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Work:
+class TaskPayload:
     """One call of an executor.
 
     Args:
@@ -69,26 +69,26 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Part:
+class TaskResult:
     """What a task gives back.
 
     Args:
         value: its result; large arrays are the files that hold them.
-        told: what it told its progress, as (method, arguments).
+        events: what it told its progress, as (method, arguments).
         anonymous: peak of the worker's anonymous memory meanwhile, in bytes.
     """
 
     value: Any
-    told: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    events: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     anonymous: int = 0
 
 
-class Licence(StopFlag):
+class WorkerStopFlag(StopFlag):
     """The stop flag of a worker: raised as soon as the folder of its run is gone."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._path = folder / LICENCE
+        self._path = folder / RUN_TOKEN
 
     @property
     def requested(self) -> bool:
@@ -100,7 +100,7 @@ class Licence(StopFlag):
         return super().requested
 
 
-class Tally:
+class ProgressRecorder:
     """A progress that keeps what tasks tell, so that the client can be told with their results."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class Tally:
 
 
 @dataclass
-class Station:
+class WorkerState:
     """What a worker process keeps between tasks: the work at hand, and what stages opened for it.
 
     Attributes:
@@ -149,10 +149,10 @@ class Station:
     owner: str = field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     )
-    progress: Tally = field(default_factory=Tally)
+    progress: ProgressRecorder = field(default_factory=ProgressRecorder)
     stop: StopFlag = field(default_factory=StopFlag)
     _folder: str = ""
-    _lent: dict[str, Work] = field(default_factory=dict)
+    _lent: dict[str, TaskPayload] = field(default_factory=dict)
     _kept: dict[Hashable, Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -165,27 +165,27 @@ class Station:
         with self._lock:
             if folder == self._folder:
                 return
-            if not (Path(folder) / LICENCE).exists():
+            if not (Path(folder) / RUN_TOKEN).exists():
                 raise WorkspaceError(
                     f"the worker on {socket.gethostname()} does not see this folder",
                     where=folder,
                     expected="a workspace on a file system that all workers share",
                     advice="choose another --workspace",
                 )
-            self._folder, self.stop = folder, Licence(Path(folder))
+            self._folder, self.stop = folder, WorkerStopFlag(Path(folder))
             self._lent, self._kept = {}, {}
 
-    def borrow(self, key: str, work: Work) -> None:
+    def install(self, key: str, work: TaskPayload) -> None:
         """Take work that a client lends."""
         with self._lock:
             self._lent[key] = work
 
-    def give_back(self, key: str) -> None:
+    def remove(self, key: str) -> None:
         """The client has all results."""
         with self._lock:
             self._lent.pop(key, None)
 
-    def work(self, call: Call) -> Work:
+    def work(self, call: TaskRef) -> TaskPayload:
         """The work of a call.
 
         Raises:
@@ -202,7 +202,7 @@ class Station:
                 raise Stopped("stopped, because its run has ended")
             time.sleep(0.02)
 
-    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The one object of this key in this process, as long as the run lasts."""
         with self._lock:
             if key not in self._kept:
@@ -212,61 +212,63 @@ class Station:
 
 
 @cache
-def station() -> Station:
+def worker_state() -> WorkerState:
     """The station of this process."""
-    return Station()
+    return WorkerState()
 
 
-def perform(call: Call, start: int, stop: int) -> Part:
+def run_range(call: TaskRef, start: int, stop: int) -> TaskResult:
     """The results of a range of items, as a list; none for work that is done for its effect."""
     return _result(call, lambda work: [work.function(item) for item in work.items[start:stop]])
 
 
-def perform_fold(call: Call, start: int, stop: int) -> Part:
+def reduce_range(call: TaskRef, start: int, stop: int) -> TaskResult:
     """The sum of a range of items that is a whole branch of the reduction tree."""
 
-    def fold(work: Work) -> Any:
+    def fold(work: TaskPayload) -> Any:
         assert work.add is not None
-        return tree_fold(stop - start, lambda i: work.function(work.items[start + i]), work.add)
+        return tree_reduce(stop - start, lambda i: work.function(work.items[start + i]), work.add)
 
     return _result(call, fold, keep=True)
 
 
-def perform_add(call: Call, left: Part, right: Part) -> Part:
+def add_results(call: TaskRef, left: TaskResult, right: TaskResult) -> TaskResult:
     """The sum of two sums, which other workers may have computed."""
 
-    def add(work: Work) -> Any:
+    def add(work: TaskPayload) -> Any:
         assert work.add is not None
         return work.add(left.value, right.value)
 
     done = _result(call, add, keep=True)
     peak = max(left.anonymous, right.anonymous, done.anonymous)
-    return Part(done.value, left.told + right.told + done.told, peak)
+    return TaskResult(done.value, left.events + right.events + done.events, peak)
 
 
-def hand_over(call: Call, part: Part) -> Part:
+def spill_result(call: TaskRef, part: TaskResult) -> TaskResult:
     """A sum on its way to the client: a file if it is large."""
-    return Part(put_away(part.value, Path(call.folder)), part.told, part.anonymous)
+    return TaskResult(spill_arrays(part.value, Path(call.folder)), part.events, part.anonymous)
 
 
-def _result(call: Call, compute: Callable[[Work], Any], *, keep: bool = False) -> Part:
+def _result(
+    call: TaskRef, compute: Callable[[TaskPayload], Any], *, keep: bool = False
+) -> TaskResult:
     from krepes_ooc.network.torch_device import one_torch_thread
 
     check_worker(call)
-    here = station()
+    here = worker_state()
     here.progress.collect()
-    with machine.one_blas_thread(), one_torch_thread(), Meter() as meter:
+    with machine.one_blas_thread(), one_torch_thread(), ResourceMeter() as meter:
         work = here.work(call)
         try:
             value = compute(work)
         finally:
             if work.finish is not None:
                 work.finish()
-    value = value if keep else put_away(value, Path(call.folder))
-    return Part(value, here.progress.collect(), int(meter.facts()["anonymous_peak"]))
+    value = value if keep else spill_arrays(value, Path(call.folder))
+    return TaskResult(value, here.progress.collect(), int(meter.facts()["anonymous_peak"]))
 
 
-def check_worker(call: Call) -> None:
+def check_worker(call: TaskRef) -> None:
     """Refuse to work with other code, or with libraries that give other bits.
 
     Raises:

@@ -8,11 +8,11 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin
 
-from krepes_ooc.engine.cluster.worker import Work, station
+from krepes_ooc.engine.cluster.worker import TaskPayload, worker_state
 from krepes_ooc.engine.cuda_device import VISIBLE
 
 
-class Lent(WorkerPlugin):
+class PayloadPlugin(WorkerPlugin):
     """Work at the station of a worker, for as long as the client needs it.
 
     Args:
@@ -21,20 +21,20 @@ class Lent(WorkerPlugin):
         work: function and items.
     """
 
-    def __init__(self, folder: str, key: str, work: Work) -> None:
+    def __init__(self, folder: str, key: str, work: TaskPayload) -> None:
         self.name, self.folder, self.work = key, folder, work
 
     def setup(self, worker: Worker) -> None:
         """Borrow the work."""
-        station().enter(self.folder)
-        station().borrow(self.name, self.work)
+        worker_state().enter(self.folder)
+        worker_state().install(self.name, self.work)
 
     def teardown(self, worker: Worker) -> None:
         """Give it back."""
-        station().give_back(self.name)
+        worker_state().remove(self.name)
 
 
-class OneGpu(WorkerPlugin):  # type: ignore[misc,unused-ignore]
+class OneGpuPerWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
     """Lets a worker see one device, by its number among the workers, before it has used any.
 
     Args:

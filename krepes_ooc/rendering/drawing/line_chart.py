@@ -130,12 +130,12 @@ class Chart:
     def _table(self) -> Markup:
         rows: list[list[Child]] = [
             [number(self.x[i]), *(number(values[i]) for values in self.lines.values())]
-            for i in thin(len(self.x))
+            for i in thinned_indices(len(self.x))
         ]
         return table([self.x_axis.words, *self.lines], rows, caption=self.title)
 
 
-def thin(length: int) -> list[int]:
+def thinned_indices(length: int) -> list[int]:
     """All positions of a short series; of a long one the first sixteen, then ever wider steps."""
     chosen, place = [], 0
     while place < length:

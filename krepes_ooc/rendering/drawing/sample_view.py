@@ -17,7 +17,7 @@ NAME_LIMIT = 40
 
 
 @dataclass(frozen=True, eq=False)
-class Portraits:
+class SampleView:
     """The visible side of all samples of one kind (landmarks or audited)."""
 
     samples: Samples

@@ -61,7 +61,7 @@ def alignment_panel(audit: AuditData) -> Panel:
         "notes": dict(found.notes),
         "kernel_alone": same,
     }
-    return Panel(key, title, join(LEAD, _told(same)), body, figures)
+    return Panel(key, title, join(LEAD, _explanation(same)), body, figures)
 
 
 def alignment_names(audit: AuditData) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def kernel_says_the_same(found: Alignment) -> dict[str, float]:
     return told
 
 
-def _told(same: dict[str, float]) -> Markup | None:
+def _explanation(same: dict[str, float]) -> Markup | None:
     if not same:
         return None
     beyond = same.get("beyond_two_standard_errors")

@@ -18,12 +18,12 @@ from krepes_ooc.rendering.drawing.markup import (
     table,
     user_text,
 )
-from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, Portraits
+from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, SampleView
 from krepes_ooc.rendering.measured import Concepts
 from krepes_ooc.rendering.panels.landmarks import Entry, gallery
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
-CARRIERS = 6
+TOP_LANDMARKS = 6
 LEAD = (
     "A concept is believed only if samples held out are told apart better than random concepts on "
     "the same samples are; 0.5 is chance. The controls are the same classifier on the embedding at "
@@ -45,11 +45,11 @@ def concepts_panel(audit: AuditData) -> Panel:
     carriers: dict[str, dict[str, list[dict[str, Any]]]] = {}
     galleries: list[Child] = []
     if found.landmark_score is not None and audit.landmarks is not None:
-        portraits = Portraits(audit.landmarks, audit)
+        portraits = SampleView(audit.landmarks, audit)
         for i, name in enumerate(found.names):
             if _trusted(found, i):
-                carriers[name] = _carriers(portraits, found.landmark_score[i])
-                galleries.append(_carried(portraits, name, carriers[name]))
+                carriers[name] = _top_landmarks(portraits, found.landmark_score[i])
+                galleries.append(_top_landmark(portraits, name, carriers[name]))
     body = join(
         table(head, rows, caption="Concepts and their controls", class_="lines"),
         galleries,
@@ -93,14 +93,14 @@ def _trusted(found: Concepts, i: int) -> bool:
     return found.trusted is None or bool(found.trusted[i])
 
 
-def _carriers(portraits: Portraits, scores: Array) -> dict[str, list[dict[str, Any]]]:
+def _top_landmarks(portraits: SampleView, scores: Array) -> dict[str, list[dict[str, Any]]]:
     """The landmarks that carry samples farthest towards a concept and away from it."""
     marks = LandmarkSamples(portraits.samples)
     total = marks.total(scores)
     order = np.argsort(-total, kind="stable")
     sides = {
-        "towards": [j for j in order[:CARRIERS] if total[j] > 0],
-        "away": [j for j in order[::-1][:CARRIERS] if total[j] < 0],
+        "towards": [j for j in order[:TOP_LANDMARKS] if total[j] > 0],
+        "away": [j for j in order[::-1][:TOP_LANDMARKS] if total[j] < 0],
     }
     return {
         side: [
@@ -115,7 +115,9 @@ def _carriers(portraits: Portraits, scores: Array) -> dict[str, list[dict[str, A
     }
 
 
-def _carried(portraits: Portraits, name: str, sides: dict[str, list[dict[str, Any]]]) -> Markup:
+def _top_landmark(
+    portraits: SampleView, name: str, sides: dict[str, list[dict[str, Any]]]
+) -> Markup:
     most = max((abs(one["score"]) for side in sides.values() for one in side), default=0.0) or 1.0
     parts = []
     for side, kind in (("towards", "attract"), ("away", "repel")):

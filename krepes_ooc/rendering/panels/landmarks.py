@@ -17,7 +17,7 @@ from krepes_ooc.rendering.drawing.markup import (
     table,
     user_text,
 )
-from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, Portraits, cell
+from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, SampleView, cell
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
 MAX_SHOWN = 24
@@ -55,7 +55,7 @@ def landmarks_panel(audit: AuditData) -> Panel:
         )
         for place in order
     ]
-    portraits = Portraits(landmarks, audit)
+    portraits = SampleView(landmarks, audit)
     records = [{**portraits.record(e.row), "size": e.size, "weight": e.weight} for e in entries]
     lead = join(
         "The ", number(len(order)), " of ", number(len(rows)),
@@ -66,7 +66,7 @@ def landmarks_panel(audit: AuditData) -> Panel:
     return Panel(key, title, lead, gallery(portraits, entries, caption), figures)
 
 
-def gallery(portraits: Portraits, entries: list[Entry], caption: str) -> Markup:
+def gallery(portraits: SampleView, entries: list[Entry], caption: str) -> Markup:
     """Landmarks as tiles if they are pictures or texts, as lines of a table if they are rows."""
     if portraits.samples.values is None or portraits.picture(entries[0].row) is not None:
         tiles = [_tile(portraits, entry) for entry in entries]
@@ -89,7 +89,7 @@ def _sizes(audit: AuditData, landmarks: Landmarks) -> tuple[Array, str]:
     return np.zeros(len(samples.first_row)), "chosen first (neither step nor weight is known)"
 
 
-def _tile(portraits: Portraits, entry: Entry) -> Markup:
+def _tile(portraits: SampleView, entry: Entry) -> Markup:
     return element(
         "li",
         portraits.picture(entry.row),
@@ -105,7 +105,7 @@ def _tile(portraits: Portraits, entry: Entry) -> Markup:
     )
 
 
-def _line(portraits: Portraits, entry: Entry) -> list[Child]:
+def _line(portraits: SampleView, entry: Entry) -> list[Child]:
     columns = portraits.audit.columns[:MAX_COLUMNS]
     values = portraits.samples.values
     cells = [] if values is None else list(values[entry.row])

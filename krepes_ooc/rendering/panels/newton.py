@@ -57,19 +57,19 @@ def step_panel(audit: AuditData) -> Panel:
     return Panel(key, title, lead, body, figures)
 
 
-def facts(pairs: list[tuple[str, Any]], class_: str = "facts") -> Markup:
+def attribute_list(pairs: list[tuple[str, Any]], class_: str = "facts") -> Markup:
     """Names and values as a list; text is taken as a user's, numbers as figures."""
     return element(
         "dl",
         [
-            element("div", element("dt", user_text(name)), element("dd", shown(v)))
+            element("div", element("dt", user_text(name)), element("dd", format_value(v)))
             for name, v in pairs
         ],
         class_=class_,
     )
 
 
-def shown(value: Any) -> Markup:
+def format_value(value: Any) -> Markup:
     """One value of unknown type for people."""
     if isinstance(value, bool | np.bool_):
         return Markup("yes" if value else "no")
@@ -88,7 +88,9 @@ def _attributes(newton: Newton) -> Markup:
         if not isinstance(value, dict | list | tuple)
     }
     pairs = [(name.replace("_", " "), value) for name, value in (simple | nested).items()]
-    return element("details", element("summary", "Settings and results of the step"), facts(pairs))
+    return element(
+        "details", element("summary", "Settings and results of the step"), attribute_list(pairs)
+    )
 
 
 def _sweep_charts(newton: Newton) -> list[Chart]:

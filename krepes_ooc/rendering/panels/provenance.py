@@ -17,7 +17,7 @@ from krepes_ooc.rendering.drawing.markup import (
     table,
     user_text,
 )
-from krepes_ooc.rendering.panels.newton import facts
+from krepes_ooc.rendering.panels.newton import attribute_list
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
 PARTS = {
@@ -45,7 +45,7 @@ def subject_panel(audit: AuditData) -> Panel:
         for name, count in subject.counts.items()
     ]
     body = join(
-        facts(list(words), "facts words"),
+        attribute_list(list(words), "facts words"),
         element("dl", counts, class_="counts") if counts else None,
     )
     lead = (
@@ -118,7 +118,7 @@ def provenance_panel(audit: AuditData) -> Panel:
         element("pre", audit.recipe_text, tabindex="0"),
     )
     body = join(
-        facts([*audit.record.items(), *audit.versions.items()])
+        attribute_list([*audit.record.items(), *audit.versions.items()])
         if audit.record or audit.versions
         else None,
         table(["stage", "version", "digest"], digests, caption="Digest of each stage")

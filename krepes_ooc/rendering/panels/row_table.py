@@ -11,12 +11,12 @@ from krepes_ooc.rendering.drawing.markup import Child, Markup, element, join, us
 from krepes_ooc.rendering.drawing.sample_view import (
     AGREES_FROM,
     NAME_LIMIT,
-    Portraits,
+    SampleView,
     cell,
     plain_cell,
 )
 from krepes_ooc.rendering.explanation import Explained
-from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, SIGNS, Link
+from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, SIGNS, LandmarkLink
 
 MAX_COLUMNS = 12
 MAX_LANDMARKS = 8
@@ -25,11 +25,11 @@ MAX_REPELLING = 2
 
 def row_table(one: Explained) -> Markup:
     """A sample's table row beside the rows of its landmarks, attracting ones first."""
-    columns, values = one.audit.columns, one.others.samples.values
-    assert one.person.samples.values is not None
+    columns, values = one.audit.columns, one.landmarks.samples.values
+    assert one.sample.samples.values is not None
     assert one.agreement is not None
     assert values is not None
-    mine = one.person.samples.values[one.row]
+    mine = one.sample.samples.values[one.row]
     pairs = sorted(one.beside(MAX_LANDMARKS, MAX_REPELLING), key=lambda pair: _repels(pair[1]))
     places, shown = [place for place, _ in pairs], [link for _, link in pairs]
     theirs = values[[link.row for link in shown]].reshape(len(shown), len(columns))
@@ -49,7 +49,7 @@ def row_table(one: Explained) -> Markup:
         )
         for c in chosen
     ]
-    head = _head(shown, one.others)
+    head = _head(shown, one.landmarks)
     table = element("table", head, element("tbody", body), class_="beside")
     left = len(columns) - len(chosen)
     further = "column, in which they agree less, is" if left == 1 else None
@@ -69,7 +69,7 @@ def row_table(one: Explained) -> Markup:
     )
 
 
-def _repels(link: Link) -> bool:
+def _repels(link: LandmarkLink) -> bool:
     return link.kind == "repel"
 
 
@@ -87,7 +87,7 @@ def _cell(value: float, column: Column, agrees: bool) -> Markup:
     return element("td", words, marked, class_="agrees", title=title)
 
 
-def _head(shown: Sequence[Link], portraits: Portraits) -> Markup:
+def _head(shown: Sequence[LandmarkLink], portraits: SampleView) -> Markup:
     people = [
         element(
             "th",

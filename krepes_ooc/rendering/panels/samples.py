@@ -15,7 +15,7 @@ from krepes_ooc.rendering.explanation import Explained, explain_rows
 from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
 from krepes_ooc.rendering.panels.panel import Panel, absent
 from krepes_ooc.rendering.panels.row_table import row_table
-from krepes_ooc.rendering.search_data import deck_of, with_pictures
+from krepes_ooc.rendering.search_data import embed_search_index, search_index
 
 # Cards that stand in the page unasked; a line opens the others.
 UNFOLDED = 8
@@ -40,7 +40,7 @@ def samples_panel(audit: AuditData) -> Panel:
         return absent(KEY, TITLE, "No sample was chosen to be shown.")
     everyone = explain_rows(audit, [int(row) for row in chosen])
     cards = [_card(one, place) for place, one in enumerate(everyone[: max(0, audit.cards)])]
-    deck = deck_of(audit, everyone)
+    deck = search_index(audit, everyone)
     measure = audit.influence.measure
     lead = join(
         "The landmarks that weigh most on a sample's embedding. ",
@@ -62,7 +62,7 @@ def samples_panel(audit: AuditData) -> Panel:
         element("div", _folded([card for card, _ in cards]), id="cards"),
         element("div", class_="cards", id="found"),
         element("button", "Show more", id="more", type="button", hidden=""),
-        with_pictures(deck, audit, everyone),
+        embed_search_index(deck, audit, everyone),
     )
     return Panel(KEY, TITLE, lead, body, figures)
 
@@ -121,9 +121,9 @@ def _select(name: str, empty: str, options: list[tuple[str, str]]) -> Markup:
 
 def _card(one: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
     figures, anchor = one.record(), f"sample-{one.row}"
-    title = element("h3", one.person.caption(one.row), id=anchor)
-    told = _told(one)
-    picture = one.person.picture(one.row)
+    title = element("h3", one.sample.caption(one.row), id=anchor)
+    told = _description(one)
+    picture = one.sample.picture(one.row)
     if picture is None and one.agrees is not None:
         head = join(title, element("span", told, class_="quiet"))
         unfolded = "" if place < UNFOLDED_ROWS else None
@@ -135,7 +135,7 @@ def _card(one: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
     return element("article", head, main, class_="card", aria_labelledby=anchor), figures
 
 
-def _told(one: Explained) -> Child:
+def _description(one: Explained) -> Child:
     ranked, same, counts = len(one.links), one.same_class, one.counts
     if not ranked:
         return "No landmark weighs on it."
@@ -145,8 +145,8 @@ def _told(one: Explained) -> Child:
     if sum(counts.values()):
         attract, repel = number(counts["attract"]), number(counts["repel"])
         parts.append(element("span", attract, " attract, ", repel, " repel"))
-    if one.pushed:
-        parts += [" ", element("span", number(len(one.pushed)), " more push it away")]
+    if one.repelling_only:
+        parts += [" ", element("span", number(len(one.repelling_only)), " more push it away")]
     return join(parts)
 
 
@@ -155,13 +155,13 @@ def _strip(kind: str, one: Explained) -> Markup | None:
     if kind == "repel" and one.nothing_repels:
         none = element("p", NOTHING_REPELS, class_="quiet")
         return element("div", heading, none, class_="pull")
-    chosen = [link for link in one.shown if link.kind == kind]
+    chosen = [link for link in one.displayed if link.kind == kind]
     if not chosen:
         return None
-    others, mine = one.others, one.person.code(one.row)
+    others, mine = one.landmarks, one.sample.code(one.row)
     # What only pushes has no score; so the bars of all that repel compare the pull.
-    name = "signed" if kind == "repel" else "score"
-    sizes = [abs(getattr(link, name)) for link in one.shown]
+    name = "contribution" if kind == "repel" else "score"
+    sizes = [abs(getattr(link, name)) for link in one.displayed]
     most = max(size for size in sizes if math.isfinite(size)) or 1.0
     tiles = [
         element(

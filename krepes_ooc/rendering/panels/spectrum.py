@@ -10,7 +10,7 @@ import numpy as np
 from krepes_ooc.rendering.data import AuditData
 from krepes_ooc.rendering.drawing.line_chart import Axis, Chart
 from krepes_ooc.rendering.drawing.markup import element, join
-from krepes_ooc.rendering.panels.newton import facts
+from krepes_ooc.rendering.panels.newton import attribute_list
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
 
@@ -54,5 +54,5 @@ def spectrum_panel(audit: AuditData) -> Panel:
         "A slow fall means that many directions matter; what lies beyond the usable rank is "
         "rounding noise."
     )
-    body = join(element("div", chart.render(), class_="charts"), facts(pairs))
+    body = join(element("div", chart.render(), class_="charts"), attribute_list(pairs))
     return Panel(key, title, lead, body, figures)

@@ -61,7 +61,7 @@ DECIDING = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class TrustCheck:
     """One check: how it came out, a headline, one or two sentences, its figures."""
 
     key: str
@@ -71,12 +71,12 @@ class Finding:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-Check = Callable[[AuditData], Finding]
+Check = Callable[[AuditData], TrustCheck]
 
 
-def _step(audit: AuditData) -> Finding:
+def _step(audit: AuditData) -> TrustCheck:
     if audit.newton is None:
-        return Finding("step", "unknown", "The step", join("No step was computed."))
+        return TrustCheck("step", "unknown", "The step", join("No step was computed."))
     got = {name: _get(audit, name) for name in STEP_FIGURES}
     trusted = audit.newton.attributes.get("trusted")
     lowered = got["loss_step"] < got["loss_start"]
@@ -92,7 +92,7 @@ def _step(audit: AuditData) -> Finding:
         "Read the rankings as closeness in the kernel, not as the objective's pull.",
     )  # fmt: skip
     title = "The step is trusted" if trusted else "The step is not trusted"
-    return Finding(
+    return TrustCheck(
         "step", "good" if trusted else "bad", title, words, {**got, "trusted": bool(trusted)}
     )
 
@@ -100,11 +100,11 @@ def _step(audit: AuditData) -> Finding:
 STEP_FIGURES = ("loss_start", "loss_step", "predicted_decrease", "rho")
 
 
-def _solver(audit: AuditData) -> Finding:
+def _solver(audit: AuditData) -> TrustCheck:
     title = "The solver"
     residual, tolerance = _get(audit, "residual_norm"), _get(audit, "tolerance")
     if audit.newton is None or not math.isfinite(residual):
-        return Finding("solver", "unknown", title, join("No residual was measured."))
+        return TrustCheck("solver", "unknown", title, join("No residual was measured."))
     iterations = _get(audit, "iterations")
     how = (
         join("after ", number(int(iterations)), " iterations")
@@ -121,14 +121,14 @@ def _solver(audit: AuditData) -> Finding:
     if math.isfinite(iterations):
         figures["iterations"] = int(iterations)
     title = "The solver converged" if reached else "The solver did not converge"
-    return Finding("solver", "good" if reached else "care", title, words, figures)
+    return TrustCheck("solver", "good" if reached else "care", title, words, figures)
 
 
-def _ceiling(audit: AuditData) -> Finding:
+def _ceiling(audit: AuditData) -> TrustCheck:
     title = "What the landmarks can carry"
     figure = audit.fidelity.get("ridge_ceiling")
     if figure is None or not math.isfinite(figure.value):
-        return Finding("ceiling", "unknown", title, join("The ridge ceiling was not measured."))
+        return TrustCheck("ceiling", "unknown", title, join("The ridge ceiling was not measured."))
     good = figure.value >= LEAST_CEILING
     words = join(
         "A ridge regression from kernel rows reproduces ", number(figure.value),
@@ -137,28 +137,28 @@ def _ceiling(audit: AuditData) -> Finding:
         "" if good else f" Below {LEAST_CEILING} they miss much of what the network encodes.",
         _beside("ridge_ceiling", figure),
     )  # fmt: skip
-    return Finding("ceiling", "good" if good else "care", title, words, _figures(figure))
+    return TrustCheck("ceiling", "good" if good else "care", title, words, _figures(figure))
 
 
-def _nystrom(audit: AuditData) -> Finding:
+def _nystrom(audit: AuditData) -> TrustCheck:
     title = "Enough landmarks?"
     error = math.nan if audit.spectrum is None else audit.spectrum.nystrom_error
     if not math.isfinite(error):
-        return Finding("nystrom", "unknown", title, join("The Nystrom error was not measured."))
+        return TrustCheck("nystrom", "unknown", title, join("The Nystrom error was not measured."))
     good = error <= MOST_NYSTROM_ERROR
     words = join(
         "Rebuilding the kernel from the landmarks leaves a relative error of ", number(error),
         f"; up to {MOST_NYSTROM_ERROR} is taken as enough here."
         if good else f"; above {MOST_NYSTROM_ERROR} more landmarks would help.",
     )  # fmt: skip
-    return Finding("nystrom", "good" if good else "care", title, words, {"nystrom_error": error})
+    return TrustCheck("nystrom", "good" if good else "care", title, words, {"nystrom_error": error})
 
 
-def _drop(audit: AuditData) -> Finding:
+def _drop(audit: AuditData) -> TrustCheck:
     title = "Do the landmarks matter?"
     figure = audit.fidelity.get("confidence_drop")
     if figure is None or not math.isfinite(figure.value):
-        return Finding("drop", "unknown", title, join("The confidence drop was not measured."))
+        return TrustCheck("drop", "unknown", title, join("The confidence drop was not measured."))
     random = figure.controls.get("random", math.nan)
     ratio = figure.value / random if random > 0 else math.nan
     # What the plain kernel takes away as well is not owed to the step.
@@ -178,15 +178,15 @@ def _drop(audit: AuditData) -> Finding:
         " So the landmarks matter, but the plain kernel finds them as well: the step adds nothing "
         "to this ranking." if matters and level else None,
     )  # fmt: skip
-    return Finding("drop", mark, title, words, {**_figures(figure), "ratio": ratio})
+    return TrustCheck("drop", mark, title, words, {**_figures(figure), "ratio": ratio})
 
 
-def _likeness(audit: AuditData) -> Finding:
+def _likeness(audit: AuditData) -> TrustCheck:
     title = "Does it behave like the network?"
     name = next((n for n in LIKENESS if n in audit.fidelity), "")
     figure = audit.fidelity.get(name)
     if figure is None or not math.isfinite(figure.value):
-        return Finding("likeness", "unknown", title, join("No likeness was measured."))
+        return TrustCheck("likeness", "unknown", title, join("No likeness was measured."))
     lower = [v for words, v in figure.controls.items() if any(w in words for w in TO_BEAT)]
     beaten = [figure.value >= value for value in lower if math.isfinite(value)]
     mark: Mark = "unknown" if not beaten else "good" if all(beaten) else "care"
@@ -194,14 +194,14 @@ def _likeness(audit: AuditData) -> Finding:
         LIKENESS[name], " is ", number(figure.value), ".", _beside(name, figure),
         " What is simpler does as well or better." if mark == "care" else None,
     )  # fmt: skip
-    return Finding("likeness", mark, title, words, {"figure": name, **_figures(figure)})
+    return TrustCheck("likeness", mark, title, words, {"figure": name, **_figures(figure)})
 
 
-def _self_check(audit: AuditData) -> Finding:
+def _self_check(audit: AuditData) -> TrustCheck:
     title = "The Jacobian rows"
     check = audit.self_check
     if check is None:
-        return Finding("self_check", "unknown", title, join("The self-check was not recorded."))
+        return TrustCheck("self_check", "unknown", title, join("The self-check was not recorded."))
     error = check.largest_error
     words = join(
         user_text(_sentence(check.words), 400) if check.words else
@@ -213,7 +213,7 @@ def _self_check(audit: AuditData) -> Finding:
     title += " passed their self-check" if check.passed else " failed their self-check"
     mark: Mark = "good" if check.passed else "bad"
     figures = {"passed": check.passed, "largest_error": error}
-    return Finding("self_check", mark, title, words, figures)
+    return TrustCheck("self_check", mark, title, words, figures)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -279,7 +279,7 @@ def trust_panel(audit: AuditData) -> Panel:
     return Panel("trust", "Can it be believed?", element("strong", verdict), body, figures)
 
 
-def _verdict(findings: list[Finding], warnings: tuple[str, ...]) -> str:
+def _verdict(findings: list[TrustCheck], warnings: tuple[str, ...]) -> str:
     marks = {finding.key: finding.mark for finding in findings}
     if marks["self_check"] == "bad":
         return "Do not rely on this audit: the network's Jacobian rows failed their self-check."
@@ -292,7 +292,7 @@ def _verdict(findings: list[Finding], warnings: tuple[str, ...]) -> str:
     return "Nothing that was measured speaks against this audit."
 
 
-def _item(finding: Finding) -> Markup:
+def _item(finding: TrustCheck) -> Markup:
     sign, words = SIGNS[finding.mark]
     return element(
         "li",

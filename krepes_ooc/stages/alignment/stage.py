@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.stages.alignment.gap import (
     ColumnValues,
@@ -22,13 +22,13 @@ from krepes_ooc.stages.alignment.groups import GroupTable, group_table
 from krepes_ooc.stages.alignment.summary import alignment_lines, group_lines
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.features.featurizer import computing_bytes
 from krepes_ooc.stages.fidelity.baselines import cosine
 from krepes_ooc.stages.fidelity.rows import audited_rows, landmark_rows
-from krepes_ooc.stages.influence.scores import attraction, top_k
+from krepes_ooc.stages.influence.scores import contribution, top_k
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
@@ -137,7 +137,7 @@ def _rankings(context: StageContext, here: Index) -> _Rankings:
     influence, step = context.reader("influence"), context.reader("newton").array("step")
     kernel = influence.whole("kernel")[here]
     top = influence.array("top_landmark")[here]
-    signed = attraction(kernel, step, influence.array("embedding")[here])
+    signed = contribution(kernel, step, influence.array("embedding")[here])
     against = np.argsort(signed, axis=1, kind="stable")[:, : top.shape[1]]
     held, landmarks = audited_rows(context, "audit"), landmark_rows(context)
     mean = held.network.mean(axis=0)
@@ -244,11 +244,11 @@ def to_json(values: Float) -> list[Any]:
     ]
 
 
-def predict(shape: AuditShape, settings: AlignmentSettings) -> Cost:
+def predict(shape: AuditSizes, settings: AlignmentSettings) -> Cost:
     """Agreement of every audit sample with every landmark, one column at a time."""
     n, m = shape.n_explained, shape.n_landmarks
     need = 64 * n * m + computing_bytes(shape, shape.plan.sub_rows)
-    return Cost(1, 2**16, Need(need), 2.0 * n * m * m)
+    return Cost(1, 2**16, MemoryNeed(need), 2.0 * n * m * m)
 
 
 STAGE = Stage(
@@ -268,6 +268,6 @@ STAGE = Stage(
     store="alignment",
     settings=AlignmentSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="columns and groups that the influence follows",
 )

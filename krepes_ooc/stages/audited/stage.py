@@ -12,16 +12,16 @@ import numpy.typing as npt
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
-from krepes_ooc.sources.display import describe_columns, show
+from krepes_ooc.sources.display import describe_columns, display_arrays
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import CLEAN
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import open_featurizer, unscaled
+from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 ROLES = {"audit": 0, "fit": 1, "concept": 2}
@@ -42,7 +42,7 @@ class AuditedSettings:
     )
 
 
-def check_choice(settings: AuditedSettings, n_samples: int, n_landmarks: int) -> None:
+def check_sample_ids(settings: AuditedSettings, n_samples: int, n_landmarks: int) -> None:
     """Refuse a choice that cannot be made.
 
     Raises:
@@ -64,13 +64,15 @@ def check_choice(settings: AuditedSettings, n_samples: int, n_landmarks: int) ->
         )
 
 
-def choose(settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int) -> tuple[Ids, Ids]:
+def choose_audited(
+    settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int
+) -> tuple[Ids, Ids]:
     """Sample ids and their roles; drawn samples are never landmarks.
 
     Raises:
         UsageError: a sample id outside the source, or nothing is left to explain.
     """
-    check_choice(settings, n_samples, len(landmarks))
+    check_sample_ids(settings, n_samples, len(landmarks))
     named = np.unique(np.array(settings.sample_ids, dtype=np.int64))
     wanted = 0 if len(named) else min(settings.audit, max(1, n_samples // 4))
     keyed = int(counter_rng.bits(seed, _CHOICE_STREAM))
@@ -87,9 +89,9 @@ def choose(settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int)
 def run(context: StageContext) -> None:
     """Compute clean feature rows and network embeddings of the audited samples, seal."""
     n, landmarks = context.plan.n_samples, context.reader("landmarks").array("sample_id")
-    sample_id, role = choose(context.settings, n, landmarks, context.inputs.seed)
+    sample_id, role = choose_audited(context.settings, n, landmarks, context.inputs.seed)
     featurizer = open_featurizer(context)
-    shown = show(context.inputs.source, sample_id)
+    shown = display_arrays(context.inputs.source, sample_id)
     arrays = {**shown.arrays, "role": role}
     sizes = {
         **shown.sizes,
@@ -112,7 +114,7 @@ def run(context: StageContext) -> None:
         stored, embedding, content = featurizer.rows(positions, CLEAN)
 
         def values() -> Iterator[tuple[str, int, npt.NDArray[Any]]]:
-            rows = unscaled(stored, featurizer.layout)
+            rows = unscale_rows(stored, featurizer.layout)
             yield "features", 0, stored
             yield "self_kernel", 0, np.asarray(inner_products.self_kernel(rows, featurizer.layout))
             yield "network_embedding", 0, embedding
@@ -125,14 +127,14 @@ def run(context: StageContext) -> None:
     seal_blocks(context, writer, files, arrays, attributes)
 
 
-def predict(shape: AuditShape, settings: AuditedSettings) -> Cost:
+def predict(shape: AuditSizes, settings: AuditedSettings) -> Cost:
     """Rows of the audited samples."""
     width, rows = shape.n_features, min(shape.plan.block_rows, shape.n_audited)
     blocks = -(-shape.n_audited // shape.plan.block_rows)
     disk = blocks * shape.plan.block_rows * (2 * width + 4 * shape.n_outputs + 8)
     per_worker = 14 * rows * width + 16 * shape.plan.forward_batch * width
     return Cost(
-        blocks, disk, Need(0, per_worker, blocks), 6.0 * shape.n_parameters * shape.n_audited
+        blocks, disk, MemoryNeed(0, per_worker, blocks), 6.0 * shape.n_parameters * shape.n_audited
     )
 
 
@@ -143,7 +145,7 @@ STAGE = Stage(
     store="audited",
     settings=AuditedSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="samples that are explained, and those that fit probes",
-    spreads="passes",
+    parallel="passes",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from krepes_ooc.engine.budget import ALLOCATOR_BYTES, Need
+from krepes_ooc.engine.budget import ALLOCATOR_BYTES, MemoryNeed
 
 # Constants of a process, measured in a fresh one per stage.
 SLACK_BYTES = 32 * 2**20  # readers of the source, journals, thread stacks
@@ -23,26 +23,26 @@ class Cost:
         need: anonymous memory.
         flops: floating-point operations.
         scratch: bytes of partial results, removed when the stage is sealed.
-        read: bytes that are read from memory again and again, beyond what the operations wait for.
-        double: whether the operations are in float64.
+        bytes_read: bytes that are read from memory again and again, beyond what the operations wait for.
+        float64: whether the operations are in float64.
         network: whether it runs the network, for a stage that does so only sometimes.
-        early: bytes of one worker and the fixed part that are gone when the network is loaded.
-        idle: whether these settings leave it nothing to do, so that it loads neither the network
+        freed_early: bytes of one worker and the fixed part that are gone when the network is loaded.
+        skipped: whether these settings leave it nothing to do, so that it loads neither the network
             nor scikit-learn.
         device: memory of a device that computes the blocks, at least.
     """
 
     units: int = 1
     disk: int = 0
-    need: Need = field(default_factory=Need)
+    need: MemoryNeed = field(default_factory=MemoryNeed)
     flops: float = 0.0
     scratch: int = 0
-    read: float = 0.0
-    double: bool = False
+    bytes_read: float = 0.0
+    float64: bool = False
     network: bool = False
-    early: int = 0
-    idle: bool = False
-    device: Need = field(default_factory=Need)
+    freed_early: int = 0
+    skipped: bool = False
+    device: MemoryNeed = field(default_factory=MemoryNeed)
 
     def in_process(
         self, *, source: int, network: int | None, loaded: bool, learns: bool, later: bool
@@ -60,5 +60,5 @@ class Cost:
         held += ALLOCATOR_BYTES if self.need.per_worker else 0
         held += LEARNING_BYTES if learns else 0
         if network is not None:
-            held += max(0, NETWORK_BYTES + network - (0 if loaded else self.early))
+            held += max(0, NETWORK_BYTES + network - (0 if loaded else self.freed_early))
         return replace(self, need=replace(self.need, fixed=held))

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import read_signed_file, sign_json, write_atomic
+from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.network.spec import NetworkSpec
 from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.open import open_source, row_order
-from krepes_ooc.sources.row_order import RowOrder
+from krepes_ooc.sources.row_order import ShuffledOrder
 from krepes_ooc.views.spec import ViewSpec
 from krepes_ooc.views.views import Views
 
@@ -67,7 +67,7 @@ class AuditInputs:
         return open_source(self.source_spec, self.base, self.private / "cache")
 
     @cached_property
-    def order(self) -> RowOrder:
+    def order(self) -> ShuffledOrder:
         """Store row to source position."""
         return row_order(self.source, self.source_spec, self.seed)
 
@@ -136,15 +136,15 @@ class AuditInputs:
             where: device of torch that the copy runs on, if torch can use it.
         """
         if getattr(self._local, "shared", None) is not shared:
-            from krepes_ooc.network.torch_device import usable
+            from krepes_ooc.network.torch_device import available_device
 
-            there = usable(where)
-            self._local.own = shared.clone() if there == "cpu" else shared.on(there)
+            there = available_device(where)
+            self._local.own = shared.clone() if there == "cpu" else shared.to(there)
             self._local.shared = shared
         own: FeatureMap = self._local.own
         return own
 
-    def check_bits(self, digest: str) -> None:
+    def check_network_outputs(self, digest: str) -> None:
         """Refuse a network that gives other outputs than when the features were begun.
 
         Args:
@@ -159,9 +159,9 @@ class AuditInputs:
         rows = self.order.positions(0, min(2, self.source.n_samples))
         bits = outputs_sha256(self.network, self.encode(rows, CLEAN)[0])
         path = self.private / "network.json"
-        known = read_signed_file(path)
+        known = read_checksummed_file(path)
         if known is None or known["digest"] != digest:
-            record = sign_json({"digest": digest, "bits": bits})
+            record = checksummed_json({"digest": digest, "bits": bits})
             write_atomic(path, record, self.private / "temp", sync=True)
         elif known["bits"] != bits:
             raise WorkspaceError(

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from krepes_ooc.core.blocks import BlockPlan
-from krepes_ooc.core.feature_layout import CONDENSED
+from krepes_ooc.core.feature_layout import CONDENSED_WIDTH
 
 FEATURE_SIZES = ("n_views", "n_features", "n_moments", "n_outputs", "n_parameters")
 
 
 @dataclass(frozen=True)
-class AuditShape:
+class AuditSizes:
     """Integers only.
 
     Args:
@@ -54,7 +54,7 @@ class AuditShape:
     @property
     def n_selection(self) -> int:
         """Columns of the rows that landmarks are chosen by."""
-        return self.n_features if self.keeps_features else CONDENSED
+        return self.n_features if self.keeps_features else CONDENSED_WIDTH
 
     def of_features(self) -> dict[str, Any]:
         """The sizes that the features fix for good, as JSON, for their ticket."""

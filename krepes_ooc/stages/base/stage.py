@@ -14,15 +14,15 @@ from krepes_ooc.core.files import Files, to_json
 from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
-from krepes_ooc.engine.cluster.cluster_executor import Crowd, Desk, Spread
-from krepes_ooc.engine.cluster.worker import station
+from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder, WorkerPool
+from krepes_ooc.engine.cluster.worker import worker_state
 from krepes_ooc.engine.device import HOST, Device, workers_on
 from krepes_ooc.engine.executor import Executor
-from krepes_ooc.engine.machine import Meter
+from krepes_ooc.engine.machine import ResourceMeter
 from krepes_ooc.engine.run_control import Progress, StopFlag
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
@@ -39,11 +39,11 @@ class Stage:
         store: the store that it writes, or None.
         settings: frozen dataclass of its recipe keys.
         run: computes and seals; called only if the stage is not sealed.
-        predict: expected cost from sizes and settings, for ``plan`` and the budget.
+        estimate_cost: expected cost from sizes and settings, for ``plan`` and the budget.
         about: one line for people.
-        spreads: whether its passes run on the workers of a cluster, and whether its shards can also
+        parallel: whether its passes run on the workers of a cluster, and whether its shards can also
             be computed apart.
-        learns: whether it loads scikit-learn.
+        uses_sklearn: whether it loads scikit-learn.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Stage:
     store: str | None
     settings: type[Any]
     run: Callable[[StageContext], None]
-    predict: Callable[[AuditShape, Any], Cost]
+    estimate_cost: Callable[[AuditSizes, Any], Cost]
     about: str
-    spreads: Literal["no", "passes", "shards"] = "no"
-    learns: bool = False
+    parallel: Literal["no", "passes", "shards"] = "no"
+    uses_sklearn: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach another process by the name of its module."""
@@ -67,7 +67,7 @@ def _stage_of(module: str) -> Stage:
     return stage
 
 
-class ShareDone(Exception):
+class ShardDone(Exception):
     """The share of this process is on disk; sealing is left to a plain run."""
 
 
@@ -80,21 +80,21 @@ class StageContext:
         settings: its frozen settings.
         workspace: where stores are read and written.
         inputs: source, network and views of the recipe.
-        ticket: what the digest is made of.
-        shape: sizes of the audit.
+        fingerprint: what the digest is made of.
+        sizes: sizes of the audit.
         budget: memory and workers.
         stop: asked between units.
         progress: told after every unit.
-        facts: what the seal records besides.
+        seal_facts: what the seal records besides.
         meter: what the stage costs this process.
         recipe_text: the recipe as it was read, for the report.
         base: anonymous memory of the process before any stage, in bytes; 0: what it holds now.
-        crowd: the workers of a cluster, where there is one.
-        desk: through which work and large results pass to them.
+        pool: the workers of a cluster, where there is one.
+        transfer: through which work and large results pass to them.
         owner: names the writer among several of one workspace.
         peaks: anonymous memory of workers at most, in bytes.
-        share: number of the part that this process computes, from 1, and of how many; None: all.
-        before: stages that ran earlier in this process; what they loaded is still there.
+        shard: number of the part that this process computes, from 1, and of how many; None: all.
+        stages_before: stages that ran earlier in this process; what they loaded is still there.
         device: where blocks are computed.
     """
 
@@ -102,27 +102,27 @@ class StageContext:
     settings: Any
     workspace: Workspace
     inputs: AuditInputs
-    ticket: Mapping[str, Any]
-    shape: AuditShape | None
+    fingerprint: Mapping[str, Any]
+    sizes: AuditSizes | None
     budget: Budget
     stop: StopFlag
     progress: Progress
-    facts: dict[str, Any] = field(default_factory=dict)
-    meter: Meter = field(default_factory=Meter)
+    seal_facts: dict[str, Any] = field(default_factory=dict)
+    meter: ResourceMeter = field(default_factory=ResourceMeter)
     recipe_text: str = ""
     base: int = 0
-    crowd: Crowd | None = None
-    desk: Desk | None = None
+    pool: WorkerPool | None = None
+    transfer: TransferFolder | None = None
     owner: str = ""
     peaks: list[int] = field(default_factory=lambda: [0])
-    share: tuple[int, int] | None = None
-    before: tuple[Stage, ...] = ()
+    shard: tuple[int, int] | None = None
+    stages_before: tuple[Stage, ...] = ()
     device: Device = HOST
 
     @property
     def digest(self) -> str:
         """Digest of the ticket."""
-        return digest_of(self.ticket)
+        return digest_of(self.fingerprint)
 
     @property
     def numerics(self) -> str:
@@ -137,15 +137,15 @@ class StageContext:
     @property
     def plan(self) -> BlockPlan:
         """The block plan of the features store, chosen once."""
-        assert self.shape is not None
-        return self.shape.plan
+        assert self.sizes is not None
+        return self.sizes.plan
 
     @property
     def cost(self) -> Cost:
         """Expected cost of the stage."""
-        if self.shape is None:
+        if self.sizes is None:
             return Cost()
-        return cost_of(self.stage, self.shape, self.settings, self.inputs, self.before)
+        return stage_cost(self.stage, self.sizes, self.settings, self.inputs, self.stages_before)
 
     def reader(self, store: str) -> StoreReader:
         """The reader of a sealed store."""
@@ -161,9 +161,9 @@ class StageContext:
             "numerics": self.numerics,
             "bytes": sum(size for size, _ in files.values()),
         }
-        if self.crowd is not None:
-            facts |= {"workers": self.crowd.n_workers, "anonymous_worker": max(self.peaks)}
-        self.record.seal_with(files, facts | self.facts)
+        if self.pool is not None:
+            facts |= {"workers": self.pool.n_workers, "anonymous_worker": max(self.peaks)}
+        self.record.seal_with(files, facts | self.seal_facts)
 
     def executor(self) -> Executor:
         """Where blocks are computed: the cluster, or threads that fit the budget.
@@ -171,14 +171,14 @@ class StageContext:
         Raises:
             PlanRefused: not even one worker fits.
         """
-        if self.crowd is None or self.desk is None or self.stage.spreads == "no":
+        if self.pool is None or self.transfer is None or self.stage.parallel == "no":
             return self._threads()
-        return Spread(
-            self.crowd.n_workers,
+        return ClusterExecutor(
+            self.pool.n_workers,
             self.stop,
             self.progress,
-            self.crowd,
-            self.desk,
+            self.pool,
+            self.transfer,
             self.finish_task,
             self.peaks,
         )
@@ -190,21 +190,21 @@ class StageContext:
         fitting = workers_on(self.device, self.stage.name, cost.device, workers)
         return Executor(fitting, self.stop, self.progress)
 
-    def mine(self, shards: Iterable[int]) -> list[int]:
+    def my_shards(self, shards: Iterable[int]) -> list[int]:
         """Those shards of the plan that fall to this process; consecutive ones stay together."""
-        if self.share is None:
+        if self.shard is None:
             return list(shards)
-        number, count = self.share
+        number, count = self.shard
         return [i for i in shards if i * count // self.plan.n_shards == number - 1]
 
-    def end_share(self) -> None:
+    def stop_after_shard(self) -> None:
         """Leave the stage here if this process computes a part of it only.
 
         Raises:
             ShareDone: it does.
         """
-        if self.share is not None:
-            raise ShareDone
+        if self.shard is not None:
+            raise ShardDone
 
     def finish_task(self) -> None:
         """What a worker of a cluster does after a task: others will read its journal."""
@@ -212,10 +212,10 @@ class StageContext:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach a worker as what it takes to open everything there."""
-        assert self.desk is not None
-        given = (self.settings, self.workspace, self.inputs, dict(self.ticket), self.shape)
+        assert self.transfer is not None
+        given = (self.settings, self.workspace, self.inputs, dict(self.fingerprint), self.sizes)
         here = (self.budget, self.base, self.device)
-        return _on_worker, (str(self.desk.folder), self.stage, *given, *here)
+        return _on_worker, (str(self.transfer.folder), self.stage, *given, *here)
 
 
 def _on_worker(
@@ -225,7 +225,7 @@ def _on_worker(
     workspace: Workspace,
     inputs: AuditInputs,
     ticket: Mapping[str, Any],
-    shape: AuditShape | None,
+    shape: AuditSizes | None,
     budget: Budget,
     base: int,
     device: Device,
@@ -234,7 +234,7 @@ def _on_worker(
 
     The worker stops with its run, and what tasks tell goes back with their results.
     """
-    here = station()
+    here = worker_state()
     here.enter(folder)
 
     def make() -> StageContext:
@@ -253,13 +253,13 @@ def _on_worker(
             device=device,
         )
 
-    context: StageContext = here.keep((stage.name, digest_of(ticket)), make)
+    context: StageContext = here.cached((stage.name, digest_of(ticket)), make)
     return context
 
 
-def cost_of(
+def stage_cost(
     stage: Stage,
-    shape: AuditShape,
+    shape: AuditSizes,
     settings: Any,
     inputs: AuditInputs,
     before: Iterable[Stage] = (),
@@ -270,15 +270,15 @@ def cost_of(
     process count as well. Where none of them loaded the network, what the stage has given back by
     then makes room for it.
     """
-    cost, ran = stage.predict(shape, settings), list(before)
-    loaded = ran if cost.idle else [*ran, stage]
+    cost, ran = stage.estimate_cost(shape, settings), list(before)
+    loaded = ran if cost.skipped else [*ran, stage]
     reads, there = ({name for each in some for name in each.reads} for some in (loaded, ran))
     reads |= {"source", "network"} if cost.network else set()
     return cost.in_process(
         source=inputs.source.resident_bytes if "source" in reads else 0,
         network=8 * shape.n_parameters if "network" in reads else None,
         loaded="network" in there,
-        learns=any(each.learns for each in loaded),
+        learns=any(each.uses_sklearn for each in loaded),
         later=bool(ran),
     )
 

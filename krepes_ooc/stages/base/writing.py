@@ -37,7 +37,9 @@ def write_blocks(
     """
     plan, record = plan or context.plan, context.record
     done = {name: dict(unit.files) for name, unit in record.done().items()}
-    mine = (block for shard in context.mine(range(plan.n_shards)) for block in plan.shard(shard))
+    mine = (
+        block for shard in context.my_shards(range(plan.n_shards)) for block in plan.shard(shard)
+    )
     missing = [block for block in mine if block_name(block) not in done]
     context.progress.begin(context.stage.name, plan.n_blocks, plan.n_blocks - len(missing))
 
@@ -46,7 +48,7 @@ def write_blocks(
         return write_unit(context, writer, block, values, content)
 
     done.update(context.executor().map(task, missing))
-    context.end_share()
+    context.stop_after_shard()
     return {key: value for files in done.values() for key, value in files.items()}
 
 
@@ -80,7 +82,7 @@ def seal_blocks(
         files |= writer.write_array(name, values)
     writer.set_attributes(attributes)
     context.seal(files | writer.metadata_files())
-    context.workspace.forget(writer.spec.contract.store)
+    context.workspace.drop_reader(writer.spec.contract.store)
 
 
 def write_whole(
@@ -100,7 +102,7 @@ def write_whole(
 
 def pending_shards(context: StageContext, prefix: str) -> list[int]:
     """Shards whose partial result is missing or damaged."""
-    shards = context.mine(range(context.plan.n_shards))
+    shards = context.my_shards(range(context.plan.n_shards))
     return [i for i in shards if read_arrays(partial_path(context, prefix, i)) is None]
 
 

@@ -21,7 +21,7 @@ from krepes_ooc.errors import RecipeError, UsageError
 from krepes_ooc.sources.base import Column, Source
 from krepes_ooc.stages.landmarks.sampling import top_m
 
-LEAST = 10
+MIN_SAMPLES = 10
 SCAN_ROWS = 4096
 TESTS = ("equals", "in", "above", "below")
 _CHOICE_STREAM = 411
@@ -111,7 +111,7 @@ def read_selector(given: Any, where: str) -> Selector:
     return Selector(column=str(given["column"]), test=test, value=_value(given, test, where))
 
 
-def choose(
+def choose_concept_samples(
     source: Source, concepts: tuple[ConceptSets, ...], count: int, seed: int
 ) -> list[tuple[Ids, Ids]]:
     """Positive and negative positions of every concept, sorted; at most ``count`` of either.
@@ -167,11 +167,11 @@ def _masks(
 
 def _checked(concept: ConceptSets, best: list[tuple[Any, Ids]]) -> tuple[Ids, Ids]:
     for (_, ids), side in zip(best, ("positive", "negative"), strict=True):
-        if len(ids) < LEAST:
+        if len(ids) < MIN_SAMPLES:
             raise UsageError(
                 f"{len(ids)} {side} samples",
                 where=f"stages.concepts.sets.{concept.name}",
-                expected=f"at least {LEAST}, to fit and to hold out",
+                expected=f"at least {MIN_SAMPLES}, to fit and to hold out",
                 advice="widen the set",
             )
     return np.sort(best[0][1]), np.sort(best[1][1])

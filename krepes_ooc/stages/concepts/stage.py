@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from krepes_ooc.core.files import read_arrays, write_arrays
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import CLEAN
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.concepts.cav import (
@@ -27,9 +27,9 @@ from krepes_ooc.stages.concepts.cav import (
     landmark_scores,
     sample_scores,
 )
-from krepes_ooc.stages.concepts.concept_sets import choose, read_sets
+from krepes_ooc.stages.concepts.concept_sets import choose_concept_samples, read_sets
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import open_featurizer, unscaled
+from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
 from krepes_ooc.stages.fidelity.rows import flat_inputs
 from krepes_ooc.stages.kernel.landmark_kernel import open_landmark_kernel
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -62,7 +62,7 @@ class ConceptsSettings:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _ConceptRows:
     """Embeddings of some samples: after the step, at the start, the network's, and its inputs."""
 
     step: Float
@@ -76,7 +76,9 @@ def run(context: StageContext) -> None:
     settings: ConceptsSettings = context.settings
     concepts = read_sets(settings.sets, WHERE)
     context.progress.begin("concepts", len(concepts) + 1, 0)
-    chosen = choose(context.inputs.source, concepts, settings.samples, context.inputs.seed)
+    chosen = choose_concept_samples(
+        context.inputs.source, concepts, settings.samples, context.inputs.seed
+    )
     found: list[dict[str, Float]] = []
     for i, sets in enumerate(chosen):
         path = context.record.partials / f"concept-{i:04d}.npz"
@@ -87,7 +89,9 @@ def run(context: StageContext) -> None:
             write_arrays(path, known, context.record.temp)
         found.append(known)
         context.progress.advance(1)
-    words = {concept.name: _words(one) for concept, one in zip(concepts, found, strict=True)}
+    words = {
+        concept.name: _summary_lines(one) for concept, one in zip(concepts, found, strict=True)
+    }
     for name, text in words.items():
         context.progress.note(f"concept {name}: {text}")
     members = {
@@ -119,7 +123,7 @@ def _fit(context: StageContext, positive: Ids, negative: Ids) -> dict[str, Float
     }
 
 
-def _rows(context: StageContext, ids: Ids) -> _Rows:
+def _rows(context: StageContext, ids: Ids) -> _ConceptRows:
     """Embeddings of samples of the source, computed in short row ranges."""
     featurizer, spectrum = open_featurizer(context), context.reader("spectrum")
     mapped = open_landmark_kernel(context, context.reader("kernel").attributes["normalise"])
@@ -127,12 +131,12 @@ def _rows(context: StageContext, ids: Ids) -> _Rows:
     for start in range(0, len(ids), context.plan.sub_rows):
         part = ids[start : start + context.plan.sub_rows]
         stored, embedding, _ = featurizer.rows(part, CLEAN)
-        own = inner_products.self_kernel(unscaled(stored, featurizer.layout), featurizer.layout)
+        own = inner_products.self_kernel(unscale_rows(stored, featurizer.layout), featurizer.layout)
         kernels.append(mapped.rows(stored, np.asarray(own)).astype(np.float64))
         outputs.append(embedding.astype(np.float64))
     kernel, offset = np.concatenate(kernels), spectrum.array("offset")
     coefficients = context.reader("newton").array("coefficients")
-    return _Rows(
+    return _ConceptRows(
         kernel @ coefficients + offset,
         kernel @ spectrum.array("start") + offset,
         np.concatenate(outputs),
@@ -140,7 +144,7 @@ def _rows(context: StageContext, ids: Ids) -> _Rows:
     )
 
 
-def _words(found: dict[str, Float]) -> str:
+def _summary_lines(found: dict[str, Float]) -> str:
     value = {name: f"{float(found[name]):.2f}" for name in FIGURES}
     told = f", its inputs {value['accuracy_inputs']}" if found["accuracy_inputs"] else ""
     control = (
@@ -174,7 +178,7 @@ def _seal(context: StageContext, found: list[dict[str, Float]], attributes: dict
     write_whole(context, StoreSpec(load_contract("concepts"), sizes), arrays, attributes)
 
 
-def predict(shape: AuditShape, settings: ConceptsSettings) -> Cost:
+def predict(shape: AuditSizes, settings: ConceptsSettings) -> Cost:
     """Rows of the sets through the network, and small classifiers."""
     count, m, width = len(settings.sets), shape.n_landmarks, shape.n_features
     samples = 2 * settings.samples
@@ -183,7 +187,7 @@ def predict(shape: AuditShape, settings: ConceptsSettings) -> Cost:
     need += (10 * rows * width + 20 * m * width + 8 * samples * m) if count else 0
     disk = 8 * count * (shape.n_audited + m + shape.n_components)
     flops = 6.0 * shape.n_parameters * samples * count
-    return Cost(count + 1, disk, Need(need), flops, idle=not count)
+    return Cost(count + 1, disk, MemoryNeed(need), flops, skipped=not count)
 
 
 STAGE = Stage(
@@ -203,7 +207,7 @@ STAGE = Stage(
     store="concepts",
     settings=ConceptsSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="directions of named concepts and influence along them",
-    learns=True,
+    uses_sklearn=True,
 )

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
-from krepes_ooc.core.feature_layout import CONDENSED, FeatureLayout
+from krepes_ooc.core.feature_layout import CONDENSED_WIDTH, FeatureLayout
 
 _STREAM = 231
 _LEFT, _RIGHT = 0, 1
@@ -25,7 +25,7 @@ Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Condenser:
+class CountSketch:
     """The map from feature rows to condensed rows; one seed, one map.
 
     Args:
@@ -36,7 +36,7 @@ class Condenser:
 
     layout: FeatureLayout
     seed: int
-    n_columns: int = CONDENSED
+    n_columns: int = CONDENSED_WIDTH
 
     def rows(self, features: Rows) -> Rows:
         """Condensed rows [sample, column] of unscaled feature rows [sample, feature]."""

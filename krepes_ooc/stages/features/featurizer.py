@@ -18,7 +18,7 @@ from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
 from krepes_ooc.jacobian.float16_rows import store_rows
 from krepes_ooc.stages.base.inputs import Rows, check_finite
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.storage.store_reader import StoreReader
@@ -68,7 +68,7 @@ class Featurizer:
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach a worker as the probes: it loads the network from its files."""
         probes = self.shared.describe()["probes"]
-        return Reopened, (self.context, None, self.layout, self.batch, probes)
+        return WorkerFeaturizer, (self.context, None, self.layout, self.batch, probes)
 
     def opened(self) -> FeatureMap:
         """The shared feature map."""
@@ -91,7 +91,7 @@ class Featurizer:
             embeddings.append(embedding)
         return np.concatenate(features), np.concatenate(embeddings), content
 
-    def rows_there(self, positions: Ids, view: int) -> tuple[Array, str]:
+    def rows_on_device(self, positions: Ids, view: int) -> tuple[Array, str]:
         """The same stored rows for work on the device, and the source hash.
 
         They are left there if torch has made them there, else they are the host's.
@@ -100,10 +100,10 @@ class Featurizer:
             DataError: a row is not finite; names the sample.
         """
         device = self.context.device
-        if is_host(device) or not self._lie_there:
+        if is_host(device) or not self._is_on_device:
             stored, _, content = self.rows(positions, view)
             return stored, content
-        from krepes_ooc.jacobian.float16_rows import rounded_there
+        from krepes_ooc.jacobian.float16_rows import store_rows_on_device
 
         own = self.context.inputs.feature_map(self.opened(), device.torch)
         inputs, content = self.context.inputs.encode(positions, view)
@@ -112,10 +112,10 @@ class Featurizer:
             self.context.stop.check()
             part = slice(start, start + self.batch)
             made, _ = own.tensors(inputs[part])
-            rounded, sound = rounded_there(made, self.layout)
+            rounded, sound = store_rows_on_device(made, self.layout)
             if not sound:
                 self._look_at(made, positions[part])
-            parts.append(device.take(rounded))
+            parts.append(device.from_torch(rounded))
         return array_namespace(*parts).concat(parts), content
 
     def _look_at(self, made: Any, positions: Ids) -> None:
@@ -129,15 +129,15 @@ class Featurizer:
         store_rows(features, self.layout)
 
     @property
-    def _lie_there(self) -> bool:
+    def _is_on_device(self) -> bool:
         """Whether torch computes on the device of the blocks."""
-        from krepes_ooc.network.torch_device import usable
+        from krepes_ooc.network.torch_device import available_device
 
-        return usable(self.context.device.torch) == self.context.device.torch
+        return available_device(self.context.device.torch) == self.context.device.torch
 
 
 @dataclass(frozen=True)
-class Reopened(Featurizer):
+class WorkerFeaturizer(Featurizer):
     """The featurizer of a stage on a worker: the network is opened with the first rows.
 
     Args:
@@ -166,19 +166,19 @@ class Reopened(Featurizer):
         return shared
 
 
-def unscaled(values: Array, layout: FeatureLayout, device: Device = HOST) -> Any:
+def unscale_rows(values: Array, layout: FeatureLayout, device: Device = HOST) -> Any:
     """Float32 feature rows behind stored ones, on the device."""
-    return inner_products.unscale(device.widen(values), layout)
+    return inner_products.unscale(device.to_float32(values), layout)
 
 
 def on_host(stored: Array, device: Device) -> Half:
     """Stored rows of either place, on the host."""
     return np.asarray(
-        stored if isinstance(stored, np.ndarray) else device.back(stored), dtype=np.float16
+        stored if isinstance(stored, np.ndarray) else device.to_host(stored), dtype=np.float16
     )
 
 
-def in_parts(stored: Array) -> Iterator[Array]:
+def row_chunks(stored: Array) -> Iterator[Array]:
     """Short row ranges of a block, whose float32 copies stay in the cache."""
     rows = stored.shape[0]
     return (stored[i : min(i + PART_ROWS, rows), ...] for i in range(0, rows, PART_ROWS))
@@ -188,8 +188,10 @@ def self_kernel(
     stored: Array, layout: FeatureLayout, device: Device = HOST
 ) -> npt.NDArray[np.float64]:
     """k(x, x) [sample] of stored rows."""
-    rows = (unscaled(part, layout, device) for part in in_parts(stored))
-    return np.concatenate([device.back(inner_products.self_kernel(part, layout)) for part in rows])
+    rows = (unscale_rows(part, layout, device) for part in row_chunks(stored))
+    return np.concatenate(
+        [device.to_host(inner_products.self_kernel(part, layout)) for part in rows]
+    )
 
 
 def open_featurizer(context: StageContext) -> Featurizer:
@@ -197,7 +199,7 @@ def open_featurizer(context: StageContext) -> Featurizer:
     attributes = context.reader("features").attributes
     settings = features_settings(context)
     shared = context.inputs.open_features(settings, attributes["probes"])
-    context.inputs.check_bits(str(attributes["krepes"]["digest"]))
+    context.inputs.check_network_outputs(str(attributes["krepes"]["digest"]))
     layout = FeatureLayout.from_attributes(attributes["layout"])
     return Featurizer(context, shared, layout, settings.forward_batch)
 
@@ -212,7 +214,7 @@ def features_settings(context: StageContext) -> FeaturesSettings:
 SAME = 1e-3
 
 
-class RowSupply(Protocol):
+class RowSource(Protocol):
     """Stored feature rows of blocks; the same bits from any supply."""
 
     def rows(self, block: Block, view: int) -> Array:
@@ -223,7 +225,7 @@ class RowSupply(Protocol):
 
 
 @dataclass(frozen=True)
-class StoredRows:
+class StoredRowSource:
     """Rows that the features store keeps."""
 
     features: StoreReader
@@ -234,7 +236,7 @@ class StoredRows:
 
 
 @dataclass(frozen=True)
-class ComputedRows:
+class ComputedRowSource:
     """Rows computed through the network, for a features store that keeps none."""
 
     featurizer: Featurizer
@@ -248,7 +250,7 @@ class ComputedRows:
         """
         context = self.featurizer.context
         positions = context.inputs.order.positions(block.start, block.stop)
-        stored, _ = self.featurizer.rows_there(positions, view)
+        stored, _ = self.featurizer.rows_on_device(positions, view)
         noted = self.features.block("self_kernel", block, view)
         own = self_kernel(stored, self.featurizer.layout, context.device)
         wrong = np.flatnonzero(~(np.abs(own - noted) <= SAME * np.abs(noted)))
@@ -265,19 +267,19 @@ class ComputedRows:
 
 def keeps_features(context: StageContext) -> bool:
     """Whether the features store keeps its rows, decided once."""
-    assert context.shape is not None
-    return context.shape.keeps_features
+    assert context.sizes is not None
+    return context.sizes.keeps_features
 
 
-def open_supply(context: StageContext) -> RowSupply:
+def open_row_source(context: StageContext) -> RowSource:
     """The rows behind a sealed features store."""
     features = context.reader("features")
     if keeps_features(context):
-        return StoredRows(features)
-    return ComputedRows(open_featurizer(context), features)
+        return StoredRowSource(features)
+    return ComputedRowSource(open_featurizer(context), features)
 
 
-def computing_bytes(shape: AuditShape, rows: int | None = None) -> int:
+def computing_bytes(shape: AuditSizes, rows: int | None = None) -> int:
     """Memory of a worker that computes some rows of one view: joining its batches, and one batch.
 
     Args:
@@ -288,6 +290,6 @@ def computing_bytes(shape: AuditShape, rows: int | None = None) -> int:
     return rows * width * 6 + 16 * shape.plan.forward_batch * width
 
 
-def computing_flops(shape: AuditShape) -> float:
+def computing_flops(shape: AuditSizes) -> float:
     """Operations that all rows of all views take: three times the forward pass."""
     return 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views

@@ -6,7 +6,7 @@ The measured cost lies beside the stores, because it is no part of their bits.
 from __future__ import annotations
 
 from krepes_ooc.core.feature_layout import FeatureLayout
-from krepes_ooc.core.files import read_signed_file, sign_json, write_atomic
+from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.jacobian.feature_map import FeatureMap
 from krepes_ooc.jacobian.row_cost import RowCost, row_words
@@ -17,7 +17,7 @@ from krepes_ooc.storage.workspace import Workspace
 _FILE = "row-cost.json"
 
 
-def account_of(
+def describe_rows(
     inputs: AuditInputs, shared: FeatureMap, settings: FeaturesSettings
 ) -> tuple[dict[str, str], RowCost]:
     """The rows of a feature map in words, and their cost, measured now."""
@@ -29,13 +29,15 @@ def account_of(
     return words | {"cost": cost.words}, cost
 
 
-def keep_cost(workspace: Workspace, cost: RowCost) -> None:
+def save_row_cost(workspace: Workspace, cost: RowCost) -> None:
     """Keep the measured cost for plan and report."""
     path = workspace.private / _FILE
-    write_atomic(path, sign_json(cost.to_attributes()), workspace.private / "temp", sync=True)
+    write_atomic(
+        path, checksummed_json(cost.to_attributes()), workspace.private / "temp", sync=True
+    )
 
 
-def known_account(workspace: Workspace) -> tuple[dict[str, str], RowCost | None] | None:
+def load_row_description(workspace: Workspace) -> tuple[dict[str, str], RowCost | None] | None:
     """The rows of a features store that was begun, in words, and their cost if it is known."""
     begun = workspace.record("features", "features").begun()
     if begun is None or "features" not in workspace.stores():
@@ -47,7 +49,7 @@ def known_account(workspace: Workspace) -> tuple[dict[str, str], RowCost | None]
     layout = FeatureLayout.from_attributes(attributes["layout"])
     n_probes = len(attributes["probes"])
     words = row_words(attributes["network"], n_probes, layout.n_features, settings)
-    known = read_signed_file(workspace.private / _FILE)
+    known = read_checksummed_file(workspace.private / _FILE)
     if known is None:
         return words, None
     cost = RowCost.from_attributes(known)

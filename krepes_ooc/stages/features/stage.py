@@ -15,41 +15,41 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.feature_layout import CONDENSED, FeatureLayout, sketch_layout
+from krepes_ooc.core.feature_layout import CONDENSED_WIDTH, FeatureLayout, sketch_layout
 from krepes_ooc.core.files import Files, read_arrays, write_arrays
 from krepes_ooc.core.settings import to_mapping
-from krepes_ooc.engine.budget import Need
-from krepes_ooc.engine.executor import tree_fold
+from krepes_ooc.engine.budget import MemoryNeed
+from krepes_ooc.engine.executor import tree_reduce
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import CLEAN
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import block_name, partial_path, seal_blocks, write_unit
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.condensed import Condenser
+from krepes_ooc.stages.features.condensed import CountSketch
 from krepes_ooc.stages.features.featurizer import (
     PART_ROWS,
-    ComputedRows,
+    ComputedRowSource,
     FeaturesSettings,
     Featurizer,
-    RowSupply,
-    StoredRows,
+    RowSource,
+    StoredRowSource,
     computing_bytes,
     computing_flops,
-    in_parts,
     keeps_features,
     on_host,
+    row_chunks,
     self_kernel,
-    unscaled,
+    unscale_rows,
 )
-from krepes_ooc.stages.features.row_cost_record import account_of, keep_cost
+from krepes_ooc.stages.features.row_cost_record import describe_rows, save_row_cost
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_writer import StoreWriter
 
 Values = list[tuple[str, int, npt.NDArray[Any]]]
 _ALWAYS = ("self_kernel", "sample_id", "centre")
-_KEPT, _CONDENSED = ("values",), ("condensed", "condensed_self", "condensed_centre")
+_FULL, _CONDENSED = ("values",), ("condensed", "condensed_self", "condensed_centre")
 
 
 def run(context: StageContext) -> None:
@@ -61,13 +61,13 @@ def run(context: StageContext) -> None:
     shared = inputs.open_features(settings, begun.get("probes"))
     known = begun.get("layout")
     layout = shared.layout if known is None else FeatureLayout.from_attributes(known)
-    inputs.check_bits(context.digest)
-    _tell_place(context)
+    inputs.check_network_outputs(context.digest)
+    _note_placement(context)
     check_rows = inputs.order.positions(0, min(2, plan.n_samples))
     report = self_check(inputs.network, shared, inputs.encode(check_rows, CLEAN)[0])
     context.progress.note(f"self-check: {report.words}")
-    words, cost = account_of(inputs, shared, settings)
-    keep_cost(context.workspace, cost)
+    words, cost = describe_rows(inputs, shared, settings)
+    save_row_cost(context.workspace, cost)
     context.progress.note("; ".join(f"{key}: {text}" for key, text in words.items()))
     writer = context.workspace.writer(_spec(context, layout), context.digest)
     writer.create()
@@ -83,8 +83,8 @@ def run(context: StageContext) -> None:
     }
     # Before the first block: a resumed run goes on with the same probes and scales.
     writer.set_attributes(attributes)
-    work = _Work(context, Featurizer(context, shared, layout, plan.forward_batch), writer)
-    seal_blocks(context, writer, work.run(), work.centres(), attributes)
+    work = FeatureShards(context, Featurizer(context, shared, layout, plan.forward_batch), writer)
+    seal_blocks(context, writer, work.run(), work.write_centres(), attributes)
 
 
 def _begun_attributes(context: StageContext) -> dict[str, Any]:
@@ -92,22 +92,22 @@ def _begun_attributes(context: StageContext) -> dict[str, Any]:
     if "features" not in context.workspace.stores():
         return {}
     attributes = context.reader("features").attributes
-    context.workspace.forget("features")
+    context.workspace.drop_reader("features")
     own = dict(attributes.get("krepes", {})).get("digest") == context.digest
     return attributes if own else {}
 
 
-def _tell_place(context: StageContext) -> None:
+def _note_placement(context: StageContext) -> None:
     """Say where the network runs, if that is not where blocks are computed."""
-    from krepes_ooc.network.torch_device import usable
+    from krepes_ooc.network.torch_device import available_device
 
-    if usable(context.device.torch) != context.device.torch:
+    if available_device(context.device.torch) != context.device.torch:
         words = "this torch has no CUDA (pip install a build that has)"
         context.progress.note(f"the network runs on the CPU: {words}")
 
 
 @dataclass(frozen=True)
-class _Work:
+class FeatureShards:
     """The shards of one run: a shard writes its missing blocks and folds all of its rows."""
 
     context: StageContext
@@ -119,7 +119,7 @@ class _Work:
         return self.featurizer.layout
 
     @property
-    def keeps(self) -> bool:
+    def keeps_rows(self) -> bool:
         return keeps_features(self.context)
 
     @property
@@ -127,32 +127,36 @@ class _Work:
         return range(self.context.inputs.view_spec.count)
 
     @cached_property
-    def condenser(self) -> Condenser:
-        return Condenser(self.layout, self.context.inputs.seed)
+    def condenser(self) -> CountSketch:
+        return CountSketch(self.layout, self.context.inputs.seed)
 
     @cached_property
-    def again(self) -> RowSupply:
+    def recompute_source(self) -> RowSource:
         """Rows of blocks that an earlier run wrote but did not fold."""
         features = self.context.reader("features")
-        return StoredRows(features) if self.keeps else ComputedRows(self.featurizer, features)
+        return (
+            StoredRowSource(features)
+            if self.keeps_rows
+            else ComputedRowSource(self.featurizer, features)
+        )
 
     def run(self) -> Files:
         context, plan = self.context, self.context.plan
         done = context.record.done()
         context.progress.begin("features", plan.n_blocks, len(done))
         files = {key: value for unit in done.values() for key, value in unit.files.items()}
-        shards = context.mine(range(plan.n_shards))
+        shards = context.my_shards(range(plan.n_shards))
         for written in context.executor().map(partial(self._shard, done=set(done)), shards):
             files |= written
-        context.end_share()
+        context.stop_after_shard()
         return files
 
-    def centres(self) -> dict[str, npt.NDArray[np.float64]]:
+    def write_centres(self) -> dict[str, npt.NDArray[np.float64]]:
         """Mean feature moment over all views and samples, folded in fixed order, and condensed."""
-        total = tree_fold(self.context.plan.n_shards, self._partial, np.add)
+        total = tree_reduce(self.context.plan.n_shards, self._partial, np.add)
         mean = np.asarray(total / (self.context.plan.n_samples * len(self.views)))
         centre, condensed = np.split(mean, [self.layout.n_moments])
-        return {"centre": centre} | ({} if self.keeps else {"condensed_centre": condensed})
+        return {"centre": centre} | ({} if self.keeps_rows else {"condensed_centre": condensed})
 
     def _partial(self, index: int) -> npt.NDArray[np.float64]:
         folded, total = self._folded(index)
@@ -169,7 +173,7 @@ class _Work:
         part = read_arrays(partial_path(self.context, "centre", index))
         if part is not None:
             return int(part["blocks"]), part["centre"]
-        return 0, np.zeros(self.layout.n_moments + (0 if self.keeps else CONDENSED))
+        return 0, np.zeros(self.layout.n_moments + (0 if self.keeps_rows else CONDENSED_WIDTH))
 
     def _shard(self, index: int, done: set[str]) -> Files:
         """Write the missing blocks of one shard and fold all of its rows; files written.
@@ -188,9 +192,9 @@ class _Work:
                 written |= files
             if place >= folded:
                 total = total + self._fold(
-                    rows or [self.again.rows(block, view) for view in self.views]
+                    rows or [self.recompute_source.rows(block, view) for view in self.views]
                 )
-                if not self.keeps or place == len(blocks) - 1:
+                if not self.keeps_rows or place == len(blocks) - 1:
                     part = {"centre": total, "blocks": np.array(place + 1)}
                     path = partial_path(self.context, "centre", index)
                     write_arrays(path, part, self.context.record.temp)
@@ -203,34 +207,34 @@ class _Work:
         values: Values = [("sample_id", 0, positions)]
         rows, content = [], ""
         for view in self.views:
-            stored, content = self.featurizer.rows_there(positions, view)
+            stored, content = self.featurizer.rows_on_device(positions, view)
             values.append(("self_kernel", view, self_kernel(stored, self.layout, device)))
             rows.append(stored)
-        if self.keeps:
+        if self.keeps_rows:
             values += [
                 ("values", view, on_host(stored, device)) for view, stored in enumerate(rows)
             ]
         else:
-            parts = in_parts(on_host(rows[0], device))
+            parts = row_chunks(on_host(rows[0], device))
             condensed = np.concatenate(
-                [self.condenser.rows(unscaled(part, self.layout)) for part in parts]
+                [self.condenser.rows(unscale_rows(part, self.layout)) for part in parts]
             )
-            own = inner_products.self_kernel(condensed, sketch_layout(CONDENSED))
+            own = inner_products.self_kernel(condensed, sketch_layout(CONDENSED_WIDTH))
             values += [("condensed", 0, condensed), ("condensed_self", 0, np.asarray(own))]
         return rows, write_unit(self.context, self.writer, block, values, content)[1]
 
     def _fold(self, rows: Sequence[Any]) -> npt.NDArray[np.float64]:
         """Sum of the stored rows' moments, and of their condensed form where that is needed."""
         total: Any = 0.0
-        condensed, device = np.zeros(CONDENSED), self.context.device
-        for part in (part for stored in rows for part in in_parts(stored)):
-            exact = unscaled(part, self.layout, device)
+        condensed, device = np.zeros(CONDENSED_WIDTH), self.context.device
+        for part in (part for stored in rows for part in row_chunks(stored)):
+            exact = unscale_rows(part, self.layout, device)
             total += inner_products.centre_sum(exact, self.layout)
-            if not self.keeps:
-                short = self.condenser.rows(device.back(exact))
+            if not self.keeps_rows:
+                short = self.condenser.rows(device.to_host(exact))
                 condensed += short.sum(axis=0, dtype=np.float64)
-        centre: npt.NDArray[np.float64] = device.back(total)
-        return centre if self.keeps else np.concatenate([centre, condensed])
+        centre: npt.NDArray[np.float64] = device.to_host(total)
+        return centre if self.keeps_rows else np.concatenate([centre, condensed])
 
 
 def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
@@ -239,35 +243,35 @@ def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
         "sample": context.plan.n_samples,
         "feature": layout.n_features,
         "moment": layout.n_moments,
-        "condensed_feature": CONDENSED,
+        "condensed_feature": CONDENSED_WIDTH,
     }
-    arrays = _ALWAYS + (_KEPT if keeps_features(context) else _CONDENSED)
+    arrays = _ALWAYS + (_FULL if keeps_features(context) else _CONDENSED)
     contract = load_contract("features")
     return StoreSpec(contract, sizes, block_rows=context.plan.block_rows, arrays=arrays)
 
 
-def predict(shape: AuditShape, settings: FeaturesSettings) -> Cost:
+def predict(shape: AuditSizes, settings: FeaturesSettings) -> Cost:
     """Three times the forward pass for each probe, and what is kept on disk.
 
     A worker holds one block of every view in float16, one view of it once more while its batches
     are joined, the activations and gradients of one batch, and the sums of the centre.
     """
     rows, width, views = shape.plan.block_rows, shape.n_features, shape.n_views
-    need = Need(
+    need = MemoryNeed(
         8 * shape.n_moments,
         2 * rows * width * views + computing_bytes(shape) + 24 * shape.n_moments,
         shape.plan.n_shards,
     )
     # What torch has made there stays there until it is folded; a view once more while it is joined.
     there = 2 * rows * width * (views + 1) + 16 * PART_ROWS * width + 24 * shape.n_moments
-    device = Need(0, there)
+    device = MemoryNeed(0, there)
     flops = computing_flops(shape) + 2.0 * shape.n_moments * shape.plan.n_samples * views
     fixed = 8 * shape.n_moments + 8 * shape.stored_rows * (views + 1)
     if shape.keeps_features:
         disk = fixed + 2 * shape.stored_rows * views * width
         return Cost(shape.plan.n_blocks, disk, need, flops, device=device)
-    disk = fixed + shape.stored_rows * (4 * CONDENSED + 8) + 8 * CONDENSED
-    scratch = 8 * shape.plan.n_shards * (shape.n_moments + CONDENSED)
+    disk = fixed + shape.stored_rows * (4 * CONDENSED_WIDTH + 8) + 8 * CONDENSED_WIDTH
+    scratch = 8 * shape.plan.n_shards * (shape.n_moments + CONDENSED_WIDTH)
     return Cost(shape.plan.n_blocks, disk, need, flops, scratch, device=device)
 
 
@@ -278,7 +282,7 @@ STAGE = Stage(
     store="features",
     settings=FeaturesSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="Jacobian rows of every view of every sample",
-    spreads="shards",
+    parallel="shards",
 )

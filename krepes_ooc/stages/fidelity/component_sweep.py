@@ -23,7 +23,7 @@ from krepes_ooc.stages.fidelity.rows import powers_of_two
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.stages.newton.basis import Basis
-from krepes_ooc.stages.newton.damping import absolute
+from krepes_ooc.stages.newton.damping import absolute_damping
 from krepes_ooc.stages.newton.levenberg_marquardt import levenberg_marquardt
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.stages.newton.objectives.interface import Linearisation
@@ -37,7 +37,7 @@ TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Narrow:
+class ComponentSweepPoint:
     """An audit with the first components only.
 
     Args:
@@ -55,7 +55,7 @@ class Narrow:
         return np.asarray(kernel @ self.coefficients[name] + self.offset)
 
 
-def narrow_audits(context: StageContext) -> list[Narrow]:
+def component_sweep(context: StageContext) -> list[ComponentSweepPoint]:
     """Audits with h = 1, 2, 4, ... components; the last one is the audit itself.
 
     Objectives that stream the kernel would need passes over it for every h: of those only the start
@@ -65,10 +65,10 @@ def narrow_audits(context: StageContext) -> list[Narrow]:
     start, offset, facts = spectrum.array("start"), spectrum.array("offset"), newton.attributes
     whole = {START: start}
     moments: Moments | None = None
-    if registry.is_moment(facts["objective"]):
+    if registry.uses_moments(facts["objective"]):
         whole[STEP] = newton.array("coefficients")
-        if newton.has("converged"):
-            whole[FURTHER] = newton.array("converged")
+        if newton.has("coefficients_lm"):
+            whole[FURTHER] = newton.array("coefficients_lm")
         moments = read_moments(context)
     basis = _basis(context) if moments is not None and facts["metric"] == "rkhs" else None
     if moments is not None and basis is not None:
@@ -76,7 +76,7 @@ def narrow_audits(context: StageContext) -> list[Narrow]:
     eigh, found = eigh_on(context.device), []
     for h in powers_of_two(start.shape[1]):
         if h == start.shape[1]:
-            found.append(Narrow(h, whole, offset))
+            found.append(ComponentSweepPoint(h, whole, offset))
             continue
         coefficients = {START: start[:, :h]}
         with contextlib.suppress(StageFailed):
@@ -84,11 +84,11 @@ def narrow_audits(context: StageContext) -> list[Narrow]:
                 further = FURTHER in whole
                 coefficients |= _solved(facts, moments, basis, start[:, :h], further, eigh)
             context.stop.check()
-            found.append(Narrow(h, coefficients, offset[:h]))
+            found.append(ComponentSweepPoint(h, coefficients, offset[:h]))
     return found
 
 
-def streamed_note(audits: list[Narrow]) -> str:
+def streaming_note(audits: list[ComponentSweepPoint]) -> str:
     """What the note of a curve over h says where no step can be shown."""
     if len(audits[-1].coefficients) > 1:
         return ""
@@ -119,7 +119,7 @@ def _solved(
         return here, chosen
 
     here, solver = prepare(A)
-    damping = absolute(np.array([relative]), here, A)
+    damping = absolute_damping(np.array([relative]), here, A)
     reached = {STEP: A + solver.solve(damping).step[..., 0]}
     if further:
         taken = max(1, len(facts["diagnostics"]["descent"]["rho"]))

@@ -10,16 +10,25 @@ import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.fidelity.component_sweep import Narrow, streamed_note
+from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint, streaming_note
 from krepes_ooc.stages.fidelity.linear_probes import fourier
-from krepes_ooc.stages.fidelity.rows import Figure, Rows, attempt, curve, figure, powers_of_two
-from krepes_ooc.stages.fidelity.uniform_landmarks import Comparison, Span
+from krepes_ooc.stages.fidelity.rows import (
+    EvaluationRows,
+    Figure,
+    control_or_none,
+    curve,
+    figure,
+    powers_of_two,
+)
+from krepes_ooc.stages.fidelity.uniform_landmarks import LandmarkSubspace, UniformBaseline
 from krepes_ooc.storage.store_reader import StoreReader
 
 Float = npt.NDArray[np.float64]
 
 
-def ceiling(fit: Rows, held: Rows, uniform: Callable[[], Comparison], seed: int) -> Figure:
+def ceiling(
+    fit: EvaluationRows, held: EvaluationRows, uniform: Callable[[], UniformBaseline], seed: int
+) -> Figure:
     """R^2 of linear maps to the network's embedding, scored on audit samples.
 
     Raises:
@@ -42,14 +51,14 @@ def ceiling(fit: Rows, held: Rows, uniform: Callable[[], Comparison], seed: int)
         "embedding at the start": score(fit.start, held.start),
         "embedding after the step": score(fit.step, held.step),
     }
-    if fit.converged is not None and held.converged is not None:
-        controls["embedding after further steps"] = score(fit.converged, held.converged)
+    if fit.coefficients_lm is not None and held.coefficients_lm is not None:
+        controls["embedding after further steps"] = score(fit.coefficients_lm, held.coefficients_lm)
     if fit.inputs is not None and held.inputs is not None:
         inputs = fit.inputs, held.inputs
-        controls["raw inputs"] = attempt(lambda: score(*inputs))
+        controls["raw inputs"] = control_or_none(lambda: score(*inputs))
         for name, rows in fourier(*inputs, fit.kernel.shape[1], seed).items():
             controls[name] = score(*rows)
-    controls["as many uniform landmarks"] = attempt(lambda: uniform().ceiling)
+    controls["as many uniform landmarks"] = control_or_none(lambda: uniform().ceiling)
     return figure(
         score(fit.kernel, held.kernel),
         "Variance of the network's embedding that kernel rows explain (ridge ceiling)",
@@ -59,7 +68,7 @@ def ceiling(fit: Rows, held: Rows, uniform: Callable[[], Comparison], seed: int)
     )
 
 
-def cka(held: Rows) -> Figure:
+def cka(held: EvaluationRows) -> Figure:
     """Likeness of the embeddings of the audit and of the network."""
     from krepes_ooc.stages.fidelity.metrics import linear_cka
 
@@ -89,7 +98,7 @@ def entropy(newton: StoreReader, spectrum: StoreReader) -> Figure:
     )
 
 
-def nystrom_error(spectrum: StoreReader, uniform: Callable[[], Comparison]) -> Figure:
+def nystrom_error(spectrum: StoreReader, uniform: Callable[[], UniformBaseline]) -> Figure:
     """What the landmarks miss of the kernel, beside uniform ones."""
     facts, m = spectrum.attributes, spectrum.info("eigenvalues").shape[0]
     return figure(
@@ -98,8 +107,8 @@ def nystrom_error(spectrum: StoreReader, uniform: Callable[[], Comparison]) -> F
         "Mean of k(x, x) - k_x K_mm^+ k_x over all samples and views, over the mean k(x, x).",
         {
             "usable rank over landmarks": facts["usable_rank"] / m,
-            "on the audit samples": attempt(lambda: uniform().own.error()),
-            "on the audit samples, as many uniform landmarks": attempt(
+            "on the audit samples": control_or_none(lambda: uniform().chosen.error()),
+            "on the audit samples, as many uniform landmarks": control_or_none(
                 lambda: uniform().uniform.error()
             ),
         },
@@ -139,7 +148,9 @@ def entropy_curve(newton: StoreReader, spectrum: StoreReader) -> dict[str, Any]:
     )
 
 
-def ceiling_curve(fit: Rows, held: Rows, audits: list[Narrow]) -> dict[str, Any]:
+def ceiling_curve(
+    fit: EvaluationRows, held: EvaluationRows, audits: list[ComponentSweepPoint]
+) -> dict[str, Any]:
     """R squared of the network's embedding from the embeddings of narrower audits.
 
     Raises:
@@ -150,7 +161,7 @@ def ceiling_curve(fit: Rows, held: Rows, audits: list[Narrow]) -> dict[str, Any]
     if len(fit.kernel) < 2:
         raise StageFailed("too few fit samples", where="fidelity", expected="at least two")
 
-    def score(audit: Narrow, name: str) -> float:
+    def score(audit: ComponentSweepPoint, name: str) -> float:
         first, second = (audit.embedding(name, part.kernel) for part in (fit, held))
         return ridge_ceiling(first, fit.network, second, held.network).r_squared
 
@@ -160,11 +171,11 @@ def ceiling_curve(fit: Rows, held: Rows, audits: list[Narrow]) -> dict[str, Any]
         [audit.n_components for audit in audits],
         {name: [score(audit, name) for audit in audits] for name in audits[-1].coefficients},
         "Ridge regression from the embedding of an audit with h components; its steps are solved "
-        "anew. " + streamed_note(audits),
+        "anew. " + streaming_note(audits),
     )
 
 
-def landmark_curves(spans: Mapping[str, Span], seed: int) -> dict[str, Any]:
+def landmark_curves(spans: Mapping[str, LandmarkSubspace], seed: int) -> dict[str, Any]:
     """Nystrom error and effective dimension of nested random subsets of landmarks.
 
     Args:

@@ -25,7 +25,7 @@ from krepes_ooc.stages.fidelity.confidence_drop import (
     remove_from_sum,
     vote_shares,
 )
-from krepes_ooc.stages.fidelity.rows import Figure, Rows, attempt, figure
+from krepes_ooc.stages.fidelity.rows import EvaluationRows, Figure, control_or_none, figure
 
 DRAWS = 5
 Float = npt.NDArray[np.float64]
@@ -33,7 +33,7 @@ Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Removal:
+class LandmarkRemoval:
     """The landmarks of every audit sample, and what is needed to take them away.
 
     Args:
@@ -48,9 +48,9 @@ class Removal:
         others: scores [audited, landmark] of other ways to rank the landmarks, by name in words.
     """
 
-    fit: Rows
-    held: Rows
-    landmarks: Rows
+    fit: EvaluationRows
+    held: EvaluationRows
+    landmarks: EvaluationRows
     coefficients: Float
     second: Float
     top: Index
@@ -79,8 +79,8 @@ class Removal:
                         np.abs(self.held.kernel) * np.linalg.norm(self.coefficients, axis=1)
                     )
                 ),
-                "out of a bank of landmarks": attempt(lambda: self._bank(self.top)),
-                "out of a bank of landmarks, random ones": attempt(
+                "out of a bank of landmarks": control_or_none(lambda: self._bank(self.top)),
+                "out of a bank of landmarks, random ones": control_or_none(
                     lambda: self._bank(self._drawn(0))
                 ),
                 "with an exact refit": float(self._refit(self.top).mean()),
@@ -168,7 +168,7 @@ class Removal:
         return float(confidence_drop(before, after).mean())
 
 
-def coverage_figure(landmarks: Rows, step: Float, n_classes: int, seed: int) -> Figure:
+def coverage_figure(landmarks: EvaluationRows, step: Float, n_classes: int, seed: int) -> Figure:
     """Landmarks in order of |dA_l| until all classes are covered (kappa)."""
     from krepes_ooc.stages.fidelity.metrics import coverage, random_coverage
 

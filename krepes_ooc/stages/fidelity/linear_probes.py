@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.fidelity.component_sweep import Narrow, streamed_note
-from krepes_ooc.stages.fidelity.rows import Figure, Rows, curve, figure, undefined
+from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint, streaming_note
+from krepes_ooc.stages.fidelity.rows import EvaluationRows, Figure, curve, figure, skip_undefined
 
 OTHER_STRENGTH = 0.1
 _HALF_STREAM = 421
@@ -38,8 +38,8 @@ class Probes:
         seed: of halves and bootstrap draws.
     """
 
-    fit: Rows
-    held: Rows
+    fit: EvaluationRows
+    held: EvaluationRows
     spaces: Mapping[str, tuple[Float, Float]]
     seed: int
 
@@ -100,7 +100,7 @@ class Probes:
             (value - 1.96 * error, value + 1.96 * error),
         )
 
-    def over_components(self, audits: list[Narrow]) -> dict[str, Any]:
+    def over_components(self, audits: list[ComponentSweepPoint]) -> dict[str, Any]:
         """Rank agreement and gap of audits with fewer components."""
         from krepes_ooc.stages.fidelity.metrics import kendall_tau
 
@@ -115,7 +115,7 @@ class Probes:
                 gaps[name].append(100.0 * (probe.accuracy - network.accuracy))
         counts = [audit.n_components for audit in audits]
         note = "Linear probe on the embedding of an audit with h components; its steps are solved "
-        note += "anew. " + streamed_note(audits)
+        note += "anew. " + streaming_note(audits)
         return {
             "tau_over_components": curve(
                 "Rank agreement against the number of components",
@@ -160,7 +160,11 @@ class Probes:
 
 
 def open_probes(
-    fit: Rows, held: Rows, uniform: Callable[[], tuple[Float, Float]], n_landmarks: int, seed: int
+    fit: EvaluationRows,
+    held: EvaluationRows,
+    uniform: Callable[[], tuple[Float, Float]],
+    n_landmarks: int,
+    seed: int,
 ) -> Probes:
     """The spaces that are probed.
 
@@ -195,11 +199,11 @@ def open_probes(
         "kernel rows": (fit.kernel, held.kernel),
         "ridge ceiling": (ceiling.predict(fit.kernel), ceiling.predict(held.kernel)),
     }
-    with undefined():  # too few fit samples to draw them from
+    with skip_undefined():  # too few fit samples to draw them from
         rows = uniform()
         spaces[UNIFORM] = _cut(rows[0], known[0]), _cut(rows[1], known[1])
-    if fit.converged is not None and held.converged is not None:
-        spaces["after further steps"] = (fit.converged, held.converged)
+    if fit.coefficients_lm is not None and held.coefficients_lm is not None:
+        spaces["after further steps"] = (fit.coefficients_lm, held.coefficients_lm)
     if fit.inputs is not None and held.inputs is not None:
         spaces["raw inputs"] = (fit.inputs, held.inputs)
         spaces |= fourier(fit.inputs, held.inputs, n_landmarks, seed)
@@ -217,12 +221,12 @@ def fourier(fit: Float, held: Float, n_features: int, seed: int) -> dict[str, tu
     return {"random Fourier features of the inputs": (mapped.rows(fit), mapped.rows(held))}
 
 
-def keep(rows: Rows, which: npt.NDArray[np.bool_]) -> Rows:
+def keep(rows: EvaluationRows, which: npt.NDArray[np.bool_]) -> EvaluationRows:
     """Some of the samples."""
     cut: dict[str, Any] = {
         name: value if value is None else _cut(value, which) for name, value in vars(rows).items()
     }
-    return Rows(**cut)
+    return EvaluationRows(**cut)
 
 
 def _cut(values: npt.NDArray[Any], which: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:

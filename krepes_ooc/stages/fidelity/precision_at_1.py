@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity import baselines
-from krepes_ooc.stages.fidelity.rows import Figure, Rows, attempt, figure
-from krepes_ooc.stages.influence.scores import MEASURES, contribution
-from krepes_ooc.stages.influence.stage import shown_scorer
+from krepes_ooc.stages.fidelity.rows import EvaluationRows, Figure, control_or_none, figure
+from krepes_ooc.stages.influence.scores import MEASURES, embedding_contribution
+from krepes_ooc.stages.influence.stage import ranking_score
 
 Float = npt.NDArray[np.float64]
 NAMES = {
@@ -27,7 +27,7 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Nearest:
+class LandmarkRankings:
     """Rankings of the landmarks for every labelled audit sample.
 
     Args:
@@ -40,8 +40,8 @@ class Nearest:
         n_classes: number of classes.
     """
 
-    held: Rows
-    landmarks: Rows
+    held: EvaluationRows
+    landmarks: EvaluationRows
     step: Float
     coefficients: Float
     second: Float
@@ -58,7 +58,7 @@ class Nearest:
         controls: dict[str, float | None] = {
             name: self._precision(scores) for name, scores in self.rankings().items()
         }
-        controls["always the most frequent class"] = attempt(
+        controls["always the most frequent class"] = control_or_none(
             lambda: majority_share(self.held.label)
         )
         controls["a random landmark"] = self._random()
@@ -74,7 +74,7 @@ class Nearest:
     def rankings(self) -> dict[str, Float]:
         """Scores [audited, landmark] of every other way to rank the landmarks, by name in words."""
         found = {NAMES[name]: self._scores(name) for name in MEASURES if name != self.measure}
-        found["signed contribution <k A_l, f_t>"] = contribution(
+        found["signed contribution <k A_l, f_t>"] = embedding_contribution(
             self.held.kernel, self.coefficients, self.held.step
         )
         mean = self.held.network.mean(axis=0)
@@ -113,7 +113,7 @@ class Nearest:
         return float(share[self.held.label].mean())
 
     def _scores(self, measure: str) -> Float:
-        score = shown_scorer(measure, self.step, self.landmarks.kernel, self.second)
+        score = ranking_score(measure, self.step, self.landmarks.kernel, self.second)
         return np.asarray(score(self.held.kernel))
 
     def _precision(self, scores: Float) -> float:

@@ -23,7 +23,7 @@ Figure = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rows:
+class EvaluationRows:
     """Samples of one role, or the landmarks.
 
     Args:
@@ -32,7 +32,7 @@ class Rows:
         kernel: [sample, landmark].
         start: embedding at the start [sample, component].
         step: embedding after the step [sample, component].
-        converged: embedding after further steps, if the newton stage took them.
+        coefficients_lm: embedding after further steps, if the newton stage took them.
         network: the network's embedding [sample, output].
         inputs: the network's input, flat [sample, input]; None if it is very long.
     """
@@ -42,7 +42,7 @@ class Rows:
     kernel: Float
     start: Float
     step: Float
-    converged: Float | None
+    coefficients_lm: Float | None
     network: Float
     inputs: Float | None
 
@@ -52,7 +52,7 @@ class Rows:
         return self.label >= 0
 
 
-def audited_rows(context: StageContext, role: str) -> Rows:
+def audited_rows(context: StageContext, role: str) -> EvaluationRows:
     """The samples of one role."""
     audited, influence = context.reader("audited"), context.reader("influence")
     # Samples lie sorted by role, so that their kernel rows are a part of the map: not copied.
@@ -67,7 +67,7 @@ def audited_rows(context: StageContext, role: str) -> Rows:
     )
 
 
-def landmark_rows(context: StageContext) -> Rows:
+def landmark_rows(context: StageContext) -> EvaluationRows:
     """The landmarks; their network embedding is computed here."""
     landmarks = context.reader("landmarks")
     sample_id = landmarks.array("sample_id")
@@ -81,11 +81,13 @@ def landmark_rows(context: StageContext) -> Rows:
     return _rows(context, sample_id, landmarks.array("label"), kernel, network)
 
 
-def _rows(context: StageContext, ids: Ids, label: Ids, kernel: Float, network: Float) -> Rows:
+def _rows(
+    context: StageContext, ids: Ids, label: Ids, kernel: Float, network: Float
+) -> EvaluationRows:
     newton, spectrum = context.reader("newton"), context.reader("spectrum")
     offset = spectrum.array("offset")
-    further = newton.array("converged") if newton.has("converged") else None
-    return Rows(
+    further = newton.array("coefficients_lm") if newton.has("coefficients_lm") else None
+    return EvaluationRows(
         ids,
         label,
         kernel,
@@ -125,7 +127,7 @@ def figure(
 
 
 @contextlib.contextmanager
-def undefined() -> Iterator[None]:
+def skip_undefined() -> Iterator[None]:
     """Pass over what is not defined here; what cannot be read is no such thing, and is raised.
 
     Raises:
@@ -147,7 +149,7 @@ def refuse_failing(error: StageFailed) -> None:
         raise error
 
 
-def measured(measure: Callable[[], Figure], words: str = "") -> Figure:
+def figure_or_reason(measure: Callable[[], Figure], words: str = "") -> Figure:
     """A figure, or why it is not defined here: a reduced result, never a silent NaN."""
     try:
         return measure()
@@ -157,7 +159,7 @@ def measured(measure: Callable[[], Figure], words: str = "") -> Figure:
         return {"value": None, "words": words, "note": str(error), **nothing}
 
 
-def attempt(measure: Callable[[], float]) -> float | None:
+def control_or_none(measure: Callable[[], float]) -> float | None:
     """A control, or None where it is not defined."""
     try:
         return measure()

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.fidelity import label_free
-from krepes_ooc.stages.fidelity.component_sweep import Narrow, narrow_audits
+from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint, component_sweep
 from krepes_ooc.stages.fidelity.label_free import (
     ALL_ROWS,
     AUDIT_ROWS,
@@ -32,19 +32,23 @@ from krepes_ooc.stages.fidelity.label_free import (
     entropy_curve,
     landmark_curves,
 )
-from krepes_ooc.stages.fidelity.landmark_removal import Removal, coverage_figure
+from krepes_ooc.stages.fidelity.landmark_removal import LandmarkRemoval, coverage_figure
 from krepes_ooc.stages.fidelity.linear_probes import Probes, keep, open_probes
-from krepes_ooc.stages.fidelity.precision_at_1 import Nearest
+from krepes_ooc.stages.fidelity.precision_at_1 import LandmarkRankings
 from krepes_ooc.stages.fidelity.rows import (
+    EvaluationRows,
     Figure,
-    Rows,
     audited_rows,
+    figure_or_reason,
     landmark_rows,
-    measured,
-    undefined,
+    skip_undefined,
 )
 from krepes_ooc.stages.fidelity.summary import fidelity_lines
-from krepes_ooc.stages.fidelity.uniform_landmarks import Comparison, Span, compare
+from krepes_ooc.stages.fidelity.uniform_landmarks import (
+    LandmarkSubspace,
+    UniformBaseline,
+    measure_uniform,
+)
 from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
@@ -67,17 +71,17 @@ class _Measured:
     context: StageContext
 
     @cached_property
-    def fit(self) -> Rows:
+    def fit(self) -> EvaluationRows:
         """Samples that probes and ceilings are fitted on, and that vote."""
         return audited_rows(self.context, "fit")
 
     @cached_property
-    def held(self) -> Rows:
+    def held(self) -> EvaluationRows:
         """Samples that are explained; every figure is scored on them."""
         return audited_rows(self.context, "audit")
 
     @cached_property
-    def landmarks(self) -> Rows:
+    def landmarks(self) -> EvaluationRows:
         """The landmarks themselves."""
         return landmark_rows(self.context)
 
@@ -93,9 +97,9 @@ class _Measured:
         return open_probes(self.fit, self.held, lambda: self.uniform.rows, m, self.seed)
 
     @cached_property
-    def narrow(self) -> list[Narrow]:
+    def narrow(self) -> list[ComponentSweepPoint]:
         """The audit with fewer components."""
-        return narrow_audits(self.context)
+        return component_sweep(self.context)
 
     @cached_property
     def n_classes(self) -> int:
@@ -103,9 +107,9 @@ class _Measured:
         return len(self.context.reader("audited").info("label").attributes["categories"])
 
     @cached_property
-    def uniform(self) -> Comparison:
+    def uniform(self) -> UniformBaseline:
         """Uniform landmarks on the same samples."""
-        return compare(self.context, self.seed)
+        return measure_uniform(self.context, self.seed)
 
     @property
     def has_labels(self) -> bool:
@@ -126,7 +130,7 @@ def run(context: StageContext) -> None:
     figures = {}
     for name, measure in measures.items():
         context.stop.check()
-        figures[name] = measured(measure)
+        figures[name] = figure_or_reason(measure)
         context.progress.advance(1)
     curves = _curves(data)
     context.progress.advance(1)
@@ -140,7 +144,7 @@ def run(context: StageContext) -> None:
 def _label_free(data: _Measured) -> dict[str, Callable[[], Figure]]:
     newton, spectrum = data.context.reader("newton"), data.context.reader("spectrum")
 
-    def uniform() -> Comparison:
+    def uniform() -> UniformBaseline:
         return data.uniform
 
     return {
@@ -166,13 +170,13 @@ def _labelled(data: _Measured) -> dict[str, Callable[[], Figure]]:
     }
 
 
-def _removal(data: _Measured) -> Removal:
+def _removal(data: _Measured) -> LandmarkRemoval:
     influence = data.context.reader("influence")
     held = data.held.labelled
     top = influence.array("top_landmark")[
         data.context.reader("audited").array("role") == ROLES["audit"]
     ]
-    return Removal(
+    return LandmarkRemoval(
         keep(data.fit, data.fit.labelled),
         keep(data.held, held),
         data.landmarks,
@@ -185,9 +189,9 @@ def _removal(data: _Measured) -> Removal:
     )
 
 
-def _nearest(data: _Measured) -> Nearest:
+def _nearest(data: _Measured) -> LandmarkRankings:
     newton = data.context.reader("newton")
-    return Nearest(
+    return LandmarkRankings(
         keep(data.held, data.held.labelled),
         data.landmarks,
         newton.array("step"),
@@ -203,26 +207,26 @@ def _curves(data: _Measured) -> dict[str, Any]:
     context = data.context
     kernel, spectrum = context.reader("kernel"), context.reader("spectrum")
     spans = {
-        ALL_ROWS: Span(
+        ALL_ROWS: LandmarkSubspace(
             kernel.whole("landmark_kernel"),
             data.second,
             float(kernel.attributes["self_kernel_mean"]),
             kernel.info("values").dtype.name,
         )
     }
-    with undefined():
-        spans |= {AUDIT_ROWS: data.uniform.own, UNIFORM: data.uniform.uniform}
+    with skip_undefined():
+        spans |= {AUDIT_ROWS: data.uniform.chosen, UNIFORM: data.uniform.uniform}
     found: dict[str, Any] = {"spectral_entropy": entropy_curve(context.reader("newton"), spectrum)}
     found |= landmark_curves(spans, data.seed)
-    with undefined():  # the figures say why
+    with skip_undefined():  # the figures say why
         found["ceiling_over_components"] = ceiling_curve(data.fit, data.held, data.narrow)
     if data.has_labels:
-        with undefined():
+        with skip_undefined():
             found |= data.probes.over_components(data.narrow)
     return found
 
 
-def predict(shape: AuditShape, settings: FidelitySettings) -> Cost:
+def predict(shape: AuditSizes, settings: FidelitySettings) -> Cost:
     """Regressions, probes and votes on rows of the audited samples.
 
     Kept are kernel rows of uniform landmarks and random features; a probe or a regression holds its
@@ -231,9 +235,9 @@ def predict(shape: AuditShape, settings: FidelitySettings) -> Cost:
     n, m, h, width = shape.n_audited, shape.n_landmarks, shape.n_components, shape.n_features
     rows = 8 * n * (7 * m + 6 * h + 2 * shape.n_outputs)
     reading = 4 * n * width + 20 * m * width + 32 * n * m
-    need = Need(max(rows, reading) + 40 * m * m)
+    need = MemoryNeed(max(rows, reading) + 40 * m * m)
     read = 16.0 * n * m * PROBE_ITERATIONS if shape.n_classes else 0.0
-    return Cost(1, 2**15, need, 40.0 * n * m * m, read=read, double=True)
+    return Cost(1, 2**15, need, 40.0 * n * m * m, bytes_read=read, float64=True)
 
 
 STAGE = Stage(
@@ -254,7 +258,7 @@ STAGE = Stage(
     store="fidelity",
     settings=FidelitySettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="figures that say whether to believe the audit",
-    learns=True,
+    uses_sklearn=True,
 )

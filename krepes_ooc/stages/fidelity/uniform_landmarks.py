@@ -16,7 +16,7 @@ from krepes_ooc.core import counter_rng
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.stage import StageContext
-from krepes_ooc.stages.features.featurizer import unscaled
+from krepes_ooc.stages.features.featurizer import unscale_rows
 from krepes_ooc.stages.kernel.kernel_map import kernel_map
 from krepes_ooc.stages.kernel.kernel_map import landmark_kernel as kernel_between
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, open_landmark_kernel
@@ -26,7 +26,7 @@ Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Span:
+class LandmarkSubspace:
     """Landmarks before a population of samples.
 
     Args:
@@ -46,10 +46,10 @@ class Span:
         """Root mean square of the kernel rows' values."""
         return float(np.sqrt(np.trace(self.second) / len(self.second)))
 
-    def subset(self, landmarks: Index) -> Span:
+    def subset(self, landmarks: Index) -> LandmarkSubspace:
         """The span of some of the landmarks, before the same population."""
         part = np.ix_(landmarks, landmarks)
-        return Span(
+        return LandmarkSubspace(
             self.landmark_kernel[part], self.second[part], self.self_kernel_mean, self.dtype
         )
 
@@ -70,24 +70,24 @@ Float = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class UniformBaseline:
     """The audit's landmarks beside uniform ones.
 
     Args:
-        own: the audit's landmarks before the audit samples.
+        chosen: the audit's landmarks before the audit samples.
         uniform: the uniform ones before the same samples.
         ceiling: held-out R squared from uniform kernel rows to the network's embedding.
         rows: kernel rows of uniform landmarks, of the fit and of the audit samples, each
             [sample, landmark]; the landmarks themselves are among the fit samples.
     """
 
-    own: Span
-    uniform: Span
+    chosen: LandmarkSubspace
+    uniform: LandmarkSubspace
     ceiling: float
     rows: tuple[Float, Float]
 
 
-def compare(context: StageContext, seed: int) -> Comparison:
+def measure_uniform(context: StageContext, seed: int) -> UniformBaseline:
     """Measure uniform landmarks drawn from the fit samples.
 
     Raises:
@@ -112,10 +112,10 @@ def compare(context: StageContext, seed: int) -> Comparison:
     features, self_kernel = audited.array("features"), audited.array("self_kernel")
     uniform = _uniform(own_map, features[chosen])
     between = kernel_between(
-        uniform.mapped.landmarks.astype(np.float64),
+        uniform.kernel_map.landmarks.astype(np.float64),
         uniform.layout,
-        uniform.mapped.centre,
-        uniform.mapped.normalisation,
+        uniform.kernel_map.centre,
+        uniform.kernel_map.normalisation,
     )
     rows_fit, rows_held = (
         uniform.rows(features[part], self_kernel[part]).astype(np.float64) for part in (pool, held)
@@ -124,32 +124,32 @@ def compare(context: StageContext, seed: int) -> Comparison:
     own_mean = _self_kernel_mean(own_map, self_kernel[held])
     others = ~np.isin(pool, chosen)
     ceiling = ridge_ceiling(rows_fit[others], network[pool[others]], rows_held, network[held])
-    return Comparison(
-        _span(
+    return UniformBaseline(
+        _subspace(
             context.reader("kernel").whole("landmark_kernel"),
             influence.whole("kernel")[held],
             own_mean,
         ),
-        _span(np.asarray(between), rows_held, own_mean),
+        _subspace(np.asarray(between), rows_held, own_mean),
         ceiling.r_squared,
         (rows_fit, rows_held),
     )
 
 
 def _uniform(own_map: LandmarkKernel, stored: npt.NDArray[np.float16]) -> LandmarkKernel:
-    mapped = own_map.mapped
-    rows = unscaled(stored, own_map.layout)
+    mapped = own_map.kernel_map
+    rows = unscale_rows(stored, own_map.layout)
     other = kernel_map(rows, own_map.layout, mapped.centre, mapped.normalisation)
     return LandmarkKernel(other, own_map.layout, own_map.sub_rows)
 
 
 def _self_kernel_mean(own_map: LandmarkKernel, raw: Float) -> float:
-    normalisation = own_map.mapped.normalisation
+    normalisation = own_map.kernel_map.normalisation
     if normalisation.mode in ("ccos", "cosine"):
         return 1.0
     return float(raw.mean() / normalisation.scale)
 
 
-def _span(landmark_kernel: Float, rows: Float, self_kernel_mean: float) -> Span:
+def _subspace(landmark_kernel: Float, rows: Float, self_kernel_mean: float) -> LandmarkSubspace:
     """Landmarks before kernel rows [sample, landmark] that were never rounded below float32."""
-    return Span(landmark_kernel, rows.T @ rows / len(rows), self_kernel_mean, "float32")
+    return LandmarkSubspace(landmark_kernel, rows.T @ rows / len(rows), self_kernel_mean, "float32")

@@ -46,12 +46,12 @@ def row_norms(rows: Array) -> Array:
     return xp.sqrt(xp.sum(rows * rows, axis=1))
 
 
-def is_score(kernel: Array, step: Array) -> Array:
+def influence_score(kernel: Array, step: Array) -> Array:
     """The paper's influence score |k_lt| |dA_l| [audited, landmark]."""
     return abs(kernel) * row_norms(step)[None, :]
 
 
-def grouped_is_score(kernel: Array, step: Array, groups: Index) -> Array:
+def grouped_influence_score(kernel: Array, step: Array, groups: Index) -> Array:
     """|sum over the rows l of one landmark sample of k_lt dA_l| [audited, landmark sample].
 
     The rows of one sample's views are summed before the norm is taken, by the Gram matrix of the
@@ -77,9 +77,9 @@ def aligned(kernel: Array, step: Array, landmark_kernel: Array) -> Array:
     return aligned_with(kernel, step, landmark_kernel @ step)
 
 
-def aligned_with(kernel: Array, step: Array, landmark_moved: Array) -> Array:
+def aligned_with(kernel: Array, step: Array, landmark_displacement: Array) -> Array:
     """``aligned`` with df_l = K_mm dA [landmark, component] known: no K_mm is needed."""
-    return kernel * (unit_rows(kernel @ step) @ unit_rows(landmark_moved).T)
+    return kernel * (unit_rows(kernel @ step) @ unit_rows(landmark_displacement).T)
 
 
 def leave_one_out(second: Float) -> Float:
@@ -100,7 +100,7 @@ def leave_one_out(second: Float) -> Float:
     return np.asarray(inverse / np.diagonal(inverse)[None, :])
 
 
-def itself(kernel: Array) -> Array:
+def kernel_score(kernel: Array) -> Array:
     """The kernel as the score: a control without the step."""
     return kernel
 
@@ -122,7 +122,7 @@ def unique(kernel: Array, weights: Array) -> Array:
     return kernel @ weights
 
 
-def attraction(kernel: Array, step: Array, embedding: Array) -> Array:
+def contribution(kernel: Array, step: Array, embedding: Array) -> Array:
     """k_lt <dA_l, f_t / |f_t|> [audited, landmark]: the step pulls f_t outward (> 0) or back (< 0).
 
     Args:
@@ -133,7 +133,7 @@ def attraction(kernel: Array, step: Array, embedding: Array) -> Array:
     return kernel * (unit_rows(embedding) @ step.T)
 
 
-def contribution(kernel: Array, coefficients: Array, embedding: Array) -> Array:
+def embedding_contribution(kernel: Array, coefficients: Array, embedding: Array) -> Array:
     """<k_lt A_l, f_t> [audited, landmark]: what landmark l adds to |f_t|^2, with sign.
 
     Over all landmarks it sums to |f_t|^2 - <gamma, f_t>.
@@ -174,16 +174,16 @@ def scorer(
     """
     if groups is not None:
         if measure == "is":
-            return partial(grouped_is_score, step=step, groups=groups)
+            return partial(grouped_influence_score, step=step, groups=groups)
         by_row = scorer(measure, step, landmark_kernel, second)
         return lambda kernel: group_views(by_row(kernel), groups)
     # Partial functions: their arrays can be moved to where the kernel block is.
     if measure == "is":
-        return partial(is_score, step=step)
+        return partial(influence_score, step=step)
     if measure == "aligned":
         return partial(aligned, step=step, landmark_kernel=landmark_kernel)
     if measure == "kernel":
-        return itself
+        return kernel_score
     if measure == "unique" and second is not None:
         return partial(unique, weights=leave_one_out(second))
     raise UsageError(
@@ -236,7 +236,7 @@ def repelling(signed: Array, count: int) -> tuple[Array, Array]:
     left hold landmark -1 and value 0: nothing pushes there.
 
     Args:
-        signed: of ``attraction`` [audited, landmark].
+        signed: of ``contribution`` [audited, landmark].
         count: places for every audited sample.
     """
     xp = array_namespace(signed)

@@ -11,14 +11,14 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
-from krepes_ooc.engine.device import carried
+from krepes_ooc.engine.budget import MemoryNeed
+from krepes_ooc.engine.device import to_device
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.influence.scores import (
-    attraction,
+    contribution,
     embedding,
     positive_only,
     repelling,
@@ -33,10 +33,10 @@ from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 ROWS = 1024
 # Landmarks that push most are kept besides the ranked ones, which seldom hold any of them.
-PUSHED = 3
+REPELLING_KEPT = 3
 # What is found for every audited sample beside its kernel row, in the order of a task's results.
 ARRAYS = (
-    *("embedding", "top_landmark", "score", "signed"),
+    *("embedding", "top_landmark", "score", "contribution"),
     *("repelling_landmark", "repelling"),
 )
 
@@ -62,28 +62,28 @@ def run(context: StageContext) -> None:
     own_map = open_landmark_kernel(context, normalise)
     features, own = audited.array("features"), audited.array("self_kernel")
     second = read_moments(context).mean_uncentred()
-    score = shown_scorer(context.settings.measure, step, landmark_kernel, second)
+    score = ranking_score(context.settings.measure, step, landmark_kernel, second)
     top = min(context.settings.top, len(step))
     starts, kernel_rows = range(0, len(features), ROWS), np.empty((len(features), len(step)))
     context.progress.begin("influence", len(starts), 0)
     device = context.device
 
-    look = Look(step, coefficients, offset, score, top)
+    look = InfluenceScorer(step, coefficients, offset, score, top)
 
     def task(start: int) -> tuple[Float, ...]:
         rows = slice(start, start + ROWS)
-        there = carried(device, look)
-        kernel, *found = there.at(own_map.rows_there(features[rows], own[rows]))
-        kernel_rows[rows] = device.back(kernel)
+        there = to_device(device, look)
+        kernel, *found = there.at(own_map.rows_on_device(features[rows], own[rows]))
+        kernel_rows[rows] = device.to_host(kernel)
         context.progress.advance(1)
-        return tuple(device.back(values) for values in found)
+        return tuple(device.to_host(values) for values in found)
 
     parts = list(context.executor().map(task, starts))
     arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(ARRAYS)}
     arrays["kernel"] = kernel_rows
     for name in ("top_landmark", "repelling_landmark"):
         arrays[name] = arrays[name].astype(np.int64)
-    arrays["landmark_moved"] = landmark_kernel @ step
+    arrays["landmark_displacement"] = landmark_kernel @ step
     sizes = {
         "audited": len(features),
         "landmark": len(step),
@@ -96,13 +96,13 @@ def run(context: StageContext) -> None:
         "measure": context.settings.measure,
         "trusted": bool(newton.attributes["trusted"]),
         "normalise": normalise,
-        "scale": own_map.mapped.normalisation.scale,
+        "scale": own_map.kernel_map.normalisation.scale,
     }
     write_whole(context, spec, arrays, attributes)
 
 
 @dataclass(frozen=True)
-class Look:
+class InfluenceScorer:
     """What is asked of the kernel rows of audited samples.
 
     Args:
@@ -125,12 +125,12 @@ class Look:
         kernel = xp.astype(rows, xp.float64)
         f = embedding(kernel, self.coefficients, self.offset)
         landmark, value = top_k(self.score(kernel), self.top)
-        pulls = attraction(kernel, self.step, f)
+        pulls = contribution(kernel, self.step, f)
         signed = xp.take_along_axis(pulls, landmark, axis=1)
-        return kernel, f, landmark, value, signed, *repelling(pulls, PUSHED)
+        return kernel, f, landmark, value, signed, *repelling(pulls, REPELLING_KEPT)
 
 
-def shown_scorer(
+def ranking_score(
     measure: str, step: Float, landmark_kernel: Float, second: Float
 ) -> Callable[[Float], Float]:
     """The scores that rank landmarks for people, from a kernel block [audited, landmark].
@@ -146,7 +146,7 @@ def shown_scorer(
     return partial(positive_only, score)
 
 
-def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
+def predict(shape: AuditSizes, settings: InfluenceSettings) -> Cost:
     """Kernel rows of the audited samples.
 
     A worker holds the kernel of its rows, the scores, and their order with what sorting takes;
@@ -157,9 +157,9 @@ def predict(shape: AuditShape, settings: InfluenceSettings) -> Cost:
     passing = n * (2 * width + 8 * m + 16 * shape.n_components) + 4 * m * width + 8 * m * m
     opening = 2 * n * width + 20 * m * width + 24 * m * m
     fixed = max(passing, opening - per_worker)
-    disk = n * 8 * (m + shape.n_components + 3 * settings.top + 2 * PUSHED)
-    need = Need(fixed, per_worker, -(-n // ROWS))
-    device = Need(8 * m * m + 4 * m * (width + 4 * shape.n_components), ROWS * 56 * m)
+    disk = n * 8 * (m + shape.n_components + 3 * settings.top + 2 * REPELLING_KEPT)
+    need = MemoryNeed(fixed, per_worker, -(-n // ROWS))
+    device = MemoryNeed(8 * m * m + 4 * m * (width + 4 * shape.n_components), ROWS * 56 * m)
     return Cost(-(-n // ROWS), disk, need, 2.0 * n * m * width, device=device)
 
 
@@ -170,6 +170,6 @@ STAGE = Stage(
     store="influence",
     settings=InfluenceSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="landmarks that attract and repel every audited sample",
 )

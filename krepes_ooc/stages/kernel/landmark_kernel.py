@@ -12,11 +12,11 @@ import numpy.typing as npt
 from array_api_compat import array_namespace
 
 from krepes_ooc.core.feature_layout import FeatureLayout
-from krepes_ooc.engine.device import HOST, Array, Device, carried, is_host
+from krepes_ooc.engine.device import HOST, Array, Device, is_host, to_device
 from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features.featurizer import (
-    unscaled,
+    unscale_rows,
 )
 from krepes_ooc.stages.kernel.kernel_map import KernelMap, kernel_map
 from krepes_ooc.stages.kernel.normalisation import Mode, Normalisation
@@ -30,13 +30,13 @@ class LandmarkKernel:
     """Kernel rows against the sealed landmarks, one definition for store, audit and new samples.
 
     Args:
-        mapped: landmarks, centre and normalisation.
+        kernel_map: landmarks, centre and normalisation.
         layout: layout of the feature rows.
         sub_rows: rows of one matrix product.
         device: where rows are computed.
     """
 
-    mapped: KernelMap
+    kernel_map: KernelMap
     layout: FeatureLayout
     sub_rows: int
     device: Device = HOST
@@ -48,12 +48,12 @@ class LandmarkKernel:
             stored: float16 rows, of the host or left on the device.
             own: their k(x, x) [sample].
         """
-        out = np.empty((stored.shape[0], len(self.mapped.landmarks)), dtype=np.float32)
+        out = np.empty((stored.shape[0], len(self.kernel_map.landmarks)), dtype=np.float32)
         for part, rows in self._parts(stored, own):
-            out[part] = self.device.back(rows)
+            out[part] = self.device.to_host(rows)
         return out
 
-    def rows_there(self, stored: Array, own: Float) -> Any:
+    def rows_on_device(self, stored: Array, own: Float) -> Any:
         """The same rows, left on the device."""
         if is_host(self.device):
             return self.rows(stored, own)
@@ -61,21 +61,21 @@ class LandmarkKernel:
         return parts[0] if len(parts) == 1 else array_namespace(*parts).concat(parts)
 
     def _parts(self, stored: Array, own: Float) -> Iterator[tuple[slice, Any]]:
-        row_bytes = 12 * self._there.landmarks.shape[0] + 8 * self.layout.n_features
+        row_bytes = 12 * self._on_device.landmarks.shape[0] + 8 * self.layout.n_features
         count = stored.shape[0]
-        step = self.device.rows(self.sub_rows, count, row_bytes)
+        step = self.device.rows_per_product(self.sub_rows, count, row_bytes)
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
-            rows = unscaled(stored[part, ...], self.layout, self.device)
-            yield part, self._there.rows(rows, self.device.to(own[part]))
+            rows = unscale_rows(stored[part, ...], self.layout, self.device)
+            yield part, self._on_device.rows(rows, self.device.to_device(own[part]))
 
     @cached_property
-    def _there(self) -> KernelMap:
-        return carried(self.device, self.mapped)
+    def _on_device(self) -> KernelMap:
+        return to_device(self.device, self.kernel_map)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach another process without what lies on the device of this one."""
-        return LandmarkKernel, (self.mapped, self.layout, self.sub_rows, self.device)
+        return LandmarkKernel, (self.kernel_map, self.layout, self.sub_rows, self.device)
 
 
 def open_landmark_kernel(context: StageContext, normalise: Mode) -> LandmarkKernel:
@@ -100,7 +100,7 @@ def read_landmark_kernel(
     layout = FeatureLayout.from_attributes(reader.attributes["layout"])
     centre = reader.array("centre")
     normalisation = Normalisation(normalise, float(reader.attributes["centre_self"]), scale)
-    rows = unscaled(reader.array("features"), layout)
+    rows = unscale_rows(reader.array("features"), layout)
     mapped = kernel_map(rows, layout, centre, normalisation)
     return LandmarkKernel(mapped, layout, sub_rows, device)
 

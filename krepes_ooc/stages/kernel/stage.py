@@ -13,16 +13,16 @@ from krepes_ooc.core.blocks import Block, tile_slices
 from krepes_ooc.core.files import Files
 from krepes_ooc.core.float16 import to_dtype
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
-from krepes_ooc.engine.device import carried
+from krepes_ooc.engine.budget import MemoryNeed
+from krepes_ooc.engine.device import to_device
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.stages.features.featurizer import (
     computing_bytes,
     computing_flops,
-    open_supply,
+    open_row_source,
 )
 from krepes_ooc.stages.kernel.kernel_map import KernelMap, kernel_map, landmark_tile
 from krepes_ooc.stages.kernel.landmark_kernel import (
@@ -62,7 +62,7 @@ def run(context: StageContext) -> None:
     writer = context.workspace.writer(_spec(context, own_map), context.digest)
     writer.create()
     views, dtype = features.info("self_kernel").shape[0], np.dtype(settings.stored_dtype)
-    supply = open_supply(context)
+    supply = open_row_source(context)
 
     def compute(block: Block) -> tuple[BlockValues, str]:
         values: list[tuple[str, int, npt.NDArray[Any]]] = []
@@ -73,7 +73,7 @@ def run(context: StageContext) -> None:
         return [*values, ("sample_id", 0, np.array(features.block("sample_id", block)))], ""
 
     files = write_blocks(context, writer, compute)
-    mapped = own_map.mapped
+    mapped = own_map.kernel_map
     exact = kernel_map(
         mapped.landmarks.astype(np.float64), own_map.layout, mapped.centre, mapped.normalisation
     )
@@ -94,8 +94,8 @@ def _write_landmark_kernel(context: StageContext, writer: StoreWriter, exact: Ke
 
     def write(at: tuple[int, int]) -> Files:
         row, column = at
-        there = device.keep("exact landmarks", lambda: carried(device, exact))
-        K = device.back(landmark_tile(there, ranges[row], ranges[column]))
+        there = device.cached("exact landmarks", lambda: to_device(device, exact))
+        K = device.to_host(landmark_tile(there, ranges[row], ranges[column]))
         files = writer.write_tile("landmark_kernel", row, column, K)
         if row != column:
             files |= writer.write_tile("landmark_kernel", column, row, np.ascontiguousarray(K.T))
@@ -128,13 +128,13 @@ def _spec(context: StageContext, own_map: LandmarkKernel) -> StoreSpec:
     sizes = {
         "view": info.shape[0],
         "sample": info.shape[1],
-        "landmark": len(own_map.mapped.landmarks),
+        "landmark": len(own_map.kernel_map.landmarks),
     }
     dtypes = {"values": context.settings.stored_dtype}
     return StoreSpec(load_contract("kernel"), sizes, dtypes, context.plan.block_rows)
 
 
-def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
+def predict(shape: AuditSizes, settings: KernelSettings) -> Cost:
     """Products of all rows with all landmarks; a worker holds its rows in float32 and as stored.
 
     At the end the landmarks are there in float32 and float64 (twice while they are prepared), and a
@@ -151,10 +151,10 @@ def predict(shape: AuditShape, settings: KernelSettings) -> Cost:
     per_worker = block + sub if side == m else max(block + sub, tile)
     passing, ending = 4 * m * width + 24 * shape.n_moments, 12 * m * width + tile - per_worker
     fixed = max(passing, ending, 20 * m * width - per_worker)
-    need = Need(fixed, per_worker, max(plan.n_blocks, (-(-m // side)) ** 2))
+    need = MemoryNeed(fixed, per_worker, max(plan.n_blocks, (-(-m // side)) ** 2))
     flops = 2.0 * plan.n_samples * shape.n_views * (m * width + centre)
     # There lie the landmarks in float32, then in float64, and what a product or a tile takes.
-    device = Need(8 * m * width + 16 * shape.n_moments, max(sub, 4 * tile))
+    device = MemoryNeed(8 * m * width + 16 * shape.n_moments, max(sub, 4 * tile))
     if shape.keeps_features:
         return Cost(plan.n_blocks, disk, need, flops, device=device)
     rows = replace(need, per_worker=per_worker + computing_bytes(shape))
@@ -171,7 +171,7 @@ STAGE = Stage(
     store="kernel",
     settings=KernelSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="kernel rows between every view of every sample and every landmark",
-    spreads="shards",
+    parallel="shards",
 )

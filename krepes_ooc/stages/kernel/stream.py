@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.files import read_arrays, write_arrays
-from krepes_ooc.engine.device import Device, Speed, carried, is_host
+from krepes_ooc.engine.device import Device, Speed, is_host, to_device
 from krepes_ooc.errors import Stopped
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, read_landmark_kernel
@@ -65,30 +65,30 @@ class KernelStream:
         device, kernel = self.context.device, self.blocks
 
         def shard_sums(shard: int) -> Sums:
-            there = carried(device, function)
+            there = to_device(device, function)
             total: Sums = ()
             for block in self.context.plan.shard(shard):
                 self.context.stop.check()
                 part = there(kernel.views(block), block)
                 total = add(total, part) if total else part
-            return tuple(device.back(value) for value in total)
+            return tuple(device.to_host(value) for value in total)
 
-        total = self.context.executor().fold(shard_sums, range(self.context.plan.n_shards), add)
+        total = self.context.executor().reduce(shard_sums, range(self.context.plan.n_shards), add)
         self.passes += 1
         return total
 
-    def keep(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+    def cached(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """What ``compute`` returns, from the disk if it was computed before.
 
         It is written if it took passes or long, or if the run is asked to stop.
         """
-        known = self.recall(name)
+        known = self.load_checkpoint(name)
         if known is not None:
             return known
         before, begun = self.passes, time.monotonic()
         found = compute()
         if self.passes > before or self._is_due(begun):
-            self.note(name, found)
+            self.save_checkpoint(name, found)
         return found
 
     def checkpoint(self, name: str, arrays: Callable[[], Arrays]) -> None:
@@ -100,19 +100,19 @@ class KernelStream:
         try:
             self.context.stop.check()
         except Stopped:
-            self.note(name, arrays())
+            self.save_checkpoint(name, arrays())
             raise
         if self.passes > self._noted_passes or self._is_due(self._noted):
-            self.note(name, arrays())
+            self.save_checkpoint(name, arrays())
 
-    def recall(self, name: str) -> Arrays | None:
+    def load_checkpoint(self, name: str) -> Arrays | None:
         """What was noted under this name, if anything; ``passes`` goes on from there."""
         known = read_arrays(self.context.record.partials / f"{name}.npz")
         if known is not None:
             self.passes = max(self.passes, int(known.pop(PASSES)))
         return known
 
-    def note(self, name: str, arrays: Arrays) -> None:
+    def save_checkpoint(self, name: str, arrays: Arrays) -> None:
         """Keep arrays, and how many passes it took to get there, until the stage is sealed."""
         path = self.context.record.partials / f"{name}.npz"
         write_arrays(path, {**arrays, PASSES: np.array(self.passes)}, self.context.record.temp)
@@ -127,7 +127,7 @@ def add(left: Sums, right: Sums) -> Sums:
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
-Way = Literal["resident", "recomputed", "streamed"]
+Placement = Literal["resident", "recomputed", "streamed"]
 RESIDENT = 0.5  # of the memory of a device
 STORED_BYTES = 2  # of a feature
 
@@ -148,14 +148,14 @@ class KernelBlocks:
         return tuple(self._rows(block, view) for view in views)
 
     @cached_property
-    def way(self) -> Way:
+    def placement(self) -> Placement:
         """How rows come to the device, decided once for a stage."""
         info = self.context.reader("kernel").info("values")
         size = info.dtype.itemsize
-        assert self.context.shape is not None
-        width = self.context.shape.n_features if self.context.shape.keeps_features else 0
+        assert self.context.sizes is not None
+        width = self.context.sizes.n_features if self.context.sizes.keeps_features else 0
         values, m = int(np.prod(info.shape)), info.shape[-1]
-        return choose_way(self.context.device, values, m, size, width)
+        return choose_placement(self.context.device, values, m, size, width)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach a worker, which looks at its own device."""
@@ -163,16 +163,16 @@ class KernelBlocks:
 
     def _rows(self, block: Block, view: int) -> Any:
         kernel, device = self.context.reader("kernel"), self.context.device
-        if is_host(device) or self.way == "streamed":
-            return device.widen(kernel.block("values", block, view))
-        if self.way == "resident":
+        if is_host(device) or self.placement == "streamed":
+            return device.to_float32(kernel.block("values", block, view))
+        if self.placement == "resident":
             key = ("kernel", block.index, view)
-            held = device.keep(key, lambda: device.hold(kernel.block("values", block, view)))
-            return device.widen(held)
+            held = device.cached(key, lambda: device.upload(kernel.block("values", block, view)))
+            return device.to_float32(held)
         features, dtype = self.context.reader("features"), kernel.info("values").dtype.name
         stored = features.block("values", block, view)
-        rows = self._map.rows_there(stored, features.block("self_kernel", block, view))
-        return device.rounded(rows, dtype)
+        rows = self._map.rows_on_device(stored, features.block("self_kernel", block, view))
+        return device.round_trip(rows, dtype)
 
     @cached_property
     def _map(self) -> LandmarkKernel:
@@ -182,7 +182,9 @@ class KernelBlocks:
         return read_landmark_kernel(landmarks, facts["normalise"], facts["scale"], sub_rows, device)
 
 
-def choose_way(device: Device, values: int, landmarks: int, itemsize: int, width: int) -> Way:
+def choose_placement(
+    device: Device, values: int, landmarks: int, itemsize: int, width: int
+) -> Placement:
     """How kernel rows come to a device.
 
     Args:

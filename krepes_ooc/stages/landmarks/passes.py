@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.feature_layout import CONDENSED, FeatureLayout, sketch_layout
-from krepes_ooc.engine.device import carried
+from krepes_ooc.core.feature_layout import CONDENSED_WIDTH, FeatureLayout, sketch_layout
+from krepes_ooc.engine.device import to_device
 from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import keeps_features, unscaled
+from krepes_ooc.stages.features.featurizer import keeps_features, unscale_rows
 from krepes_ooc.stages.kernel import kernel_map
 from krepes_ooc.stages.kernel.kernel_map import KernelMap
 from krepes_ooc.stages.kernel.normalisation import Normalisation, normalise
@@ -31,7 +31,7 @@ Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
 
-class _Names(NamedTuple):
+class _CandidateRows(NamedTuple):
     """Arrays of the features store that landmarks are chosen by."""
 
     rows: str
@@ -39,12 +39,12 @@ class _Names(NamedTuple):
     centre: str
 
 
-WHOLE = _Names("values", "self_kernel", "centre")
-SHORT = _Names("condensed", "condensed_self", "condensed_centre")
+FULL_ROWS = _CandidateRows("values", "self_kernel", "centre")
+CONDENSED_ROWS = _CandidateRows("condensed", "condensed_self", "condensed_centre")
 
 
 @dataclass(frozen=True)
-class Passes:
+class SelectionPasses:
     """What every sampler reads of the features.
 
     Args:
@@ -76,7 +76,7 @@ class Passes:
             owner = self.per_rows(block, mapped, nearest)
             return np.bincount(owner, minlength=len(chosen)).astype(np.float64)
 
-        return self.context.executor().fold(count, list(self.context.plan.blocks()), np.add)
+        return self.context.executor().reduce(count, list(self.context.plan.blocks()), np.add)
 
     def per_rows(
         self, block: Block, mapped: KernelMap, reduce: Callable[[Any], Any]
@@ -87,71 +87,76 @@ class Passes:
         """
         device, stored = self.context.device, self.features.block(self._names.rows, block)
         own = self.features.block(self._names.own, block)
-        there, reduce = carried(device, mapped), carried(device, reduce)
+        there, reduce = to_device(device, mapped), to_device(device, reduce)
         known, parts = self._centre_rows.get(block.index), []
         centre = np.empty(block.rows) if known is None else known
         row_bytes = 16 * len(mapped.landmarks) + 8 * self.layout.n_features
-        step = device.rows(self.context.plan.sub_rows, block.rows, row_bytes)
+        step = device.rows_per_product(self.context.plan.sub_rows, block.rows, row_bytes)
         for start in range(0, block.rows, step):
             part = slice(start, start + step)
-            rows = unscaled(stored[part], self.layout, device)
+            rows = unscale_rows(stored[part], self.layout, device)
             if known is None:
-                centre[part] = device.back(there.centre_rows(rows))
-            near = there.rows(rows, device.to(own[part]), device.to(centre[part]))
-            parts.append(device.back(reduce(near)))
+                centre[part] = device.to_host(there.centre_rows(rows))
+            near = there.rows(rows, device.to_device(own[part]), device.to_device(centre[part]))
+            parts.append(device.to_host(reduce(near)))
         self._centre_rows[block.index] = centre
         return np.concatenate(parts)
 
     def map(self, rows: Ids) -> KernelMap:
         """The kernel against some store rows."""
         return kernel_map.kernel_map(
-            self.gather(rows), self.layout, self._centre, self._normalisation
+            self.read_rows(rows), self.layout, self._centre, self._normalisation
         )
 
-    def kernel_between(self, rows: Ids) -> Float:
+    def kernel_to(self, rows: Ids) -> Float:
         """Kernel of some store rows among themselves [row, row_], in float64."""
-        device, exact = self.context.device, self.gather(rows).astype(np.float64)
-        there = device.to(exact), self.layout, device.to(self._centre), self._normalisation
-        found: Float = device.back(kernel_map.landmark_kernel(*there))
+        device, exact = self.context.device, self.read_rows(rows).astype(np.float64)
+        there = (
+            device.to_device(exact),
+            self.layout,
+            device.to_device(self._centre),
+            self._normalisation,
+        )
+        found: Float = device.to_host(kernel_map.landmark_kernel(*there))
         return found
 
-    def among(self, rows: Rows) -> Callable[[Ids], Float]:
+    def kernel_among(self, rows: Rows) -> Callable[[Ids], Float]:
         """The function from indices to kernel values [index, row] among gathered rows.
 
         What a row needs of the centre is computed once, not for every index.
         """
         layout, device = self.layout, self.context.device
         row_bytes = 8 * self.layout.n_features
-        step = device.rows(self.context.plan.sub_rows, len(rows), row_bytes)
+        step = device.rows_per_product(self.context.plan.sub_rows, len(rows), row_bytes)
         spans = [slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step)]
-        there, middle = device.to(rows), device.to(self._centre)
+        there, middle = device.to_device(rows), device.to_device(self._centre)
         parts = [there[span, :] for span in spans]
-        own = [device.back(inner_products.self_kernel(part, layout)) for part in parts]
+        own = [device.to_host(inner_products.self_kernel(part, layout)) for part in parts]
         centred = [
-            device.back(inner_products.centre_kernel(part, middle, layout)) for part in parts
+            device.to_host(inner_products.centre_kernel(part, middle, layout)) for part in parts
         ]
         ends = np.concatenate(centred), np.concatenate(own)
-        beside = [tuple(device.to(end[span]) for end in ends) for span in spans]
+        beside = [tuple(device.to_device(end[span]) for end in ends) for span in spans]
 
         def against(index: Ids) -> Float:
-            near, found = device.to(rows[index]), []
-            to_centre, near_own = (device.to(end[index]) for end in ends)
+            near, found = device.to_device(rows[index]), []
+            to_centre, near_own = (device.to_device(end[index]) for end in ends)
             for part, (c_x, s_x) in zip(parts, beside, strict=True):
                 raw = inner_products.gram(part, near, layout)
                 k = normalise(raw, c_x, to_centre, s_x, near_own, self._normalisation)
-                found.append(device.back(k))
+                found.append(device.to_host(k))
             return np.concatenate(found).astype(np.float64).T
 
         return against
 
-    def gather(self, rows: Ids) -> Rows:
+    def read_rows(self, rows: Ids) -> Rows:
         """Unscaled rows of view 0 [row, column], read block by block."""
         out = np.empty((len(rows), self.layout.n_features), dtype=np.float32)
         index = rows // self.context.plan.block_rows
         for block_index in np.unique(index).tolist():
             block, here = self.context.plan.block(block_index), index == block_index
             stored = self.features.block(self._names.rows, block)[rows[here] - block.start]
-            out[here] = unscaled(stored, self.layout)
+            out[here] = unscale_rows(stored, self.layout)
         return out
 
     @property
@@ -163,7 +168,7 @@ class Passes:
     def layout(self) -> FeatureLayout:
         """Layout of a row."""
         if not keeps_features(self.context):
-            return sketch_layout(CONDENSED)
+            return sketch_layout(CONDENSED_WIDTH)
         return FeatureLayout.from_attributes(self.features.attributes["layout"])
 
     @cached_property
@@ -176,8 +181,8 @@ class Passes:
         return np.asarray(self.features.array(self._names.centre))
 
     @property
-    def _names(self) -> _Names:
-        return WHOLE if keeps_features(self.context) else SHORT
+    def _names(self) -> _CandidateRows:
+        return FULL_ROWS if keeps_features(self.context) else CONDENSED_ROWS
 
     @cached_property
     def _normalisation(self) -> Normalisation:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.files import read_arrays, write_arrays
-from krepes_ooc.stages.landmarks.passes import Float, Ids, Passes
+from krepes_ooc.stages.landmarks.passes import Float, Ids, SelectionPasses
 from krepes_ooc.stages.landmarks.sampling import (
     Seeding,
     choose_uniform,
@@ -39,7 +39,7 @@ Distance = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Candidates:
     """What the rounds have found: candidates, and every sample's nearest one.
 
     Args:
@@ -58,7 +58,7 @@ class _Found:
         return np.bincount(index, minlength=len(self.candidates)).astype(np.float64)
 
 
-class KmeansParallel(Passes):
+class KmeansParallel(SelectionPasses):
     """Candidates drawn in a few passes, then reduced by weighted k-means++."""
 
     def choose(self) -> tuple[Ids, Float]:
@@ -67,24 +67,26 @@ class KmeansParallel(Passes):
         self.context.progress.begin("landmarks", rounds + 2, 0)
         first = int(counter_rng.integers(self.seed, n, _FIRST_STREAM))
         new = np.array([first], dtype=np.int64)
-        found = _Found(new[:0], np.full(n, np.inf, dtype=np.float32), np.zeros(n, dtype=np.int64))
+        found = _Candidates(
+            new[:0], np.full(n, np.inf, dtype=np.float32), np.zeros(n, dtype=np.int64)
+        )
         for turn in range(rounds + 1):
             found = self._round(turn, found, new)
             self.context.progress.advance(1)
             if turn < rounds:
                 new = np.setdiff1d(self._drawn(turn, found.distance), found.candidates)
         chosen, weight = reduce_candidates(
-            self.kernel_between(found.candidates), found.weights(), self.count, self.seed
+            self.kernel_to(found.candidates), found.weights(), self.count, self.seed
         )
         self.context.progress.advance(1)
         return found.candidates[chosen], weight
 
-    def _round(self, turn: int, found: _Found, new: Ids) -> _Found:
+    def _round(self, turn: int, found: _Candidates, new: Ids) -> _Candidates:
         """Add the new candidates and update every sample's nearest; one pass, kept on disk."""
         path = self.partial(f"round-{turn:03d}")
         known = read_arrays(path)
         if known is not None:
-            return _Found(**known)
+            return _Candidates(**known)
         candidates = np.union1d(found.candidates, new).astype(np.int64)
         distance, owner = found.distance.copy(), found.owner.copy()
         if len(new):
@@ -100,7 +102,7 @@ class KmeansParallel(Passes):
                 closer = np.flatnonzero(away[:, 0] < distance[block.start : block.stop])
                 distance[block.start + closer] = away[closer, 0]
                 owner[block.start + closer] = new[away[closer, 1].astype(np.int64)]
-        result = _Found(candidates, distance, owner)
+        result = _Candidates(candidates, distance, owner)
         write_arrays(path, vars(result), self.context.record.temp)
         return result
 
@@ -127,7 +129,7 @@ class KmeansParallel(Passes):
         return np.concatenate(drawn).astype(np.int64)
 
 
-class KmeansPlusPlus(Passes):
+class KmeansPlusPlus(SelectionPasses):
     """One landmark after the other, each drawn by its distance to those before it."""
 
     def choose(self) -> tuple[Ids, Float]:
@@ -146,7 +148,7 @@ class KmeansPlusPlus(Passes):
 
     def _seeded(self, pool: Ids) -> Seeding:
         """The choice, ``ROUND`` landmarks at a time, each round kept on disk."""
-        against = self.among(self.gather(pool))
+        against = self.kernel_among(self.read_rows(pool))
         ones, path = np.ones(len(pool)), self.partial("seeding")
         known = read_arrays(path)
         seeding = Seeding.begin(len(pool)) if known is None else Seeding(**known)
@@ -165,7 +167,7 @@ _PILOT_STREAM = 303
 Best = tuple[Float, Ids]
 
 
-class Leverage(Passes):
+class Leverage(SelectionPasses):
     """Landmarks drawn without replacement by approximate ridge leverage scores."""
 
     def choose(self) -> tuple[Ids, Float]:
@@ -187,7 +189,7 @@ class Leverage(Passes):
         pilot = choose_uniform(
             n, min(n, PILOT * self.count), int(counter_rng.bits(self.seed, _PILOT_STREAM))
         )
-        pilot_kernel = self.kernel_between(pilot)
+        pilot_kernel = self.kernel_to(pilot)
         values = np.linalg.eigvalsh(pilot_kernel).astype(np.float64)
         damping = pilot_damping(values, n, len(pilot), self.count)
         whitening, mapped = pilot_whitening(pilot_kernel, n, damping), self.map(pilot)
@@ -202,4 +204,4 @@ class Leverage(Passes):
             keys, rows = np.append(left[0], right[0]), np.append(left[1], right[1])
             return top_m(keys, rows, self.count)
 
-        return self.context.executor().fold(best, list(self.context.plan.blocks()), merge)[1]
+        return self.context.executor().reduce(best, list(self.context.plan.blocks()), merge)[1]

@@ -11,16 +11,16 @@ import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
-from krepes_ooc.sources.display import describe_columns, show
+from krepes_ooc.sources.display import describe_columns, display_arrays
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import CLEAN
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import open_featurizer, unscaled
+from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
 from krepes_ooc.stages.landmarks.samplers import (
     PILOT,
     POOL,
@@ -77,15 +77,15 @@ def count_landmarks(settings: LandmarksSettings, n_samples: int) -> int:
 
 def run(context: StageContext) -> None:
     """Choose landmarks over the feature store, compute their clean rows, seal."""
-    rows, weight = choose(context)
+    rows, weight = choose_landmarks(context)
     sample_id = _positions(context, rows)
     order = np.argsort(sample_id, kind="stable")
     sample_id, weight = sample_id[order], weight[order]
     featurizer = open_featurizer(context)
     stored, _, _ = featurizer.rows(sample_id, CLEAN)
     layout, centre = featurizer.layout, context.reader("features").array("centre")
-    shown = show(context.inputs.source, sample_id)
-    own = inner_products.self_kernel(unscaled(stored, layout), layout)
+    shown = display_arrays(context.inputs.source, sample_id)
+    own = inner_products.self_kernel(unscale_rows(stored, layout), layout)
     arrays = {
         **shown.arrays,
         "view": np.full(len(sample_id), CLEAN, dtype=np.int64),
@@ -116,7 +116,7 @@ def run(context: StageContext) -> None:
     write_whole(context, spec, arrays, attributes)
 
 
-def choose(context: StageContext) -> tuple[Ids, npt.NDArray[np.float64]]:
+def choose_landmarks(context: StageContext) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Store rows of the landmarks, and how many samples each stands for."""
     n, settings = context.plan.n_samples, context.settings
     count = count_landmarks(settings, n)
@@ -146,7 +146,7 @@ def _positions(context: StageContext, rows: Ids) -> Ids:
     return np.array([order.positions(row, row + 1)[0] for row in rows.tolist()], dtype=np.int64)
 
 
-def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
+def predict(shape: AuditSizes, settings: LandmarksSettings) -> Cost:
     """A choice in passes over view 0, then the clean rows of the chosen through the network."""
     m, width = shape.n_landmarks, shape.n_features
     chosen, closing = _choosing(shape, settings), 20 * m * width
@@ -155,17 +155,19 @@ def predict(shape: AuditShape, settings: LandmarksSettings) -> Cost:
     # A map to the landmarks or candidates lies there, a short row range and their own kernel.
     many = max(m, round(m * settings.oversampling * settings.rounds))
     own = 4 * many * shape.n_selection + 16 * shape.n_moments
-    device = Need(own, shape.plan.sub_rows * (8 * shape.n_selection + 16 * many) + 32 * many**2)
+    device = MemoryNeed(
+        own, shape.plan.sub_rows * (8 * shape.n_selection + 16 * many) + 32 * many**2
+    )
     return replace(
         chosen,
         device=device,
         disk=m * (2 * width + 64) + 8 * shape.n_moments,
         need=replace(need, fixed=max(need.fixed, closing - need.per_worker)),
-        early=max(0, first - closing),
+        freed_early=max(0, first - closing),
     )
 
 
-def _choosing(shape: AuditShape, settings: LandmarksSettings) -> Cost:
+def _choosing(shape: AuditSizes, settings: LandmarksSettings) -> Cost:
     """Passes over view 0; a worker holds a short row range against all candidates."""
     n, m, width = shape.plan.n_samples, shape.n_landmarks, shape.n_selection
     sub_rows, tasks = shape.plan.sub_rows, shape.plan.n_blocks
@@ -173,13 +175,13 @@ def _choosing(shape: AuditShape, settings: LandmarksSettings) -> Cost:
         return Cost()
     if settings.sampler == "kmeans++":
         pool = min(n, POOL * m)
-        need = Need(pool * (4 * width + 128), sub_rows * (8 * width + 12 * m), tasks)
+        need = MemoryNeed(pool * (4 * width + 128), sub_rows * (8 * width + 12 * m), tasks)
         flops = 2.0 * m * seeding_trials(m) * pool * width + 2.0 * n * width * m
         return Cost(-(-m // ROUND) + 2, need=need, flops=flops, scratch=24 * pool)
     if settings.sampler == "leverage":
         pilot = min(n, PILOT * m)
         per_worker = sub_rows * (8 * width + 24 * pilot) + 16 * shape.plan.block_rows
-        need = Need(20 * pilot * width + 40 * pilot**2, per_worker, tasks)
+        need = MemoryNeed(20 * pilot * width + 40 * pilot**2, per_worker, tasks)
         return Cost(3, need=need, flops=2.0 * n * pilot * (width + pilot))
     drawn = m * settings.oversampling * settings.rounds  # on average
     candidates = math.ceil(drawn + 4 * math.sqrt(drawn)) + 1
@@ -187,7 +189,7 @@ def _choosing(shape: AuditShape, settings: LandmarksSettings) -> Cost:
     # After the passes, three kernels among the candidates in float64, while one is normalised.
     passing = 60 * n + 8 * candidates * width + 24 * shape.n_moments
     ending = 60 * n + 16 * candidates * width + 25 * candidates**2 + 24 * shape.n_moments
-    need = Need(max(passing, ending - per_worker), per_worker, tasks)
+    need = MemoryNeed(max(passing, ending - per_worker), per_worker, tasks)
     flops = 2.0 * n * (width * candidates + shape.n_moments)
     scratch = (settings.rounds + 1) * (12 * n + 8 * candidates)
     return Cost(settings.rounds + 2, need=need, flops=flops, scratch=scratch)
@@ -200,7 +202,7 @@ STAGE = Stage(
     store="landmarks",
     settings=LandmarksSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="the samples that span the kernel subspace",
-    spreads="passes",
+    parallel="passes",
 )

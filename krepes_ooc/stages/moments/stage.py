@@ -12,10 +12,10 @@ import numpy as np
 from krepes_ooc.core import blocks
 from krepes_ooc.core.blocks import Block, tile_slices
 from krepes_ooc.core.files import Files, read_arrays, write_arrays
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import partial_path, pending_shards, seal_blocks
 from krepes_ooc.stages.moments.sums import (
@@ -50,21 +50,21 @@ def read_views(context: StageContext, block: Block) -> tuple[Any, ...]:
     """Kernel rows [sample, landmark] of one block on the device, for each view, as float32."""
     kernel, device = context.reader("kernel"), context.device
     views = range(kernel.info("values").shape[0])
-    return tuple(device.widen(kernel.block("values", block, view)) for view in views)
+    return tuple(device.to_float32(kernel.block("values", block, view)) for view in views)
 
 
 def run(context: StageContext) -> None:
     """Sum the missing shards tile by tile, fold each tile and write it, seal."""
     plan, record = context.plan, context.record
     views, n, m = context.reader("kernel").info("values").shape
-    tiles = [Tile(context, left, right) for left, right in landmark_tiles(m)]
-    shift = context.device.back(block_shift(read_views(context, plan.block(0))))
+    tiles = [MomentTile(context, left, right) for left, right in landmark_tiles(m)]
+    shift = context.device.to_host(block_shift(read_views(context, plan.block(0))))
     pending = [tile.pending() for tile in tiles]
     total = plan.n_shards * len(tiles)
     context.progress.begin("moments", total, total - sum(map(len, pending)))
     for tile, shards in zip(tiles, pending, strict=True):
         tile.sum_shards(shards, shift)
-    context.end_share()
+    context.stop_after_shard()
     record.reset()  # the partial sums stay; what is written from them is written anew
     spec = StoreSpec(load_contract("moments"), {"view": views, "landmark": m})
     writer = context.workspace.writer(spec, context.digest)
@@ -77,7 +77,7 @@ def run(context: StageContext) -> None:
 
 
 @dataclass(frozen=True)
-class Tile:
+class MomentTile:
     """The moments between two landmark ranges, summed in one pass of their own.
 
     A single tile up to ``blocks.TILE`` landmarks. A worker holds the sums of one tile; the tiles
@@ -107,11 +107,11 @@ class Tile:
         context, device = self.context, self.context.device
 
         def task(shard: int) -> None:
-            sums, there = None, device.to(shift)
-            for batch in together(context.plan.shard(shard)):
+            sums, there = None, device.to_device(shift)
+            for batch in batch_blocks(context.plan.shard(shard)):
                 context.stop.check()
                 sums = self._add(sums, batch, there)
-            found = {name: device.back(value) for name, value in vars(sums).items()}
+            found = {name: device.to_host(value) for name, value in vars(sums).items()}
             arrays = {name: np.asarray(value) for name, value in found.items()}
             write_arrays(partial_path(context, self.prefix, shard), arrays, context.record.temp)
             context.progress.advance(1)
@@ -149,7 +149,7 @@ class Tile:
             [kernel.block("values", block, view)[:, landmarks] for block in blocks]
             for view in views
         )
-        return [device.widen(*rows) for rows in stored]
+        return [device.to_float32(*rows) for rows in stored]
 
     @property
     def _merge(self) -> Any:
@@ -172,13 +172,13 @@ class Tile:
         return kind(**{**known, "rows": int(known["rows"])})
 
 
-def together(blocks: Sequence[Block]) -> list[Sequence[Block]]:
+def batch_blocks(blocks: Sequence[Block]) -> list[Sequence[Block]]:
     """Consecutive blocks taken together, as many as make ``GRAM_ROWS`` rows."""
     count = max(1, GRAM_ROWS // blocks[0].rows)
     return [blocks[i : i + count] for i in range(0, len(blocks), count)]
 
 
-def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
+def predict(shape: AuditSizes, settings: MomentsSettings) -> Cost:
     """A pass over the kernel for each tile; a product for every pair of views.
 
     A worker holds its rows in float32 and once more about the shift, one block as it was read, one
@@ -201,7 +201,7 @@ def predict(shape: AuditShape, settings: MomentsSettings) -> Cost:
     flops = 2.0 * plan.n_samples * m * m * pairs
     side = len(tile_slices(m)) * width
     disk, scratch = 8 * (side * side * views + m) * views, sums * plan.n_shards * tiles
-    need, device = Need(fixed, per_worker, plan.n_shards), Need(0, summing)
+    need, device = MemoryNeed(fixed, per_worker, plan.n_shards), MemoryNeed(0, summing)
     return Cost(plan.n_shards * tiles, disk, need, flops, scratch, device=device)
 
 
@@ -212,7 +212,7 @@ STAGE = Stage(
     store="moments",
     settings=MomentsSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="mean and second moments of the kernel rows",
-    spreads="shards",
+    parallel="shards",
 )

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array, beside, chosen, dots, replaced
+from krepes_ooc.core.arrays import Array, asarray_like, dots, put_columns, take_columns
 
 Operator = Callable[[Array], Array]
 Mask = Any  # of booleans, where the arrays lie
@@ -115,9 +115,9 @@ def conjugate_gradient(
     Raises:
         ValueError: a damping is not positive, or the shapes do not belong together.
     """
-    xp, plain = array_namespace(rhs), rhs.ndim == 2 and is_one(damping)
+    xp, plain = array_namespace(rhs), rhs.ndim == 2 and is_scalar(damping)
     rhs = rhs if rhs.ndim == 3 else rhs[..., None]
-    system = _System(product, *_together(rhs, positive(damping)), preconditioner)
+    system = _System(product, *_together(rhs, as_dampings(damping)), preconditioner)
     rhs = system.rhs
     if state is None:
         start = xp.zeros_like(rhs) if guess is None else xp.reshape(guess, rhs.shape)
@@ -154,7 +154,7 @@ class _System:
     preconditioner: Preconditioner | None
 
     def begin(self, step: Array, guessed: bool) -> CGState:
-        R = missing(self.product(step), self.rhs, self.shifts, step) if guessed else self.rhs
+        R = residual_of(self.product(step), self.rhs, self.shifts, step) if guessed else self.rhs
         xp, (columns,), here = array_namespace(R), self.shifts.shape, device(R)
         Z = self._precondition(R, self.shifts)
         return CGState(
@@ -162,7 +162,7 @@ class _System:
             residual=R,
             direction=Z,
             rz=dots(R, Z),
-            relative=norms(R) / scale(self.rhs),
+            relative=norms(R) / rhs_norm(self.rhs),
             verified=xp.full(columns, math.inf, dtype=xp.float64, device=here),
             used=xp.zeros(columns, dtype=xp.int64, device=here),
             history=xp.empty((0, columns), dtype=xp.float64, device=here),
@@ -170,45 +170,45 @@ class _System:
 
     def advance(self, state: CGState, active: Counts) -> CGState:
         """One iteration of the active columns; the others keep their bits."""
-        xp, P = array_namespace(state.rz), chosen(state.direction, active)
-        rz, shifts = chosen(state.rz, active), chosen(self.shifts, active)
+        xp, P = array_namespace(state.rz), take_columns(state.direction, active)
+        rz, shifts = take_columns(state.rz, active), take_columns(self.shifts, active)
         Q = self.product(P) + shifts * P
         curvature = dots(P, Q)
         # No positive curvature (or a NaN) means that rounding has taken over: stop the column.
         sound = curvature > 0
         length = xp.where(sound, rz, 0.0) / xp.where(sound, curvature, 1.0)
-        X = chosen(state.step, active) + length * P
-        R = chosen(state.residual, active) - length * xp.where(sound, Q, 0.0)
+        X = take_columns(state.step, active) + length * P
+        R = take_columns(state.residual, active) - length * xp.where(sound, Q, 0.0)
         Z = self._precondition(R, shifts)
         rz_next = xp.where(sound, xp.maximum(dots(R, Z), 0.0), 0.0)
-        reached = norms(R) / scale(chosen(self.rhs, active))
-        relative = replaced(state.relative, active, reached)
+        reached = norms(R) / rhs_norm(take_columns(self.rhs, active))
+        relative = put_columns(state.relative, active, reached)
         return CGState(
-            step=replaced(state.step, active, X),
-            residual=replaced(state.residual, active, R),
-            direction=replaced(state.direction, active, Z + rz_next / rz * P),
-            rz=replaced(state.rz, active, rz_next),
+            step=put_columns(state.step, active, X),
+            residual=put_columns(state.residual, active, R),
+            direction=put_columns(state.direction, active, Z + rz_next / rz * P),
+            rz=put_columns(state.rz, active, rz_next),
             relative=relative,
             verified=state.verified,
-            used=replaced(state.used, active, chosen(state.used, active) + 1),
+            used=put_columns(state.used, active, take_columns(state.used, active) + 1),
             history=xp.concat([state.history, relative[None, :]]),
         )
 
     def verify(self, state: CGState, image: Array, tolerance: float) -> tuple[CGState, bool]:
         """True residuals from H X; restart the columns that the recursion gave up too early."""
-        R = missing(image, self.rhs, self.shifts, state.step)
-        true = norms(R) / scale(self.rhs)
+        R = residual_of(image, self.rhs, self.shifts, state.step)
+        true = norms(R) / rhs_norm(self.rhs)
         early = (true > tolerance) & (state.relative <= tolerance) & (2 * true < state.verified)
         xp = array_namespace(early)
         (again,) = xp.nonzero(early)
         if not again.size:
             return replace(state, verified=true), False
-        Z = self._precondition(chosen(R, again), chosen(self.shifts, again))
+        Z = self._precondition(take_columns(R, again), take_columns(self.shifts, again))
         restarted = replace(
             state,
-            residual=replaced(state.residual, again, chosen(R, again)),
-            direction=replaced(state.direction, again, Z),
-            rz=replaced(state.rz, again, dots(chosen(R, again), Z)),
+            residual=put_columns(state.residual, again, take_columns(R, again)),
+            direction=put_columns(state.direction, again, Z),
+            rz=put_columns(state.rz, again, dots(take_columns(R, again), Z)),
             relative=xp.where(early, true, state.relative),
             verified=true,
         )
@@ -226,7 +226,7 @@ def _together(rhs: Array, shifts: npt.NDArray[np.float64]) -> tuple[Array, Array
     """
     if rhs.shape[-1] != len(shifts) and 1 not in (rhs.shape[-1], len(shifts)):
         raise ValueError(f"{rhs.shape[-1]} right-hand sides for {len(shifts)} dampings")
-    there = beside(shifts + np.zeros(rhs.shape[-1]), rhs)
+    there = asarray_like(shifts + np.zeros(rhs.shape[-1]), rhs)
     return rhs + array_namespace(there).zeros_like(there), there
 
 
@@ -251,12 +251,12 @@ def _advice(state: CGState, tolerance: float) -> str:
     return "raise max_iterations or the damping, or take another preconditioner"
 
 
-def is_one(damping: npt.ArrayLike) -> bool:
+def is_scalar(damping: npt.ArrayLike) -> bool:
     """Whether a single damping is given, so that the solution has no column axis."""
     return np.ndim(damping) == 0
 
 
-def positive(damping: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def as_dampings(damping: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Dampings as an array [column] of the host.
 
     Raises:
@@ -268,7 +268,7 @@ def positive(damping: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return shifts
 
 
-def missing(image: Array, rhs: Array, shifts: Array, step: Array) -> Array:
+def residual_of(image: Array, rhs: Array, shifts: Array, step: Array) -> Array:
     """R - (H + shift I) X for the image H X."""
     return rhs - image - shifts * step
 
@@ -278,7 +278,7 @@ def norms(X: Array) -> Array:
     return array_namespace(X).sqrt(dots(X, X))
 
 
-def scale(rhs: Array) -> Array:
+def rhs_norm(rhs: Array) -> Array:
     """|R| of each column; 1 for R = 0, whose solution 0 has residual 0."""
     size = norms(rhs)
     return array_namespace(size).where(size > 0, size, 1.0)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from krepes_ooc.core.arrays import Number
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.newton.conjugate_gradient import Solution
-from krepes_ooc.stages.newton.objectives.interface import Slope
+from krepes_ooc.stages.newton.objectives.interface import Gradient
 
 Array = npt.NDArray[np.float64]
 FLAT = 1e-13
@@ -31,7 +31,7 @@ class Sizes(Protocol):
 
 
 @dataclass(frozen=True)
-class Sweep:
+class DampingSweep:
     """One Newton step for each damping, judged.
 
     Args:
@@ -42,7 +42,7 @@ class Sweep:
         rho: (L(A0) - L(A0 + dA)) / predicted; 0 if nothing is promised [damping].
         step_norm: |dA| [damping].
         embedding_change: rms |K dA| / rms |f| [damping].
-        converged: whether the step solves its system [damping].
+        solved: whether the step solves its system [damping].
         loss_start: L(A0).
         start_norm: |A0|.
         stability: overlap of top landmarks with the step at ten times the damping [damping]; NaN
@@ -56,7 +56,7 @@ class Sweep:
     rho: Array
     step_norm: Array
     embedding_change: Array
-    converged: npt.NDArray[np.bool_]
+    solved: npt.NDArray[np.bool_]
     loss_start: float
     start_norm: float
     stability: Array = field(default_factory=lambda: np.array(np.nan))
@@ -65,10 +65,10 @@ class Sweep:
     def admissible(self) -> npt.NDArray[np.bool_]:
         """Solved steps that move neither coefficients nor embedding by more than their size."""
         near = (self.step_norm <= self.start_norm) & (self.embedding_change <= 1.0)
-        return near & self.converged & np.isfinite(self.loss)
+        return near & self.solved & np.isfinite(self.loss)
 
 
-def absolute(relative: npt.ArrayLike, linearisation: Slope, start: Array) -> Array:
+def absolute_damping(relative: npt.ArrayLike, linearisation: Gradient, start: Array) -> Array:
     """Dampings to solve for: relative ones times the curvature's mean diagonal.
 
     Args:
@@ -92,15 +92,15 @@ def absolute(relative: npt.ArrayLike, linearisation: Slope, start: Array) -> Arr
 
 
 @dataclass(frozen=True)
-class Choice:
+class DampingChoice:
     """The damping that was chosen, whether its step is trusted, and why."""
 
     index: int
     trusted: bool
-    why: str
+    reason: str
 
 
-def choose(sweep: Sweep) -> Choice:
+def choose_damping(sweep: DampingSweep) -> DampingChoice:
     """The admissible damping of the lowest actual loss, if that is below the loss at the start.
 
     If none lowers the loss, the largest gain ratio is taken and the step is not trusted.
@@ -109,36 +109,36 @@ def choose(sweep: Sweep) -> Choice:
     if lowers.any():
         index = int(np.argmin(np.where(lowers, sweep.loss, np.inf)))
         why = f"lowest loss of {lowers.sum()} admissible dampings that lower it"
-        return Choice(index, True, why)
+        return DampingChoice(index, True, why)
     # Prefer a step that was solved, then one that stays near, then the better model.
     ratio = np.nan_to_num(sweep.rho, nan=-np.inf, posinf=-np.inf)
-    order = np.lexsort((ratio, sweep.admissible, sweep.converged))
+    order = np.lexsort((ratio, sweep.admissible, sweep.solved))
     why = "no admissible damping lowers the loss; largest gain ratio taken"
-    return Choice(int(order[-1]), False, why)
+    return DampingChoice(int(order[-1]), False, why)
 
 
-def assess(sweep: Sweep, index: int) -> Choice:
+def check_fixed_damping(sweep: DampingSweep, index: int) -> DampingChoice:
     """The damping that a recipe has fixed, and whether its step is one to trust."""
     faults = [
-        (not sweep.converged[index], "the step does not reach the tolerance"),
+        (not sweep.solved[index], "the step does not reach the tolerance"),
         (not sweep.loss[index] < sweep.loss_start, "the step does not lower the loss"),
         (sweep.step_norm[index] > sweep.start_norm, "the step is longer than the start"),
         (sweep.embedding_change[index] > 1.0, "the step moves the embedding by more than its size"),
     ]
     found = [words for fault, words in faults if fault]
     verdict = "; ".join(found) or "the step lowers the loss"
-    return Choice(index, not found, f"damping fixed by the recipe; {verdict}")
+    return DampingChoice(index, not found, f"damping fixed by the recipe; {verdict}")
 
 
-def judge(
+def evaluate_sweep(
     loss: Array,
-    linearisation: Slope,
+    linearisation: Gradient,
     start: Array,
     solution: Solution,
     damping_relative: npt.ArrayLike,
     moments: Sizes,
     offset: Array | None = None,
-) -> Sweep:
+) -> DampingSweep:
     """Judge the steps of a solve by what they did to the loss: no pass.
 
     Args:
@@ -156,7 +156,7 @@ def judge(
     decrease = linearisation.value - loss
     size = moments.embedding_rms(start, offset)
     moved = [moments.embedding_rms(steps[..., column]) for column in range(steps.shape[-1])]
-    return Sweep(
+    return DampingSweep(
         damping=relative * linearisation.mean_diagonal,
         damping_relative=relative,
         loss=loss,
@@ -164,14 +164,14 @@ def judge(
         rho=np.where(promised, decrease, 0.0) / np.where(promised, predicted, 1.0),
         step_norm=np.sqrt(np.einsum("lkc,lkc->c", steps, steps)),
         embedding_change=np.array(moved) / size if size > 0 else np.full(len(moved), np.inf),
-        converged=solution.converged,
+        solved=solution.converged,
         loss_start=linearisation.value,
         start_norm=float(np.linalg.norm(start)),
         stability=np.full(len(relative), np.nan),
     )
 
 
-def predicted_decrease(linearisation: Slope, solution: Solution) -> Array:
+def predicted_decrease(linearisation: Gradient, solution: Solution) -> Array:
     """-(<G, dA> + <dA, H dA> / 2), one number for each column of the solution if it has any."""
     linear = np.einsum("lk,lk...->...", linearisation.gradient, solution.step)
     quadratic = np.einsum("lk...,lk...->...", solution.step, solution.image)

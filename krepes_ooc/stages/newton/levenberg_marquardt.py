@@ -16,7 +16,7 @@ import numpy as np
 from krepes_ooc.core.arrays import Array, Number
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.newton.damping import FLAT, predicted_decrease
-from krepes_ooc.stages.newton.objectives.interface import Slope
+from krepes_ooc.stages.newton.objectives.interface import Gradient
 from krepes_ooc.stages.newton.solvers import Solver
 
 ACCEPT, GOOD, POOR = 1e-3, 0.75, 0.25
@@ -31,7 +31,7 @@ class Loss(Protocol):
         """Of the objective."""
 
     @property
-    def repeatable(self) -> bool:
+    def can_iterate(self) -> bool:
         """Whether more than one step makes sense."""
 
     def value(self, A: Array) -> Number:
@@ -39,7 +39,7 @@ class Loss(Protocol):
 
 
 @dataclass(frozen=True)
-class Descent:
+class LMResult:
     """Where several damped steps led.
 
     Args:
@@ -50,7 +50,7 @@ class Descent:
         trials: steps that were computed, accepted or not.
         products: products with the curvature over all trials.
         next_damping: relative damping of the next trial.
-        why: what ended the descent; empty while it goes on.
+        reason: what ended the descent; empty while it goes on.
     """
 
     coefficients: Array
@@ -60,20 +60,20 @@ class Descent:
     trials: int
     products: int
     next_damping: float
-    why: str = ""
+    reason: str = ""
 
 
 def levenberg_marquardt(
     objective: Loss,
     start: Array,
-    prepare: Callable[[Array], tuple[Slope, Solver]],
+    prepare: Callable[[Array], tuple[Gradient, Solver]],
     *,
     steps: int = 5,
     damping_relative: float = 1.0,
     tolerance: float = 1e-9,
-    state: Descent | None = None,
-    checkpoint: Callable[[Descent], None] | None = None,
-) -> Descent:
+    state: LMResult | None = None,
+    checkpoint: Callable[[LMResult], None] | None = None,
+) -> LMResult:
     """Take up to ``steps`` damped steps that each lower the loss.
 
     A step is accepted if it keeps a thousandth of the decrease that the model promises; the damping
@@ -92,7 +92,7 @@ def levenberg_marquardt(
     Raises:
         UsageError: the objective must not be iterated.
     """
-    if not objective.repeatable:
+    if not objective.can_iterate:
         raise UsageError(
             f"{objective.name} pulls the embedding towards its own start and collapses if repeated",
             where="stages.newton.steps",
@@ -101,31 +101,31 @@ def levenberg_marquardt(
     here, solver = prepare(start if state is None else state.coefficients)
     if state is None:
         none = np.empty(0)
-        state = Descent(start, np.array([here.value]), none, none, 0, 0, damping_relative)
-    while not state.why:
+        state = LMResult(start, np.array([here.value]), none, none, 0, 0, damping_relative)
+    while not state.reason:
         before, state = state, _trial(objective, here, solver, state, tolerance)
-        state = replace(state, why=state.why or _end(state, steps))
+        state = replace(state, reason=state.reason or _end(state, steps))
         if checkpoint is not None:
             checkpoint(state)
-        if len(state.rho) > len(before.rho) and not state.why:
+        if len(state.rho) > len(before.rho) and not state.reason:
             here, solver = prepare(state.coefficients)
     return state
 
 
 def _trial(
-    objective: Loss, here: Slope, solver: Solver, state: Descent, tolerance: float
-) -> Descent:
+    objective: Loss, here: Gradient, solver: Solver, state: LMResult, tolerance: float
+) -> LMResult:
     """One step from the current coefficients, accepted or not."""
     damping = state.next_damping
     if not here.mean_diagonal * np.sum(state.coefficients**2) > FLAT * abs(here.value):
-        return replace(state, why="the loss has no curvature left")
+        return replace(state, reason="the loss has no curvature left")
     solution = solver.solve(damping * here.mean_diagonal)
     tried = replace(
         state, trials=state.trials + 1, products=state.products + int(solution.iterations)
     )
     promised = float(predicted_decrease(here, solution))
     if not promised > tolerance * abs(here.value):
-        return replace(tried, why="the model promises no further decrease")
+        return replace(tried, reason="the model promises no further decrease")
     A = state.coefficients + solution.step
     loss = objective.value(A)
     rho = (here.value - loss) / promised if np.isfinite(loss) else -np.inf
@@ -143,7 +143,7 @@ def _trial(
     )
 
 
-def _end(state: Descent, steps: int) -> str:
+def _end(state: LMResult, steps: int) -> str:
     """Why the descent ends now, or nothing."""
     if len(state.rho) >= steps:
         return "all steps taken"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, Eigh, Number, beside
+from krepes_ooc.core.arrays import Array, Eigh, Number, asarray_like
 from krepes_ooc.core.counter_rng import normal
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.conjugate_gradient import Operator
@@ -60,7 +60,7 @@ class Kronecker:
 
 
 @dataclass(frozen=True)
-class Rotations:
+class RotationDeflation:
     """Another preconditioner, kept away from the directions in which the embedding only turns.
 
     A loss of inner products between embeddings does not see a rotation of them: its curvature is
@@ -85,7 +85,7 @@ class Rotations:
     curvature: float
 
     @classmethod
-    def build(cls, inner: Kronecker, A: Array, curvature: float = 0.0) -> Rotations:
+    def build(cls, inner: Kronecker, A: Array, curvature: float = 0.0) -> RotationDeflation:
         """One eigendecomposition of A^T A, A [landmark, component]."""
         return cls(inner, A, _eigenpairs(A.T @ A), curvature)
 
@@ -116,7 +116,7 @@ def rotation_curvature(A: Array, product: Operator, seed: int = 0) -> Number:
         product: V -> H V.
         seed: of the random rotation.
     """
-    xp, random = array_namespace(A), beside(_drawn(seed, A.shape[1], A.shape[1]), A)
+    xp, random = array_namespace(A), asarray_like(_drawn(seed, A.shape[1], A.shape[1]), A)
     V = A @ (random - random.T)
     size = xp.sum(V * V)
     found = xp.sum(V * product(V)) / xp.where(size > 0, size, 1.0)
@@ -162,7 +162,7 @@ class RandomizedNystrom:
         unknowns = shape[0] * shape[1]
         rank = min(rank, unknowns)
         random = _drawn(seed, unknowns, rank)
-        random = random if like is None else beside(random, like)
+        random = random if like is None else asarray_like(random, like)
         xp = array_namespace(random)
         Omega = xp.linalg.qr(random)[0]
         Y = xp.reshape(product(xp.reshape(Omega, (*shape, rank))), (unknowns, rank))

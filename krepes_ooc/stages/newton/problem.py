@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.engine.device import HOST, Device, carried, eigh_on
+from krepes_ooc.engine.device import HOST, Device, eigh_on, to_device
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.kernel.stream import KernelStream
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.stages.newton.basis import Basis
-from krepes_ooc.stages.newton.damping import absolute
+from krepes_ooc.stages.newton.damping import absolute_damping
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.stages.newton.objectives.base import SampleObjective
 from krepes_ooc.stages.newton.objectives.byol import BYOLSettings, Predictor, fit_predictor
@@ -30,89 +30,91 @@ from krepes_ooc.stages.spectrum import nystrom
 
 
 @dataclass(frozen=True)
-class PlacedMoments:
+class DeviceMoments:
     """Moments of the kernel rows.
 
     Args:
-        there: the moments, where they lie.
+        on_device: the moments, where they lie.
         device: that place.
     """
 
-    there: Moments
+    on_device: Moments
     device: Device
 
     def embedding_rms(self, A: Float, offset: Float | None = None) -> float:
         """As ``Moments``, of coefficients on the host."""
-        gamma = None if offset is None else self.device.to(offset)
-        return float(self.device.back(self.there.embedding_rms(self.device.to(A), gamma)))
+        gamma = None if offset is None else self.device.to_device(offset)
+        return float(
+            self.device.to_host(self.on_device.embedding_rms(self.device.to_device(A), gamma))
+        )
 
 
 @dataclass(frozen=True)
-class PlacedSlope:
+class DeviceGradient:
     """A linearisation.
 
     Args:
-        there: the linearisation, its arrays where they lie.
+        on_device: the linearisation, its arrays where they lie.
         device: that place.
     """
 
-    there: Linearisation
+    on_device: Linearisation
     device: Device
 
     @cached_property
     def value(self) -> float:
         """The loss."""
-        return float(self.device.back(self.there.value))
+        return float(self.device.to_host(self.on_device.value))
 
     @cached_property
     def gradient(self) -> Float:
         """G [landmark, component], on the host."""
-        return np.asarray(self.device.back(self.there.gradient))
+        return np.asarray(self.device.to_host(self.on_device.gradient))
 
     @cached_property
     def mean_diagonal(self) -> float:
         """tr(H) / (m h)."""
-        return float(self.device.back(self.there.mean_diagonal))
+        return float(self.device.to_host(self.on_device.mean_diagonal))
 
     def number(self, name: str) -> float | None:
         """Another number that this kind of linearisation knows, or None."""
-        found: Any = getattr(self.there, name, None)
-        return None if found is None else float(self.device.back(found))
+        found: Any = getattr(self.on_device, name, None)
+        return None if found is None else float(self.device.to_host(found))
 
 
 @dataclass(frozen=True)
-class PlacedObjective:
+class DeviceObjective:
     """A loss.
 
     Args:
-        there: the objective, its moments where they lie.
+        on_device: the objective, its moments where they lie.
         device: that place; the host for an objective that streams, whose passes move themselves.
     """
 
-    there: Objective
+    on_device: Objective
     device: Device
 
     @property
     def name(self) -> str:
         """Of the loss."""
-        return self.there.name
+        return self.on_device.name
 
     @property
-    def repeatable(self) -> bool:
+    def can_iterate(self) -> bool:
         """As ``Objective``."""
-        return self.there.repeatable
+        return self.on_device.can_iterate
 
     def value(self, A: Float) -> float:
         """The loss at A [landmark, component]."""
-        return float(self.device.back(self.there.value(self.device.to(A))))
+        return float(self.device.to_host(self.on_device.value(self.device.to_device(A))))
 
     def values(self, A: Float) -> Float:
         """The loss of each column of A [landmark, component, column]."""
-        return np.asarray(self.device.back(self.there.values(self.device.to(A))))
+        return np.asarray(self.device.to_host(self.on_device.values(self.device.to_device(A))))
 
-    def linearise(self, A: Float) -> PlacedSlope:
+    def linearise(self, A: Float) -> DeviceGradient:
         """Value, gradient and curvature at A [landmark, component]."""
-        return PlacedSlope(self.there.linearise(self.device.to(A)), self.device)
+        return DeviceGradient(self.on_device.linearise(self.device.to_device(A)), self.device)
 
 
 Float = npt.NDArray[np.float64]
@@ -120,7 +122,7 @@ FLAT_STEP = 1e-5
 
 
 @dataclass(frozen=True)
-class Problem:
+class NewtonProblem:
     """The objective at the start of its step, in the coordinates of the chosen metric.
 
     Args:
@@ -136,11 +138,11 @@ class Problem:
 
     context: StageContext
     stream: KernelStream
-    objective: PlacedObjective
-    at_start: PlacedSlope
+    objective: DeviceObjective
+    at_start: DeviceGradient
     start: Float
     offset: Float
-    moments: PlacedMoments
+    moments: DeviceMoments
     basis: Basis | None
 
     @property
@@ -153,7 +155,7 @@ class Problem:
         return values if self.basis is None else self.basis.from_basis(values)
 
 
-def open_problem(context: StageContext) -> Problem:
+def open_newton_problem(context: StageContext) -> NewtonProblem:
     """The Newton system from the sealed stores; moments that products are taken with are moved.
 
     Raises:
@@ -161,15 +163,15 @@ def open_problem(context: StageContext) -> Problem:
         UsageError: as ``check_settings``.
     """
     settings, spectrum = context.settings, context.reader("spectrum")
-    coefficients = settings.coefficients()
+    coefficients = settings.objective_constants()
     moments, start, basis = read_moments(context), spectrum.array("start"), _basis(context)
     check_settings(settings, moments.n_views, start.shape[1], context.plan.block_rows)
     offset, kernel = spectrum.array("offset"), KernelStream(context)
     stream: Any = kernel
-    place = context.device if registry.is_moment(settings.objective) else HOST
-    moments = carried(place, moments)
+    place = context.device if registry.uses_moments(settings.objective) else HOST
+    moments = to_device(place, moments)
     if basis is not None:
-        moments, stream = carried(place, basis).moments(moments), basis.stream(stream)
+        moments, stream = to_device(place, basis).moments(moments), basis.stream(stream)
         start = basis.to_basis(start)
     there = registry.create(
         settings.objective,
@@ -181,32 +183,34 @@ def open_problem(context: StageContext) -> Problem:
         predictor=_predictor(kernel, stream, coefficients, start, offset),
         sub_rows=product_rows(context, start.shape[1]),
     )
-    objective = PlacedObjective(there, place)
+    objective = DeviceObjective(there, place)
     at_start = linearised(kernel, objective, start, "linearised-step-0")
-    absolute(settings.swept, at_start, start)
-    _check_slope(settings.objective, at_start, start)
-    placed = PlacedMoments(moments, place)
-    return Problem(context, kernel, objective, at_start, start, offset, placed, basis)
+    absolute_damping(settings.damping_values, at_start, start)
+    _check_gradient(settings.objective, at_start, start)
+    placed = DeviceMoments(moments, place)
+    return NewtonProblem(context, kernel, objective, at_start, start, offset, placed, basis)
 
 
 def linearised(
-    stream: KernelStream, objective: PlacedObjective, A: Float, name: str
-) -> PlacedSlope:
+    stream: KernelStream, objective: DeviceObjective, A: Float, name: str
+) -> DeviceGradient:
     """The linearisation at A; a streamed one is kept, since it costs a pass."""
-    streamed = objective.there
+    streamed = objective.on_device
     if not isinstance(streamed, SampleObjective):
         return objective.linearise(A)
-    kept = stream.keep(name, lambda: streamed.linearise(A).arrays())
-    return PlacedSlope(streamed.restore(A, kept), objective.device)
+    kept = stream.cached(name, lambda: streamed.linearise(A).arrays())
+    return DeviceGradient(streamed.restore(A, kept), objective.device)
 
 
 def product_rows(context: StageContext, n_components: int) -> int:
     """Rows of one product of a streamed objective; it holds their embeddings for every damping."""
-    plan, columns = context.plan, len(context.settings.swept)
-    return context.device.rows(plan.sub_rows, plan.block_rows, 64 * n_components * columns)
+    plan, columns = context.plan, len(context.settings.damping_values)
+    return context.device.rows_per_product(
+        plan.sub_rows, plan.block_rows, 64 * n_components * columns
+    )
 
 
-def arrays_of(record: Any, place: Device = HOST) -> dict[str, npt.NDArray[Any]]:
+def to_host_arrays(record: Any, place: Device = HOST) -> dict[str, npt.NDArray[Any]]:
     """The fields of a flat dataclass as arrays of the host, to be kept on the disk.
 
     Args:
@@ -215,7 +219,7 @@ def arrays_of(record: Any, place: Device = HOST) -> dict[str, npt.NDArray[Any]]:
     """
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {
-        name: np.asarray(value if isinstance(value, str) else place.back(value))
+        name: np.asarray(value if isinstance(value, str) else place.to_host(value))
         for name, value in values.items()
     }
 
@@ -239,9 +243,9 @@ def _predictor(
     rows = product_rows(kernel.context, start.shape[1])
 
     def fit() -> dict[str, Float]:
-        return arrays_of(fit_predictor(stream, start, offset, coefficients.ridge, rows))
+        return to_host_arrays(fit_predictor(stream, start, offset, coefficients.ridge, rows))
 
-    return Predictor(**kernel.keep("predictor", fit))
+    return Predictor(**kernel.cached("predictor", fit))
 
 
 def check_settings(settings: Any, n_views: int, n_components: int, block_rows: int) -> None:
@@ -261,14 +265,14 @@ def check_settings(settings: Any, n_views: int, n_components: int, block_rows: i
             expected=f"at least {least}",
             advice="raise it, or choose another objective",
         )
-    if settings.further_steps and not registry.is_repeatable(name):
+    if settings.lm_step_limit and not registry.can_iterate(name):
         raise UsageError(
-            f"{settings.further_steps} further steps of {name}, whose target is its own start: it "
+            f"{settings.lm_step_limit} further steps of {name}, whose target is its own start: it "
             "would collapse",
             where="stages.newton.steps",
             expected="0",
         )
-    batch = getattr(settings.coefficients(), "batch", None)
+    batch = getattr(settings.objective_constants(), "batch", None)
     if batch is not None and block_rows % batch:
         divisors = [2**i for i in range(1, block_rows.bit_length())]
         raise UsageError(
@@ -279,7 +283,7 @@ def check_settings(settings: Any, n_views: int, n_components: int, block_rows: i
         )
 
 
-def _check_slope(name: str, at_start: PlacedSlope, start: Float) -> None:
+def _check_gradient(name: str, at_start: DeviceGradient, start: Float) -> None:
     """Refuse a gradient of rounding size: a step along it would explain noise."""
     slope = np.linalg.norm(at_start.gradient)
     if not slope > FLAT_STEP * at_start.mean_diagonal * np.linalg.norm(start):

@@ -10,16 +10,16 @@ import numpy.typing as npt
 
 from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.stages.newton.conjugate_gradient import Solution
-from krepes_ooc.stages.newton.damping import Choice, Sweep
-from krepes_ooc.stages.newton.levenberg_marquardt import Descent
-from krepes_ooc.stages.newton.problem import Problem
+from krepes_ooc.stages.newton.damping import DampingChoice, DampingSweep
+from krepes_ooc.stages.newton.levenberg_marquardt import LMResult
+from krepes_ooc.stages.newton.problem import NewtonProblem
 from krepes_ooc.stages.spectrum.nystrom import spectral_entropy
 
 Float = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class NewtonResult:
     """Everything that is sealed.
 
     Args:
@@ -28,15 +28,15 @@ class Outcome:
         solution: one step for each damping, in the coordinates of the problem.
         sweep: the steps, judged.
         choice: the damping that was chosen, and whether to believe its step.
-        descent: several steps, if asked for.
+        lm_result: several steps, if asked for.
     """
 
-    problem: Problem
+    problem: NewtonProblem
     solver: str
     solution: Solution
-    sweep: Sweep
-    choice: Choice
-    descent: Descent | None
+    sweep: DampingSweep
+    choice: DampingChoice
+    lm_result: LMResult | None
 
     @property
     def products(self) -> dict[str, int]:
@@ -47,12 +47,16 @@ class Outcome:
         if self.solver != "direct" and asked != "none":
             size = self.problem.start.size
             rank = min(self.problem.context.settings.rank, size)
-            built = rank if asked == "nystrom" else int(self.problem.objective.there.rotates)
+            built = (
+                rank
+                if asked == "nystrom"
+                else int(self.problem.objective.on_device.rotation_invariant)
+            )
         return {
             "grid": grid,
             "preconditioner": built,
             "residuals": len(self.sweep.damping),
-            "descent": self.descent.products if self.descent else 0,
+            "descent": self.lm_result.products if self.lm_result else 0,
         }
 
     def arrays(self) -> dict[str, Float]:
@@ -74,12 +78,12 @@ class Outcome:
             "step_norm": sweep.step_norm / sweep.start_norm,
             "embedding_change": sweep.embedding_change,
             "stability": sweep.stability,
-            "unsolved": self.solution.relative_residual,
+            "relative_residual": self.solution.relative_residual,
             "entropy": _entropies(start, steps),
         }
-        if self.descent is not None:
-            arrays["converged"] = problem.coefficients(self.descent.coefficients)
-        predictor = getattr(problem.objective.there, "predictor", None)
+        if self.lm_result is not None:
+            arrays["coefficients_lm"] = problem.coefficients(self.lm_result.coefficients)
+        predictor = getattr(problem.objective.on_device, "predictor", None)
         if predictor is not None:
             arrays |= {"predictor_weight": predictor.weight, "predictor_bias": predictor.bias}
         return arrays
@@ -90,7 +94,7 @@ class Outcome:
         settings = self.problem.context.settings
         return {
             "objective": settings.objective,
-            "objective_settings": to_mapping(settings.coefficients()),
+            "objective_settings": to_mapping(settings.objective_constants()),
             "solver": self.solver,
             "damping": sweep.damping[at],
             "damping_relative": sweep.damping_relative[at],
@@ -104,7 +108,7 @@ class Outcome:
             "products": sum(self.products.values()),
             "residual_norm": solution.relative_residual[at],
             "trusted": self.choice.trusted,
-            "reason": self.choice.why,
+            "reason": self.choice.reason,
             "diagnostics": self._diagnostics(),
         }
 
@@ -122,13 +126,13 @@ class Outcome:
         active_hinge = at_start.number("active_hinge")
         if active_hinge is not None:
             found["active_hinge"] = active_hinge
-        if self.descent is not None:
+        if self.lm_result is not None:
             found["descent"] = {
-                "loss": self.descent.loss,
-                "damping_relative": self.descent.damping_relative,
-                "rho": self.descent.rho,
-                "trials": self.descent.trials,
-                "why": self.descent.why,
+                "loss": self.lm_result.loss,
+                "damping_relative": self.lm_result.damping_relative,
+                "rho": self.lm_result.rho,
+                "trials": self.lm_result.trials,
+                "why": self.lm_result.reason,
             }
         return found
 
@@ -143,15 +147,15 @@ class Outcome:
             f"damping {sweep.damping_relative[at]:g}: loss {sweep.loss_start:.4g} -> "
             f"{sweep.loss[at]:.4g}, rho {sweep.rho[at]:.2f}, "
             f"|step| {sweep.step_norm[at] / sweep.start_norm:.2g} of the start, residual "
-            f"{self.solution.relative_residual[at]:.1e}; {self.choice.why}",
+            f"{self.solution.relative_residual[at]:.1e}; {self.choice.reason}",
         ]
         if not self.choice.trusted:
             lines.append("this step is NOT to be trusted")
-        if self.descent is not None:
+        if self.lm_result is not None:
             lines.append(
-                f"{len(self.descent.rho)} further steps: loss {self.descent.loss[-1]:.4g} after "
-                f"{self.descent.trials} trials and {products['descent']} products; "
-                f"{self.descent.why}"
+                f"{len(self.lm_result.rho)} further steps: loss {self.lm_result.loss[-1]:.4g} after "
+                f"{self.lm_result.trials} trials and {products['descent']} products; "
+                f"{self.lm_result.reason}"
             )
         return lines
 

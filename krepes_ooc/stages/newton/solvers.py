@@ -14,17 +14,17 @@ from typing import Protocol, cast
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array, Eigh, beside
+from krepes_ooc.core.arrays import Array, Eigh, asarray_like
 from krepes_ooc.stages.newton.conjugate_gradient import (
     CGState,
     Preconditioner,
     Solution,
+    as_dampings,
     conjugate_gradient,
-    is_one,
-    missing,
+    is_scalar,
     norms,
-    positive,
-    scale,
+    residual_of,
+    rhs_norm,
     without_columns,
 )
 from krepes_ooc.stages.newton.objectives.interface import LeastSquares, Linearisation
@@ -77,8 +77,8 @@ class DirectSolver:
         Raises:
             ValueError: a damping is not positive.
         """
-        solution = self._columns(beside(positive(damping), self.problem.residual))
-        return without_columns(solution) if is_one(damping) else solution
+        solution = self._columns(asarray_like(as_dampings(damping), self.problem.residual))
+        return without_columns(solution) if is_scalar(damping) else solution
 
     def _columns(self, shifts: Array) -> Solution:
         """The step of each damping [column]."""
@@ -93,7 +93,7 @@ class DirectSolver:
         step = -xp.moveaxis(self.problem.adjoint(weights), 0, -1)
         rhs = xp.repeat(-self.problem.gradient[..., None], columns, axis=-1)
         image = self.problem.product(step)
-        error = norms(missing(image, rhs, shifts, step)) / scale(rhs)
+        error = norms(residual_of(image, rhs, shifts, step)) / rhs_norm(rhs)
         once = xp.ones(columns, dtype=xp.int64, device=device(shifts))
         return Solution(step, image, error <= self.tolerance, error, once, error[None, :])
 

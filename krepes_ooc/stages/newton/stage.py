@@ -11,24 +11,24 @@ import numpy.typing as npt
 from krepes_ooc.core import blocks
 from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.core.settings import read_settings, setting
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import write_whole
-from krepes_ooc.stages.newton.checkpointed_solve import SKETCH_BYTES, descend, losses, solve
+from krepes_ooc.stages.newton.checkpointed_solve import SKETCH_BYTES, lm_steps, losses, solve
 from krepes_ooc.stages.newton.damping import (
     RELATIVE_GRID,
-    Choice,
-    Sweep,
-    assess,
-    choose,
-    judge,
+    DampingChoice,
+    DampingSweep,
+    check_fixed_damping,
+    choose_damping,
+    evaluate_sweep,
     stability,
 )
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.problem import check_settings, open_problem
-from krepes_ooc.stages.newton.result import Outcome
+from krepes_ooc.stages.newton.problem import check_settings, open_newton_problem
+from krepes_ooc.stages.newton.result import NewtonResult
 from krepes_ooc.stages.newton.solvers import DIRECT_BYTES, direct_bytes
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
@@ -72,7 +72,7 @@ class NewtonSettings:
         "auto", about="further accepted steps; auto: 5 in moment space, else 0", minimum=0
     )
 
-    def coefficients(self) -> Any:
+    def objective_constants(self) -> Any:
         """The objective's own settings, complete."""
         kind = registry.settings_type(self.objective)
         return read_settings(kind, self.objective_settings, "stages.newton.objective_settings")
@@ -82,14 +82,14 @@ class NewtonSettings:
         """Relative residual to reach."""
         if self.tolerance != "auto":
             return self.tolerance
-        return 1e-8 if registry.is_moment(self.objective) else 1e-3
+        return 1e-8 if registry.uses_moments(self.objective) else 1e-3
 
     @property
     def iteration_limit(self) -> int:
         """Iterations at most; what small dampings of a streamed sweep do not reach is untrusted."""
         if self.max_iterations != "auto":
             return self.max_iterations
-        return 2000 if registry.is_moment(self.objective) else 100
+        return 2000 if registry.uses_moments(self.objective) else 100
 
     @property
     def direct_bytes(self) -> int:
@@ -97,14 +97,14 @@ class NewtonSettings:
         return DIRECT_BYTES if self.solver == "auto" else 0
 
     @property
-    def further_steps(self) -> int:
+    def lm_step_limit(self) -> int:
         """Accepted steps of the descent; BYOL collapses if it is iterated."""
         if self.steps != "auto":
             return self.steps
-        return 5 if registry.is_moment(self.objective) else 0
+        return 5 if registry.uses_moments(self.objective) else 0
 
     @property
-    def swept(self) -> Float:
+    def damping_values(self) -> Float:
         """Relative dampings of the sweep, ascending; a fixed damping is one of them."""
         fixed = set() if self.damping == "auto" else {self.damping}
         return np.array(sorted(set(self.grid) | fixed))
@@ -113,26 +113,26 @@ class NewtonSettings:
 def run(context: StageContext) -> None:
     """Solve for every damping of the grid, choose one, go on if asked, seal."""
     settings: NewtonSettings = context.settings
-    streamed = not registry.is_moment(settings.objective)
+    streamed = not registry.uses_moments(settings.objective)
     context.progress.begin("newton", settings.iteration_limit if streamed else 1, 0)
-    problem = open_problem(context)
-    solver, solution = solve(problem, settings.swept)
-    sweep = judge(
+    problem = open_newton_problem(context)
+    solver, solution = solve(problem, settings.damping_values)
+    sweep = evaluate_sweep(
         losses(problem, solution),
         problem.at_start,
         problem.start,
         solution,
-        settings.swept,
+        settings.damping_values,
         problem.moments,
         problem.offset,
     )
     sweep = replace(sweep, stability=_stability(context, problem.coefficients(solution.step)))
     choice = _choose(settings, sweep, solution.advice)
     descent = None
-    if settings.further_steps:
+    if settings.lm_step_limit:
         relative = float(sweep.damping_relative[choice.index])
-        descent = descend(problem, relative, settings.further_steps)
-    outcome = Outcome(problem, solver, solution, sweep, choice, descent)
+        descent = lm_steps(problem, relative, settings.lm_step_limit)
+    outcome = NewtonResult(problem, solver, solution, sweep, choice, descent)
     for line in outcome.lines():
         context.progress.note(line)
     arrays = outcome.arrays()
@@ -156,29 +156,36 @@ def _stability(context: StageContext, steps: Float) -> Float:
     return np.array([*overlaps, overlaps[-1] if overlaps else 1.0])
 
 
-def _choose(settings: NewtonSettings, sweep: Sweep, advice: str) -> Choice:
+def _choose(settings: NewtonSettings, sweep: DampingSweep, advice: str) -> DampingChoice:
     if settings.damping == "auto":
-        choice = choose(sweep)
+        choice = choose_damping(sweep)
     else:
-        choice = assess(sweep, int(np.flatnonzero(sweep.damping_relative == settings.damping)[0]))
-    if sweep.converged[choice.index] or not advice:
+        choice = check_fixed_damping(
+            sweep, int(np.flatnonzero(sweep.damping_relative == settings.damping)[0])
+        )
+    if sweep.solved[choice.index] or not advice:
         return choice
-    return replace(choice, why=f"{choice.why}; {advice}")
+    return replace(choice, reason=f"{choice.reason}; {advice}")
 
 
-def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
+def predict(shape: AuditSizes, settings: NewtonSettings) -> Cost:
     """Products and one eigendecomposition in moment space, or passes over the kernel.
 
     A second moment is decomposed with what LAPACK takes, its eigenvectors stay; iterates are held
     for every damping. The exact solver is done with before that, but for its eigenvectors.
     """
     check_settings(settings, shape.n_views, shape.n_components, shape.plan.block_rows)
-    m, h, views, columns = shape.n_landmarks, shape.n_components, shape.n_views, len(settings.swept)
+    m, h, views, columns = (
+        shape.n_landmarks,
+        shape.n_components,
+        shape.n_views,
+        len(settings.damping_values),
+    )
     sketch = min(settings.rank, m * h) if settings.preconditioner == "nystrom" else 0
     iterate = 8 * m * h
     disk = iterate * (8 * columns + sketch + 4)
     whole = 8 * m * m * views**2 if m > blocks.TILE else 0  # a single tile is mapped
-    if not registry.is_moment(settings.objective):
+    if not registry.uses_moments(settings.objective):
         columns = max(columns, min(sketch, SKETCH_BYTES // iterate))
         per_worker = _streaming_bytes(shape, settings, columns)
         # Sums of shards on their way through the tree, beside the iterates.
@@ -186,8 +193,8 @@ def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
         between = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
         held = whole + max(passing, between - per_worker)
         flops = 8.0 * shape.plan.n_samples * m * h * views * columns * 20
-        need = Need(held, per_worker, shape.plan.n_shards)
-        return Cost(20, disk, need, flops, device=Need(0, max(per_worker, 32 * m * m)))
+        need = MemoryNeed(held, per_worker, shape.plan.n_shards)
+        return Cost(20, disk, need, flops, device=MemoryNeed(0, max(per_worker, 32 * m * m)))
     rows = h * h * views * (views - 1) // 2
     direct = direct_bytes(rows, m)
     if settings.objective == "barlow-twins" and direct <= settings.direct_bytes:
@@ -196,11 +203,11 @@ def predict(shape: AuditShape, settings: NewtonSettings) -> Cost:
     else:
         held = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
         flops = 2.0 * m * m * h * columns * 50
-    device = Need(_moments_there(shape, settings), held)
-    return Cost(1, disk, Need(whole + held), flops, double=True, device=device)
+    device = MemoryNeed(_device_moment_bytes(shape, settings), held)
+    return Cost(1, disk, MemoryNeed(whole + held), flops, float64=True, device=device)
 
 
-def _moments_there(shape: AuditShape, settings: NewtonSettings) -> int:
+def _device_moment_bytes(shape: AuditSizes, settings: NewtonSettings) -> int:
     """What a device holds besides what is solved on it: moments, and differences of views.
 
     Moments that are brought into another basis lie there three times: as they came, halfway, done.
@@ -211,7 +218,7 @@ def _moments_there(shape: AuditShape, settings: NewtonSettings) -> int:
     return 8 * m * m * (copies * views**2 + differences)
 
 
-def _streaming_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) -> int:
+def _streaming_bytes(shape: AuditSizes, settings: NewtonSettings, columns: int) -> int:
     """What a worker holds: one block, and what one batch or sub-block of it becomes.
 
     A product holds directions, their copies, the sums of a sub-block, a block and a shard, and
@@ -219,7 +226,7 @@ def _streaming_bytes(shape: AuditShape, settings: NewtonSettings, columns: int) 
     """
     m, h, views = shape.n_landmarks, shape.n_components, shape.n_views
     block = shape.plan.block_rows * m * (4 * views + shape.kernel_itemsize)
-    batch = getattr(settings.coefficients(), "batch", 0)
+    batch = getattr(settings.objective_constants(), "batch", 0)
     rows, between = batch or shape.plan.sub_rows, 8 * (2 * batch) ** 2
     embedded = 4 * rows * h * views * (3 * columns + 8)
     product = 64 * m * h * columns + embedded + 3 * between
@@ -233,7 +240,7 @@ STAGE = Stage(
     store="newton",
     settings=NewtonSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="one damped Gauss-Newton step for the SSL objective",
-    spreads="passes",
+    parallel="passes",
 )

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksum
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.network.pretrain import PretrainSettings
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import Rows
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 
 
@@ -41,15 +41,15 @@ def run(context: StageContext) -> None:
     pretrain.save_checkpoint(state, inputs.pretrained)
     data = inputs.pretrained.read_bytes()
     key = inputs.pretrained.relative_to(context.workspace.root).as_posix()
-    context.facts["losses"] = state.losses
+    context.seal_facts["losses"] = state.losses
     context.seal({key: (len(data), checksum(data))})
     saved.unlink(missing_ok=True)
 
 
-def predict(shape: AuditShape, settings: PretrainSettings) -> Cost:
+def predict(shape: AuditSizes, settings: PretrainSettings) -> Cost:
     """Epochs of the demo trainer: three forward passes a view, and Adam's moments."""
     flops = 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views * settings.epochs
-    need = Need(24 * shape.n_parameters + 64 * settings.batch * shape.n_features)
+    need = MemoryNeed(24 * shape.n_parameters + 64 * settings.batch * shape.n_features)
     return Cost(settings.epochs, 4 * shape.n_parameters, need, flops, 12 * shape.n_parameters)
 
 
@@ -60,6 +60,6 @@ STAGE = Stage(
     store=None,
     settings=PretrainSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="a small demo trainer for recipes without weights",
 )

@@ -46,7 +46,7 @@ RECOGNISED = {
 def read_fidelity(store: StoreReader) -> dict[str, rendering.Figure]:
     """All fidelity figures, those first that people read first."""
     kept = store.attributes["figures"]
-    return {name: _figure(kept[name]) for name in _in_order(kept, FIGURES)}
+    return {name: _figure(kept[name]) for name in _ordered(kept, FIGURES)}
 
 
 def _figure(kept: Mapping[str, Any]) -> rendering.Figure:
@@ -68,11 +68,11 @@ def read_curves(store: StoreReader) -> dict[str, rendering.Curve]:
             x=np.array(curves[name]["x"]),
             lines={line: np.array(curves[name]["lines"][line]) for line in curves[name]["order"]},
         )
-        for name in _in_order(curves, CURVES)
+        for name in _ordered(curves, CURVES)
     }
 
 
-def _in_order(found: Mapping[str, Any], first: tuple[str, ...]) -> list[str]:
+def _ordered(found: Mapping[str, Any], first: tuple[str, ...]) -> list[str]:
     """Attributes come back in alphabetical order; people read in another."""
     known = [name for name in first if name in found]
     return known + [name for name in found if name not in known]

@@ -14,12 +14,12 @@ from krepes_ooc import rendering
 from krepes_ooc.core import resources
 from krepes_ooc.core.files import checksum, write_atomic
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
-from krepes_ooc.stages.features.row_cost_record import known_account
+from krepes_ooc.stages.features.row_cost_record import load_row_description
 from krepes_ooc.stages.report.collect import (
     read_alignment,
     read_concepts,
@@ -86,11 +86,13 @@ def collect(context: StageContext) -> rendering.AuditData:
     return rendering.AuditData(
         subject=_subject(context),
         landmarks=rendering.Landmarks(
-            **seen(landmarks, slice(None)),
+            **display_columns(landmarks, slice(None)),
             weight=landmarks.array("weight"),
             view=landmarks.array("view"),
         ),
-        audited=rendering.Audited(**seen(audited, shown), role=audited.array("role")[shown]),
+        audited=rendering.Audited(
+            **display_columns(audited, shown), role=audited.array("role")[shown]
+        ),
         influence=_influence(context.reader("influence"), shown),
         spectrum=_spectrum(context),
         newton=_newton(context.reader("newton")),
@@ -102,7 +104,7 @@ def collect(context: StageContext) -> rendering.AuditData:
         self_check=_self_check(context.reader("features")),
         stages=tuple(_stages(context)),
         classes=tuple(landmarks.info("label").attributes["categories"]),
-        columns=tuple(shown_column(column) for column in columns),
+        columns=tuple(column_text(column) for column in columns),
         warnings=tuple(_warnings(context)),
         recipe_text=context.recipe_text,
         versions={"python": platform.python_version()}
@@ -125,7 +127,7 @@ def _subject(context: StageContext) -> rendering.Subject:
         source=_source_words(context),
         objective=OBJECTIVES.get(objective, objective),
         about=str(recipe.get("about", "")) if isinstance(recipe, dict) else "",
-        rows=known[0] if (known := known_account(context.workspace)) else {},
+        rows=known[0] if (known := load_row_description(context.workspace)) else {},
         counts={
             "samples": n,
             "views": views,
@@ -157,7 +159,7 @@ def _source_words(context: StageContext) -> str:
     return words or f"data set {spec.factory}"
 
 
-def seen(store: StoreReader, rows: Any) -> dict[str, Any]:
+def display_columns(store: StoreReader, rows: Any) -> dict[str, Any]:
     """What people can see of the samples of one store."""
     texts = np.array(store.info("sample_name").attributes["categories"], dtype=object)
     seen: dict[str, Any] = {
@@ -180,7 +182,7 @@ def _are_texts(names: Any) -> bool:
 
 def _influence(store: StoreReader, rows: Any) -> rendering.Influence:
     names = (
-        *("top_landmark", "score", "signed", "kernel", "embedding"),
+        *("top_landmark", "score", "contribution", "kernel", "embedding"),
         *("repelling_landmark", "repelling"),
     )
     arrays = {name: store.whole(name)[rows] for name in names}
@@ -214,7 +216,7 @@ def _self_check(features: StoreReader) -> rendering.SelfCheck:
     return rendering.SelfCheck(True, float(facts["max_relative_error"]), str(facts["words"]))
 
 
-def shown_column(column: dict[str, Any]) -> rendering.Column:
+def column_text(column: dict[str, Any]) -> rendering.Column:
     """A table column as the report draws it, from the attributes of a store."""
     kind = "category" if column["kind"] == "categorical" else "number"
     return rendering.Column(column["name"], kind, tuple(column["categories"]))
@@ -255,9 +257,9 @@ def _warnings(context: StageContext) -> list[str]:
     return found
 
 
-def predict(shape: AuditShape, settings: ReportSettings) -> Cost:
+def predict(shape: AuditSizes, settings: ReportSettings) -> Cost:
     """One page, and what it is written from."""
-    return Cost(1, 2**21, Need(2**25 + 16 * shape.n_explained * shape.n_landmarks))
+    return Cost(1, 2**21, MemoryNeed(2**25 + 16 * shape.n_explained * shape.n_landmarks))
 
 
 STAGE = Stage(
@@ -278,6 +280,6 @@ STAGE = Stage(
     store=None,
     settings=ReportSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="report.html and report.json",
 )

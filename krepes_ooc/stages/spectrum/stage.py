@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from krepes_ooc.core import blocks
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import Need
+from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.device import eigh_on
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.sizes import AuditShape
+from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.spectrum import nystrom
@@ -122,7 +122,7 @@ def _components(context: StageContext, rank: int) -> int:
     return max(1, min(AUTO_COMPONENTS, outputs, rank))
 
 
-def predict(shape: AuditShape, settings: SpectrumSettings) -> Cost:
+def predict(shape: AuditSizes, settings: SpectrumSettings) -> Cost:
     """A dense eigendecomposition of the landmark kernel, or about fifty products with it.
 
     Dense: the copy that becomes the eigenvectors, the workspace of LAPACK (twice), and the vectors
@@ -132,11 +132,11 @@ def predict(shape: AuditShape, settings: SpectrumSettings) -> Cost:
     m, h = shape.n_landmarks, shape.n_components
     disk = 8 * m * (2 * h + 1)
     if settings.iterates(m):
-        need = Need(8 * m * (h + 8) * 20, 8 * min(m, blocks.TILE) * (h + 8) * 2)
-        device = Need(0, 8 * min(m, blocks.TILE) * (blocks.TILE + 2 * (h + 8)))
-        return Cost(1, disk, need, 2.0 * 50 * m * m * h, double=True, device=device)
-    need = Need(8 * m * m * 4)
-    return Cost(1, disk, need, 9.0 * m**3, double=True, device=need)
+        need = MemoryNeed(8 * m * (h + 8) * 20, 8 * min(m, blocks.TILE) * (h + 8) * 2)
+        device = MemoryNeed(0, 8 * min(m, blocks.TILE) * (blocks.TILE + 2 * (h + 8)))
+        return Cost(1, disk, need, 2.0 * 50 * m * m * h, float64=True, device=device)
+    need = MemoryNeed(8 * m * m * 4)
+    return Cost(1, disk, need, 9.0 * m**3, float64=True, device=need)
 
 
 STAGE = Stage(
@@ -146,6 +146,6 @@ STAGE = Stage(
     store="spectrum",
     settings=SpectrumSettings,
     run=run,
-    predict=predict,
+    estimate_cost=predict,
     about="eigenpairs of the landmark kernel and the start of the step",
 )

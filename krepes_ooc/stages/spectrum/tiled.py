@@ -35,12 +35,12 @@ class TiledKernel:
 
         def rows(row: int) -> Float:
             device = self.context.device
-            total = device.to(np.zeros((ranges[row].stop - ranges[row].start, V.shape[1])))
+            total = device.to_device(np.zeros((ranges[row].stop - ranges[row].start, V.shape[1])))
             for column, there in enumerate(ranges):
                 self.context.stop.check()
-                tile = device.to(self._reader.tile("landmark_kernel", row, column))
-                total += tile @ device.to(V[there])
-            product: Float = device.back(total)
+                tile = device.to_device(self._reader.tile("landmark_kernel", row, column))
+                total += tile @ device.to_device(V[there])
+            product: Float = device.to_host(total)
             return product
 
         return np.concatenate(list(self.context.executor().map(rows, range(len(ranges)))))

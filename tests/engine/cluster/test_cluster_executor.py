@@ -22,14 +22,21 @@ from krepes_ooc.engine.cluster import cluster_executor, worker
 from krepes_ooc.engine.cluster import worker as worker_module
 from krepes_ooc.engine.cluster.array_transfer import (
     arrays_as_files,
-    put_away,
-    take_back,
+    load_arrays,
+    spill_arrays,
     write_array,
 )
 from krepes_ooc.engine.cluster.cluster import Cluster
-from krepes_ooc.engine.cluster.cluster_executor import Desk, Spread, task_items
-from krepes_ooc.engine.cluster.connect import open_cluster, read_wish
-from krepes_ooc.engine.cluster.worker import LICENCE, Part, Station, Tally, Work, station
+from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder, task_items
+from krepes_ooc.engine.cluster.connect import open_cluster, parse_cluster
+from krepes_ooc.engine.cluster.worker import (
+    RUN_TOKEN,
+    ProgressRecorder,
+    TaskPayload,
+    TaskResult,
+    WorkerState,
+    worker_state,
+)
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.engine.run_control import Silent, StopFlag
 from krepes_ooc.errors import DataError, Stopped, UsageError, WorkspaceError
@@ -40,14 +47,14 @@ PARTS = (_rng.normal(size=(300, 8)) * 10.0 ** _rng.integers(-8, 8, size=(300, 1)
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    wish = read_wish("local", None)
+    wish = parse_cluster("local", None)
     with open_cluster(wish, 2, tmp_path_factory.mktemp("logs")) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    opened = Desk.open(tmp_path / "temp", machine.numerics())
+def desk(tmp_path: Path) -> Iterator[TransferFolder]:
+    opened = TransferFolder.open(tmp_path / "temp", machine.numerics())
     yield opened
     opened.close()
 
@@ -58,16 +65,18 @@ class Near:
     n_workers = 2
 
     @contextlib.contextmanager
-    def lend(self, folder: Path, key: str, work: Work) -> Iterator[None]:
+    def publish(self, folder: Path, key: str, work: TaskPayload) -> Iterator[None]:
         self.sent = b""
         with arrays_as_files(folder):
             self.sent = cloudpickle.dumps(work)
-        station().enter(str(folder))
-        station().borrow(key, cloudpickle.loads(self.sent))
+        worker_state().enter(str(folder))
+        worker_state().install(key, cloudpickle.loads(self.sent))
         yield
-        station().give_back(key)
+        worker_state().remove(key)
 
-    def compute(self, graph: Any, names: Any, check: Any, tell: Any) -> Iterator[tuple[str, Part]]:
+    def compute(
+        self, graph: Any, names: Any, check: Any, tell: Any
+    ) -> Iterator[tuple[str, TaskResult]]:
         from dask import get
 
         check()
@@ -75,24 +84,24 @@ class Near:
             yield name, get(graph, name)
 
 
-def near(desk: Desk, **more: Any) -> Spread:
-    return Spread(2, crowd=Near(), desk=desk, **more)
+def near(desk: TransferFolder, **more: Any) -> ClusterExecutor:
+    return ClusterExecutor(2, pool=Near(), transfer=desk, **more)
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 31, 300])
-def test_sums_and_results_are_those_of_threads(desk: Desk, count: int):
+def test_sums_and_results_are_those_of_threads(desk: TransferFolder, count: int):
     def part(index: int) -> np.ndarray:
         return PARTS[index] * 1
 
-    expected = Executor(2).fold(part, range(count), np.add)
-    assert near(desk).fold(part, range(count), np.add).tobytes() == expected.tobytes()
+    expected = Executor(2).reduce(part, range(count), np.add)
+    assert near(desk).reduce(part, range(count), np.add).tobytes() == expected.tobytes()
     assert list(near(desk).map(lambda i: i * i, range(count))) == [i * i for i in range(count)]
 
 
-def test_waves_do_not_change_the_tree(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+def test_waves_do_not_change_the_tree(desk: TransferFolder, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cluster_executor, "WAVE_TASKS", 4)
-    pair = near(desk).fold(lambda i: i, range(45), lambda a, b: (a, b))
-    assert pair == Executor(1).fold(lambda i: i, range(45), lambda a, b: (a, b))
+    pair = near(desk).reduce(lambda i: i, range(45), lambda a, b: (a, b))
+    assert pair == Executor(1).reduce(lambda i: i, range(45), lambda a, b: (a, b))
     assert list(near(desk).map(str, range(45))) == list(map(str, range(45)))
 
 
@@ -103,36 +112,36 @@ def test_a_task_is_a_range_of_a_power_of_two(count: int, workers: int, expected:
     assert task_items(count, workers) == expected
 
 
-def test_nothing_is_mapped_and_nothing_cannot_be_folded(desk: Desk):
+def test_nothing_is_mapped_and_nothing_cannot_be_folded(desk: TransferFolder):
     assert list(near(desk).map(str, [])) == []
     with pytest.raises(ValueError, match="nothing to fold"):
-        near(desk).fold(str, [], pair := lambda a, b: (a, b)) and pair
+        near(desk).reduce(str, [], pair := lambda a, b: (a, b)) and pair
 
 
-def test_big_results_and_big_work_are_files_not_messages(desk: Desk):
+def test_big_results_and_big_work_are_files_not_messages(desk: TransferFolder):
     big = np.arange(200_000.0)
     sent = []
 
     class Watched(Near):
         def compute(
             self, graph: Any, names: Any, check: Any, tell: Any
-        ) -> Iterator[tuple[str, Part]]:
+        ) -> Iterator[tuple[str, TaskResult]]:
             sent.append(len(pickle.dumps(graph)))
             for name, part in super().compute(graph, names, check, tell):
                 sent.append(len(pickle.dumps(part)))
                 yield name, part
 
     watched = Watched()
-    executor = Spread(2, crowd=watched, desk=desk)
+    executor = ClusterExecutor(2, pool=watched, transfer=desk)
     found = list(executor.map(lambda i: big + i, range(3)))
     assert all((values == big + i).all() for i, values in enumerate(found))
-    assert executor.fold(lambda i: big, range(3), np.add)[1] == 3
+    assert executor.reduce(lambda i: big, range(3), np.add)[1] == 3
     assert max(sent) < 10_000
     assert len(watched.sent) < 10_000
-    assert [path.name for path in desk.folder.iterdir()] == [LICENCE]
+    assert [path.name for path in desk.folder.iterdir()] == [RUN_TOKEN]
 
 
-def test_what_tasks_tell_reaches_the_client(desk: Desk):
+def test_what_tasks_tell_reaches_the_client(desk: TransferFolder):
     told: list[Any] = []
 
     class Listener(Silent):
@@ -143,16 +152,16 @@ def test_what_tasks_tell_reaches_the_client(desk: Desk):
             told.append(text)
 
     def task(index: int) -> None:
-        station().progress.advance(1, index)
+        worker_state().progress.advance(1, index)
         if index == 2:
-            station().progress.note("two")
+            worker_state().progress.note("two")
 
     near(desk, progress=Listener()).run(task, range(4))
     assert sorted(map(str, told)) == ["(1, 0)", "(1, 1)", "(1, 2)", "(1, 3)", "two"]
 
 
 def test_a_tally_sums_advances_and_begins_anew():
-    tally = Tally()
+    tally = ProgressRecorder()
     tally.begin("kernel", 3, 0)
     tally.advance(1, 10)
     tally.advance(2, 5)
@@ -161,19 +170,19 @@ def test_a_tally_sums_advances_and_begins_anew():
     assert tally.collect() == ()
 
 
-def test_the_peak_of_the_workers_memory_is_kept(desk: Desk):
+def test_the_peak_of_the_workers_memory_is_kept(desk: TransferFolder):
     executor = near(desk)
     executor.run(lambda i: None, range(3))
     assert 2**20 < executor.peaks[0] <= machine.peak_bytes()
 
 
-def test_a_worker_of_another_version_is_refused(desk: Desk):
+def test_a_worker_of_another_version_is_refused(desk: TransferFolder):
     other = replace(desk, package="0" * 64)
     with pytest.raises(UsageError, match=r"has digest .*expected 000000000000, as here; install"):
         near(other).run(str, range(2))
 
 
-def test_a_worker_that_gives_other_bits_is_refused_unless_told(desk: Desk):
+def test_a_worker_that_gives_other_bits_is_refused_unless_told(desk: TransferFolder):
     with pytest.raises(WorkspaceError, match=r"computes with .*--allow-mixed-numerics"):
         near(replace(desk, numerics="another processor")).run(str, range(2))
     near(replace(desk, numerics="")).run(str, range(2))
@@ -231,9 +240,9 @@ def test_arrays_are_files_only_while_asked(tmp_path: Path):
 
 def test_values_are_put_away_and_taken_back(tmp_path: Path):
     value = {"a": (np.arange(10_000.0), [1, "x"]), "b": np.zeros((0, 3), dtype="f4")}
-    away = put_away(value, tmp_path)
+    away = spill_arrays(value, tmp_path)
     assert len(pickle.dumps(away)) < 1000
-    back = take_back(away)
+    back = load_arrays(away)
     assert (back["a"][0] == value["a"][0]).all()
     assert back["a"][1] == [1, "x"]
     assert back["b"].shape == (0, 3)
@@ -241,41 +250,43 @@ def test_values_are_put_away_and_taken_back(tmp_path: Path):
 
 
 def test_without_its_licence_a_worker_stops_before_its_next_block(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: TransferFolder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(worker_module, "ARRIVAL_SECONDS", 0.1)
-    own, call = Station(), desk.call()
+    own, call = WorkerState(), desk.call()
     own.enter(call.folder)
-    own.borrow(call.key, Work(str, range(2)))
+    own.install(call.key, TaskPayload(str, range(2)))
     assert own.work(call).function(3) == "3"
     assert not own.stop.requested
-    own.give_back(call.key)
+    own.remove(call.key)
     with pytest.raises(Stopped, match="its run has ended"):
         own.work(call)
-    (desk.folder / LICENCE).unlink()
+    (desk.folder / RUN_TOKEN).unlink()
     with pytest.raises(Stopped, match="its run has ended"):
         own.stop.check()
 
 
 def test_a_worker_that_does_not_see_the_workspace_is_refused(tmp_path: Path):
     with pytest.raises(WorkspaceError, match=r"does not see this folder; .*all workers share"):
-        Station().enter(str(tmp_path / "elsewhere"))
+        WorkerState().enter(str(tmp_path / "elsewhere"))
 
 
-def test_a_station_keeps_one_object_at_a_time_and_none_of_another_run(desk: Desk, tmp_path: Path):
-    own = Station()
+def test_a_station_keeps_one_object_at_a_time_and_none_of_another_run(
+    desk: TransferFolder, tmp_path: Path
+):
+    own = WorkerState()
     own.enter(str(desk.folder))
-    first = own.keep("kernel", object)
+    first = own.cached("kernel", object)
     own.enter(str(desk.folder))
-    assert own.keep("kernel", object) is first
-    assert own.keep("newton", object) is not first
-    assert own.keep("kernel", object) is not first
-    last = own.keep("kernel", object)
-    own.enter(str(Desk.open(tmp_path / "other", "").folder))
-    assert own.keep("kernel", object) is not last
+    assert own.cached("kernel", object) is first
+    assert own.cached("newton", object) is not first
+    assert own.cached("kernel", object) is not first
+    last = own.cached("kernel", object)
+    own.enter(str(TransferFolder.open(tmp_path / "other", "").folder))
+    assert own.cached("kernel", object) is not last
 
 
-def test_finish_follows_every_task_even_one_that_fails(desk: Desk, tmp_path: Path):
+def test_finish_follows_every_task_even_one_that_fails(desk: TransferFolder, tmp_path: Path):
     def finish() -> None:
         with (tmp_path / "finished").open("a") as file:
             file.write("x")
@@ -291,13 +302,13 @@ def test_finish_follows_every_task_even_one_that_fails(desk: Desk, tmp_path: Pat
     assert (tmp_path / "finished").read_text() == "xxxx"
 
 
-def test_processes_give_the_bits_of_threads(crowd: Cluster, desk: Desk):
+def test_processes_give_the_bits_of_threads(crowd: Cluster, desk: TransferFolder):
     def part(index: int) -> np.ndarray:
         return PARTS[index] * 1
 
-    executor = Spread(2, crowd=crowd, desk=desk)
-    expected = Executor(2).fold(part, range(300), np.add)
-    assert executor.fold(part, range(300), np.add).tobytes() == expected.tobytes()
+    executor = ClusterExecutor(2, pool=crowd, transfer=desk)
+    expected = Executor(2).reduce(part, range(300), np.add)
+    assert executor.reduce(part, range(300), np.add).tobytes() == expected.tobytes()
     assert list(executor.map(lambda i: os.getpid() != 0 and i, range(20))) == list(range(20))
     with pytest.raises(DataError, match="sample 7: row 7 is NaN; expected finite; clean it"):
         executor.run(
@@ -319,7 +330,9 @@ def test_everything_listens_on_this_machine_alone(crowd: Cluster):
     assert found == {"127.0.0.1"}
 
 
-def test_a_killed_worker_costs_its_tasks_alone(crowd: Cluster, desk: Desk, tmp_path: Path):
+def test_a_killed_worker_costs_its_tasks_alone(
+    crowd: Cluster, desk: TransferFolder, tmp_path: Path
+):
     def task(index: int) -> int:
         time.sleep(0.05)
         if index == 5 and not (tmp_path / "killed").exists():
@@ -327,17 +340,21 @@ def test_a_killed_worker_costs_its_tasks_alone(crowd: Cluster, desk: Desk, tmp_p
             os.kill(os.getpid(), signal.SIGKILL)
         return index
 
-    assert list(Spread(2, crowd=crowd, desk=desk).map(task, range(40))) == list(range(40))
+    assert list(ClusterExecutor(2, pool=crowd, transfer=desk).map(task, range(40))) == list(
+        range(40)
+    )
     assert (tmp_path / "killed").exists()
 
 
-def test_a_stop_request_ends_the_wait_and_the_tasks(crowd: Cluster, desk: Desk, tmp_path: Path):
+def test_a_stop_request_ends_the_wait_and_the_tasks(
+    crowd: Cluster, desk: TransferFolder, tmp_path: Path
+):
     stop = StopFlag()
 
     def task(index: int) -> None:
         (tmp_path / f"{index:03d}").touch()
         for _ in range(200):
-            station().stop.check()
+            worker_state().stop.check()
             time.sleep(0.02)
 
     class Soon(Silent):
@@ -354,7 +371,7 @@ def test_a_stop_request_ends_the_wait_and_the_tasks(crowd: Cluster, desk: Desk, 
 
     begun = time.monotonic()
     with pytest.raises(Stopped, match="SIGTERM was received"):
-        Spread(2, Flag(), Soon(), crowd, desk).run(task, range(50))
+        ClusterExecutor(2, Flag(), Soon(), crowd, desk).run(task, range(50))
     assert time.monotonic() - begun < 10
     desk.close()
     assert not stop.requested

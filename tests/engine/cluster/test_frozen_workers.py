@@ -16,9 +16,9 @@ import pytest
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.cluster import cluster as cluster_module
 from krepes_ooc.engine.cluster.cluster import Cluster
-from krepes_ooc.engine.cluster.cluster_executor import Desk, Spread
-from krepes_ooc.engine.cluster.connect import open_cluster, read_wish
-from krepes_ooc.engine.cluster.watchdog import StallWatch
+from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder
+from krepes_ooc.engine.cluster.connect import open_cluster, parse_cluster
+from krepes_ooc.engine.cluster.watchdog import WorkerWatchdog
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.engine.run_control import Silent, StopFlag
 from krepes_ooc.errors import Stopped
@@ -54,15 +54,15 @@ class When(StopFlag):
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    opened = Desk.open(tmp_path / "temp", machine.numerics())
+def desk(tmp_path: Path) -> Iterator[TransferFolder]:
+    opened = TransferFolder.open(tmp_path / "temp", machine.numerics())
     yield opened
     opened.close()
 
 
 @pytest.fixture
 def crowd(tmp_path: Path) -> Iterator[Cluster]:
-    with open_cluster(read_wish("local", None), 2, tmp_path / "logs") as cluster:
+    with open_cluster(parse_cluster("local", None), 2, tmp_path / "logs") as cluster:
         cluster.stall_seconds, cluster.hand_over_seconds = 3.0, 2.0
         yield cluster
 
@@ -79,7 +79,7 @@ def is_frozen(marker: Path) -> bool:
 
 
 def test_a_frozen_worker_that_holds_results_is_named_and_replaced(
-    crowd: Cluster, desk: Desk, tmp_path: Path
+    crowd: Cluster, desk: TransferFolder, tmp_path: Path
 ):
     marker, notes = tmp_path / "frozen", Notes()
 
@@ -91,7 +91,7 @@ def test_a_frozen_worker_that_holds_results_is_named_and_replaced(
     def until_frozen() -> None:
         outside.wait_for(lambda: is_frozen(marker), "the frost")
 
-    executor = Spread(2, When(until_frozen), notes, crowd, desk)
+    executor = ClusterExecutor(2, When(until_frozen), notes, crowd, desk)
     assert list(executor.map(task, range(4))) == [0, 1, 4, 9]
     (line,) = notes.saying("holds a result and does not answer for 2 s: it is started again")
     assert line.startswith("tcp://127.0.0.1:")
@@ -99,7 +99,7 @@ def test_a_frozen_worker_that_holds_results_is_named_and_replaced(
 
 
 def test_those_that_wait_for_a_frozen_worker_are_not_to_blame(
-    crowd: Cluster, desk: Desk, tmp_path: Path
+    crowd: Cluster, desk: TransferFolder, tmp_path: Path
 ):
     marker, notes = tmp_path / "frozen", Notes()
 
@@ -111,8 +111,10 @@ def test_those_that_wait_for_a_frozen_worker_are_not_to_blame(
             file.write(f"{os.getpid()}\n")
         return np.full(8, index / 3)
 
-    found = Spread(2, progress=notes, crowd=crowd, desk=desk).fold(part, range(16), np.add)
-    expected = Executor(1).fold(lambda i: np.full(8, i / 3), range(16), np.add)
+    found = ClusterExecutor(2, progress=notes, pool=crowd, transfer=desk).reduce(
+        part, range(16), np.add
+    )
+    expected = Executor(1).reduce(lambda i: np.full(8, i / 3), range(16), np.add)
     assert found.tobytes() == expected.tobytes()
     frozen = marker.read_text()
     assert notes.saying("did nothing for 3 s: it does not answer"), notes.lines
@@ -123,18 +125,18 @@ def test_those_that_wait_for_a_frozen_worker_are_not_to_blame(
 
 
 def test_a_frozen_worker_holds_up_no_work_that_is_handed_out(
-    crowd: Cluster, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crowd: Cluster, desk: TransferFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(cluster_module, "HAND_OUT_SECONDS", 2)
     marker, notes = tmp_path / "frozen", Notes()
-    executor = Spread(2, progress=notes, crowd=crowd, desk=desk)
+    executor = ClusterExecutor(2, progress=notes, pool=crowd, transfer=desk)
     executor.run(lambda i: freeze_soon(marker) if i == 1 else None, range(4))
     outside.wait_for(lambda: is_frozen(marker), "the frost")
     assert list(executor.map(lambda i: i * i, range(8))) == [i * i for i in range(8)]
     assert notes.saying("started again"), notes.lines
 
 
-def test_a_suspended_job_is_struck_off_and_the_others_go_on(desk: Desk, tmp_path: Path):
+def test_a_suspended_job_is_struck_off_and_the_others_go_on(desk: TransferFolder, tmp_path: Path):
     """Worker and nanny stand still together, as in a job that its queue suspends."""
     notes = Notes()
 
@@ -145,12 +147,12 @@ def test_a_suspended_job_is_struck_off_and_the_others_go_on(desk: Desk, tmp_path
     with (
         outside.scheduler(tmp_path) as (_, address),
         outside.workers(address, tmp_path, 2) as jobs,
-        open_cluster(read_wish(address, None), 2, tmp_path) as cluster,
+        open_cluster(parse_cluster(address, None), 2, tmp_path) as cluster,
     ):
         cluster.stall_seconds, cluster.hand_over_seconds = 3.0, 2.0
         outside.wait_for(lambda: len(cluster.client.nthreads()) == 2, "two workers")
         suspend = When(lambda: os.killpg(jobs[1].pid, signal.SIGSTOP))
-        found = list(Spread(2, suspend, notes, cluster, desk).map(task, range(20)))
+        found = list(ClusterExecutor(2, suspend, notes, cluster, desk).map(task, range(20)))
         assert found == [i * i for i in range(20)]
         assert notes.saying("started again, its tasks are repeated")
         assert len(cluster.client.nthreads()) == 1
@@ -164,17 +166,17 @@ def test_a_connection_that_nobody_accepts_is_a_lost_scheduler(
 
     monkeypatch.setattr(crowd.client, "sync", refuse)
     with pytest.raises(Stopped, match="the scheduler is lost; nothing is lost on disk: run"):
-        crowd._look_after(StallWatch(crowd.client, str))
+        crowd._look_after(WorkerWatchdog(crowd.client, str))
 
 
 def test_a_frozen_scheduler_is_a_lost_one(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: TransferFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(cluster_module, "SCHEDULER_SECONDS", 2)
     with (
         outside.scheduler(tmp_path) as (process, address),
-        open_cluster(read_wish(address, None), 2, tmp_path) as cluster,
+        open_cluster(parse_cluster(address, None), 2, tmp_path) as cluster,
     ):
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(Stopped, match="the scheduler is lost; nothing is lost on disk: run"):
-            Spread(2, crowd=cluster, desk=desk).run(str, range(4))
+            ClusterExecutor(2, pool=cluster, transfer=desk).run(str, range(4))

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krepes_ooc.engine.cluster.cluster_executor import Desk, Spread
-from krepes_ooc.engine.cluster.connect import Wish, open_cluster
+from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder
+from krepes_ooc.engine.cluster.connect import ClusterSpec, open_cluster
 from krepes_ooc.engine.cluster.site_file import Site
 from krepes_ooc.engine.run_control import Silent
 from krepes_ooc.errors import Stopped
@@ -48,8 +48,8 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    opened = Desk.open(tmp_path / "temp", "")
+def desk(tmp_path: Path) -> Iterator[TransferFolder]:
+    opened = TransferFolder.open(tmp_path / "temp", "")
     yield opened
     opened.close()
 
@@ -59,7 +59,9 @@ def jobs_of(queue: Path) -> list[int]:
     return list(map(int, file.read_text().split())) if file.exists() else []
 
 
-def test_a_job_of_two_processes_that_is_killed_is_replaced(queue: Path, desk: Desk, tmp_path: Path):
+def test_a_job_of_two_processes_that_is_killed_is_replaced(
+    queue: Path, desk: TransferFolder, tmp_path: Path
+):
     def task(index: int) -> int:
         time.sleep(0.1)
         if index == 3 and not (tmp_path / "killed").exists():
@@ -67,16 +69,16 @@ def test_a_job_of_two_processes_that_is_killed_is_replaced(queue: Path, desk: De
             os.killpg(os.getpgid(0), signal.SIGKILL)
         return index * index
 
-    asked = Wish("site", site=Site("slurm", jobs=1, processes=2, patience=60))
+    asked = ClusterSpec("site", site=Site("slurm", jobs=1, processes=2, patience=60))
     with open_cluster(asked, 1, tmp_path / "logs") as cluster:
-        found = list(Spread(2, crowd=cluster, desk=desk).map(task, range(12)))
+        found = list(ClusterExecutor(2, pool=cluster, transfer=desk).map(task, range(12)))
     assert found == [i * i for i in range(12)]
     assert (tmp_path / "killed").exists()
     assert len(jobs_of(queue)) == 2
 
 
 def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
-    queue: Path, desk: Desk, tmp_path: Path
+    queue: Path, desk: TransferFolder, tmp_path: Path
 ):
     def task(index: int) -> int:
         time.sleep(0.4)
@@ -86,8 +88,8 @@ def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
 
     site = Site("slurm", jobs=1, walltime="00:01:00", patience=60)
     assert site.lifetime_seconds == (27, 3)
-    with open_cluster(Wish("site", site=site), 1, tmp_path / "logs") as cluster:
-        found = list(Spread(1, crowd=cluster, desk=desk).map(task, range(96)))
+    with open_cluster(ClusterSpec("site", site=site), 1, tmp_path / "logs") as cluster:
+        found = list(ClusterExecutor(1, pool=cluster, transfer=desk).map(task, range(96)))
     assert found == [i * i for i in range(96)]
     assert len(jobs_of(queue)) >= 2
     # Eight items make a task: the one in hand is done again, what was handed over is not.
@@ -95,25 +97,27 @@ def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
     assert again < 8 * len(jobs_of(queue))
 
 
-def test_a_queue_that_gives_no_job_ends_the_patience(queue: Path, desk: Desk, tmp_path: Path):
+def test_a_queue_that_gives_no_job_ends_the_patience(
+    queue: Path, desk: TransferFolder, tmp_path: Path
+):
     (queue / "full").touch()
-    asked = Wish("site", site=Site("slurm", jobs=1, patience=2))
+    asked = ClusterSpec("site", site=Site("slurm", jobs=1, patience=2))
     said = r"no worker came within 2 s; look at the queue; run the same command again to resume"
     with (
         open_cluster(asked, 1, tmp_path / "logs") as cluster,
         pytest.raises(Stopped, match=said),
     ):
-        Spread(1, crowd=cluster, desk=desk).run(str, range(3))
+        ClusterExecutor(1, pool=cluster, transfer=desk).run(str, range(3))
 
 
 def test_mapped_pages_do_not_trip_the_monitor_of_a_small_worker(
-    queue: Path, desk: Desk, tmp_path: Path
+    queue: Path, desk: TransferFolder, tmp_path: Path
 ):
     """256 MiB are the limit of the worker; it maps and touches twice as much, for a while."""
     path = tmp_path / "mapped"
     with path.open("wb") as file:
         file.truncate(2**29)
-    asked = Wish("site", site=Site("slurm", jobs=1, memory="256MiB", patience=60))
+    asked = ClusterSpec("site", site=Site("slurm", jobs=1, memory="256MiB", patience=60))
 
     def task(index: int) -> tuple[int, int, int]:
         import psutil
@@ -128,7 +132,9 @@ def test_mapped_pages_do_not_trip_the_monitor_of_a_small_worker(
             return os.getpid(), me.rss, int(get_worker().memory_manager.memory_limit)
 
     with open_cluster(asked, 1, tmp_path / "logs") as cluster:
-        found = list(Spread(1, progress=Silent(), crowd=cluster, desk=desk).map(task, range(3)))
+        found = list(
+            ClusterExecutor(1, progress=Silent(), pool=cluster, transfer=desk).map(task, range(3))
+        )
     assert len({pid for pid, _, _ in found}) == 1
     for _, resident, limit in found:
         assert limit == 2**28

@@ -10,8 +10,8 @@ import pytest
 
 from krepes_ooc.core import resources
 from krepes_ooc.engine.cluster import connect
-from krepes_ooc.engine.cluster.cluster_executor import Desk, Spread
-from krepes_ooc.engine.cluster.connect import open_cluster, read_wish
+from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder
+from krepes_ooc.engine.cluster.connect import open_cluster, parse_cluster
 from krepes_ooc.engine.cluster.site_file import Site, job_script, job_settings, read_site
 from krepes_ooc.errors import RecipeError, UsageError
 from tests import small
@@ -105,9 +105,9 @@ def test_an_unknown_queue_and_a_missing_file_are_refused(tmp_path: Path):
     with pytest.raises(RecipeError, match="condor"):
         read_site(path)
     with pytest.raises(UsageError, match="no such file"):
-        read_wish(str(tmp_path / "none.yaml"), None)
+        parse_cluster(str(tmp_path / "none.yaml"), None)
     with pytest.raises(UsageError, match="'nowhere'; expected local, a scheduler such as"):
-        read_wish("nowhere", None)
+        parse_cluster("nowhere", None)
 
 
 def test_a_worker_leaves_before_its_job_is_killed():
@@ -144,13 +144,13 @@ def test_a_queue_that_refuses_is_one_line(
         monkeypatch.setenv("PATH", f"{bin_}:/bin:/usr/bin")
     else:
         monkeypatch.setenv("PATH", str(bin_))
-    asked = connect.Wish("site", site=Site("slurm", jobs=1))
-    desk = Desk.open(tmp_path / "temp", "")
+    asked = connect.ClusterSpec("site", site=Site("slurm", jobs=1))
+    desk = TransferFolder.open(tmp_path / "temp", "")
     with (
         pytest.raises(UsageError, match=f"the queue refuses the job: .*{said}.*mend the site"),
         open_cluster(asked, 1, tmp_path / "jobs") as cluster,
     ):
-        Spread(1, crowd=cluster, desk=desk).run(str, range(3))
+        ClusterExecutor(1, pool=cluster, transfer=desk).run(str, range(3))
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(
@@ -159,6 +159,6 @@ def test_a_scheduler_that_does_not_answer_is_one_line(
     monkeypatch.setattr(connect, "CONNECT_SECONDS", 1)
     with (
         pytest.raises(UsageError, match=r"no scheduler answers at tcp://127\.0\.0\.1:1 within 1 s"),
-        open_cluster(read_wish("tcp://127.0.0.1:1", None), 1, tmp_path),
+        open_cluster(parse_cluster("tcp://127.0.0.1:1", None), 1, tmp_path),
     ):
         pytest.fail("opened")

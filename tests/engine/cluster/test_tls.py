@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from krepes_ooc.engine.cluster.cluster_executor import Desk, Spread
-from krepes_ooc.engine.cluster.connect import open_cluster, read_wish
+from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder
+from krepes_ooc.engine.cluster.connect import open_cluster, parse_cluster
 from krepes_ooc.engine.cluster.site_file import job_script, read_site
 from krepes_ooc.errors import UsageError
 from tests import small
@@ -88,20 +88,24 @@ def scheduler(ours: Path, folder: Path, workers: int = 0) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_an_audit_on_encrypted_processes_has_the_bits_of_threads(tmp_path: Path, ours: Path):
-    wish = read_wish(str(site(ours, "scheduler: local", *TLS)), None)
+    wish = parse_cluster(str(site(ours, "scheduler: local", *TLS)), None)
     small.audit(tmp_path / "threads", until="kernel")
     small.audit(tmp_path / "processes", until="kernel", cluster=wish)
     assert differences(tmp_path / "threads", tmp_path / "processes") == []
 
 
 def test_everybody_on_this_machine_speaks_tls(tmp_path: Path, ours: Path):
-    wish = read_wish(str(site(ours, "scheduler: local", *TLS)), None)
-    desk = Desk.open(tmp_path / "temp", "")
+    wish = parse_cluster(str(site(ours, "scheduler: local", *TLS)), None)
+    desk = TransferFolder.open(tmp_path / "temp", "")
     with open_cluster(wish, 1, tmp_path) as cluster:
         assert cluster.client.scheduler.address.startswith("tls://127.0.0.1:")
         workers = cluster.client.scheduler_info()["workers"]
         assert all(worker.startswith("tls://127.0.0.1:") for worker in workers)
-        assert list(Spread(1, crowd=cluster, desk=desk).map(str, range(3))) == ["0", "1", "2"]
+        assert list(ClusterExecutor(1, pool=cluster, transfer=desk).map(str, range(3))) == [
+            "0",
+            "1",
+            "2",
+        ]
 
 
 @pytest.mark.slow
@@ -110,10 +114,10 @@ def test_a_running_scheduler_lets_in_who_has_a_certificate_and_nobody_else(
 ):
     with scheduler(ours, tmp_path, workers=1) as address:
         lines = ("scheduler: running", f"address: {address}")
-        desk = Desk.open(tmp_path / "temp", "")
-        wish = read_wish(str(site(ours, *lines, *TLS)), None)
+        desk = TransferFolder.open(tmp_path / "temp", "")
+        wish = parse_cluster(str(site(ours, *lines, *TLS)), None)
         with open_cluster(wish, 1, tmp_path) as cluster:
-            found = Spread(1, crowd=cluster, desk=desk).map(str, range(2))
+            found = ClusterExecutor(1, pool=cluster, transfer=desk).map(str, range(2))
             assert list(found) == ["0", "1"]
         asked = ("run", "digits", "-w", str(tmp_path / "w"), "--until", "features", "--cluster")
         stranger = site(theirs, *lines, *TLS)
@@ -187,13 +191,13 @@ def test_unfit_certificates_are_one_line(
 )  # fmt: skip
 def test_keys_that_do_not_fit_are_one_line(ours: Path, lines: tuple[str, ...], said: str):
     with pytest.raises(UsageError) as caught:
-        read_wish(str(site(ours, *lines)), None)
+        parse_cluster(str(site(ours, *lines)), None)
     assert said in str(caught.value)
 
 
 def test_shipped_file_of_a_running_scheduler(tmp_path: Path):
     path = small.ROOT / "pipelines" / "hpc" / "running.yaml"
-    wish = read_wish(str(path), 2**30)
+    wish = parse_cluster(str(path), 2**30)
     assert (wish.kind, wish.address, wish.memory) == ("address", "tcp://127.0.0.1:8786", 2**30)
     assert wish.certificates is None
     with pytest.raises(UsageError, match="scheduler running has no jobs"):
@@ -217,7 +221,9 @@ def listening() -> set[str]:
 def test_schedulers_workers_and_dashboards_listen_on_the_loopback_alone(tmp_path: Path, kind: str):
     pytest.importorskip("dask_jobqueue")
     before = listening()
-    wish = read_wish("local" if kind == "local" else str(site(tmp_path, "scheduler: slurm")), None)
+    wish = parse_cluster(
+        "local" if kind == "local" else str(site(tmp_path, "scheduler: slurm")), None
+    )
     with open_cluster(wish, 1, tmp_path / "jobs"):
         assert listening() - before <= {"127.0.0.1"}
         assert "127.0.0.1" in listening()

@@ -14,9 +14,9 @@ import pytest
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.cluster import watchdog
 from krepes_ooc.engine.cluster.cluster import Cluster
-from krepes_ooc.engine.cluster.cluster_executor import Desk, Spread
-from krepes_ooc.engine.cluster.connect import open_cluster, read_wish
-from krepes_ooc.engine.cluster.watchdog import StallWatch
+from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder
+from krepes_ooc.engine.cluster.connect import open_cluster, parse_cluster
+from krepes_ooc.engine.cluster.watchdog import WorkerWatchdog
 from krepes_ooc.engine.run_control import Silent
 
 
@@ -30,18 +30,18 @@ class Notes(Silent):
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with open_cluster(read_wish("local", None), 2, tmp_path_factory.mktemp("logs")) as cluster:
+    with open_cluster(parse_cluster("local", None), 2, tmp_path_factory.mktemp("logs")) as cluster:
         # Libraries are loaded by the first task: that may take longer than these tests are patient.
         run(cluster, tmp_path_factory.mktemp("first"), str)
         yield replace(cluster, stall_seconds=2.0)
 
 
 def run(crowd: Cluster, folder: Path, task: Callable[[int], Any]) -> tuple[list[Any], list[str]]:
-    desk, notes = Desk.open(folder / "temp", machine.numerics()), Notes()
+    desk, notes = TransferFolder.open(folder / "temp", machine.numerics()), Notes()
     try:
-        return list(Spread(2, crowd=crowd, desk=desk, progress=notes).map(task, range(4))), (
-            notes.lines
-        )
+        return list(
+            ClusterExecutor(2, pool=crowd, transfer=desk, progress=notes).map(task, range(4))
+        ), (notes.lines)
     finally:
         desk.close()
 
@@ -108,16 +108,16 @@ class Scripted:
         self.restarted += 1
 
 
-def looked(monkeypatch: pytest.MonkeyPatch, client: Any) -> tuple[StallWatch, list[str]]:
+def looked(monkeypatch: pytest.MonkeyPatch, client: Any) -> tuple[WorkerWatchdog, list[str]]:
     clock = [0.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
     lines: list[str] = []
-    watch = StallWatch(client, lines.append)
+    watch = WorkerWatchdog(client, lines.append)
     while client.looks:
         clock[0] += watch.seconds / 2
-        watch.look()
+        watch.poll()
         clock[0] += watch.seconds / 2
-        watch.look()
+        watch.poll()
         client.looks.pop(0)
     return watch, lines
 
@@ -138,9 +138,9 @@ def test_a_finished_task_ends_the_suspicion(monkeypatch: pytest.MonkeyPatch):
     client = Scripted((1.0, "7"))
     watch, _ = looked(monkeypatch, client)
     client.looks = [(1.0, "7")]
-    watch.moved()
+    watch.on_progress()
     watch._since -= 31
-    watch.look()
+    watch.poll()
     assert client.restarted == 0
 
 
@@ -150,23 +150,23 @@ def test_a_look_that_fails_is_nobodys_stall():
             raise OSError("closed")
 
     lines: list[str] = []
-    watch = StallWatch(Gone(), lines.append)
+    watch = WorkerWatchdog(Gone(), lines.append)
     watch._since -= 31
-    watch.look()
+    watch.poll()
     assert lines == []
 
 
 def test_workers_that_leave_before_a_task_is_finished_are_told_of():
     lines: list[str] = []
-    watch = StallWatch(None, lines.append)
+    watch = WorkerWatchdog(None, lines.append)
     for name in "abcdef":  # two are wanted: each that leaves has a successor
-        watch.here({name, "z"}, 2)
+        watch.on_workers({name, "z"}, 2)
     assert lines == []
-    watch.moved()
+    watch.on_progress()
     for name in "ghijkl":
-        watch.here({name, "z"}, 2)
+        watch.on_workers({name, "z"}, 2)
     (line,) = lines
     assert line.startswith("6 workers left since a task was last finished")
     for name in "mnopq":
-        watch.here({name, "z"}, 2)
+        watch.on_workers({name, "z"}, 2)
     assert lines == [line], "it waits for as many again"

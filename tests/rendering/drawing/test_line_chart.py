@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.rendering.drawing.line_chart import Axis, Chart, Scale, bar, fit_scale, thin
+from krepes_ooc.rendering.drawing.line_chart import (
+    Axis,
+    Chart,
+    Scale,
+    bar,
+    fit_scale,
+    thinned_indices,
+)
 from tests.rendering.samples import Page
 
 finite = st.floats(-1e6, 1e6)
@@ -118,7 +125,7 @@ def test_words_of_a_level_stand_at_the_free_end():
 
 @given(st.integers(0, 5000))
 def test_thin_keeps_both_ends(length):
-    chosen = thin(length)
+    chosen = thinned_indices(length)
     assert chosen == sorted(set(chosen))
     assert len(chosen) <= 50
     assert chosen[:16] == list(range(min(16, length)))

@@ -18,14 +18,14 @@ from krepes_ooc.rendering.data import (
 )
 from krepes_ooc.rendering.drawing.sample_view import (
     LandmarkSamples,
-    Portraits,
+    SampleView,
     agreement,
     cell,
     class_name,
     column_spans,
 )
 from krepes_ooc.rendering.explanation import Explained, explain_rows
-from krepes_ooc.rendering.landmark_links import Link, links_of
+from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
 from krepes_ooc.rendering.measured import Figure
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
@@ -185,7 +185,7 @@ def test_links_index_landmark_samples_not_rows():
         np.array([[-1.0, 1.0, 0.0]]),
         kernel=np.array([[0.5, 0.1, 0.7, 0.9]]),
     )
-    ranked = [Link(3, 1, 3.0, -1.0, 0.9), Link(0, 2, 2.0, 1.0, pytest.approx(0.6))]
+    ranked = [LandmarkLink(3, 1, 3.0, -1.0, 0.9), LandmarkLink(0, 2, 2.0, 1.0, pytest.approx(0.6))]
     assert links_of(landmarks, influence, [0]) == [(ranked, None)]
     pushing = dataclasses.replace(
         influence,
@@ -195,7 +195,7 @@ def test_links_index_landmark_samples_not_rows():
     ((again, pushed),) = links_of(landmarks, pushing, [0])
     # The first is ranked already; the last is none.
     assert again == ranked
-    assert [(link.row, link.rank, link.signed, link.kernel) for link in pushed] == [
+    assert [(link.row, link.rank, link.contribution, link.kernel) for link in pushed] == [
         (1, None, -0.5, 0.1)
     ]
     assert np.isnan(pushed[0].score)
@@ -205,7 +205,7 @@ def test_links_index_landmark_samples_not_rows():
     ("signed", "kind"), [(0.1, "attract"), (0.0, "attract"), (-0.1, "repel"), (np.nan, "neutral")]
 )
 def test_the_sign_tells_attraction_from_repulsion(signed, kind):
-    assert Link(0, 1, 1.0, signed, 1.0).kind == kind
+    assert LandmarkLink(0, 1, 1.0, signed, 1.0).kind == kind
 
 
 def test_cards_show_audit_samples_only():
@@ -221,7 +221,7 @@ def test_cards_show_audit_samples_only():
 def test_a_card_counts_what_it_shows():
     audit = full_audit()
     card = samples_panel(audit).figures["samples"][1]
-    top, signed = audit.influence.top_landmark[1], audit.influence.signed[1]
+    top, signed = audit.influence.top_landmark[1], audit.influence.contribution[1]
     assert card["attract"] == (signed >= 0).sum()
     assert card["repel"] == (signed < 0).sum()
     assert card["same_class"] == (audit.landmarks.label[top] == 1).sum()
@@ -235,7 +235,7 @@ def test_attracting_and_repelling_stand_apart_in_words_and_colour():
     assert "− repelling" in html
     assert 'class="fill attract"' in html
     assert 'class="fill repel"' in html
-    unsigned = dataclasses.replace(full_audit().influence, signed=None)
+    unsigned = dataclasses.replace(full_audit().influence, contribution=None)
     neutral = samples_panel(full_audit(influence=unsigned)).render()
     assert "strongest" in neutral
     assert "+ attracting" not in neutral
@@ -243,11 +243,13 @@ def test_attracting_and_repelling_stand_apart_in_words_and_colour():
 
 def calm(audit: AuditData, row: int) -> AuditData:
     """One sample that nothing pushes, ranked or not."""
-    signed = audit.influence.signed.copy()
+    signed = audit.influence.contribution.copy()
     signed[row] = abs(signed[row])
     pushing = audit.influence.repelling_landmark.copy()
     pushing[row] = -1
-    influence = dataclasses.replace(audit.influence, signed=signed, repelling_landmark=pushing)
+    influence = dataclasses.replace(
+        audit.influence, contribution=signed, repelling_landmark=pushing
+    )
     return dataclasses.replace(audit, influence=influence)
 
 
@@ -304,12 +306,12 @@ def test_bars_of_what_repels_compare_the_pull():
 def test_a_table_shows_what_pushes_behind_the_ranked():
     audit = table_audit()
     one = explain_rows(audit, [0])[0]
-    assert len(one.pushed) == 3 - len(
+    assert len(one.repelling_only) == 3 - len(
         set(audit.influence.top_landmark[0]) & set(audit.influence.repelling_landmark[0])
     )
     page = Page(row_table(one))
     heads = [th["class"] for th in page.all("th") if "class" in th]
-    assert len(heads) == len(one.links) + min(2, len(one.pushed))
+    assert len(heads) == len(one.links) + min(2, len(one.repelling_only))
     assert heads == sorted(heads)
     scores = [row for row in row_table(one).split("<tr") if ">score<" in row]
     assert scores[0].count("<data") == len(one.links)
@@ -318,9 +320,9 @@ def test_a_table_shows_what_pushes_behind_the_ranked():
 
 
 def test_a_ranked_one_that_repels_far_down_takes_the_place_of_one_that_pushes():
-    links = [Link(i, i + 1, 1.0, 1.0, 1.0) for i in range(9)]
-    links[8] = Link(8, 9, 1.0, -1.0, 1.0)
-    pushed = [Link(i, None, np.nan, -1.0, 1.0) for i in (20, 21)]
+    links = [LandmarkLink(i, i + 1, 1.0, 1.0, 1.0) for i in range(9)]
+    links[8] = LandmarkLink(8, 9, 1.0, -1.0, 1.0)
+    pushed = [LandmarkLink(i, None, np.nan, -1.0, 1.0) for i in (20, 21)]
     one = Explained(full_audit(), 0, links, np.zeros(0), pushed)
     assert [link.row for _, link in one.beside(8, 2)] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 20]
     assert [place for place, _ in one.beside(2, 1)] == [0, 1, 8]
@@ -380,7 +382,7 @@ def test_agreeing_cells_are_marked():
     mine = np.array([40.0, 1.0, 1.0])
     theirs = dataclasses.replace(audit.landmarks, values=np.tile(mine, (9, 1)))
     theirs.values[1] = [90.0, 0.0, 2.0]
-    links = [Link(0, 1, 2.0, -1.0, 0.5), Link(1, 2, 1.0, 1.0, 0.5)]
+    links = [LandmarkLink(0, 1, 2.0, -1.0, 0.5), LandmarkLink(1, 2, 1.0, 1.0, 0.5)]
     page = Page(row_table(beside(audit, mine, theirs, links, np.array([10.0, 1.0, 0.0]))))
     cells = [td.get("class") for td in page.all("td") if td.get("class") != "own"][6 + 3 :]
     # The attracting landmark, which differs everywhere, comes first.
@@ -393,7 +395,7 @@ def test_a_wide_table_keeps_the_columns_that_agree():
     audit = table_audit(columns=columns, alignment=None)
     mine = np.zeros(20)
     theirs = Landmarks(np.arange(9), values=np.tile(np.arange(20.0)[::-1], (9, 1)))
-    links = [Link(0, 1, 1.0, 1.0, 1.0)]
+    links = [LandmarkLink(0, 1, 1.0, 1.0, 1.0)]
     page = Page(row_table(beside(audit, mine, theirs, links, np.full(20, 20.0))))
     rows = [f"c{i}" for i in range(20) if f"c{i} " in page.text]
     assert rows == [f"c{i}" for i in range(8, 20)]
@@ -432,7 +434,7 @@ def test_table_landmarks_are_a_table():
 @pytest.mark.parametrize(("given", "shown"), [("", "#7"), ("7", "#7"), (" a ", "a"), ("8", "8")])
 def test_a_name_that_is_only_the_position_is_shown_as_one(given, shown):
     samples = Samples(np.array([7]), sample_name=np.array([given]))
-    assert Portraits(samples, full_audit()).name(0) == shown
+    assert SampleView(samples, full_audit()).name(0) == shown
 
 
 def test_class_names():

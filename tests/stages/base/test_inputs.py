@@ -11,7 +11,7 @@ import torch
 from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.runner.audit import Audit
 from krepes_ooc.runner.staleness import _changed
-from krepes_ooc.sources.display import picture, show
+from krepes_ooc.sources.display import display_arrays, picture
 from krepes_ooc.stages.base.inputs import CLEAN, check_finite
 from krepes_ooc.stages.base.stage import digest_of
 from krepes_ooc.storage.workspace import Workspace
@@ -53,7 +53,7 @@ def test_content_is_that_of_the_raw_rows(tmp_path: Path) -> None:
 
 def test_shown_samples(tmp_path: Path) -> None:
     source = Audit(small.recipe(), Workspace(tmp_path)).inputs.source
-    shown = show(source, np.array([7, 2]))
+    shown = display_arrays(source, np.array([7, 2]))
     assert shown.arrays["image"].shape == (2, shown.sizes["y"], shown.sizes["x"], 1)
     assert shown.arrays["sample_id"].tolist() == [7, 2]
     assert len(shown.array_attributes["sample_name"]["categories"]) == 2
@@ -62,13 +62,13 @@ def test_shown_samples(tmp_path: Path) -> None:
 
 def test_outputs_of_the_network_are_remembered(tmp_path: Path) -> None:
     inputs = Audit(small.recipe("network.weights=factory"), Workspace(tmp_path)).inputs
-    inputs.check_bits("a")
-    inputs.check_bits("a")
+    inputs.check_network_outputs("a")
+    inputs.check_network_outputs("a")
     with torch.no_grad():
         next(iter(inputs.network.inner.parameters())).mul_(1.5)
     with pytest.raises(WorkspaceError, match="gives other outputs on two fixed samples"):
-        inputs.check_bits("a")
-    inputs.check_bits("b")
+        inputs.check_network_outputs("a")
+    inputs.check_network_outputs("b")
 
 
 def test_digest_depends_on_content_and_not_on_order() -> None:

@@ -10,7 +10,7 @@ from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import RecipeError, UsageError
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.concepts.concept_sets import choose, read_sets
+from krepes_ooc.stages.concepts.concept_sets import choose_concept_samples, read_sets
 from krepes_ooc.stages.concepts.stage import ConceptsSettings
 from tests.stages import audits
 
@@ -33,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory):
 
 
 def chosen(source: Any, sets: dict[str, Any], count: int = 200, seed: int = 0):
-    return choose(source, read_sets({"c": sets}, WHERE), count, seed)[0]
+    return choose_concept_samples(source, read_sets({"c": sets}, WHERE), count, seed)[0]
 
 
 def test_scores_are_influence_along_the_concept(store):

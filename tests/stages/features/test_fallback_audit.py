@@ -130,7 +130,7 @@ def assert_kernel_store(workspace: Workspace, inputs: AuditInputs) -> None:
 
 def autograd_kernel(network: torch.nn.Module, inputs: np.ndarray, probes: object) -> np.ndarray:
     """sum over probes of <v J(x), v J(x')>, by one backward pass for each sample and probe."""
-    own = network.copied().double()  # type: ignore[operator]
+    own = network.deep_copy().double()  # type: ignore[operator]
     parameters = [p.requires_grad_(True) for p in own.parameters()]
     total = np.zeros((len(inputs), len(inputs)))
     for probe in torch.tensor(probes, dtype=torch.float64):

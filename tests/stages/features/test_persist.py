@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krepes_ooc.core.feature_layout import CONDENSED, FeatureLayout, sketch_layout
-from krepes_ooc.engine.cluster.connect import read_wish
+from krepes_ooc.core.feature_layout import CONDENSED_WIDTH, FeatureLayout, sketch_layout
+from krepes_ooc.engine.cluster.connect import parse_cluster
 from krepes_ooc.engine.run_control import StopFlag
 from krepes_ooc.errors import DataError, Stopped, WorkspaceError
 from krepes_ooc.runner.audit import Options
@@ -135,7 +135,7 @@ def test_condensed_rows_tell_near_from_far(kept: Path, unkept: Path) -> None:
     rows = inner_products.unscale(whole.array("values")[0].astype(float), layout)
     exact = ccos(rows, layout, whole.array("centre"))
     centre = short.array("condensed_centre")
-    near = ccos(short.array("condensed").astype(float), sketch_layout(CONDENSED), centre)
+    near = ccos(short.array("condensed").astype(float), sketch_layout(CONDENSED_WIDTH), centre)
     above = np.triu_indices(len(exact), 1)
     assert np.corrcoef(exact[above], near[above])[0, 1] > 0.9
     assert np.allclose(short.array("condensed_self"), (short.array("condensed") ** 2).sum(axis=1))
@@ -181,7 +181,7 @@ def test_a_killed_shard_computes_no_block_twice(
     audit(whole, NEVER, until="features")
     with pytest.raises(Stopped):
         audit(tmp_path / "w", NEVER, until="features", stop=After(tmp_path / "w", "features", 2))
-    monkeypatch.setattr(featurizer.ComputedRows, "rows", None)
+    monkeypatch.setattr(featurizer.ComputedRowSource, "rows", None)
     audit(tmp_path / "w", NEVER, until="features")
     assert differences(whole, tmp_path / "w") == []
 
@@ -207,7 +207,7 @@ def test_a_sample_that_is_no_longer_the_same_is_named(
 
 
 def test_worker_processes_give_the_same_bits(kept: Path, tmp_path: Path) -> None:
-    wish = read_wish("local", None)
+    wish = parse_cluster("local", None)
     run(recipe(NEVER), tmp_path, Options(workers=2, until="kernel", cluster=wish))
     one, other = (Workspace(folder).reader("kernel") for folder in (kept, tmp_path))
     assert one.whole("values").tobytes() == other.whole("values").tobytes()

@@ -12,9 +12,9 @@ from krepes_ooc.engine.device import HOST
 from krepes_ooc.engine.run_control import StopFlag
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.stages.fidelity.component_sweep import narrow_audits, streamed_note
+from krepes_ooc.stages.fidelity.component_sweep import component_sweep, streaming_note
 from krepes_ooc.stages.fidelity.label_free import ALL_ROWS, AUDIT_ROWS, UNIFORM
-from krepes_ooc.stages.fidelity.rows import attempt, figure, measured, powers_of_two
+from krepes_ooc.stages.fidelity.rows import control_or_none, figure, figure_or_reason, powers_of_two
 from krepes_ooc.stages.fidelity.summary import fidelity_lines, summary_lines
 from tests.stages import audits
 
@@ -181,9 +181,9 @@ def narrow(folder: Path, h: int, newton: dict[str, Any]) -> list[Any]:
     context = Readers(space, Audit(recipe, space).inputs)
     store = space.reader("newton")
     own = {"after the step": store.array("coefficients")}
-    if store.has("converged"):
-        own["after further steps"] = store.array("converged")
-    return [own, space.reader("spectrum").array("offset"), narrow_audits(context)]
+    if store.has("coefficients_lm"):
+        own["after further steps"] = store.array("coefficients_lm")
+    return [own, space.reader("spectrum").array("offset"), component_sweep(context)]
 
 
 class Readers:
@@ -218,7 +218,7 @@ def test_a_narrower_audit_is_the_audit_with_fewer_components(tmp_path: Path, new
 def test_a_streamed_objective_shows_the_start_only(tmp_path: Path):
     found = narrow(tmp_path, 4, {"objective": "byol", "damping": 1.0, "grid": [1.0]})[2]
     assert [list(audit.coefficients) for audit in found] == [["start"]] * 3
-    assert streamed_note(found) == "The objective streams the kernel, so only the start is shown."
+    assert streaming_note(found) == "The objective streams the kernel, so only the start is shown."
 
 
 def test_every_comparator_is_removed_and_ranked_alike(figures, rows):
@@ -308,10 +308,10 @@ def test_an_undefined_figure_says_why():
     def fail() -> float:
         raise StageFailed("nothing there", expected="something")
 
-    found = measured(lambda: figure(fail(), "a", "b", {}), "A figure")
+    found = figure_or_reason(lambda: figure(fail(), "a", "b", {}), "A figure")
     assert found["value"] is None
     assert found["note"] == "nothing there; expected something"
-    assert attempt(fail) is None
+    assert control_or_none(fail) is None
     newton = {"trusted": False, "reason": "r", "loss_start": 1.0, "loss_step": 2.0, "rho": -1.0}
     lines = fidelity_lines({"a": found, "b": figure(0.5, "B", "", {"c": None}, (0, 1))}, newton)
     assert "is NOT trusted (r)" in lines[0]
@@ -323,7 +323,7 @@ def test_the_summary_says_on_which_side_of_its_interval_a_control_lies(figures):
     tau = figure(0.8, "tau", "", {"embedding at the start": 0.79, "raw inputs": 0.5}, (0.78, 0.82))
     tau["controls"]["noise floor: network, two halves of the fit samples"] = 0.9
     alone = {"value": 0.5, "controls": {}, "interval": None}
-    missing = measured(nothing)
+    missing = figure_or_reason(nothing)
     lines = summary_lines({"kendall_tau": tau, "precision_at_1": alone, "confidence_drop": missing})
     assert lines == [
         "in short:",

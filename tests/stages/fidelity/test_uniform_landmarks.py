@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krepes_ooc.stages.fidelity.uniform_landmarks import Span
+from krepes_ooc.stages.fidelity.uniform_landmarks import LandmarkSubspace
 from tests import dense
 
 
-def example(seed: int, n: int = 40, m: int = 6) -> tuple[Span, np.ndarray, np.ndarray]:
+def example(seed: int, n: int = 40, m: int = 6) -> tuple[LandmarkSubspace, np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
     phi, marks = draw.normal(size=(n, 8)), draw.normal(size=(m, 8))
     K, own = phi @ marks.T, np.sum(phi**2, axis=1)
-    return Span(marks @ marks.T, K.T @ K / n, float(own.mean()), "float64"), K, own
+    return LandmarkSubspace(marks @ marks.T, K.T @ K / n, float(own.mean()), "float64"), K, own
 
 
 def test_error_is_that_of_projections() -> None:
@@ -43,7 +43,7 @@ def test_more_landmarks_miss_less_whatever_scale_and_order(seed: int, scale: flo
     assert (np.diff(errors) <= 1e-9).all()
     assert all(0 < size <= m for m, size in enumerate(sizes, start=1))
     assert errors[-1] == pytest.approx(span.error())
-    larger = Span(
+    larger = LandmarkSubspace(
         scale * span.landmark_kernel,
         scale**2 * span.second,
         scale * span.self_kernel_mean,

@@ -33,22 +33,22 @@ def test_embedding() -> None:
 def test_scores_are_their_formulas_entry_by_entry() -> None:
     moved, moved_l = K @ STEP, K_MM @ STEP
     np.testing.assert_allclose(
-        scores.is_score(K, STEP), naive(lambda t, j: abs(K[t, j]) * np.linalg.norm(STEP[j]))
+        scores.influence_score(K, STEP), naive(lambda t, j: abs(K[t, j]) * np.linalg.norm(STEP[j]))
     )
     np.testing.assert_allclose(
         scores.aligned(K, STEP, K_MM), naive(lambda t, j: K[t, j] * cosine(moved[t], moved_l[j]))
     )
     np.testing.assert_allclose(
-        scores.attraction(K, STEP, F),
+        scores.contribution(K, STEP, F),
         naive(lambda t, j: K[t, j] * STEP[j] @ F[t] / np.linalg.norm(F[t])),
     )
     np.testing.assert_allclose(
-        scores.contribution(K, A, F), naive(lambda t, j: (K[t, j] * A[j]) @ F[t])
+        scores.embedding_contribution(K, A, F), naive(lambda t, j: (K[t, j] * A[j]) @ F[t])
     )
 
 
 def test_contributions_sum_to_the_squared_length() -> None:
-    total = scores.contribution(K, A, F).sum(axis=1)
+    total = scores.embedding_contribution(K, A, F).sum(axis=1)
     np.testing.assert_allclose(total, np.sum(F * (F - GAMMA), axis=1))
 
 
@@ -77,9 +77,9 @@ def test_leave_one_out_of_duplicates_is_finite_and_has_nothing_unique() -> None:
 def test_nothing_moves_gives_zero_not_nan() -> None:
     step, f = STEP.copy(), F.copy()
     step[2], f[4] = 0, 0
-    assert (scores.is_score(K, step)[:, 2] == 0).all()
-    assert (scores.attraction(K, step, f)[4] == 0).all()
-    assert (scores.contribution(K, A, f)[4] == 0).all()
+    assert (scores.influence_score(K, step)[:, 2] == 0).all()
+    assert (scores.contribution(K, step, f)[4] == 0).all()
+    assert (scores.embedding_contribution(K, A, f)[4] == 0).all()
     still = scores.aligned(K, np.zeros_like(STEP), K_MM)
     np.testing.assert_array_equal(still, 0)
     row = K.copy()
@@ -90,7 +90,7 @@ def test_nothing_moves_gives_zero_not_nan() -> None:
 def test_scorer_gives_each_measure() -> None:
     second = K.T @ K / T
     expected = {
-        "is": scores.is_score(K, STEP),
+        "is": scores.influence_score(K, STEP),
         "aligned": scores.aligned(K, STEP, K_MM),
         "unique": scores.unique(K, scores.leave_one_out(second)),
         "kernel": K,
@@ -118,7 +118,7 @@ def test_views_of_a_sample_are_summed_before_the_norm() -> None:
         for sample in range(3):
             rows = np.flatnonzero(sample == SAMPLE)
             expected[t, sample] = np.linalg.norm(sum(K[t, j] * STEP[j] for j in rows))
-    np.testing.assert_allclose(scores.grouped_is_score(K, STEP, groups), expected)
+    np.testing.assert_allclose(scores.grouped_influence_score(K, STEP, groups), expected)
     summed = np.array([[row[s == SAMPLE].sum() for s in range(3)] for row in K])
     np.testing.assert_allclose(scores.group_views(K, groups), summed)
 
@@ -130,14 +130,16 @@ def test_scorer_of_landmark_samples(measure: str) -> None:
     rows = scores.scorer(measure, STEP, K_MM, second)(K)
     expected = scores.group_views(rows, groups)
     if measure == "is":
-        expected = scores.grouped_is_score(K, STEP, groups)
+        expected = scores.grouped_influence_score(K, STEP, groups)
     np.testing.assert_array_equal(got, expected)
     assert got.shape == (T, 3)
 
 
 def test_one_row_per_sample_changes_nothing() -> None:
     groups = scores.group_rows(np.arange(M))
-    np.testing.assert_allclose(scores.grouped_is_score(K, STEP, groups), scores.is_score(K, STEP))
+    np.testing.assert_allclose(
+        scores.grouped_influence_score(K, STEP, groups), scores.influence_score(K, STEP)
+    )
     np.testing.assert_array_equal(scores.group_views(K, groups), K)
 
 
@@ -166,12 +168,12 @@ def test_block_functions_keep_to_the_array_api() -> None:
     groups = scores.group_rows(SAMPLE)
     calls = [
         (scores.embedding, (K, A, GAMMA), ()),
-        (scores.is_score, (K, STEP), ()),
+        (scores.influence_score, (K, STEP), ()),
         (scores.aligned, (K, STEP, K_MM), ()),
-        (scores.attraction, (K, STEP, F), ()),
-        (scores.contribution, (K, A, F), ()),
+        (scores.contribution, (K, STEP, F), ()),
+        (scores.embedding_contribution, (K, A, F), ()),
         (scores.unique, (K, K_MM), ()),
-        (scores.grouped_is_score, (K, STEP), (groups,)),
+        (scores.grouped_influence_score, (K, STEP), (groups,)),
         (scores.group_views, (K,), (groups,)),
         (scores.top_k, (K,), (4,)),
         (scores.repelling, (K,), (4,)),

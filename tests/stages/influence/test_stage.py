@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from krepes_ooc.stages.influence.scores import scorer
-from krepes_ooc.stages.influence.stage import shown_scorer
+from krepes_ooc.stages.influence.stage import ranking_score
 from tests.stages import audits
 
 
@@ -14,11 +14,11 @@ def test_aligned_scores_are_zero_where_the_kernel_is_negative() -> None:
     draw = np.random.default_rng(0)
     kernel, step, mm = draw.normal(size=(6, 5)), draw.normal(size=(5, 3)), np.eye(5)
     plain = scorer("aligned", step, mm, mm)(kernel)
-    shown = shown_scorer("aligned", step, mm, mm)(kernel)
+    shown = ranking_score("aligned", step, mm, mm)(kernel)
     assert (shown[kernel <= 0] == 0).all()
     assert shown[kernel > 0] == pytest.approx(plain[kernel > 0])
     for measure in ("is", "unique", "kernel"):
-        same = shown_scorer(measure, step, mm, mm)(kernel)
+        same = ranking_score(measure, step, mm, mm)(kernel)
         assert same == pytest.approx(scorer(measure, step, mm, mm)(kernel))
 
 
@@ -38,7 +38,7 @@ def test_the_store_ranks_by_the_formula() -> None:
         assert influence.array("score")[t] == pytest.approx(score[order])
         f = influence.array("embedding")[t]
         pull = K[t] * (step @ f) / np.linalg.norm(f)
-        assert influence.array("signed")[t] == pytest.approx(pull[order])
+        assert influence.array("contribution")[t] == pytest.approx(pull[order])
         pushing = sorted(np.flatnonzero(pull < 0), key=lambda landmark: pull[landmark])[:3]
         known = influence.array("repelling_landmark")[t]
         assert known.tolist() == [*pushing, *[-1] * (3 - len(pushing))]

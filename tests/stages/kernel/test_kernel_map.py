@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.core.feature_layout import Factor, FeatureLayout, sketch_layout
+from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor, sketch_layout
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.kernel import kernel_map
@@ -17,9 +17,9 @@ from krepes_ooc.stages.kernel.normalisation import Normalisation
 # Two layers, the second without bias; gradients of two probes, adjacent in the first layer only.
 FACTORS = FeatureLayout(
     (
-        Factor((0, 3), True, ((3, 5), (5, 7))),
-        Factor((7, 11), False, ((11, 13), (15, 17))),
-        Factor(None, True, ((13, 15),)),
+        LayerFactor((0, 3), True, ((3, 5), (5, 7))),
+        LayerFactor((7, 11), False, ((11, 13), (15, 17))),
+        LayerFactor(None, True, ((13, 15),)),
     ),
     ((0, 3, 4), (3, 7, -2), (7, 11, 0), (11, 17, 9)),
 )

@@ -9,7 +9,7 @@ import pytest
 from krepes_ooc.engine.device import HOST, Speed
 from krepes_ooc.errors import PlanRefused
 from krepes_ooc.stages.kernel import stream
-from krepes_ooc.stages.kernel.stream import choose_way, recompute_pays
+from krepes_ooc.stages.kernel.stream import choose_placement, recompute_pays
 from tests import small
 from tests.crash.compare import differences
 from tests.foreign import StrictDevice
@@ -41,11 +41,11 @@ def test_rows_are_computed_again_where_that_is_sooner_than_reading_them(
 def test_a_kernel_that_fits_stays_on_the_device():
     device = StrictDevice(memory=8 * GIB, speed=H200)
     million = 2 * 10**6 * 1000
-    assert choose_way(device, million, 1000, 2, 512) == "resident"
-    assert choose_way(device, 10 * million, 10_000, 2, 512) == "recomputed"
-    assert choose_way(device, 10 * million, 10_000, 2, 4096) == "streamed"
-    assert choose_way(device, 10 * million, 10_000, 2, 0) == "streamed"
-    assert choose_way(HOST, 1, 1, 2, 512) == "streamed"
+    assert choose_placement(device, million, 1000, 2, 512) == "resident"
+    assert choose_placement(device, 10 * million, 10_000, 2, 512) == "recomputed"
+    assert choose_placement(device, 10 * million, 10_000, 2, 4096) == "streamed"
+    assert choose_placement(device, 10 * million, 10_000, 2, 0) == "streamed"
+    assert choose_placement(HOST, 1, 1, 2, 512) == "streamed"
 
 
 @pytest.mark.slow
@@ -64,9 +64,9 @@ def test_each_way_gives_the_same_bits(
     )
     small.audit(tmp_path / "threads", *changes)
     monkeypatch.setattr(stream, "RESIDENT", resident)
-    chosen, right = [], stream.choose_way
+    chosen, right = [], stream.choose_placement
     monkeypatch.setattr(
-        stream, "choose_way", lambda *given: chosen.append(right(*given)) or chosen[-1]
+        stream, "choose_placement", lambda *given: chosen.append(right(*given)) or chosen[-1]
     )
     device = StrictDevice(speed=Speed(flops, 1e9))
     small.audit(tmp_path / "device", *changes, device=device)
@@ -91,5 +91,5 @@ def small_need(folder: Path) -> int:
     from krepes_ooc.storage.workspace import Workspace
 
     audit = Audit(small.recipe(), Workspace(folder / "plan"))
-    costs = audit.costs(list(audit.states().values()), audit.shape(anew=True)).values()
+    costs = audit.costs(list(audit.states().values()), audit.sizes(anew=True)).values()
     return max(cost.device.fixed + cost.device.per_worker for cost in costs)

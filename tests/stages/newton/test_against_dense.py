@@ -19,7 +19,7 @@ from torch import nn
 
 from krepes_ooc.core.arrays import BlockFunction
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.feature_layout import Factor, FeatureLayout, sketch_layout
+from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor, sketch_layout
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.fidelity import metrics
@@ -29,7 +29,7 @@ from krepes_ooc.stages.kernel.normalisation import Normalisation
 from krepes_ooc.stages.moments import sums
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.basis import Basis
-from krepes_ooc.stages.newton.damping import absolute, judge
+from krepes_ooc.stages.newton.damping import absolute_damping, evaluate_sweep
 from krepes_ooc.stages.newton.levenberg_marquardt import levenberg_marquardt
 from krepes_ooc.stages.newton.objectives.barlow_twins import BarlowTwins, BarlowTwinsSettings
 from krepes_ooc.stages.newton.objectives.byol import BYOL, Predictor, fit_predictor
@@ -76,7 +76,7 @@ def layouts(draw: st.DrawFn) -> FeatureLayout:
             at += draw(st.integers(0, 1))
             gradients.append((at, at + width))
             at += width
-        factors.append(Factor(inputs, bias, tuple(gradients)))
+        factors.append(LayerFactor(inputs, bias, tuple(gradients)))
     return FeatureLayout(tuple(factors), ((0, at, 0),))
 
 
@@ -133,8 +133,8 @@ def test_gram_of_linear_layers_is_the_jacobian_kernel() -> None:
     rows = torch.cat([x, *d1, hidden, *(probe.expand(6, 2) for probe in probes)], dim=1)
     layout = FeatureLayout(
         (
-            Factor((0, 3), True, ((3, 8), (8, 13))),
-            Factor((13, 18), False, ((18, 20), (20, 22))),
+            LayerFactor((0, 3), True, ((3, 8), (8, 13))),
+            LayerFactor((13, 18), False, ((18, 20), (20, 22))),
         ),
         ((0, 22, 0),),
     )
@@ -230,11 +230,11 @@ def test_influence_equals_the_loops(seed: int, audited: int, m: int, h: int) -> 
     f = scores.embedding(K, A, offset)
     more = {"offset": offset, "landmark_kernel": K_mm}
     found = {
-        "is": scores.is_score(K, step),
+        "is": scores.influence_score(K, step),
         "kernel": scores.scorer("kernel", step, K_mm)(K),
         "aligned": scores.aligned(K, step, K_mm),
-        "signed-step": scores.attraction(K, step, f),
-        "signed-embedding": scores.contribution(K, A, f),
+        "signed-step": scores.contribution(K, step, f),
+        "signed-embedding": scores.embedding_contribution(K, A, f),
     }
     for measure, score in found.items():
         expected = dense.influence(measure, K, step, A, **more)
@@ -280,7 +280,7 @@ def test_rows_of_one_sample_are_summed_before_the_norm(
         rows = np.flatnonzero(owner == sample)
         expected[t, sample] = np.linalg.norm(sum(K[t, row] * step[row] for row in rows))
         plain[t, sample] = sum(K[t, row] for row in rows)
-    found = scores.grouped_is_score(K, step, groups)
+    found = scores.grouped_influence_score(K, step, groups)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(scores.group_views(K, groups), plain, atol=1e-12)
 
@@ -517,7 +517,7 @@ def test_solved_steps_equal_the_dense_solve(
 ) -> None:
     case = cases.case(name)
     at_A = build(objective, case).linearise(case.coefficients)
-    damping = float(absolute(relative_damping, at_A, case.coefficients))
+    damping = float(absolute_damping(relative_damping, at_A, case.coefficients))
     model = Kronecker.build(at_A, moments_of(case))
     expected = dense.step(objective, case.coefficients, damping, **oracle(case, objective))
     for preconditioner in (None, model):
@@ -545,7 +545,7 @@ def test_one_component_on_a_sphere_has_no_damping(objective: str, name: str) -> 
     assert float(H.norm()) < 1e-12 * turning(case) ** 2
     built = build(objective, case, BlockStream(case.kernels, dtype=np.float32))
     with pytest.raises(StageFailed, match="no curvature"):
-        absolute(1.0, built.linearise(case.coefficients), case.coefficients)
+        absolute_damping(1.0, built.linearise(case.coefficients), case.coefficients)
 
 
 @every_objective
@@ -556,7 +556,9 @@ def test_steps_are_judged_by_the_published_loss(objective: str) -> None:
     solver = choose_solver(at_A, lambda: None, tolerance=1e-10)
     solution = solver.solve(relative_damping * at_A.mean_diagonal)
     losses = built.values(A[..., None] + solution.step)
-    sweep = judge(losses, at_A, A, solution, relative_damping, moments_of(case), case.offset)
+    sweep = evaluate_sweep(
+        losses, at_A, A, solution, relative_damping, moments_of(case), case.offset
+    )
     start = float(dense.loss(objective, A, **arguments))
     for column in range(3):
         step = dense.step(objective, A, sweep.damping[column], **arguments)

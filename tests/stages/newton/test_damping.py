@@ -11,11 +11,11 @@ from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.damping import (
     RELATIVE_GRID,
-    Sweep,
-    absolute,
-    assess,
-    choose,
-    judge,
+    DampingSweep,
+    absolute_damping,
+    check_fixed_damping,
+    choose_damping,
+    evaluate_sweep,
     stability,
 )
 from krepes_ooc.stages.newton.objectives.barlow_twins import BarlowTwins
@@ -24,9 +24,9 @@ from tests import cases, dense
 from tests.stages.newton.objectives.test_objectives import sample_objective
 
 
-def sweep(**changes: object) -> Sweep:
+def sweep(**changes: object) -> DampingSweep:
     """Four dampings: the first two move too far, the third lowers the loss most."""
-    plain = Sweep(
+    plain = DampingSweep(
         damping=np.array([1.0, 2.0, 3.0, 4.0]),
         damping_relative=np.array([0.1, 1.0, 10.0, 100.0]),
         loss=np.array([1.0, 2.0, 5.0, 7.0]),
@@ -34,7 +34,7 @@ def sweep(**changes: object) -> Sweep:
         rho=np.array([1.0, 1.0, 0.9, 0.8]),
         step_norm=np.array([20.0, 5.0, 4.0, 1.0]),
         embedding_change=np.array([0.5, 1.5, 0.5, 0.1]),
-        converged=np.ones(4, dtype=bool),
+        solved=np.ones(4, dtype=bool),
         loss_start=10.0,
         start_norm=6.0,
     )
@@ -42,9 +42,9 @@ def sweep(**changes: object) -> Sweep:
 
 
 def test_lowest_actual_loss_among_admissible_steps() -> None:
-    chosen = choose(sweep())
+    chosen = choose_damping(sweep())
     assert (chosen.index, chosen.trusted) == (2, True)
-    assert "lowest loss of 2 admissible" in chosen.why
+    assert "lowest loss of 2 admissible" in chosen.reason
 
 
 @pytest.mark.parametrize(
@@ -58,24 +58,24 @@ def test_lowest_actual_loss_among_admissible_steps() -> None:
     ],
 )
 def test_every_condition_counts(changes: dict[str, object], index: int) -> None:
-    assert choose(sweep(**changes)).index == index
-    assert choose(sweep(**changes)).trusted
+    assert choose_damping(sweep(**changes)).index == index
+    assert choose_damping(sweep(**changes)).trusted
 
 
 def test_no_step_lowers_the_loss() -> None:
-    chosen = choose(sweep(loss=np.full(4, 10.0), rho=np.array([5.0, 4.0, -0.2, -0.1])))
+    chosen = choose_damping(sweep(loss=np.full(4, 10.0), rho=np.array([5.0, 4.0, -0.2, -0.1])))
     assert (chosen.index, chosen.trusted) == (3, False)
-    assert "no admissible damping lowers the loss" in chosen.why
+    assert "no admissible damping lowers the loss" in chosen.reason
 
 
 def test_nothing_is_admissible() -> None:
-    chosen = choose(sweep(start_norm=0.0, rho=np.array([0.1, 0.4, np.nan, 0.2])))
+    chosen = choose_damping(sweep(start_norm=0.0, rho=np.array([0.1, 0.4, np.nan, 0.2])))
     assert (chosen.index, chosen.trusted) == (1, False)
 
 
 def test_unsolved_steps_come_last() -> None:
     converged = np.array([False, False, False, True])
-    chosen = choose(sweep(loss=np.full(4, 11.0), converged=converged))
+    chosen = choose_damping(sweep(loss=np.full(4, 11.0), converged=converged))
     assert (chosen.index, chosen.trusted) == (3, False)
 
 
@@ -93,10 +93,10 @@ def test_unsolved_steps_come_last() -> None:
 def test_a_fixed_damping_is_judged_in_words(
     index: int, changes: dict[str, object], words: str
 ) -> None:
-    found = assess(sweep(**changes), index)
+    found = check_fixed_damping(sweep(**changes), index)
     assert found.index == index
-    assert found.why.startswith("damping fixed by the recipe; ")
-    assert words in found.why
+    assert found.reason.startswith("damping fixed by the recipe; ")
+    assert words in found.reason
     assert found.trusted == (words == "the step lowers the loss")
 
 
@@ -105,10 +105,10 @@ def test_judge_measures_what_it_says() -> None:
     A0, moments = case.start, Moments(*dense.moments(case.kernels), case.kernels.shape[1])
     objective = BarlowTwins(moments)
     linearisation = objective.linearise(A0)
-    dampings = absolute(RELATIVE_GRID, linearisation, A0)
+    dampings = absolute_damping(RELATIVE_GRID, linearisation, A0)
     solution = DirectSolver(linearisation).solve(dampings)
     losses = objective.values(A0[..., None] + solution.step)
-    found = judge(losses, linearisation, A0, solution, RELATIVE_GRID, moments, case.offset)
+    found = evaluate_sweep(losses, linearisation, A0, solution, RELATIVE_GRID, moments, case.offset)
     H = np.asarray(dense.ggn("barlow-twins", A0, case.kernels, case.offset))
     G = np.asarray(dense.gradient("barlow-twins", A0, case.kernels, case.offset))
     for column in range(len(RELATIVE_GRID)):
@@ -127,7 +127,7 @@ def test_judge_measures_what_it_says() -> None:
     assert found.loss_start == pytest.approx(linearisation.value)
     assert (np.diff(found.step_norm) < 0).all()
     assert found.rho[-1] == pytest.approx(1.0, abs=0.05)  # a tiny step meets the model
-    assert choose(found).trusted
+    assert choose_damping(found).trusted
 
 
 @pytest.mark.parametrize("name", ["simclr", "byol"])
@@ -135,7 +135,7 @@ def test_no_curvature_is_said_in_words(name: str) -> None:
     case = cases.case("one-component")  # a unit vector of one component cannot turn
     linearisation = sample_objective(name, case).linearise(case.start)
     with pytest.raises(StageFailed, match=r"no curvature at the start .* at least 2 components"):
-        absolute(RELATIVE_GRID, linearisation, case.start)
+        absolute_damping(RELATIVE_GRID, linearisation, case.start)
 
 
 def test_stability_counts_shared_landmarks() -> None:

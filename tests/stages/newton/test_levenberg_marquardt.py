@@ -46,7 +46,7 @@ def test_it_reaches_a_stationary_point_and_says_so() -> None:
     case = cases.case("two-views")
     objective = SpectralContrastive(moments_of(case))
     found = levenberg_marquardt(objective, case.start, prepare(objective), steps=200)
-    assert "no further decrease" in found.why
+    assert "no further decrease" in found.reason
     gradient = objective.linearise(found.coefficients).gradient
     assert np.linalg.norm(gradient) < 1e-3 * np.linalg.norm(
         objective.linearise(case.start).gradient
@@ -63,7 +63,7 @@ def test_a_model_that_lies_ends_the_descent() -> None:
     objective = Uphill(moments_of(case))
     found = levenberg_marquardt(objective, case.start, prepare(objective), steps=2)
     assert found.trials == 16
-    assert "no damping tried" in found.why
+    assert "no damping tried" in found.reason
     np.testing.assert_array_equal(found.coefficients, case.start)
 
 
@@ -88,7 +88,7 @@ def test_a_descent_goes_on_where_it_was_left() -> None:
         )
         assert np.array_equal(resumed.coefficients, whole.coefficients)
         assert (resumed.trials, resumed.products) == (whole.trials, whole.products)
-        assert resumed.why == whole.why
+        assert resumed.reason == whole.reason
 
 
 @pytest.mark.parametrize("left", [0.0, -5e-18])
@@ -104,7 +104,7 @@ def test_curvature_that_vanishes_on_the_way_ends_the_descent(left: float) -> Non
         return (here if len(seen) == 1 else Flat(here.value, left)), KrylovSolver(here)
 
     found = levenberg_marquardt(objective, case.start, flat_after_one_step, steps=5)
-    assert found.why == "the loss has no curvature left"
+    assert found.reason == "the loss has no curvature left"
     assert len(found.rho) == 1
     np.testing.assert_array_equal(found.coefficients, seen[-1])
 

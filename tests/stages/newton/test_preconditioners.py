@@ -16,7 +16,7 @@ from krepes_ooc.stages.newton.objectives.vicreg import VICReg
 from krepes_ooc.stages.newton.preconditioners import (
     Kronecker,
     RandomizedNystrom,
-    Rotations,
+    RotationDeflation,
     rotation_curvature,
 )
 from tests import cases, dense
@@ -128,7 +128,9 @@ def test_along_is_the_projection_on_rotations(m: int, h: int, seed: int) -> None
             W = np.zeros((h, h))
             W[i, j], W[j, i] = 1.0, -1.0
             basis.append((A @ W).ravel())
-    found = Rotations.build(Kronecker.build(Product(np.eye(m), np.eye(h)), None), A).along(R)
+    found = RotationDeflation.build(Kronecker.build(Product(np.eye(m), np.eye(h)), None), A).along(
+        R
+    )
     columns = np.array(basis).reshape(len(basis), m * h).T
     for column in range(2):
         wanted = columns @ np.linalg.lstsq(columns, R[..., column].ravel())[0] if basis else 0.0
@@ -143,7 +145,7 @@ def test_rotations_leave_a_spread_of_two_for_equal_views() -> None:
     m, h = case.start.shape
     assert rotation_curvature(case.start, problem.product) < 1e-12 * problem.mean_diagonal
     model = Kronecker.build(problem, moments)
-    found = Rotations.build(model, case.start)
+    found = RotationDeflation.build(model, case.start)
     damping, eye = np.full(m * h, 1e-12), np.eye(m * h).reshape(m, h, m * h)
     H = problem.product(eye).reshape(m * h, m * h)
     inverse = found.apply(eye, damping).reshape(m * h, m * h)
@@ -163,7 +165,7 @@ def test_rotations_save_iterations(damping: float) -> None:
     model = Kronecker.build(problem, moments)
     arguments = (problem.product, -problem.gradient, damping * problem.mean_diagonal)
     before = conjugate_gradient(*arguments, tolerance=1e-5, preconditioner=model)
-    split = Rotations.build(model, case.start)
+    split = RotationDeflation.build(model, case.start)
     after = conjugate_gradient(*arguments, tolerance=1e-5, preconditioner=split)
     assert after.converged
     assert after.iterations < 0.5 * before.iterations
@@ -182,4 +184,4 @@ def test_what_turns_freely_is_declared() -> None:
             objective.offset = 0 * objective.offset
         turn = np.linalg.qr(np.random.default_rng(0).normal(size=(case.start.shape[1],) * 2))[0]
         same = abs(objective.value(case.start @ turn) - objective.value(case.start)) < 1e-6
-        assert same == objective.rotates
+        assert same == objective.rotation_invariant

@@ -13,14 +13,14 @@ import pytest
 
 from krepes_ooc.core import arrays
 from krepes_ooc.core import arrays as arrays_module
-from krepes_ooc.engine.device import HOST, Device, carried
+from krepes_ooc.engine.device import HOST, Device, to_device
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton import conjugate_gradient as conjugate_gradient_module
 from krepes_ooc.stages.newton.basis import Basis
 from krepes_ooc.stages.newton.conjugate_gradient import CGState, Solution, conjugate_gradient
 from krepes_ooc.stages.newton.objectives import barlow_twins, spectral_contrastive, vicreg
 from krepes_ooc.stages.newton.objectives.registry import create, settings_type
-from krepes_ooc.stages.newton.preconditioners import Kronecker, RandomizedNystrom, Rotations
+from krepes_ooc.stages.newton.preconditioners import Kronecker, RandomizedNystrom, RotationDeflation
 from krepes_ooc.stages.newton.preconditioners import rotation_curvature as turning
 from krepes_ooc.stages.newton.solvers import DirectSolver
 from tests import cases, dense
@@ -41,7 +41,7 @@ def linearised(name: str, device: Device, views: str = "three-views") -> tuple[A
     """A linearisation, its moments and the coefficients, on a device."""
     case = cases.case(views)
     moments = Moments(*dense.moments(case.kernels), case.kernels.shape[1])
-    there, A = carried(device, moments), device.to(case.start)
+    there, A = to_device(device, moments), device.to_device(case.start)
     settings = settings_type(name)()
     objective: Any = create(name, settings, moments=there, start=A, offset=case.offset)
     return objective.linearise(A), there, A
@@ -53,12 +53,12 @@ def preconditioner(how: str, here: Any, moments: Moments, A: Any) -> Any:
     if how == "nystrom":
         return RandomizedNystrom.build(here.product, A.shape, 9, like=A)
     model = Kronecker.build(here, moments)
-    return Rotations.build(model, A, 0.5) if how == "rotations" else model
+    return RotationDeflation.build(model, A, 0.5) if how == "rotations" else model
 
 
 def solved(name: str, how: str, device: Device, **more: Any) -> Solution:
     here, moments, A = linearised(name, device)
-    unit = float(device.back(here.mean_diagonal)) if device is not HOST else here.mean_diagonal
+    unit = float(device.to_host(here.mean_diagonal)) if device is not HOST else here.mean_diagonal
     chosen = preconditioner(how, here, moments, A)
     arguments = (here.product, -here.gradient, DAMPING * unit)
     return conjugate_gradient(*arguments, preconditioner=chosen, tolerance=1e-6, **more)
@@ -66,7 +66,7 @@ def solved(name: str, how: str, device: Device, **more: Any) -> Solution:
 
 def returned(record: Any, device: Device) -> dict[str, Any]:
     found = {one.name: getattr(record, one.name) for one in fields(record)}
-    return {k: v if isinstance(v, str) else device.back(v) for k, v in found.items()}
+    return {k: v if isinstance(v, str) else device.to_host(v) for k, v in found.items()}
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def test_moments_in_another_basis_stay_there():
     draw = np.random.default_rng(0)
     basis = Basis(draw.normal(size=(m, m - 2)), draw.normal(size=(m - 2, m)))
     wanted = basis.moments(moments)
-    found = carried(device, basis).moments(carried(device, moments))
+    found = to_device(device, basis).moments(to_device(device, moments))
     np.testing.assert_array_equal(device.back(found.second), wanted.second)
     np.testing.assert_array_equal(device.back(found.mean), wanted.mean)
 
@@ -133,7 +133,7 @@ def test_a_state_that_went_to_the_disk_goes_on_there():
     assert len(states) > 3
     for state in states[:: len(states) // 3]:
         kept = CGState(**returned(state, device))
-        again = solved("vicreg", "kronecker", device, state=carried(device, kept))
+        again = solved("vicreg", "kronecker", device, state=to_device(device, kept))
         assert_same(returned(again, device), returned(whole, device))
 
 
@@ -144,15 +144,17 @@ def test_the_ways_of_host_and_device_differ_by_rounding_alone():
     found = device.back(arrays.dots(there[0], there[1]))
     np.testing.assert_allclose(found, arrays.dots(X, Y), rtol=1e-12)
     index = device.to(active)
-    np.testing.assert_array_equal(device.back(arrays.chosen(there[0], index)), X[..., active])
-    put = arrays.replaced(there[0], index, there[2])
-    wanted = arrays.replaced(X, active, new)
+    np.testing.assert_array_equal(device.back(arrays.take_columns(there[0], index)), X[..., active])
+    put = arrays.put_columns(there[0], index, there[2])
+    wanted = arrays.put_columns(X, active, new)
     np.testing.assert_array_equal(device.back(put), wanted)
     np.testing.assert_array_equal(wanted[..., active], new)
     row, counts = X[0, 0], np.arange(5)
     for values in (row, counts):
-        put = arrays.replaced(device.to(values), index, device.to(values[:2]))
-        np.testing.assert_array_equal(device.back(put), arrays.replaced(values, active, values[:2]))
+        put = arrays.put_columns(device.to(values), index, device.to(values[:2]))
+        np.testing.assert_array_equal(
+            device.back(put), arrays.put_columns(values, active, values[:2])
+        )
     np.testing.assert_array_equal(arrays.diagonal_matrix(row), np.diag(row))
 
 
@@ -174,7 +176,7 @@ def late(function: Any, hole: Any) -> Any:
         (barlow_twins._Correlation, "jacobian", "barlow-twins"),
         (barlow_twins._Correlation, "adjoint", "barlow-twins"),
         (Kronecker, "apply", "vicreg"),
-        (Rotations, "along", "spectral-contrastive"),
+        (RotationDeflation, "along", "spectral-contrastive"),
     ],
 )
 def test_a_planted_transfer_stops_the_solve(

@@ -19,7 +19,7 @@ from krepes_ooc.core.arrays import Array, Number, diagonal_matrix, identity_like
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.base import TINY, MomentObjective
-from krepes_ooc.stages.newton.objectives.interface import over_columns
+from krepes_ooc.stages.newton.objectives.interface import vectorise_columns
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class BarlowTwinsCurvature:
         E = array_namespace(E).reshape(E, shape)
         return sum(pair.adjoint(self.root * E[..., q, :, :]) for q, pair in enumerate(self.inner))
 
-    @over_columns
+    @vectorise_columns
     def product(self, V: Array) -> Array:
         """H V = J^T J V; V [landmark, component] or [landmark, component, column]."""
         return self.adjoint(self.jacobian(V))

@@ -31,9 +31,9 @@ class MomentObjective(ABC):
     """
 
     name: ClassVar[str]
-    moment: ClassVar[bool] = True
-    repeatable: ClassVar[bool] = True
-    rotates: ClassVar[bool] = False
+    uses_moments: ClassVar[bool] = True
+    can_iterate: ClassVar[bool] = True
+    rotation_invariant: ClassVar[bool] = False
     least_components: ClassVar[int] = 1
 
     moments: Moments
@@ -71,9 +71,9 @@ class SampleObjective(ABC):
     """
 
     name: ClassVar[str]
-    moment: ClassVar[bool] = False
-    repeatable: ClassVar[bool] = True
-    rotates: ClassVar[bool] = False
+    uses_moments: ClassVar[bool] = False
+    can_iterate: ClassVar[bool] = True
+    rotation_invariant: ClassVar[bool] = False
     # Both sample objectives look at directions u = z / |z| alone.
     least_components: ClassVar[int] = 2
 

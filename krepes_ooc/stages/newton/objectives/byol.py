@@ -78,7 +78,7 @@ class BYOL(SampleObjective):
     """
 
     name: ClassVar[str] = "byol"
-    repeatable: ClassVar[bool] = False
+    can_iterate: ClassVar[bool] = False
 
     start: Array
     predictor: Predictor | None = None
@@ -107,10 +107,10 @@ class BYOL(SampleObjective):
         (total,) = self.read(partial(_product, self._frozen(), A, V))
         return columns_last(total) * (2.0 / self.stream.n_samples)
 
-    def _frozen(self) -> _Frozen:
+    def _frozen(self) -> _PassState:
         h = self.start.shape[1]
         predictor = self.predictor or Predictor(np.eye(h), np.zeros(h))
-        return _Frozen(self.start, self.offset, predictor, self.sub_rows)
+        return _PassState(self.start, self.offset, predictor, self.sub_rows)
 
 
 def fit_predictor(
@@ -126,7 +126,7 @@ def fit_predictor(
         sub_rows: samples of one matrix product.
     """
     h = start.shape[1]
-    frozen = _Frozen(start, offset, Predictor(np.eye(h), np.zeros(h)), sub_rows)
+    frozen = _PassState(start, offset, Predictor(np.eye(h), np.zeros(h)), sub_rows)
     gram, cross = stream.reduce(partial(_normal_equations, frozen))
     count = gram[h, h]
     mean, goal = gram[:h, h] / count, cross[h] / count
@@ -141,7 +141,7 @@ def fit_predictor(
 
 
 @dataclass(frozen=True)
-class _Frozen:
+class _PassState:
     """What a pass needs besides the point where it looks."""
 
     start: Array
@@ -173,7 +173,7 @@ class _Frozen:
         return [(total - unit) / (len(units) - 1) for unit in units]
 
 
-def _values(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+def _values(frozen: _PassState, A: Array, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
     """sum_i sum_a (2 - 2 u_a . t_a) [column]."""
     del block
     xp = array_namespace(*views)
@@ -185,7 +185,9 @@ def _values(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) -> 
     return (total,)
 
 
-def _linearise(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+def _linearise(
+    frozen: _PassState, A: Array, views: tuple[Any, ...], block: Block
+) -> tuple[Any, ...]:
     """Loss, gradient, sum |y|^-2 (I - u u^T) and sum |k|^2 tr W^T(...)W, all times n (or n/2)."""
     del block
     xp = array_namespace(*views)
@@ -210,7 +212,7 @@ def _linearise(frozen: _Frozen, A: Array, views: tuple[Any, ...], block: Block) 
 
 
 def _product(
-    frozen: _Frozen, A: Array, V: Array, views: tuple[Any, ...], block: Block
+    frozen: _PassState, A: Array, V: Array, views: tuple[Any, ...], block: Block
 ) -> tuple[Any, ...]:
     """sum_a K_a^T [ |y|^-2 (I - u u^T) K_a V W^T ] W [landmark, column, component].
 
@@ -240,7 +242,7 @@ def _predicted(V: Array, W: Array) -> Array:
     return turned
 
 
-def _normal_equations(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+def _normal_equations(frozen: _PassState, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
     """Sums of (z, 1)(z, 1)^T and (z, 1) t^T over samples and views."""
     del block
     xp = array_namespace(*views)

@@ -22,7 +22,7 @@ from krepes_ooc.stages.moments.moments import Moments
 Owner = TypeVar("Owner")
 
 
-class Slope(Protocol):
+class Gradient(Protocol):
     """An objective at fixed coefficients, as a damping is chosen."""
 
     @property
@@ -38,7 +38,7 @@ class Slope(Protocol):
         """tr(H) / (m h), the unit of relative damping."""
 
 
-class Linearisation(Slope, Protocol):
+class Linearisation(Gradient, Protocol):
     """An objective at fixed coefficients: all that a Newton step needs."""
 
     def product(self, V: Array) -> Array:
@@ -69,9 +69,9 @@ class Objective(Protocol):
     """A self-supervised loss as a function of the coefficients A [landmark, component]."""
 
     name: ClassVar[str]
-    moment: ClassVar[bool]
-    repeatable: ClassVar[bool]
-    rotates: ClassVar[bool]
+    uses_moments: ClassVar[bool]
+    can_iterate: ClassVar[bool]
+    rotation_invariant: ClassVar[bool]
     """Whether rotating every embedding leaves the loss as it is, but for the offset."""
 
     def value(self, A: Array) -> Number:
@@ -117,7 +117,7 @@ def require_views(name: str, n_views: int) -> None:
         )
 
 
-def over_columns(
+def vectorise_columns(
     product: Callable[Concatenate[Owner, Array, ...], Array],
 ) -> Callable[[Owner, Array], Array]:
     """Let a product on [..., landmark, component] also take [landmark, component, column]."""

@@ -33,8 +33,8 @@ __all__ = [
     "VICRegSettings",
     "create",
     "fit_predictor",
-    "is_moment",
-    "is_repeatable",
+    "uses_moments",
+    "can_iterate",
     "least_components",
     "settings_type",
 ]
@@ -59,22 +59,22 @@ def settings_type(name: str) -> type[Any]:
     return _entry(name)[1]
 
 
-def is_moment(name: str) -> bool:
+def uses_moments(name: str) -> bool:
     """Whether the objective needs moments only, and no pass over the kernel.
 
     Raises:
         UsageError: no objective of this name.
     """
-    return bool(_entry(name)[0].moment)
+    return bool(_entry(name)[0].uses_moments)
 
 
-def is_repeatable(name: str) -> bool:
+def can_iterate(name: str) -> bool:
     """Whether more than one step makes sense.
 
     Raises:
         UsageError: no objective of this name.
     """
-    return bool(_entry(name)[0].repeatable)
+    return bool(_entry(name)[0].can_iterate)
 
 
 def least_components(name: str) -> int:
@@ -115,7 +115,7 @@ def create(
         ValueError: a sample objective was given no stream.
     """
     kind, _ = _entry(name)
-    if kind.moment:
+    if kind.uses_moments:
         moment: Objective = kind(moments, settings)
         return moment
     if stream is None:

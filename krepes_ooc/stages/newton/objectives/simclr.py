@@ -62,7 +62,7 @@ class SimCLR(SampleObjective):
     """
 
     name: ClassVar[str] = "simclr"
-    rotates: ClassVar[bool] = True
+    rotation_invariant: ClassVar[bool] = True
 
     settings: SimCLRSettings = SimCLRSettings()
 
@@ -103,15 +103,15 @@ class SimCLR(SampleObjective):
         (total,) = self.read(partial(_product, self._frozen(A[..., None]), V))
         return columns_last(total) / self.anchors
 
-    def _frozen(self, A: Array) -> _Frozen:
-        return _Frozen(A, self.offset, self.settings.temperature, self.settings.batch)
+    def _frozen(self, A: Array) -> _PassState:
+        return _PassState(A, self.offset, self.settings.temperature, self.settings.batch)
 
 
 # ---------------------------------------------------------------- what runs over blocks of samples
 
 
 @dataclass(frozen=True)
-class _Frozen:
+class _PassState:
     """What a pass needs: where it looks [landmark, component, column] and the loss's constants."""
 
     A: Array
@@ -146,10 +146,10 @@ class _Frozen:
             both = xp.concat([Z[a][:, column, :], Z[b][:, column, :]], axis=0)
             if self.temperature < SINGLE_TEMPERATURE:
                 both = xp.astype(both, xp.float64)
-            yield a, b, compare(both, self.temperature)
+            yield a, b, contrast(both, self.temperature)
 
 
-def _values(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+def _values(frozen: _PassState, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
     """The summed loss of each column [column]."""
     xp = array_namespace(*views)
     columns = range(frozen.A.shape[2])
@@ -161,7 +161,7 @@ def _values(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any,
     return (total,)
 
 
-def _product(frozen: _Frozen, V: Array, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+def _product(frozen: _PassState, V: Array, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
     """N H V [landmark, column, component]."""
     xp = array_namespace(*views)
     shape, here = (V.shape[0], V.shape[2], V.shape[1]), device(views[0])
@@ -184,7 +184,7 @@ def _product(frozen: _Frozen, V: Array, views: tuple[Any, ...], block: Block) ->
     return (total,)
 
 
-def _linearise(frozen: _Frozen, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
+def _linearise(frozen: _PassState, views: tuple[Any, ...], block: Block) -> tuple[Any, ...]:
     """N times: loss, gradient [landmark, 1, component], own-point curvature, tr(H)."""
     xp = array_namespace(*views)
     (landmarks, components, _), double = frozen.A.shape, xp.float64
@@ -268,7 +268,7 @@ class Points:
         return self.pull_back(bent)
 
 
-def compare(Z: Any, temperature: float) -> Points:
+def contrast(Z: Any, temperature: float) -> Points:
     """Normalise, compare, take the softmax without the diagonal; Z [point, component]."""
     xp = array_namespace(Z)
     U, inverse = unit_rows(Z)

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from krepes_ooc.core.arrays import Array, Number
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.base import MomentObjective
-from krepes_ooc.stages.newton.objectives.interface import over_columns
+from krepes_ooc.stages.newton.objectives.interface import vectorise_columns
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SpectralContrastive(MomentObjective):
     """The objective on given moments; its embedding has no offset."""
 
     name: ClassVar[str] = "spectral-contrastive"
-    rotates: ClassVar[bool] = True
+    rotation_invariant: ClassVar[bool] = True
 
     settings: SpectralContrastiveSettings = SpectralContrastiveSettings()
 
@@ -82,7 +82,7 @@ class SpectralCurvature:
         repelled = sum(Q @ N for Q, _, N in self._others)
         return 2.0 * (repelled - self.T) / self._pairs
 
-    @over_columns
+    @vectorise_columns
     def product(self, V: Array) -> Array:
         """H V; V [landmark, component] or [landmark, component, column]."""
         xp = array_namespace(V)

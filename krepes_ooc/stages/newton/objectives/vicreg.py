@@ -25,7 +25,7 @@ from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.base import MomentObjective
-from krepes_ooc.stages.newton.objectives.interface import over_columns
+from krepes_ooc.stages.newton.objectives.interface import vectorise_columns
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ class VICRegCurvature:
         spread = sum(view.B @ (2.0 * view.slope) for view in self.spread)
         return self._pulled + self._weight * spread
 
-    @over_columns
+    @vectorise_columns
     def product(self, V: Array) -> Array:
         """H V = pull D V + (2/p) sum_a 2 B_a (d2L/ds_a^2 o ds_a), ds = V^T B + B^T V."""
         total, transpose = self.pull * (self.difference @ V), array_namespace(V).matrix_transpose
         for view in self.spread:
             X = transpose(V) @ view.B
-            total += self._weight * (view.B @ (2.0 * view.bend * (X + transpose(X))))
+            total += self._weight * (view.B @ (2.0 * view.component_curvature * (X + transpose(X))))
         return total
 
     @cached_property
@@ -127,7 +127,9 @@ class VICRegCurvature:
         total = self.pull * xp.linalg.trace(self.difference) * h
         for view in self.spread:
             squares = xp.sum(view.B**2, axis=0)
-            twice = xp.sum(view.bend, axis=1) + xp.linalg.diagonal(view.bend)
+            twice = xp.sum(view.component_curvature, axis=1) + xp.linalg.diagonal(
+                view.component_curvature
+            )
             total = total + self._weight * 2.0 * (twice @ squares)
         return total / (m * h)
 
@@ -151,7 +153,7 @@ class _Spread:
     B: Array  # [landmark, component]
     value: Number
     slope: Array  # dL/ds [component, component_]
-    bend: Array  # second derivative, entry by entry [component, component_]
+    component_curvature: Array  # second derivative, entry by entry [component, component_]
 
 
 def _spread(A: Array, B: Array, settings: VICRegSettings) -> _Spread:

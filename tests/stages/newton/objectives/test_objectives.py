@@ -336,10 +336,10 @@ def test_created_by_name(name: str) -> None:
     given_ |= {"moments": moments_of(case.kernels), "stream": ArrayStream(case.kernels, 256)}
     found = registry.create(name, offset=case.offset, **given_)
     assert found.name == name
-    assert found.moment is registry.is_moment(name)
-    assert found.repeatable is (name != "byol")
+    assert found.uses_moments is registry.uses_moments(name)
+    assert found.can_iterate is (name != "byol")
     assert np.isfinite(found.value(case.start))
-    if not found.moment:
+    if not found.uses_moments:
         with pytest.raises(ValueError, match=f"{name} reads kernel blocks"):
             registry.create(name, offset=case.offset, **(given_ | {"stream": None}))
 
