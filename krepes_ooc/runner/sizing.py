@@ -11,6 +11,7 @@ from krepes_ooc.network.spec import PRETRAIN
 from krepes_ooc.stages.audited.stage import AuditedSettings, check_sample_ids
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.sizes import FEATURE_SIZES, AuditSizes
+from krepes_ooc.stages.groups.declared import declare_partitions
 from krepes_ooc.stages.landmarks.stage import count_landmarks
 from krepes_ooc.stages.spectrum.stage import AUTO_COMPONENTS
 from krepes_ooc.storage.workspace import Workspace
@@ -85,6 +86,7 @@ def _complete(
             advice="lower it, or raise stages.landmarks.count",
         )
     check_sample_ids(settings["audited"], n, m)
+    partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m)
     explained = min(n, _n_explained(settings["audited"], n))
     most = min(m, AUTO_COMPONENTS, sizes["n_outputs"])
     return AuditSizes(
@@ -96,6 +98,8 @@ def _complete(
         n_classes=len(inputs.source.classes),
         kernel_itemsize=_kernel_itemsize(settings),
         plan=plan,
+        n_groups=sum(len(partition.groups) for partition in partitions),
+        n_partitions=len(partitions),
     )
 
 

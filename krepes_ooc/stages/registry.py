@@ -8,6 +8,8 @@ from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.concepts import stage as concepts
 from krepes_ooc.stages.features import stage as features
 from krepes_ooc.stages.fidelity import stage as fidelity
+from krepes_ooc.stages.group_moments import stage as group_moments
+from krepes_ooc.stages.groups import stage as groups
 from krepes_ooc.stages.influence import stage as influence
 from krepes_ooc.stages.kernel import stage as kernel
 from krepes_ooc.stages.landmarks import stage as landmarks
@@ -24,6 +26,8 @@ STAGES: tuple[Stage, ...] = (
     audited.STAGE,
     kernel.STAGE,
     moments.STAGE,
+    groups.STAGE,
+    group_moments.STAGE,
     spectrum.STAGE,
     newton.STAGE,
     influence.STAGE,
