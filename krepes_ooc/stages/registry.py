@@ -8,6 +8,7 @@ from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.concepts import stage as concepts
 from krepes_ooc.stages.features import stage as features
 from krepes_ooc.stages.fidelity import stage as fidelity
+from krepes_ooc.stages.group_influence import stage as group_influence
 from krepes_ooc.stages.group_moments import stage as group_moments
 from krepes_ooc.stages.groups import stage as groups
 from krepes_ooc.stages.influence import stage as influence
@@ -30,6 +31,7 @@ STAGES: tuple[Stage, ...] = (
     group_moments.STAGE,
     spectrum.STAGE,
     newton.STAGE,
+    group_influence.STAGE,
     influence.STAGE,
     concepts.STAGE,
     alignment.STAGE,
