@@ -268,7 +268,7 @@ class StoreWriter:
     def _not_allowed(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Infinite values, and NaN where the contract gives it no meaning."""
         if self.spec.contract.arrays[name].missing:
-            return np.isinf(values)
+            return np.asarray(np.isinf(values))
         return _not_finite(values)
 
     def _write_chunk(self, name: str, at: tuple[int, ...], values: npt.NDArray[Any]) -> Files:

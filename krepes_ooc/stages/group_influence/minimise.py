@@ -26,7 +26,8 @@ TOLERANCE, MAX_STEPS = 1e-6, 100
 MEMORY, MAX_TRIALS = 20, 30
 # Armijo's and Wolfe's constants.
 DECREASE, SLOPE = 1e-4, 0.9
-ROUNDING = 1e-14
+# Curvature of a pair that is kept, and values that are equal up to rounding; both relative.
+ROUNDING, LEVEL = 1e-14, 1e-13
 Float = npt.NDArray[np.float64]
 Inverse = Callable[[Float], Float]
 
@@ -128,6 +129,10 @@ def minimise(
         check()
         direction = -pairs.apply(here.gradient)
         found = _line_search(loss, here, direction)
+        if found is None and pairs.steps:
+            # What was learned misleads: go on from the curvature at the start.
+            pairs = _Pairs(inverse)
+            continue
         if found is None:
             reason = "no step lowers the objective beyond rounding"
             break
@@ -198,7 +203,7 @@ class _Pairs:
 def _line_search(loss: DampedLoss, here: _Point, direction: Float) -> _Point | None:
     """A point along the direction that meets Wolfe's weak conditions, by bisection; None: none.
 
-    Near the minimum values no longer tell points apart; there a smaller gradient counts.
+    Near the minimum, where values are equal up to rounding, the slope decides (Hager, Zhang 2005).
     """
     slope = float(np.sum(here.gradient * direction))
     if not slope < 0:
@@ -208,7 +213,7 @@ def _line_search(loss: DampedLoss, here: _Point, direction: Float) -> _Point | N
     for _ in range(MAX_TRIALS):
         found = loss.at(here.A + length * direction)
         along = float(np.sum(found.gradient * direction))
-        if not _lowers(found, here, length * slope):
+        if not _lowers(found, here, length * slope, along <= (2 * DECREASE - 1) * slope):
             high = length
         elif along < SLOPE * slope:
             low, best = length, found
@@ -218,17 +223,22 @@ def _line_search(loss: DampedLoss, here: _Point, direction: Float) -> _Point | N
     return best
 
 
-def _lowers(found: _Point, here: _Point, promised: float) -> bool:
-    """Whether a point keeps a share of the promised decrease, or is level and of less gradient."""
+def _lowers(found: _Point, here: _Point, promised: float, before: bool) -> bool:
+    """Whether a point keeps a share of the promised decrease, or is level and not past the minimum.
+
+    Args:
+        found: the point.
+        here: where the search starts.
+        promised: decrease along the slope, below 0.
+        before: whether the slope at the point is not steeper upwards than it was downwards.
+    """
     if not np.isfinite(found.value) or not np.isfinite(found.gradient).all():
         return False
     if found.value <= here.value + DECREASE * promised:
         return True
-    level = found.value <= here.value + 16 * np.finfo(float).eps * max(1.0, abs(here.value))
-    less = np.linalg.norm(found.gradient) < np.linalg.norm(here.gradient)
-    return bool(level and less)
+    return before and found.value <= here.value + LEVEL * max(1.0, abs(here.value))
 
 
 def damping_of(relative: float, at_start: Gradient) -> float:
-    """lambda for a damping relative to the mean diagonal tr(H) / (m h) at the start."""
+    """Lambda for a damping relative to the mean diagonal tr(H) / (m h) at the start."""
     return relative * float(cast(Any, at_start.mean_diagonal))

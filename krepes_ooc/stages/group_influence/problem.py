@@ -85,7 +85,7 @@ class GroupProblem:
 
     @cached_property
     def offset(self) -> Float:
-        """gamma [component]."""
+        """Gamma [component]."""
         return self.inputs.spectrum.array("offset")
 
     def objective(self, moments: Moments) -> Any:
@@ -180,10 +180,9 @@ class BlockMembers:
         level = self.groups.reader.block("level", block)
         partition = self.groups.partition[list(self.chosen)]
         code = self.groups.code[list(self.chosen)]
-        return np.asarray(level[:, partition].T == code[:, None])
+        return np.asarray(code[:, None] == level[:, partition].T)
 
 
 def mean_row(mean: Float) -> Float:
-    """kbar [landmark]: mean over views of the mean kernel rows [view, landmark]."""
+    """Kbar [landmark]: mean over views of the mean kernel rows [view, landmark]."""
     return np.asarray(mean.mean(axis=0))
-

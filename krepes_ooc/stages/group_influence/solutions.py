@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.arrays import BlockFunction
 from krepes_ooc.core.files import read_arrays, write_arrays
 from krepes_ooc.engine.device import HOST
 from krepes_ooc.stages.base.stage import StageContext
@@ -70,7 +71,7 @@ class Resolver:
 
     @property
     def damping(self) -> float:
-        """lambda."""
+        """Lambda."""
         return self._model[1]
 
     def solve(self, moments: GroupMoments) -> Minimum:
@@ -156,7 +157,7 @@ class FirstOrder:
 
     @property
     def damping(self) -> float:
-        """lambda of the newton step; in units of the mean diagonal if that used another metric."""
+        """Lambda of the newton step; in units of the mean diagonal if that used another metric."""
         newton = self.problem.inputs.newton.attributes
         if newton["metric"] == "euclidean":
             return float(newton["damping"])
@@ -214,22 +215,20 @@ class FirstOrder:
     def _gradients(self, groups: tuple[int, ...]) -> Float:
         """Gradients of the groups' own terms [landmark, component, group]; one pass."""
         problem, members = self.problem, BlockMembers(self.problem.groups, groups)
-        settings, function = problem.objective_settings, None
+        settings, A = problem.objective_settings, self.coefficients
+        function: BlockFunction
         if problem.objective_name == "simclr":
-            batch, temperature = settings.batch, settings.temperature
             function = SimCLRGroups(
-                self.coefficients, problem.offset, temperature, batch, members
+                A, problem.offset, settings.temperature, settings.batch, members
             )
             scale = 1.0 / self.objective.anchors  # type: ignore[attr-defined]
         else:
             h = problem.start.shape[1]
             predictor = problem.predictor or Predictor(np.eye(h), np.zeros(h))
-            function = BYOLGroups(
-                self.coefficients, problem.start, problem.offset, predictor, members
-            )
+            function = BYOLGroups(A, problem.start, problem.offset, predictor, members)
             scale = 1.0 / problem.moments.n_samples
         (total,) = problem.stream.reduce(function)
-        return np.ascontiguousarray(np.moveaxis(total, 0, -1)) * scale
+        return np.asarray(np.ascontiguousarray(np.moveaxis(total, 0, -1)) * scale)
 
 
 def save_group(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import read_arrays
+from krepes_ooc.core.files import Files, read_arrays
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
@@ -96,7 +96,7 @@ def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[i
     writer.create()
     effect, gradient = np.full((groups, audited), np.nan), np.full(groups, np.nan)
     iterations, converged = np.zeros(groups, dtype=np.int64), np.ones(groups, dtype=bool)
-    files = {}
+    files: Files = {}
     for group in range(groups):
         coefficients = np.full((1, m, h), np.nan)
         if group not in reasons:

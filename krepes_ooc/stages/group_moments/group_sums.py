@@ -2,7 +2,7 @@
 
 With one fixed shift mu_a for each view, the mean kernel row of all samples, a group g has
 
-    s_a = sum_{i in g} (k_i^a - mu_a),   G_ab = sum_{i in g} (k_i^a - mu_a)(k_i^b - mu_b)^T,  a <= b.
+    s_a = sum_{i in g} (k_i^a - mu_a),  G_ab = sum_{i in g} (k_i^a - mu_a)(k_i^b - mu_b)^T,  a <= b.
 
 Sums of disjoint groups add, so that the moments of all samples but a group need no pass over the
 data: rest = total - group. Products are in float64, because a difference of float32 sums would
@@ -43,9 +43,7 @@ class GroupSums:
     def zeros(cls, n_views: int, n_landmarks: int) -> GroupSums:
         """The sums of no sample."""
         pairs = len(pair_index(n_views))
-        return cls(
-            0, np.zeros((n_views, n_landmarks)), np.zeros((pairs, n_landmarks, n_landmarks))
-        )
+        return cls(0, np.zeros((n_views, n_landmarks)), np.zeros((pairs, n_landmarks, n_landmarks)))
 
     def add_rows(self, deviations: Sequence[Float]) -> None:
         """Add samples: k - mu [sample, landmark] of each view, C-ordered, rows paired."""
@@ -156,7 +154,7 @@ def rest_of(total: GroupMoments, group: GroupMoments) -> GroupMoments:
 
 
 def _sums_about(part: GroupMoments, about: Float) -> GroupSums:
-    """n d and n (C + d d^T) with d = mean - about, both triangles."""
+    """Sums of a part: n d and n (C + d d^T), d = mean - about, both triangles."""
     d = part.mean - about
     products = np.empty_like(part.second)
     for index, (a, b) in enumerate(pair_index(len(d))):

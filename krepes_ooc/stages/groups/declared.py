@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,7 +162,7 @@ def _ranges(source: Source, name: str, edges: Sequence[float]) -> Partition:
     where = f"{WHERE}.ranges"
     numeric = tuple(column.name for column in source.columns if column.kind == "numeric")
     _known(name, numeric, "numeric column", where)
-    if not edges or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+    if not edges or any(a >= b for a, b in pairwise(edges)):
         raise RecipeError(
             f"edges {list(edges)}", where=f"{where}.{name}", expected="at least one, ascending"
         )
@@ -177,9 +178,7 @@ def _file_groups(path: Path, n_samples: int) -> list[Partition]:
         with path.open(newline="", encoding="utf-8") as handle:
             reader = csv.reader(handle)
             if next(reader, None) != FILE_HEADER:
-                raise UsageError(
-                    "another header", where=str(path), expected=",".join(FILE_HEADER)
-                )
+                raise UsageError("another header", where=str(path), expected=",".join(FILE_HEADER))
             for number, row in enumerate(reader, start=2):
                 name, sample = _file_row(row, n_samples, f"{path}:{number}")
                 members.setdefault(name, []).append(sample)

@@ -7,6 +7,7 @@ overlap belong to different partitions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ def nearest_landmark(views: Sequence[npt.NDArray[np.float32]]) -> Codes:
     total = views[0].astype(np.float32)
     for rows in views[1:]:
         total += rows
-    return np.argmax(total, axis=1).astype(np.int64)
+    return np.asarray(np.argmax(total, axis=1), dtype=np.int64)
 
 
 def range_codes(values: Float, edges: Sequence[float]) -> Codes:
@@ -65,7 +66,7 @@ def range_codes(values: Float, edges: Sequence[float]) -> Codes:
 
 def range_names(name: str, edges: Sequence[float]) -> tuple[str, ...]:
     """Names of the ranges between edges, in the order of their codes."""
-    inner = [f"{low:g} <= {name} < {high:g}" for low, high in zip(edges, edges[1:], strict=False)]
+    inner = [f"{low:g} <= {name} < {high:g}" for low, high in pairwise(edges)]
     return (f"{name} < {edges[0]:g}", *inner, f"{name} >= {edges[-1]:g}")
 
 
@@ -108,6 +109,7 @@ def _distances_to(kernel: Float, centres: Codes) -> Float:
 def _lloyd(kernel: Float, codes: npt.NDArray[np.intp]) -> tuple[float, Codes]:
     """Within-cluster scatter and codes after Lloyd's iteration in feature space."""
     diagonal = np.diagonal(kernel)
+    distance = np.empty((len(kernel), 1))
     for _ in range(MAX_ROUNDS):
         _, codes = np.unique(codes, return_inverse=True)
         member = np.zeros((len(kernel), int(codes.max()) + 1))

@@ -32,7 +32,9 @@ def dense(kernels: np.ndarray) -> GroupMoments:
 def summed(kernels: np.ndarray, shift: np.ndarray, parts: int = 3) -> GroupMoments:
     sums = GroupSums.zeros(VIEWS, M)
     for rows in np.array_split(np.arange(kernels.shape[1]), parts):
-        sums.add_rows([np.ascontiguousarray(K[rows]) - s for K, s in zip(kernels, shift)])
+        sums.add_rows(
+            [np.ascontiguousarray(K[rows]) - s for K, s in zip(kernels, shift, strict=True)]
+        )
     return finish(sums, shift)
 
 
