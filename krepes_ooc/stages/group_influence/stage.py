@@ -22,6 +22,7 @@ from krepes_ooc.stages.group_influence.problem import GroupInfluenceInputs, Grou
 from krepes_ooc.stages.group_influence.solutions import WITHOUT, FirstOrder, Resolver
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_writer import StoreWriter
 
 Float = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -78,51 +79,64 @@ def _partial(context: StageContext, group: int) -> Arrays | None:
     return read_arrays(partial_path(context, WITHOUT, group))
 
 
-def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[int, str]) -> None:
-    """Bring the groups together and seal.
+@dataclass
+class _Groups:
+    """Results of all groups; NaN for groups that cannot be left out.
 
-    Raises:
-        StageFailed: a partial result was damaged after it was written.
+    Args:
+        effect: [group, audited].
+        iterations: accepted steps or products [group].
+        gradient_norm: gradient or residual at the end, relative [group].
+        converged: whether the tolerance was reached [group].
     """
-    context, names, members = problem.context, problem.groups.names, problem.members
+
+    effect: Float
+    iterations: npt.NDArray[np.int64]
+    gradient_norm: Float
+    converged: npt.NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, groups: int, audited: int) -> _Groups:
+        """No group left out."""
+        return cls(
+            np.full((groups, audited), np.nan),
+            np.zeros(groups, dtype=np.int64),
+            np.full(groups, np.nan),
+            np.ones(groups, dtype=bool),
+        )
+
+    def put(self, group: int, known: Arrays) -> None:
+        """Take over the partial result of one group."""
+        self.effect[group] = known["effect"]
+        self.iterations[group] = known["steps"]
+        self.gradient_norm[group] = known["gradient_norm"]
+        self.converged[group] = known["converged"]
+
+
+def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[int, str]) -> None:
+    """Bring the groups together and seal."""
+    context, names = problem.context, problem.groups.names
     full = solver.full()
     m, h = full["coefficients"].shape
-    groups, audited = members.shape
+    groups, audited = problem.members.shape
     context.record.reset()
     sizes = {"group": groups, "audited": audited, "landmark": m, "component": h}
     sizes["anchor"] = len(problem.anchors)
     spec = StoreSpec(load_contract("group_influence"), sizes, block_rows=1)
     writer = context.workspace.writer(spec, context.digest)
     writer.create()
-    effect, gradient = np.full((groups, audited), np.nan), np.full(groups, np.nan)
-    iterations, converged = np.zeros(groups, dtype=np.int64), np.ones(groups, dtype=bool)
-    files: Files = {}
-    for group in range(groups):
-        coefficients = np.full((1, m, h), np.nan)
-        if group not in reasons:
-            known = _partial(context, group)
-            if known is None:
-                raise StageFailed(
-                    f"the partial result of group {names[group]!r} is damaged",
-                    where="group_influence",
-                    advice="run the same command again: it is computed anew",
-                )
-            coefficients[0], effect[group] = known["coefficients"], known["effect"]
-            iterations[group], gradient[group] = known["steps"], known["gradient_norm"]
-            converged[group] = known["converged"]
-        block = Block(group, group, group + 1)
-        files |= writer.write_block("coefficients", block, coefficients)
-    found = summarise(effect, members, problem.groups.count)
+    found, files = _collect(problem, reasons, writer, (m, h))
+    summary = summarise(found.effect, problem.members, problem.groups.count)
     arrays = {
-        "effect": effect,
-        **vars(found),
+        "effect": found.effect,
+        **vars(summary),
         "count": problem.groups.count,
-        "iterations": iterations,
-        "gradient_norm": gradient,
+        "iterations": found.iterations,
+        "gradient_norm": found.gradient_norm,
         "coefficients_full": full["coefficients"],
         "anchor": problem.anchors,
     }
-    for line in _lines(names, found.mean_effect, converged, reasons):
+    for line in _lines(names, summary.mean_effect, found.converged, reasons):
         context.progress.note(line)
     attributes = {
         "names": names,
@@ -134,9 +148,36 @@ def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[i
         "mean_diagonal": solver.mean_diagonal,
         "iterations_full": int(full["steps"]),
         "gradient_norm_full": float(full["gradient_norm"]),
-        "converged": bool(converged.all() and full["converged"]),
+        "converged": bool(found.converged.all() and full["converged"]),
     }
     seal_blocks(context, writer, files, arrays, attributes)
+
+
+def _collect(
+    problem: GroupProblem, reasons: dict[int, str], writer: StoreWriter, shape: tuple[int, int]
+) -> tuple[_Groups, Files]:
+    """Results of all groups, their coefficients written group by group.
+
+    Raises:
+        StageFailed: a partial result was damaged after it was written.
+    """
+    found = _Groups.empty(*problem.members.shape)
+    files: Files = {}
+    for group, name in enumerate(problem.groups.names):
+        coefficients = np.full(shape, np.nan)
+        if group not in reasons:
+            known = _partial(problem.context, group)
+            if known is None:
+                raise StageFailed(
+                    f"the partial result of group {name!r} is damaged",
+                    where="group_influence",
+                    advice="run the same command again: it is computed anew",
+                )
+            found.put(group, known)
+            coefficients = known["coefficients"]
+        block = Block(group, group, group + 1)
+        files |= writer.write_block("coefficients", block, coefficients[None])
+    return found, files
 
 
 def _lines(
@@ -163,53 +204,49 @@ def predict(shape: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
     m, h, views = shape.n_landmarks, shape.n_components, shape.n_views
     n, width, groups = shape.n_audited, shape.n_features, max(1, shape.n_groups)
     pairs = views * (views + 1) // 2
-    anchors = min(settings.anchors, n)
-    worker = Quantity(
+    rows = Term("kernel rows of the audited samples", f32(n, m))
+    landmarks = Term("landmark rows", f64(m, width), 2.5)
+    block = Term("rows of one block", f32(shape.plan.block_rows, width + m), 2)
+    curvature = Term("curvature of all samples", f64(m, m), 3 + views**2)
+    membership = Term("membership of audited samples", n * groups, 4)
+    coefficients = Term("coefficients", f64(groups + 1, m, h))
+    effects = Term("effects", f64(groups, n))
+    products = Term("products of moments", 2.0 * m * m * h * (pairs + 3), groups * 100)
+    return Cost(
+        units=groups,
+        disk=Quantity.of(effects, coefficients),
+        memory=Quantity(
+            {
+                "opening": (landmarks, block, rows),
+                "solving": (rows, rows, curvature, membership),
+                "writing": (rows, effects, effects, effects, effects, membership),
+            }
+        ),
+        worker_memory=_worker_memory(shape, settings),
+        parallel_tasks=groups,
+        flops=Quantity.of(products, Term("kernel rows", 2.0 * n * m * width)),
+        scratch=Quantity.of(effects, coefficients, rows),
+        float64=True,
+    )
+
+
+def _worker_memory(shape: AuditSizes, settings: GroupInfluenceSettings) -> Quantity:
+    """One group: the moments of the rest, the iterates, or the profiles of a short range."""
+    m, h, views, n = shape.n_landmarks, shape.n_components, shape.n_views, shape.n_audited
+    pairs, anchors = views * (views + 1) // 2, min(settings.anchors, n)
+    return Quantity(
         {
             "moments": (Term("moments of the rest, and on the way", f64(m, m), 3 * pairs),),
             "solving": (
-                Term("moments of the rest", f64(m, m), views**2 + 2),
+                Term("moments of the rest", f64(m, m), views**2 + pairs + 2),
                 Term("iterates, steps and changes", f64(m, h), 2 * MEMORY + 16),
             ),
             "effects": (
+                Term("moments of the rest", f64(m, m), pairs),
                 Term("kernel rows of audited samples and anchors", f64(n + anchors, m)),
                 Term("profiles of a short range", f64(SUB_ROWS, anchors), 8),
             ),
         }
-    )
-    memory = Quantity(
-        {
-            "opening": (
-                Term("landmark rows", f64(m, width), 2.5),
-                Term("rows of one block", f32(shape.plan.block_rows, width + m), 2),
-            ),
-            "solving": (
-                Term("kernel rows of the audited samples", f32(n, m), 2),
-                Term("curvature of all samples", f64(m, m), 3 + views**2),
-                Term("membership of audited samples", n * groups),
-            ),
-            "writing": (
-                Term("kernel rows of the audited samples", f32(n, m)),
-                Term("effects", f64(groups, n), 5),
-            ),
-        }
-    )
-    return Cost(
-        units=groups,
-        disk=Quantity.of(
-            Term("effects", f64(groups, n)), Term("coefficients", f64(groups + 1, m, h))
-        ),
-        memory=memory,
-        worker_memory=worker,
-        parallel_tasks=groups,
-        flops=Quantity.of(
-            Term("products of moments", 2.0 * m * m * h * (pairs + 3), groups * settings.max_steps),
-            Term("kernel rows", 2.0 * n * m * width),
-        ),
-        scratch=Quantity.of(
-            Term("effects and coefficients", f64(groups, n + m * h)), Term("rows", f32(n, m))
-        ),
-        float64=True,
     )
 
 

@@ -165,7 +165,8 @@ class _Blocks:
         for index, start in enumerate(range(0, self.n_samples, 64)):
             stop = min(start + 64, self.n_samples)
             part = function(tuple(self.kernels[:, start:stop]), Block(index, start, stop))
-            total = part if total is None else tuple(a + b for a, b in zip(total, part, strict=True))
+            both = zip(total or part, part, strict=True)
+            total = tuple(a + b for a, b in both) if total else part
         return total
 
 
