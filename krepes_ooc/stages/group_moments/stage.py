@@ -2,7 +2,7 @@
 
 The rows of a group are gathered block by block, a few blocks at a time, so that the kernel is read
 in its order; groups are summed in waves, as many as fit ``WAVE_BYTES`` of a worker, and every wave
-is one pass. The samples are cut into spans of whole shards, a number that no budget changes: a
+is one pass. A long kernel is cut into spans of whole shards, a number that no budget changes: a
 group's sums over a span are one partial result, its sums over all spans are added in their order.
 """
 
@@ -34,7 +34,7 @@ from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.store_writer import StoreWriter
 
 # Constants that decide the order of the sums: no budget and no setting changes them.
-SPANS = 4
+SPANS, LONG_ROWS = 4, 2**23
 BATCH_ROWS = 16_384
 PRODUCT_ROWS = 2048
 # Sums of the groups of one wave in one worker.
@@ -69,7 +69,7 @@ def run(inputs: GroupMomentsInputs, context: StageContext) -> None:
     units = pass_.n_summed * pass_.n_spans
     missing = [g for g in range(pass_.n_summed) if group_name(g) not in done]
     context.progress.begin("group_moments", units, units - len(missing) * pass_.n_spans)
-    for wave in waves(missing, wave_groups(views, m, context.executor().workers)):
+    for wave in waves(missing, task_groups(views, m) * pass_.parts):
         pass_.sum_wave(wave)
         if context.shard is None:
             done |= pass_.write_wave([g for g in wave if g < pass_.n_groups], writer)
@@ -123,7 +123,12 @@ class GroupPass:
     @property
     def n_spans(self) -> int:
         """Spans of shards."""
-        return min(SPANS, self.context.plan.n_shards)
+        return count_spans(self.context.plan)
+
+    @property
+    def parts(self) -> int:
+        """Tasks that share the groups of a wave in every span, so that each worker has one."""
+        return -(-self.context.executor().workers // self.n_spans)
 
     @cached_property
     def shift(self) -> Float:
@@ -135,12 +140,11 @@ class GroupPass:
 
         Groups are dealt to several tasks of one span where there are more workers than spans.
         """
-        workers, total = self.context.executor().workers, self.n_summed * self.n_spans
+        parts, total = self.parts, self.n_summed * self.n_spans
         mine = [
             (span, [g for g in wave if self._is_mine(span * self.n_summed + g, total)])
             for span in range(self.n_spans)
         ]
-        parts = -(-workers // self.n_spans)
         tasks = [
             (span, groups[part::parts])
             for span, groups in mine
@@ -288,6 +292,11 @@ def _gather(
     return out
 
 
+def count_spans(plan: BlockPlan) -> int:
+    """Spans of a kernel: the partial sums of several are paid for by ``LONG_ROWS`` rows."""
+    return min(SPANS, plan.n_shards) if plan.n_samples >= LONG_ROWS else 1
+
+
 def span_shards(plan: BlockPlan, span: int, n_spans: int) -> range:
     """The consecutive shards of a span."""
     return range(span * plan.n_shards // n_spans, (span + 1) * plan.n_shards // n_spans)
@@ -299,9 +308,9 @@ def batches(blocks: Sequence[Block], rows: int) -> list[Sequence[Block]]:
     return [blocks[i : i + count] for i in range(0, len(blocks), count)]
 
 
-def wave_groups(n_views: int, n_landmarks: int, workers: int) -> int:
-    """Groups of one wave: their sums fit ``WAVE_BYTES`` of a worker, and every worker has some."""
-    return max(1, WAVE_BYTES // sums_bytes(n_views, n_landmarks)) * -(-workers // SPANS)
+def task_groups(n_views: int, n_landmarks: int) -> int:
+    """Groups of one task: their sums fit ``WAVE_BYTES``."""
+    return max(1, WAVE_BYTES // sums_bytes(n_views, n_landmarks))
 
 
 def sums_bytes(n_views: int, n_landmarks: int) -> int:
@@ -324,8 +333,8 @@ def predict(shape: AuditSizes, settings: GroupMomentsSettings) -> Cost:
     n, m, views = shape.plan.n_samples, shape.n_landmarks, shape.n_views
     one, pairs = sums_bytes(views, m), len(pair_index(views))
     groups = max(1, shape.n_groups)
-    together = min(groups, wave_groups(views, m, 1))
-    spans = min(SPANS, shape.plan.n_shards)
+    together = min(groups, task_groups(views, m))
+    spans = count_spans(shape.plan)
     rows = min(PRODUCT_ROWS, max(BATCH_ROWS, shape.plan.block_rows), n)
     worker = Quantity(
         {
@@ -357,7 +366,7 @@ def predict(shape: AuditSizes, settings: GroupMomentsSettings) -> Cost:
         flops=Quantity.of(
             Term("products by partition", 2.0 * n * m * m * pairs, max(1, shape.n_partitions))
         ),
-        scratch=Quantity.of(Term("sums of a wave by span", one, together * spans)),
+        scratch=Quantity.of(Term("sums by span", one, groups * spans)),
         bytes_read=Quantity.of(
             Term("kernel, once a wave", float(n) * views * m * shape.kernel_itemsize, count)
         ),

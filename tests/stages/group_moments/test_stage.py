@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ def assert_equal(found: GroupMoments, wanted: GroupMoments, tolerance: float = 1
     assert found.n_samples == wanted.n_samples
     np.testing.assert_allclose(found.mean, wanted.mean, atol=tolerance)
     np.testing.assert_allclose(found.second, wanted.second, atol=tolerance)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long() -> Iterator[None]:
+    """Several spans for few rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "LONG_ROWS", 1000)
+        yield
 
 
 @pytest.fixture(scope="module")
