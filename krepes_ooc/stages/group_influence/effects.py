@@ -6,7 +6,10 @@ embeddings centred by the mean over the view rows that the coefficients were sol
     f_t = A^T (k_t - kbar),   profile_t = [cos(f_t, f_a)]_a,
     effect(g, t) = 1 - Pearson(profile_t with all samples, profile_t without g).
 
-Anchors that belong to the group are left out of both profiles.
+Anchors that belong to the group are left out of both profiles. A loss that sees standardised
+components only (Barlow Twins) leaves their scales to the damping; there every component is divided
+by its deviation. Measured against retraining on digits, Spearman over all pairs of group and
+sample, relative damping 1: Barlow Twins .59 with and .32 without, VICReg .72 either way.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from krepes_ooc.stages.moments.moments import Moments
 
 LEAST_ANCHORS = 50
 SUB_ROWS = 1024
@@ -40,6 +45,20 @@ class Embedding:
         f = rows @ self.coefficients - self.mean @ self.coefficients
         length = np.linalg.norm(f, axis=1, keepdims=True)
         return np.asarray(f / np.where(length > 0, length, 1.0))
+
+
+def standardise(coefficients: Float, moments: Moments) -> Float:
+    """Coefficients whose embedding has deviation 1 in every component [landmark, component].
+
+    Args:
+        coefficients: A [landmark, component].
+        moments: of the view rows that it was solved on; the deviation is over samples and views.
+    """
+    mean = moments.mean.mean(axis=0)
+    square = np.sum(coefficients * (moments.mean_uncentred() @ coefficients), axis=0)
+    variance = np.maximum(square - (mean @ coefficients) ** 2, 0.0)
+    deviation = np.sqrt(np.where(variance > 0, variance, 1.0))
+    return np.asarray(coefficients / deviation)
 
 
 def effects(rows: Float, anchors: Float, full: Embedding, rest: Embedding) -> Float:

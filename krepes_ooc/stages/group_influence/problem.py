@@ -17,7 +17,8 @@ from krepes_ooc.engine.device import HOST
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs
-from krepes_ooc.stages.group_influence.effects import refusal
+from krepes_ooc.stages.group_influence.effects import Embedding, refusal, standardise
+from krepes_ooc.stages.group_moments.group_sums import GroupMoments
 from krepes_ooc.stages.group_moments.stored_groups import StoredGroupMoments, StoredGroups
 from krepes_ooc.stages.kernel.landmark_kernel import read_landmark_kernel
 from krepes_ooc.stages.kernel.stream import KernelStream
@@ -27,6 +28,8 @@ from krepes_ooc.stages.newton.objectives.byol import Predictor
 from krepes_ooc.storage.store_reader import StoreReader
 
 _ANCHOR_STREAM = 531
+# Losses of standardised components: the scale of a component is not theirs.
+SCALE_FREE = ("barlow-twins",)
 Float = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
@@ -132,6 +135,17 @@ class GroupProblem:
         chosen = [self.groups.members(levels, group) for group in range(len(self.groups.names))]
         return np.array(chosen, dtype=bool).reshape(len(chosen), len(sample_id))
 
+    def embedding(self, coefficients: Float, moments: GroupMoments) -> Embedding:
+        """The embedding that profiles are taken of.
+
+        Args:
+            coefficients: A [landmark, component].
+            moments: of the samples that it was solved on.
+        """
+        if self.objective_name in SCALE_FREE:
+            coefficients = standardise(coefficients, moments.full())
+        return Embedding(coefficients, moments.mean.mean(axis=0))
+
     def reason(self, group: int) -> str:
         """Why a group cannot be left out, or nothing."""
         left = int((~self.members[group, self.anchors]).sum())
@@ -181,8 +195,3 @@ class BlockMembers:
         partition = self.groups.partition[list(self.chosen)]
         code = self.groups.code[list(self.chosen)]
         return np.asarray(code[:, None] == level[:, partition].T)
-
-
-def mean_row(mean: Float) -> Float:
-    """Kbar [landmark]: mean over views of the mean kernel rows [view, landmark]."""
-    return np.asarray(mean.mean(axis=0))

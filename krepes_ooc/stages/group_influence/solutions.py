@@ -23,7 +23,7 @@ from krepes_ooc.stages.group_influence.minimise import (
     damping_of,
     minimise,
 )
-from krepes_ooc.stages.group_influence.problem import BlockMembers, GroupProblem, mean_row
+from krepes_ooc.stages.group_influence.problem import BlockMembers, GroupProblem
 from krepes_ooc.stages.group_moments.group_sums import GroupMoments
 from krepes_ooc.stages.newton.conjugate_gradient import CGState, conjugate_gradient
 from krepes_ooc.stages.newton.objectives.base import SampleObjective
@@ -92,15 +92,14 @@ class Resolver:
         path = self.context.record.partials / f"{FULL}.npz"
         known = read_arrays(path)
         if known is None:
-            total = self.problem.moments.total()
-            known = _record(self.solve(total)) | {"mean": mean_row(total.mean)}
+            known = _record(self.solve(self.problem.moments.total()))
             write_arrays(path, known, self.context.record.temp)
         return known
 
     def without(self, groups: Sequence[int]) -> None:
         """Coefficients without each group, and their effects; kept group by group."""
         full = self.full()
-        baseline = Embedding(full["coefficients"], full["mean"])
+        baseline = self.problem.embedding(full["coefficients"], self.problem.moments.total())
         rows, damping = self.problem.rows, self.damping
         assert rows.size
         assert damping > 0
@@ -108,7 +107,7 @@ class Resolver:
         def task(group: int) -> None:
             rest = self.problem.moments.rest(group)
             known = _record(self.solve(rest))
-            embedding = Embedding(known["coefficients"], mean_row(rest.mean))
+            embedding = self.problem.embedding(known["coefficients"], rest)
             save_group(self.problem, group, known, baseline, embedding)
 
         self.context.executor().run(task, groups)
@@ -171,13 +170,12 @@ class FirstOrder:
             "steps": np.array(int(newton["iterations"])),
             "gradient_norm": np.array(float(newton["residual_norm"])),
             "converged": np.array(bool(newton["trusted"])),
-            "mean": mean_row(self.problem.moments.total().mean),
         }
 
     def without(self, groups: Sequence[int]) -> None:
         """All groups as right-hand sides of one block solve, as many as fit at a time."""
         full = self.full()
-        baseline = Embedding(full["coefficients"], full["mean"])
+        baseline = self.problem.embedding(full["coefficients"], self.problem.moments.total())
         columns = max(1, COLUMN_BYTES // self.coefficients.nbytes)
         for start in range(0, len(groups), columns):
             chosen = tuple(groups[start : start + columns])
@@ -186,7 +184,7 @@ class FirstOrder:
                 known = {name: values[index] for name, values in solved.items()}
                 known["coefficients"] = self.coefficients + step[..., index]
                 rest = self.problem.moments.rest(group)
-                embedding = Embedding(known["coefficients"], mean_row(rest.mean))
+                embedding = self.problem.embedding(known["coefficients"], rest)
                 save_group(self.problem, group, known, baseline, embedding)
 
     def _solve(self, groups: tuple[int, ...]) -> tuple[Float, dict[str, npt.NDArray[Any]]]:

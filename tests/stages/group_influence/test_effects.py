@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import linregress, pearsonr
 
 from krepes_ooc.stages.group_influence import effects
-from krepes_ooc.stages.group_influence.effects import Embedding, refusal, summarise
+from krepes_ooc.stages.group_influence.effects import Embedding, refusal, standardise, summarise
+from tests.stages.group_audits import dense
 
 M, H = 6, 3
 
@@ -26,9 +27,7 @@ def profile(e: Embedding, row: np.ndarray, anchors: np.ndarray) -> list[float]:
     def f(k):
         return e.coefficients.T @ (k - e.mean)
 
-    return [
-        f(row) @ f(a) / np.linalg.norm(f(row)) / np.linalg.norm(f(a)) for a in anchors
-    ]
+    return [f(row) @ f(a) / np.linalg.norm(f(row)) / np.linalg.norm(f(a)) for a in anchors]
 
 
 def test_effects_are_one_minus_the_correlation_of_profiles(rows, monkeypatch):
@@ -48,6 +47,18 @@ def test_rotations_and_scales_have_no_effect(rows):
     np.testing.assert_allclose(effects.effects(rows, rows[:9], full, turned), 0, atol=1e-12)
 
 
+def test_standardised_components_have_deviation_1():
+    K = np.random.default_rng(0).normal(size=(2, 50, M))
+    K[1] += 0.3
+    moments = dense(K).full()
+    A = embedding(1).coefficients
+    found = standardise(A, moments)
+    np.testing.assert_allclose((K.reshape(-1, M) @ found).std(axis=0), 1.0)
+    np.testing.assert_allclose(found / found[0], A / A[0])
+    flat = np.hstack([A[:, :1], np.zeros((M, 1))])
+    np.testing.assert_array_equal(standardise(flat, moments)[:, 1], 0)
+
+
 def test_a_constant_profile_is_not_defined(rows):
     flat = Embedding(np.zeros((M, H)), np.zeros(M))
     assert np.isnan(effects.effects(rows, rows[:9], flat, embedding(1))).all()
@@ -65,9 +76,7 @@ def test_summary_against_loops():
     for g in (0, 1, 2, 4):
         known = effect[g][np.isfinite(effect[g])]
         assert found.mean_effect[g] == pytest.approx(known.mean())
-        assert found.mean_effect_stderr[g] == pytest.approx(
-            known.std(ddof=1) / np.sqrt(len(known))
-        )
+        assert found.mean_effect_stderr[g] == pytest.approx(known.std(ddof=1) / np.sqrt(len(known)))
         for other in (0, 1, 3, 4):
             inside = effect[g][members[other]]
             assert found.effect_by_group[g, other] == pytest.approx(np.nanmean(inside))

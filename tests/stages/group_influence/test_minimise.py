@@ -27,9 +27,7 @@ def problem(name: str, relative: float | None = None, scale: float = 0.1):
     moments = dense(K).full()
     start = draw.normal(size=(M, H)) / 3
     settings = registry.settings_type(name)()
-    objective = registry.create(
-        name, settings, moments=moments, start=start, offset=np.zeros(H)
-    )
+    objective = registry.create(name, settings, moments=moments, start=start, offset=np.zeros(H))
     at_start = objective.linearise(start)
     damping = damping_of(NAMES[name] if relative is None else relative, at_start)
     return objective, start, damping, CurvatureInverse.build(at_start, moments, damping)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from krepes_ooc.stages.group_influence.effects import Embedding, effects, summarise
+from krepes_ooc.stages.group_influence.effects import Embedding, effects, standardise, summarise
 from krepes_ooc.stages.group_influence.minimise import CurvatureInverse, damping_of, minimise
 from krepes_ooc.stages.group_moments.group_sums import rest_of
 from krepes_ooc.stages.newton.objectives import registry
@@ -40,7 +40,10 @@ def effects_of(name: str, K: np.ndarray, code: np.ndarray) -> np.ndarray:
 
     def solve(moments):
         found = minimise(objective(moments), start, damping, inverse, max_steps=500)
-        return Embedding(found.coefficients, moments.mean.mean(axis=0))
+        A = found.coefficients
+        if name == "barlow-twins":
+            A = standardise(A, moments.full())
+        return Embedding(A, moments.mean.mean(axis=0))
 
     full, anchors = solve(total), K[0][::3]
     outside = [code[::3] != group for group in range(code.max() + 1)]
