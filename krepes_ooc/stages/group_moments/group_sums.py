@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import blas
 
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.moments.sums import pair_index
@@ -47,6 +46,8 @@ class GroupSums:
 
     def add_rows(self, deviations: Sequence[Float]) -> None:
         """Add samples: k - mu [sample, landmark] of each view, C-ordered, rows paired."""
+        from scipy.linalg import blas
+
         self.rows += len(deviations[0])
         for view, B in enumerate(deviations):
             self.sums[view] += B.sum(axis=0)
