@@ -1,4 +1,4 @@
-"""Load a view or a data set that a recipe names; the message names the recipe's own key."""
+"""Callables that a recipe names: factories, views, data sets; loaded, hashed and described."""
 
 from __future__ import annotations
 
@@ -42,18 +42,19 @@ def find_factory(text: str, base: Path = Path()) -> Callable[..., Any]:
         NetworkError: the module's own code fails while it is imported.
     """
     place, colon, name = text.rpartition(":")
-    if not colon or not place or not name:
+    if not (colon and place and name):
         raise UsageError(
             f"{text!r} names no factory", where="network.factory", expected="module:callable"
         )
-    found: Any = _import_file(base / place) if place.endswith(".py") else _import_module(place)
+    # A dotted name walks down from the module: ``package.module:Class.method``.
+    target: Any = _import_file(base / place) if place.endswith(".py") else _import_module(place)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+        target = getattr(target, part, None)
+    if not callable(target):
         raise UsageError(
             f"no callable {name!r} in {place}", where="network.factory", expected="module:callable"
         )
-    return found  # type: ignore[no-any-return]
+    return target  # type: ignore[no-any-return]
 
 
 def factory_sha256(text: str, base: Path = Path()) -> str:
@@ -65,10 +66,12 @@ def factory_sha256(text: str, base: Path = Path()) -> str:
     place, colon, name = text.rpartition(":")
     if colon and place.endswith(".py") and (base / place).is_file():
         return hashlib.sha256(_code(base / place)).hexdigest()
+    # The import system says where a module lies without running it.
     with contextlib.suppress(ImportError, ValueError):
-        found = importlib.util.find_spec(place) if colon and name else None
-        if found is not None and found.origin and Path(found.origin).is_file():
-            return hashlib.sha256(_code(Path(found.origin))).hexdigest()
+        module = importlib.util.find_spec(place) if colon and name else None
+        if module is not None and module.origin and Path(module.origin).is_file():
+            return hashlib.sha256(_code(Path(module.origin))).hexdigest()
+    # A built-in module has no file: its name stands for it, if there is such a factory at all.
     find_factory(text, base)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -88,6 +91,7 @@ def _import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        # The module is there, but something that it imports is not.
         if error.name and not (name == error.name or name.startswith(error.name + ".")):
             raise _import_failed(name, error) from error
         raise UsageError(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from krepes_ooc.core.digests import file_sha256
+from krepes_ooc.core.files import publish
 from krepes_ooc.errors import NetworkError, UsageError
 
 State = dict[str, torch.Tensor]
@@ -101,18 +102,6 @@ def save_state(state: Mapping[str, torch.Tensor], path: Path) -> None:
     # Tied tensors share memory, which safetensors refuses: each name gets its own copy.
     save_file({key: value.detach().clone().contiguous() for key, value in state.items()}, temporary)
     publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Make a finished temporary file durable under its name."""
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def dtypes(path: Path, state_key: str = "") -> list[str]:

@@ -142,7 +142,7 @@ def save_state(state: TrainState, path: Path) -> None:
     """Write the whole training state: complete or not there at all."""
     import torch
 
-    from krepes_ooc.network.checkpoint import publish
+    from krepes_ooc.core.files import publish
 
     content = {
         "model": state.module.state_dict(),

@@ -19,9 +19,9 @@ from krepes_ooc.core.digests import (
     canonical_digest,
     remembered_sha256,
     stat_signature,
-    unreadable,
-    write_atomic,
+    write_cache_file,
 )
+from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.array_rows import (
     Hdf5Rows,
@@ -108,7 +108,7 @@ def _check_once(rows: Rows, where: str, cache: Path, digest: str) -> None:
     mark = cache / f"finite-{digest[:16]}"
     if rows.dtype.kind == "f" and not mark.is_file():
         check_all_finite(rows, where)
-        write_atomic(mark, b"")
+        write_cache_file(mark, b"")
 
 
 def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
@@ -208,7 +208,7 @@ def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     try:
         return _numpy_rows(path, sha256, array, cache)
     except _DAMAGE as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, source=True) from error
 
 
 def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
@@ -259,7 +259,7 @@ def _hdf5_rows(path: Path, array: str) -> Rows:
             shape = tuple(int(size) for size in data.shape)
             return Hdf5Rows(path, name, data.dtype, shape, stat_signature(path))
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, source=True) from error
 
 
 def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> CachedFile | None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.digests import canonical_digest, file_sha256, unreadable
+from krepes_ooc.core.digests import canonical_digest, file_sha256
+from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import SourceError, UsageError
 from krepes_ooc.sources.array_rows import MemoryRows, Rows, check_finite, marginal_positions
 from krepes_ooc.sources.base import (
@@ -276,7 +277,7 @@ def open_digits(spec: SourceSpec) -> ImageSource:
     try:
         lines = np.loadtxt(path, delimiter=",", dtype=np.uint8, max_rows=spec.limit, ndmin=2)
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, source=True) from error
     pixels = lines[:, :-1].reshape(-1, DIGITS_SIDE, DIGITS_SIDE, 1).copy()
     labels = Labels(lines[:, -1].astype(np.int64), tuple("0123456789"))
     identity = {"kind": "digits", "name": path.name, "sha256": file_sha256(path)}

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.digests import canonical_digest, file_sha256, publish, write_atomic
-from krepes_ooc.core.files import checksum, checksummed_json, read_checksummed
+from krepes_ooc.core.digests import canonical_digest, file_sha256, write_cache_file
+from krepes_ooc.core.files import checksum, checksummed_json, publish, read_checksummed
 from krepes_ooc.errors import DamageError
 
 PIECE_BYTES = 2**20
@@ -152,7 +152,7 @@ def cache_file(path: Path, content: bytes) -> None:
     Raises:
         SourceError: the cache folder cannot be written.
     """
-    write_atomic(path, content)
+    write_cache_file(path, content)
     pieces = range(0, len(content), PIECE_BYTES)
     _write_sums(path, len(content), [checksum(content[i : i + PIECE_BYTES]) for i in pieces])
 
@@ -163,7 +163,7 @@ def write_scan_result(path: Path, findings: Mapping[str, Any]) -> None:
     Raises:
         SourceError: the cache folder cannot be written.
     """
-    write_atomic(path, checksummed_json(findings))
+    write_cache_file(path, checksummed_json(findings))
 
 
 def read_scan_result(path: Path) -> dict[str, Any]:

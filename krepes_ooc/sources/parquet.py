@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from krepes_ooc.core.digests import canonical_digest, stat_signature, unreadable
+from krepes_ooc.core.digests import canonical_digest, stat_signature
+from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DamageError, SourceError
 from krepes_ooc.sources.arrow_columns import is_number
 from krepes_ooc.sources.base import SourceSpec
@@ -51,7 +52,7 @@ class TableFile:
                 self.kept.check(self._footer(self.kept.size), self.kept.size)
             return pq.ParquetFile(self.path)
         except (pa.ArrowException, OSError) as error:
-            raise unreadable(self.path, error) from error
+            raise unreadable(self.path, error, source=True) from error
 
     def read(self, file: Any, group: int, columns: list[str]) -> Any:
         """One row group of the opened file.

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.digests import stat_signature, unreadable
+from krepes_ooc.core.digests import stat_signature
+from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.array_rows import MemoryRows, Rows, choose_array, mapped_rows
 from krepes_ooc.sources.cache import find_cached, folder_sha256, writing_cached
@@ -95,7 +96,7 @@ def _open(path: Path, array: str) -> tuple[Path, Any]:
             if isinstance(item, zarr.Array)
         }
     except _DAMAGE as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, source=True) from error
     name = choose_array(list(arrays), array, path)
     return _without_pickle(path / name), arrays[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from krepes_ooc.core.blocks import BlockPlan
-from krepes_ooc.core.files import Files, to_json
+from krepes_ooc.core.digests import canonical_digest
+from krepes_ooc.core.files import Files
 from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
@@ -285,4 +285,4 @@ def stage_cost(
 
 def digest_of(ticket: Mapping[str, Any]) -> str:
     """sha256 over the canonical JSON of a ticket."""
-    return hashlib.sha256(to_json(to_mapping(ticket)).encode()).hexdigest()
+    return canonical_digest(to_mapping(ticket))
