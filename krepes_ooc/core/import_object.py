@@ -66,12 +66,10 @@ def factory_sha256(text: str, base: Path = Path()) -> str:
     place, colon, name = text.rpartition(":")
     if colon and place.endswith(".py") and (base / place).is_file():
         return hashlib.sha256(_code(base / place)).hexdigest()
-    # The import system says where a module lies without running it.
     with contextlib.suppress(ImportError, ValueError):
-        module = importlib.util.find_spec(place) if colon and name else None
-        if module is not None and module.origin and Path(module.origin).is_file():
-            return hashlib.sha256(_code(Path(module.origin))).hexdigest()
-    # A built-in module has no file: its name stands for it, if there is such a factory at all.
+        found = importlib.util.find_spec(place) if colon and name else None
+        if found is not None and found.origin and Path(found.origin).is_file():
+            return hashlib.sha256(_code(Path(found.origin))).hexdigest()
     find_factory(text, base)
     return hashlib.sha256(text.encode()).hexdigest()
 

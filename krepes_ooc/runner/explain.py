@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc import rendering
 from krepes_ooc.core.settings import read_settings
-from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
+from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, trusted_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.display import picture
@@ -28,7 +28,7 @@ from krepes_ooc.stages.influence.stage import REPELLING_KEPT, ranking_score
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, read_landmark_kernel
 from krepes_ooc.stages.report.stage import column_text, display_columns
 from krepes_ooc.storage.store_reader import StoreReader
-from krepes_ooc.storage.verify import metadata_damage
+from krepes_ooc.storage.verify import check_sealed
 from krepes_ooc.storage.workspace import Workspace
 
 NEEDED = ("landmarks", "spectrum", "newton", "influence")
@@ -153,15 +153,13 @@ class _Explainer:
         record = self.workspace.record(store, store)
         if store in self._sound:
             return self.workspace.reader(store)
-        if (seal := record.seal()) is None:
-            raise WorkspaceError(
-                f"stage {store} is not sealed",
-                where=str(self.workspace.root),
-                expected="an audit that has influence",
-                advice="krepes run with the same recipe computes what is missing",
-            )
-        if harmed := metadata_damage(record, seal):
-            raise DamageError(harmed, expected="what was written", advice="`krepes run --repair`")
+        unsealed = WorkspaceError(
+            f"stage {store} is not sealed",
+            where=str(self.workspace.root),
+            expected="an audit that has influence",
+            advice="krepes run with the same recipe computes what is missing",
+        )
+        check_sealed(record, unsealed)
         self._sound.add(store)
         return self.workspace.reader(store)
 

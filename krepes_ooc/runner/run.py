@@ -70,7 +70,7 @@ def run(
             repair_records(space, recipe, progress.note)
         if options.shard is None:
             space.create(recipe.name)
-            space.sweep()
+            space.remove_stale_files()
             sweep_cache(space.private / "cache")
         with recorded_run(space, options, summary):
             _Run(Audit(recipe, space), options, progress, flag, summary, device).run()

@@ -57,8 +57,8 @@ def lock_workspace(
     """
     private = space.private
     if options.shard is not None:
-        with locks.hold_shard(private, str(options.only), options.shard, lost):
-            with locks.opening(private):
+        with locks.lock_shard(private, str(options.only), options.shard, lost):
+            with locks.lock_opening(private):
                 space.create(recipe)
             yield
         return
@@ -71,7 +71,7 @@ def lock_workspace(
 
 def start_stage_lock(space: Workspace, options: Options) -> AbstractContextManager[None]:
     """One process at a time, where several may begin a stage at once."""
-    return contextlib.nullcontext() if options.shard is None else locks.opening(space.private)
+    return contextlib.nullcontext() if options.shard is None else locks.lock_opening(space.private)
 
 
 def journal_owner(options: Options) -> str:
