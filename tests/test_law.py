@@ -436,13 +436,18 @@ def test_a_file_name_occurs_twice_only_where_both_are_one_thing():
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Modules of the package that a module imports, inside functions and for types too."""
+    """Modules of the package that a module imports, inside functions and for types too.
+
+    A folder of which a module is imported counts as that module, not as all that it hands on.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("krepes_ooc"):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-            if node.module != "krepes_ooc":  # a folder of the package, not what it hands on
-                found.add(node.module or "")
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                place = ROOT / module.replace(".", "/")
+                inside = place.is_dir() or place.with_suffix(".py").is_file()
+                found.add(module if inside else node.module or "")
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found
