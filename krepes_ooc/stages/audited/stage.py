@@ -16,13 +16,13 @@ from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.display import describe_columns, display_arrays
 from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.inputs import CLEAN
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.views.spec import CLEAN
 
 ROLES = {"audit": 0, "fit": 1, "concept": 2}
 _CHOICE_STREAM = 311
