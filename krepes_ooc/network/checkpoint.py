@@ -47,7 +47,7 @@ def read_state(path: Path, state_key: str = "") -> State:
             expected=".safetensors, .pt, .pth, .bin or .ckpt",
         )
     try:
-        # weights_only: torch's restricted unpickler, which calls nothing but constructors of tensors.
+        # weights_only: a restricted unpickler that calls nothing but constructors of tensors.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # The same exception for a damaged file and for one that asks for code.
