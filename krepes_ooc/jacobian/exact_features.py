@@ -65,7 +65,7 @@ class FactorFeatures:
         self._device = device_of(network)
         # Two threads on one map must wait for each other, or they would mix their recordings.
         self._lock = threading.Lock()
-        # The factor of a Linear layer by the layer's name, of any other parameter by its own.
+        # Factors by name: of the layer for a Linear layer, else of the parameter.
         self._factors = dict(self._plan())
         self._spans = [span for factor in self._factors.values() for span in _spans(factor)]
         ranges = tuple((start, stop, 0) for start, stop in self._spans)

@@ -132,7 +132,7 @@ class _Plan:
     """Choice of the form of row and of the probes.
 
     Args:
-        settings: what the recipe asks for.
+        settings: the recipe key ``features``.
         seed: key of probes and sketch.
         probes: probes of an existing store, or None.
     """

@@ -137,7 +137,7 @@ LayerTerms = Callable[[Any, torch.Tensor, torch.Tensor, int], Iterator[GradientT
 
 
 def is_known(layer: nn.Module) -> bool:
-    """Whether the layer's own parameters have closed per-sample gradients here."""
+    """Whether the parameters of the layer itself have closed per-sample gradients here."""
     kind = _known_kind(layer)
     if kind is None:
         return False

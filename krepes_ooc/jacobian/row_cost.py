@@ -66,7 +66,7 @@ def row_words(
         described: result of ``FeatureMap.describe``.
         n_probes: output directions.
         n_features: numbers in a row.
-        settings: what the recipe asks for.
+        settings: the recipe key ``features``.
     """
     parameters = described["parameters"]
     outputs = described["outputs"]

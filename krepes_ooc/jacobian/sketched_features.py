@@ -158,7 +158,7 @@ class SketchPlan:
         default = (4, 4) if has_spatial_layers(self.network) else (1, 0)
         n_random = default[0] if n_random is None else n_random
         n_deflated = default[1] if n_deflated is None else n_deflated
-        # With as many probes as outputs the rows are exact, and there is nothing to deflate.
+        # Plain random signs; from as many probes as outputs on they are the identity.
         if not n_deflated or n_deflated + n_random >= len(self.outputs):
             return rademacher_probes(n_deflated + n_random, len(self.outputs), seed)
         return deflated_probes(self.output_gram(seed), n_deflated, n_random, seed)

@@ -174,7 +174,7 @@ class Tape:
         leaves = {}
         for name, ones in self._bare.items():
             value = self.network.inner.get_parameter(name).detach()
-            # Expanded, not copied: the leaf is a view of the parameter.
+            # [sample, 1, ..., *parameter]: one value a sample, and axes to broadcast over.
             shape = value.shape[1:] if ones < 0 else (1,) * ones + tuple(value.shape)
             value = value.reshape(shape).expand(n_samples, *shape)
             leaf = leaves[f"inner.{name}"] = with_graph(value)
@@ -186,8 +186,7 @@ class Tape:
             if not (self._active and torch.is_grad_enabled()):
                 return None  # what runs under no_grad has no gradient, in autograd too
             arguments = {id(value) for value in _tensor_arguments(args, kwargs)}
-            # No copy of a tensor that is referenced nowhere else: it matters for small
-            # layers.
+            # A tensor that is referenced nowhere else needs no copy.
             if _starts_graph(layer, output):
                 leaf = torch.zeros((), requires_grad=True, device=output.device)
                 result = _FreshEdge.apply(output, leaf)  # type: ignore[no-untyped-call]
@@ -233,6 +232,7 @@ class Tape:
             args,
             kwargs,
             tuple(tuple(value.shape) for value in results),
+            # Edges, not tensors: a later in-place operation changes the edge of a tensor.
             tuple(get_gradient_edge(value) for value in results),
             _versions(args, kwargs),
         )

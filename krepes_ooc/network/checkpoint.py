@@ -50,7 +50,7 @@ def read_state(path: Path, state_key: str = "") -> State:
         # weights_only: a restricted unpickler that calls nothing but constructors of tensors.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The same exception for a damaged file and for one that asks for code.
+        # The same exception for a damaged file and for one that contains code.
         if "Weights only load failed" not in str(error):
             raise _damage_error(path, error) from error
         raise NetworkError(
@@ -103,13 +103,13 @@ def fill_module(module: nn.Module, state: State, path: Path, strip_prefix: str =
 
 def save_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a state dict as one safetensors file, whole or absent."""
-    # Tied tensors share memory, which safetensors refuses: each name gets its own copy.
+    # Tied tensors share memory, which safetensors refuses: one copy a name.
     copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
     write_file(path, lambda temporary: save_file(copies, temporary))
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under a temporary name, then make it durable under its own.
+    """Write a file under a temporary name, then rename it durably.
 
     Args:
         path: the file.

@@ -57,7 +57,7 @@ class FrozenNetwork(nn.Module):
         return result.reshape(result.shape[0], -1)
 
     def deep_copy(self) -> FrozenNetwork:
-        """Copy with its own weights, which may be changed.
+        """Deep copy, whose weights may be changed.
 
         Raises:
             NetworkError: the module cannot be copied.
@@ -65,7 +65,7 @@ class FrozenNetwork(nn.Module):
         return _copy(self, {})
 
     def shared_copy(self) -> FrozenNetwork:
-        """Copy with its own modules and hooks on shared weights, one set for all threads.
+        """Copy of the modules and hooks on shared weights: one set of weights for all threads.
 
         Raises:
             NetworkError: the module cannot be copied.

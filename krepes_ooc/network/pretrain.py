@@ -1,6 +1,6 @@
 """Demo trainer: an encoder, two or more views of each sample, one self-supervised loss.
 
-The loss acts on the encoder's own output, without a projector, because that output is what is
+The loss acts on the output of the encoder, without a projector, because that output is what is
 audited. Batch order, views and dropout are keyed by (seed, epoch, step), so a run that was killed
 continues with the bits it would have had. torch is imported on first use.
 """

@@ -97,7 +97,7 @@ def load_network(spec: NetworkSpec, weights_path: Path | None, base: Path) -> Fr
     if path is not None:
         state = checkpoint.read_state(path, spec.state_key)
         checkpoint.fill_module(module, state, path, spec.strip_prefix)
-    # Last: the factory's own initial values can be infinite too.
+    # Last: initial values of the factory can be infinite too.
     check_state_finite(module)
     return freeze(module, spec.output)
 

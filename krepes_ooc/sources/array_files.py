@@ -78,7 +78,7 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: RowReader) -> Array
         "array": spec.array,
     }
     rows = reader(path, sha256, spec.array, cache)
-    # Labels lie in a file of their own, or in another array of the same file.
+    # Labels: a second file, or another array of the same file.
     labels: Labels | None = None
     if spec.labels or spec.label_array:
         folder = is_zarr(spec.labels)
@@ -97,7 +97,7 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: RowReader) -> Array
     # The limit comes last: labels are counted against the whole file.
     rows = _first_rows(rows, spec.limit)
     source = array_source(spec, rows, labels, identity)
-    # Before anything is written: a NaN that turns up in hour ten costs ten hours.
+    # On opening, not hours into the run: every row is read once.
     _check_finite_once(rows, str(path), cache, canonical_digest(source.fingerprint()))
     return source
 
@@ -182,7 +182,7 @@ def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     """Rows of an idx file: magic 0 0 type dims, big-endian sizes, then the values."""
     cached: CachedFile | None = None
     with path.open("rb") as stream:
-        # The magic number of gzip, whatever the suffix says.
+        # The magic number of gzip, whatever the suffix.
         compressed = stream.read(2) == b"\x1f\x8b"
     if compressed:
         target = cache / f"unpacked-{sha256[:16]}.idx"
@@ -233,7 +233,7 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
             cached = _unpack(path, target, lambda: cast("BinaryIO", archive.open(name + ".npy")))
             path = target
     with path.open("rb") as stream:
-        # Read the header alone; the values are mapped where they lie.
+        # Read the header alone; the values are mapped in place.
         version = np.lib.format.read_magic(stream)
         read_header = (
             np.lib.format.read_array_header_1_0

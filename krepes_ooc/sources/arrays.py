@@ -278,7 +278,7 @@ def open_digits(spec: SourceSpec) -> ImageSource:
     Raises:
         SourceError: scikit-learn is not installed or its file is damaged.
     """
-    # Only the location of the package: importing scikit-learn takes a second.
+    # Only the location of the package: importing scikit-learn is slow.
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
         raise SourceError(

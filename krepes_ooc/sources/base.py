@@ -51,7 +51,7 @@ class SourceSpec:
     arguments: dict[str, Any] = setting({}, about="of the factory")
 
 
-# Keys that each kind of source reads; all kinds read the first four.
+# Keys that every kind of source reads, that images read, and that each kind reads.
 _EVERYWHERE = {"fetch", "kind", "limit", "order"}
 _IMAGE = {"mean", "std"}
 _USED_KEYS = {

@@ -132,7 +132,7 @@ class DatasetRows:
             SourceError: a label without a class.
         """
         listed = getattr(self._dataset, "targets", getattr(self._dataset, "labels", None))
-        # torch's own convention; a method of that name is something else.
+        # The convention of torchvision; a method of that name is something else.
         if listed is None or callable(listed):
             return None
         codes = np.asarray(listed)

@@ -27,7 +27,7 @@ def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
     try:
         return _open(spec, base, cache)
     except SourceError as error:
-        # The recipe knows how to get a missing file: say so in the error.
+        # Recipes of public data sets name the command that downloads a missing file.
         if not (spec.fetch and error.what.startswith("no such")):
             raise
         raise SourceError(

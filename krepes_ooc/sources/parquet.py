@@ -75,7 +75,7 @@ class TableFile:
         """``stat_signature`` of a file of the user; () for a converted one, which is checksummed.
 
         Raises:
-            SourceError: the file is gone.
+            SourceError: the file is missing.
         """
         return stat_signature(self.path) if self.cached is None else ()
 
@@ -104,7 +104,7 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
     file_format = _file_format(path)
     if file_format == "parquet" and _groups_fit(path):
         return TableFile(path)
-    # Names of converted files carry the content and the options that change it.
+    # A converted file is named by the content and the options that it depends on.
     options: list[Any] = []
     if file_format == "csv":
         options = [CONVERTER_VERSION, file_format, spec.header, spec.delimiter]

@@ -89,7 +89,7 @@ class Views:
         return tuple(self.inputs(raw, positions, view, epoch_seed) for view in view_ids)
 
     def batch(self, positions: Int64, epoch: int) -> tuple[Float32, ...]:
-        """Network inputs of all views, with draws of their own for each epoch of training."""
+        """Network inputs of all views, drawn anew for each epoch of training."""
         # Another key for each epoch: training sees fresh views, a resumed epoch the same ones.
         epoch_seed = int(counter_rng.bits(self.seed, _EPOCH_STREAM, epoch))
         return self.draw(positions, range(self.spec.count), epoch_seed)
