@@ -19,8 +19,8 @@ from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, trusted_recipe
 from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.sources.base import check_finite
 from krepes_ooc.sources.display import picture
-from krepes_ooc.stages.base.inputs import check_finite
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscale_rows
 from krepes_ooc.stages.features.inner_products import self_kernel
 from krepes_ooc.stages.influence import scores

@@ -87,7 +87,7 @@ def tensor_matrix(sketch: Sketch, shape: tuple[int, ...], probe: int) -> np.ndar
     matrix = np.zeros((shape[0] * width, sketch.n_columns))
     for i in range(shape[0]):
         for j in range(width):
-            column = int(left.place[i] + right.place[j]) % sketch.n_columns
+            column = int(left.columns[i] + right.columns[j]) % sketch.n_columns
             matrix[i * width + j, column] = float(left.signs[i] * right.signs[j])
     return matrix
 

@@ -16,7 +16,6 @@ from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.display import describe_columns, display_arrays
 from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.inputs import CLEAN
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -26,6 +25,7 @@ from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
 ROLES = {"audit": 0, "fit": 1, "concept": 2}
 _CHOICE_STREAM = 311

@@ -13,18 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
-from krepes_ooc.errors import DataError, WorkspaceError
+from krepes_ooc.errors import WorkspaceError
 from krepes_ooc.network.spec import NetworkSpec
-from krepes_ooc.sources.base import Source, SourceSpec
+from krepes_ooc.sources.base import Source, SourceSpec, check_finite
 from krepes_ooc.sources.open import open_source, row_order
 from krepes_ooc.sources.row_order import ShuffledOrder
-from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.views.spec import CLEAN, ViewSpec
 from krepes_ooc.views.views import Views
 
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
 
-CLEAN = -1
 CALIBRATION_ROWS = 64
 Rows = npt.NDArray[np.float32]
 
@@ -170,20 +169,3 @@ class AuditInputs:
                 expected="the same code, torch version and kind of processor",
                 advice="undo the change, or start over in another --workspace",
             )
-
-
-def check_finite(values: npt.NDArray[Any], positions: npt.NDArray[np.int64], what: str) -> None:
-    """Refuse values [sample, ...] that are not finite.
-
-    Raises:
-        DataError: naming the first such sample and where in its row.
-    """
-    good = np.isfinite(values)
-    if not good.all():
-        at = tuple(int(i) for i in np.argwhere(~good)[0])
-        raise DataError(
-            f"{what} is {values[at]}",
-            where=f"sample {int(positions[at[0]])}, position {list(at[1:])}",
-            expected="finite numbers",
-            advice="clean the source or exclude the column",
-        )

@@ -13,8 +13,8 @@ from krepes_ooc.errors import UndeclaredInputError
 from krepes_ooc.network.spec import NetworkSpec
 from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.row_order import ShuffledOrder
-from krepes_ooc.stages.base.inputs import CLEAN, AuditInputs, Rows
-from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.stages.base.inputs import AuditInputs, Rows
+from krepes_ooc.views.spec import CLEAN, ViewSpec
 from krepes_ooc.views.views import Views
 
 if TYPE_CHECKING:

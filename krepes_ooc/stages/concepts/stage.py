@@ -17,7 +17,6 @@ from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.inputs import CLEAN
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -36,6 +35,7 @@ from krepes_ooc.stages.fidelity.rows import flat_inputs
 from krepes_ooc.stages.kernel.landmark_kernel import open_landmark_kernel
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
 WHERE = "stages.concepts.sets"
 FIGURES = (

@@ -17,7 +17,8 @@ from krepes_ooc.engine.device import HOST, Array, Device, is_host
 from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
 from krepes_ooc.jacobian.float16_rows import store_rows
-from krepes_ooc.stages.base.inputs import Rows, check_finite
+from krepes_ooc.sources.base import check_finite
+from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features import inner_products

@@ -22,7 +22,6 @@ from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.executor import tree_reduce
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.inputs import CLEAN
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -48,6 +47,7 @@ from krepes_ooc.stages.features.featurizer import (
 from krepes_ooc.stages.features.row_cost_record import describe_rows, save_row_cost
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_writer import StoreWriter
+from krepes_ooc.views.spec import CLEAN
 
 Values = list[tuple[str, int, npt.NDArray[Any]]]
 _ALWAYS = ("self_kernel", "sample_id", "centre")

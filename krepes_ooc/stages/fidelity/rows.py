@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import NetworkError, StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.inputs import CLEAN
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features.featurizer import open_featurizer
+from krepes_ooc.views.spec import CLEAN
 
 MAX_INPUTS = 4096
 Float = npt.NDArray[np.float64]

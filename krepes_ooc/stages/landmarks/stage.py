@@ -15,7 +15,6 @@ from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.display import describe_columns, display_arrays
 from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.inputs import CLEAN
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -34,6 +33,7 @@ from krepes_ooc.stages.landmarks.samplers import (
 from krepes_ooc.stages.landmarks.sampling import choose_uniform, seeding_trials
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
 # Measured on digits and Adult: docs/results.md.
 MIN_AUTO = 1000
