@@ -36,8 +36,11 @@ class FeatureSettings:
     probes: Literal["auto"] | int = setting(
         "auto", about="random probes; auto: 1, or 4 with convolutions or attention", minimum=1
     )
-    deflated: Literal["auto"] | int = setting(
-        "auto", about="calibrated probes; auto: 0, or 4 with convolutions or attention", minimum=0
+    deflated_probes: Literal["auto"] | int = setting(
+        "auto",
+        about="calibrated probes; auto: 0, or 4 with convolutions or attention",
+        minimum=0,
+        digest_name="deflated",
     )
     sketch: int = setting(4096, about="columns of a sketch", minimum=16, maximum=2**20)
     parameters: tuple[str, ...] = setting(
@@ -150,7 +153,7 @@ class _Plan:
 
         settings, probes = self.settings, self.probes
         used = used_parameters(network, parameters, calibration[:2])
-        wanted = [None if n == "auto" else n for n in (settings.probes, settings.deflated)]
+        wanted = [None if n == "auto" else n for n in (settings.probes, settings.deflated_probes)]
         if settings.kind != "sketch":
             units, obstacle = exact_features.plan_factors(network, used, calibration)
             if units:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc import rendering
-from krepes_ooc.core.settings import read_settings
+from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, trusted_recipe
 from krepes_ooc.runner.recipe import Recipe
@@ -230,7 +230,7 @@ class _Explainer:
         encoded = inputs.source.encode(raw)
         check_finite(encoded, ids, "network input")
         begun = self.workspace.record("features", "features").begun() or {}
-        settings = read_settings(FeaturesSettings, begun.get("settings"), "features")
+        settings = read_recorded_settings(FeaturesSettings, begun.get("settings"), "features")
         inputs.check_network_outputs(str(begun["digest"]))
         # Landmarks of the first development versions carry no probes of their own.
         holder = landmarks if "probes" in landmarks.attributes else self.reader("features")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from krepes_ooc.core.blocks import BlockPlan
 from krepes_ooc.core.files import Files, to_json
-from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
 from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder, WorkerPool
@@ -285,4 +285,4 @@ def stage_cost(
 
 def digest_of(ticket: Mapping[str, Any]) -> str:
     """sha256 over the canonical JSON of a ticket."""
-    return hashlib.sha256(to_json(to_mapping(ticket)).encode()).hexdigest()
+    return hashlib.sha256(to_json(digest_mapping(ticket)).encode()).hexdigest()
