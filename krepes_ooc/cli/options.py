@@ -158,6 +158,12 @@ quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def out(*, required: bool = False) -> Callable[[Command], Command]:
+    """The file that a command writes."""
+    path = click.Path(path_type=Path)
+    return click.option("--out", type=path, required=required, help="File to write.")
+
+
 def option_group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, shown in this order."""
 
