@@ -80,9 +80,10 @@ def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def complete_stage(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of stages, for the shell; every other one writes a store of its name."""
-    names = [name for name in ("pretrain", "report") if name.startswith(incomplete)]
-    return [*complete_store(ctx, param, incomplete), *names]
+    """Names of stages, for the shell."""
+    from krepes_ooc.stages.base.order import STAGE_ORDER
+
+    return [name for name in STAGE_ORDER if name.startswith(incomplete)]
 
 
 def complete_store(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

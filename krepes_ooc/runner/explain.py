@@ -17,7 +17,7 @@ import numpy.typing as npt
 from krepes_ooc import rendering
 from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
-from krepes_ooc.runner.audit import Audit, trusted_recipe
+from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.display import picture
 from krepes_ooc.stages.base.inputs import check_finite
@@ -173,7 +173,7 @@ class _Explainer:
             UsageError: it names code that the user has not named.
             WorkspaceError: the recipe is unknown, or source, network or settings have changed.
         """
-        trusted = trusted_recipe(self.workspace.root, named=self.recipe)
+        trusted = recorded_recipe(self.workspace, require="trust", named=self.recipe)
         audit = Audit(trusted, self.workspace)
         for name, state in audit.states().items():
             if name in NEEDED and state.kind != "sealed":

@@ -241,23 +241,3 @@ def test_card_without_pillow(digits: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UsageError, match="a card needs Pillow"):
         draw_card(explain_sample(digits, audited(digits)[0]))
-
-
-def test_pictures_as_half_blocks(digits: Path) -> None:
-    import io
-
-    from rich.console import Console
-
-    from krepes_ooc.cli.console import print_pictures
-
-    one = explain_sample(digits, audited(digits)[0])
-    for colour, drawn in (("truecolor", True), (None, False)):
-        out = io.StringIO()
-        console = Console(
-            file=out,
-            force_terminal=True,
-            color_system=colour,
-            width=120,  # type: ignore[arg-type]
-        )
-        print_pictures(one, console)
-        assert ("▀" in out.getvalue()) == drawn
