@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -241,3 +242,12 @@ def test_card_without_pillow(digits: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UsageError, match="a card needs Pillow"):
         draw_card(explain_sample(digits, audited(digits)[0]))
+
+
+def test_stores_of_another_contract_are_refused(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = SimpleNamespace(version=99)
+    monkeypatch.setattr("krepes_ooc.runner.explain.load_contract", lambda store: newer)
+    with pytest.raises(WorkspaceError, match=r"contract version of store audited was 1, is 99"):
+        explain_sample(digits, audited(digits)[0])
