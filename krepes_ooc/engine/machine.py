@@ -122,6 +122,12 @@ def library_version(package: str) -> str:
         return "not installed"
 
 
+def recorded_versions() -> dict[str, str]:
+    """Versions of Python and of ``LIBRARIES`` by name, for the records of runs and the report."""
+    versions = {name: library_version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **versions}
+
+
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """One BLAS thread in every worker: workers are the parallelism, and bits stay fixed."""
@@ -140,7 +146,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "distributed", "xarray")
+# Whose versions decide bits and formats: what runs and reports record.
+LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 OPTIONAL = {
     "cupy": "GPU block kernels (extra cuda)",
     "dask_jobqueue": "clusters (extra hpc)",
@@ -153,7 +160,7 @@ _TRIAL_BYTES = 2**26
 def examine(folder: Path) -> dict[str, str]:
     """Facts in words: versions, cores, memory, BLAS, disk, GPU, optional parts."""
     found = {"python": sys.version.split()[0]}
-    found |= {name: library_version(name) for name in LIBRARIES}
+    found |= {name: library_version(name) for name in (*LIBRARIES, "distributed")}
     found["cores"] = str(cores())
     found["memory available"] = format_bytes(available_bytes())
     found["numerics"] = numerics()

@@ -38,8 +38,11 @@ class FeatureSettings:
     probes: Literal["auto"] | int = setting(
         "auto", about="random probes; auto: 1, or 4 with convolutions or attention", minimum=1
     )
-    deflated: Literal["auto"] | int = setting(
-        "auto", about="calibrated probes; auto: 0, or 4 with convolutions or attention", minimum=0
+    deflated_probes: Literal["auto"] | int = setting(
+        "auto",
+        about="calibrated probes; auto: 0, or 4 with convolutions or attention",
+        minimum=0,
+        digest_name="deflated",
     )
     sketch: int = setting(4096, about="columns of a sketch", minimum=16, maximum=2**20)
     parameters: tuple[str, ...] = setting(
@@ -158,7 +161,7 @@ class _Plan:
         # Parameters outside the graph have zero gradients and need no rule.
         used = used_parameters(network, parameters, calibration[:2])
         n_random = None if settings.probes == "auto" else settings.probes
-        n_deflated = None if settings.deflated == "auto" else settings.deflated
+        n_deflated = None if settings.deflated_probes == "auto" else settings.deflated_probes
         # Exact factors are preferred: no sketching error, and shorter rows for small networks.
         if settings.kind != "sketch":
             rules, obstacle = exact_features.plan_factors(network, used, calibration)

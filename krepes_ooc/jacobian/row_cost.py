@@ -74,8 +74,8 @@ def row_words(
     selected = "all" if not settings.outputs else _listed([str(index) for index in outputs])
     directions = f"{n_probes} direction{'s' if n_probes > 1 else ''} in output space"
     # Numbers of the recipe only where the recipe sets both.
-    if "auto" not in (settings.probes, settings.deflated):
-        directions += f" ({settings.probes} random, {settings.deflated} calibrated)"
+    if "auto" not in (settings.probes, settings.deflated_probes):
+        directions += f" ({settings.probes} random, {settings.deflated_probes} calibrated)"
     return {
         "parameters": f"{_count(parameters)} ({globs}): {_listed(parameters)}",
         "outputs": f"{len(outputs)} ({selected})",

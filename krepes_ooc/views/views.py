@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
-from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.base import Float32, Int64, Source, Tabular
 from krepes_ooc.views.image import ImageViews
@@ -99,7 +99,7 @@ class Views:
         return {
             "seed": self.seed,
             "family": self.kind,
-            **to_mapping(self.spec),
+            **digest_mapping(self.spec),
             **self._family.describe(),
         }
 

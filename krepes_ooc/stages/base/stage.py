@@ -11,7 +11,7 @@ from typing import Any, Literal
 from krepes_ooc.core.blocks import BlockPlan
 from krepes_ooc.core.digests import canonical_digest
 from krepes_ooc.core.files import Files
-from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
 from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder, WorkerPool
@@ -319,4 +319,4 @@ def stage_cost(
 
 def digest_of(fingerprint: Mapping[str, Any]) -> str:
     """sha256 over the canonical JSON of a stage's fingerprint."""
-    return canonical_digest(to_mapping(fingerprint))
+    return canonical_digest(digest_mapping(fingerprint))

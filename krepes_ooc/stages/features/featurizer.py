@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.feature_layout import FeatureLayout
-from krepes_ooc.core.settings import read_settings, setting
+from krepes_ooc.core.settings import read_recorded_settings, setting
 from krepes_ooc.engine.device import HOST, Array, Device, is_host
 from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
@@ -208,7 +208,7 @@ def open_featurizer(context: StageContext) -> Featurizer:
 def features_settings(context: StageContext) -> FeaturesSettings:
     """Settings that the sealed features were computed with."""
     begun = context.workspace.record("features", "features").begun() or {}
-    return read_settings(FeaturesSettings, begun.get("settings"), "features")
+    return read_recorded_settings(FeaturesSettings, begun.get("settings"), "features")
 
 
 # Rounding of another processor stays far below, another sample far above.

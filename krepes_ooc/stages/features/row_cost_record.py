@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
-from krepes_ooc.core.settings import read_settings
+from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.jacobian.feature_map import FeatureMap
 from krepes_ooc.jacobian.row_cost import RowCost, row_words
 from krepes_ooc.stages.base.inputs import AuditInputs
@@ -45,7 +45,7 @@ def load_row_description(workspace: Workspace) -> tuple[dict[str, str], RowCost 
     attributes = workspace.reader("features").attributes
     if "network" not in attributes:  # begun, and killed before it said how
         return None
-    settings = read_settings(FeaturesSettings, begun.get("settings"), "features")
+    settings = read_recorded_settings(FeaturesSettings, begun.get("settings"), "features")
     layout = FeatureLayout.from_attributes(attributes["layout"])
     n_probes = len(attributes["probes"])
     words = row_words(attributes["network"], n_probes, layout.n_features, settings)

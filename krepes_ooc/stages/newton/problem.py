@@ -269,7 +269,7 @@ def check_settings(settings: Any, n_views: int, n_components: int, block_rows: i
         raise UsageError(
             f"{settings.lm_step_limit} further steps of {name}, whose target is its own start: it "
             "would collapse",
-            where="stages.newton.steps",
+            where="stages.newton.lm_steps",
             expected="0",
         )
     batch = getattr(settings.objective_constants(), "batch", None)
