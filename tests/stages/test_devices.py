@@ -225,7 +225,7 @@ class RowsStay(StrictDevice):
     def from_torch(self, tensor: Any) -> Any:
         assert tensor.dtype == torch.float16
         self.taking = True
-        there = super().take(tensor)
+        there = super().from_torch(tensor)
         self.taking = False
         return there
 

@@ -30,7 +30,7 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class AuditInputs:
-    """What is audited.
+    """Source, network, views and seed of an audit.
 
     Args:
         source_spec: recipe key ``source``.
@@ -51,7 +51,7 @@ class AuditInputs:
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach another process as what was declared; it opens everything anew."""
+        """Pickle the declarations; another process opens source and network anew."""
         spec = (self.source_spec, self.network_spec, self.view_spec)
         return AuditInputs, (*spec, self.seed, self.base, self.private)
 
@@ -90,9 +90,10 @@ class AuditInputs:
             DataError: an input is not finite; names the sample.
         """
         raw = self.source.read(positions)
+        # The hash is of the raw rows, so that every view of a block records the same one.
         content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
-        seen = raw if view == CLEAN else self.views.apply(raw, positions, view)
-        inputs = self.source.encode(seen)
+        augmented = raw if view == CLEAN else self.views.apply(raw, positions, view)
+        inputs = self.source.encode(augmented)
         check_finite(inputs, positions, "network input")
         return inputs, content
 
@@ -102,11 +103,12 @@ class AuditInputs:
         """The feature map of the network, its scale fixed from calibration samples; opened once.
 
         Args:
-            settings: how rows are taken.
-            probes: the probes of a store that exists: the same bits, without choosing them again.
+            settings: kind, outputs and probes of the feature rows.
+            probes: output probes of an existing features store; None: they are drawn.
         """
         from krepes_ooc.jacobian.feature_map import open_features
 
+        # Scales and probes cost a pass over calibration samples: one map per settings.
         if settings not in self._opened:
             self._opened[settings] = open_features(
                 self.network, settings, self.calibration(), probes, self.seed
@@ -114,7 +116,7 @@ class AuditInputs:
         return self._opened[settings]
 
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
-        """The feature map of the network before its training: for sizes alone."""
+        """The feature map of the untrained network, which has the same sizes as the trained one."""
         from krepes_ooc.jacobian.feature_map import open_features
         from krepes_ooc.network.frozen import freeze
         from krepes_ooc.network.spec import build_network
@@ -123,7 +125,7 @@ class AuditInputs:
         return open_features(network, settings, self.calibration(), seed=self.seed)
 
     def calibration(self) -> Rows:
-        """Network inputs [sample, ...] of the samples that scales and costs are taken from."""
+        """Network inputs [sample, ...] of the samples that scales and row costs are measured on."""
         rows = self.order.positions(0, min(CALIBRATION_ROWS, self.source.n_samples))
         return self.encode(rows, 0)[0]
 
@@ -134,17 +136,19 @@ class AuditInputs:
             shared: the map, which stays on the host.
             where: device of torch that the copy runs on, if torch can use it.
         """
+        # A new shared map replaces the copy: one thread works with one network at a time.
         if getattr(self._local, "shared", None) is not shared:
             from krepes_ooc.network.torch_device import available_device
 
-            there = available_device(where)
-            self._local.own = shared.clone() if there == "cpu" else shared.to(there)
+            torch_device = available_device(where)
+            on_host = torch_device == "cpu"
+            self._local.copy = shared.clone() if on_host else shared.to(torch_device)
             self._local.shared = shared
-        own: FeatureMap = self._local.own
-        return own
+        copy: FeatureMap = self._local.copy
+        return copy
 
     def check_network_outputs(self, digest: str) -> None:
-        """Refuse a network that gives other outputs than when the features were begun.
+        """Raise if the network's outputs differ from those when the features were begun.
 
         Args:
             digest: digest of the features stage; the first check under it records the bits.
@@ -155,10 +159,12 @@ class AuditInputs:
         """
         from krepes_ooc.network.checkpoint import outputs_sha256
 
+        # Weights and factory code have digests; torch, kernels and imported code do not.
         rows = self.order.positions(0, min(2, self.source.n_samples))
         bits = outputs_sha256(self.network, self.encode(rows, CLEAN)[0])
         path = self.private / "network.json"
         known = read_checksummed_file(path)
+        # Features of another digest are computed anew, so their outputs are the new reference.
         if known is None or known["digest"] != digest:
             record = checksummed_json({"digest": digest, "bits": bits})
             write_atomic(path, record, self.private / "temp", sync=True)

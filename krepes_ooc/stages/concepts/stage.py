@@ -142,8 +142,14 @@ def _fit(context: StageContext, positive: Ids, negative: Ids) -> dict[str, Float
 
 def _rows(context: StageContext, ids: Ids) -> _ConceptRows:
     """Embeddings of samples of the source, computed in short row ranges."""
-    featurizer, spectrum = open_featurizer(context), context.reader("spectrum")
-    mapped = open_landmark_kernel(context, context.reader("kernel").attributes["normalise"])
+    featurizer, spectrum = (
+        open_featurizer(context.reader("features"), context.recipe, context),
+        context.reader("spectrum"),
+    )
+    normalise = context.reader("kernel").attributes["normalise"]
+    mapped = open_landmark_kernel(
+        context.reader("features"), context.reader("landmarks"), normalise, context
+    )
     kernels, outputs = [], []
     for start in range(0, len(ids), context.plan.sub_rows):
         part = ids[start : start + context.plan.sub_rows]

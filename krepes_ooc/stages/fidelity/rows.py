@@ -71,7 +71,10 @@ def landmark_rows(context: StageContext) -> EvaluationRows:
     """The landmarks; their network embedding is computed here."""
     landmarks = context.reader("landmarks")
     sample_id = landmarks.array("sample_id")
-    featurizer, size = open_featurizer(context), context.plan.sub_rows
+    featurizer, size = (
+        open_featurizer(context.reader("features"), context.recipe, context),
+        context.plan.sub_rows,
+    )
     parts = [
         featurizer.rows(sample_id[start : start + size], CLEAN)[1]
         for start in range(0, len(sample_id), size)
