@@ -145,7 +145,7 @@ def features(device: Device, asked: argparse.Namespace) -> dict[str, Any]:
     size, batch, width = (32, 2, 8) if asked.dry_run else (224, 128, 64)
     inputs = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
     shared = open_features(
-        resnet50(width), FeatureSettings(kind="sketch", probes=1, deflated=0), inputs[:2]
+        resnet50(width), FeatureSettings(kind="sketch", probes=1, deflated_probes=0), inputs[:2]
     )
     where = available_device(device.torch)
     own = shared.clone() if where == "cpu" else shared.to(where)

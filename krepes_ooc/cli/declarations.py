@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from krepes_ooc.cli.console import print_table
+from krepes_ooc.cli import options
+from krepes_ooc.cli.console import print_json, print_table
 from krepes_ooc.core import resources
+from krepes_ooc.errors import UsageError
 
 
 @click.group(short_help="What every array on disk is.")
@@ -61,6 +64,26 @@ def list_recipes() -> None:
 def show_recipe(recipe: str) -> None:
     """Print the YAML of one recipe."""
     click.echo(resources.find("pipelines", recipe).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("schema", short_help="Print the JSON schema of recipes, for editors.")
+@options.out()
+def show_schema(out: Path | None) -> None:
+    """Print or write the JSON schema of recipes: all keys with type, limits, default and meaning.
+
+    An editor that knows the schema completes and checks a recipe while it is written.
+    """
+    from krepes_ooc.runner.recipe_schema import recipe_schema
+
+    if out is None:
+        print_json(recipe_schema())
+        return
+    text = json.dumps(recipe_schema(), indent=1) + "\n"
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write: {error.strerror}", where=str(out)) from error
+    click.echo(f"wrote {out}")
 
 
 @recipes.command("copy", short_help="Copy a recipe to a file, to be edited and run.")

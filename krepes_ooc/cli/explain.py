@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from krepes_ooc.errors import UsageError
 if TYPE_CHECKING:
     from krepes_ooc.rendering.explanation import Explained
 
-SHOWN_LANDMARKS = 5
 NARROW, MOST_RANKED, MOST_REPELLING = 16, 5, 1
 
 
@@ -93,7 +91,6 @@ def _document(one: Explained) -> dict[str, Any]:
 
 
 def _show(one: Explained) -> None:
-    from krepes_ooc.cli.console import print_pictures
     from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
 
     for warning in one.audit.warnings:
@@ -106,8 +103,6 @@ def _show(one: Explained) -> None:
     if record["same_class"] is not None:
         told += f", {record['same_class']} of {record['ranked']} ranked share its class"
     click.echo(f"sample {record['name']}{named}: {told}")
-    if sys.stdout.isatty():
-        print_pictures(one)
     columns = ("rank", "", "score", "pull", "kernel", "class", "landmark")
     shown = [*record["landmarks"], *(record["repelling"] or ())]
     print_table("", columns, [_line(link) for link in shown])

@@ -120,11 +120,9 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".nc": "netcdf", ".zarr": "zarr
     "--format",
     "kind",
     type=click.Choice(tuple(FORMATS.values())),
-    help="Kind of file; default by the ending of --out.",
+    help="Kind of file, a folder for zarr; default by the ending of --out.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="New file; zarr: a new folder."
-)
+@options.out(required=True)
 @click.option("--dim", metavar="NAME", help="Dimension whose entries are the rows of a table.")
 def export(
     recipe: str | None,
@@ -134,7 +132,7 @@ def export(
     out: Path,
     dim: str | None,
 ) -> None:
-    """Copy one small store (influence, audited, fidelity ...) to a file for other programs.
+    """Copy one small store (influence, audited, fidelity ...) to a new file for other programs.
 
     In a table codes are texts, and each ranked landmark of a sample has a row of its own.
     """

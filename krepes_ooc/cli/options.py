@@ -80,9 +80,10 @@ def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def complete_stage(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of stages, for the shell; every other one writes a store of its name."""
-    names = [name for name in ("pretrain", "report") if name.startswith(incomplete)]
-    return [*complete_store(ctx, param, incomplete), *names]
+    """Names of stages, for the shell."""
+    from krepes_ooc.stages.base.order import STAGE_ORDER
+
+    return [name for name in STAGE_ORDER if name.startswith(incomplete)]
 
 
 def complete_store(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -156,6 +157,12 @@ mixed_numerics = click.option(
 strict = click.option("--strict", is_flag=True, help="Exit 1 if the step is not trusted.")
 quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def out(*, required: bool = False) -> Callable[[Command], Command]:
+    """The file that a command writes."""
+    path = click.Path(path_type=Path)
+    return click.option("--out", type=path, required=required, help="File to write.")
 
 
 def option_group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

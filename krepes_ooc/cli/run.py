@@ -145,13 +145,15 @@ def _show_plan(planned: Any) -> None:
 def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int | None) -> None:
     """Draw the report of a finished audit again; nothing else is computed."""
     from krepes_ooc import runner
-    from krepes_ooc.runner.audit import trusted_recipe
+    from krepes_ooc.runner.audit import recorded_recipe
+    from krepes_ooc.storage.workspace import Workspace
 
     root = resolve_workspace(recipe, workspace)
     changes = () if samples is None else (f"stages.report.samples={samples}",)
     asked = runner.Options(only="report", restart_stale=True)
     with _listener(quiet) as listener:
-        summary = runner.run(trusted_recipe(root, changes, recipe), root, asked, listener)
+        recorded = recorded_recipe(Workspace(root), changes, require="trust", named=recipe)
+        summary = runner.run(recorded, root, asked, listener)
     if not quiet:
         click.echo(f"report: {summary.workspace / 'report.html'}")
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from krepes_ooc.errors import NetworkError, SourceError, UsageError
+
+# Shipped modules as version 0.1 recorded them: digest of the canonical code to digest of the file.
+RECORDED = {
+    # network/zoo.py
+    "df485e299c124c77017273457fb50c83bbc4dcec9c2a22116b894d7602cda19a": (
+        "6df8d00edc909ff34ea8cf5c7afa41670051d2ab60d714ad29d665132b702aad"
+    ),
+}
 
 
 def load_callable(text: str, base: Path, key: str) -> Callable[..., Any]:
@@ -60,6 +70,9 @@ def find_factory(text: str, base: Path = Path()) -> Callable[..., Any]:
 def factory_sha256(text: str, base: Path = Path()) -> str:
     """sha256 of the file that the factory is named in; nothing but its parent package is imported.
 
+    Of a user's file every byte counts; of a module of this package only its code, without comments,
+    docstrings and formatting.
+
     Raises:
         UsageError: the text has another form, or there is no such module or file.
     """
@@ -69,9 +82,46 @@ def factory_sha256(text: str, base: Path = Path()) -> str:
     with contextlib.suppress(ImportError, ValueError):
         found = importlib.util.find_spec(place) if colon and name else None
         if found is not None and found.origin and Path(found.origin).is_file():
-            return hashlib.sha256(_code(Path(found.origin))).hexdigest()
+            code = _code(Path(found.origin))
+            return code_sha256(code) if _is_shipped(place) else hashlib.sha256(code).hexdigest()
     find_factory(text, base)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_sha256(source: bytes) -> str:
+    """sha256 of Python code in a canonical form: comments, docstrings and formatting do not count.
+
+    Code that an earlier version shipped has the digest that that version recorded, which was of the
+    file's bytes.
+    """
+    text = json.dumps(_canonical(ast.parse(source)), separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return RECORDED.get(digest, digest)
+
+
+def _canonical(node: Any) -> Any:
+    """A syntax tree as nested lists, the same under every Python version that can run the code.
+
+    Empty fields are left out, because newer versions add such fields to old kinds of node.
+    """
+    if isinstance(node, list):
+        return [_canonical(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = fields["body"][1:]  # a docstring stands first
+    pairs = [
+        [name, _canonical(value)]
+        for name, value in sorted(fields.items())
+        if value is not None and value != [] and name != "ctx"
+    ]
+    return [type(node).__name__, *pairs]
+
+
+def _is_shipped(place: str) -> bool:
+    return place.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _code(path: Path) -> bytes:

@@ -15,9 +15,26 @@ from krepes_ooc.errors import RecipeError
 T = TypeVar("T")
 
 
-def setting(default: Any = dataclasses.MISSING, *, about: str, **limits: float) -> Any:
-    """A dataclass field: its meaning, its limits ``minimum``, ``maximum``, ``above``, ``below``."""
-    metadata = {"about": about, **limits}
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    about: str,
+    digest_name: str = "",
+    digest_omits: Any = dataclasses.MISSING,
+    **limits: float,
+) -> Any:
+    """A dataclass field that is one key of a recipe or contract.
+
+    Args:
+        default: the value of a missing key; without one the key is required.
+        about: meaning, for people.
+        digest_name: the key's first name, if it was renamed since. Digests go on spelling it so;
+            whoever still writes it is shown the new one.
+        digest_omits: for a key that was added to a published stage, the value that does what was
+            done before it. There the key leaves no trace in a digest: earlier results stay valid.
+        **limits: ``minimum``, ``maximum``, ``above`` or ``below`` of its numbers.
+    """
+    metadata = {"about": about, "digest_name": digest_name, "digest_omits": digest_omits, **limits}
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -40,8 +57,13 @@ def read_settings(kind: type[T], values: Mapping[str, Any] | None, where: str) -
         raise RecipeError(f"{values!r} is no mapping", where=where, expected="keys with values")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
+    renamed = {field.metadata.get("digest_name"): name for name, field in fields.items()}
     for key in values:
         if key not in fields:
+            if key and key in renamed:
+                raise RecipeError(
+                    f"key {key!r} was renamed", where=where, expected=repr(renamed[key])
+                )
             raise unknown_key(str(key), list(fields), where)
     read = {}
     for name, field in fields.items():
@@ -68,7 +90,7 @@ def unknown_key(key: str, allowed: list[str], where: str) -> RecipeError:
 
 
 def to_mapping(value: Any) -> Any:
-    """Frozen settings as plain JSON values, for digests and records."""
+    """Frozen settings as plain JSON values, for records and people."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -76,6 +98,52 @@ def to_mapping(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_mapping(item) for item in value]
     return value
+
+
+def digest_mapping(value: Any) -> Any:
+    """Frozen settings as plain JSON values in the form that digests are taken of.
+
+    It outlives renamed and added keys; see ``digest_name`` and ``digest_omits`` of ``setting``.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        mapping = {}
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            if item != field.metadata.get("digest_omits", dataclasses.MISSING):
+                name = field.metadata.get("digest_name") or field.name
+                mapping[name] = digest_mapping(item)
+        return mapping
+    if isinstance(value, Mapping):
+        return {str(key): digest_mapping(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [digest_mapping(item) for item in value]
+    return value
+
+
+def read_recorded_settings(kind: type[T], values: Mapping[str, Any] | None, where: str) -> T:
+    """Build settings from what ``digest_mapping`` gave of them, by this or an earlier version.
+
+    Args:
+        kind: the frozen dataclass.
+        values: the recorded mapping.
+        where: what was recorded, for messages.
+
+    Raises:
+        RecipeError: as ``read_settings``.
+    """
+    names = digest_names(kind)
+    read = {names.get(key, key): value for key, value in (values or {}).items()}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        # A key that digests leave out stands at the value that leaves no trace.
+        if field.metadata.get("digest_omits", dataclasses.MISSING) is not dataclasses.MISSING:
+            read.setdefault(field.name, field.metadata["digest_omits"])
+    return read_settings(kind, read, where)
+
+
+def digest_names(kind: type[Any]) -> dict[str, str]:
+    """Keys of settings that digests spell otherwise: name in digests to name in recipes."""
+    fields = dataclasses.fields(kind)
+    return {f.metadata["digest_name"]: f.name for f in fields if f.metadata.get("digest_name")}
 
 
 def _convert(hint: Any, value: Any, where: str, limits: Mapping[str, Any]) -> Any:

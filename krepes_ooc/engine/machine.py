@@ -129,6 +129,12 @@ def library_version(package: str) -> str:
         return "not installed"
 
 
+def recorded_versions() -> dict[str, str]:
+    """Versions of Python and of ``LIBRARIES`` by name, for the records of runs and the report."""
+    versions = {name: library_version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **versions}
+
+
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """One BLAS thread in every worker: workers are the parallelism, and bits stay fixed."""
@@ -147,6 +153,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+# Their versions decide bits and formats: runs and reports record them.
 LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 OPTIONAL = {
     "cupy": "GPU block kernels (extra cuda)",

@@ -105,7 +105,8 @@ def _row_description(audit: Audit, features: StageState) -> dict[str, str]:
         words, cost = known[0], known[1]
     else:
         settings = audit.recipe.settings["features"]
-        words, cost = describe_rows(audit.inputs, feature_map(audit.inputs, settings), settings)
+        shared = feature_map(audit.inputs, settings)
+        words, cost = describe_rows(shared, settings, audit.inputs.calibration())
     inputs = audit.inputs
     n_rows = inputs.source.n_samples * inputs.view_spec.count
     total = f"; all {n_rows:,} rows: {cost.row * n_rows:,.0f} s of processor time"

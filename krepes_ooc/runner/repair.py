@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from krepes_ooc.errors import DamageError
-from krepes_ooc.runner.audit import remembered_recipe
+from krepes_ooc.runner.audit import recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.cache import damaged_files
 from krepes_ooc.stages.base.stage import Stage
@@ -34,7 +34,7 @@ def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], N
     try:
         workspace.recipe()
     except DamageError:
-        workspace.claim((remembered_recipe(workspace) or recipe).name)
+        workspace.claim((recorded_recipe(workspace) or recipe).name)
 
 
 def cache_damage(private: Path) -> list[Damage]:

@@ -12,7 +12,7 @@ from krepes_ooc.engine.budget import Budget, base_bytes, bound_allocator, defaul
 from krepes_ooc.engine.device import Device, device_scope
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag, stop_on_signals
 from krepes_ooc.runner import preflight
-from krepes_ooc.runner.audit import Audit, Options, default_workspace, remember_recipe
+from krepes_ooc.runner.audit import Audit, Options, default_workspace, record_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.repair import repair, repair_records
 from krepes_ooc.runner.run_history import Summary, recorded_run
@@ -116,7 +116,7 @@ class _Run:
         states = self.audit.states()
         picked = [states[stage.name] for stage in chosen]
         self._refuse(picked, states)
-        remember_recipe(space, recipe)
+        record_recipe(space, recipe)
         todo = [state for state in picked if state.kind != "sealed"]
         if todo:
             self._run_stages(picked, todo, {name: state.digest for name, state in states.items()})

@@ -21,7 +21,6 @@ from krepes_ooc.runner.audit import Options
 from krepes_ooc.storage.workspace import Workspace
 
 FOLDER = "runs"
-LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 
 
 @contextlib.contextmanager
@@ -54,7 +53,7 @@ def recorded_run(space: Workspace, options: Options, summary: Summary) -> Iterat
                 if value is not None
             },
             "machine": _machine(),
-            "versions": _versions(),
+            "versions": machine.recorded_versions(),
         }
         if summary.ran or outcome != "done":
             name = f"{now:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
@@ -83,11 +82,6 @@ def _machine() -> dict[str, Any]:
         "memory_available": machine.available_bytes(),
         "numerics": machine.numerics(),
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {name: machine.library_version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), **versions}
 
 
 @dataclass

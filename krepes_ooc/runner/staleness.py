@@ -14,7 +14,7 @@ from typing import Any, Literal
 from krepes_ooc.core.digests import canonical_digest, remembered_sha256
 from krepes_ooc.core.files import to_json
 from krepes_ooc.core.import_object import factory_sha256
-from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.core.settings import digest_mapping, digest_names
 from krepes_ooc.errors import DamageError
 from krepes_ooc.network.spec import FACTORY, PRETRAIN, resolve_weights
 from krepes_ooc.stages.base.inputs import AuditInputs
@@ -44,8 +44,8 @@ class StageState:
         total: units of the stage where they are known, else 0.
         reasons: what differs, for a stale stage; what is damaged, for a damaged one.
         changed_upstream: stages before it whose results are not the ones that it read.
-        missing_upstream: stages before it whose result must be there before it can be told whether it is the
-            one that it read; nothing else makes it stale.
+        missing_upstream: stages before it that must be computed before it is known whether their
+            results are those that it read; nothing else makes it stale.
     """
 
     stage: Stage
@@ -100,7 +100,7 @@ class StalenessChecker:
             "stage": stage.name,
             "versions": {"stage": stage.version, "contract": contract},
             "seed": self.inputs.seed,
-            "settings": to_mapping(self.settings[stage.name]),
+            "settings": digest_mapping(self.settings[stage.name]),
             "inputs": inputs,
         }
 
@@ -140,7 +140,7 @@ class StalenessChecker:
             ticket[SIZES_KEY] = begun[SIZES_KEY]
         digest = digest_of(ticket)
         if digest != begun["digest"]:
-            why, after = _differences(begun, ticket)
+            why, after = _differences(begun, ticket, digest_names(stage.settings))
             waits = tuple(n for n in after if not (digests.get(n) or n in changed))
             after = tuple(name for name in after if name not in waits)
             return StageState(
@@ -180,7 +180,7 @@ class StalenessChecker:
         return self._network(None if name == "factory" else self._weights())
 
     def _network(self, weights: str | None) -> dict[str, Any]:
-        spec = to_mapping(self.inputs.network_spec)
+        spec = digest_mapping(self.inputs.network_spec)
         if weights is not None:
             spec["weights"] = weights
         code = factory_sha256(self.inputs.network_spec.factory, self.inputs.base)
@@ -201,16 +201,26 @@ def units_on_disk(record: StageRecord) -> int:
 
 
 def _differences(
-    begun: Mapping[str, Any], ticket: Mapping[str, Any]
+    begun: Mapping[str, Any], ticket: Mapping[str, Any], names: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What differs between the ticket on disk and the one asked for; and stages that changed."""
+    """What differs between the ticket on disk and the one asked for; and stages that changed.
+
+    Args:
+        begun: the ticket on disk.
+        ticket: the one asked for.
+        names: settings that digests spell otherwise than recipes: name there to name here.
+    """
     then, why, after = dict(begun), [], []
     for key in ("stage", "contract"):
         was, now = dict(then.get("versions", {})).get(key), ticket["versions"][key]
         if was != now:
             why.append(f"{key} version was {was}, is {now}")
     why += _changed("seed", then.get("seed"), ticket["seed"])
-    why += _changed("settings", then.get("settings"), ticket["settings"])
+    was_set, now_set = (
+        {names.get(key, key): value for key, value in settings.items()}
+        for settings in (then.get("settings", {}), ticket["settings"])
+    )
+    why += _changed("settings", was_set, now_set)
     known = dict(then.get("inputs", {}))
     for key, now in ticket["inputs"].items():
         if key in INPUTS:

@@ -9,7 +9,7 @@ from typing import Any
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.runner import preflight
-from krepes_ooc.runner.audit import Audit, remembered_recipe
+from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.repair import cache_damage
 from krepes_ooc.runner.run_history import read_last
@@ -35,7 +35,7 @@ def read_status(
         WorkspaceError: the workspace is of another recipe or format.
     """
     space, note = Workspace(workspace), ""
-    recipe = Recipe.load(name, overrides) if name else remembered_recipe(space, overrides)
+    recipe = Recipe.load(name, overrides) if name else recorded_recipe(space, overrides)
     rows = []
     if recipe is not None and name is None and recipe.code_of_data:
         # Somebody may have sent the workspace: looking at it runs no code that it names.

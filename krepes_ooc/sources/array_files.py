@@ -39,8 +39,11 @@ from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
 from krepes_ooc.sources.zarr_arrays import is_zarr, zarr_rows, zarr_sha256
 
 MAX_CLASSES = 1_024
+RowReader = Callable[[Path, str, str, Path], Rows]
+# The third byte of an idx header: NumPy type of the values, big-endian.
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _HDF5 = {".h5", ".hdf5", ".hdf"}
+# What the decoders of gzip, zip and npy raise on a damaged file.
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, struct.error)
 
 
@@ -64,10 +67,7 @@ def open_arrays(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     return _open(spec, base, cache, _array_rows)
 
 
-Reader = Callable[[Path, str, str, Path], Rows]
-
-
-def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySource:
+def _open(spec: SourceSpec, base: Path, cache: Path, reader: RowReader) -> ArraySource:
     path = locate(spec.path, base, folder=is_zarr(spec.path))
     sha256 = _sha256(path, spec.array, cache)
     identity: dict[str, Any] = {
@@ -78,14 +78,15 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySou
         "array": spec.array,
     }
     rows = reader(path, sha256, spec.array, cache)
+    # Labels: a second file, or another array of the same file.
     labels: Labels | None = None
     if spec.labels or spec.label_array:
         folder = is_zarr(spec.labels)
         label_path = locate(spec.labels, base, "labels", folder=folder) if spec.labels else path
         label_sha256 = _sha256(label_path, spec.label_array, cache)
-        found = reader(label_path, label_sha256, spec.label_array, cache)
-        labels = code_labels(found.take(np.arange(found.shape[0])), str(label_path))
-        labels = _named(labels, spec.classes, str(label_path)) if spec.classes else labels
+        label_rows = reader(label_path, label_sha256, spec.label_array, cache)
+        labels = code_labels(label_rows.take(np.arange(label_rows.shape[0])), str(label_path))
+        labels = _rename_classes(labels, spec.classes, str(label_path)) if spec.classes else labels
         if len(labels.codes) != rows.shape[0]:
             raise SourceError(
                 f"{len(labels.codes)} labels for {rows.shape[0]} samples",
@@ -93,9 +94,11 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySou
                 expected="one label for each sample",
             )
         identity |= {"labels": [label_path.name, label_sha256, spec.label_array]}
-    rows = _limited(rows, spec.limit)
+    # The limit comes last: labels are counted against the whole file.
+    rows = _first_rows(rows, spec.limit)
     source = array_source(spec, rows, labels, identity)
-    _check_once(rows, str(path), cache, canonical_digest(source.fingerprint()))
+    # On opening, not hours into the run: every row is read once.
+    _check_finite_once(rows, str(path), cache, canonical_digest(source.fingerprint()))
     return source
 
 
@@ -103,12 +106,12 @@ def _sha256(path: Path, array: str, cache: Path) -> str:
     return zarr_sha256(path, array, cache) if is_zarr(path) else remembered_sha256(path, cache)
 
 
-def _check_once(rows: Rows, where: str, cache: Path, digest: str) -> None:
-    """Look for NaN in every row the first time; later runs find the mark."""
-    mark = cache / f"finite-{digest[:16]}"
-    if rows.dtype.kind == "f" and not mark.is_file():
+def _check_finite_once(rows: Rows, where: str, cache: Path, digest: str) -> None:
+    """Check every row for NaN on the first run; a marker in the cache spares later runs."""
+    marker = cache / f"finite-{digest[:16]}"
+    if rows.dtype.kind == "f" and not marker.is_file():
         check_all_finite(rows, where)
-        write_cache_file(mark, b"")
+        write_cache_file(marker, b"")
 
 
 def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
@@ -117,6 +120,7 @@ def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
     Raises:
         SourceError: another shape or type, or too many classes.
     """
+    # HDF5 and Zarr label arrays are often [sample, 1].
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1 or values.dtype.kind not in "uibUS":
@@ -127,19 +131,21 @@ def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
         )
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8", "replace")
+    # Negative numbers and empty texts mean "no label".
     missing = values == "" if values.dtype.kind == "U" else values.astype(np.int64) < 0
+    # Codes follow the sorted names, so they do not depend on the order of the samples.
     names, codes = np.unique(values[~missing], return_inverse=True)
     if len(names) > MAX_CLASSES:
         raise SourceError(
             f"{len(names)} classes", where=where, expected=f"at most {MAX_CLASSES} classes"
         )
-    placed = np.full(values.shape, -1, dtype=np.int64)
-    placed[~missing] = codes
-    return Labels(placed, tuple(str(name) for name in names.tolist()))
+    all_codes = np.full(values.shape, -1, dtype=np.int64)
+    all_codes[~missing] = codes
+    return Labels(all_codes, tuple(str(name) for name in names.tolist()))
 
 
-def _named(labels: Labels, classes: tuple[str, ...], where: str) -> Labels:
-    """The same labels under the names that the recipe gives to 0, 1, 2 ...
+def _rename_classes(labels: Labels, classes: tuple[str, ...], where: str) -> Labels:
+    """Labels with the names that the recipe gives to 0, 1, 2 ...
 
     Raises:
         SourceError: a label without a name, or a name twice.
@@ -148,39 +154,43 @@ def _named(labels: Labels, classes: tuple[str, ...], where: str) -> Labels:
         raise SourceError(
             "source.classes names a class twice", where=where, expected="different names"
         )
-    known = {str(code): code for code in range(len(classes))}
-    nameless = [name for name in labels.classes if name not in known]
+    code_of = {str(code): code for code in range(len(classes))}
+    # Labels are whole numbers as text: each must be an index into the given names.
+    nameless = [name for name in labels.classes if name not in code_of]
     if nameless:
         raise SourceError(
             f"label {nameless[0]} has no name",
             where=where,
             expected=f"labels from 0 to {len(classes) - 1}, as many as source.classes names",
         )
-    # The last place is that of missing labels.
-    code = np.array([*(known[name] for name in labels.classes), -1], dtype=np.int64)
-    return Labels(code[labels.codes], classes)
+    # Missing labels have the code -1, which indexes the last entry.
+    codes = np.array([*(code_of[name] for name in labels.classes), -1], dtype=np.int64)
+    return Labels(codes[labels.codes], classes)
 
 
-def _limited(rows: Rows, limit: int | None) -> Rows:
+def _first_rows(rows: Rows, limit: int | None) -> Rows:
     if limit is None or limit >= rows.shape[0]:
         return rows
+    # A view of memory, or a smaller shape over the same file: nothing is copied.
     if isinstance(rows, MemoryRows):
         return MemoryRows(rows.values[:limit])
-    cut = cast("MappedRows | Hdf5Rows", rows)
-    return replace(cut, shape=(limit, *rows.shape[1:]))
+    on_disk = cast("MappedRows | Hdf5Rows", rows)
+    return replace(on_disk, shape=(limit, *rows.shape[1:]))
 
 
 def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     """Rows of an idx file: magic 0 0 type dims, big-endian sizes, then the values."""
-    kept: CachedFile | None = None
+    cached: CachedFile | None = None
     with path.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    if packed:
+        # The magic number of gzip, whatever the suffix.
+        compressed = stream.read(2) == b"\x1f\x8b"
+    if compressed:
         target = cache / f"unpacked-{sha256[:16]}.idx"
-        kept = _unpack(path, target, lambda: cast("BinaryIO", gzip.GzipFile(path)))
+        cached = _unpack(path, target, lambda: cast("BinaryIO", gzip.GzipFile(path)))
         path = target
     try:
         with path.open("rb") as stream:
+            # Magic 0 0, type code, number of dimensions; then one big-endian size a dimension.
             zero, code, dims = struct.unpack(">HBB", stream.read(4))
             shape = struct.unpack(f">{dims}I", stream.read(4 * dims))
         if zero or code not in _IDX_TYPES or not dims:
@@ -188,9 +198,10 @@ def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     except (struct.error, ValueError) as error:
         raise SourceError("no idx header", where=str(path), expected="an idx file") from error
     dtype = np.dtype(_IDX_TYPES[code])
+    # Grey pictures: add the channel axis.
     if len(shape) == 3:
         shape = (*shape, 1)
-    return mapped_rows(path, 4 + 4 * dims, dtype, shape, kept)
+    return mapped_rows(path, 4 + 4 * dims, dtype, shape, cached)
 
 
 def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
@@ -212,20 +223,26 @@ def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
 
 
 def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
-    kept: CachedFile | None = None
+    cached: CachedFile | None = None
     if path.suffix.lower() == ".npz":
+        # A compressed member cannot be mapped: unpack it once, named by content and member.
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             name = choose_array(names, array, path)
             target = cache / f"unpacked-{canonical_digest([sha256, name])[:16]}.npy"
-            kept = _unpack(path, target, lambda: cast("BinaryIO", archive.open(name + ".npy")))
+            cached = _unpack(path, target, lambda: cast("BinaryIO", archive.open(name + ".npy")))
             path = target
     with path.open("rb") as stream:
+        # Read the header alone; the values are mapped in place.
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        read = read or np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read_header(stream)
         offset = stream.tell()
+    # Loading objects would run pickled code.
     if dtype.hasobject:
         raise SourceError(
             "holds Python objects, which are never loaded", where=str(path), expected="numbers"
@@ -239,11 +256,12 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
         )
     if len(shape) == 3 and dtype == np.uint8:
         shape = (*shape, 1)
+    # Texts and booleans are labels: few and small.
     if dtype.kind in "USb":
-        if kept is not None:
-            kept.check(0, kept.size)
+        if cached is not None:
+            cached.check(0, cached.size)
         return MemoryRows(np.load(path, allow_pickle=False))
-    return mapped_rows(path, offset, dtype, shape, kept)
+    return mapped_rows(path, offset, dtype, shape, cached)
 
 
 def _hdf5_rows(path: Path, array: str) -> Rows:
@@ -251,9 +269,11 @@ def _hdf5_rows(path: Path, array: str) -> Rows:
     try:
         with h5py.File(path, "r") as file:
             names: list[str] = []
+            # Data sets have a shape, groups have none.
             file.visititems(lambda n, item: names.append(n) if hasattr(item, "shape") else None)
             name = choose_array(names, array, path)
             data = file[name]
+            # Variable-length texts can only be read whole.
             if data.dtype.kind == "O":
                 return MemoryRows(np.asarray(data.asstr()[:], dtype=np.str_))
             shape = tuple(int(size) for size in data.shape)
@@ -263,21 +283,23 @@ def _hdf5_rows(path: Path, array: str) -> Rows:
 
 
 def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> CachedFile | None:
-    """Unpack one compressed stream into the cache, once; its first piece holds the header."""
-    kept = find_cached(target)
-    if kept is None or kept.damage(1):
+    """Unpack one compressed stream into the cache, once."""
+    cached = find_cached(target)
+    # The first piece holds the header: the shape must be right before rows are mapped.
+    if cached is None or cached.problem(1):
         try:
             with (
                 writing_cached(target) as temporary,
                 temporary.open("wb") as stream,
-                open_stream() as packed,
+                open_stream() as compressed,
             ):
-                shutil.copyfileobj(packed, stream, 2**20)
+                shutil.copyfileobj(compressed, stream, 2**20)
         except _DAMAGE as error:
             raise SourceError(
                 f"cannot be unpacked into the cache: {error}",
                 where=str(path),
                 expected="an undamaged file and a writable workspace",
             ) from error
-        kept = find_cached(target)
-    return kept
+        # Read back what was recorded: later reads are checked against it.
+        cached = find_cached(target)
+    return cached

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from krepes_ooc.core.digests import canonical_digest, file_sha256
 from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import SourceError, UsageError
-from krepes_ooc.sources.array_rows import MemoryRows, Rows, check_finite, marginal_positions
+from krepes_ooc.sources.array_rows import MemoryRows, Rows, marginal_positions
 from krepes_ooc.sources.base import (
     Column,
     Float32,
@@ -24,10 +24,12 @@ from krepes_ooc.sources.base import (
     Int64,
     SampleKind,
     SourceSpec,
+    check_finite,
     check_positions,
 )
 
-DIGITS_SIDE, DIGITS_LEVELS = 8, 16.0
+DIGITS_SIDE = 8
+DIGITS_LEVELS = 16.0
 CHANNELS = (1, 3, 4)
 
 
@@ -41,7 +43,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How raw pixels become the network's input: ``(raw / full - mean) / std``.
+    """Affine map from raw pixels to the network's input: ``(raw / full - mean) / std``.
 
     Args:
         full: raw value of a full-scale pixel.
@@ -55,6 +57,7 @@ class Scaling:
 
     def __call__(self, raw: npt.NDArray[Any]) -> Float32:
         """Scaled float32 values, shape kept."""
+        # Division, then centring, all in float32: the order is part of the stored bits.
         scaled: npt.NDArray[Any] = raw.astype(np.float32) / np.float32(self.full)
         if self.mean:
             scaled = scaled - np.asarray(self.mean, dtype=np.float32)
@@ -69,7 +72,7 @@ class ArraySource:
     Args:
         rows: the array.
         labels: label codes of the rows, or None.
-        identity: what identifies the files, as JSON; ``name`` is used in messages.
+        identity: identity of the files, as JSON; ``name`` is used in messages.
         sample_names: the user's names, by default the positions.
     """
 
@@ -84,7 +87,9 @@ class ArraySource:
         identity: dict[str, Any],
         sample_names: Sequence[str] | None = None,
     ) -> None:
-        self._rows, self._names = rows, sample_names
+        self._rows = rows
+        self._names = sample_names
+        # Labels are no part of what the network sees: other labels must not restale the features.
         self._identity = {key: value for key, value in identity.items() if key != "labels"}
         self._label_identity = identity.get("labels")
         self._where = str(identity.get("name", "source"))
@@ -100,6 +105,7 @@ class ArraySource:
         self._codes = labels.codes if labels else None
         self.classes = labels.classes if labels else ()
         self.input_shape = tuple(rows.shape[1:])
+        # Eight bytes for each label code.
         self.resident_bytes = rows.resident_bytes + (8 * self.n_samples if labels else 0)
         self.warnings: tuple[str, ...] = ()
 
@@ -112,7 +118,7 @@ class ArraySource:
         """
         positions = check_positions(positions, self.n_samples)
         raw = self._rows.take(positions)
-        check_finite(raw, positions, self._where)
+        check_finite(raw, positions, "a value", self._where)
         return raw
 
     def read_text(self, texts: list[str]) -> npt.NDArray[Any]:
@@ -140,15 +146,15 @@ class ArraySource:
 
     def names(self, positions: Int64) -> list[str]:
         """The user's names, by default the positions as text."""
-        places: list[int] = check_positions(positions, self.n_samples).tolist()
-        return [self._names[i] if self._names else str(i) for i in places]
+        indices: list[int] = check_positions(positions, self.n_samples).tolist()
+        return [self._names[i] if self._names else str(i) for i in indices]
 
     def encode(self, raw: npt.NDArray[Any]) -> Float32:
         """Network input float32 [sample, ...]: the raw values."""
         return np.asarray(raw, dtype=np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The files' identity, rows used and shape."""
+        """Identity of the files, rows used, shape and dtype, as JSON."""
         return self._identity | {
             "rows": self.n_samples,
             "shape": list(self._rows.shape[1:]),
@@ -156,7 +162,8 @@ class ArraySource:
         }
 
     def label_fingerprint(self) -> dict[str, Any]:
-        """Where the labels come from, the classes, and sha256 of codes and names."""
+        """Origin of the labels, the classes, and sha256 of codes and names, as JSON."""
+        # Only the rows in use: a longer label file under a limit is the same audit.
         codes = b"" if self._codes is None else self._codes[: self.n_samples].tobytes()
         return {
             "file": self._label_identity,
@@ -176,7 +183,7 @@ class VectorSource(ArraySource):
 
     @cached_property
     def spread(self) -> Float64:
-        """Standard deviation of each column over the bank."""
+        """Standard deviation of each column over the marginal rows."""
         return np.asarray(self.marginal_rows.std(axis=0))
 
 
@@ -195,6 +202,7 @@ class ImageSource(ArraySource):
     ) -> None:
         super().__init__(rows, labels, identity, sample_names)
         self.scaling = scaling
+        # Stored channels last, as pictures are; shown to the network channels first.
         height, width, channels = rows.shape[1:]
         self.input_shape = (channels, height, width)
 
@@ -203,7 +211,7 @@ class ImageSource(ArraySource):
         return np.ascontiguousarray(np.moveaxis(self.scaling(raw), -1, 1))
 
     def fingerprint(self) -> dict[str, Any]:
-        """The files' identity, rows used, shape and scaling."""
+        """Identity of the files, rows used, shape, dtype and scaling, as JSON."""
         scaling = [self.scaling.full, list(self.scaling.mean), list(self.scaling.std)]
         return super().fingerprint() | {"scaling": scaling}
 
@@ -215,7 +223,7 @@ def array_source(
     identity: dict[str, Any],
     sample_names: Sequence[str] | None = None,
 ) -> ArraySource:
-    """The kind of source that an array's shape and type ask for.
+    """Source of the class that an array's shape and type imply.
 
     uint8 [sample, y, x, channel], and floats of that shape within [0, 1], are images (1, 3 or 4
     channels); [sample, column] are vectors; all else is taken as it is.
@@ -224,13 +232,16 @@ def array_source(
         SourceError: no samples, values that are no numbers, fewer labels than samples, or an image
             scaling that does not fit.
     """
+    # Texts, complex numbers and a single column of scalars have no encoding.
     if rows.dtype.kind not in "uif" or len(rows.shape) < 2:
         raise SourceError(
             f"{rows.dtype} values of shape {list(rows.shape)}",
             where=str(identity.get("name", "source")),
             expected="numbers [sample, ...]",
         )
+    # Floats are taken as already scaled to [0, 1].
     if len(rows.shape) == 4 and rows.shape[3] in CHANNELS and rows.dtype.kind in "uf":
+        # The scale is fixed by the dtype alone, never by the data: a limit must not change it.
         full = 255.0 if rows.dtype == np.uint8 else 1.0
         scaling = check_scaling(spec, full, rows.shape[3])
         return ImageSource(rows, labels, identity, scaling, sample_names)
@@ -248,10 +259,10 @@ def check_scaling(spec: SourceSpec, full: float, channels: int) -> Scaling:
         SourceError: mean or std do not fit the channels, or a std is not positive.
     """
     for key in ("mean", "std"):
-        given = getattr(spec, key)
-        if given and len(given) != channels:
+        values = getattr(spec, key)
+        if values and len(values) != channels:
             raise SourceError(
-                f"{len(given)} values for {channels} channels",
+                f"{len(values)} values for {channels} channels",
                 where=f"source.{key}",
                 expected="one for each channel",
             )
@@ -268,13 +279,15 @@ def open_digits(spec: SourceSpec) -> ImageSource:
     Raises:
         SourceError: scikit-learn is not installed or its file is damaged.
     """
-    found = importlib.util.find_spec("sklearn")
-    if found is None or found.origin is None:
+    # Only the location of the package: importing scikit-learn is slow.
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
         raise SourceError(
             "scikit-learn is not installed", where="source", advice="pip install scikit-learn"
         )
-    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
+        # One line a digit: 64 pixels from 0 to 16, then the class.
         lines = np.loadtxt(path, delimiter=",", dtype=np.uint8, max_rows=spec.limit, ndmin=2)
     except (OSError, ValueError) as error:
         raise unreadable(path, error, source=True) from error

@@ -1,4 +1,4 @@
-"""What people see of samples: names, labels, table rows and pictures, as the stores keep them."""
+"""Display form of samples for the stores: names, labels, table rows and pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class DisplayArrays:
-    """Arrays of some samples for a store, the sizes of their dims and the texts behind codes."""
+    """Arrays of some samples for a store, sizes of their dimensions, texts behind their codes."""
 
     arrays: dict[str, npt.NDArray[Any]]
     sizes: dict[str, int]
@@ -24,11 +24,12 @@ class DisplayArrays:
 
 
 def display_arrays(source: Source, sample_id: Ids) -> DisplayArrays:
-    """Read the samples and put them in the form of the stores landmarks and audited."""
+    """Display arrays of samples [sample], as the stores landmarks and audited hold them."""
     raw = source.read(sample_id)
     names = source.names(sample_id)
     arrays: dict[str, npt.NDArray[Any]] = {
         "sample_id": sample_id,
+        # Strings are stored as codes and categories.
         "sample_name": np.arange(len(names), dtype=np.int64),
         "label": source.labels(sample_id).astype(np.int64),
     }
@@ -48,10 +49,13 @@ def display_arrays(source: Source, sample_id: Ids) -> DisplayArrays:
 
 def picture(raw: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Images [sample, y, x, channel] as uint8; other scales are stretched over 0 to 255."""
+    # A uint8 picture that stays below 16 is one of few levels, such as the digits: stretch it.
     if raw.dtype == np.uint8 and raw.size and raw.max() > 16:
         return raw
     values = raw.astype(np.float64)
-    low, high = (values.min(), values.max()) if values.size else (0.0, 1.0)
+    low = values.min() if values.size else 0.0
+    high = values.max() if values.size else 1.0
+    # A constant picture has no range: all of it becomes 0.
     stretched = (values - low) / (high - low if high > low else 1.0)
     return np.asarray(np.round(255 * stretched), dtype=np.uint8)
 

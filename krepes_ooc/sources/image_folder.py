@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.digests import stat_signature
 from krepes_ooc.errors import DataError, SourceError
-from krepes_ooc.sources.array_rows import check_unchanged
+from krepes_ooc.sources.array_rows import FileSignature, check_unchanged
 from krepes_ooc.sources.arrays import ArraySource, Labels, array_source
 from krepes_ooc.sources.base import Int64, SourceSpec, locate
 from krepes_ooc.sources.cache import folder_sha256
@@ -21,12 +23,12 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class ImageFileRows:
-    """Rows that are image files; every one is decoded when it is read.
+    """Rows that are image files; each is decoded when it is read.
 
     Args:
         folder: where the names begin.
         files: names relative to the folder.
-        seals: ``stat_signature`` of each file when the folder was opened.
+        signatures: ``stat_signature`` of each file when the folder was opened.
         mode: Pillow's mode, L or RGB.
         side: side to scale to, or None if all images must have the shape of the first.
         shape: samples, y, x, channel.
@@ -34,7 +36,7 @@ class ImageFileRows:
 
     folder: Path
     files: tuple[str, ...]
-    seals: tuple[tuple[int, int, int, int], ...]
+    signatures: tuple[FileSignature, ...]
     mode: str
     side: int | None
     shape: tuple[int, ...]
@@ -46,7 +48,7 @@ class ImageFileRows:
 
     @property
     def resident_bytes(self) -> int:
-        """The names, roughly."""
+        """Estimate for the list of file names, in bytes."""
         return 300 * len(self.files)
 
     def take(self, positions: Int64) -> npt.NDArray[Any]:
@@ -55,10 +57,11 @@ class ImageFileRows:
         Raises:
             DataError: a file changed, cannot be decoded, or has another shape.
         """
-        made = np.empty((len(positions), *self.shape[1:]), dtype=np.uint8)
-        for place, position in enumerate(positions.tolist()):
+        images = np.empty((len(positions), *self.shape[1:]), dtype=np.uint8)
+        for row, position in enumerate(positions.tolist()):
             path = self.folder / self.files[position]
-            check_unchanged(path, self.seals[position])
+            # An image that was replaced under the run would mix two data sets.
+            check_unchanged(path, self.signatures[position])
             pixels = decode(path, self.mode, self.side)
             if pixels.shape != self.shape[1:]:
                 raise DataError(
@@ -67,8 +70,8 @@ class ImageFileRows:
                     expected=f"{self.shape[1]} x {self.shape[2]} as in the first image",
                     advice="set source.size to scale all images to one square",
                 )
-            made[place] = pixels
-        return made
+            images[row] = pixels
+        return images
 
 
 def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
@@ -82,21 +85,23 @@ def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
         DataError: the first image cannot be decoded.
     """
     folder = locate(spec.path, base, folder=True)
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    files = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    # Sorted by name before the limit: the same samples on every file system.
     files = files[: spec.limit]
     if not files:
         raise SourceError(
             "no images", where=str(folder), expected="files named " + ", ".join(sorted(SUFFIXES))
         )
-    seals = tuple(stat_signature(folder / name) for name in files)
-    mode = "L" if _mode(folder / files[0]) in ("1", "L", "LA", "I;16") else "RGB"
+    signatures = tuple(stat_signature(folder / name) for name in files)
+    # One mode for all: the number of channels is the network's input shape.
+    mode = "L" if _pillow_mode(folder / files[0]) in ("1", "L", "LA", "I;16") else "RGB"
     shape = decode(folder / files[0], mode, spec.size).shape
-    rows = ImageFileRows(folder, tuple(files), seals, mode, spec.size, (len(files), *shape))
+    rows = ImageFileRows(folder, tuple(files), signatures, mode, spec.size, (len(files), *shape))
     identity = {
         "kind": "images",
         "name": folder.name,
-        "sha256": folder_sha256(folder, files, seals, cache),
+        "sha256": folder_sha256(folder, files, signatures, cache),
         "size": spec.size,
         "mode": mode,
     }
@@ -111,36 +116,44 @@ def decode(path: Path, mode: str, side: int | None) -> npt.NDArray[np.uint8]:
         SourceError: Pillow is not installed.
     """
     pillow = _import_pillow()
+    with _decoding(path), pillow.Image.open(path) as image:
+        # Cameras store the rotation beside the pixels: apply it before anything is measured.
+        image = pillow.ImageOps.exif_transpose(image).convert(mode)
+        if side:
+            image = pillow.ImageOps.fit(image, (side, side), pillow.Image.Resampling.BILINEAR)
+        pixels = np.asarray(image, dtype=np.uint8)
+    # Grey images come without a channel axis.
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _pillow_mode(path: Path) -> str:
+    """Pillow's name of the pixel format, read from the header alone."""
+    pillow = _import_pillow()
+    with _decoding(path), pillow.Image.open(path) as image:
+        return str(image.mode)
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Guard around Pillow, whose many decoders raise exceptions of any class."""
     try:
-        with pillow.Image.open(path) as image:
-            image = pillow.ImageOps.exif_transpose(image).convert(mode)
-            if side:
-                image = pillow.ImageOps.fit(image, (side, side), pillow.Image.Resampling.BILINEAR)
-            pixels = np.asarray(image, dtype=np.uint8)
-    except Exception as error:  # Pillow raises whatever its many decoders raise
+        yield
+    except Exception as error:
         raise DataError(
             f"cannot be decoded: {type(error).__name__}: {error}",
             where=str(path),
             expected="an image",
             advice="repair or remove the file",
         ) from error
-    return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def _mode(path: Path) -> str:
-    try:
-        with _import_pillow().Image.open(path) as image:
-            return str(image.mode)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be decoded: {error}", where=str(path)) from error
 
 
 def _folder_labels(files: list[str]) -> Labels | None:
-    """The first sub-folder is the class; an image outside any has no label."""
+    """Labels by the first sub-folder; an image outside any has none."""
     groups = [name.split("/")[0] if "/" in name else "" for name in files]
     classes = tuple(sorted({group for group in groups if group}))
     if not classes:
         return None
+    # Sorted names, so that codes do not depend on which images are there.
     code = {name: index for index, name in enumerate(classes)}
     return Labels(np.asarray([code.get(group, -1) for group in groups], dtype=np.int64), classes)
 

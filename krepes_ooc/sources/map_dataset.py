@@ -33,6 +33,7 @@ def open_dataset(spec: SourceSpec, base: Path) -> ArraySource:
         DataError: the first sample is no array of numbers.
     """
     rows = DatasetRows(spec.factory, dict(spec.arguments), base, spec.limit)
+    # The items themselves cannot be hashed without reading all: sample them evenly.
     positions = np.unique(np.linspace(0, rows.shape[0] - 1, FIXED_SAMPLES).astype(np.int64))
     content = np.ascontiguousarray(rows.take(positions)).tobytes()
     identity = {
@@ -46,7 +47,7 @@ def open_dataset(spec: SourceSpec, base: Path) -> ArraySource:
 
 
 class DatasetRows:
-    """Samples of a user's data set, channels last; one thread asks it at a time.
+    """Samples of a user's data set, channels last; serialised by a lock.
 
     Args:
         factory: ``module:callable`` or ``file.py:callable``.
@@ -59,7 +60,9 @@ class DatasetRows:
         self, factory: str, arguments: dict[str, Any], base: Path, limit: int | None
     ) -> None:
         self._recipe = (factory, arguments, base, limit)
-        self._factory, self._lock = factory, threading.Lock()
+        self._factory = factory
+        # Data sets often share a file handle or a cache: one thread at a time.
+        self._lock = threading.Lock()
         try:
             self._dataset = load_callable(factory, base, "source.factory")(**arguments)
             self.length = len(self._dataset)
@@ -75,15 +78,18 @@ class DatasetRows:
         if not count:
             raise SourceError("no samples", where=factory, expected="at least one")
         first = self._sample(0)
-        self._shape, self.dtype = first.shape, first.dtype
-        self._turn = first.ndim == 3 and first.shape[0] in CHANNELS
-        self._turn = self._turn and first.dtype.kind in "uf"
-        shape = (*first.shape[1:], first.shape[0]) if self._turn else first.shape
+        self._shape = first.shape
+        self.dtype = first.dtype
+        # torch's convention is [channel, y, x]; sources give [y, x, channel].
+        self._channels_first = (
+            first.ndim == 3 and first.shape[0] in CHANNELS and first.dtype.kind in "uf"
+        )
+        shape = (*first.shape[1:], first.shape[0]) if self._channels_first else first.shape
         self.shape: tuple[int, ...] = (count, *shape)
 
     @property
     def resident_bytes(self) -> int:
-        """Unknown; the user's data set keeps what it keeps."""
+        """0: the memory of the user's data set is unknown."""
         return 0
 
     def take(self, positions: Int64) -> npt.NDArray[Any]:
@@ -92,32 +98,32 @@ class DatasetRows:
         Raises:
             DataError: an item fails or is unlike the first one.
         """
-        made = np.empty((len(positions), *self._shape), dtype=self.dtype)
-        for place, position in enumerate(positions.tolist()):
+        samples = np.empty((len(positions), *self._shape), dtype=self.dtype)
+        for row, position in enumerate(positions.tolist()):
             sample = self._sample(position)
             self._check_like_first(sample, f"sample {position}")
-            made[place] = sample
-        return np.moveaxis(made, 1, -1) if self._turn else made
+            samples[row] = sample
+        return np.moveaxis(samples, 1, -1) if self._channels_first else samples
 
     def from_text(self, texts: list[str]) -> npt.NDArray[Any]:
-        """Samples [sample, ...] that the data set's own ``from_text`` makes of new texts.
+        """Samples [sample, ...] of new texts, by the data set's ``from_text``.
 
         Raises:
             UsageError: the data set has no ``from_text``.
             DataError: it fails, or gives what is unlike the data set's items.
         """
-        read = getattr(self._dataset, "from_text", None)
-        if read is None:
+        from_text = getattr(self._dataset, "from_text", None)
+        if from_text is None:
             raise UsageError(
                 "the data set has no from_text",
                 where=self._factory,
                 expected="a method from_text(text) that returns an item",
                 advice="give the item itself as .npy",
             )
-        made = [self._sample_of(partial(read, text), repr(text[:40])) for text in texts]
-        for sample in made:
+        samples = [self._sample_of(partial(from_text, text), repr(text[:40])) for text in texts]
+        for sample in samples:
             self._check_like_first(sample, "new text")
-        return np.stack(made)
+        return np.stack(samples)
 
     def find_labels(self) -> Labels | None:
         """Labels that the data set lists in ``targets`` or ``labels``; names from ``classes``.
@@ -126,12 +132,15 @@ class DatasetRows:
             SourceError: a label without a class.
         """
         listed = getattr(self._dataset, "targets", getattr(self._dataset, "labels", None))
+        # The convention of torchvision; a method of that name is something else.
         if listed is None or callable(listed):
             return None
         codes = np.asarray(listed)
         if codes.ndim != 1 or codes.dtype.kind not in "uib" or len(codes) != self.length:
             return None
+        # Any negative number means "no label".
         codes = np.maximum(codes.astype(np.int64), -1)
+        # Without names the classes are called 0, 1, 2 ...
         names = getattr(self._dataset, "classes", None) or range(int(codes.max()) + 1)
         if codes.max() >= len(names):
             raise SourceError(
@@ -159,6 +168,7 @@ class DatasetRows:
         return [str(name) for name in names[: self.shape[0]]]
 
     def _check_like_first(self, sample: npt.NDArray[Any], which: str) -> None:
+        # A ragged data set cannot be stored in one array.
         if sample.shape != self._shape or sample.dtype != self.dtype:
             raise DataError(
                 f"{sample.dtype} of shape {list(sample.shape)}",
@@ -174,15 +184,17 @@ class DatasetRows:
         try:
             with self._lock:
                 item = get()
+            # The first entry of a mapping or a tuple is the sample, the second its label.
             if isinstance(item, dict):
                 item = next(iter(item.values()))
             sample = np.asarray(item[0] if isinstance(item, tuple | list) else item)
         except Exception as error:
             raise DataError(f"{type(error).__name__}: {error}", where=where) from error
+        # Scalars and texts are no input of a network.
         if sample.dtype.kind not in "uif" or not sample.ndim:
             raise DataError(f"{sample.dtype} sample", where=where, expected="an array of numbers")
         return sample
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process by name; the data set is made again there."""
+        """Pickle by name: another process calls the factory again."""
         return (DatasetRows, self._recipe)

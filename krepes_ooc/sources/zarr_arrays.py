@@ -1,4 +1,4 @@
-"""A user's own Zarr array as a source: decoded once into the cache, a slab of samples at a time."""
+"""Zarr arrays of the user as a source: decoded once into the cache, slab by slab."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from krepes_ooc.sources.cache import find_cached, folder_sha256, writing_cached
 
 SUFFIX = ".zarr"
 SLAB_BYTES = 128 * 2**20
-CHUNK_BYTES = 2**30
-MOST_CHUNKS = 2**20
-_METADATA, _CODECS = ("zarr.json", ".zarray"), ("codecs", "filters", "compressor")
+MAX_CHUNK_BYTES = 2**30
+MAX_CHUNKS = 2**20
+# Metadata files of formats 3 and 2, and their keys that name codecs.
+_METADATA = ("zarr.json", ".zarray")
+_CODECS = ("codecs", "filters", "compressor")
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError)
 
 
@@ -37,23 +39,23 @@ def zarr_sha256(path: Path, array: str, cache: Path) -> str:
     Args:
         path: folder of an array or a group.
         array: its name in the group; empty if there is but one.
-        cache: where the digest is kept.
+        cache: where the digest is cached.
 
     Raises:
         SourceError: no such array, or a file that cannot be read.
     """
     folder, _ = _open(path, array)
-    found = (file for file in folder.rglob("*") if file.is_file())
-    files = sorted(file.relative_to(folder).as_posix() for file in found)
-    seals = tuple(stat_signature(folder / name) for name in files)
-    return folder_sha256(folder, files, seals, cache)
+    paths = (file for file in folder.rglob("*") if file.is_file())
+    files = sorted(file.relative_to(folder).as_posix() for file in paths)
+    signatures = tuple(stat_signature(folder / name) for name in files)
+    return folder_sha256(folder, files, signatures, cache)
 
 
 def zarr_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     """Rows of one array, Zarr format 2 or 3; texts stay in memory.
 
     Chunks of many samples would be decoded again for every sample of a shuffled block, so the
-    array is laid out plainly in the cache, once.
+    array is written uncompressed into the cache, once.
 
     Raises:
         SourceError: no such array, a chunk that is not on disk, cannot be decoded or is too large.
@@ -62,8 +64,9 @@ def zarr_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     if data.dtype.kind not in "uif":
         return MemoryRows(_texts(folder, data))
     target = cache / f"unpacked-{sha256[:16]}.raw"
-    kept = find_cached(target)
-    if kept is None:
+    # Named by the content, so a changed array is unpacked again.
+    cached = find_cached(target)
+    if cached is None:
         try:
             with writing_cached(target) as temporary, temporary.open("wb") as stream:
                 for slab in _slabs(folder, data):
@@ -74,21 +77,24 @@ def zarr_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
                 where=str(folder),
                 expected="a readable array and a writable workspace",
             ) from error
-        kept = find_cached(target)
+        cached = find_cached(target)
     shape = tuple(map(int, data.shape))
+    # Grey pictures: add the channel axis.
     if len(shape) == 3 and data.dtype == np.uint8:
         shape = (*shape, 1)
-    return mapped_rows(target, 0, data.dtype.newbyteorder("="), shape, kept)
+    return mapped_rows(target, 0, data.dtype.newbyteorder("="), shape, cached)
 
 
 def _open(path: Path, array: str) -> tuple[Path, Any]:
-    """Folder and zarr.Array of the array that is meant."""
+    """Folder and zarr.Array of the array to read."""
     import zarr
 
     try:
         if _is_array(path):
             choose_array([""], array, path)
+            # Checked before zarr builds the codecs.
             return path, zarr.open_array(_without_pickle(path), mode="r")
+        # Consolidated metadata may be older than the arrays.
         group = zarr.open_group(path, mode="r", use_consolidated=False)
         arrays = {
             name: item
@@ -107,15 +113,15 @@ def _is_array(path: Path) -> bool:
     document = path / "zarr.json"
     if not document.is_file():
         return False
-    found = json.loads(document.read_bytes())
-    return isinstance(found, dict) and found.get("node_type") == "array"
+    metadata = json.loads(document.read_bytes())
+    return isinstance(metadata, dict) and metadata.get("node_type") == "array"
 
 
 def _without_pickle(folder: Path) -> Path:
-    """The folder, unless a codec of its array would run code."""
+    """The folder; raise if a codec of its array would run code."""
     for name in (name for name in _METADATA if (folder / name).is_file()):
-        found = json.loads((folder / name).read_bytes())
-        if "pickle" in json.dumps([found.get(key) for key in _CODECS]).lower():
+        metadata = json.loads((folder / name).read_bytes())
+        if "pickle" in json.dumps([metadata.get(key) for key in _CODECS]).lower():
             raise SourceError(
                 "holds Python objects, which are never loaded",
                 where=str(folder),
@@ -131,37 +137,44 @@ def _texts(folder: Path, data: Any) -> npt.NDArray[Any]:
             where=str(folder),
             expected="numbers [sample, ...], or texts [sample] as labels",
         )
+    # Labels are few: they stay in memory.
     slabs = list(_slabs(folder, data))
+    # NumPy's variable-length strings have no plain bytes.
     if data.dtype.kind == "T":
         return np.asarray([text for slab in slabs for text in slab.tolist()], dtype=np.str_)
     return np.concatenate([np.empty(0, data.dtype), *slabs])
 
 
 def _slabs(folder: Path, data: Any) -> Iterator[npt.NDArray[Any]]:
-    """The array in pieces of consecutive samples, each within the rows of one chunk."""
+    """Slabs of consecutive samples, each within the rows of one chunk."""
+    # A shard is read whole: it is the chunk that counts.
     grid = tuple(max(1, int(edge)) for edge in data.shards or data.chunks)
-    size, row = data.dtype.itemsize, math.prod(data.shape[1:])
-    if size * math.prod(grid) > CHUNK_BYTES:
+    itemsize = data.dtype.itemsize
+    if itemsize * math.prod(grid) > MAX_CHUNK_BYTES:
         raise SourceError(
-            f"a chunk of {size * math.prod(grid):,} bytes",
+            f"a chunk of {itemsize * math.prod(grid):,} bytes",
             where=str(folder),
-            expected=f"chunks of at most {CHUNK_BYTES:,} bytes",
+            expected=f"chunks of at most {MAX_CHUNK_BYTES:,} bytes",
             advice="write the array again in smaller chunks",
         )
-    step = min(grid[0], max(1, SLAB_BYTES // max(1, size * row)))
-    plain = data.dtype.newbyteorder("=") if data.dtype.kind in "uif" else None
+    row_bytes = itemsize * math.prod(data.shape[1:])
+    # Bounded memory: a part of a chunk if its rows are many.
+    step = min(grid[0], max(1, SLAB_BYTES // max(1, row_bytes)))
+    native = data.dtype.newbyteorder("=") if data.dtype.kind in "uif" else None
     for start in range(0, data.shape[0], grid[0]):
+        # Only the chunks of these rows: a missing one is found before it is read.
         _check_chunks(folder, data, grid, start // grid[0])
         stop = min(start + grid[0], data.shape[0])
         for first in range(start, stop, step):
-            found = _decoded(folder, data, first, min(first + step, stop))
-            yield np.ascontiguousarray(found, plain)
+            values = _decode(folder, data, first, min(first + step, stop))
+            yield np.ascontiguousarray(values, native)
 
 
-def _decoded(folder: Path, data: Any, start: int, stop: int) -> npt.NDArray[Any]:
+def _decode(folder: Path, data: Any, start: int, stop: int) -> npt.NDArray[Any]:
     try:
         return np.asarray(data[start:stop])
-    except Exception as error:  # codecs raise whatever their many libraries raise
+    # Codecs raise whatever their many libraries raise.
+    except Exception as error:
         raise DataError(
             f"samples {start} to {stop - 1} cannot be decoded: {type(error).__name__}: {error}",
             where=str(folder),
@@ -171,13 +184,14 @@ def _decoded(folder: Path, data: Any, start: int, stop: int) -> npt.NDArray[Any]
 
 
 def _check_chunks(folder: Path, data: Any, grid: tuple[int, ...], row: int) -> None:
-    """Refuse chunks that are not on disk: they would read as the fill value."""
+    """Raise if a chunk is not on disk: it would read as the fill value."""
+    # Chunks along each axis of one sample.
     counts = [-(-size // edge) for size, edge in zip(data.shape[1:], grid[1:], strict=True)]
-    if math.prod(counts) > MOST_CHUNKS:
+    if math.prod(counts) > MAX_CHUNKS:
         raise SourceError(
             f"one sample lies in {math.prod(counts):,} chunks",
             where=str(folder),
-            expected=f"at most {MOST_CHUNKS:,}",
+            expected=f"at most {MAX_CHUNKS:,}",
             advice="write the array again in larger chunks",
         )
     for rest in itertools.product(*map(range, counts)):

@@ -111,7 +111,7 @@ MUTATIONS = (
     Mutation(
         "the digest forgets the settings",
         "stages/tickets.py",
-        '            "settings": to_mapping(self.settings[stage.name]),\n',
+        '            "settings": digest_mapping(self.settings[stage.name]),\n',
         '            "settings": {},\n',
         "tests/runner/test_staleness.py",
     ),

@@ -112,7 +112,7 @@ def test_a_miss_in_any_kind_of_layer_is_named(case: str) -> None:
     """Every kind of module of the zoo: the largest gradient of its own parameters is dropped."""
     found_in, samples = build(case)
     inputs = samples.numpy()
-    settings = FeatureSettings(kind="sketch", probes=1, deflated=0, sketch=64)
+    settings = FeatureSettings(kind="sketch", probes=1, deflated_probes=0, sketch=64)
     found = open_features(found_in, settings, inputs)
     probe = torch.linspace(-1.0, 1.5, found_in(samples).shape[1])
     sizes = {name: float(g.norm()) for name, g in found.gradients(samples, probe)}

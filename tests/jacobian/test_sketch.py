@@ -87,7 +87,7 @@ def tensor_matrix(sketch: Sketch, shape: tuple[int, ...], probe: int) -> np.ndar
     matrix = np.zeros((shape[0] * width, sketch.n_columns))
     for i in range(shape[0]):
         for j in range(width):
-            column = int(left.place[i] + right.place[j]) % sketch.n_columns
+            column = int(left.columns[i] + right.columns[j]) % sketch.n_columns
             matrix[i * width + j, column] = float(left.signs[i] * right.signs[j])
     return matrix
 
@@ -264,9 +264,11 @@ def test_calibrated_probes_span_the_leading_outputs() -> None:
     with torch.no_grad():
         module[-1].weight *= 0.01
         module[-1].weight[3] *= 1000.0
-    found = open_features(module, FeatureSettings(probes=2, deflated=1), IMAGES)
+    found = open_features(module, FeatureSettings(probes=2, deflated_probes=1), IMAGES)
     assert len(found.probes) == 3
     assert abs(found.probes[0, 3]) > 0.99
     assert np.abs(found.probes[1:, 3]).max() < 0.1
-    few = open_features(module, FeatureSettings(probes=3, outputs=(3, 5), deflated=2), IMAGES)
+    few = open_features(
+        module, FeatureSettings(probes=3, outputs=(3, 5), deflated_probes=2), IMAGES
+    )
     np.testing.assert_array_equal(few.probes, np.eye(2))

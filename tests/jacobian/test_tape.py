@@ -326,7 +326,7 @@ def test_wrong_plans_are_not_believed() -> None:
     network, inputs = build("transformer")
     trial = gradient_plan.GradientTrial(network, inputs[:2])
     good = {"head.weight": (GradientRule("layer", "head", ("head.weight",)),)}
-    assert trial.errors_of(good) == []
+    assert trial.wrong_parameters(good) == []
     name = "encoder.layers.0.linear1.weight"
     faults: list[gradient_plan.GradientPath] = [
         (),
@@ -336,8 +336,8 @@ def test_wrong_plans_are_not_believed() -> None:
         (GradientRule("bare", name, (name,), 3),),
     ]
     for fault in faults:
-        assert trial.errors_of({name: fault}) == [name]
-        assert trial.errors_of({**good, name: fault}) == [name]
+        assert trial.wrong_parameters({name: fault}) == [name]
+        assert trial.wrong_parameters({**good, name: fault}) == [name]
 
 
 def test_an_overwritten_input_is_told_by_the_tape() -> None:

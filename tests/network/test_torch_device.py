@@ -84,6 +84,6 @@ def test_every_tensor_of_a_batch_is_on_the_networks_device(name: str):
 
 
 def test_a_tensor_on_the_wrong_device_is_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sketch._FoldSketch, "move", lambda self, where: None)
+    monkeypatch.setattr(sketch._FoldSketch, "move", lambda self, device: None)
     with pytest.raises(RuntimeError, match="device"):
         fake_rows("sketch")

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -243,21 +244,10 @@ def test_card_without_pillow(digits: Path, monkeypatch: pytest.MonkeyPatch) -> N
         draw_card(explain_sample(digits, audited(digits)[0]))
 
 
-def test_pictures_as_half_blocks(digits: Path) -> None:
-    import io
-
-    from rich.console import Console
-
-    from krepes_ooc.cli.console import print_pictures
-
-    one = explain_sample(digits, audited(digits)[0])
-    for colour, drawn in (("truecolor", True), (None, False)):
-        out = io.StringIO()
-        console = Console(
-            file=out,
-            force_terminal=True,
-            color_system=colour,
-            width=120,  # type: ignore[arg-type]
-        )
-        print_pictures(one, console)
-        assert ("▀" in out.getvalue()) == drawn
+def test_stores_of_another_contract_are_refused(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = SimpleNamespace(version=99)
+    monkeypatch.setattr("krepes_ooc.runner.explain.load_contract", lambda store: newer)
+    with pytest.raises(WorkspaceError, match=r"contract version of store audited was 1, is 99"):
+        explain_sample(digits, audited(digits)[0])

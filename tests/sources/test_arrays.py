@@ -148,7 +148,8 @@ def test_nan_is_found_when_the_file_is_opened_and_only_once(
     monkeypatch.undo()
     values[33, 2] = np.nan
     np.save(tmp_path / "x.npy", values)
-    with pytest.raises(DataError, match=r"x.npy, sample 33 \(from 0\): NaN or infinity; expected"):
+    message = r"x.npy, sample 33, position \[2\]: a value is nan; expected"
+    with pytest.raises(DataError, match=message):
         opened(tmp_path, kind="arrays", path="x.npy")
     assert opened(tmp_path, kind="arrays", path="x.npy", limit=33).n_samples == 33
 

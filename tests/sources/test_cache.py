@@ -57,7 +57,7 @@ def result(spec: SourceSpec, folder: Path) -> tuple[Any, ...]:
     source = open_source(spec, folder, folder / "cache")
     everything = np.arange(source.n_samples)
     raw = source.read(everything)
-    bank = getattr(source, "bank", raw)
+    bank = getattr(source, "marginal_rows", raw)
     return (
         source.fingerprint(),
         source.label_fingerprint(),
@@ -112,7 +112,7 @@ def test_a_cache_of_an_earlier_krepes_is_made_anew(tmp_path: Path) -> None:
     spec = table(tmp_path)
     right = result(spec, tmp_path)
     (converted,) = (tmp_path / "cache").glob("rows-*.parquet")
-    converted.with_name(converted.name + cache.SUMS).unlink()
+    converted.with_name(converted.name + cache.CHECKSUM_SUFFIX).unlink()
     pa.parquet.write_table(pa.table({"a": [1.0], "town": ["x"], "kind": ["p"]}), converted)
     assert result(spec, tmp_path) == right
 
@@ -131,7 +131,7 @@ def test_only_the_pieces_that_are_read_are_checked(tmp_path: Path) -> None:
     kept.check(3 * cache.PIECE_BYTES, 3 * cache.PIECE_BYTES + 5)
     path.write_bytes(b"short")
     assert cache.find_cached(path) is None
-    assert "5 bytes instead of 3145733" in kept.damage()
+    assert "5 bytes instead of 3145733" in kept.problem()
 
 
 def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ AUDITS: dict[str, tuple[str, ...]] = {
         "stages.newton.objective=spectral-contrastive",
         "stages.newton.metric=rkhs",
         "stages.newton.preconditioner=nystrom",
-        "stages.newton.rank=20",
+        "stages.newton.preconditioner_rank=20",
         "stages.kernel.normalise=none",
         "stages.spectrum.solver=subspace",
         "stages.influence.measure=kernel",
@@ -225,7 +225,7 @@ class RowsStay(StrictDevice):
     def from_torch(self, tensor: Any) -> Any:
         assert tensor.dtype == torch.float16
         self.taking = True
-        there = super().take(tensor)
+        there = super().from_torch(tensor)
         self.taking = False
         return there
 

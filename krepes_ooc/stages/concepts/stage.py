@@ -17,7 +17,6 @@ from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.inputs import CLEAN
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -36,6 +35,7 @@ from krepes_ooc.stages.fidelity.rows import flat_inputs
 from krepes_ooc.stages.kernel.landmark_kernel import open_landmark_kernel
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
 WHERE = "stages.concepts.sets"
 FIGURES = (
@@ -142,8 +142,14 @@ def _fit(context: StageContext, positive: Ids, negative: Ids) -> dict[str, Float
 
 def _rows(context: StageContext, ids: Ids) -> _ConceptRows:
     """Embeddings of samples of the source, computed in short row ranges."""
-    featurizer, spectrum = open_featurizer(context), context.reader("spectrum")
-    mapped = open_landmark_kernel(context, context.reader("kernel").attributes["normalise"])
+    featurizer, spectrum = (
+        open_featurizer(context.reader("features"), context.recipe, context),
+        context.reader("spectrum"),
+    )
+    normalise = context.reader("kernel").attributes["normalise"]
+    mapped = open_landmark_kernel(
+        context.reader("features"), context.reader("landmarks"), normalise, context
+    )
     kernels, outputs = [], []
     for start in range(0, len(ids), context.plan.sub_rows):
         part = ids[start : start + context.plan.sub_rows]

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from krepes_ooc.errors import NetworkError, StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.inputs import CLEAN
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features.featurizer import open_featurizer
+from krepes_ooc.views.spec import CLEAN
 
 MAX_INPUTS = 4096
 Float = npt.NDArray[np.float64]
@@ -71,7 +71,10 @@ def landmark_rows(context: StageContext) -> EvaluationRows:
     """The landmarks; their network embedding is computed here."""
     landmarks = context.reader("landmarks")
     sample_id = landmarks.array("sample_id")
-    featurizer, size = open_featurizer(context), context.plan.sub_rows
+    featurizer, size = (
+        open_featurizer(context.reader("features"), context.recipe, context),
+        context.plan.sub_rows,
+    )
     parts = [
         featurizer.rows(sample_id[start : start + size], CLEAN)[1]
         for start in range(0, len(sample_id), size)

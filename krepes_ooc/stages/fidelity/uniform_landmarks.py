@@ -108,7 +108,10 @@ def measure_uniform(context: StageContext, seed: int) -> UniformBaseline:
         )
     drawn = pool[np.argsort(counter_rng.bits(seed, _CHOICE_STREAM, ids[pool]), kind="stable")]
     chosen, held = drawn[:m], np.flatnonzero(role == ROLES["audit"])
-    own_map = open_landmark_kernel(context, context.reader("kernel").attributes["normalise"])
+    normalise = context.reader("kernel").attributes["normalise"]
+    own_map = open_landmark_kernel(
+        context.reader("features"), context.reader("landmarks"), normalise, context
+    )
     features, self_kernel = audited.array("features"), audited.array("self_kernel")
     uniform = _uniform(own_map, features[chosen])
     between = kernel_between(

@@ -74,7 +74,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     landmark_kernel = kernel_store.whole("landmark_kernel")
     step, coefficients = newton.array("step"), newton.array("coefficients")
     offset = spectrum.array("offset")
-    own_map = open_landmark_kernel(context, normalise)
+    own_map = open_landmark_kernel(inputs.features, inputs.landmarks, normalise, context)
     features, own = audited.array("features"), audited.array("self_kernel")
     second = read_moments(context).mean_uncentred()
     score = ranking_score(context.settings.measure, step, landmark_kernel, second)

@@ -142,7 +142,7 @@ def preconditioner(
 
         def sketch() -> dict[str, Float]:
             found = RandomizedNystrom.build(
-                product, A.shape, settings.rank, seed, precision, there.gradient
+                product, A.shape, settings.preconditioner_rank, seed, precision, there.gradient
             )
             return to_host_arrays(found, place)
 

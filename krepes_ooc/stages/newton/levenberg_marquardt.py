@@ -95,7 +95,7 @@ def levenberg_marquardt(
     if not objective.can_iterate:
         raise UsageError(
             f"{objective.name} pulls the embedding towards its own start and collapses if repeated",
-            where="stages.newton.steps",
+            where="stages.newton.lm_steps",
             expected="0",
         )
     here, solver = prepare(start if state is None else state.coefficients)

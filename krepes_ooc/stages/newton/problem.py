@@ -166,7 +166,8 @@ def open_newton_problem(context: StageContext) -> NewtonProblem:
     coefficients = settings.objective_constants()
     moments, start, basis = read_moments(context), spectrum.array("start"), _basis(context)
     check_settings(settings, moments.n_views, start.shape[1], context.plan.block_rows)
-    offset, kernel = spectrum.array("offset"), KernelStream(context)
+    offset, features = spectrum.array("offset"), context.reader("features")
+    kernel = KernelStream(context.reader("kernel"), features, context.reader("landmarks"), context)
     stream: Any = kernel
     place = context.device if registry.uses_moments(settings.objective) else HOST
     moments = to_device(place, moments)
@@ -269,7 +270,7 @@ def check_settings(settings: Any, n_views: int, n_components: int, block_rows: i
         raise UsageError(
             f"{settings.lm_step_limit} further steps of {name}, whose target is its own start: it "
             "would collapse",
-            where="stages.newton.steps",
+            where="stages.newton.lm_steps",
             expected="0",
         )
     batch = getattr(settings.objective_constants(), "batch", None)

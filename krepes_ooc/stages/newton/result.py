@@ -46,7 +46,7 @@ class NewtonResult:
         built = 0
         if self.solver != "direct" and asked != "none":
             size = self.problem.start.size
-            rank = min(self.problem.context.settings.rank, size)
+            rank = min(self.problem.context.settings.preconditioner_rank, size)
             built = (
                 rank
                 if asked == "nystrom"

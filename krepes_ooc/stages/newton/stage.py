@@ -50,8 +50,8 @@ class NewtonSettings:
     damping: float | Literal["auto"] = setting(
         "auto", about="relative damping, or auto: the rule over the grid", above=0
     )
-    grid: tuple[float, ...] = setting(
-        RELATIVE_GRID, about="relative dampings that are swept", above=0
+    damping_grid: tuple[float, ...] = setting(
+        RELATIVE_GRID, about="relative dampings that are swept", above=0, digest_name="grid"
     )
     metric: Literal["euclidean", "rkhs"] = setting(
         "euclidean", about="norm that the damping limits: of coefficients, or of the function"
@@ -69,9 +69,14 @@ class NewtonSettings:
     preconditioner: Literal["auto", "kronecker", "nystrom", "none"] = setting(
         "auto", about="approximate inverse of the damped curvature; auto: kronecker"
     )
-    rank: int = setting(200, about="rank of the nystrom preconditioner", minimum=1)
-    steps: int | Literal["auto"] = setting(
-        "auto", about="further accepted steps; auto: 5 in moment space, else 0", minimum=0
+    preconditioner_rank: int = setting(
+        200, about="rank of the nystrom preconditioner", minimum=1, digest_name="rank"
+    )
+    lm_steps: int | Literal["auto"] = setting(
+        "auto",
+        about="further accepted steps; auto: 5 in moment space, else 0",
+        minimum=0,
+        digest_name="steps",
     )
 
     def objective_constants(self) -> Any:
@@ -101,15 +106,15 @@ class NewtonSettings:
     @property
     def lm_step_limit(self) -> int:
         """Accepted steps of the descent; BYOL collapses if it is iterated."""
-        if self.steps != "auto":
-            return self.steps
+        if self.lm_steps != "auto":
+            return self.lm_steps
         return 5 if registry.uses_moments(self.objective) else 0
 
     @property
     def damping_values(self) -> Float:
         """Relative dampings of the sweep, ascending; a fixed damping is one of them."""
         fixed = set() if self.damping == "auto" else {self.damping}
-        return np.array(sorted(set(self.grid) | fixed))
+        return np.array(sorted(set(self.damping_grid) | fixed))
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ def predict(shape: AuditSizes, settings: NewtonSettings) -> Cost:
         shape.n_views,
         len(settings.damping_values),
     )
-    sketch = min(settings.rank, m * h) if settings.preconditioner == "nystrom" else 0
+    sketch = min(settings.preconditioner_rank, m * h) if settings.preconditioner == "nystrom" else 0
     iterate = 8 * m * h
     disk = iterate * (8 * columns + sketch + 4)
     whole = 8 * m * m * views**2 if m > blocks.TILE else 0  # a single tile is mapped

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,10 @@ from krepes_ooc.core import resources
 from krepes_ooc.core.files import checksum, write_atomic
 from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
+from krepes_ooc.engine.machine import recorded_versions
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost, plain_cost
+from krepes_ooc.stages.base.order import STAGE_ORDER
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -31,7 +31,6 @@ from krepes_ooc.stages.report.collect import (
 )
 from krepes_ooc.storage.store_reader import StoreReader
 
-LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 SWEEP = ("damping", "loss", "predicted", "rho", "step_norm", "stability")
 NAME_LENGTH = 32
 OBJECTIVES = {
@@ -41,20 +40,6 @@ OBJECTIVES = {
     "byol": "BYOL",
     "spectral-contrastive": "spectral contrastive",
 }
-ORDER = (
-    "pretrain",
-    "features",
-    "landmarks",
-    "audited",
-    "kernel",
-    "moments",
-    "spectrum",
-    "newton",
-    "influence",
-    "concepts",
-    "alignment",
-    "fidelity",
-)
 
 
 @dataclass(frozen=True)
@@ -126,8 +111,7 @@ def collect(context: StageContext) -> rendering.AuditData:
         columns=tuple(column_text(column) for column in columns),
         warnings=tuple(_warnings(context)),
         recipe_text=context.recipe_text,
-        versions={"python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES},
+        versions=recorded_versions(),
         record={"processor and numerics": str(_seal(context, "features")["numerics"])},
         cards=context.settings.samples,
     )
@@ -247,7 +231,7 @@ def _seal(context: StageContext, stage: str) -> dict[str, Any]:
 
 def _stages(context: StageContext) -> list[rendering.StageRecord]:
     records = []
-    for name in ORDER:
+    for name in STAGE_ORDER[: STAGE_ORDER.index("report")]:
         seal = _seal(context, name)
         if seal:
             records.append(

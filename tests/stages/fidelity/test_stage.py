@@ -197,8 +197,14 @@ class Readers:
 @pytest.mark.parametrize(
     "newton",
     [
-        {"damping": 10.0, "steps": 2, "grid": [10.0]},
-        {"objective": "vicreg", "damping": 1.0, "metric": "rkhs", "steps": 0, "grid": [1.0]},
+        {"damping": 10.0, "lm_steps": 2, "damping_grid": [10.0]},
+        {
+            "objective": "vicreg",
+            "damping": 1.0,
+            "metric": "rkhs",
+            "lm_steps": 0,
+            "damping_grid": [1.0],
+        },
     ],
 )
 def test_a_narrower_audit_is_the_audit_with_fewer_components(tmp_path: Path, newton):
@@ -216,7 +222,7 @@ def test_a_narrower_audit_is_the_audit_with_fewer_components(tmp_path: Path, new
 
 
 def test_a_streamed_objective_shows_the_start_only(tmp_path: Path):
-    found = narrow(tmp_path, 4, {"objective": "byol", "damping": 1.0, "grid": [1.0]})[2]
+    found = narrow(tmp_path, 4, {"objective": "byol", "damping": 1.0, "damping_grid": [1.0]})[2]
     assert [list(audit.coefficients) for audit in found] == [["start"]] * 3
     assert streaming_note(found) == "The objective streams the kernel, so only the start is shown."
 

@@ -38,7 +38,7 @@ SETTINGS = (
     "stages.audited={audit: 20, fit: 40}",
     f"stages.spectrum.components={COMPONENTS}",
 )
-SIMCLR = ("objective=simclr", "objective_settings={batch: 64}", "grid=[1.0e-1, 10, 1000]")
+SIMCLR = ("objective=simclr", "objective_settings={batch: 64}", "damping_grid=[1.0e-1, 10, 1000]")
 STREAMED = ("simclr", "byol")
 
 
@@ -117,7 +117,7 @@ def test_the_sealed_step_solves_its_system(
     fresh: Callable[..., Path], objective: str, metric: str, views: int
 ) -> None:
     workspace = fresh(views)
-    batch = "objective_settings={batch: 64}" if objective == "simclr" else "steps=auto"
+    batch = "objective_settings={batch: 64}" if objective == "simclr" else "lm_steps=auto"
     group, notes = solve(workspace, views, f"objective={objective}", f"metric={metric}", batch)
     facts = dict(group.attrs)
     name, residual = relative_residual(workspace)
@@ -141,7 +141,7 @@ def test_the_sealed_step_solves_its_system(
 @pytest.mark.parametrize("objective", ["barlow-twins", "byol"])
 def test_a_fixed_damping_is_taken_and_judged(fresh: Callable[..., Path], objective: str) -> None:
     workspace = fresh()
-    group, _ = solve(workspace, 2, f"objective={objective}", "damping=33", "steps=0")
+    group, _ = solve(workspace, 2, f"objective={objective}", "damping=33", "lm_steps=0")
     assert group.attrs["damping_relative"] == 33
     assert 33 in group["damping_relative"][:]
     assert group.attrs["reason"].startswith("damping fixed by the recipe")
@@ -154,9 +154,11 @@ def test_every_preconditioner_reaches_the_same_step(
     fresh: Callable[..., Path], objective: str, how: str
 ) -> None:
     batch = ("objective_settings={batch: 64}",) if objective == "simclr" else ()
-    common = (f"objective={objective}", *batch, "grid=[10]", "damping=10", "tolerance=1e-5")
+    common = (f"objective={objective}", *batch, "damping_grid=[10]", "damping=10", "tolerance=1e-5")
     workspace = fresh()
-    group, _ = solve(workspace, 2, *common, "solver=krylov", f"preconditioner={how}", "rank=20")
+    group, _ = solve(
+        workspace, 2, *common, "solver=krylov", f"preconditioner={how}", "preconditioner_rank=20"
+    )
     assert relative_residual(workspace)[1] < 2e-5
     products = group.attrs["diagnostics"]["products"]["preconditioner"]
     turns = int(objective in ("simclr", "spectral-contrastive"))
@@ -175,7 +177,12 @@ def test_a_solve_that_stops_early_is_not_trusted(fresh: Callable[..., Path]) -> 
 
 def test_a_step_that_raises_the_loss_is_not_trusted(fresh: Callable[..., Path]) -> None:
     group, _ = solve(
-        fresh(), 2, "objective=spectral-contrastive", "damping=0.01", "grid=[0.01]", "steps=0"
+        fresh(),
+        2,
+        "objective=spectral-contrastive",
+        "damping=0.01",
+        "damping_grid=[0.01]",
+        "lm_steps=0",
     )
     facts = dict(group.attrs)
     assert facts["loss_step"] > facts["loss_start"]
@@ -218,7 +225,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> l
 
 @pytest.mark.parametrize(
     "extra",
-    [(), ("steps=2",), ("preconditioner=nystrom", "rank=40")],
+    [(), ("lm_steps=2",), ("preconditioner=nystrom", "preconditioner_rank=40")],
     ids=["kronecker", "descent", "nystrom"],
 )
 def test_a_killed_solve_resumes_to_the_same_bits(
@@ -295,10 +302,10 @@ def count_checkpoints(monkeypatch: pytest.MonkeyPatch, limit: int | None = None)
 
 
 IN_MEMORY = [
-    ("objective=vicreg", "steps=0", "solver=krylov"),
-    ("objective=barlow-twins", "steps=1", "solver=krylov"),
-    ("objective=barlow-twins", "steps=3"),
-    ("objective=spectral-contrastive", "steps=2"),
+    ("objective=vicreg", "lm_steps=0", "solver=krylov"),
+    ("objective=barlow-twins", "lm_steps=1", "solver=krylov"),
+    ("objective=barlow-twins", "lm_steps=3"),
+    ("objective=spectral-contrastive", "lm_steps=2"),
 ]
 
 
@@ -361,7 +368,7 @@ def test_what_takes_long_in_memory_is_kept(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("objective=byol", "steps=1"), r"1 further steps of byol.* collapse; expected 0"),
+        (("objective=byol", "lm_steps=1"), r"1 further steps of byol.* collapse; expected 0"),
         (
             ("objective=simclr", "objective_settings={batch: 100}"),
             r"batch of 100 does not divide blocks of 256 rows; expected a divisor of 256; take 128",
