@@ -43,7 +43,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How n samples are cut into blocks, batches and shards.
+    """Partition of n samples into blocks, batches and shards.
 
     Args:
         n_samples: rows of the store.

@@ -114,7 +114,7 @@ def _row_description(audit: Audit, features: StageState) -> dict[str, str]:
 
 
 def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int) -> dict[str, Any]:
-    fitting = budget.fitting(cost.need, base)
+    fitting = budget.workers_that_fit(cost.need, base)
     return {
         "stage": state.stage.name,
         "state": state.kind,

@@ -38,6 +38,7 @@ def confine(path: Path, root: Path) -> Path:
 
 def is_inside(key: str) -> bool:
     """Whether a recorded file name stays inside the folder that it is relative to."""
+    # Names are read from files that may be damaged or forged.
     name = PurePosixPath(key)
     return bool(key) and "\0" not in key and not name.is_absolute() and ".." not in name.parts
 

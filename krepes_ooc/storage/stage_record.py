@@ -122,7 +122,7 @@ class StageRecord:
         write_checksummed_file(self.folder / "begun.json", record, self.temp)
 
     def restore(self) -> dict[str, Any] | None:
-        """What the stage was begun with; a damaged record is written anew from the seal."""
+        """Digest and settings of the begun stage; a damaged record is rewritten from the seal."""
         try:
             if (begun := self.begun()) is not None:
                 return begun

@@ -293,7 +293,7 @@ class StoreWriter:
 
 
 def _not_finite(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where values are infinite or NaN; float16 by its exponent bits, several times faster."""
+    """Mask of infinite and NaN values; float16 by its exponent bits, several times faster."""
     # All exponent bits set: infinite or NaN (IEEE 754).
     half = values.dtype == np.float16
     return np.asarray((values.view(np.uint16) & 0x7C00) == 0x7C00 if half else ~np.isfinite(values))
