@@ -112,3 +112,15 @@ def _rebuild(
     kind: type[KrepesError], what: str, where: str, expected: str, advice: str
 ) -> KrepesError:
     return kind(what, where=where, expected=expected, advice=advice)
+
+
+class UndeclaredInputError(RuntimeError):
+    """A stage reads what its inputs do not declare, so that its digest does not know of it.
+
+    Args:
+        stage: the stage.
+        name: the store or the part of the recipe.
+    """
+
+    def __init__(self, stage: str, name: str) -> None:
+        super().__init__(f"stage {stage} reads {name!r}, which its inputs do not declare")

@@ -409,3 +409,73 @@ def test_the_command_line_starts_without_the_heavy_libraries():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+# The same thing at two levels; every stage has a stage.py.
+SAME_NAME = {
+    "explain": {"cli", "runner"},
+    "groups": {"rendering/panels", "stages/alignment"},
+    "registry": {"stages", "stages/newton/objectives"},
+    "run": {"cli", "runner"},
+    "spec": {"network", "views"},
+    "summary": {"stages/alignment", "stages/fidelity"},
+    "table": {"sources", "views"},
+    "workspace": {"runner", "storage"},
+}
+
+
+def test_a_file_name_occurs_twice_only_where_both_are_one_thing():
+    folders: dict[str, set[str]] = {}
+    for path in MODULES:
+        if path.stem not in ("__init__", "stage"):
+            folder = str(path.parent.relative_to(PACKAGE))
+            folders.setdefault(path.stem, set()).add(folder)
+    assert {name: where for name, where in folders.items() if len(where) > 1} == SAME_NAME
+    stages = {str(p.parent.relative_to(PACKAGE)) for p in MODULES if p.stem == "stage"}
+    assert all(folder.startswith("stages/") for folder in stages)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a module imports, inside functions and for types too.
+
+    A folder of which a module is imported counts as that module, not as all that it hands on.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("krepes_ooc"):
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                place = ROOT / module.replace(".", "/")
+                inside = place.is_dir() or place.with_suffix(".py").is_file()
+                found.add(module if inside else node.module or "")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def import_circle(edges: dict[str, set[str]]) -> list[str]:
+    """A circle of imports, or nothing."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return trail[trail.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(edges.get(name, ())):
+            if circle := visit(other, [*trail, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next((circle for name in sorted(edges) if (circle := visit(name, []))), [])
+
+
+def test_no_module_imports_itself_in_a_circle():
+    names = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in MODULES
+    }
+    edges = {name: imported_modules(path) & set(names) - {name} for name, path in names.items()}
+    assert import_circle(edges) == []
+    assert import_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c"]

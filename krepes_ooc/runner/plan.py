@@ -118,14 +118,15 @@ def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int)
         "stage": state.stage.name,
         "state": state.kind,
         "units": cost.units,
-        "disk_bytes": cost.disk,
-        "scratch_bytes": cost.scratch,
+        "disk_bytes": cost.disk.bytes,
+        "scratch_bytes": cost.scratch.bytes,
         "remaining_bytes": preflight.remaining_bytes(
             audit.staleness.record(state.stage), state, cost
         ),
         "memory_bytes": base + cost.need.fixed + max(1, fitting) * cost.need.per_worker,
         "workers": fitting,
-        "flops": cost.flops,
+        "flops": cost.flops.total,
+        "cost": cost.to_json(),
     }
 
 
@@ -134,10 +135,13 @@ def _seconds(cost: Cost, budget: Budget, rates: Rates | None) -> float | None:
     if rates is None:
         return None
     busy = max(1, min(budget.workers, cost.units))
-    written = cost.disk + cost.scratch
-    cpu = rates.cpu_seconds(cost.flops, written, double=cost.float64) + cost.bytes_read / rates.read
+    written = cost.disk.bytes + cost.scratch.bytes
+    cpu = (
+        rates.cpu_seconds(cost.flops.total, written, double=cost.float64)
+        + cost.bytes_read.total / rates.read
+    )
     cpu /= EFFICIENCY
-    return max(cpu / busy, written / rates.disk)
+    return float(max(cpu / busy, written / rates.disk))
 
 
 @contextlib.contextmanager

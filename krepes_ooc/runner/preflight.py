@@ -157,7 +157,7 @@ def refuse_unfit(
         budget.workers_for(state.stage.name, cost.need, base)
         workers_on(device, state.stage.name, cost.device, 1)
         needed += remaining_bytes(audit.staleness.record(state.stage), state, cost)
-        scratch = max(scratch, 0 if state.kind == "begun" else cost.scratch)
+        scratch = max(scratch, 0 if state.kind == "begun" else cost.scratch.bytes)
     needed += scratch
     free = shutil.disk_usage(audit.workspace.root).free
     if needed > free:
@@ -179,9 +179,9 @@ def remaining_bytes(record: StageRecord, state: StageState, cost: Cost) -> int:
     if state.kind == "sealed":
         return 0
     if state.kind != "begun":
-        return cost.disk
+        return cost.disk.bytes
     written = sum(size for unit in record.done().values() for size, _ in unit.files.values())
-    return max(0, cost.disk - written)
+    return max(0, cost.disk.bytes - written)
 
 
 def refuse_mixed_numerics(record: StageRecord, options: Options, here: str) -> None:

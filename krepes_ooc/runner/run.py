@@ -173,7 +173,7 @@ class _Run:
             stack.enter_context(one_torch_thread())
             stack.enter_context(device_scope(context.device))
             try:
-                context.stage.run(context)
+                context.stage.run(context.inputs, context)
             except ShardDone:
                 shared = True
         release(context.base)
@@ -205,7 +205,9 @@ class _Run:
         return StageContext(
             stage,
             recipe.settings[stage.name],
-            self.audit.workspace,
+            self.audit.workspace.limited_to(
+                stage.name, {*stage.inputs.stores(), stage.store or ""}
+            ),
             self.audit.inputs,
             ticket,
             given.shape,

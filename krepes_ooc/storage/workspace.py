@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krepes_ooc.core.files import disk_errors
-from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
+from krepes_ooc.errors import DamageError, UndeclaredInputError, UsageError, WorkspaceError
 from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
 from krepes_ooc.storage.file_checks import confine
 from krepes_ooc.storage.locks import WorkspaceLock
@@ -45,13 +46,24 @@ class Workspace:
         self.audit = self.root / "audit.zarr"
         self.private = self.root / ".krepes"
         self._readers: dict[str, StoreReader] = {}
+        self._stage = ""
+        self._readable: frozenset[str] | None = None
         for folder in (self.audit, *(self.private / name for name in FOLDERS)):
             confine(folder, self.root)
         self._check_format()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach another process as its folder."""
-        return Workspace, (self.root, self.direct_above)
+        """Reach another process as its folder and what may be read there."""
+        if self._readable is None:
+            return Workspace, (self.root, self.direct_above)
+        return _limited, (self.root, self.direct_above, self._stage, self._readable)
+
+    def limited_to(self, stage: str, stores: Iterable[str]) -> Workspace:
+        """The same workspace, which gives one stage the readers of declared stores only."""
+        limited = copy.copy(self)
+        limited._stage = stage
+        limited._readable = frozenset(stores)
+        return limited
 
     def __getitem__(self, store: str) -> xarray.Dataset:
         if store not in self.stores():
@@ -157,7 +169,13 @@ class Workspace:
         return StoreWriter(path, self.private / "temp", spec, digest)
 
     def reader(self, store: str) -> StoreReader:
-        """The reader of one store; checksums are verified once for each reader."""
+        """The reader of one store; checksums are verified once for each reader.
+
+        Raises:
+            UndeclaredInputError: the workspace is limited to other stores.
+        """
+        if self._readable is not None and store not in self._readable:
+            raise UndeclaredInputError(self._stage, store)
         if store not in self._readers:
             self._readers[store] = StoreReader(self._store(store), self.direct_above)
         return self._readers[store]
@@ -217,6 +235,10 @@ class Workspace:
             raise
         version = found.get("krepes_format") if isinstance(found, dict) else None
         return _known(version)
+
+
+def _limited(root: Path, direct_above: int | None, stage: str, stores: frozenset[str]) -> Workspace:
+    return Workspace(root, direct_above).limited_to(stage, stores)
 
 
 def _known(version: object) -> object:

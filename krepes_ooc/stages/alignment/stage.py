@@ -21,9 +21,11 @@ from krepes_ooc.stages.alignment.gap import (
 from krepes_ooc.stages.alignment.groups import GroupTable, group_table
 from krepes_ooc.stages.alignment.summary import alignment_lines, group_lines
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.features.featurizer import computing_bytes
 from krepes_ooc.stages.fidelity.baselines import cosine
@@ -81,7 +83,21 @@ class _Rankings:
     by_inputs: Index | None
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class AlignmentInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+    audited: StoreReader
+    kernel: StoreReader
+    spectrum: StoreReader
+    newton: StoreReader
+    influence: StoreReader
+    recipe: RecipeInputs = recipe_parts("source", "network")
+
+
+def run(inputs: AlignmentInputs, context: StageContext) -> None:
     """Measure every column, draw up the group tables, seal."""
     audited, landmarks = context.reader("audited"), context.reader("landmarks")
     here = np.flatnonzero(audited.array("role") == ROLES["audit"])
@@ -248,23 +264,13 @@ def predict(shape: AuditSizes, settings: AlignmentSettings) -> Cost:
     """Agreement of every audit sample with every landmark, one column at a time."""
     n, m = shape.n_explained, shape.n_landmarks
     need = 64 * n * m + computing_bytes(shape, shape.plan.sub_rows)
-    return Cost(1, 2**16, MemoryNeed(need), 2.0 * n * m * m)
+    return plain_cost(1, 2**16, MemoryNeed(need), 2.0 * n * m * m)
 
 
 STAGE = Stage(
     name="alignment",
     version=1,
-    reads=(
-        "features",
-        "landmarks",
-        "audited",
-        "kernel",
-        "spectrum",
-        "newton",
-        "influence",
-        "source",
-        "network",
-    ),
+    inputs=AlignmentInputs,
     store="alignment",
     settings=AlignmentSettings,
     run=run,

@@ -15,14 +15,17 @@ from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.display import describe_columns, display_arrays
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.inputs import CLEAN
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 
 ROLES = {"audit": 0, "fit": 1, "concept": 2}
 _CHOICE_STREAM = 311
@@ -86,12 +89,21 @@ def choose_audited(
     return np.concatenate([audit, fit]), np.array(roles, dtype=np.int64)
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class AuditedInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+    recipe: RecipeInputs = recipe_parts("source", "labels", "network")
+
+
+def run(inputs: AuditedInputs, context: StageContext) -> None:
     """Compute clean feature rows and network embeddings of the audited samples, seal."""
     n, landmarks = context.plan.n_samples, context.reader("landmarks").array("sample_id")
-    sample_id, role = choose_audited(context.settings, n, landmarks, context.inputs.seed)
+    sample_id, role = choose_audited(context.settings, n, landmarks, context.recipe.seed)
     featurizer = open_featurizer(context)
-    shown = display_arrays(context.inputs.source, sample_id)
+    shown = display_arrays(context.recipe.source, sample_id)
     arrays = {**shown.arrays, "role": role}
     sizes = {
         **shown.sizes,
@@ -123,7 +135,7 @@ def run(context: StageContext) -> None:
 
     plan = replace(context.plan, n_samples=len(sample_id))
     files = write_blocks(context, writer, compute, plan)
-    attributes = {"roles": ROLES, "columns": describe_columns(context.inputs.source)}
+    attributes = {"roles": ROLES, "columns": describe_columns(context.recipe.source)}
     seal_blocks(context, writer, files, arrays, attributes)
 
 
@@ -133,7 +145,7 @@ def predict(shape: AuditSizes, settings: AuditedSettings) -> Cost:
     blocks = -(-shape.n_audited // shape.plan.block_rows)
     disk = blocks * shape.plan.block_rows * (2 * width + 4 * shape.n_outputs + 8)
     per_worker = 14 * rows * width + 16 * shape.plan.forward_batch * width
-    return Cost(
+    return plain_cost(
         blocks, disk, MemoryNeed(0, per_worker, blocks), 6.0 * shape.n_parameters * shape.n_audited
     )
 
@@ -141,7 +153,7 @@ def predict(shape: AuditSizes, settings: AuditedSettings) -> Cost:
 STAGE = Stage(
     name="audited",
     version=1,
-    reads=("features", "landmarks", "source", "labels", "network"),
+    inputs=AuditedInputs,
     store="audited",
     settings=AuditedSettings,
     run=run,

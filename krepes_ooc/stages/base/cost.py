@@ -1,8 +1,16 @@
-"""What a stage is expected to cost."""
+"""The expected cost of a stage, in named terms.
+
+A quantity (bytes or operations) is a sum of terms, or the largest of several phases that follow one
+another, each a sum of terms. ``krepes plan --json`` prints them, so every number can be traced to
+the array that it stands for.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from krepes_ooc.engine.budget import ALLOCATOR_BYTES, MemoryNeed
 
@@ -10,7 +18,81 @@ from krepes_ooc.engine.budget import ALLOCATOR_BYTES, MemoryNeed
 SLACK_BYTES = 32 * 2**20  # readers of the source, journals, thread stacks
 LEFT_BYTES = 24 * 2**20  # what the stages before leave in the process, measured up to a million
 NETWORK_BYTES = 80 * 2**20  # the part of torch that differentiates: it loads with a network
-LEARNING_BYTES = 40 * 2**20  # scikit-learn
+SKLEARN_BYTES = 40 * 2**20
+
+
+def f64(*sizes: int) -> int:
+    """Bytes of a float64 or int64 array with these sizes."""
+    return 8 * math.prod(sizes)
+
+
+def f32(*sizes: int) -> int:
+    """Bytes of a float32 array with these sizes."""
+    return 4 * math.prod(sizes)
+
+
+def f16(*sizes: int) -> int:
+    """Bytes of a float16 array with these sizes."""
+    return 2 * math.prod(sizes)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a quantity.
+
+    Args:
+        label: the array or operation, in words.
+        size: bytes or operations of one.
+        times: how many there are at once; negative: what is not there yet in this phase.
+    """
+
+    label: str
+    size: float
+    times: float = 1
+
+    @property
+    def total(self) -> float:
+        """``times`` times ``size``, an integer where both are."""
+        return self.size * self.times
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Bytes or operations as named terms: the largest of its phases, at least 0.
+
+    Args:
+        phases: terms of each phase by its name.
+    """
+
+    phases: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, *terms: Term) -> Self:
+        """The sum of terms."""
+        return cls({"": terms})
+
+    @property
+    def total(self) -> Any:
+        """The largest sum over all phases."""
+        return max((sum(term.total for term in terms) for terms in self.phases.values()), default=0)
+
+    @property
+    def bytes(self) -> int:
+        """The total as whole bytes, at least 0."""
+        return max(0, int(self.total))
+
+    def plus(self, *terms: Term) -> Quantity:
+        """The same with more terms in every phase."""
+        phases = self.phases or {"": ()}
+        return Quantity({name: (*own, *terms) for name, own in phases.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """The total and the terms of every phase."""
+        phases = {
+            name: [vars(term) | {"total": term.total} for term in terms]
+            for name, terms in self.phases.items()
+        }
+        return {"total": self.total, "phases": phases}
 
 
 @dataclass(frozen=True)
@@ -20,45 +102,122 @@ class Cost:
     Args:
         units: blocks, shards, rounds or epochs.
         disk: bytes that the stage leaves on the disk.
-        need: anonymous memory.
+        memory: anonymous bytes of the process, whatever the number of workers.
+        worker_memory: anonymous bytes of every worker at the same time.
+        parallel_tasks: that can run at the same time at most; None: any number.
         flops: floating-point operations.
         scratch: bytes of partial results, removed when the stage is sealed.
-        bytes_read: bytes that are read from memory again and again, beyond what the operations wait for.
+        bytes_read: bytes that are read from memory again and again, beyond what the operations
+            wait for.
         float64: whether the operations are in float64.
         network: whether it runs the network, for a stage that does so only sometimes.
-        freed_early: bytes of one worker and the fixed part that are gone when the network is loaded.
+        freed_early: bytes of one worker and the fixed part that are gone when the network is
+            loaded.
         skipped: whether these settings leave it nothing to do, so that it loads neither the network
             nor scikit-learn.
-        device: memory of a device that computes the blocks, at least.
+        device_memory: bytes of a device that computes the blocks, at least, for any number of
+            tasks.
+        device_task_memory: bytes of a device for every task on it.
     """
 
     units: int = 1
-    disk: int = 0
-    need: MemoryNeed = field(default_factory=MemoryNeed)
-    flops: float = 0.0
-    scratch: int = 0
-    bytes_read: float = 0.0
+    disk: Quantity = field(default_factory=Quantity)
+    memory: Quantity = field(default_factory=Quantity)
+    worker_memory: Quantity = field(default_factory=Quantity)
+    parallel_tasks: int | None = None
+    flops: Quantity = field(default_factory=Quantity)
+    scratch: Quantity = field(default_factory=Quantity)
+    bytes_read: Quantity = field(default_factory=Quantity)
     float64: bool = False
     network: bool = False
-    freed_early: int = 0
+    freed_early: Quantity = field(default_factory=Quantity)
     skipped: bool = False
-    device: MemoryNeed = field(default_factory=MemoryNeed)
+    device_memory: Quantity = field(default_factory=Quantity)
+    device_task_memory: Quantity = field(default_factory=Quantity)
+
+    @property
+    def need(self) -> MemoryNeed:
+        """Anonymous memory, for the budget."""
+        return MemoryNeed(self.memory.bytes, self.worker_memory.bytes, self.parallel_tasks)
+
+    @property
+    def device(self) -> MemoryNeed:
+        """Memory of a device, for the number of its tasks."""
+        return MemoryNeed(self.device_memory.bytes, self.device_task_memory.bytes)
 
     def in_process(
-        self, *, source: int, network: int | None, loaded: bool, learns: bool, later: bool
+        self,
+        *,
+        source: int,
+        network: int | None,
+        network_loaded: bool,
+        sklearn: bool,
+        follows: bool,
     ) -> Cost:
         """The same with what its process holds besides.
 
         Args:
             source: bytes that the source keeps; 0: it is not read.
             network: bytes of its parameters and their gradients; None: it is not loaded.
-            loaded: whether an earlier stage has loaded it.
-            learns: whether scikit-learn is loaded.
-            later: whether another stage ran before.
+            network_loaded: whether an earlier stage has loaded it.
+            sklearn: whether scikit-learn is loaded.
+            follows: whether another stage ran before in this process.
         """
-        held = self.need.fixed + source + SLACK_BYTES + (LEFT_BYTES if later else 0)
-        held += ALLOCATOR_BYTES if self.need.per_worker else 0
-        held += LEARNING_BYTES if learns else 0
+        terms = [Term("source", source), Term("readers, journals, thread stacks", SLACK_BYTES)]
+        if follows:
+            terms.append(Term("left by the stages before", LEFT_BYTES))
+        if self.worker_memory.bytes:
+            terms.append(Term("kept by the allocator", ALLOCATOR_BYTES))
+        if sklearn:
+            terms.append(Term("scikit-learn", SKLEARN_BYTES))
         if network is not None:
-            held += max(0, NETWORK_BYTES + network - (0 if loaded else self.freed_early))
-        return replace(self, need=replace(self.need, fixed=held))
+            # What the stage has given back by the time the network loads makes room for it.
+            freed = 0 if network_loaded else self.freed_early.bytes
+            terms.append(Term("network and torch", max(0, NETWORK_BYTES + network - freed)))
+        # The empty phase keeps what is added from being set off against a negative sum.
+        memory = Quantity({**self.memory.phases, "before": ()})
+        return replace(self, memory=memory.plus(*terms))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every quantity with its named terms."""
+        names = ("memory", "worker_memory", "disk", "scratch", "flops", "bytes_read")
+        device = ("device_memory", "device_task_memory")
+        return {name: getattr(self, name).to_json() for name in (*names, *device)}
+
+
+def plain_cost(  # noqa: D103, PLR0913
+    units: int = 1,
+    disk: float = 0,
+    need: MemoryNeed | None = None,
+    flops: float = 0.0,
+    scratch: float = 0,
+    *,
+    bytes_read: float = 0.0,
+    float64: bool = False,
+    network: bool = False,
+    freed_early: float = 0,
+    skipped: bool = False,
+    device: MemoryNeed | None = None,
+) -> Cost:
+    need = need or MemoryNeed()
+    device = device or MemoryNeed()
+
+    def one(value: float) -> Quantity:
+        return Quantity.of(Term("total", value))
+
+    return Cost(
+        units,
+        one(disk),
+        one(need.fixed),
+        one(need.per_worker),
+        need.tasks,
+        one(flops),
+        one(scratch),
+        one(bytes_read),
+        float64,
+        network,
+        one(freed_early),
+        skipped,
+        one(device.fixed),
+        one(device.per_worker),
+    )

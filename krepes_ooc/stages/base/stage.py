@@ -22,7 +22,9 @@ from krepes_ooc.engine.machine import ResourceMeter
 from krepes_ooc.engine.run_control import Progress, StopFlag
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
+from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
@@ -35,27 +37,32 @@ class Stage:
     Args:
         name: the stage, and its key in a recipe.
         version: raised when its bytes or their meaning change.
-        reads: stages whose results it reads, and ``source``, ``labels``, ``network`` or ``views``.
+        inputs: what it reads, a frozen dataclass of stores and parts of the recipe.
         store: the store that it writes, or None.
         settings: frozen dataclass of its recipe keys.
-        run: computes and seals; called only if the stage is not sealed.
+        run: computes and seals, from its inputs and context; called only if it is not sealed.
         estimate_cost: expected cost from sizes and settings, for ``plan`` and the budget.
         about: one line for people.
-        parallel: whether its passes run on the workers of a cluster, and whether its shards can also
-            be computed apart.
+        parallel: whether its passes run on the workers of a cluster, and whether its shards can
+            also be computed apart.
         uses_sklearn: whether it loads scikit-learn.
     """
 
     name: str
     version: int
-    reads: tuple[str, ...]
+    inputs: type[StageInputs]
     store: str | None
     settings: type[Any]
-    run: Callable[[StageContext], None]
+    run: Callable[[Any, StageContext], None]
     estimate_cost: Callable[[AuditSizes, Any], Cost]
     about: str
     parallel: Literal["no", "passes", "shards"] = "no"
     uses_sklearn: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Stages and parts of the recipe whose results it reads, from its inputs."""
+        return self.inputs.reads()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach another process by the name of its module."""
@@ -78,8 +85,8 @@ class StageContext:
     Args:
         stage: the stage itself.
         settings: its frozen settings.
-        workspace: where stores are read and written.
-        inputs: source, network and views of the recipe.
+        workspace: where stores are written; it gives readers of declared inputs only.
+        audit_inputs: source, network and views of the recipe, for ``inputs``.
         fingerprint: what the digest is made of.
         sizes: sizes of the audit.
         budget: memory and workers.
@@ -101,7 +108,7 @@ class StageContext:
     stage: Stage
     settings: Any
     workspace: Workspace
-    inputs: AuditInputs
+    audit_inputs: AuditInputs
     fingerprint: Mapping[str, Any]
     sizes: AuditSizes | None
     budget: Budget
@@ -120,8 +127,13 @@ class StageContext:
     device: Device = HOST
 
     @property
+    def stage_name(self) -> str:
+        """Name of the stage."""
+        return self.stage.name
+
+    @property
     def digest(self) -> str:
-        """Digest of the ticket."""
+        """Digest of the fingerprint."""
         return digest_of(self.fingerprint)
 
     @property
@@ -145,11 +157,28 @@ class StageContext:
         """Expected cost of the stage."""
         if self.sizes is None:
             return Cost()
-        return stage_cost(self.stage, self.sizes, self.settings, self.inputs, self.stages_before)
+        return stage_cost(
+            self.stage, self.sizes, self.settings, self.audit_inputs, self.stages_before
+        )
+
+    @cached_property
+    def inputs(self) -> StageInputs:
+        """The declared inputs, opened."""
+        return self.stage.inputs.open(self)
+
+    @property
+    def recipe(self) -> RecipeInputs:
+        """Shim."""
+        return RecipeInputs(self.stage.name, self.stage.inputs.parts(), self.audit_inputs)
 
     def reader(self, store: str) -> StoreReader:
-        """The reader of a sealed store."""
+        """Shim."""
         return self.workspace.reader(store)
+
+    def output(self) -> StoreReader:
+        """The reader of the store that this stage writes."""
+        assert self.stage.store is not None
+        return self.workspace.reader(self.stage.store)
 
     def seal(self, files: Files) -> None:
         """Seal the stage with its files and what this process measured."""
@@ -211,11 +240,13 @@ class StageContext:
         self.record.journal.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach a worker as what it takes to open everything there."""
+        """Pickle what a worker needs to reopen the context."""
         assert self.transfer is not None
-        given = (self.settings, self.workspace, self.inputs, dict(self.fingerprint), self.sizes)
-        here = (self.budget, self.base, self.device)
-        return _on_worker, (str(self.transfer.folder), self.stage, *given, *here)
+        declared = (self.settings, self.workspace, self.audit_inputs)
+        stored = (dict(self.fingerprint), self.sizes)
+        resources = (self.budget, self.base, self.device)
+        folder = str(self.transfer.folder)
+        return _on_worker, (folder, self.stage, *declared, *stored, *resources)
 
 
 def _on_worker(
@@ -223,9 +254,9 @@ def _on_worker(
     stage: Stage,
     settings: Any,
     workspace: Workspace,
-    inputs: AuditInputs,
-    ticket: Mapping[str, Any],
-    shape: AuditSizes | None,
+    audit_inputs: AuditInputs,
+    fingerprint: Mapping[str, Any],
+    sizes: AuditSizes | None,
     budget: Budget,
     base: int,
     device: Device,
@@ -234,32 +265,32 @@ def _on_worker(
 
     The worker stops with its run, and what tasks tell goes back with their results.
     """
-    here = worker_state()
-    here.enter(folder)
+    state = worker_state()
+    state.enter(folder)
 
     def make() -> StageContext:
         return StageContext(
             stage,
             settings,
             workspace,
-            inputs,
-            ticket,
-            shape,
+            audit_inputs,
+            fingerprint,
+            sizes,
             budget,
-            here.stop,
-            here.progress,
+            state.stop,
+            state.progress,
             base=base,
-            owner=here.owner,
+            owner=state.owner,
             device=device,
         )
 
-    context: StageContext = here.cached((stage.name, digest_of(ticket)), make)
+    context: StageContext = state.cached((stage.name, digest_of(fingerprint)), make)
     return context
 
 
 def stage_cost(
     stage: Stage,
-    shape: AuditSizes,
+    sizes: AuditSizes,
     settings: Any,
     inputs: AuditInputs,
     before: Iterable[Stage] = (),
@@ -270,19 +301,22 @@ def stage_cost(
     process count as well. Where none of them loaded the network, what the stage has given back by
     then makes room for it.
     """
-    cost, ran = stage.estimate_cost(shape, settings), list(before)
+    cost = stage.estimate_cost(sizes, settings)
+    ran = list(before)
     loaded = ran if cost.skipped else [*ran, stage]
-    reads, there = ({name for each in some for name in each.reads} for some in (loaded, ran))
-    reads |= {"source", "network"} if cost.network else set()
+    reads_before = {name for each in ran for name in each.reads}
+    reads = {name for each in loaded for name in each.reads}
+    if cost.network:
+        reads |= {"source", "network"}
     return cost.in_process(
         source=inputs.source.resident_bytes if "source" in reads else 0,
-        network=8 * shape.n_parameters if "network" in reads else None,
-        loaded="network" in there,
-        learns=any(each.uses_sklearn for each in loaded),
-        later=bool(ran),
+        network=8 * sizes.n_parameters if "network" in reads else None,
+        network_loaded="network" in reads_before,
+        sklearn=any(each.uses_sklearn for each in loaded),
+        follows=bool(ran),
     )
 
 
-def digest_of(ticket: Mapping[str, Any]) -> str:
-    """sha256 over the canonical JSON of a ticket."""
-    return hashlib.sha256(to_json(digest_mapping(ticket)).encode()).hexdigest()
+def digest_of(fingerprint: Mapping[str, Any]) -> str:
+    """sha256 over the canonical JSON of a stage's fingerprint."""
+    return hashlib.sha256(to_json(digest_mapping(fingerprint)).encode()).hexdigest()

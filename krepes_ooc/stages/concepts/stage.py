@@ -16,10 +16,12 @@ from krepes_ooc.core.files import read_arrays, write_arrays
 from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.inputs import CLEAN
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.concepts.cav import (
     concept_vector,
@@ -33,6 +35,7 @@ from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
 from krepes_ooc.stages.fidelity.rows import flat_inputs
 from krepes_ooc.stages.kernel.landmark_kernel import open_landmark_kernel
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 
 WHERE = "stages.concepts.sets"
 FIGURES = (
@@ -71,13 +74,27 @@ class _ConceptRows:
     inputs: Float | None
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class ConceptsInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+    audited: StoreReader
+    kernel: StoreReader
+    spectrum: StoreReader
+    newton: StoreReader
+    influence: StoreReader
+    recipe: RecipeInputs = recipe_parts("source", "labels", "network")
+
+
+def run(inputs: ConceptsInputs, context: StageContext) -> None:
     """Find the samples of every set, fit one direction a concept, score, seal."""
     settings: ConceptsSettings = context.settings
     concepts = read_sets(settings.sets, WHERE)
     context.progress.begin("concepts", len(concepts) + 1, 0)
     chosen = choose_concept_samples(
-        context.inputs.source, concepts, settings.samples, context.inputs.seed
+        context.recipe.source, concepts, settings.samples, context.recipe.seed
     )
     found: list[dict[str, Float]] = []
     for i, sets in enumerate(chosen):
@@ -105,7 +122,7 @@ def _fit(context: StageContext, positive: Ids, negative: Ids) -> dict[str, Float
     """Direction, accuracy and controls of one concept."""
     ids = np.concatenate([positive, negative])
     is_positive = np.arange(len(ids)) < len(positive)
-    rows, seed = _rows(context, ids), context.inputs.seed
+    rows, seed = _rows(context, ids), context.recipe.seed
     inputs = 0.0
     if rows.inputs is not None:
         inputs = held_out_accuracy(rows.inputs, is_positive, ids, seed)
@@ -187,23 +204,13 @@ def predict(shape: AuditSizes, settings: ConceptsSettings) -> Cost:
     need += (10 * rows * width + 20 * m * width + 8 * samples * m) if count else 0
     disk = 8 * count * (shape.n_audited + m + shape.n_components)
     flops = 6.0 * shape.n_parameters * samples * count
-    return Cost(count + 1, disk, MemoryNeed(need), flops, skipped=not count)
+    return plain_cost(count + 1, disk, MemoryNeed(need), flops, skipped=not count)
 
 
 STAGE = Stage(
     name="concepts",
     version=1,
-    reads=(
-        "features",
-        "landmarks",
-        "audited",
-        "kernel",
-        "spectrum",
-        "newton",
-        "influence",
-        "source",
-        "network",
-    ),
+    inputs=ConceptsInputs,
     store="concepts",
     settings=ConceptsSettings,
     run=run,

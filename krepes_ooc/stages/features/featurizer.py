@@ -80,8 +80,8 @@ class Featurizer:
         Raises:
             DataError: a row is not finite; names the sample.
         """
-        own = self.context.inputs.feature_map(self.opened(), self.context.device.torch)
-        inputs, content = self.context.inputs.encode(positions, view)
+        own = self.context.recipe.feature_map(self.opened(), self.context.device.torch)
+        inputs, content = self.context.recipe.encode(positions, view)
         features, embeddings = [], []
         for start in range(0, len(positions), self.batch):
             self.context.stop.check()
@@ -105,8 +105,8 @@ class Featurizer:
             return stored, content
         from krepes_ooc.jacobian.float16_rows import store_rows_on_device
 
-        own = self.context.inputs.feature_map(self.opened(), device.torch)
-        inputs, content = self.context.inputs.encode(positions, view)
+        own = self.context.recipe.feature_map(self.opened(), device.torch)
+        inputs, content = self.context.recipe.encode(positions, view)
         parts = []
         for start in range(0, len(positions), self.batch):
             self.context.stop.check()
@@ -155,11 +155,11 @@ class WorkerFeaturizer(Featurizer):
         known = self.context.settings
         own = isinstance(known, FeaturesSettings)
         settings = known if own else features_settings(self.context)
-        shared = self.context.inputs.open_features(settings, self.probes)
+        shared = self.context.recipe.open_features(settings, self.probes)
         if shared.layout != self.layout:
             raise WorkspaceError(
                 "the network gives other feature scales on this worker",
-                where=self.context.inputs.network_spec.factory,
+                where=self.context.recipe.network_spec.factory,
                 expected="the same weights, code and libraries on every worker",
                 advice="check that all workers see the same files",
             )
@@ -198,8 +198,8 @@ def open_featurizer(context: StageContext) -> Featurizer:
     """The featurizer of a sealed features store, for landmarks, audited and new samples."""
     attributes = context.reader("features").attributes
     settings = features_settings(context)
-    shared = context.inputs.open_features(settings, attributes["probes"])
-    context.inputs.check_network_outputs(str(attributes["krepes"]["digest"]))
+    shared = context.recipe.open_features(settings, attributes["probes"])
+    context.recipe.check_network_outputs(str(attributes["krepes"]["digest"]))
     layout = FeatureLayout.from_attributes(attributes["layout"])
     return Featurizer(context, shared, layout, settings.forward_batch)
 
@@ -249,7 +249,7 @@ class ComputedRowSource:
             DataError: k(x, x) is no longer what that stage noted; names the sample.
         """
         context = self.featurizer.context
-        positions = context.inputs.order.positions(block.start, block.stop)
+        positions = context.recipe.order.positions(block.start, block.stop)
         stored, _ = self.featurizer.rows_on_device(positions, view)
         noted = self.features.block("self_kernel", block, view)
         own = self_kernel(stored, self.featurizer.layout, context.device)

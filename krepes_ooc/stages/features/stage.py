@@ -21,10 +21,12 @@ from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.executor import tree_reduce
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.inputs import CLEAN
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import block_name, partial_path, seal_blocks, write_unit
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.condensed import CountSketch
@@ -52,21 +54,28 @@ _ALWAYS = ("self_kernel", "sample_id", "centre")
 _FULL, _CONDENSED = ("values",), ("condensed", "condensed_self", "condensed_centre")
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class FeaturesInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    recipe: RecipeInputs = recipe_parts("source", "network", "views")
+
+
+def run(inputs: FeaturesInputs, context: StageContext) -> None:
     """Compute and write the missing blocks, fold the centre, seal."""
     from krepes_ooc.jacobian.self_check import self_check
 
-    settings, inputs, plan = context.settings, context.inputs, context.plan
+    settings, recipe, plan = context.settings, inputs.recipe, context.plan
     begun = _begun_attributes(context)
-    shared = inputs.open_features(settings, begun.get("probes"))
+    shared = recipe.open_features(settings, begun.get("probes"))
     known = begun.get("layout")
     layout = shared.layout if known is None else FeatureLayout.from_attributes(known)
-    inputs.check_network_outputs(context.digest)
+    recipe.check_network_outputs(context.digest)
     _note_placement(context)
-    check_rows = inputs.order.positions(0, min(2, plan.n_samples))
-    report = self_check(inputs.network, shared, inputs.encode(check_rows, CLEAN)[0])
+    check_rows = recipe.order.positions(0, min(2, plan.n_samples))
+    report = self_check(recipe.network, shared, recipe.encode(check_rows, CLEAN)[0])
     context.progress.note(f"self-check: {report.words}")
-    words, cost = describe_rows(inputs, shared, settings)
+    words, cost = describe_rows(context.audit_inputs, shared, settings)
     save_row_cost(context.workspace, cost)
     context.progress.note("; ".join(f"{key}: {text}" for key, text in words.items()))
     writer = context.workspace.writer(_spec(context, layout), context.digest)
@@ -78,8 +87,8 @@ def run(context: StageContext) -> None:
         "network": described,
         "self_check": {k: v for k, v in to_mapping(report).items() if k != "seconds"},
         "block_plan": plan.to_attributes(),
-        "views": inputs.views.describe(),
-        "order": {"kind": inputs.source_spec.order, "seed": inputs.seed},
+        "views": recipe.views.describe(),
+        "order": {"kind": recipe.source_spec.order, "seed": recipe.seed},
     }
     # Before the first block: a resumed run goes on with the same probes and scales.
     writer.set_attributes(attributes)
@@ -124,11 +133,11 @@ class FeatureShards:
 
     @property
     def views(self) -> range:
-        return range(self.context.inputs.view_spec.count)
+        return range(self.context.recipe.view_spec.count)
 
     @cached_property
     def condenser(self) -> CountSketch:
-        return CountSketch(self.layout, self.context.inputs.seed)
+        return CountSketch(self.layout, self.context.recipe.seed)
 
     @cached_property
     def recompute_source(self) -> RowSource:
@@ -203,7 +212,7 @@ class FeatureShards:
     def _block(self, block: Block) -> tuple[list[Any], Files]:
         """Compute and write one block; its stored rows view by view, where they lie, and files."""
         device = self.context.device
-        positions = self.context.inputs.order.positions(block.start, block.stop)
+        positions = self.context.recipe.order.positions(block.start, block.stop)
         values: Values = [("sample_id", 0, positions)]
         rows, content = [], ""
         for view in self.views:
@@ -239,7 +248,7 @@ class FeatureShards:
 
 def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
     sizes = {
-        "view": context.inputs.view_spec.count,
+        "view": context.recipe.view_spec.count,
         "sample": context.plan.n_samples,
         "feature": layout.n_features,
         "moment": layout.n_moments,
@@ -269,16 +278,16 @@ def predict(shape: AuditSizes, settings: FeaturesSettings) -> Cost:
     fixed = 8 * shape.n_moments + 8 * shape.stored_rows * (views + 1)
     if shape.keeps_features:
         disk = fixed + 2 * shape.stored_rows * views * width
-        return Cost(shape.plan.n_blocks, disk, need, flops, device=device)
+        return plain_cost(shape.plan.n_blocks, disk, need, flops, device=device)
     disk = fixed + shape.stored_rows * (4 * CONDENSED_WIDTH + 8) + 8 * CONDENSED_WIDTH
     scratch = 8 * shape.plan.n_shards * (shape.n_moments + CONDENSED_WIDTH)
-    return Cost(shape.plan.n_blocks, disk, need, flops, scratch, device=device)
+    return plain_cost(shape.plan.n_blocks, disk, need, flops, scratch, device=device)
 
 
 STAGE = Stage(
     name="features",
     version=2,
-    reads=("source", "network", "views"),
+    inputs=FeaturesInputs,
     store="features",
     settings=FeaturesSettings,
     run=run,

@@ -101,10 +101,10 @@ def _rows(
 
 def flat_inputs(context: StageContext, ids: Ids) -> Float | None:
     """The network's inputs of some samples [sample, input]; None if they are very long."""
-    if int(np.prod(context.inputs.source.input_shape)) > MAX_INPUTS or not len(ids):
+    if int(np.prod(context.recipe.source.input_shape)) > MAX_INPUTS or not len(ids):
         return None
     size = context.plan.block_rows
-    parts = [context.inputs.encode(ids[i : i + size], CLEAN)[0] for i in range(0, len(ids), size)]
+    parts = [context.recipe.encode(ids[i : i + size], CLEAN)[0] for i in range(0, len(ids), size)]
     return np.concatenate([part.reshape(len(part), -1) for part in parts]).astype(np.float64)
 
 

@@ -18,9 +18,11 @@ import numpy.typing as npt
 from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.fidelity import label_free
 from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint, component_sweep
@@ -51,6 +53,7 @@ from krepes_ooc.stages.fidelity.uniform_landmarks import (
 )
 from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 
 Float = npt.NDArray[np.float64]
 # Steps of all probes on rows as wide as the landmarks; each reads the rows twice. From two audits.
@@ -119,10 +122,25 @@ class _Measured:
     @property
     def seed(self) -> int:
         """Seed of the recipe."""
-        return self.context.inputs.seed
+        return self.context.recipe.seed
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class FidelityInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+    audited: StoreReader
+    kernel: StoreReader
+    moments: StoreReader
+    spectrum: StoreReader
+    newton: StoreReader
+    influence: StoreReader
+    recipe: RecipeInputs = recipe_parts("source", "network")
+
+
+def run(inputs: FidelityInputs, context: StageContext) -> None:
     """Measure one figure after the other, and seal them as attributes."""
     data = _Measured(context)
     measures = _label_free(data) | (_labelled(data) if data.has_labels else {})
@@ -237,24 +255,13 @@ def predict(shape: AuditSizes, settings: FidelitySettings) -> Cost:
     reading = 4 * n * width + 20 * m * width + 32 * n * m
     need = MemoryNeed(max(rows, reading) + 40 * m * m)
     read = 16.0 * n * m * PROBE_ITERATIONS if shape.n_classes else 0.0
-    return Cost(1, 2**15, need, 40.0 * n * m * m, bytes_read=read, float64=True)
+    return plain_cost(1, 2**15, need, 40.0 * n * m * m, bytes_read=read, float64=True)
 
 
 STAGE = Stage(
     name="fidelity",
     version=4,
-    reads=(
-        "features",
-        "landmarks",
-        "audited",
-        "kernel",
-        "moments",
-        "spectrum",
-        "newton",
-        "influence",
-        "source",
-        "network",
-    ),
+    inputs=FidelityInputs,
     store="fidelity",
     settings=FidelitySettings,
     run=run,

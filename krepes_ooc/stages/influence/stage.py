@@ -13,9 +13,10 @@ from array_api_compat import array_namespace
 from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.device import to_device
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.influence.scores import (
     contribution,
@@ -30,6 +31,7 @@ from krepes_ooc.stages.kernel.normalisation import Mode
 from krepes_ooc.stages.kernel.stage import Float
 from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 
 ROWS = 1024
 # Landmarks that push most are kept besides the ranked ones, which seldom hold any of them.
@@ -51,7 +53,20 @@ class InfluenceSettings:
     top: int = setting(10, about="landmarks kept for every sample", minimum=1)
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class InfluenceInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+    audited: StoreReader
+    kernel: StoreReader
+    moments: StoreReader
+    spectrum: StoreReader
+    newton: StoreReader
+
+
+def run(inputs: InfluenceInputs, context: StageContext) -> None:
     """Kernel rows, embedding and top landmarks of the audited samples, in short row ranges."""
     audited, newton = context.reader("audited"), context.reader("newton")
     kernel_store, spectrum = context.reader("kernel"), context.reader("spectrum")
@@ -160,13 +175,13 @@ def predict(shape: AuditSizes, settings: InfluenceSettings) -> Cost:
     disk = n * 8 * (m + shape.n_components + 3 * settings.top + 2 * REPELLING_KEPT)
     need = MemoryNeed(fixed, per_worker, -(-n // ROWS))
     device = MemoryNeed(8 * m * m + 4 * m * (width + 4 * shape.n_components), ROWS * 56 * m)
-    return Cost(-(-n // ROWS), disk, need, 2.0 * n * m * width, device=device)
+    return plain_cost(-(-n // ROWS), disk, need, 2.0 * n * m * width, device=device)
 
 
 STAGE = Stage(
     name="influence",
     version=4,
-    reads=("features", "landmarks", "audited", "kernel", "moments", "spectrum", "newton"),
+    inputs=InfluenceInputs,
     store="influence",
     settings=InfluenceSettings,
     run=run,

@@ -15,9 +15,10 @@ from krepes_ooc.core.float16 import to_dtype
 from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.device import to_device
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.stages.features.featurizer import (
     computing_bytes,
@@ -32,6 +33,7 @@ from krepes_ooc.stages.kernel.landmark_kernel import (
 )
 from krepes_ooc.stages.kernel.normalisation import Mode, centred_self
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.store_writer import StoreWriter
 
 COLLAPSED_SHARE = 1e-3
@@ -55,7 +57,15 @@ class KernelSettings:
         return "float16" if self.normalise in ("ccos", "cosine") else "float32"
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class KernelInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+
+
+def run(inputs: KernelInputs, context: StageContext) -> None:
     """Write the missing blocks and the landmark kernel, seal."""
     settings, features = context.settings, context.reader("features")
     own_map = open_landmark_kernel(context, settings.normalise)
@@ -156,18 +166,18 @@ def predict(shape: AuditSizes, settings: KernelSettings) -> Cost:
     # There lie the landmarks in float32, then in float64, and what a product or a tile takes.
     device = MemoryNeed(8 * m * width + 16 * shape.n_moments, max(sub, 4 * tile))
     if shape.keeps_features:
-        return Cost(plan.n_blocks, disk, need, flops, device=device)
+        return plain_cost(plan.n_blocks, disk, need, flops, device=device)
     rows = replace(need, per_worker=per_worker + computing_bytes(shape))
     # Rows that torch makes there stay there, twice while their batches are joined.
     device = replace(device, per_worker=device.per_worker + 4 * plan.block_rows * width)
     flops += computing_flops(shape)
-    return Cost(plan.n_blocks, disk, rows, flops, network=True, device=device)
+    return plain_cost(plan.n_blocks, disk, rows, flops, network=True, device=device)
 
 
 STAGE = Stage(
     name="kernel",
     version=2,
-    reads=("features", "landmarks"),
+    inputs=KernelInputs,
     store="kernel",
     settings=KernelSettings,
     run=run,

@@ -62,7 +62,7 @@ class SelectionPasses:
     @property
     def seed(self) -> int:
         """Seed of the recipe."""
-        return self.context.inputs.seed
+        return self.context.recipe.seed
 
     def partial(self, name: str) -> Path:
         """File of one finished round; removed when the stage is sealed."""

@@ -14,10 +14,12 @@ from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.display import describe_columns, display_arrays
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.inputs import CLEAN
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
@@ -31,6 +33,7 @@ from krepes_ooc.stages.landmarks.samplers import (
 )
 from krepes_ooc.stages.landmarks.sampling import choose_uniform, seeding_trials
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 
 # Measured on digits and Adult: docs/results.md.
 MIN_AUTO = 1000
@@ -75,7 +78,15 @@ def count_landmarks(settings: LandmarksSettings, n_samples: int) -> int:
     return settings.count
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class LandmarksInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    recipe: RecipeInputs = recipe_parts("source", "labels", "network")
+
+
+def run(inputs: LandmarksInputs, context: StageContext) -> None:
     """Choose landmarks over the feature store, compute their clean rows, seal."""
     rows, weight = choose_landmarks(context)
     sample_id = _positions(context, rows)
@@ -84,7 +95,7 @@ def run(context: StageContext) -> None:
     featurizer = open_featurizer(context)
     stored, _, _ = featurizer.rows(sample_id, CLEAN)
     layout, centre = featurizer.layout, context.reader("features").array("centre")
-    shown = display_arrays(context.inputs.source, sample_id)
+    shown = display_arrays(context.recipe.source, sample_id)
     own = inner_products.self_kernel(unscale_rows(stored, layout), layout)
     arrays = {
         **shown.arrays,
@@ -110,7 +121,7 @@ def run(context: StageContext) -> None:
         "sampler": context.settings.sampler,
         "layout": layout.to_attributes(),
         "centre_self": inner_products.centre_self(centre),
-        "columns": describe_columns(context.inputs.source),
+        "columns": describe_columns(context.recipe.source),
         "probes": context.reader("features").attributes["probes"],
     }
     write_whole(context, spec, arrays, attributes)
@@ -122,10 +133,10 @@ def choose_landmarks(context: StageContext) -> tuple[Ids, npt.NDArray[np.float64
     count = count_landmarks(settings, n)
     if settings.sampler == "uniform" or count == n:
         context.progress.begin("landmarks", 1, 0)
-        rows = choose_uniform(n, count, context.inputs.seed)
+        rows = choose_uniform(n, count, context.recipe.seed)
         return rows, np.full(count, n / count)
     rows, weight = SAMPLERS[settings.sampler](context, count).choose()
-    return _topped_up(rows, weight, count, n, context.inputs.seed)
+    return _topped_up(rows, weight, count, n, context.recipe.seed)
 
 
 def _topped_up(
@@ -142,7 +153,7 @@ def _topped_up(
 
 def _positions(context: StageContext, rows: Ids) -> Ids:
     """Source positions of store rows."""
-    order = context.inputs.order
+    order = context.recipe.order
     return np.array([order.positions(row, row + 1)[0] for row in rows.tolist()], dtype=np.int64)
 
 
@@ -158,12 +169,14 @@ def predict(shape: AuditSizes, settings: LandmarksSettings) -> Cost:
     device = MemoryNeed(
         own, shape.plan.sub_rows * (8 * shape.n_selection + 16 * many) + 32 * many**2
     )
-    return replace(
-        chosen,
-        device=device,
-        disk=m * (2 * width + 64) + 8 * shape.n_moments,
-        need=replace(need, fixed=max(need.fixed, closing - need.per_worker)),
+    return plain_cost(
+        chosen.units,
+        m * (2 * width + 64) + 8 * shape.n_moments,
+        replace(need, fixed=max(need.fixed, closing - need.per_worker)),
+        chosen.flops.total,
+        chosen.scratch.total,
         freed_early=max(0, first - closing),
+        device=device,
     )
 
 
@@ -177,12 +190,12 @@ def _choosing(shape: AuditSizes, settings: LandmarksSettings) -> Cost:
         pool = min(n, POOL * m)
         need = MemoryNeed(pool * (4 * width + 128), sub_rows * (8 * width + 12 * m), tasks)
         flops = 2.0 * m * seeding_trials(m) * pool * width + 2.0 * n * width * m
-        return Cost(-(-m // ROUND) + 2, need=need, flops=flops, scratch=24 * pool)
+        return plain_cost(-(-m // ROUND) + 2, need=need, flops=flops, scratch=24 * pool)
     if settings.sampler == "leverage":
         pilot = min(n, PILOT * m)
         per_worker = sub_rows * (8 * width + 24 * pilot) + 16 * shape.plan.block_rows
         need = MemoryNeed(20 * pilot * width + 40 * pilot**2, per_worker, tasks)
-        return Cost(3, need=need, flops=2.0 * n * pilot * (width + pilot))
+        return plain_cost(3, need=need, flops=2.0 * n * pilot * (width + pilot))
     drawn = m * settings.oversampling * settings.rounds  # on average
     candidates = math.ceil(drawn + 4 * math.sqrt(drawn)) + 1
     per_worker = sub_rows * (8 * width + 12 * candidates)
@@ -192,13 +205,13 @@ def _choosing(shape: AuditSizes, settings: LandmarksSettings) -> Cost:
     need = MemoryNeed(max(passing, ending - per_worker), per_worker, tasks)
     flops = 2.0 * n * (width * candidates + shape.n_moments)
     scratch = (settings.rounds + 1) * (12 * n + 8 * candidates)
-    return Cost(settings.rounds + 2, need=need, flops=flops, scratch=scratch)
+    return plain_cost(settings.rounds + 2, need=need, flops=flops, scratch=scratch)
 
 
 STAGE = Stage(
     name="landmarks",
     version=3,
-    reads=("features", "source", "labels", "network"),
+    inputs=LandmarksInputs,
     store="landmarks",
     settings=LandmarksSettings,
     run=run,

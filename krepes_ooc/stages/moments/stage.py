@@ -14,9 +14,10 @@ from krepes_ooc.core.blocks import Block, tile_slices
 from krepes_ooc.core.files import Files, read_arrays, write_arrays
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.stages.base.writing import partial_path, pending_shards, seal_blocks
 from krepes_ooc.stages.moments.sums import (
     CrossSums,
@@ -32,6 +33,7 @@ from krepes_ooc.stages.moments.sums import (
 )
 from krepes_ooc.stages.moments.sums import tiles as landmark_tiles
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.store_writer import StoreWriter
 
 # Rows of one product: several blocks of a shard where they are short, because every product adds a
@@ -53,7 +55,14 @@ def read_views(context: StageContext, block: Block) -> tuple[Any, ...]:
     return tuple(device.to_float32(kernel.block("values", block, view)) for view in views)
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class MomentsInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    kernel: StoreReader
+
+
+def run(inputs: MomentsInputs, context: StageContext) -> None:
     """Sum the missing shards tile by tile, fold each tile and write it, seal."""
     plan, record = context.plan, context.record
     views, n, m = context.reader("kernel").info("values").shape
@@ -202,13 +211,13 @@ def predict(shape: AuditSizes, settings: MomentsSettings) -> Cost:
     side = len(tile_slices(m)) * width
     disk, scratch = 8 * (side * side * views + m) * views, sums * plan.n_shards * tiles
     need, device = MemoryNeed(fixed, per_worker, plan.n_shards), MemoryNeed(0, summing)
-    return Cost(plan.n_shards * tiles, disk, need, flops, scratch, device=device)
+    return plain_cost(plan.n_shards * tiles, disk, need, flops, scratch, device=device)
 
 
 STAGE = Stage(
     name="moments",
     version=2,
-    reads=("kernel",),
+    inputs=MomentsInputs,
     store="moments",
     settings=MomentsSettings,
     run=run,

@@ -132,7 +132,7 @@ def preconditioner(
     problem: NewtonProblem, here: DeviceGradient, A: Float, name: str
 ) -> Preconditioner | None:
     """The preconditioner that the recipe names, at A; what it costs in passes is kept."""
-    settings, stream, seed = problem.context.settings, problem.stream, problem.context.inputs.seed
+    settings, stream, seed = problem.context.settings, problem.stream, problem.context.recipe.seed
     place, there = problem.place, here.on_device
     if settings.preconditioner == "none":
         return None

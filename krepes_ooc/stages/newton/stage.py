@@ -12,9 +12,10 @@ from krepes_ooc.core import blocks
 from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.core.settings import read_settings, setting
 from krepes_ooc.engine.budget import MemoryNeed
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.newton.checkpointed_solve import SKETCH_BYTES, lm_steps, losses, solve
 from krepes_ooc.stages.newton.damping import (
@@ -31,6 +32,7 @@ from krepes_ooc.stages.newton.problem import check_settings, open_newton_problem
 from krepes_ooc.stages.newton.result import NewtonResult
 from krepes_ooc.stages.newton.solvers import DIRECT_BYTES, direct_bytes
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 
 STABILITY_ROWS = 512
 Float = npt.NDArray[np.float64]
@@ -115,7 +117,18 @@ class NewtonSettings:
         return np.array(sorted(set(self.damping_grid) | fixed))
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class NewtonInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+    kernel: StoreReader
+    moments: StoreReader
+    spectrum: StoreReader
+
+
+def run(inputs: NewtonInputs, context: StageContext) -> None:
     """Solve for every damping of the grid, choose one, go on if asked, seal."""
     settings: NewtonSettings = context.settings
     streamed = not registry.uses_moments(settings.objective)
@@ -199,7 +212,7 @@ def predict(shape: AuditSizes, settings: NewtonSettings) -> Cost:
         held = whole + max(passing, between - per_worker)
         flops = 8.0 * shape.plan.n_samples * m * h * views * columns * 20
         need = MemoryNeed(held, per_worker, shape.plan.n_shards)
-        return Cost(20, disk, need, flops, device=MemoryNeed(0, max(per_worker, 32 * m * m)))
+        return plain_cost(20, disk, need, flops, device=MemoryNeed(0, max(per_worker, 32 * m * m)))
     rows = h * h * views * (views - 1) // 2
     direct = direct_bytes(rows, m)
     if settings.objective == "barlow-twins" and direct <= settings.direct_bytes:
@@ -209,7 +222,7 @@ def predict(shape: AuditSizes, settings: NewtonSettings) -> Cost:
         held = 40 * m * m + iterate * (12 * columns + 5 * sketch + 16)
         flops = 2.0 * m * m * h * columns * 50
     device = MemoryNeed(_device_moment_bytes(shape, settings), held)
-    return Cost(1, disk, MemoryNeed(whole + held), flops, float64=True, device=device)
+    return plain_cost(1, disk, MemoryNeed(whole + held), flops, float64=True, device=device)
 
 
 def _device_moment_bytes(shape: AuditSizes, settings: NewtonSettings) -> int:
@@ -241,7 +254,7 @@ def _streaming_bytes(shape: AuditSizes, settings: NewtonSettings, columns: int) 
 STAGE = Stage(
     name="newton",
     version=2,
-    reads=("kernel", "moments", "spectrum"),
+    inputs=NewtonInputs,
     store="newton",
     settings=NewtonSettings,
     run=run,

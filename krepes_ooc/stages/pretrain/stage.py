@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksum
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.network.pretrain import PretrainSettings
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.inputs import Rows
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class PretrainInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    recipe: RecipeInputs = recipe_parts("source", "factory", "views")
+
+
+def run(inputs: PretrainInputs, context: StageContext) -> None:
     """Train the missing epochs, publish the weights, seal."""
     from krepes_ooc.network import pretrain
 
-    inputs, settings = context.inputs, context.settings
+    recipe, settings = inputs.recipe, context.settings
     context.executor()
-    spec = inputs.network_spec
+    spec = recipe.network_spec
     saved = context.record.folder / "training.pt"
     if saved.exists():
-        state = pretrain.load_state(saved, spec, settings, inputs.base, inputs.seed)
+        state = pretrain.load_state(saved, spec, settings, recipe.base, recipe.seed)
     else:
-        state = pretrain.new_state(spec, settings, inputs.base, inputs.seed)
+        state = pretrain.new_state(spec, settings, recipe.base, recipe.seed)
     context.progress.begin("pretrain", settings.epochs, state.epoch)
-    n, output = inputs.source.n_samples, spec.output
+    n, output = recipe.source.n_samples, spec.output
 
     def batch_views(positions: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
         context.stop.check()
-        return inputs.views.batch(positions, epoch)
+        return recipe.views.batch(positions, epoch)
 
     while state.epoch < settings.epochs:
         pretrain.train_epoch(state, settings, n, batch_views, output)
         pretrain.save_state(state, saved)
         context.progress.advance(1)
-    inputs.pretrained.parent.mkdir(parents=True, exist_ok=True)
-    pretrain.save_checkpoint(state, inputs.pretrained)
-    data = inputs.pretrained.read_bytes()
-    key = inputs.pretrained.relative_to(context.workspace.root).as_posix()
+    recipe.pretrained.parent.mkdir(parents=True, exist_ok=True)
+    pretrain.save_checkpoint(state, recipe.pretrained)
+    data = recipe.pretrained.read_bytes()
+    key = recipe.pretrained.relative_to(context.workspace.root).as_posix()
     context.seal_facts["losses"] = state.losses
     context.seal({key: (len(data), checksum(data))})
     saved.unlink(missing_ok=True)
@@ -50,13 +61,13 @@ def predict(shape: AuditSizes, settings: PretrainSettings) -> Cost:
     """Epochs of the demo trainer: three forward passes a view, and Adam's moments."""
     flops = 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views * settings.epochs
     need = MemoryNeed(24 * shape.n_parameters + 64 * settings.batch * shape.n_features)
-    return Cost(settings.epochs, 4 * shape.n_parameters, need, flops, 12 * shape.n_parameters)
+    return plain_cost(settings.epochs, 4 * shape.n_parameters, need, flops, 12 * shape.n_parameters)
 
 
 STAGE = Stage(
     name="pretrain",
     version=1,
-    reads=("source", "factory", "views"),
+    inputs=PretrainInputs,
     store=None,
     settings=PretrainSettings,
     run=run,

@@ -12,13 +12,15 @@ from krepes_ooc import rendering
 from krepes_ooc.core import resources
 from krepes_ooc.core.files import checksum, write_atomic
 from krepes_ooc.core.settings import setting
+from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.machine import recorded_versions
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost
-from krepes_ooc.stages.base.order import STAGE_ORDER
+from krepes_ooc.stages.base.cost import Cost, plain_cost
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.features.row_cost_record import load_row_description
 from krepes_ooc.stages.report.collect import (
     read_alignment,
@@ -47,7 +49,24 @@ class ReportSettings:
     samples: int = setting(24, about="audited samples that are shown one by one", minimum=0)
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class ReportInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+    audited: StoreReader
+    kernel: StoreReader
+    spectrum: StoreReader
+    newton: StoreReader
+    influence: StoreReader
+    concepts: StoreReader
+    alignment: StoreReader
+    fidelity: StoreReader
+    recipe: RecipeInputs = recipe_parts("source")
+
+
+def run(inputs: ReportInputs, context: StageContext) -> None:
     """Draw the report and seal it."""
     context.progress.begin("report", 1, 0)
     drawn = rendering.build_report(collect(context))
@@ -125,7 +144,7 @@ def _subject(context: StageContext) -> rendering.Subject:
 
 def _network_words(context: StageContext) -> str:
     """The network as people would call it: what made it, how large, where its weights come from."""
-    spec, described = context.inputs.network_spec, context.reader("features").attributes["network"]
+    spec, described = context.recipe.network_spec, context.reader("features").attributes["network"]
     place, _, name = spec.factory.rpartition(":")
     size = f"{len(described['parameters'])} parameter arrays, {len(described['outputs'])} outputs"
     weights = {"pretrain": "trained by this run", "factory": "weights from the factory"}
@@ -133,7 +152,7 @@ def _network_words(context: StageContext) -> str:
 
 
 def _source_words(context: StageContext) -> str:
-    spec, landmarks = context.inputs.source_spec, context.reader("landmarks")
+    spec, landmarks = context.recipe.source_spec, context.reader("landmarks")
     words = "handwritten digits inside scikit-learn" if spec.kind == "digits" else spec.path
     if landmarks.has("values"):
         return f"table {words}, {landmarks.info('values').shape[1]} columns"
@@ -229,11 +248,11 @@ def _stages(context: StageContext) -> list[rendering.StageRecord]:
 
 
 def _warnings(context: StageContext) -> list[str]:
-    found = [f"Source: {text}" for text in context.inputs.source.warnings]
+    found = [f"Source: {text}" for text in context.recipe.source.warnings]
     newton, kernel = context.reader("newton").attributes, context.reader("kernel").attributes
     if not newton["trusted"]:
         found.insert(0, f"The step is not trusted: {newton['reason']}.")
-    if context.inputs.source_spec.order == "source":
+    if context.recipe.source_spec.order == "source":
         found.append("Rows keep the order of the source: neighbouring rows may belong together.")
     if kernel["collapsed_share"] > 0.5:
         share = f"{kernel['collapsed_share']:.0%}"
@@ -243,24 +262,13 @@ def _warnings(context: StageContext) -> list[str]:
 
 def predict(shape: AuditSizes, settings: ReportSettings) -> Cost:
     """One page, and what it is written from."""
-    return Cost(1, 2**21, MemoryNeed(2**25 + 16 * shape.n_explained * shape.n_landmarks))
+    return plain_cost(1, 2**21, MemoryNeed(2**25 + 16 * shape.n_explained * shape.n_landmarks))
 
 
 STAGE = Stage(
     name="report",
     version=6,
-    reads=(
-        "features",
-        "landmarks",
-        "audited",
-        "kernel",
-        "spectrum",
-        "newton",
-        "influence",
-        "concepts",
-        "alignment",
-        "fidelity",
-    ),
+    inputs=ReportInputs,
     store=None,
     settings=ReportSettings,
     run=run,

@@ -13,14 +13,16 @@ from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.device import eigh_on
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import Cost, plain_cost
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.spectrum import nystrom
 from krepes_ooc.stages.spectrum.subspace_iteration import leading_eigenpairs
 from krepes_ooc.stages.spectrum.tiled import TiledKernel, UncentredMoment
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 
 # Measured on digits and Adult: docs/results.md.
 AUTO_COMPONENTS = 32
@@ -48,7 +50,16 @@ class SpectrumSettings:
         return n_landmarks > DENSE_LANDMARKS
 
 
-def run(context: StageContext) -> None:
+@dataclass(frozen=True)
+class SpectrumInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    kernel: StoreReader
+    moments: StoreReader
+
+
+def run(inputs: SpectrumInputs, context: StageContext) -> None:
     """Decompose the landmark kernel, check the rank, seal."""
     context.progress.begin("spectrum", 1, 0)
     kernel, mean = context.reader("kernel"), context.reader("moments").array("mean")
@@ -93,7 +104,7 @@ def decompose(context: StageContext, K: TiledKernel) -> tuple[Float, Float]:
         whole = context.reader("kernel").whole("landmark_kernel")
         return nystrom.eigenpairs(whole, eigh_on(context.device))
     asked = AUTO_COMPONENTS if settings.components == "auto" else settings.components
-    found = leading_eigenpairs(K.product, m, min(asked, m), context.inputs.seed)
+    found = leading_eigenpairs(K.product, m, min(asked, m), context.recipe.seed)
     if not found.converged:
         raise StageFailed(
             f"{found.products} products left a residual of {found.residual.max():.1e}",
@@ -134,15 +145,15 @@ def predict(shape: AuditSizes, settings: SpectrumSettings) -> Cost:
     if settings.iterates(m):
         need = MemoryNeed(8 * m * (h + 8) * 20, 8 * min(m, blocks.TILE) * (h + 8) * 2)
         device = MemoryNeed(0, 8 * min(m, blocks.TILE) * (blocks.TILE + 2 * (h + 8)))
-        return Cost(1, disk, need, 2.0 * 50 * m * m * h, float64=True, device=device)
+        return plain_cost(1, disk, need, 2.0 * 50 * m * m * h, float64=True, device=device)
     need = MemoryNeed(8 * m * m * 4)
-    return Cost(1, disk, need, 9.0 * m**3, float64=True, device=need)
+    return plain_cost(1, disk, need, 9.0 * m**3, float64=True, device=need)
 
 
 STAGE = Stage(
     name="spectrum",
     version=3,
-    reads=("features", "kernel", "moments"),
+    inputs=SpectrumInputs,
     store="spectrum",
     settings=SpectrumSettings,
     run=run,

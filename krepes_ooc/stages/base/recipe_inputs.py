@@ -1,0 +1,144 @@
+"""The parts of a recipe that one stage declares: anything else is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from krepes_ooc.errors import UndeclaredInputError
+from krepes_ooc.network.spec import NetworkSpec
+from krepes_ooc.sources.base import Source, SourceSpec
+from krepes_ooc.sources.row_order import ShuffledOrder
+from krepes_ooc.stages.base.inputs import CLEAN, AuditInputs, Rows
+from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.views.views import Views
+
+if TYPE_CHECKING:
+    from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
+
+RECIPE_PARTS = ("source", "labels", "views", "factory", "network")
+
+
+@dataclass(frozen=True)
+class RecipeInputs:
+    """Source, network and views of the recipe, as far as a stage declares them.
+
+    Args:
+        stage: the stage, for messages.
+        parts: what it declares, of ``RECIPE_PARTS``.
+        audit: all inputs of the recipe, opened on first use and shared by all stages.
+    """
+
+    stage: str
+    parts: tuple[str, ...]
+    audit: AuditInputs
+
+    @property
+    def seed(self) -> int:
+        """Key of all random draws; part of every digest."""
+        return self.audit.seed
+
+    @property
+    def base(self) -> Path:
+        """Folder that relative paths of the recipe start from."""
+        return self.audit.base
+
+    @property
+    def network_spec(self) -> NetworkSpec:
+        """The recipe key ``network``, as text: it loads nothing."""
+        return self.audit.network_spec
+
+    @property
+    def source_spec(self) -> SourceSpec:
+        """The recipe key ``source``, as text: it opens nothing."""
+        return self.audit.source_spec
+
+    @property
+    def view_spec(self) -> ViewSpec:
+        """The recipe key ``views``, as text."""
+        return self.audit.view_spec
+
+    @property
+    def pretrained(self) -> Path:
+        """Checkpoint of the demo trainer."""
+        return self.audit.pretrained
+
+    @property
+    def source(self) -> Source:
+        """The source; without labels and names where these are not declared."""
+        self._require("source")
+        source = self.audit.source
+        return source if "labels" in self.parts else cast(Source, _Unlabelled(self.stage, source))
+
+    @property
+    def order(self) -> ShuffledOrder:
+        """Store row to source position."""
+        self._require("source")
+        return self.audit.order
+
+    @property
+    def views(self) -> Views:
+        """The seeded augmentations."""
+        self._require("views")
+        return self.audit.views
+
+    @property
+    def network(self) -> Any:
+        """The frozen network, loaded and checked."""
+        self._require("network")
+        return self.audit.network
+
+    def encode(self, positions: npt.NDArray[np.int64], view: int) -> tuple[Rows, str]:
+        """Network inputs [sample, ...] of source samples in one view, and the hash of the raw rows.
+
+        Raises:
+            DataError: an input is not finite; names the sample.
+        """
+        self._require("source")
+        if view != CLEAN:
+            self._require("views")
+        return self.audit.encode(positions, view)
+
+    def open_features(
+        self, settings: FeatureSettings, probes: npt.ArrayLike | None = None
+    ) -> FeatureMap:
+        """The feature map of the network; see ``AuditInputs.open_features``."""
+        self._require("network")
+        return self.audit.open_features(settings, probes)
+
+    def feature_map(self, shared: FeatureMap, where: str = "cpu") -> FeatureMap:
+        """This thread's own copy of a feature map; see ``AuditInputs.feature_map``."""
+        self._require("network")
+        return self.audit.feature_map(shared, where)
+
+    def check_network_outputs(self, digest: str) -> None:
+        """Refuse a network that gives other outputs; see ``AuditInputs.check_network_outputs``.
+
+        Raises:
+            WorkspaceError: same weights and factory, other outputs.
+        """
+        self._require("network")
+        self.audit.check_network_outputs(digest)
+
+    def _require(self, part: str) -> None:
+        if part not in self.parts:
+            raise UndeclaredInputError(self.stage, part)
+
+
+class _Unlabelled:
+    """A source whose labels and names are refused."""
+
+    _REFUSED = ("labels", "names", "label_fingerprint")
+
+    def __init__(self, stage: str, source: Source) -> None:
+        self._stage = stage
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._REFUSED:
+            raise UndeclaredInputError(self._stage, "labels")
+        return getattr(self._source, name)
