@@ -151,6 +151,8 @@ class _Run:
             for stage in (state.stage for state in picked):
                 with start_stage_lock(self.audit.workspace, self.options):
                     state = self.audit.staleness.state(stage, digests)
+                    # Stages that read it need its digest, also where it was unknown before.
+                    digests[stage.name] = state.digest
                     if state.kind == "sealed":
                         self.summary.skipped.append(stage.name)
                         continue
@@ -200,6 +202,8 @@ class _Run:
     ) -> StageContext:
         recipe, stage = self.audit.recipe, state.stage
         ticket = self.audit.staleness.fingerprint(stage, digests)
+        unknown = [name for name, value in ticket["inputs"].items() if not value]
+        assert not unknown, f"{stage.name} would begin without the digests of {unknown}"
         if stage.name == "features":
             ticket[SIZES_KEY] = given.shape.of_features()
         return StageContext(

@@ -143,6 +143,15 @@ class StalenessChecker:
         if SIZES_KEY in begun:
             ticket[SIZES_KEY] = begun[SIZES_KEY]
         digest = digest_of(ticket)
+        # An unknown digest equals nothing, not even one that was unknown when the stage began.
+        inputs = ticket["inputs"]
+        unknown = tuple(
+            name
+            for name in self.upstream(stage)
+            if not inputs.get(name, "?") and name not in changed
+        )
+        if digest == begun["digest"] and unknown:
+            return StageState(stage, "stale", missing_upstream=unknown)
         if digest != begun["digest"]:
             why, after = _differences(begun, ticket, digest_names(stage.settings))
             waits = tuple(n for n in after if not (digests.get(n) or n in changed))

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import disk_errors
-from krepes_ooc.errors import UsageError
+from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
+from krepes_ooc.storage.contracts import load_contract
+from krepes_ooc.storage.file_checks import file_problem
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
 
@@ -57,7 +59,7 @@ def export_store(
         StageFailed: the disk is full.
     """
     _check_request(workspace, store, target, kind)
-    dataset = workspace[store].load()
+    dataset = _load_sealed(workspace, store)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Written beside the target and renamed: it is whole or absent.
     temp = target.parent / f".{target.name}.{uuid.uuid4().hex}"
@@ -77,6 +79,43 @@ def export_store(
             shutil.rmtree(temp)
         temp.unlink(missing_ok=True)
     return left_out
+
+
+def _load_sealed(workspace: Workspace, store: str) -> xarray.Dataset:
+    """The arrays of a store, all read under one seal.
+
+    Raises:
+        WorkspaceError: a run replaced the store while it was read.
+        DamageError: a file is not the one that the seal lists.
+    """
+    record = workspace.record(load_contract(store).writer, store)
+    before = record.seal()
+    changed = WorkspaceError(
+        f"store {store!r} was replaced while it was read",
+        where=str(workspace.root),
+        expected="a store that no run computes again",
+        advice="run the same command again when the run is done",
+    )
+    try:
+        dataset: xarray.Dataset = workspace[store].load()
+    except (KeyError, OSError, ValueError) as error:
+        # Zarr meets files that are gone; whether a run took them, the seal says.
+        if record.seal() != before:
+            raise changed from error
+        raise
+    if record.seal() != before:
+        raise changed
+    # Zarr asks each chunk for its own checksum only; the seal knows which chunk belongs where.
+    for key, (size, crc) in record.recorded_files()[0].items():
+        path = record.base / key
+        if problem := file_problem(path, size, crc, suffixed=record.has_suffix(key)):
+            raise DamageError(
+                problem,
+                where=str(path),
+                expected="what was written",
+                advice="`krepes run --repair`",
+            )
+    return dataset
 
 
 def _check_request(workspace: Workspace, store: str, target: Path, kind: str) -> None:

@@ -22,7 +22,7 @@ from krepes_ooc.core.files import (
     write_checksummed_file,
 )
 from krepes_ooc.errors import DamageError
-from krepes_ooc.storage.file_checks import file_problem, measure
+from krepes_ooc.storage.file_checks import file_problem, measure, parse_files
 from krepes_ooc.storage.journal import Journal, Unit, drop_damaged_lines, read_journal
 from krepes_ooc.storage.sealed_list import list_sealed, unlist_sealed
 
@@ -162,6 +162,21 @@ class StageRecord:
                 for key, (size, crc) in unit.files.items()
             )
         }
+
+    def recorded_files(self) -> tuple[Files, bool]:
+        """Size and crc32c of every file by name, and whether these are all of a sealed stage.
+
+        Of an unsealed stage they are those of its journals: what is written later is not in them.
+
+        Raises:
+            DamageError: the seal is not what was written.
+        """
+        if (seal := self.seal()) is not None:
+            return parse_files(seal.get("files")), True
+        files: Files = {}
+        for unit in self.units()[0].values():
+            files |= unit.files
+        return files, False
 
     def seal_with(self, files: Files, facts: Mapping[str, Any]) -> None:
         """Seal the stage: flush every file, then publish the manifest by one rename.

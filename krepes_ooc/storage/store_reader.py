@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import checksum
+from krepes_ooc.core.files import Files, checksum
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.storage.chunk_readers import (
     ChunkReader,
@@ -19,6 +19,7 @@ from krepes_ooc.storage.chunk_readers import (
     damage_error,
 )
 from krepes_ooc.storage.file_checks import confine
+from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.zarr_metadata import DOCUMENT, ArrayInfo, read_document, read_info
 
 
@@ -31,13 +32,22 @@ class StoreReader:
     when this reader first touches a chunk: once in a process, because a workspace keeps one reader
     for each store.
 
+    A chunk must also be the one that was recorded: its crc32c is that of the stage's seal, or of its
+    journal while it runs. So a chunk of an earlier run, or of another place in the array, which is
+    whole by its own checksum, is refused.
+
     Args:
         path: the store's group inside ``audit.zarr``.
         direct_above: bytes of an array above which it is read past the page cache; None: never.
+        record: of the stage that writes the store; None: chunks are checked by their own checksum
+            alone.
     """
 
-    def __init__(self, path: Path, direct_above: int | None = None) -> None:
+    def __init__(
+        self, path: Path, direct_above: int | None = None, record: StageRecord | None = None
+    ) -> None:
         self.path = path
+        self._record = record
         self._direct_above = direct_above
         self._chunk_readers: dict[str, ChunkReader] = {}
         self._arrays: dict[str, ArrayInfo] = {}
@@ -45,7 +55,12 @@ class StoreReader:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach another process as its folder: maps and buffers stay here."""
-        return StoreReader, (self.path, self._direct_above)
+        return StoreReader, (self.path, self._direct_above, self._record)
+
+    @cached_property
+    def _recorded(self) -> tuple[Files, bool]:
+        """Files of the seal or of the journals, and whether every file must be among them."""
+        return ({}, False) if self._record is None else self._record.recorded_files()
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
@@ -149,8 +164,20 @@ class StoreReader:
             if (crc := checksum(values)) != suffix:
                 where = chunk_path(folder, at)
                 raise damage_error(where, f"crc32c of the values is {crc:08x}", f"{suffix:08x}")
+            self._check_recorded(folder, at, crc)
             self._verified.add((name, at))
         return values
+
+    def _check_recorded(self, folder: Path, at: tuple[int, ...], crc: int) -> None:
+        """Raise for a whole chunk that is not the one that was written here."""
+        path = chunk_path(folder, at)
+        files, complete = self._recorded
+        recorded = files.get(path.relative_to(self.path).as_posix())
+        if recorded is not None and recorded[1] != crc:
+            what = f"a whole chunk, but not the one written here (crc32c {crc:08x})"
+            raise damage_error(path, what, f"{recorded[1]:08x}, as recorded")
+        if recorded is None and complete:
+            raise damage_error(path, "a chunk that the seal does not list", "a file of the seal")
 
     def _chunk_reader(self, name: str, info: ArrayInfo) -> ChunkReader:
         if name not in self._chunk_readers:

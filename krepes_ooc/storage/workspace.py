@@ -178,7 +178,8 @@ class Workspace:
         if self._readable is not None and store not in self._readable:
             raise UndeclaredInputError(self._stage, store)
         if store not in self._readers:
-            self._readers[store] = StoreReader(self._store(store), self.direct_above)
+            record = self.record(load_contract(store).writer, store)
+            self._readers[store] = StoreReader(self._store(store), self.direct_above, record)
         return self._readers[store]
 
     def drop_reader(self, store: str) -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
-from krepes_ooc.errors import WorkspaceError
-from krepes_ooc.network.spec import NetworkSpec
+from krepes_ooc.errors import DamageError, WorkspaceError
+from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
 from krepes_ooc.sources.open import open_source, row_order
 from krepes_ooc.sources.row_order import ShuffledOrder
+from krepes_ooc.storage.file_checks import file_problem
+from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.views.spec import CLEAN, ViewSpec
 from krepes_ooc.views.views import Views
 
@@ -80,8 +82,29 @@ class AuditInputs:
         """The frozen network, loaded and checked."""
         from krepes_ooc.network.spec import load_network
 
-        path = self.pretrained if self.network_spec.weights == "pretrain" else None
-        return load_network(self.network_spec, path, self.base)
+        if self.network_spec.weights != PRETRAIN:
+            return load_network(self.network_spec, None, self.base)
+        self._check_pretrained()
+        return load_network(self.network_spec, self.pretrained, self.base)
+
+    def _check_pretrained(self) -> None:
+        """Refuse a checkpoint of the demo trainer that is not the one its stage sealed.
+
+        Raises:
+            DamageError: another file, or a damaged one.
+        """
+        record = StageRecord(PRETRAIN, self.private / "stages" / PRETRAIN, None, self.private)
+        files, sealed = record.recorded_files()
+        key = self.pretrained.relative_to(self.private.parent).as_posix()
+        if not sealed or key not in files:
+            return  # ``load_network`` says that the stage has not run
+        if problem := file_problem(self.pretrained, *files[key], suffixed=False):
+            raise DamageError(
+                problem,
+                where=str(self.pretrained),
+                expected="the checkpoint that stage pretrain sealed",
+                advice="`krepes run --repair` trains it again to the same bits",
+            )
 
     def encode(self, positions: npt.NDArray[np.int64], view: int) -> tuple[Rows, str]:
         """Network inputs [sample, ...] of source samples in one view, and the hash of the raw rows.
