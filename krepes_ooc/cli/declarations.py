@@ -78,12 +78,20 @@ def show_schema(out: Path | None) -> None:
     if out is None:
         print_json(recipe_schema())
         return
-    text = json.dumps(recipe_schema(), indent=1) + "\n"
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write: {error.strerror}", where=str(out)) from error
+    _write_text(out, json.dumps(recipe_schema(), indent=1) + "\n")
     click.echo(f"wrote {out}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file that the user named.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write: {error.strerror}", where=str(path)) from error
 
 
 @recipes.command("copy", short_help="Copy a recipe to a file, to be edited and run.")

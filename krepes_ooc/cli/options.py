@@ -81,7 +81,7 @@ def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 def complete_stage(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of stages, for the shell."""
-    from krepes_ooc.stages.base.order import STAGE_ORDER
+    from krepes_ooc.core.stage_order import STAGE_ORDER
 
     return [name for name in STAGE_ORDER if name.startswith(incomplete)]
 

@@ -185,7 +185,12 @@ class ColumnStatistics:
         self._content = hashlib.sha256()
 
     def update(self, values: Any, first_row: int) -> Float64:
-        """Add consecutive rows; their numbers, or provisional codes [row]."""
+        """Add consecutive rows; their numbers, or provisional codes [row].
+
+        Raises:
+            DataError: a number is missing, NaN or infinite.
+            SourceError: too many categories.
+        """
         if self.kind == "categorical":
             self.as_numbers = is_number(values.type)
             return self._update_text(to_text(values.combine_chunks()))
@@ -232,7 +237,11 @@ class ColumnStatistics:
         return content.hexdigest()
 
     def spread(self) -> float:
-        """Population standard deviation; 0 for a constant column."""
+        """Population standard deviation; 0 for a constant column.
+
+        Raises:
+            DataError: it overflows float64.
+        """
         spread = float(np.sqrt(self.squares / self.count))
         # The square of a number above 1e154 overflows.
         if not np.isfinite(spread):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.stages.alignment import stage as alignment
 from krepes_ooc.stages.audited import stage as audited
-from krepes_ooc.stages.base.order import STAGE_ORDER
 from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.concepts import stage as concepts
 from krepes_ooc.stages.features import stage as features

@@ -24,6 +24,7 @@ from krepes_ooc.runner import staleness
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.staleness import StalenessChecker
 from krepes_ooc.stages.base.stage import digest_of
+from krepes_ooc.stages.registry import BY_NAME
 from krepes_ooc.views.views import Views
 
 # Digests that the first layout of the code gave, before any key was renamed. They change only with
@@ -82,6 +83,15 @@ def test_digests_are_those_of_the_first_version(case: str, monkeypatch: pytest.M
             then = dataclasses.replace(stage, version=recorded)
             digests[stage.name] = digest_of(checker.fingerprint(then, digests))
     assert digests == RECORDED["digests"][case]
+
+
+@pytest.mark.parametrize("name", sorted(staleness.COVERED))
+def test_an_input_that_digests_leave_out_is_covered_by_another(name: str) -> None:
+    reads = set(BY_NAME[name].reads)
+    for covered in staleness.COVERED[name]:
+        assert covered in reads
+        others = (BY_NAME[other] for other in reads - {covered} if other in BY_NAME)
+        assert any(covered in other.reads for other in others)
 
 
 @pytest.mark.parametrize(("stage", "old", "new"), RENAMED)

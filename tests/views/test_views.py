@@ -97,9 +97,9 @@ def test_views_seeds_and_epochs_differ(which: str, request: pytest.FixtureReques
 def test_raw_samples_are_never_changed_in_place(digits: Source, table: TableSource) -> None:
     for source, spec in [(digits, BUSY), (table, ViewSpec())]:
         raw = source.read(np.arange(30))
-        kept = raw.copy()
+        cached = raw.copy()
         Views(spec, source, 1).apply(raw, np.arange(30), 0)
-        assert np.array_equal(raw, kept)
+        assert np.array_equal(raw, cached)
 
 
 def test_table_views_against_the_formula(table: TableSource) -> None:

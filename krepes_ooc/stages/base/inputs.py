@@ -130,7 +130,7 @@ class AuditInputs:
         return self.encode(rows, 0)[0]
 
     def feature_map(self, shared: FeatureMap, where: str = "cpu") -> FeatureMap:
-        """This thread's own copy of a feature map: hooks are never shared between threads.
+        """This thread's copy of a feature map: hooks are never shared between threads.
 
         Args:
             shared: the map, which stays on the host.

@@ -90,10 +90,7 @@ class RecipeInputs:
     def source(self) -> Source:
         """The source; without labels and names where these are not declared."""
         self._require("source")
-        source = self.audit.source
-        if "labels" in self.parts:
-            return source
-        return cast(Source, _Unlabelled(self.context.stage_name, source))
+        return self.audit.source if "labels" in self.parts else cast(Source, _Unlabelled(self))
 
     @property
     def order(self) -> ShuffledOrder:
@@ -138,7 +135,7 @@ class RecipeInputs:
         return self.audit.open_features(settings, probes)
 
     def feature_map(self, shared: FeatureMap, where: str = "cpu") -> FeatureMap:
-        """This thread's own copy of a feature map; see ``AuditInputs.feature_map``."""
+        """This thread's copy of a feature map; see ``AuditInputs.feature_map``."""
         self._require("network")
         return self.audit.feature_map(shared, where)
 
@@ -157,16 +154,23 @@ class RecipeInputs:
 
 
 class _Unlabelled:
-    """A source whose labels and names are refused."""
+    """The source of a recipe, whose labels and names are refused.
+
+    Args:
+        recipe: inputs of a stage that does not declare the labels.
+    """
 
     _REFUSED = ("labels", "names", "label_fingerprint")
 
-    def __init__(self, stage: str, source: Source) -> None:
-        self._stage = stage
-        self._source = source
+    def __init__(self, recipe: RecipeInputs) -> None:
+        self._recipe = recipe
 
     def __getattr__(self, name: str) -> Any:
-        # The digest of the source covers its samples; labels have a digest of their own.
+        # The digest of the source covers the samples; labels have another digest.
         if name in self._REFUSED:
-            raise UndeclaredInputError(self._stage, "labels")
-        return getattr(self._source, name)
+            raise UndeclaredInputError(self._recipe.context.stage_name, "labels")
+        return getattr(self._recipe.audit.source, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the inputs, so that a worker opens the source once."""
+        return _Unlabelled, (self._recipe,)

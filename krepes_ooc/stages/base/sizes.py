@@ -59,6 +59,7 @@ class AuditSizes:
 
     def of_features(self) -> dict[str, Any]:
         """The sizes that are fixed when the features are begun, as JSON, for their fingerprint."""
+        # Later stages choose their sizes anew when their settings change; these are fixed.
         sizes = {key: getattr(self, key) for key in FEATURE_SIZES}
         return sizes | {"keeps_features": self.keeps_features, "plan": self.plan.to_attributes()}
 

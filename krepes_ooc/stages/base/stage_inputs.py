@@ -38,7 +38,7 @@ def recipe_parts(*parts: str, covered_by: str = "") -> Any:
             then does not repeat them.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: a part is unknown.
     """
     if unknown := set(parts) - set(RECIPE_PARTS):
         raise ValueError(f"no recipe part {sorted(unknown)}; known: {', '.join(RECIPE_PARTS)}")
@@ -58,6 +58,7 @@ class DeclaredReader(StoreReader):
     """
 
     def __init__(self, reader: StoreReader, context: InputContext, field: str) -> None:
+        # The same dictionaries: a chunk verified through either reader is not verified again.
         vars(self).update(vars(reader))
         self._context = context
         self._field = field
@@ -101,6 +102,7 @@ class StageInputs:
     def reads(cls) -> tuple[str, ...]:
         """Stores and recipe parts whose digests the stage's digest holds."""
         declared = dataclasses.fields(cls)[1:]
+        # Parts that the digest of a store holds would be in this digest twice.
         named = [field for field in declared if not field.metadata.get(_COVERED_BY)]
         parts = [part for field in named for part in field.metadata.get(_PARTS, ())]
         return (*cls.stores(), *parts)

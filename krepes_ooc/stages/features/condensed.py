@@ -1,6 +1,6 @@
 """Condensed rows: a short sketch of feature rows, from which landmarks are chosen.
 
-Where feature rows are not kept, the landmark samplers still need distances between samples. A
+Where feature rows are not stored, the landmark samplers still need distances between samples. A
 condensed row has a few hundred columns, and inner products of condensed rows estimate the kernel.
 For a sketch it is a count sketch of the row (Charikar et al. 2002); for exact factors the sum over
 layers of a TensorSketch of [a, bias] (x) d (Pham and Pagh 2013): a circular convolution of two

@@ -69,7 +69,7 @@ class Featurizer:
         recipe: source, network and views.
         context: the running stage, for device and stop flag.
         settings: settings of the features stage.
-        shared: the feature map; every thread works on its own copy.
+        shared: the feature map; every thread works on a copy.
         layout: layout of the stored rows.
     """
 
@@ -143,7 +143,7 @@ class Featurizer:
         return array_namespace(*parts).concat(parts), content
 
     def _check_on_host(self, features: Any, positions: Ids) -> None:
-        """Check the rows of a batch, a tensor of the device, by the host's own checks.
+        """Check the rows of a batch, a tensor of the device, by the checks of the host.
 
         Raises:
             DataError: a row is not finite, or outside the range of float16; names the sample.

@@ -79,7 +79,7 @@ def run(inputs: FeaturesInputs, context: StageContext) -> None:
     _record_row_cost(recipe, context, shared)
     writer = context.workspace.writer(_spec(recipe, context, layout), context.digest)
     writer.create()
-    attributes = _attributes(recipe, context, shared, layout) | {"self_check": check}
+    attributes = _attributes(recipe, context, shared, layout, check)
     # Attributes precede the first block, so that an interrupted run can be resumed from them.
     writer.set_attributes(attributes)
     featurizer = Featurizer(recipe, context, context.settings, shared, layout)
@@ -89,14 +89,19 @@ def run(inputs: FeaturesInputs, context: StageContext) -> None:
 
 
 def _attributes(
-    recipe: RecipeInputs, context: StageContext, shared: FeatureMap, layout: FeatureLayout
+    recipe: RecipeInputs,
+    context: StageContext,
+    shared: FeatureMap,
+    layout: FeatureLayout,
+    check: dict[str, Any],
 ) -> dict[str, Any]:
-    """Attributes of the store, besides the outcome of the self-check."""
+    """Attributes of the store, with the outcome of the self-check."""
     described = shared.describe()
     return {
         "probes": described.pop("probes"),
         "layout": layout.to_attributes(),
         "network": described,
+        "self_check": check,
         "block_plan": context.plan.to_attributes(),
         "views": recipe.views.describe(),
         "order": {"kind": recipe.source_spec.order, "seed": recipe.seed},

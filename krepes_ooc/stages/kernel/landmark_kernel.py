@@ -117,6 +117,7 @@ def read_landmark_kernel(
 
 def mean_self_kernel(features: StoreReader, context: StageContext) -> float:
     """Mean of k(x, x) over all views and samples, block sums in fixed order."""
+    # One sum per chunk, so that no copy of an n-sized array is made.
     views = range(features.info("self_kernel").shape[0])
     total = sum(
         float(features.block("self_kernel", block, view).sum())

@@ -173,7 +173,7 @@ class KernelBlocks:
 
     @cached_property
     def placement(self) -> Placement:
-        """How kernel rows reach the device, decided once for a stage."""
+        """Placement of the kernel rows, decided once for a stage."""
         info = self.kernel.info("values")
         n_values = int(np.prod(info.shape))
         m = info.shape[-1]
@@ -215,7 +215,7 @@ class KernelBlocks:
 def choose_placement(
     device: Device, values: int, landmarks: int, itemsize: int, width: int
 ) -> Placement:
-    """How kernel rows reach a device: resident, recomputed from features, or streamed.
+    """Placement of kernel rows: resident on the device, recomputed from features, or streamed.
 
     Args:
         device: where passes run.

@@ -78,25 +78,26 @@ class SelectionPasses:
         return self.context.executor().reduce(count, list(self.context.plan.blocks()), np.add)
 
     def per_rows(
-        self, block: Block, kernel_map: KernelMap, reduce: Callable[[Any], Any]
+        self, block: Block, kernel: KernelMap, reduce: Callable[[Any], Any]
     ) -> npt.NDArray[Any]:
         """Apply a row-wise reduction to the kernel rows of one block, in short row ranges.
 
         Args:
             block: of samples, in view 0.
-            kernel_map: map to the kernel rows; it goes to the device, and so does the reduction.
+            kernel: map to the kernel rows; it goes to the device, and so does the reduction.
             reduce: from kernel rows [sample, landmark] to [sample, ...], an array of the host
                 again in the result.
         """
         device = self.context.device
         stored = self.features.block(self._names.rows, block)
         s_x = self.features.block(self._names.self_kernel, block)
-        on_device = to_device(device, kernel_map)
+        on_device = to_device(device, kernel)
         reduce = to_device(device, reduce)
         # c_x does not depend on the landmarks: the first pass computes it for all later ones.
         known = self._centre_rows.get(block.index)
         c_x = np.empty(block.rows) if known is None else known
-        row_bytes = 16 * len(kernel_map.landmarks) + 8 * self.layout.n_features
+        # One product at a time: its rows in two types, the kernel and what its normalisation takes.
+        row_bytes = 16 * len(kernel.landmarks) + 8 * self.layout.n_features
         step = device.rows_per_product(self.context.plan.sub_rows, block.rows, row_bytes)
         parts = []
         for start in range(0, block.rows, step):
@@ -148,6 +149,7 @@ class SelectionPasses:
         ends = [(device.to_device(c[part]), device.to_device(s[part])) for part in ranges]
 
         def kernel_rows(index: Ids) -> Float:
+            # Few rows y against all rows x, whose products are those of a tall matrix.
             y = device.to_device(rows[index])
             c_y = device.to_device(c[index])
             s_y = device.to_device(s[index])
@@ -163,6 +165,7 @@ class SelectionPasses:
     def read_rows(self, rows: Ids) -> Rows:
         """Unscaled rows of view 0 [row, column], read block by block."""
         out = np.empty((len(rows), self.layout.n_features), dtype=np.float32)
+        # Chunks are read once each, whatever the order of the rows.
         index = rows // self.context.plan.block_rows
         for block_index in np.unique(index).tolist():
             block = self.context.plan.block(block_index)
@@ -174,6 +177,7 @@ class SelectionPasses:
     @cached_property
     def layout(self) -> FeatureLayout:
         """Layout of a row."""
+        # A condensed row is a plain vector: its kernel is the inner product, as of a sketch.
         if not keeps_features(self.context):
             return sketch_layout(CONDENSED_WIDTH)
         return FeatureLayout.from_attributes(self.features.attributes["layout"])

@@ -63,7 +63,7 @@ def squared_distance(
     k_yy = 1.0 if self_y is None else xp.astype(self_y, kernel.dtype)[None, :]
     largest = k_xx + k_yy
     distance = largest - 2.0 * kernel
-    # A duplicate must have distance 0: rounding noise would draw it as a landmark of its own.
+    # A duplicate must have distance 0: rounding noise would draw it as another landmark.
     return xp.where(distance > SAME * largest, distance, xp.zeros_like(distance))
 
 
@@ -218,7 +218,7 @@ def kmeans_plus_plus(
         seed: of the sampler.
         weights: samples that a candidate stands for [candidate]; default 1.
         self_kernel: k(c, c) [candidate]; default the diagonal of an array, else 1.
-        trials: candidates drawn per step, the best is kept; default 2 + ln(count).
+        trials: candidates drawn per step, the best is chosen; default 2 + ln(count).
 
     Returns:
         indices of the chosen [landmark] and, for every candidate, the position of its nearest
@@ -279,7 +279,7 @@ def extend_seeding(
         mass: samples that a candidate stands for [candidate].
         target: number of chosen candidates at the end, at most all.
         seed: of the sampler.
-        trials: candidates drawn per step, the best is kept.
+        trials: candidates drawn per step, the best is chosen.
     """
     chosen = seeding.chosen.tolist()
     distance = seeding.distance.copy()

@@ -12,11 +12,11 @@ from krepes_ooc import rendering
 from krepes_ooc.core import resources
 from krepes_ooc.core.files import checksum, write_atomic
 from krepes_ooc.core.settings import setting
+from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.machine import recorded_versions
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.order import STAGE_ORDER
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
