@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from krepes_ooc.core.digests import file_sha256
-from krepes_ooc.core.files import publish, sync_path
+from krepes_ooc.core.files import publish
 from krepes_ooc.errors import NetworkError, UsageError
 
 State = dict[str, torch.Tensor]
@@ -118,8 +118,6 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write(temporary)
     publish(temporary, path)
-    # The rename itself is durable only with its folder.
-    sync_path(path.parent)
 
 
 def outputs_sha256(module: nn.Module, inputs: npt.NDArray[np.float32]) -> str:
