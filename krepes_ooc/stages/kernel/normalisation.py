@@ -50,6 +50,7 @@ class Normalisation:
                 where="stages.kernel.normalise",
                 expected="one of " + ", ".join(get_args(Mode)),
             )
+        # Both numbers come from stores, and a NaN would spread to every kernel value.
         if not (math.isfinite(self.centre_self) and self.centre_self >= 0):
             raise DataError(
                 f"centre_self is {self.centre_self}",

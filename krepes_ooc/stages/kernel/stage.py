@@ -164,6 +164,7 @@ def estimate_cost(sizes: AuditSizes, settings: KernelSettings) -> Cost:
     plan = sizes.plan
     m = sizes.n_landmarks
     side = min(m, blocks.TILE)
+    # Feature rows that are not stored are computed again by the workers.
     recomputed = () if sizes.keeps_features else computing_terms(sizes)
     worker = _worker_memory(sizes, recomputed)
     centre = sizes.n_moments if settings.normalise == "ccos" else 0

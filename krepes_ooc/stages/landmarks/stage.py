@@ -241,6 +241,7 @@ def _kmeans_plus_plus_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Co
     m = sizes.n_landmarks
     width = sizes.n_selection
     sub_rows = sizes.plan.sub_rows
+    # The pool stays in memory: every landmark needs kernel values to all of its samples.
     pool = min(n_samples, POOL * m)
     return Cost(
         units=-(-m // ROUND) + 2,
@@ -266,6 +267,7 @@ def _leverage_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
     n_samples = sizes.plan.n_samples
     width = sizes.n_selection
     sub_rows = sizes.plan.sub_rows
+    # The pilot kernel is factorised whole; a worker projects short row ranges on it.
     pilot = min(n_samples, PILOT * sizes.n_landmarks)
     return Cost(
         units=3,
