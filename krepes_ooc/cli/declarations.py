@@ -1,4 +1,4 @@
-"""krepes stores and krepes recipes: the declarations that ship with the package."""
+"""krepes stores and recipes: the declarations that ship with the package."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from krepes_ooc.core import resources
 from krepes_ooc.errors import UsageError
 
 
-@click.group(short_help="What every array on disk is.")
+@click.group(short_help="Show what every array on disk is.")
 def stores() -> None:
     """The stores of a workspace: what every array on disk is."""
 
 
 @stores.command("list")
 def list_stores() -> None:
-    """Name every store."""
+    """List every store."""
     from krepes_ooc.storage.contracts import contract_names, load_contract
 
     contracts = [load_contract(name) for name in contract_names()]
@@ -34,6 +34,7 @@ def show_store(store: str) -> None:
     """Show arrays and attributes of one store."""
     from krepes_ooc.storage.contracts import load_contract
 
+    # Head, then arrays and attributes as tables.
     contract = load_contract(store)
     click.echo(f"{contract.store}, version {contract.version}, written by stage {contract.writer}")
     click.echo(contract.about)
@@ -45,14 +46,14 @@ def show_store(store: str) -> None:
     print_table("\nattributes", ("name", "about"), list(contract.attributes.items()))
 
 
-@click.group(short_help="The recipes that ship with krepes.")
+@click.group(short_help="Show and copy the recipes that ship with krepes.")
 def recipes() -> None:
     """The recipes that ship with krepes."""
 
 
 @recipes.command("list")
 def list_recipes() -> None:
-    """Name every recipe."""
+    """List every recipe."""
     from krepes_ooc.runner.recipe import Recipe
 
     rows = [(name, Recipe.load(name).about) for name in resources.names("pipelines")]
@@ -75,6 +76,7 @@ def show_schema(out: Path | None) -> None:
     """
     from krepes_ooc.runner.recipe_schema import recipe_schema
 
+    # Keys of the file in the order of declaration; printed JSON is sorted.
     if out is None:
         print_json(recipe_schema())
         return

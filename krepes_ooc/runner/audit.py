@@ -25,7 +25,7 @@ from krepes_ooc.storage.workspace import Workspace
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a recipe is run; nothing here is in any digest.
+    """Options of a run; none of them is in a digest.
 
     Args:
         memory: anonymous memory of the run in bytes; default three quarters of what is free.
@@ -107,6 +107,7 @@ class Audit:
             stage = state.stage
             settings = self.recipe.settings[stage.name]
             costs[stage.name] = stage_cost(stage, sizes, settings, self.inputs, before)
+            # A sealed stage does not run, and loads nothing.
             if state.kind != "sealed":
                 before.append(stage)
         return costs
@@ -181,6 +182,7 @@ def recorded_recipe(
 
 
 def _read_recorded(workspace: Workspace, overrides: tuple[str, ...]) -> Recipe | None:
+    # A damaged text is none; ``verify`` and ``--repair`` name it.
     with contextlib.suppress(DamageError):
         if record := read_checksummed_file(_recipe_path(workspace)):
             where = f"recipe of {workspace.root}"
@@ -194,6 +196,7 @@ def _refuse_unnamed_code(workspace: Workspace, recipe: Recipe, named: Recipe | s
     Raises:
         UsageError: naming the code.
     """
+    # Code is compared by name and folder: the user has run or read what the named recipe names.
     trusted = Recipe.load(named) if isinstance(named, str) else named
     unknown = recipe.code - (trusted.code if trusted is not None else frozenset())
     if unknown:

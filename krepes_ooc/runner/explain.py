@@ -128,6 +128,7 @@ def explain_input(
 
     explainer = _Explainer(Workspace(workspace), recipe)
     inputs = explainer.audit.inputs
+    # New samples are encoded as the source encodes its own.
     new = read_new_samples(inputs.source, inputs.source_spec, Path(path))
     if len(new.raw) > MOST_SAMPLES:
         raise UsageError(
@@ -190,6 +191,7 @@ class _Explainer:
             UsageError: it names code that the user has not named.
             WorkspaceError: the recipe is unknown, or source, network or settings have changed.
         """
+        # The network and the encoding must be those that made the stores.
         trusted = recorded_recipe(self.workspace, require="trust", named=self.recipe)
         audit = Audit(trusted, self.workspace)
         for name, state in audit.states().items():
@@ -235,6 +237,7 @@ class _Explainer:
             identity: ``sample_id`` and ``label`` [sample].
             top: landmarks to rank; None: as many as the audit keeps.
         """
+        # What people see of the samples, then their influence.
         columns: dict[str, Any] = {**identity, "sample_name": np.array(names, dtype=object)}
         if self.audit.inputs.source.kind == "table":
             columns["values"] = np.asarray(raw, dtype=np.float64)

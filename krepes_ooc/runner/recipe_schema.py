@@ -32,6 +32,7 @@ def _stage_schema(settings: type[Any], about: str) -> dict[str, Any]:
 
 def _constants_of_objectives() -> list[dict[str, Any]]:
     """Conditions that give ``objective_settings`` the keys of the objective that is named."""
+    # Where no objective is named, any constants pass: the reader checks those of the default.
     return [
         {
             "if": {"properties": {"objective": {"const": name}}, "required": ["objective"]},

@@ -202,7 +202,7 @@ def test_status(capsys: Any, sealed: Path, tmp_path: Path) -> None:
     change = ("--set", "stages.spectrum.components=3")
     found = states(small.krepes(capsys, "status", *where, *change))
     assert found["features"][0] == "sealed"
-    assert found["kernel"] == ("begun", "1 of 2 units on disk")
+    assert found["kernel"] == ("started", "1 of 2 units on disk")
     assert found["spectrum"] == ("stale", "settings.components was 4, is 3")
     assert found["newton"] == ("stale", "spectrum changed")
     assert found["fidelity"] == ("missing", "")
@@ -210,7 +210,7 @@ def test_status(capsys: Any, sealed: Path, tmp_path: Path) -> None:
     lines = plain.out.splitlines()
     assert lines[0] == f"{tmp_path / 'w'} (digits)"
     assert lines[1].split() == ["stage", "state", "detail"]
-    assert "kernel     begun    1 of 2 units on disk" in lines
+    assert "kernel     started  1 of 2 units on disk" in lines
 
 
 def test_status_of_a_recipe_of_ones_own(capsys: Any, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_command(capsys: Any, digits: Path, own: Path, tmp_path: Path) -> None:
     shown = small.krepes(capsys, "explain", "-w", str(digits), "--sample", sample, "--top", "2")
     assert shown.code == 0
     assert "rank" in shown.out
-    assert "more push it away" in shown.out
+    assert "further ones repel" in shown.out
     record = explain_sample(digits, int(sample), top=2).record()
     assert len(shown.out.splitlines()) == 4 + record["further_repel"]
     given = ("explain", "-w", str(own / "w"), "--sample", str(audited(own / "w")[0]))
