@@ -3,7 +3,7 @@
     mu_a = E[k_a],   C_ab = E[(k_a - mu_a)(k_b - mu_b)^T],
     S_ab = E[k_a k_b^T] = C_ab + mu_a mu_b^T
 
-Stored are mu and the centred C; the un-centred S is derived from them here and nowhere else.
+Stored are mu and the centred C; the un-centred S is derived from them in this module alone.
 """
 
 from __future__ import annotations

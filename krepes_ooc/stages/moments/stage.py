@@ -215,18 +215,9 @@ def estimate_cost(sizes: AuditSizes, settings: MomentsSettings) -> Cost:
     pairs = len(pair_index(views))
     tiles = len(landmark_tiles(m))
     width = min(m, blocks.TILE)
-    # A tile off the diagonal has two landmark ranges and sums all ordered pairs of views.
-    ranges = 1 if tiles == 1 else 2
+    # A tile off the diagonal sums all ordered pairs of views.
     sums = f64(pairs if tiles == 1 else views * views, width, width)
-    block = min(plan.block_rows, plan.n_samples)
-    rows = max(block, min(GRAM_ROWS, plan.shard_blocks * block))
-    summing = (
-        Term("kernel rows of a product", f32(rows, width), views * ranges),
-        Term("their deviations from the shift", f32(min(rows, GRAM_ROWS), width), views * ranges),
-        Term("a block as stored", f32(block, width), ranges),
-        Term("sums of products G", sums),
-        Term("one product B^T B", f32(width, width)),
-    )
+    summing = _summing(sizes, sums)
     saving = (
         Term("sums of products G", sums),
         Term("their file in memory", sums),
@@ -260,6 +251,24 @@ def estimate_cost(sizes: AuditSizes, settings: MomentsSettings) -> Cost:
         flops=Quantity.of(Term("products B^T B", 2.0 * plan.n_samples * m * m, pairs)),
         scratch=Quantity.of(Term("partial sums of a shard", sums, plan.n_shards * tiles)),
         device_task_memory=Quantity.of(*summing),
+    )
+
+
+def _summing(sizes: AuditSizes, sums: int) -> tuple[Term, ...]:
+    """Memory of a worker that sums a shard of one tile, whose sums take so many bytes."""
+    plan = sizes.plan
+    views = sizes.n_views
+    width = min(sizes.n_landmarks, blocks.TILE)
+    # Two landmark ranges off the diagonal.
+    ranges = 1 if len(landmark_tiles(sizes.n_landmarks)) == 1 else 2
+    block = min(plan.block_rows, plan.n_samples)
+    rows = max(block, min(GRAM_ROWS, plan.shard_blocks * block))
+    return (
+        Term("kernel rows of a product", f32(rows, width), views * ranges),
+        Term("their deviations from the shift", f32(min(rows, GRAM_ROWS), width), views * ranges),
+        Term("a block as stored", f32(block, width), ranges),
+        Term("sums of products G", sums),
+        Term("one product B^T B", f32(width, width)),
     )
 
 

@@ -43,7 +43,7 @@ class MomentSums:
 
 
 def pair_index(n_views: int) -> tuple[tuple[int, int], ...]:
-    """All view pairs (a, b) with a <= b, in the order in which products are kept."""
+    """All view pairs (a, b) with a <= b, in the order of ``MomentSums.products``."""
     return tuple((a, b) for a in range(n_views) for b in range(a, n_views))
 
 

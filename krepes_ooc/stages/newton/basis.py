@@ -49,6 +49,7 @@ class Basis:
 
     def moments(self, moments: Moments) -> Moments:
         """Moments of the rows k^T T: mu_a^T T and T^T C_ab T."""
+        # E[T^T k_a] = T^T mu_a; a linear map of the rows acts on C_ab from both sides.
         second = self.T.T @ moments.second @ self.T
         return Moments(moments.mean @ self.T, second, moments.n_samples)
 

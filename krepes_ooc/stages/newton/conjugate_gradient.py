@@ -1,6 +1,6 @@
 """Preconditioned conjugate gradients for several damped systems that share their products.
 
-The method does not know where products come from. Several dampings, and several right-hand sides,
+The method is independent of how products are computed. Several dampings, and right-hand sides,
 are columns of one solve: they share every product, hence every pass over the data. A solve that
 does not converge is a result with advice, never an exception. All arrays are on the device of the
 right-hand side; an iteration transfers nothing to the host but the indices of active columns.
@@ -35,7 +35,7 @@ class Preconditioner(Protocol):
 class Solution:
     """Solution of damped systems; one column for each damping or right-hand side.
 
-    A system of one column given without column axis has no column axis here either.
+    A system of one column given without column axis has a solution without column axis.
 
     Args:
         step: X [landmark, component, column].
@@ -97,7 +97,7 @@ def conjugate_gradient(
     """Solve (H + damping I) X = R by preconditioned conjugate gradients (Hestenes, Stiefel 1952).
 
     Columns share each product and stop one by one. When the recursion says that all are done, the
-    true residual is computed; a column that is not within the tolerance goes on from it, as long
+    true residual is computed; a column that is not within the tolerance restarts from it, as long
     as that at least halves it.
 
     Args:

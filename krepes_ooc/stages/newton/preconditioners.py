@@ -22,7 +22,7 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 def eigh_in_place(S: Array) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, on its own device."""
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, on its device."""
     eigenpairs = array_namespace(S).linalg.eigh(S)
     return eigenpairs[0], eigenpairs[1]
 

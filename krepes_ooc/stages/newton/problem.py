@@ -197,6 +197,7 @@ def open_newton_problem(inputs: NewtonStores, context: StageContext) -> NewtonPr
     """
     settings = context.settings
     constants = settings.objective_constants()
+    # mu and C of the kernel, start A0 and offset gamma of the spectrum.
     moments = read_moments(inputs.moments)
     A0 = inputs.spectrum.array("start")
     offset = inputs.spectrum.array("offset")
@@ -254,6 +255,7 @@ def linearised(
         A: coefficients [landmark, component].
         name: of the checkpoint.
     """
+    # Moment objectives linearise in memory: nothing to save.
     streamed = objective.on_device
     if not isinstance(streamed, SampleObjective):
         return objective.linearise(A)
@@ -275,6 +277,7 @@ def to_host_arrays(record: Any, device: Device = HOST) -> dict[str, npt.NDArray[
         record: the dataclass.
         device: the device of its arrays.
     """
+    # Text has no device; numbers become arrays without dimension.
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {
         name: np.asarray(value if isinstance(value, str) else device.to_host(value))

@@ -67,8 +67,9 @@ class NewtonResult:
         steps = problem.coefficients(self.solution.step)
         step = np.ascontiguousarray(steps[..., at])
         start = problem.coefficients_start
-        # Columns that stopped early have no entry (NaN) in later iterations.
+        # A breakdown of the recursion leaves NaN: no residual of an iteration.
         history = self.solution.residual[:, at]
+        # step_norm is relative to |A0|: audits of different scale compare.
         arrays = {
             "step": step,
             "coefficients": start + step,
@@ -84,6 +85,7 @@ class NewtonResult:
             "relative_residual": self.solution.relative_residual,
             "entropy": _entropies(start, steps),
         }
+        # Optional arrays of the contract.
         if self.lm_result is not None:
             arrays["coefficients_lm"] = problem.coefficients(self.lm_result.coefficients)
         predictor = getattr(problem.objective.on_device, "predictor", None)

@@ -1,7 +1,7 @@
 """Solve (H + damping I) dA = -G for the Newton step: operator, solver and solution as three nouns.
 
 ``DirectSolver`` is exact for least-squares curvature with few rows; ``KrylovSolver`` needs products
-only. Both take several dampings at once and return a ``Solution`` that knows its true residual.
+only. Both take several dampings at once and return a ``Solution`` with its true residual.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from krepes_ooc.stages.newton.solvers import DIRECT_BYTES, direct_bytes
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
+# Kernel rows on which the top landmarks of neighbouring dampings are compared.
 STABILITY_ROWS = 512
 Float = npt.NDArray[np.float64]
 Name = Literal["barlow-twins", "vicreg", "simclr", "byol", "spectral-contrastive"]
@@ -76,6 +77,7 @@ class NewtonSettings:
 
     def objective_constants(self) -> Any:
         """The constants of the loss, complete: published values where none is set."""
+        # Settings of another objective are unknown keys: refused, not ignored.
         kind = registry.settings_type(self.objective)
         return read_settings(kind, self.objective_settings, "stages.newton.objective_settings")
 
@@ -84,6 +86,7 @@ class NewtonSettings:
         """Relative residual to reach."""
         if self.tolerance != "auto":
             return self.tolerance
+        # Products of streamed float32 blocks carry errors of 1e-6; a pass is expensive.
         return 1e-8 if registry.uses_moments(self.objective) else 1e-3
 
     @property
@@ -156,6 +159,7 @@ def run(inputs: NewtonInputs, context: StageContext) -> None:
     result = NewtonResult(problem, solver, solution, sweep, choice, lm_result)
     for line in result.lines():
         context.progress.note(line)
+    # The store declares the optional arrays (Levenberg-Marquardt, predictor) that exist.
     arrays = result.arrays()
     m, h = arrays["step"].shape
     sizes = {
@@ -192,6 +196,7 @@ def _choose(settings: NewtonSettings, sweep: DampingSweep, advice: str) -> Dampi
         choice = check_fixed_damping(
             sweep, int(np.flatnonzero(sweep.damping_relative == settings.damping)[0])
         )
+    # The advice concerns all columns of the solve; it helps only if the chosen one is unsolved.
     if sweep.solved[choice.index] or not advice:
         return choice
     return replace(choice, reason=f"{choice.reason}; {advice}")
@@ -230,6 +235,7 @@ def _moment_cost(
     views = sizes.n_views
     columns = len(settings.damping_values)
     iterate = f64(m, h)
+    # Rows of J for Barlow Twins: h^2 for each pair of views.
     rows = h * h * views * (views - 1) // 2
     exact_bytes = direct_bytes(rows, m)
     if settings.objective == "barlow-twins" and exact_bytes <= settings.direct_bytes:
@@ -332,6 +338,7 @@ def _worker_memory(sizes: AuditSizes, settings: NewtonSettings, columns: int) ->
     h = sizes.n_components
     views = sizes.n_views
     block_rows = sizes.plan.block_rows
+    # SimCLR compares the 2B points of a batch; BYOL takes sub-blocks of independent rows.
     batch = getattr(settings.objective_constants(), "batch", 0)
     rows = batch or sizes.plan.sub_rows
     between = f64(2 * batch, 2 * batch)

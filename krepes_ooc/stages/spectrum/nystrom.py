@@ -147,7 +147,7 @@ def nystrom_error(
     Args:
         self_kernel_mean: mean normalised self kernel over all samples and views.
         second: un-centred S [landmark, landmark_], mean over samples and views of k_x k_x^T;
-            only ``second @ V`` is asked of it.
+            any object with ``second @ V``.
         eigenvalues: of K_mm, descending.
         U: eigenvectors [landmark, component].
         rank: components of the pseudo-inverse (the usable rank).

@@ -63,7 +63,7 @@ def leading_eigenpairs(
         seed: of the random start, drawn by key.
         tolerance: on the relative residual of every pair.
         depth: blocks of one Krylov space, at least 2.
-        max_products: products after which the iteration gives up.
+        max_products: products after which the iteration stops.
     """
     # Guard columns: the last wanted pairs converge at the rate of the gap behind them.
     width = n_components + _EXTRA

@@ -15,6 +15,7 @@ from krepes_ooc.core.arrays import Array, BlockFunction, Number
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.interface import Linearisation, Stream, require_views
 
+# Embeddings shorter than this have no direction.
 NORM_FLOOR = 1e-12
 TINY = float(np.finfo(float).tiny)
 
@@ -51,6 +52,7 @@ class MomentObjective(ABC):
 
     def values(self, A: Array) -> Array:
         """The loss of each column of A [landmark, component, column]."""
+        # Each value is a few products with matrices of m^2 numbers: no pass to share.
         losses = [self.value(A[..., column]) for column in range(A.shape[-1])]
         return array_namespace(A).stack(losses)
 
@@ -112,6 +114,7 @@ class SampleObjective(ABC):
 
     def read(self, function: BlockFunction) -> tuple[Array, ...]:
         """Sum a block function over the kernel, and count the pass."""
+        # The totals of a stream are on the host, whatever the device of its blocks.
         self.passes += 1
         return tuple(np.asarray(total) for total in self.stream.reduce(function))
 

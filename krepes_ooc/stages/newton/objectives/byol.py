@@ -185,7 +185,7 @@ class _PassState:
 
     def targets(self, views: list[Any]) -> list[Any]:
         """Mean target of each view: the unit embeddings of the other views at the start."""
-        # t_a = mean of the unit embeddings of the other views, as (sum - own) / (p - 1).
+        # t_a = mean of the unit embeddings of the other views, as (sum - u_a) / (p - 1).
         units = [unit_vectors(self.embeddings(K, self.start[..., None]))[0] for K in views]
         total = sum(units)
         return [(total - unit) / (len(units) - 1) for unit in units]
@@ -253,7 +253,7 @@ def _product(
         for K in rows:
             both = times_flat(K, flat, V.shape[1])
             U, inverse = unit_vectors(both[:, :1, :] + shift)
-            # J^T J dy = |y|^-2 (I - u u^T) dy, the projector being its own square.
+            # J^T J dy = |y|^-2 (I - u u^T) dy, the projector being idempotent.
             dY = tangent(U, both[:, 1:, :]) * inverse**2
             total += transposed_times(K, dY)
     turns = min(W.shape[0] - 1, 1)  # one component cannot turn: 0 but for rounding

@@ -108,6 +108,7 @@ def require_views(name: str, n_views: int) -> None:
     Raises:
         UsageError: fewer than two views.
     """
+    # Positive pairs are two views of one sample.
     if n_views < 2:
         raise UsageError(
             f"{name} compares views, the kernel holds {n_views}",

@@ -39,6 +39,7 @@ __all__ = [
     "uses_moments",
 ]
 
+# Name in recipes: the objective and its settings.
 OBJECTIVES = MappingProxyType(
     {
         "barlow-twins": (BarlowTwins, BarlowTwinsSettings),

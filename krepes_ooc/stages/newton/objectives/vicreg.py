@@ -9,7 +9,7 @@ s_a = A^T B_a of each view,
 
 which for p views is the mean of the published two-view loss over all pairs; D is averaged over
 pairs. The inner functions are the differences of embeddings (linear) and s_a(A) (quadratic); the
-hinge is convex in the variance, so its curvature 1 / (4 sd^3) is kept.
+hinge is convex in the variance, so its curvature 1 / (4 sd^3) is part of H.
 """
 
 from __future__ import annotations
