@@ -274,6 +274,7 @@ STORES = [
     "newton/problem",
     "newton/result",
     "newton/stage",
+    "newton/stored_basis",
     "pretrain/stage",
     "report/collect",
     "report/stage",

@@ -69,7 +69,7 @@ def component_sweep(context: StageContext) -> list[ComponentSweepPoint]:
         whole[STEP] = newton.array("coefficients")
         if newton.has("coefficients_lm"):
             whole[FURTHER] = newton.array("coefficients_lm")
-        moments = read_moments(context)
+        moments = read_moments(context.reader("moments"))
     basis = _basis(context) if moments is not None and facts["metric"] == "rkhs" else None
     if moments is not None and basis is not None:
         moments = basis.moments(moments)

@@ -91,7 +91,7 @@ class _Measured:
     @cached_property
     def second(self) -> Float:
         """Un-centred second moment of the kernel rows."""
-        return np.asarray(read_moments(self.context).mean_uncentred())
+        return np.asarray(read_moments(self.context.reader("moments")).mean_uncentred())
 
     @cached_property
     def probes(self) -> Probes:

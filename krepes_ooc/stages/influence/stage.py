@@ -76,7 +76,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     offset = spectrum.array("offset")
     own_map = open_landmark_kernel(inputs.features, inputs.landmarks, normalise, context)
     features, own = audited.array("features"), audited.array("self_kernel")
-    second = read_moments(context).mean_uncentred()
+    second = read_moments(context.reader("moments")).mean_uncentred()
     score = ranking_score(context.settings.measure, step, landmark_kernel, second)
     top = min(context.settings.top, len(step))
     starts, kernel_rows = range(0, len(features), ROWS), np.empty((len(features), len(step)))

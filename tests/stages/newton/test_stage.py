@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,7 +254,7 @@ def test_a_killed_solve_resumes_to_the_same_bits(
 
 KILL = """
 import os, signal, sys
-from krepes_ooc.stages import stream
+from krepes_ooc.stages.kernel import stream
 from tests.stages.newton.test_stage import SIMCLR, solve
 from pathlib import Path
 reduce, done = stream.KernelStream.reduce, []
@@ -343,14 +344,14 @@ def test_what_takes_long_in_memory_is_kept(
     monkeypatch.setattr(stream, "KEEP_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         done = count_checkpoints(patch)
-        note = stream.KernelStream.save_checkpoint
+        save = stream.KernelStream.save_checkpoint
 
         def killed(self: Any, name: str, arrays: Any) -> None:
-            note(self, name, arrays)
+            save(self, name, arrays)
             if len(done) == 5:
                 raise Killed
 
-        patch.setattr(stream.KernelStream, "note", killed)
+        patch.setattr(stream.KernelStream, "save_checkpoint", killed)
         with pytest.raises(Killed):
             solve(workspace, 2, *settings)
     with monkeypatch.context() as patch:
@@ -429,7 +430,6 @@ class Context:
     def __init__(self, kernels: np.ndarray, objective: str, h: int, folder: Path) -> None:
         from krepes_ooc.engine.executor import Executor
         from krepes_ooc.engine.run_control import StopFlag
-        from krepes_ooc.stages.base.inputs import AuditInputs
         from tests import dense
 
         rows = kernels.astype(np.float64)
@@ -437,21 +437,27 @@ class Context:
         m = rows.shape[-1]
         start = np.linalg.qr(np.random.default_rng(0).normal(size=(m, h)))[0]
         offset = -start.T @ rows.mean(axis=(0, 1))
-        self.stores = {
-            "kernel": Store({}, values=kernels, landmark_kernel=np.eye(m)),
-            "moments": Store({"n_samples": rows.shape[1]}, mean=mean, second=second),
-            "spectrum": Store({"usable_rank": m}, start=start, offset=offset),
-        }
+        self.stores = SimpleNamespace(
+            kernel=Store({}, values=kernels, landmark_kernel=np.eye(m)),
+            moments=Store({"n_samples": rows.shape[1]}, mean=mean, second=second),
+            spectrum=Store({"usable_rank": m}, start=start, offset=offset),
+            recipe=SimpleNamespace(seed=0),
+        )
         options = {"batch": 16} if objective == "simclr" else {}
         self.settings = newton.NewtonSettings(objective=objective, objective_settings=options)
         self.plan = BlockPlan(rows.shape[1], 32, 16, 16, 1)
-        self.stop, self.inputs = StopFlag(), AuditInputs
+        self.stop = StopFlag()
         self.executor = lambda: Executor(1, self.stop)
         self.record = type("Record", (), {"partials": folder / "p", "temp": folder / "t"})
         self.device = HOST
 
     def reader(self, name: str) -> Store:
-        return self.stores[name]
+        store: Store = getattr(self.stores, name)
+        return store
+
+
+def opened(context: Context) -> problem.NewtonProblem:
+    return problem.open_newton_problem(context.stores, context)  # type: ignore[arg-type]
 
 
 def cloud(views: int = 2, n: int = 48, m: int = 6, noise: float = 0.3) -> np.ndarray:
@@ -462,7 +468,7 @@ def cloud(views: int = 2, n: int = 48, m: int = 6, noise: float = 0.3) -> np.nda
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_an_ordinary_cloud_opens(tmp_path: Path, objective: str) -> None:
-    assert problem.open_newton_problem(Context(cloud(), objective, 3, tmp_path)).at_start.value
+    assert opened(Context(cloud(), objective, 3, tmp_path)).at_start.value
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -472,7 +478,7 @@ def test_a_collapsed_network_is_said(tmp_path: Path, objective: str, value: floa
         pytest.skip("un-centred: a constant embedding can still grow or shrink")
     constant = np.full((2, 48, 6), value, dtype=np.float16)
     with pytest.raises(StageFailed, match=r"no curvature|no slope"):
-        problem.open_newton_problem(Context(constant, objective, 3, tmp_path))
+        opened(Context(constant, objective, 3, tmp_path))
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -480,10 +486,9 @@ def test_equal_views_stop_byol_and_nothing_else(tmp_path: Path, objective: str) 
     context = Context(cloud(noise=0.0), objective, 3, tmp_path)
     if objective == "byol":
         with pytest.raises(StageFailed, match=r"no slope .* views of each sample may be equal"):
-            problem.open_newton_problem(context)
+            opened(context)
     else:
-        opened = problem.open_newton_problem(context)
-        assert np.isfinite(opened.at_start.gradient).all()
+        assert np.isfinite(opened(context).at_start.gradient).all()
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -492,10 +497,9 @@ def test_one_landmark(tmp_path: Path, objective: str) -> None:
     context = Context(cloud(m=1), objective, 1, tmp_path)
     if objective in STREAMED:
         with pytest.raises(UsageError, match=f"1 component of {objective}, which compares"):
-            problem.open_newton_problem(context)
+            opened(context)
     else:
-        opened = problem.open_newton_problem(context)
-        assert opened.at_start.mean_diagonal > 0
+        assert opened(context).at_start.mean_diagonal > 0
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -508,9 +512,9 @@ def test_one_sample_is_refused_or_finite(objective: str, tmp_path: Path) -> None
             settings_type(objective)(),
             moments=Moments(mean, second, 1),
             stream=stream.KernelStream(context),  # type: ignore[arg-type]
-            start=context.stores["spectrum"].array("start"),
+            start=context.stores.spectrum.array("start"),
             offset=np.zeros(2),
         )
-        assert np.isfinite(found.value(context.stores["spectrum"].array("start")))
+        assert np.isfinite(found.value(context.stores.spectrum.array("start")))
     except KrepesError as error:
         assert "samples" in str(error)  # noqa: PT017
