@@ -239,18 +239,33 @@ def write_checksummed_file(path: Path, value: Mapping[str, Any], temp: Path) -> 
     write_atomic(path, checksummed_json(value), temp, sync=True)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], temp: Path) -> None:
-    """Write a partial result: named arrays with one checksum, whole or absent."""
+def write_arrays(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], temp: Path, key: str = ""
+) -> None:
+    """Write a partial result: named arrays with one checksum, whole or absent.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        temp: folder on the same file system.
+        key: what the result is part of; it enters the checksum, so that a file of another run or
+            another place is refused when it is read under this key.
+    """
     # An uncompressed .npz, followed by its crc32c as a chunk is.
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    suffix = checksum(np.frombuffer(buffer.getbuffer(), dtype=np.uint8))
+    suffix = _keyed_checksum(np.frombuffer(buffer.getbuffer(), dtype=np.uint8), key)
     data = (buffer.getbuffer(), suffix.to_bytes(CHECKSUM_BYTES, "little"))
     write_atomic(path, data, temp, sync=True)
 
 
-def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]] | None:
-    """The arrays of a partial result, or None if it is missing or damaged: it is computed again."""
+def read_arrays(path: Path, key: str = "") -> dict[str, npt.NDArray[Any]] | None:
+    """The arrays of a partial result; None if it is missing, damaged or of another key.
+
+    Args:
+        path: the file.
+        key: what it was written under.
+    """
     try:
         data = path.read_bytes()
     except OSError:
@@ -259,13 +274,17 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]] | None:
         return None
     # Nothing is parsed before its checksum holds; the zip reader skips the bytes behind its end.
     payload = np.frombuffer(data, dtype=np.uint8)[:-CHECKSUM_BYTES]
-    if checksum(payload) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
+    if _keyed_checksum(payload, key) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
         return None
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
             return {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, KeyError, zipfile.BadZipFile):
         return None
+
+
+def _keyed_checksum(payload: npt.NDArray[np.uint8], key: str) -> int:
+    return int(google_crc32c.extend(checksum(payload), key.encode()))
 
 
 def checksum(data: bytes | npt.NDArray[Any]) -> int:

@@ -21,7 +21,7 @@ from krepes_ooc.runner.staleness import SIZES_KEY, StageState
 from krepes_ooc.runner.workers import OpenWorkers, open_device, open_workers
 from krepes_ooc.sources.cache import remove_stale_files as sweep_cache
 from krepes_ooc.stages.base.sizes import AuditSizes
-from krepes_ooc.stages.base.stage import ShardDone, StageContext
+from krepes_ooc.stages.base.stage import BINDS_PARTIALS, ShardDone, StageContext
 from krepes_ooc.stages.registry import BY_NAME
 from krepes_ooc.storage.workspace import Workspace
 

@@ -30,6 +30,9 @@ from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
 
 
+BINDS_PARTIALS = "binds_partials"
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of an audit.
@@ -145,6 +148,11 @@ class StageContext:
     def record(self) -> StageRecord:
         """The stage's record in the workspace."""
         return self.workspace.record(self.stage.name, self.stage.store, self.owner)
+
+    @cached_property
+    def binds_partials(self) -> bool:
+        """Whether partial results carry the stage's digest; those of earlier versions do not."""
+        return bool((self.record.begun() or {}).get(BINDS_PARTIALS))
 
     @property
     def plan(self) -> BlockPlan:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block, BlockPlan
-from krepes_ooc.core.files import Files, read_arrays
+from krepes_ooc.core.files import Files, read_arrays, write_arrays
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.storage.contracts import StoreSpec
 from krepes_ooc.storage.journal import Unit
@@ -117,7 +117,24 @@ def write_whole(
 def pending_shards(context: StageContext, prefix: str) -> list[int]:
     """Shards whose partial result is missing or damaged."""
     shards = context.my_shards(range(context.plan.n_shards))
-    return [i for i in shards if read_arrays(partial_path(context, prefix, i)) is None]
+    return [i for i in shards if read_partial(context, partial_path(context, prefix, i)) is None]
+
+
+def write_partial(
+    context: StageContext, path: Path, arrays: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Write a partial result of this stage, bound to its digest and to its name."""
+    write_arrays(path, arrays, context.record.temp, _partial_key(context, path))
+
+
+def read_partial(context: StageContext, path: Path) -> dict[str, Any] | None:
+    """A partial result of this stage; None if it is missing, damaged or of another run or name."""
+    return read_arrays(path, _partial_key(context, path))
+
+
+def _partial_key(context: StageContext, path: Path) -> str:
+    """What a partial result belongs to; nothing in a stage that an earlier version began."""
+    return f"{context.digest}/{path.name}" if context.binds_partials else ""
 
 
 def partial_path(context: StageContext, prefix: str, shard: int) -> Path:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import read_arrays, write_arrays
 from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.stages.audited.stage import ROLES
@@ -21,7 +20,7 @@ from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
-from krepes_ooc.stages.base.writing import write_whole
+from krepes_ooc.stages.base.writing import read_partial, write_partial, write_whole
 from krepes_ooc.stages.concepts.cav import (
     concept_vector,
     held_out_accuracy,
@@ -99,11 +98,11 @@ def run(inputs: ConceptsInputs, context: StageContext) -> None:
     found: list[dict[str, Float]] = []
     for i, sets in enumerate(chosen):
         path = context.record.partials / f"concept-{i:04d}.npz"
-        known = read_arrays(path)
+        known = read_partial(context, path)
         if known is None:
             context.stop.check()
             known = _fit(context, *sets)
-            write_arrays(path, known, context.record.temp)
+            write_partial(context, path, known)
         found.append(known)
         context.progress.advance(1)
     words = {

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.feature_layout import CONDENSED_WIDTH, FeatureLayout, sketch_layout
-from krepes_ooc.core.files import Files, read_arrays, write_arrays
+from krepes_ooc.core.files import Files
 from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.engine.executor import tree_reduce
 from krepes_ooc.errors import StageFailed
@@ -26,7 +26,14 @@ from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
-from krepes_ooc.stages.base.writing import block_name, partial_path, seal_blocks, write_unit
+from krepes_ooc.stages.base.writing import (
+    block_name,
+    partial_path,
+    read_partial,
+    seal_blocks,
+    write_partial,
+    write_unit,
+)
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.condensed import CountSketch
 from krepes_ooc.stages.features.featurizer import (
@@ -235,7 +242,7 @@ class FeatureShards:
 
     def _partial_sum(self, index: int) -> tuple[int, npt.NDArray[np.float64]]:
         """Number of blocks of a shard that are summed already, and their moment sum."""
-        part = read_arrays(partial_path(self.context, "centre", index))
+        part = read_partial(self.context, partial_path(self.context, "centre", index))
         if part is not None:
             return int(part["blocks"]), part["centre"]
         return 0, np.zeros(self.layout.n_moments + (0 if self.keeps_rows else CONDENSED_WIDTH))
@@ -268,7 +275,7 @@ class FeatureShards:
             if not self.keeps_rows or position == len(blocks) - 1:
                 part = {"centre": total, "blocks": np.array(position + 1)}
                 path = partial_path(self.context, "centre", index)
-                write_arrays(path, part, self.context.record.temp)
+                write_partial(self.context, path, part)
         return written
 
     def _block(self, block: Block) -> tuple[list[Any], Files]:

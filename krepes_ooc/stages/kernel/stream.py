@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import read_arrays, write_arrays
 from krepes_ooc.engine.device import Device, Speed, is_host, to_device
 from krepes_ooc.errors import Stopped
 from krepes_ooc.stages.base.stage import StageContext
+from krepes_ooc.stages.base.writing import read_partial, write_partial
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, read_landmark_kernel
 from krepes_ooc.storage.store_reader import StoreReader
 
@@ -123,7 +123,7 @@ class KernelStream:
 
     def load_checkpoint(self, name: str) -> Arrays | None:
         """Arrays of a checkpoint, None if there is none; ``passes`` counts on from its number."""
-        saved = read_arrays(self.context.record.partials / f"{name}.npz")
+        saved = read_partial(self.context, self.context.record.partials / f"{name}.npz")
         if saved is not None:
             self.passes = max(self.passes, int(saved.pop(PASSES)))
         return saved
@@ -131,7 +131,7 @@ class KernelStream:
     def save_checkpoint(self, name: str, arrays: Arrays) -> None:
         """Write arrays and the number of passes; removed when the stage is sealed."""
         path = self.context.record.partials / f"{name}.npz"
-        write_arrays(path, {**arrays, PASSES: np.array(self.passes)}, self.context.record.temp)
+        write_partial(self.context, path, {**arrays, PASSES: np.array(self.passes)})
         self._saved_passes = self.passes
         self._saved_at = time.monotonic()
 

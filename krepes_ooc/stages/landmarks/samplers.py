@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import read_arrays, write_arrays
+from krepes_ooc.stages.base.writing import read_partial, write_partial
 from krepes_ooc.stages.landmarks.passes import Float, Ids, SelectionPasses
 from krepes_ooc.stages.landmarks.sampling import (
     Seeding,
@@ -93,7 +93,7 @@ class KmeansParallel(SelectionPasses):
     def _round(self, turn: int, state: _Candidates, new: Ids) -> _Candidates:
         """Add new candidates and update the nearest one of every sample; one pass, checkpointed."""
         path = self.partial(f"round-{turn:03d}")
-        known = read_arrays(path)
+        known = read_partial(self.context, path)
         if known is not None:
             return _Candidates(**known)
         candidates = np.union1d(state.candidates, new).astype(np.int64)
@@ -113,7 +113,7 @@ class KmeansParallel(SelectionPasses):
                 distance[block.start + closer] = nearest_new[closer, 0]
                 owner[block.start + closer] = new[nearest_new[closer, 1].astype(np.int64)]
         result = _Candidates(candidates, distance, owner)
-        write_arrays(path, vars(result), self.context.record.temp)
+        write_partial(self.context, path, vars(result))
         return result
 
     def _drawn(self, turn: int, distance: Distance) -> Ids:
@@ -162,7 +162,7 @@ class KmeansPlusPlus(SelectionPasses):
         kernel_rows = self.kernel_rows_among(self.read_rows(pool))
         ones = np.ones(len(pool))
         path = self.partial("seeding")
-        known = read_arrays(path)
+        known = read_partial(self.context, path)
         seeding = Seeding.begin(len(pool)) if known is None else Seeding(**known)
         while len(seeding.chosen) < self.count:
             self.context.stop.check()
@@ -170,7 +170,7 @@ class KmeansPlusPlus(SelectionPasses):
             trials = seeding_trials(self.count)
             # k(x, x) is 1 in the cosine kernel, and so is the weight of a sample of the pool.
             seeding = extend_seeding(seeding, kernel_rows, ones, ones, target, self.seed, trials)
-            write_arrays(path, vars(seeding), self.context.record.temp)
+            write_partial(self.context, path, vars(seeding))
             self.context.progress.advance(1)
         return seeding
 
@@ -182,10 +182,10 @@ class Leverage(SelectionPasses):
         """Store rows of the landmarks and the number of samples nearest to each."""
         self.context.progress.begin("landmarks", 3, 0)
         path = self.partial("scores")
-        known = read_arrays(path)
+        known = read_partial(self.context, path)
         if known is None:
             known = {"rows": self._drawn()}
-            write_arrays(path, known, self.context.record.temp)
+            write_partial(self.context, path, known)
         self.context.progress.advance(1)
         weights = self.weights(known["rows"])
         self.context.progress.advance(1)

@@ -11,14 +11,20 @@ import numpy as np
 
 from krepes_ooc.core import blocks
 from krepes_ooc.core.blocks import Block, tile_slices
-from krepes_ooc.core.files import Files, read_arrays, write_arrays
+from krepes_ooc.core.files import Files
 from krepes_ooc.engine.device import Device
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs
-from krepes_ooc.stages.base.writing import partial_path, pending_shards, seal_blocks
+from krepes_ooc.stages.base.writing import (
+    partial_path,
+    pending_shards,
+    read_partial,
+    seal_blocks,
+    write_partial,
+)
 from krepes_ooc.stages.moments.sums import (
     CrossSums,
     MomentSums,
@@ -136,7 +142,7 @@ class MomentTile:
             # Back to the host and to the disk: a kill costs the shards under way.
             on_host = {name: device.to_host(value) for name, value in vars(sums).items()}
             arrays = {name: np.asarray(value) for name, value in on_host.items()}
-            write_arrays(partial_path(context, self.prefix, shard), arrays, context.record.temp)
+            write_partial(context, partial_path(context, self.prefix, shard), arrays)
             context.progress.advance(1)
 
         context.executor().run(task, shards)
@@ -190,7 +196,7 @@ class MomentTile:
             StageFailed: the file was damaged after it was written.
         """
         path = partial_path(self.context, self.prefix, shard)
-        arrays: dict[str, Any] | None = read_arrays(path)
+        arrays: dict[str, Any] | None = read_partial(self.context, path)
         if arrays is None:
             raise StageFailed(
                 f"the partial sum of shard {shard} is damaged",
