@@ -219,7 +219,7 @@ class _Run:
         if state.kind == "started":
             preflight.refuse_mixed_numerics(context.record, self.options, context.numerics)
             return
-        record = {"digest": context.digest, "units": context.cost.units}
+        record = {"digest": context.digest, "units": context.cost.units, BINDS_PARTIALS: True}
         context.record.begin({**context.fingerprint, **record, "numerics": context.numerics})
 
     def _context(

@@ -32,9 +32,9 @@ class StoreReader:
     when this reader first touches a chunk: once in a process, because a workspace keeps one reader
     for each store.
 
-    A chunk must also be the one that was recorded: its crc32c is that of the stage's seal, or of its
-    journal while it runs. So a chunk of an earlier run, or of another place in the array, which is
-    whole by its own checksum, is refused.
+    A chunk must also be the one that was recorded: its crc32c is that of the stage's seal, or of
+    its journal while it runs. So a chunk of an earlier run, or of another place in the array, which
+    is whole by its own checksum, is refused.
 
     Args:
         path: the store's group inside ``audit.zarr``.

@@ -29,7 +29,6 @@ from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
 
-
 BINDS_PARTIALS = "binds_partials"
 
 
