@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from krepes_ooc.core.figure_specs import CURVES
+from krepes_ooc.core.figures import check_figure, reading_order
 from krepes_ooc.errors import DataError
 from krepes_ooc.rendering.data import AuditData, Influence, Newton, Samples
-from krepes_ooc.rendering.measured import Groups
+from krepes_ooc.rendering.measured import CONCEPT_CONTROLS, Groups
 
 
 def check_audit(audit: AuditData) -> None:
@@ -16,6 +18,7 @@ def check_audit(audit: AuditData) -> None:
 
     Raises:
         DataError: two arrays disagree in length, or an index points outside its array.
+        FigureKeyError: a figure or control is unknown or missing.
     """
     n_columns = len(audit.columns)
     for where, samples in (("landmarks", audit.landmarks), ("audited", audit.audited)):
@@ -25,6 +28,9 @@ def check_audit(audit: AuditData) -> None:
         _check_influence(audit, audit.influence)
     if audit.newton is not None:
         _check_newton(audit, audit.newton)
+    for figure in audit.fidelity.values():
+        check_figure(figure)
+    reading_order(audit.curves, CURVES)
     for key, curve in audit.curves.items():
         for name, line in curve.lines.items():
             _check_length(f"curves.{key}.{name}", line, len(curve.x), "points")
@@ -47,6 +53,7 @@ def _check_concepts(audit: AuditData) -> None:
         n_audited = len(audit.audited.sample_id)
     for name in ("accuracy", "trusted", "landmark_score"):
         _check_length(f"concepts.{name}", getattr(found, name), n_concepts, "concepts")
+    reading_order(found.controls, CONCEPT_CONTROLS)
     for name, values in found.controls.items():
         _check_length(f"concepts.controls.{name}", values, n_concepts, "concepts")
     _check_length("concepts.score", found.score, n_audited, "audited samples")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -52,11 +51,6 @@ class Report:
 
     html: str
     json: dict[str, Any]
-
-    @property
-    def json_text(self) -> str:
-        """The figures as the text of ``report.json``."""
-        return json.dumps(self.json, indent=1, allow_nan=False) + "\n"
 
 
 def build_report(audit: AuditData) -> Report:

@@ -19,7 +19,7 @@ from krepes_ooc.rendering.drawing.markup import (
     user_text,
 )
 from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, SampleView
-from krepes_ooc.rendering.measured import Concepts
+from krepes_ooc.rendering.measured import CONCEPT_CONTROLS, Concepts
 from krepes_ooc.rendering.panels.landmarks import Entry, gallery
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
@@ -40,7 +40,8 @@ def concepts_panel(audit: AuditData) -> Panel:
         return absent(key, title, "No concept was named in the recipe.")
     chosen = _explained(audit, found)
     means = [float(np.nanmean(s)) if np.isfinite(s).any() else math.nan for s in chosen.T]
-    head: list[Child] = ["concept", "", "held-out accuracy", *found.controls, "mean score"]
+    head: list[Child] = ["concept", "", "held-out accuracy"]
+    head += [*(CONCEPT_CONTROLS[key] for key in found.controls), "mean score"]
     rows = [_row(found, i, means[i]) for i in range(len(found.names))]
     carriers: dict[str, dict[str, list[dict[str, Any]]]] = {}
     galleries: list[Child] = []

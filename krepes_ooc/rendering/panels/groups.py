@@ -50,7 +50,7 @@ def _part(name: str, groups: Groups) -> Markup:
     if len(heads) > MAX_GROUPS:
         words = f"There are {len(heads)} groups; a table is drawn for at most {MAX_GROUPS}."
         return join(element("h3", user_text(name)), element("p", words, class_="quiet"))
-    own, chance = own_share(groups)
+    own, chance = same_group_share(groups)
     told = join(
         "On average ", _percent(own), " of the influence on a sample lies on its own group; "
         "random landmarks would give ", _percent(chance), ".",
@@ -73,8 +73,8 @@ def _part(name: str, groups: Groups) -> Markup:
     )
 
 
-def own_share(groups: Groups) -> tuple[float, float]:
-    """Mean share of the own group over samples, and what chance would give them."""
+def same_group_share(groups: Groups) -> tuple[float, float]:
+    """Mean share of the sample's own group over samples, and its chance level."""
     if not len(groups.categories):
         return float("nan"), float("nan")
     weight = np.where(np.isfinite(np.diagonal(groups.share)), groups.samples, 0)
@@ -94,7 +94,7 @@ def _shown(groups: Groups) -> tuple[list[int], list[int]]:
 def _figures(groups: Groups) -> dict[str, Any]:
     if not len(groups.categories):
         return {"note": groups.note}
-    own, chance = own_share(groups)
+    own, chance = same_group_share(groups)
     names = ("samples", "landmarks", "share", "stderr", "kernel_only", "chance")
     return {
         "categories": list(groups.categories),

@@ -1,4 +1,4 @@
-"""Concept sets: which samples show a concept, said in the recipe, found by one scan of the source.
+"""Concept sets: samples that show a concept, declared in the recipe, found by one source scan.
 
     women: {positive: {column: gender, equals: Female}, negative: {column: gender, equals: Male}}
 
@@ -31,7 +31,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Selector:
-    """Which samples belong to a set: exactly one of ids, column with a test, or label.
+    """Condition for a sample set: exactly one of ids, column with a test, or label.
 
     Args:
         ids: positions in the source.
@@ -63,25 +63,29 @@ def read_sets(declared: Mapping[str, Any], where: str) -> tuple[ConceptSets, ...
     Raises:
         RecipeError: an unknown or missing key, or a value of the wrong kind.
     """
-    found = []
+    sets = []
     for name, parts in declared.items():
-        here = f"{where}.{name}"
+        key_path = f"{where}.{name}"
         if not isinstance(parts, Mapping):
-            raise RecipeError(f"{parts!r} is no mapping", where=here, expected="positive, negative")
+            raise RecipeError(
+                f"{parts!r} is no mapping", where=key_path, expected="positive, negative"
+            )
         for key in parts:
             if key not in ("positive", "negative"):
-                raise unknown_key(str(key), ["positive", "negative"], here)
+                raise unknown_key(str(key), ["positive", "negative"], key_path)
         if "positive" not in parts:
-            raise RecipeError("key 'positive' is missing", where=here, expected="a set of samples")
+            raise RecipeError(
+                "key 'positive' is missing", where=key_path, expected="a set of samples"
+            )
         negative = parts.get("negative")
-        found.append(
+        sets.append(
             ConceptSets(
                 str(name),
-                read_selector(parts["positive"], f"{here}.positive"),
-                None if negative is None else read_selector(negative, f"{here}.negative"),
+                read_selector(parts["positive"], f"{key_path}.positive"),
+                None if negative is None else read_selector(negative, f"{key_path}.negative"),
             )
         )
-    return tuple(found)
+    return tuple(sets)
 
 
 def read_selector(given: Any, where: str) -> Selector:
@@ -132,22 +136,21 @@ def choose_concept_samples(
         for concept in concepts
         for selector in (concept.positive, concept.negative)
     )
-    kept: list[list[tuple[npt.NDArray[np.float64], Ids]]] = [
+    # Random numbers and positions of the largest so far, of either side of every concept
+    chosen: list[list[tuple[npt.NDArray[np.float64], Ids]]] = [
         [(np.empty(0), np.empty(0, dtype=np.int64)) for _ in range(2)] for _ in concepts
     ]
     for start in range(0, source.n_samples if concepts else 0, SCAN_ROWS):
         positions = np.arange(start, min(start + SCAN_ROWS, source.n_samples))
         rows = np.asarray(source.read(positions), dtype=np.float64) if rows_needed else None
-        labels, keys = (
-            source.labels(positions),
-            counter_rng.uniform(seed, _CHOICE_STREAM, positions),
-        )
-        for concept, pair, best in zip(concepts, matchers, kept, strict=True):
+        labels = source.labels(positions)
+        keys = counter_rng.uniform(seed, _CHOICE_STREAM, positions)
+        for concept, pair, best in zip(concepts, matchers, chosen, strict=True):
             for side, mask in enumerate(_masks(concept, pair, positions, rows, labels)):
-                known, ids = best[side]
-                joined = np.append(known, keys[mask]), np.append(ids, positions[mask])
-                best[side] = top_m(*joined, count)
-    return [_checked(concept, best) for concept, best in zip(concepts, kept, strict=True)]
+                best_keys, ids = best[side]
+                all_keys = np.append(best_keys, keys[mask])
+                best[side] = top_m(all_keys, np.append(ids, positions[mask]), count)
+    return [_checked(concept, best) for concept, best in zip(concepts, chosen, strict=True)]
 
 
 def _masks(
