@@ -144,7 +144,6 @@ LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "distribut
 OPTIONAL = {
     "cupy": "GPU block kernels (extra cuda)",
     "dask_jobqueue": "clusters (extra hpc)",
-    "PIL": "image folders (extra images)",
     "h5py": "HDF5 arrays (extra hdf5)",
 }
 _TRIAL_BYTES = 2**26

@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from krepes_ooc.errors import UsageError
 from krepes_ooc.rendering.drawing.sample_view import plain_cell
+from krepes_ooc.rendering.drawing.thumbnails import to_picture
 from krepes_ooc.rendering.explanation import Explained
 from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, LandmarkLink
 
@@ -24,11 +24,7 @@ HEADINGS = {"attract": "attracting", "repel": "repelling", "neutral": "strongest
 
 
 def draw_card(one: Explained) -> bytes:
-    """The card as PNG bytes.
-
-    Raises:
-        UsageError: Pillow is not installed.
-    """
+    """The card as PNG bytes."""
     pencil = _Canvas.start(one)
     if one.agrees is not None and one.sample.picture(one.row) is None:
         _draw_rows(pencil, one)
@@ -50,12 +46,6 @@ class _Canvas:
     @classmethod
     def start(cls, one: Explained) -> _Canvas:
         """A sheet with the sample's name on it."""
-        try:
-            from PIL import Image, ImageDraw, ImageFont
-        except ImportError as error:
-            raise UsageError(
-                "a card needs Pillow", where="--png", advice="pip install 'krepes-ooc[images]'"
-            ) from error
         width = 2 * MARGIN + HEAD + (MOST + MOST_REPELLING + 1) * CELL
         image = Image.new("RGB", (width, 2000), PAPER)
         fonts = (ImageFont.load_default(17), ImageFont.load_default(13))
@@ -90,10 +80,7 @@ class _Canvas:
 
     def paste(self, x: int, pixels: Any) -> None:
         """Put a picture [y, x, channel] into a square tile, pixels kept sharp."""
-        from PIL import Image
-
-        grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-        tile = Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
+        tile = to_picture(pixels).convert("RGB")
         scale = TILE / max(tile.size)
         size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
         kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX

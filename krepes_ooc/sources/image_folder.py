@@ -1,4 +1,4 @@
-"""Folders of images as a source, decoded one by one with Pillow (extra ``images``)."""
+"""Folders of images as a source, decoded one by one with Pillow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps
 
 from krepes_ooc.core.digests import stat_signature
 from krepes_ooc.errors import DataError, SourceError
@@ -78,7 +79,7 @@ def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     whether all are read as grey or as colour.
 
     Raises:
-        SourceError: no such folder, no image in it, or Pillow is not installed.
+        SourceError: no such folder, or no image in it.
         DataError: the first image cannot be decoded.
     """
     folder = locate(spec.path, base, folder=True)
@@ -108,14 +109,12 @@ def decode(path: Path, mode: str, side: int | None) -> npt.NDArray[np.uint8]:
 
     Raises:
         DataError: the file is no image, is damaged, or is too large to be decoded safely.
-        SourceError: Pillow is not installed.
     """
-    pillow = _import_pillow()
     try:
-        with pillow.Image.open(path) as image:
-            image = pillow.ImageOps.exif_transpose(image).convert(mode)
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert(mode)
             if side:
-                image = pillow.ImageOps.fit(image, (side, side), pillow.Image.Resampling.BILINEAR)
+                image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
             pixels = np.asarray(image, dtype=np.uint8)
     except Exception as error:  # Pillow raises whatever its many decoders raise
         raise DataError(
@@ -129,7 +128,7 @@ def decode(path: Path, mode: str, side: int | None) -> npt.NDArray[np.uint8]:
 
 def _mode(path: Path) -> str:
     try:
-        with _import_pillow().Image.open(path) as image:
+        with Image.open(path) as image:
             return str(image.mode)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be decoded: {error}", where=str(path)) from error
@@ -143,14 +142,3 @@ def _folder_labels(files: list[str]) -> Labels | None:
         return None
     code = {name: index for index, name in enumerate(classes)}
     return Labels(np.asarray([code.get(group, -1) for group in groups], dtype=np.int64), classes)
-
-
-def _import_pillow() -> Any:
-    try:
-        import PIL.Image
-        import PIL.ImageOps
-    except ImportError as error:
-        raise SourceError(
-            "image files need Pillow", where="source", advice="pip install 'krepes-ooc[images]'"
-        ) from error
-    return PIL

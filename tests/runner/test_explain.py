@@ -235,14 +235,6 @@ def test_command_that_cannot_be(capsys: Any, digits: Path, own: Path, tmp_path: 
     assert (folder.code, "cannot write: Is a directory" in folder.line) == (2, True)
 
 
-def test_card_without_pillow(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UsageError, match="a card needs Pillow"):
-        draw_card(explain_sample(digits, audited(digits)[0]))
-
-
 def test_pictures_as_half_blocks(digits: Path) -> None:
     import io
 

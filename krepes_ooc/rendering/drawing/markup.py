@@ -1,27 +1,38 @@
 """HTML that cannot be unbalanced or unescaped: elements are built, never pasted.
 
-A plain ``str`` is always escaped; only ``Markup``, which ``element`` returns, passes as it is.
+A plain ``str`` is always escaped; only ``Markup`` of markupsafe, which ``element`` returns, passes
+as it is.
 """
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
+
+from markupsafe import Markup, escape
+
+__all__ = [
+    "DASH",
+    "MINUS",
+    "Child",
+    "Markup",
+    "element",
+    "format_number",
+    "format_seconds",
+    "join",
+    "number",
+    "table",
+    "to_plain",
+    "user_text",
+]
 
 VOID = frozenset({"img", "meta", "br", "hr", "input", "link"})
 MAX_TEXT = 160
 MINUS, TIMES, DASH = "\u2212", "\u00d7", "\u2013"
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class Markup(str):
-    """Text that is already HTML."""
-
-    __slots__ = ()
 
 
 Child: TypeAlias = "str | Markup | Iterable[Child] | None"
@@ -145,5 +156,6 @@ def table(head: list[Child], rows: list[list[Child]], *, caption: str, class_: s
     )
 
 
-def _escape(text: str) -> str:
-    return html.escape(_FORBIDDEN.sub("�", text))
+def _escape(text: str) -> Markup:
+    # A plain str: whatever says of itself that it is HTML, by ``__html__``, is not believed
+    return escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(text)))
