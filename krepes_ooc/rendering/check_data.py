@@ -45,21 +45,23 @@ def check_audit(audit: AuditData) -> None:
 
 
 def _check_concepts(audit: AuditData) -> None:
-    found = audit.concepts
-    if found is None:
+    concepts = audit.concepts
+    if concepts is None:
         return
-    n_concepts, n_audited = len(found.names), 0
+    n_concepts, n_audited = len(concepts.names), 0
     if audit.audited is not None:
         n_audited = len(audit.audited.sample_id)
     for name in ("accuracy", "trusted", "landmark_score"):
-        _check_length(f"concepts.{name}", getattr(found, name), n_concepts, "concepts")
-    reading_order(found.controls, CONCEPT_CONTROLS)
-    for name, values in found.controls.items():
+        _check_length(f"concepts.{name}", getattr(concepts, name), n_concepts, "concepts")
+    reading_order(concepts.controls, CONCEPT_CONTROLS)
+    for name, values in concepts.controls.items():
         _check_length(f"concepts.controls.{name}", values, n_concepts, "concepts")
-    _check_length("concepts.score", found.score, n_audited, "audited samples")
-    if found.landmark_score is not None and audit.landmarks is not None:
+    _check_length("concepts.score", concepts.score, n_audited, "audited samples")
+    if concepts.landmark_score is not None and audit.landmarks is not None:
         n_landmarks = len(audit.landmarks.sample_id)
-        _check_length("concepts.landmark_score", found.landmark_score.T, n_landmarks, "landmarks")
+        _check_length(
+            "concepts.landmark_score", concepts.landmark_score.T, n_landmarks, "landmarks"
+        )
 
 
 def _check_groups(where: str, groups: Groups) -> None:
@@ -129,6 +131,6 @@ def _check_newton(audit: AuditData, newton: Newton) -> None:
         _check_length(f"newton.sweep.{name}", values, length, "dampings")
 
 
-def _check_length(where: str, value: Any, length: int, words: str) -> None:
+def _check_length(where: str, value: Any, length: int, unit: str) -> None:
     if value is not None and len(value) != length:
-        raise DataError(f"{len(value)} rows", where=f"report {where}", expected=f"{length} {words}")
+        raise DataError(f"{len(value)} rows", where=f"report {where}", expected=f"{length} {unit}")

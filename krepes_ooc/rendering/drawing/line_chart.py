@@ -78,27 +78,29 @@ class Chart:
         )
 
     def _drawing(self) -> Markup:
-        across = fit_scale(
+        x_scale = fit_scale(
             [self.x, list(self.marks.values())], self.x_axis.log, LEFT, WIDTH - RIGHT
         )
         heights = [*self.lines.values(), list(self.levels.values())]
-        up = fit_scale(heights, self.y_axis.log, HEIGHT - BOTTOM, TOP, margin=0.08)
-        if across is None or up is None:
+        y_scale = fit_scale(heights, self.y_axis.log, HEIGHT - BOTTOM, TOP, margin=0.08)
+        if x_scale is None or y_scale is None:
             return element("p", "Nothing to draw: no value was measured.", class_="none")
-        marks = [(words, across.at(value)) for words, value in self.marks.items()]
+        marks = [(words, x_scale.at(value)) for words, value in self.marks.items()]
         levels = [
-            _level(words, up.at(y), self._left_is_free(y)) for words, y in self.levels.items()
+            _level(words, y_scale.at(y), self._left_is_free(y)) for words, y in self.levels.items()
         ]
         return element(
             "svg",
             element("title", self.title, id=f"{self.key}-title"),
             element("desc", self.words, id=f"{self.key}-desc"),
-            _grid(across, up),
+            _grid(x_scale, y_scale),
             _axis_words(self.x_axis, self.y_axis),
             levels,
             _marks([(words, place) for words, place in marks if math.isfinite(place)]),
             [
-                _line(order, [(across.at(a), up.at(b)) for a, b in zip(self.x, y, strict=True)])
+                _line(
+                    order, [(x_scale.at(a), y_scale.at(b)) for a, b in zip(self.x, y, strict=True)]
+                )
                 for order, y in enumerate(self.lines.values())
             ],
             self._names() if len(self.lines) > 1 else None,
@@ -154,17 +156,17 @@ def bar(share: float, kind: str) -> Markup:
     return element("svg", track, fill, class_="bar", aria_hidden="true")
 
 
-def _grid(across: Scale, up: Scale) -> Markup:
+def _grid(x_scale: Scale, y_scale: Scale) -> Markup:
     parts: list[Child] = []
-    for value in up.ticks():
-        y = f"{up.at(value):.1f}"
+    for value in y_scale.ticks():
+        y = f"{y_scale.at(value):.1f}"
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
         words = format_number(float(f"{value:.6g}"))
         parts.append(element("text", words, x=LEFT - 8, y=y, dy="0.32em", class_="tick end"))
     base = HEIGHT - BOTTOM
     parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, class_="base"))
-    for value in across.ticks():
-        x = f"{across.at(value):.1f}"
+    for value in x_scale.ticks():
+        x = f"{x_scale.at(value):.1f}"
         parts.append(element("line", x1=x, x2=x, y1=base, y2=base + 4, class_="base"))
         parts.append(
             element(

@@ -55,26 +55,26 @@ def landmarks_panel(audit: AuditData) -> Panel:
         )
         for place in order
     ]
-    portraits = SampleView(landmarks, audit)
-    records = [{**portraits.record(e.row), "size": e.size, "weight": e.weight} for e in entries]
+    view = SampleView(landmarks, audit)
+    records = [{**view.record(e.row), "size": e.size, "weight": e.weight} for e in entries]
     lead = join(
         "The ", number(len(order)), " of ", number(len(rows)),
         f" landmarks {words}; the bar compares them.",
     )  # fmt: skip
     figures = {"ranked_by": words, "shown": len(order), "total": len(rows), "landmarks": records}
     caption = "Landmarks and the beginning of their rows"
-    return Panel(key, title, lead, gallery(portraits, entries, caption), figures)
+    return Panel(key, title, lead, gallery(view, entries, caption), figures)
 
 
-def gallery(portraits: SampleView, entries: list[Entry], caption: str) -> Markup:
+def gallery(view: SampleView, entries: list[Entry], caption: str) -> Markup:
     """Landmarks as tiles if they are pictures or texts, as lines of a table if they are rows."""
-    if portraits.samples.values is None or portraits.picture(entries[0].row) is not None:
-        tiles = [_tile(portraits, entry) for entry in entries]
+    if view.samples.values is None or view.picture(entries[0].row) is not None:
+        tiles = [_tile(view, entry) for entry in entries]
         return element("ol", tiles, class_="gallery")
     head: list[Child] = ["landmark", "size"]
     head += ["weight"] if entries[0].weight is not None else []
-    head += [user_text(column.name, 24) for column in portraits.audit.columns[:MAX_COLUMNS]]
-    lines = [_line(portraits, entry) for entry in entries]
+    head += [user_text(column.name, 24) for column in view.audit.columns[:MAX_COLUMNS]]
+    lines = [_line(view, entry) for entry in entries]
     return table(head, lines, caption=caption, class_="lines")
 
 
@@ -89,11 +89,11 @@ def _sizes(audit: AuditData, landmarks: Landmarks) -> tuple[Array, str]:
     return np.zeros(len(samples.first_row)), "chosen first (neither step nor weight is known)"
 
 
-def _tile(portraits: SampleView, entry: Entry) -> Markup:
+def _tile(view: SampleView, entry: Entry) -> Markup:
     return element(
         "li",
-        portraits.picture(entry.row),
-        portraits.caption(entry.row),
+        view.picture(entry.row),
+        view.caption(entry.row),
         bar(entry.share, entry.kind),
         element(
             "dl",
@@ -105,12 +105,12 @@ def _tile(portraits: SampleView, entry: Entry) -> Markup:
     )
 
 
-def _line(portraits: SampleView, entry: Entry) -> list[Child]:
-    columns = portraits.audit.columns[:MAX_COLUMNS]
-    values = portraits.samples.values
+def _line(view: SampleView, entry: Entry) -> list[Child]:
+    columns = view.audit.columns[:MAX_COLUMNS]
+    values = view.samples.values
     cells = [] if values is None else list(values[entry.row])
     return [
-        portraits.caption(entry.row),
+        view.caption(entry.row),
         join(number(entry.size), bar(entry.share, entry.kind)),
         *([number(entry.weight)] if entry.weight is not None else []),
         *(cell(value, column) for value, column in zip(cells, columns, strict=False)),

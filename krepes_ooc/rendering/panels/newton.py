@@ -114,10 +114,10 @@ def _sweep_charts(newton: Newton) -> list[Chart]:
         ),
         "entropy": ("Spectral entropy of the step", "The normalised spectral entropy."),
     }
-    across = Axis("damping", log=True)
+    x_axis = Axis("damping", log=True)
     return [
         Chart(
-            f"sweep-{name}", *words[name], across, Axis(SWEPT[name], log=name == "step_norm"),
+            f"sweep-{name}", *words[name], x_axis, Axis(SWEPT[name], log=name == "step_norm"),
             damping, {SWEPT[name]: newton.sweep[name]}, marks, levels.get(name, {}), tabled=False,
         )
         for name in words

@@ -23,38 +23,43 @@ MAX_LANDMARKS = 8
 MAX_REPELLING = 2
 
 
-def row_table(one: Explained) -> Markup:
+def row_table(explained: Explained) -> Markup:
     """A sample's table row beside the rows of its landmarks, attracting ones first."""
-    columns, values = one.audit.columns, one.landmarks.samples.values
-    assert one.sample.samples.values is not None
-    assert one.agreement is not None
+    columns, values = explained.audit.columns, explained.landmarks.samples.values
+    assert explained.sample.samples.values is not None
+    assert explained.agreement is not None
     assert values is not None
-    mine = one.sample.samples.values[one.row]
-    pairs = sorted(one.beside(MAX_LANDMARKS, MAX_REPELLING), key=lambda pair: _repels(pair[1]))
+    sample_values = explained.sample.samples.values[explained.row]
+    pairs = sorted(
+        explained.beside(MAX_LANDMARKS, MAX_REPELLING), key=lambda pair: _repels(pair[1])
+    )
     places, shown = [place for place, _ in pairs], [link for _, link in pairs]
-    theirs = values[[link.row for link in shown]].reshape(len(shown), len(columns))
-    agrees = one.agreement[places]
+    landmark_values = values[[link.row for link in shown]].reshape(len(shown), len(columns))
+    agrees = explained.agreement[places]
     chosen = _most_agreeing(agrees)
     body = [
         element(
             "tr",
             element("th", user_text(columns[c].name, NAME_LIMIT), scope="row"),
             element(
-                "td", cell(mine[c], columns[c]), class_="own", title=plain_cell(mine[c], columns[c])
+                "td",
+                cell(sample_values[c], columns[c]),
+                class_="own",
+                title=plain_cell(sample_values[c], columns[c]),
             ),
             [
                 _cell(other[c], columns[c], bool(agree >= AGREES_FROM))
-                for other, agree in zip(theirs, agrees[:, c], strict=True)
+                for other, agree in zip(landmark_values, agrees[:, c], strict=True)
             ],
         )
         for c in chosen
     ]
-    head = _head(shown, one.landmarks)
+    head = _head(shown, explained.landmarks)
     table = element("table", head, element("tbody", body), class_="beside")
-    left = len(columns) - len(chosen)
-    further = "column, in which they agree less, is" if left == 1 else None
+    n_further = len(columns) - len(chosen)
+    further = "column, in which they agree less, is" if n_further == 1 else None
     further = further or "columns, in which they agree less, are"
-    note = f"{left} further {further} left out." if left else None
+    note = f"{n_further} further {further} left out." if n_further else None
     return join(
         element(
             "div",
@@ -65,7 +70,7 @@ def row_table(one: Explained) -> Markup:
             aria_label="Its row beside the rows of its landmarks",
         ),
         element("p", note, class_="quiet") if note else None,
-        element("p", NOTHING_REPELS, class_="quiet") if one.nothing_repels else None,
+        element("p", NOTHING_REPELS, class_="quiet") if explained.nothing_repels else None,
     )
 
 
@@ -87,12 +92,12 @@ def _cell(value: float, column: Column, agrees: bool) -> Markup:
     return element("td", words, marked, class_="agrees", title=title)
 
 
-def _head(shown: Sequence[LandmarkLink], portraits: SampleView) -> Markup:
-    people = [
+def _head(shown: Sequence[LandmarkLink], view: SampleView) -> Markup:
+    headings = [
         element(
             "th",
             element("span", SIGNS[link.kind], class_="sign") if SIGNS[link.kind] else None,
-            portraits.caption(link.row),
+            view.caption(link.row),
             scope="col",
             class_=link.kind,
         )
@@ -109,6 +114,6 @@ def _head(shown: Sequence[LandmarkLink], portraits: SampleView) -> Markup:
         "tr",
         element("th", "column", scope="col"),
         element("th", "this sample", scope="col"),
-        people,
+        headings,
     )
     return element("thead", first, lines)
