@@ -21,6 +21,7 @@ def check_audit(audit: AuditData) -> None:
         FigureKeyError: a figure or control is unknown or missing.
     """
     n_columns = len(audit.columns)
+    # Lengths and types of what people see
     for where, samples in (("landmarks", audit.landmarks), ("audited", audit.audited)):
         if samples is not None:
             _check_samples(where, samples, n_columns)
@@ -28,6 +29,7 @@ def check_audit(audit: AuditData) -> None:
         _check_influence(audit, audit.influence)
     if audit.newton is not None:
         _check_newton(audit, audit.newton)
+    # Keys before lengths: an unknown one would be drawn nowhere
     for figure in audit.fidelity.values():
         check_figure(figure)
     reading_order(audit.curves, CURVES)
@@ -36,6 +38,7 @@ def check_audit(audit: AuditData) -> None:
             _check_length(f"curves.{key}.{name}", line, len(curve.x), "points")
     _check_concepts(audit)
     if audit.alignment is not None:
+        # Columns of the table, unless the gaps name their own
         n_names = len(audit.alignment.names) or n_columns
         for name, value in vars(audit.alignment).items():
             if name not in ("names", "notes"):
@@ -48,7 +51,8 @@ def _check_concepts(audit: AuditData) -> None:
     concepts = audit.concepts
     if concepts is None:
         return
-    n_concepts, n_audited = len(concepts.names), 0
+    n_concepts = len(concepts.names)
+    n_audited = 0
     if audit.audited is not None:
         n_audited = len(audit.audited.sample_id)
     for name in ("accuracy", "trusted", "landmark_score"):
@@ -77,7 +81,9 @@ def _check_samples(where: str, samples: Samples, n_columns: int) -> None:
     n_samples = len(samples.sample_id)
     for name, value in vars(samples).items():
         _check_length(f"{where}.{name}", value, n_samples, "samples")
-    image, values = samples.image, samples.values
+    image = samples.image
+    values = samples.values
+    # Grey without a channel axis, grey, colour or colour with alpha
     channels = 1 if image is None or image.ndim == 3 else image.shape[-1]
     fits = image is None or (image.dtype == np.uint8 and image.ndim in (3, 4))
     if image is not None and not (fits and channels in (1, 3, 4)):
@@ -103,6 +109,7 @@ def _check_influence(audit: AuditData, influence: Influence) -> None:
     for name, value in vars(influence).items():
         if name != "measure":
             _check_length(f"influence.{name}", value, n_audited, "audited samples")
+    # Indices count landmark samples, not the rows of their views
     n_landmarks = len(np.unique(audit.landmarks.sample_id))
     for name in ("top_landmark", "repelling_landmark"):
         index = getattr(influence, name)
@@ -112,7 +119,9 @@ def _check_influence(audit: AuditData, influence: Influence) -> None:
                 where=f"report influence.{name}",
                 expected=f"-1 to {n_landmarks - 1}",
             )
-    index, values = influence.repelling_landmark, influence.repelling
+    index = influence.repelling_landmark
+    values = influence.repelling
+    # The values belong to the landmarks place by place
     shapes = [None if array is None else array.shape for array in (index, values)]
     if shapes[0] != shapes[1]:
         raise DataError(
@@ -125,6 +134,7 @@ def _check_influence(audit: AuditData, influence: Influence) -> None:
 def _check_newton(audit: AuditData, newton: Newton) -> None:
     if newton.step is not None and audit.landmarks is not None:
         _check_length("newton.step", newton.step, len(audit.landmarks.sample_id), "landmarks")
+    # Without dampings no sweep can be drawn
     damping = newton.sweep.get("damping")
     for name, values in newton.sweep.items():
         length = 0 if damping is None else len(damping)

@@ -16,6 +16,7 @@ from krepes_ooc.core.figures import Curve, Figure
 from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
 
 Array = npt.NDArray[Any]
+# A value that was not measured is shown in words, never as a number
 NOT_MEASURED = float("nan")
 
 

@@ -79,6 +79,7 @@ class Explained:
     @cached_property
     def agreement(self) -> Array | None:
         """How far landmarks agree with the sample [shown, column]; None without table rows."""
+        # Agreement is defined for table rows, cell by cell
         sample_values = self.sample.samples.values
         landmark_values = self.landmarks.samples.values
         if sample_values is None or landmark_values is None:
@@ -117,6 +118,7 @@ class Explained:
             {**self.landmarks.record(link.row), **link.record(), **self._agreeing(place)}
             for place, link in enumerate(self.displayed)
         ]
+        # Ranked landmarks first in ``displayed``, then the repelling ones
         n_ranked = len(self.links)
         return {
             **self.sample.record(self.row),
@@ -137,10 +139,13 @@ class Explained:
 
 def explain_rows(audit: AuditData, rows: Sequence[int]) -> list[Explained]:
     """Explain some rows of an audit that has landmarks, audited samples and influence."""
-    landmarks, audited, influence = audit.landmarks, audit.audited, audit.influence
+    landmarks = audit.landmarks
+    audited = audit.audited
+    influence = audit.influence
     assert isinstance(landmarks, Landmarks)
     assert isinstance(audited, Audited)
     assert isinstance(influence, Influence)
+    # Ranges are those of the whole page, so that all samples are compared alike
     spans = column_spans(audit)
     return [
         Explained(audit, row, links.ranked, spans, links.repelling_only)

@@ -14,11 +14,20 @@ from krepes_ooc.rendering.drawing.thumbnails import to_picture
 from krepes_ooc.rendering.explanation import Explained
 from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, LandmarkLink
 
-MARGIN, TILE, GAP, LINE = 32, 96, 20, 20
-MOST, MOST_REPELLING, MOST_COLUMNS = 5, 1, 14
+MARGIN = 32
+TILE = 96
+GAP = 20
+LINE = 20
+MOST = 5
+MOST_REPELLING = 1
+MOST_COLUMNS = 14
 MOST_TILES = 7
-CELL, HEAD = 132, 150
-INK, SOFT, PAPER, AGREES = "#22252a", "#5f656d", "#fbfaf7", "#f0ecdd"
+CELL = 132
+HEAD = 150
+INK = "#22252a"
+SOFT = "#5f656d"
+PAPER = "#fbfaf7"
+AGREES = "#f0ecdd"
 COLOURS = {"attract": "#1d6a8c", "repel": "#b3501f", "neutral": "#6b6f76"}
 HEADINGS = {"attract": "attracting", "repel": "repelling", "neutral": "strongest"}
 

@@ -81,6 +81,7 @@ class LandmarkLinks(NamedTuple):
 def links_of(landmarks: Landmarks, influence: Influence, rows: list[int]) -> list[LandmarkLinks]:
     """The landmarks of each given audited row; several views show their mean kernel."""
     samples = LandmarkSamples(landmarks)
+    # Of several views the mean, as the sum would grow with their number
     kernel = None if influence.kernel is None else samples.mean(influence.kernel[rows])
     links: list[LandmarkLinks] = []
     for i, row in enumerate(rows):
@@ -101,6 +102,7 @@ def _ranked(
 ) -> list[LandmarkLink]:
     links = []
     for rank, top in enumerate(influence.top_landmark[row]):
+        # -1 pads the ranking of a sample that has fewer landmarks
         if top >= 0:
             signed = (
                 math.nan

@@ -60,6 +60,7 @@ def build_report(audit: AuditData) -> Report:
         DataError: parts of the audit do not fit together.
     """
     check_audit(audit)
+    # Figures and page come from the same panels, so neither shows what the other lacks
     panels = [panel(audit) for panel in PANELS]
     figures = {panel.key: to_plain(dict(panel.figures)) for panel in panels}
     return Report(_page(audit, panels), {"report_format": REPORT_FORMAT, **figures})
@@ -69,6 +70,7 @@ def _page(audit: AuditData, panels: list[Panel]) -> str:
     style = files("krepes_ooc.rendering").joinpath("report.css").read_text(encoding="utf-8")
     title = f"{audit.subject.recipe} {DASH} krepes audit"
     links = [element("li", element("a", panel.title, href=f"#{panel.key}")) for panel in panels]
+    # The hash lets this one script run and no other
     policy = POLICY.format(script=script_policy())
     head = element(
         "head",

@@ -19,7 +19,9 @@ from krepes_ooc.rendering.drawing.sample_view import SampleView
 from krepes_ooc.rendering.drawing.thumbnails import data_uri
 from krepes_ooc.rendering.explanation import Explained
 
+# Pictures of all samples together; the page must open at once
 PICTURE_BYTES = 2_500_000
+# Sides that are tried, largest first
 SIDES = (96, 64, 48, 32, 24, 16)
 MAX_TEXT = 400
 
@@ -69,6 +71,7 @@ def embed_search_index(
     assert audit.audited is not None
     pictures = _pictures(audit.audited, rows, audit.landmarks, used)
     shown = {**index, "pictures": pictures} if pictures else index
+    # Compact, and without NaN, which no browser parses
     text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
     # Nothing inside may end the element that holds it.
     return element(
@@ -83,6 +86,7 @@ def script() -> str:
 
 def script_policy() -> str:
     """What the page's policy allows to run: this script by its sha256."""
+    # As a browser computes it: base64 of the sha256 of the text
     digest = hashlib.sha256(script().encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
@@ -133,6 +137,7 @@ def _pictures(
     for side in SIDES:
         # A sixteenth of the pictures tells what all would take.
         trial = [audited.image[row] for row in rows[:: max(1, len(rows) // 16)]]
+        # Mean size of a picture, taken for all
         each = sum(len(data_uri(image, side)) for image in trial) / len(trial)
         if each * (len(rows) + len(used)) <= PICTURE_BYTES:
             return {

@@ -21,7 +21,9 @@ from krepes_ooc.rendering.drawing.markup import (
 from krepes_ooc.rendering.measured import ALIGNMENT_CONTROLS, Alignment
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
-WIDTH, ROW = 300, 16
+WIDTH = 300
+ROW = 16
+# More rows than this are in the JSON only
 MAX_COLUMNS = 40
 LEAD = (
     "The gap says how much more a sample agrees with its top landmarks in this column than with "
@@ -33,13 +35,16 @@ LEAD = (
 
 def alignment_panel(audit: AuditData) -> Panel:
     """Alignment gaps, largest first, with standard errors and all controls."""
-    key, title = "alignment", "Which columns the influence follows"
+    key = "alignment"
+    title = "Which columns the influence follows"
     alignment = audit.alignment
     names = alignment_names(audit)
     if alignment is None or not names:
         return absent(key, title, "No alignment gap was measured: it needs columns or labels.")
+    # Largest gaps first, undefined ones last
     rank = np.argsort(-np.nan_to_num(alignment.gap, nan=-np.inf), kind="stable")
     order = [int(c) for c in rank[:MAX_COLUMNS]]
+    # Controls that this source has
     shown = [name for name in ALIGNMENT_CONTROLS if getattr(alignment, name) is not None]
     head: list[Child] = ["column", "gap ± two standard errors", "gap", "standard error"]
     head += [ALIGNMENT_CONTROLS[name][0] for name in shown]
@@ -73,12 +78,14 @@ def alignment_names(audit: AuditData) -> tuple[str, ...]:
 
 def kernel_says_the_same(alignment: Alignment) -> dict[str, float]:
     """How far the kernel-only control is from the gaps, and how many differ beyond error."""
+    # The difference of the kernel-only control, over columns that are defined
     away = np.abs(alignment.gap - alignment.kernel_only)
     known = np.isfinite(away)
     if not known.any():
         return {}
     compared = {"largest_difference": float(away[known].max()), "columns": int(known.sum())}
     if alignment.difference_stderr is not None:
+        # Two standard errors of the paired difference
         beyond = away[known] > 2 * alignment.difference_stderr[known]
         compared["beyond_two_standard_errors"] = int(beyond.sum())
     return compared
@@ -110,6 +117,7 @@ def _legend(shown: list[str]) -> Markup | None:
 
 
 def _scale(alignment: Alignment) -> Scale | None:
+    # All that is drawn must fit: intervals, controls, zero
     error = 2 * np.nan_to_num(alignment.stderr)
     return fit_scale(
         [alignment.gap - error, alignment.gap + error, alignment.kernel_only, [0.0]],
@@ -122,6 +130,7 @@ def _scale(alignment: Alignment) -> Scale | None:
 def _row(
     alignment: Alignment, c: int, name: str, shown: list[str], scale: Scale | None
 ) -> list[Child]:
+    # An undefined column keeps its row: the reason stands in it
     if name in alignment.notes and not math.isfinite(alignment.gap[c]):
         meaning = element("span", user_text(alignment.notes[name]), class_="none")
         return [user_text(name, 40), meaning, *("" for _ in ("gap", "stderr", *shown))]
@@ -134,6 +143,7 @@ def _row(
 
 def _drawing(gap: float, stderr: float, kernel_only: float, scale: Scale) -> Markup:
     middle = ROW / 2
+    # Zero line, interval, ring of the control, dot of the gap: later ones lie on top
     zero = f"{scale.at(0.0):.1f}"
     parts: list[Child] = [element("line", x1=zero, x2=zero, y1=0, y2=ROW, class_="base")]
     if math.isfinite(gap):

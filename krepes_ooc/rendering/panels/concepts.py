@@ -23,6 +23,7 @@ from krepes_ooc.rendering.measured import CONCEPT_CONTROLS, Concepts
 from krepes_ooc.rendering.panels.landmarks import Entry, gallery
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
+# Landmarks shown on either side of a concept
 TOP_LANDMARKS = 6
 LEAD = (
     "A concept is believed only if samples held out are told apart better than random concepts on "
@@ -34,11 +35,13 @@ LEAD = (
 
 def concepts_panel(audit: AuditData) -> Panel:
     """Concepts with their accuracies, mean scores and carrying landmarks."""
-    key, title = "concepts", "Concepts"
+    key = "concepts"
+    title = "Concepts"
     concepts = audit.concepts
     if concepts is None or not concepts.names:
         return absent(key, title, "No concept was named in the recipe.")
     chosen = _explained(audit, concepts)
+    # A concept that is not trusted has no score
     means = [float(np.nanmean(s)) if np.isfinite(s).any() else math.nan for s in chosen.T]
     head: list[Child] = ["concept", "", "held-out accuracy"]
     head += [*(CONCEPT_CONTROLS[key] for key in concepts.controls), "mean score"]
@@ -48,6 +51,7 @@ def concepts_panel(audit: AuditData) -> Panel:
     if concepts.landmark_score is not None and audit.landmarks is not None:
         view = SampleView(audit.landmarks, audit)
         for i, name in enumerate(concepts.names):
+            # Landmarks of a concept that is not recognised mean nothing
             if _trusted(concepts, i):
                 extremes[name] = _top_landmarks(view, concepts.landmark_score[i])
                 galleries.append(_top_landmark(view, name, extremes[name]))
@@ -68,6 +72,7 @@ def concepts_panel(audit: AuditData) -> Panel:
 
 def _explained(audit: AuditData, concepts: Concepts) -> Array:
     """Scores of the samples that are audited, not of those that fit probes."""
+    # Samples that fit probes are not explained
     role = None if audit.audited is None else audit.audited.role
     return concepts.score if role is None else concepts.score[role == 0]
 
@@ -76,6 +81,7 @@ def _row(concepts: Concepts, i: int, mean: float) -> list[Child]:
     trusted = _trusted(concepts, i)
     accuracy = join(
         number(concepts.accuracy[i]),
+        # The bar begins at chance, 0.5
         bar((float(concepts.accuracy[i]) - 0.5) * 2, "attract" if trusted else "neutral"),
     )
     score = number(mean, signed=True)
@@ -99,6 +105,7 @@ def _top_landmarks(view: SampleView, scores: Array) -> dict[str, list[dict[str, 
     marks = LandmarkSamples(view.samples)
     total = marks.total(scores)
     order = np.argsort(-total, kind="stable")
+    # Only landmarks with the sign of their side
     sides = {
         "towards": [j for j in order[:TOP_LANDMARKS] if total[j] > 0],
         "away": [j for j in order[::-1][:TOP_LANDMARKS] if total[j] < 0],
@@ -117,6 +124,7 @@ def _top_landmarks(view: SampleView, scores: Array) -> dict[str, list[dict[str, 
 
 
 def _top_landmark(view: SampleView, name: str, sides: dict[str, list[dict[str, Any]]]) -> Markup:
+    # One scale for both sides, so that bars compare
     most = max((abs(one["score"]) for side in sides.values() for one in side), default=0.0) or 1.0
     parts = []
     for side, kind in (("towards", "attract"), ("away", "repel")):

@@ -21,10 +21,12 @@ from krepes_ooc.rendering.panels.panel import Panel, absent
 
 def fidelity_panel(audit: AuditData) -> Panel:
     """Every fidelity figure with its interval and the controls it must be read beside."""
-    key, title = "fidelity", "How faithful is it?"
+    key = "fidelity"
+    title = "How faithful is it?"
     if not audit.fidelity and not audit.curves:
         return absent(key, title, "No fidelity figure was measured.")
     rows = [_figure_row(audit, figure) for figure in audit.fidelity.values()]
+    # Controls stand in the same row: a figure alone means little
     head: list[Child] = ["figure", "value", "95 % interval", "beside it", "how to read it"]
     body = join(
         table(head, rows, caption="Fidelity figures and their controls", class_="wide")
@@ -59,6 +61,7 @@ def _figure_row(audit: AuditData, figure: Figure) -> list[Child]:
         element("div", element("dt", control.label), element("dd", number(control.value)))
         for control in figure.controls.values()
     ]
+    # A dash, not "not measured": most figures have no interval by design
     low_high = (
         join(number(figure.interval[0]), " to ", number(figure.interval[1]))
         if figure.interval

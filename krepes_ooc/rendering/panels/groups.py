@@ -90,6 +90,7 @@ def same_group_share(groups: Groups) -> tuple[float, float]:
 
 def _shown(groups: Groups) -> tuple[list[int], list[int]]:
     """Groups with audited samples, and groups with audited samples or landmarks."""
+    # A group without samples still has a column if it has landmarks
     lines = np.flatnonzero(groups.samples > 0)
     heads = np.flatnonzero((groups.samples > 0) | (groups.landmarks > 0))
     return lines.tolist(), heads.tolist()
@@ -117,6 +118,7 @@ def _cell(share: Array, control: Array | None = None, is_same: bool = False) -> 
     # The shade repeats the number for the eye
     shade = 0 if not np.isfinite(share) else min(SHADES - 1, int(share * SHADES))
     beside = None
+    # The control in brackets, without the percent sign
     if control is not None and np.isfinite(control):
         figure = number(float(control), words=f"{100 * control:.0f}")
         beside = element("small", " (", figure, ")")

@@ -20,6 +20,7 @@ from krepes_ooc.rendering.drawing.markup import (
 from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, SampleView, cell
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
+# Landmarks of the gallery, and columns of a landmark row
 MAX_SHOWN = 24
 MAX_COLUMNS = 6
 
@@ -37,13 +38,17 @@ class Entry:
 
 def landmarks_panel(audit: AuditData) -> Panel:
     """The gallery: landmarks with the longest step rows; by weight if no step was computed."""
-    key, title = "landmarks", "Landmarks"
+    key = "landmarks"
+    title = "Landmarks"
     if audit.landmarks is None or not len(audit.landmarks.sample_id):
         return absent(key, title, "No landmarks were chosen.")
     landmarks = audit.landmarks
     sizes, words = _sizes(audit, landmarks)
+    # One tile a landmark sample, whatever the number of its views
     rows = LandmarkSamples(landmarks).first_row
+    # Stable, so that ties keep the order of the landmarks
     order = [int(i) for i in np.argsort(-sizes, kind="stable")[:MAX_SHOWN]]
+    # Of equal zeros no bar is filled
     most = float(sizes[order[0]]) or 1.0
     weights = None if landmarks.weight is None else landmarks.weight[rows]
     entries = [
@@ -68,6 +73,7 @@ def landmarks_panel(audit: AuditData) -> Panel:
 
 def gallery(view: SampleView, entries: list[Entry], caption: str) -> Markup:
     """Landmarks as tiles if they are pictures or texts, as lines of a table if they are rows."""
+    # Pictures or texts as tiles, table rows as lines
     if view.samples.values is None or view.picture(entries[0].row) is not None:
         tiles = [_tile(view, entry) for entry in entries]
         return element("ol", tiles, class_="gallery")
@@ -81,6 +87,7 @@ def gallery(view: SampleView, entries: list[Entry], caption: str) -> Markup:
 def _sizes(audit: AuditData, landmarks: Landmarks) -> tuple[Array, str]:
     samples = LandmarkSamples(landmarks)
     if audit.newton is not None and audit.newton.step is not None:
+        # |dA_l| of a sample with several views: the root of their summed squares
         squares = (audit.newton.step**2).sum(axis=1)
         return np.sqrt(samples.total(squares)), "that the step moves most (length of the step row)"
     if landmarks.weight is not None:

@@ -18,6 +18,7 @@ from krepes_ooc.rendering.drawing.sample_view import (
 from krepes_ooc.rendering.explanation import Explained
 from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, SIGNS, LandmarkLink
 
+# What fits beside each other without scrolling on a wide screen
 MAX_COLUMNS = 12
 MAX_LANDMARKS = 8
 MAX_REPELLING = 2
@@ -25,17 +26,21 @@ MAX_REPELLING = 2
 
 def row_table(explained: Explained) -> Markup:
     """A sample's table row beside the rows of its landmarks, attracting ones first."""
-    columns, values = explained.audit.columns, explained.landmarks.samples.values
+    columns = explained.audit.columns
+    values = explained.landmarks.samples.values
     assert explained.sample.samples.values is not None
     assert explained.agreement is not None
     assert values is not None
     sample_values = explained.sample.samples.values[explained.row]
+    # A stable sort: attracting landmarks first, each side by rank
     pairs = sorted(
         explained.beside(MAX_LANDMARKS, MAX_REPELLING), key=lambda pair: _repels(pair[1])
     )
-    places, shown = [place for place, _ in pairs], [link for _, link in pairs]
+    places = [place for place, _ in pairs]
+    shown = [link for _, link in pairs]
     landmark_values = values[[link.row for link in shown]].reshape(len(shown), len(columns))
     agrees = explained.agreement[places]
+    # Too many columns: those in which the landmarks agree most
     chosen = _most_agreeing(agrees)
     body = [
         element(
@@ -80,14 +85,17 @@ def _repels(link: LandmarkLink) -> bool:
 
 def _most_agreeing(agrees: Array) -> list[int]:
     """The columns to show, in their own order; of many, those in which landmarks agree most."""
+    # Chosen by agreement, shown in the order of the table
     means = agrees.mean(axis=0) if len(agrees) else np.zeros(agrees.shape[1])
     return sorted(int(c) for c in np.argsort(-means, kind="stable")[:MAX_COLUMNS])
 
 
 def _cell(value: float, column: Column, agrees: bool) -> Markup:
-    words, title = cell(value, column), plain_cell(value, column)
+    words = cell(value, column)
+    title = plain_cell(value, column)
     if not agrees:
         return element("td", words, title=title)
+    # The mark is a colour; screen readers get a word
     marked = element("span", " agrees", class_="unseen")
     return element("td", words, marked, class_="agrees", title=title)
 
@@ -104,6 +112,7 @@ def _head(shown: Sequence[LandmarkLink], view: SampleView) -> Markup:
         for link in shown
     ]
     lines: list[Child] = []
+    # Figures that any landmark has, in their order
     figures = [dict(link.figures()) for link in shown]
     for name in dict.fromkeys(name for known in figures for name in known):
         cells = [element("td", known.get(name)) for known in figures]

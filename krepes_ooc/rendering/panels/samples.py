@@ -20,7 +20,9 @@ from krepes_ooc.rendering.search_data import embed_search_index, search_index
 # Cards that stand in the page unasked; a line opens the others.
 UNFOLDED = 8
 UNFOLDED_ROWS = 3
-KEY, TITLE = "samples", "Sample by sample"
+KEY = "samples"
+TITLE = "Sample by sample"
+# The measure that ranks, in one phrase for the legend
 MEASURES = {
     "is": "the paper's influence score, |kernel| times the length of the landmark's step row",
     "aligned": "kernel times the cosine between the step's changes to sample and landmark",
@@ -41,6 +43,7 @@ def samples_panel(audit: AuditData) -> Panel:
         return absent(KEY, TITLE, "No sample was chosen to be shown.")
     samples = explain_rows(audit, [int(row) for row in chosen])
     cards = [_card(one, place) for place, one in enumerate(samples[: max(0, audit.cards)])]
+    # Every explained sample can be searched, cards or not
     index = search_index(audit, samples)
     measure = audit.influence.measure
     lead = join(
@@ -56,6 +59,7 @@ def samples_panel(audit: AuditData) -> Panel:
         "samples": [figures for _, figures in cards],
         "deck": index,
     }
+    # The script fills the empty elements; without it they stay empty
     legend = _legend(MEASURES.get(measure, measure), table=audit.audited.values is not None)
     body = join(
         legend,
@@ -70,6 +74,7 @@ def samples_panel(audit: AuditData) -> Panel:
 
 def _folded(cards: list[Markup]) -> Markup:
     """The first cards, and the others behind one line."""
+    # A page of cards would hide the panels behind it
     rest = len(cards) - UNFOLDED
     if rest <= 0:
         return element("div", cards, class_="cards")
@@ -90,6 +95,7 @@ def search_form(audit: AuditData, index: dict[str, Any]) -> Markup:
     codes = sorted({sample["label"] for sample in index["samples"]} - {-1})
     labels = [(str(code), class_name(code, audit.classes)) for code in codes]
     signs = [("attract", "attracting ones ranked"), ("repel", "repelling ones ranked")]
+    # Values are matched by column number, names may repeat
     columns = [(str(c), column.name) for c, column in enumerate(audit.columns)]
     return element(
         "form",
@@ -130,6 +136,7 @@ def _card(explained: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
     # Table rows: the sample beside its landmarks
     if picture is None and explained.agrees is not None:
         head = join(title, element("span", description, class_="quiet"))
+        # An empty attribute is a set one
         unfolded = "" if place < UNFOLDED_ROWS else None
         main = element("details", element("summary", head), row_table(explained), open=unfolded)
         return element("article", main, class_="card rows", aria_labelledby=anchor), figures
@@ -149,6 +156,7 @@ def _description(explained: Explained) -> Child:
     if not ranked:
         return "No landmark weighs on it."
     parts: list[Child] = []
+    # Without labels there is no class to share
     if same is not None:
         parts = [element("span", number(same), " of ", number(ranked), " share its class"), " "]
     if sum(counts.values()):
@@ -164,6 +172,7 @@ def _strip(kind: str, explained: Explained) -> Markup | None:
     if kind == "repel" and explained.nothing_repels:
         none = element("p", NOTHING_REPELS, class_="quiet")
         return element("div", heading, none, class_="pull")
+    # Ranked landmarks of this sign, then those outside the ranking
     chosen = [link for link in explained.displayed if link.kind == kind]
     if not chosen:
         return None
@@ -172,6 +181,7 @@ def _strip(kind: str, explained: Explained) -> Markup | None:
     # Landmarks outside the ranking have no score, so bars of repelling ones compare contributions
     name = "contribution" if kind == "repel" else "score"
     sizes = [abs(getattr(link, name)) for link in explained.displayed]
+    # A card of zeros has empty bars
     most = max(size for size in sizes if math.isfinite(size)) or 1.0
     tiles = [
         element(

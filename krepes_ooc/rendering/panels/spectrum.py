@@ -16,11 +16,13 @@ from krepes_ooc.rendering.panels.panel import Panel, absent
 
 def spectrum_panel(audit: AuditData) -> Panel:
     """Eigenvalues of the landmark kernel, and how many directions are usable and used."""
-    key, title = "spectrum", "Spectrum of the landmark kernel"
+    key = "spectrum"
+    title = "Spectrum of the landmark kernel"
     spectrum = audit.spectrum
     if spectrum is None or not len(spectrum.eigenvalues):
         return absent(key, title, "No spectrum was computed.")
     index = np.arange(1, len(spectrum.eigenvalues) + 1)
+    # -1 stands for unknown
     ranks = [("components used", spectrum.n_components), ("usable rank", spectrum.rank)]
     marks = {words: value for words, value in ranks if value > 0}
     chart = Chart(
@@ -28,6 +30,7 @@ def spectrum_panel(audit: AuditData) -> Panel:
         Axis("eigenvalue number"), Axis("eigenvalue", log=True), index,
         {"eigenvalue": spectrum.eigenvalues}, marks=marks,
     )  # fmt: skip
+    # Rounding leaves tiny negative eigenvalues
     positive = np.clip(spectrum.eigenvalues, 0.0, None)
     used = min(max(spectrum.n_components, 0), len(positive))
     share = (

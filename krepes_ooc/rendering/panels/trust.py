@@ -78,6 +78,7 @@ def _step(audit: AuditData) -> TrustCheck:
     if audit.newton is None:
         return TrustCheck("step", "unknown", "The step", join("No step was computed."))
     values = {name: _attribute(audit, name) for name in STEP_FIGURES}
+    # Stores without the verdict of the stage: the rule of the page
     trusted = audit.newton.attributes.get("trusted")
     lowered = values["loss_step"] < values["loss_start"]
     if trusted is None:
@@ -132,6 +133,7 @@ def _ceiling(audit: AuditData) -> TrustCheck:
     figure = audit.fidelity.get("ridge_ceiling")
     if figure is None or not figure.is_defined:
         return TrustCheck("ceiling", "unknown", title, join("The ridge ceiling was not measured."))
+    # No coefficients on these landmarks can do better than the ceiling
     good = figure.value >= LEAST_CEILING
     words = join(
         "A ridge regression from kernel rows reproduces ", number(figure.value),
@@ -148,6 +150,7 @@ def _nystrom(audit: AuditData) -> TrustCheck:
     error = math.nan if audit.spectrum is None else audit.spectrum.nystrom_error
     if not math.isfinite(error):
         return TrustCheck("nystrom", "unknown", title, join("The Nystrom error was not measured."))
+    # A rule of thumb; the sentence names the limit
     good = error <= MOST_NYSTROM_ERROR
     words = join(
         "Rebuilding the kernel from the landmarks leaves a relative error of ", number(error),
@@ -194,6 +197,7 @@ def _likeness(audit: AuditData) -> TrustCheck:
     names = [name for name in TO_BEAT if name in figure_spec(key).controls]
     lower = [control for name in names if (control := figure.find_control(name)) is not None]
     beaten = [figure.value >= control.value for control in lower if control.is_defined]
+    # A likeness that simpler embeddings reach is no evidence
     mark: Mark = "unknown" if not beaten else "good" if all(beaten) else "care"
     words = join(
         LIKENESS[key], " is ", number(figure.value), ".", _beside(figure),
@@ -284,6 +288,7 @@ def trust_panel(audit: AuditData) -> Panel:
 def _verdict(checks: list[TrustCheck], warnings: tuple[str, ...]) -> str:
     """The worst reason first: rows, then the step, then reservations."""
     marks = {check.key: check.mark for check in checks}
+    # Wrong rows make every figure meaningless, a bad step only the rankings
     if marks["self_check"] == "bad":
         return "Do not rely on this audit: the network's Jacobian rows failed their self-check."
     if marks["step"] == "bad":

@@ -34,6 +34,7 @@ from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
 LABEL = "label"
+# Tables of more groups are drawn only if they are named
 MAX_GROUPS = 12
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -114,6 +115,7 @@ def run(inputs: AlignmentInputs, context: StageContext) -> None:
     rankings = _rankings(inputs, context, audit)
     context.progress.begin("alignment", len(columns) + 1, 0)
     grouped = _grouped(context.settings.groups, columns)
+    # Inputs that are very long have no control
     names = ARRAYS if rankings.inputs is None else (*ARRAYS, INPUT_GAP)
     arrays = {name: np.zeros(len(columns)) for name in names}
     notes = {}
@@ -155,6 +157,7 @@ def _columns(audited: StoreReader, landmarks: StoreReader, audit: Index) -> list
         sample_values = audited.array("values")[audit]
         landmark_values = landmarks.array("values")
         for i, column in enumerate(audited.attributes["columns"]):
+            # Agreement of numbers falls from 1 to 0 within this range
             is_numeric = column["kind"] == "numeric"
             span = float(column["high"] - column["low"]) if is_numeric else None
             values = ColumnValues(sample_values[:, i], landmark_values[:, i], span)
@@ -186,6 +189,7 @@ def _rankings(inputs: AlignmentInputs, context: StageContext, audit: Index) -> _
     # Controls without the step: likeness in the network's embedding and in the inputs
     samples = audited_rows(inputs, "audit")
     landmarks = landmark_rows(inputs, context)
+    # Centred by the same mean, so that the angle is about differences
     mean = samples.network.mean(axis=0)
     by_inputs = None
     if samples.inputs is not None and landmarks.inputs is not None:
@@ -234,6 +238,7 @@ def _grouped(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
     Raises:
         UsageError: a name that is no categorical column.
     """
+    # A numeric column has no groups
     categorical = {column.name: column for column in columns if column.categories}
     for name in names:
         if name not in categorical:
@@ -250,6 +255,7 @@ def _grouped(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
 
 def _table(column: _Column, rankings: _Rankings) -> dict[str, Any]:
     """One group table as JSON; what is not defined is null."""
+    # NaN is missing: code -1, left out of the table
     codes = [
         np.nan_to_num(values, nan=-1.0).astype(np.int64)
         for values in (column.values.audited, column.values.landmark)

@@ -29,6 +29,7 @@ def alignment_lines(
         arrays: those of the store, each [column].
         attributes: those of the store.
     """
+    # A source of images without labels has nothing to compare
     names = attributes["columns"]
     if not names:
         return ["alignment: the source has no columns and no labels to compare"]
@@ -49,6 +50,7 @@ def alignment_lines(
         lines.append(
             f"{_short(names[i]):<{NAME}} " + " ".join(f"{arrays[name][i]:11.3f}" for name in shown)
         )
+    # The terminal shows the largest gaps only
     if len(names) > len(order):
         left = len(names) - len(order)
         lines.append(f"and {left} columns with smaller gaps; the report has every control")
@@ -78,6 +80,7 @@ def _kernel_comparison(
     away = np.abs(arrays["gap"] - arrays["kernel_only"])[known]
     if not away.size:
         return "no column could be measured"
+    # Two standard errors of the paired difference
     beyond = int(np.sum(away > 2 * arrays["difference_stderr"][known]))
     return (
         f"the kernel alone gives the same gaps within {away.max():.3f}; {beyond} of {away.size} "

@@ -23,7 +23,8 @@ Mask = npt.NDArray[np.bool_]
 
 FOLDS = 5
 SHRINKAGE = 0.1
-_FOLD, _RANDOM = 401, 402
+_FOLD = 401
+_RANDOM = 402
 
 
 @dataclass(frozen=True)

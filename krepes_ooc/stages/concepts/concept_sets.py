@@ -22,6 +22,7 @@ from krepes_ooc.sources.base import Column, Source
 from krepes_ooc.stages.landmarks.sampling import top_m
 
 MIN_SAMPLES = 10
+# Rows of the source that are read at a time
 SCAN_ROWS = 4096
 TESTS = ("equals", "in", "above", "below")
 _CHOICE_STREAM = 411
@@ -77,6 +78,7 @@ def read_sets(declared: Mapping[str, Any], where: str) -> tuple[ConceptSets, ...
             raise RecipeError(
                 "key 'positive' is missing", where=key_path, expected="a set of samples"
             )
+        # No negative set: all other samples
         negative = parts.get("negative")
         sets.append(
             ConceptSets(
@@ -99,6 +101,7 @@ def read_selector(given: Any, where: str) -> Selector:
     for key in given:
         if key not in ("ids", "column", "label", *TESTS):
             raise unknown_key(str(key), ["ids", "column", "label", *TESTS], where)
+    # Exactly one way to say the set, and a test with a column only
     ways = [key for key in ("ids", "column", "label") if key in given]
     tests = [key for key in TESTS if key in given]
     if len(ways) != 1 or len(tests) != int(ways == ["column"]):
@@ -127,10 +130,12 @@ def choose_concept_samples(
         UsageError: an unknown column, category, label or sample; sets that overlap or are
             too small.
     """
+    # Names are resolved before the scan, so that a typing error costs no pass
     matchers = [
         (_matcher(source, c.positive, c.name), _matcher(source, c.negative, c.name))
         for c in concepts
     ]
+    # Positions and labels need no row, and reading rows is what takes time
     rows_needed = any(
         selector is not None and selector.column
         for concept in concepts
@@ -158,6 +163,7 @@ def _masks(
 ) -> tuple[Mask, Mask]:
     positive = pair[0](positions, rows, labels)
     negative = ~positive if pair[1] is None else pair[1](positions, rows, labels)
+    # An ambiguous sample would stand on both sides of the classifier
     both = positions[positive & negative]
     if both.size:
         raise UsageError(
@@ -186,6 +192,7 @@ def _matcher(source: Source, selector: Selector | None, name: str) -> Any:
     if selector is None:
         return None
     if selector.ids:
+        # Positions are those of the source, not of the shuffled store
         outside = [i for i in selector.ids if i >= source.n_samples]
         if outside:
             raise UsageError(
@@ -202,6 +209,7 @@ def _matcher(source: Source, selector: Selector | None, name: str) -> Any:
 
 
 def _column_test(at: int, column: Column, selector: Selector, where: str) -> Any:
+    # An order makes sense for numbers only
     if selector.test in ("above", "below"):
         if column.kind != "numeric":
             raise UsageError(
@@ -222,6 +230,7 @@ def _column_test(at: int, column: Column, selector: Selector, where: str) -> Any
 
 def _code(name: str, known: tuple[str, ...], what: str, where: str) -> int:
     if name not in known:
+        # A column may have thousands of categories
         shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
         raise UsageError(f"no {what} {name!r}", where=where, expected=f"one of {shown or 'none'}")
     return known.index(name)
@@ -248,6 +257,7 @@ def _number(value: Any, where: str) -> float:
 
 
 def _ids(given: Any, where: str) -> tuple[int, ...]:
+    # bool is an int in Python, and no position
     whole = isinstance(given, list | tuple) and all(
         isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in given
     )

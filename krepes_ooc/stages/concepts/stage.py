@@ -37,6 +37,7 @@ from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
 WHERE = "stages.concepts.sets"
+# Accuracy and its controls, arrays of the store
 FIGURES = (
     "accuracy",
     "chance",
@@ -60,6 +61,7 @@ class ConceptsSettings:
 
     def __post_init__(self) -> None:
         """Refuse sets that cannot be read before anything is computed."""
+        # The network may take hours; a recipe that cannot be read is refused before
         read_sets(self.sets, WHERE)
 
 
@@ -131,6 +133,7 @@ def _fit(
 ) -> dict[str, Float]:
     """Direction, accuracy and controls of one concept."""
     ids = np.concatenate([positive, negative])
+    # Positive samples first, in the order of the ids
     is_positive = np.arange(len(ids)) < len(positive)
     rows = _concept_rows(inputs, context, ids)
     seed = inputs.recipe.seed
@@ -179,6 +182,7 @@ def _concept_rows(inputs: ConceptsInputs, context: StageContext, ids: Ids) -> _C
 
 def _summary(result: dict[str, Float]) -> str:
     """Accuracy of one concept beside its controls, for the terminal."""
+    # 0 stands for inputs that are too long
     value = {name: f"{float(result[name]):.2f}" for name in FIGURES}
     inputs = f", its inputs {value['accuracy_inputs']}" if result["accuracy_inputs"] else ""
     control = (
@@ -202,6 +206,7 @@ def _seal(
     step = inputs.newton.array("step")
     is_audit = inputs.audited.array("role") == ROLES["audit"]
     vectors = np.array([result["vector"] for result in results])
+    # Without concepts the array still has its components
     vectors = vectors.reshape(len(results), step.shape[1])
     arrays = {
         "vector": vectors,
@@ -225,6 +230,7 @@ def estimate_cost(sizes: AuditSizes, settings: ConceptsSettings) -> Cost:
     m = sizes.n_landmarks
     n_samples = 2 * settings.samples
     memory = [Term("kernel rows of the explained samples", f64(sizes.n_explained, m))]
+    # Without concepts the network is never loaded
     if n_concepts:
         rows = min(n_samples, sizes.plan.sub_rows)
         memory += [

@@ -27,7 +27,8 @@ Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
 MAX_UNKNOWNS = 4096
-_FREQUENCY, _PHASE = 501, 502
+_FREQUENCY = 501
+_PHASE = 502
 
 
 def cosine(first: Float, second: Float) -> Float:

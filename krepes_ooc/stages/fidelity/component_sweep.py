@@ -35,6 +35,7 @@ from krepes_ooc.stages.spectrum import nystrom
 from krepes_ooc.storage.store_reader import StoreReader
 
 Float = npt.NDArray[np.float64]
+# Far below the differences that a curve over h can show
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 2000
 
@@ -102,9 +103,11 @@ def component_sweep(inputs: SweepInputs, context: StageContext) -> list[Componen
     sweep = _Sweep.open(inputs, context) if uses_moments else None
     points = []
     for h in powers_of_two(n_components):
+        # The audit itself is not solved again
         if h == n_components:
             points.append(ComponentSweepPoint(h, whole, offset))
             continue
+        # The first columns of the start are the start of the narrower audit
         coefficients = {START: start[:, :h]}
         with contextlib.suppress(StageFailed):
             if sweep is not None:
@@ -138,6 +141,7 @@ class _Sweep:
         eigh = eigh_on(context.device)
         if attributes["metric"] != "rkhs":
             return cls(attributes, moments, None, eigh)
+        # Metric rkhs: a basis of the usable landmark span that is orthonormal in the RKHS
         values, vectors = nystrom.eigenpairs(inputs.kernel.whole("landmark_kernel"), eigh)
         rank = int(inputs.spectrum.attributes["usable_rank"])
         basis = Basis.rkhs(values, vectors, rank)

@@ -18,7 +18,8 @@ from krepes_ooc.stages.fidelity.metrics import undefined
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
-_RANDOM_LANDMARKS, _BOOTSTRAP = 202, 203
+_RANDOM_LANDMARKS = 202
+_BOOTSTRAP = 203
 _ROWS = 256
 
 

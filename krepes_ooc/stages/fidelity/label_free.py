@@ -19,6 +19,7 @@ from krepes_ooc.stages.fidelity.uniform_landmarks import LandmarkSubspace, Unifo
 from krepes_ooc.stages.spectrum.nystrom import spectral_entropy
 from krepes_ooc.storage.store_reader import StoreReader
 
+# With fewer landmarks a curve shows little but the draw
 LEAST_LANDMARKS = 8
 _SUBSET_STREAM = 422
 Float = npt.NDArray[np.float64]
@@ -99,6 +100,7 @@ def nystrom_figure(spectrum: StoreReader, uniform: Callable[[], UniformBaseline]
 def stability_figure(newton: StoreReader) -> Figure:
     """Overlap of the ranking with that of the next larger damping."""
     stability = newton.array("stability")
+    # The damping of the sweep that is nearest to the one in use
     chosen = int(np.argmin(np.abs(newton.array("damping") - newton.attributes["damping"])))
     return figure("stability", float(stability[chosen]), {"lowest": float(stability.min())})
 

@@ -31,6 +31,7 @@ from krepes_ooc.stages.fidelity.confidence_drop import (
 from krepes_ooc.stages.fidelity.metrics import coverage, random_coverage
 from krepes_ooc.stages.fidelity.rows import EvaluationRows, control_or_none
 
+# Random draws of landmarks; their mean is the control
 DRAWS = 5
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -130,6 +131,7 @@ class LandmarkRemoval:
 
     def _sum_drop(self, removed: Index) -> Float:
         audit = self.audit
+        # f_t without its removed landmarks, classified by the same reference set
         left = remove_from_sum(audit.embedding, audit.kernel, self.coefficients, removed)
         return confidence_drop(self._shares, self._classify(left))
 
@@ -155,6 +157,7 @@ class LandmarkRemoval:
     def _reference_set_drop(self, removed: Index) -> float:
         """Mean drop of a k-NN classifier whose reference set is the landmarks."""
         n_labelled = int(self.landmarks.labelled.sum())
+        # Someone must be left in the reference set
         if n_labelled <= removed.shape[1]:
             raise StageFailed(
                 f"{n_labelled} landmarks with labels", where="fidelity", expected="more"
@@ -167,6 +170,7 @@ class LandmarkRemoval:
 
 def coverage_figure(landmarks: EvaluationRows, step: Float, n_classes: int, seed: int) -> Figure:
     """Landmarks in order of |dA_l| until all classes are covered (kappa)."""
+    # |dA_l|
     size = np.linalg.norm(step, axis=1)
     controls = {"random": random_coverage(landmarks.label, n_classes, seed)}
     return figure("coverage", float(coverage(size, landmarks.label, n_classes)), controls)

@@ -30,6 +30,7 @@ from krepes_ooc.stages.fidelity.metrics import (
 )
 from krepes_ooc.stages.fidelity.rows import EvaluationRows, skip_undefined, take_rows
 
+# Inverse regularisation of the second noise ceiling; the probes have 1
 OTHER_C = 0.1
 NORMAL_QUANTILE = 1.96
 _HALF_STREAM = 421
@@ -99,6 +100,7 @@ class Probes:
     def component_curves(self, sweep: list[ComponentSweepPoint]) -> dict[str, Curve]:
         """Rank agreement and accuracy gap of audits with fewer components."""
         network = self.results[NETWORK]
+        # The last point is the audit itself, which has every key
         keys = list(sweep[-1].coefficients)
         taus: dict[str, list[float]] = {key: [] for key in keys}
         gaps: dict[str, list[float]] = {key: [] for key in keys}
@@ -125,6 +127,7 @@ class Probes:
     def _halves(self) -> tuple[Float, Float]:
         """The network's probe fitted on either half of the fit samples."""
         fit, audit = self.spaces[NETWORK]
+        # Halves keyed by sample id, so that the order of the rows does not matter
         half = counter_rng.bits(self.seed, _HALF_STREAM, self.fit.sample_id) % np.uint64(2) == 0
         first, second = (
             linear_probe(fit[part], self.fit.label[part], audit, self.audit.label)
@@ -152,6 +155,7 @@ def open_probes(
     Raises:
         StageFailed: too few labels, or only one class among the fit samples.
     """
+    # Samples without a label can neither be fitted nor scored
     labelled = fit.labelled, audit.labelled
     fit = fit.take(labelled[0])
     audit = audit.take(labelled[1])

@@ -21,7 +21,8 @@ Index = npt.NDArray[np.int64]
 
 PROBE_ITERATIONS = 1000
 RIDGE_GRID = tuple(10.0**power for power in range(-8, 3))
-_SHUFFLES, _TAU = 201, 204
+_SHUFFLES = 201
+_TAU = 204
 
 
 @dataclass(frozen=True)

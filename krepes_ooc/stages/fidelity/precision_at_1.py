@@ -50,6 +50,7 @@ class LandmarkRankings:
         """Precision@1 of the audit's ranking, beside every other."""
         value = self._precision(self._scores(self.measure))
         n_labelled = int(np.sum(self.audit.label >= 0))
+        # Normal interval of a share
         half_width = NORMAL_QUANTILE * float(np.sqrt(value * (1 - value) / n_labelled))
         controls: dict[str, float | None] = {
             key: self._precision(scores) for key, scores in self.rankings().items()
@@ -109,5 +110,6 @@ class LandmarkRankings:
         return np.asarray(score(self.audit.kernel))
 
     def _precision(self, scores: Float) -> float:
+        # Ties go to the lower landmark index
         first = np.argmax(scores, axis=1)
         return precision_at_1(self.landmarks.label[first], self.audit.label)

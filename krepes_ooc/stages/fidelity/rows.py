@@ -19,7 +19,9 @@ from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features.featurizer import open_featurizer
 from krepes_ooc.storage.store_reader import StoreReader
 
+# Longer inputs would make the controls slower than the audit
 MAX_INPUTS = 4096
+# Bounds the memory of encoding, whatever the number of samples
 ENCODED_ROWS = 1024
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -134,6 +136,7 @@ def audited_rows(inputs: RowInputs, role: str) -> EvaluationRows:
 def landmark_rows(inputs: RowInputs, context: StageContext) -> EvaluationRows:
     """The landmarks; their network embedding is computed here, in short row ranges."""
     sample_id = inputs.landmarks.array("sample_id")
+    # The store landmarks has no network embedding
     featurizer = open_featurizer(context)
     size = context.plan.sub_rows
     parts = [

@@ -112,6 +112,7 @@ class _Measurements:
     @cached_property
     def probes(self) -> Probes:
         """The linear probes."""
+        # As many random Fourier features as landmarks
         n_landmarks = len(self.landmarks.label)
         return open_probes(self.fit, self.audit, lambda: self.uniform.rows, n_landmarks, self.seed)
 
@@ -143,6 +144,7 @@ class _Measurements:
         """Removal of the top landmarks of the labelled audit samples."""
         labelled = self.audit.labelled
         is_audit = self.inputs.audited.array("role") == ROLES["audit"]
+        # Ranked landmarks of the audit samples, in the order of their rows
         top = self.inputs.influence.array("top_landmark")[is_audit]
         return LandmarkRemoval(
             self.fit.take(self.fit.labelled),
@@ -174,11 +176,13 @@ class _Measurements:
 
 def run(inputs: FidelityInputs, context: StageContext) -> None:
     """Measure one figure after the other, and seal them as attributes."""
+    # Nothing is read before the first figure asks for it
     data = _Measurements(inputs, context)
     measures = _label_free(data) | (_labelled(data) if data.has_labels else {})
     context.progress.begin("fidelity", len(measures) + 2, 0)
     figures = {}
     for key, measure in measures.items():
+        # Figures are not resumed: each takes seconds, and all are written at once
         context.stop.check()
         figures[key] = figure_or_reason(key, measure)
         context.progress.advance(1)
@@ -186,6 +190,7 @@ def run(inputs: FidelityInputs, context: StageContext) -> None:
     context.progress.advance(1)
     for line in fidelity_lines(figures, inputs.newton.attributes):
         context.progress.note(line)
+    # Keys and values only: labels are looked up when something is shown
     attributes = {
         "figures": {key: figure.to_attributes() for key, figure in figures.items()},
         "curves": {key: curve.to_attributes() for key, curve in curves.items()},
@@ -225,6 +230,7 @@ def _labelled(data: _Measurements) -> dict[str, Callable[[], Figure]]:
 def _curves(data: _Measurements) -> dict[str, Curve]:
     """All curves that are defined here; of the others the figures say why they are not."""
     kernel = data.inputs.kernel
+    # The audit's landmarks before all samples and views
     subspaces = {
         ALL_SAMPLES: LandmarkSubspace(
             kernel.whole("landmark_kernel"),
@@ -241,6 +247,7 @@ def _curves(data: _Measurements) -> dict[str, Curve]:
     with skip_undefined():
         sweep = data.component_sweep
         curves["ceiling_over_components"] = ceiling_curve(data.fit, data.audit, sweep)
+    # Probes need labels; the figures say so where there are none
     if data.has_labels:
         with skip_undefined():
             curves |= data.probes.component_curves(data.component_sweep)
@@ -270,6 +277,7 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
             squares,
         ),
     }
+    # Without labels no probe is fitted
     iterations = PROBE_ITERATIONS if sizes.n_classes else 0
     return Cost(
         disk=Quantity.of(Term("figures and curves", 2**15)),

@@ -49,6 +49,7 @@ def fidelity_lines(figures: Mapping[str, Figure], newton: Mapping[str, Any]) -> 
         f"the step {trusted} ({newton['reason']}): loss {newton['loss_start']:.4g} -> "
         f"{newton['loss_step']:.4g}, rho {newton['rho']:.2f}"
     )
+    # What could not be measured comes before what was
     missing = [
         f"{figure.label}: not defined: {figure.reason}"
         for figure in figures.values()
@@ -80,10 +81,12 @@ def summary_lines(figures: Mapping[str, Figure]) -> list[str]:
 
 def _compared(figure: Figure, title: str, controls: Mapping[str, str]) -> str:
     """One figure in words: above, level with or below each control, by its interval."""
+    # Without an interval a control is level only if it is equal
     low, high = figure.interval or (figure.value, figure.value)
     sides: dict[str, list[str]] = {"above": [], "level with": [], "below": []}
     for key, words in controls.items():
         control = figure.find_control(key)
+        # Controls that this audit cannot have are passed over
         if control is not None and control.is_defined:
             value = control.value
             side = "above" if value < low else "below" if value > high else "level with"

@@ -62,6 +62,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     landmark_kernel = open_landmark_kernel(context, normalise)
     features = inputs.audited.array("features")
     self_kernel = inputs.audited.array("self_kernel")
+    # The same scorer explains new samples later
     displacement, scorer = _scorer(inputs, context)
     n_landmarks = len(scorer.step)
     kernel_rows = np.empty((len(features), n_landmarks))
@@ -80,6 +81,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
         context.progress.advance(1)
         return RankedLandmarks(*(device.to_host(values) for values in ranked))
 
+    # Row ranges of a fixed length, so that the bits do not depend on the workers
     parts = list(context.executor().map(task, starts))
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
@@ -88,6 +90,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     arrays["kernel"] = kernel_rows
     for name in ("top_landmark", "repelling_landmark"):
         arrays[name] = arrays[name].astype(np.int64)
+    # With it a new sample is scored without the landmark kernel
     arrays["landmark_displacement"] = displacement
     sizes = {
         "audited": len(features),
@@ -98,6 +101,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     }
     attributes = {
         "measure": context.settings.measure,
+        # Copied, so that explaining reads small stores only
         "trusted": bool(inputs.newton.attributes["trusted"]),
         "normalise": normalise,
         "scale": landmark_kernel.kernel_map.normalisation.scale,

@@ -28,6 +28,7 @@ from krepes_ooc.stages.report.results import (
 from krepes_ooc.storage.store_reader import StoreReader
 
 LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
+# Arrays over the dampings
 SWEEP = ("damping", "loss", "predicted", "rho", "step_norm", "stability")
 INFLUENCE = (
     *("top_landmark", "score", "contribution", "kernel", "embedding"),
@@ -123,6 +124,7 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
 def _subject(inputs: ReportInputs, context: StageContext) -> rendering.Subject:
     n_views, n_samples = inputs.features.info("self_kernel").shape
     n_landmarks, n_components = inputs.spectrum.info("start").shape
+    # The text is parsed again: ``about`` is not part of any settings
     recipe = resources.parse_value(context.recipe_text)
     objective = str(inputs.newton.attributes["objective"])
     described = load_row_description(context.workspace)
@@ -148,6 +150,7 @@ def _describe_network(inputs: ReportInputs) -> str:
     """The network's factory, size and origin of its weights, in words."""
     spec = inputs.recipe.network_spec
     described = inputs.features.attributes["network"]
+    # module:function, as a recipe names code
     module, _, name = spec.factory.rpartition(":")
     size = f"{len(described['parameters'])} parameter arrays, {len(described['outputs'])} outputs"
     weights = {"pretrain": "trained by this run", "factory": "weights from the factory"}
@@ -183,6 +186,7 @@ def display_columns(store: StoreReader, rows: Any) -> dict[str, Any]:
     for name in ("image", "values"):
         if store.has(name):
             columns[name] = store.array(name)[rows]
+    # Samples that show nothing else are shown by their texts
     if not {"image", "values"} & set(columns) and _are_sentences(texts):
         columns |= {"text": columns["sample_name"], "sample_name": None}
     return columns
@@ -194,6 +198,7 @@ def _are_sentences(names: npt.NDArray[Any]) -> bool:
 
 
 def _influence(store: StoreReader, rows: Any) -> rendering.Influence:
+    # Rows of explained samples only
     arrays = {name: store.whole(name)[rows] for name in INFLUENCE}
     return rendering.Influence(measure=str(store.attributes["measure"]), **arrays)
 
@@ -201,6 +206,7 @@ def _influence(store: StoreReader, rows: Any) -> rendering.Influence:
 def _spectrum(inputs: ReportInputs) -> rendering.Spectrum:
     store = inputs.spectrum
     attributes = store.attributes
+    # The entropy is shown beside the spectrum as well
     entropy = inputs.fidelity.attributes["figures"]["spectral_entropy"]
     return rendering.Spectrum(
         eigenvalues=store.array("eigenvalues"),

@@ -44,6 +44,7 @@ def read_alignment(store: StoreReader) -> rendering.Alignment | None:
     if not attributes["columns"]:
         return None
     is_defined = store.array("defined") == 1
+    # 0 in the store stands for a gap that is not defined
     arrays = {
         name: np.where(is_defined, store.array(name), np.nan) for name in GAPS if store.has(name)
     }

@@ -25,6 +25,7 @@ def run(inputs: ReportInputs, context: StageContext) -> None:
     """Draw the report and seal it."""
     context.progress.begin("report", 1, 0)
     report = rendering.build_report(collect(inputs, context))
+    # Sorted keys: equal audits give equal bytes
     figures = json.dumps(report.json, indent=1, sort_keys=True, allow_nan=False)
     files = {}
     for name, text in (("report.html", report.html), ("report.json", figures)):
