@@ -139,7 +139,7 @@ def distributions(library: str) -> set[str]:
 
 
 def test_every_import_is_declared():
-    known = declared("cuda", "hpc", "images", "hdf5") | {"distributed"}  # by dask[distributed]
+    known = declared("cuda", "hpc", "hdf5") | {"distributed"}  # by dask[distributed]
     undeclared = {
         name for name in imported_libraries(ROOT / "krepes_ooc") if not distributions(name) & known
     }

@@ -158,7 +158,6 @@ LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 OPTIONAL = {
     "cupy": "GPU block kernels (extra cuda)",
     "dask_jobqueue": "clusters (extra hpc)",
-    "PIL": "image folders (extra images)",
     "h5py": "HDF5 arrays (extra hdf5)",
 }
 TRIAL_BYTES = 2**26

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from krepes_ooc.rendering.measured import Alignment, Concepts, Curve, Figure, Groups
+from krepes_ooc.core.figures import Curve, Figure
+from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
 
 Array = npt.NDArray[Any]
+# A value that was not measured is shown in words, never as a number
 NOT_MEASURED = float("nan")
 
 
@@ -190,9 +192,9 @@ class AuditData:
     Args:
         classes: class names; a label is an index into them.
         columns: the table's columns, in the order of ``values``.
-        fidelity: figures by name; ``ridge_ceiling``, ``kendall_tau`` (or else ``cka``) and
-            ``confidence_drop`` (control ``random``) also appear in the trust panel.
-        curves: measured curves, keyed by figure name.
+        fidelity: figures by key, in reading order; ``ridge_ceiling``, ``kendall_tau`` (or else
+            ``cka``) and ``confidence_drop`` also appear in the trust panel.
+        curves: measured curves by key, in reading order.
         groups: group tables by column name.
         warnings: sentences, worst first.
         recipe_text: the recipe as it was run.

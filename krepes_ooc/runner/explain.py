@@ -23,10 +23,9 @@ from krepes_ooc.sources.base import check_finite
 from krepes_ooc.sources.display import picture
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscale_rows
 from krepes_ooc.stages.features.inner_products import self_kernel
-from krepes_ooc.stages.influence import scores
-from krepes_ooc.stages.influence.stage import REPELLING_KEPT, ranking_score
+from krepes_ooc.stages.influence.ranking import InfluenceScorer, ranking_score
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, read_landmark_kernel
-from krepes_ooc.stages.report.stage import column_text, display_columns
+from krepes_ooc.stages.report.collect import column_text, display_columns
 from krepes_ooc.storage.contracts import load_contract
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.store_reader import StoreReader
@@ -278,25 +277,14 @@ class _Explainer:
     def _ranked(self, kernel: Float, top: int) -> dict[str, npt.NDArray[Any]]:
         newton, store = self.reader("newton"), self.reader("influence")
         step, measure = newton.array("step"), str(store.attributes["measure"])
+        second = self._second() if measure == "unique" else None
+        score = ranking_score(measure, step, store.array("landmark_displacement"), second)
         offset = self.reader("spectrum").array("offset")
-        f = scores.embedding(kernel, newton.array("coefficients"), offset)
-        if measure == "aligned":
-            moved = store.array("landmark_displacement")
-            score = np.where(kernel > 0, scores.aligned_with(kernel, step, moved), 0.0)
-        else:
-            second = self._second() if measure == "unique" else np.empty((0, 0))
-            score = ranking_score(measure, step, np.empty((0, 0)), second)(kernel)
-        landmark, value = scores.top_k(score, min(top, len(step)))
-        pulls = scores.contribution(kernel, step, f)
-        pushing, pushed = scores.repelling(pulls, REPELLING_KEPT)
-        return {
-            "top_landmark": landmark,
-            "score": value,
-            "contribution": np.take_along_axis(pulls, landmark, axis=1),
-            "kernel": kernel,
-            "repelling_landmark": pushing,
-            "repelling": pushed,
-        }
+        coefficients = newton.array("coefficients")
+        scorer = InfluenceScorer(step, coefficients, offset, score, min(top, len(step)))
+        ranked = scorer.rank(kernel)._asdict()
+        del ranked["embedding"]
+        return {**ranked, "kernel": kernel}
 
     def _second(self) -> Float:
         """Un-centred second moment, mean over views [landmark, landmark_]."""

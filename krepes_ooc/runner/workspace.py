@@ -14,7 +14,7 @@ from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.engine.lazy_arrays import lazy_rows, lazy_whole
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.influence import scores
-from krepes_ooc.stages.influence.stage import ranking_score
+from krepes_ooc.stages.influence.ranking import ranking_score
 from krepes_ooc.storage import workspace
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Workspace(workspace.Workspace):
         def compute() -> Float:
             rows = self._find(wanted, plan)
             between = self.reader("kernel").array("landmark_kernel")
-            score = ranking_score(measure, step, between, self._second())
+            score = ranking_score(measure, step, between @ step, self._second())
             out = np.empty((views, len(rows), len(step)))
             # One kernel row at a time: samples may lie in any blocks.
             for view in range(views):

@@ -1,4 +1,4 @@
-"""Folders of images as a source, decoded one by one with Pillow (extra ``images``)."""
+"""Folders of images as a source, decoded one by one with Pillow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps
 
 from krepes_ooc.core.digests import stat_signature
 from krepes_ooc.errors import DataError, SourceError
@@ -81,7 +82,7 @@ def open_images(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     whether all are read as grey or as colour.
 
     Raises:
-        SourceError: no such folder, no image in it, or Pillow is not installed.
+        SourceError: no such folder, or no image in it.
         DataError: the first image cannot be decoded.
     """
     folder = locate(spec.path, base, folder=True)
@@ -113,14 +114,12 @@ def decode(path: Path, mode: str, side: int | None) -> npt.NDArray[np.uint8]:
 
     Raises:
         DataError: the file is no image, is damaged, or is too large to be decoded safely.
-        SourceError: Pillow is not installed.
     """
-    pillow = _import_pillow()
-    with _decoding(path), pillow.Image.open(path) as image:
+    with _decoding(path), Image.open(path) as file:
         # Cameras store the rotation beside the pixels: apply it before anything is measured.
-        image = pillow.ImageOps.exif_transpose(image).convert(mode)
+        image = ImageOps.exif_transpose(file).convert(mode)
         if side:
-            image = pillow.ImageOps.fit(image, (side, side), pillow.Image.Resampling.BILINEAR)
+            image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
         pixels = np.asarray(image, dtype=np.uint8)
     # Grey images come without a channel axis.
     return pixels.reshape(*pixels.shape[:2], -1)
@@ -128,8 +127,7 @@ def decode(path: Path, mode: str, side: int | None) -> npt.NDArray[np.uint8]:
 
 def _pillow_mode(path: Path) -> str:
     """Pillow's name of the pixel format, read from the header alone."""
-    pillow = _import_pillow()
-    with _decoding(path), pillow.Image.open(path) as image:
+    with _decoding(path), Image.open(path) as image:
         return str(image.mode)
 
 
@@ -156,14 +154,3 @@ def _folder_labels(files: list[str]) -> Labels | None:
     # Sorted names, so that codes do not depend on which images are there.
     code = {name: index for index, name in enumerate(classes)}
     return Labels(np.asarray([code.get(group, -1) for group in groups], dtype=np.int64), classes)
-
-
-def _import_pillow() -> Any:
-    try:
-        import PIL.Image
-        import PIL.ImageOps
-    except ImportError as error:
-        raise SourceError(
-            "image files need Pillow", where="source", advice="pip install 'krepes-ooc[images]'"
-        ) from error
-    return PIL

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -236,18 +235,21 @@ def test_command_that_cannot_be(capsys: Any, digits: Path, own: Path, tmp_path: 
     assert (folder.code, "cannot write: Is a directory" in folder.line) == (2, True)
 
 
-def test_card_without_pillow(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+def test_pictures_as_half_blocks(digits: Path) -> None:
+    import io
 
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UsageError, match="a card needs Pillow"):
-        draw_card(explain_sample(digits, audited(digits)[0]))
+    from rich.console import Console
 
+    from krepes_ooc.cli.console import print_pictures
 
-def test_stores_of_another_contract_are_refused(
-    digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    newer = SimpleNamespace(version=99)
-    monkeypatch.setattr("krepes_ooc.runner.explain.load_contract", lambda store: newer)
-    with pytest.raises(WorkspaceError, match=r"contract version of store audited was 1, is 99"):
-        explain_sample(digits, audited(digits)[0])
+    one = explain_sample(digits, audited(digits)[0])
+    for colour, drawn in (("truecolor", True), (None, False)):
+        out = io.StringIO()
+        console = Console(
+            file=out,
+            force_terminal=True,
+            color_system=colour,
+            width=120,  # type: ignore[arg-type]
+        )
+        print_pictures(one, console)
+        assert ("▀" in out.getvalue()) == drawn

@@ -95,13 +95,9 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_missing_folder_images_and_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_folder_and_images(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder; expected an existing folder"):
         opened(tmp_path)
     (tmp_path / "images").mkdir()
     with pytest.raises(SourceError, match=r"images: no images; expected files named .bmp, .gif"):
-        opened(tmp_path)
-    fill(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(SourceError, match=r"need Pillow; pip install 'krepes-ooc\[images\]'"):
         opened(tmp_path)

@@ -22,7 +22,6 @@ from krepes_ooc.engine.machine import ResourceMeter
 from krepes_ooc.engine.run_control import Progress, StopFlag
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.storage.stage_record import StageRecord
@@ -172,15 +171,6 @@ class StageContext:
     def inputs(self) -> StageInputs:
         """The declared inputs, opened."""
         return self.stage.inputs.open(self)
-
-    @property
-    def recipe(self) -> RecipeInputs:
-        """Shim."""
-        return RecipeInputs(self, self.stage.inputs.parts())
-
-    def reader(self, store: str) -> StoreReader:
-        """Shim."""
-        return self.workspace.reader(store)
 
     def output(self) -> StoreReader:
         """The reader of the store that this stage writes."""
