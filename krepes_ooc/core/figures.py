@@ -39,7 +39,7 @@ class Control:
 
     @property
     def is_defined(self) -> bool:
-        """Whether there is a value."""
+        """True if there is a value."""
         return math.isfinite(self.value)
 
 
@@ -154,7 +154,7 @@ class Curve:
 
     @property
     def note(self) -> str:
-        """How to read it."""
+        """Explanation for people."""
         # Only an objective that streams the kernel leaves a sweep over h without its steps.
         is_streamed = set(self.lines) == {figure_specs.START}
         return self.spec.note + (figure_specs.STREAMED if is_streamed else "")

@@ -1,4 +1,4 @@
-"""Whether the parts of an audit fit together, before anything is drawn."""
+"""Checks that the parts of an audit fit together, before anything is drawn."""
 
 from __future__ import annotations
 

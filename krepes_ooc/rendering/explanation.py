@@ -44,7 +44,7 @@ class Explained:
 
     @property
     def nothing_repels(self) -> bool:
-        """Whether it is known that no landmark at all repels it."""
+        """True if it is known that no landmark at all repels it."""
         return self.repelling_only is not None and all(
             link.kind != "repel" for link in self.displayed
         )
@@ -78,7 +78,7 @@ class Explained:
 
     @cached_property
     def agreement(self) -> Array | None:
-        """How far landmarks agree with the sample [shown, column]; None without table rows."""
+        """Agreement of landmarks with the sample [shown, column]; None without table rows."""
         # Agreement is defined for table rows, cell by cell
         sample_values = self.sample.samples.values
         landmark_values = self.landmarks.samples.values
@@ -94,19 +94,19 @@ class Explained:
 
     @property
     def agrees(self) -> Array | None:
-        """Which of these cells are marked [shown, column]."""
+        """Mask of the cells that are marked [shown, column]."""
         return None if self.agreement is None else self.agreement >= AGREES_FROM
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many ranked landmarks attract and repel."""
+        """Numbers of ranked landmarks that attract and that repel."""
         return {
             kind: sum(link.kind == kind for link in self.links) for kind in ("attract", "repel")
         }
 
     @property
     def same_class(self) -> int | None:
-        """How many ranked landmarks have the sample's class; None without labels."""
+        """Number of ranked landmarks with the sample's class; None without labels."""
         code = self.sample.code(self.row)
         if code < 0 or self.landmarks.samples.label is None:
             return None

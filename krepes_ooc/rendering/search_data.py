@@ -85,7 +85,7 @@ def script() -> str:
 
 
 def script_policy() -> str:
-    """What the page's policy allows to run: this script by its sha256."""
+    """Script source of the page's policy: this script by its sha256."""
     # As a browser computes it: base64 of the sha256 of the text
     digest = hashlib.sha256(script().encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -35,7 +35,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axis:
-    """What runs along an axis, in words, and whether it is logarithmic."""
+    """Label of an axis, and whether it is logarithmic."""
 
     words: str
     log: bool = False
@@ -117,7 +117,7 @@ class Chart:
         )
 
     def _left_is_free(self, level: float) -> bool:
-        """Whether the lines begin farther from a level than they end: its words go there."""
+        """True if the lines begin farther from a level than they end: its words go there."""
         # First and last measured value of every line
         ends = [
             line[np.isfinite(line)][[0, -1]]

@@ -1,4 +1,4 @@
-"""How one sample is shown: its name, its class, its picture or text, its table cells."""
+"""View of one sample: its name, its class, its picture or text, its table cells."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def column_spans(audit: AuditData) -> Array:
 
 
 def agreement(one: Array, other: Array, columns: tuple[Column, ...], spans: Array) -> Array:
-    """How far two rows agree, [column] in [0, 1]; the feature agreement v of the alignment gap."""
+    """Agreement of two rows [column] in [0, 1]: the v of the alignment gap."""
     # Missing values give NaN here, and count as disagreement below
     difference = np.abs(np.asarray(one, dtype=np.float64) - other)
     number = 1.0 - np.minimum(difference / np.where(spans > 0, spans, 1.0), 1.0)

@@ -70,14 +70,14 @@ def alignment_panel(audit: AuditData) -> Panel:
 
 
 def alignment_names(audit: AuditData) -> tuple[str, ...]:
-    """What is aligned, in the order of the gaps: the table's columns unless named otherwise."""
+    """Names of the gaps in their order: the table's columns unless named otherwise."""
     if audit.alignment is not None and audit.alignment.names:
         return audit.alignment.names
     return tuple(column.name for column in audit.columns)
 
 
 def kernel_says_the_same(alignment: Alignment) -> dict[str, float]:
-    """How far the kernel-only control is from the gaps, and how many differ beyond error."""
+    """Difference of the gaps to the kernel-only control, and number beyond error."""
     # The difference of the kernel-only control, over columns that are defined
     away = np.abs(alignment.gap - alignment.kernel_only)
     known = np.isfinite(away)

@@ -1,4 +1,4 @@
-"""What was audited, how long it took, and from what it was made."""
+"""Panels of the subject, of time and disk, and of provenance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIGEST_LENGTH = 12
 
 
 def subject_panel(audit: AuditData) -> Panel:
-    """What was audited."""
+    """Panel of the network, the data and the objective."""
     subject = audit.subject
     # Optional lines are left out where the recipe says nothing
     words = [

@@ -48,7 +48,7 @@ class ConceptVector:
 
     @property
     def trusted(self) -> bool:
-        """Whether the concept is recognised better than chance at the 5 % level."""
+        """True if the concept is recognised better than chance at the 5 % level."""
         return self.p_value <= 0.05
 
 

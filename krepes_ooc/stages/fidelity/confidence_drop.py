@@ -101,7 +101,7 @@ def largest(score: Float, k: int) -> Index:
 
 
 def confidence_drop(before: Float, after: Float) -> Float:
-    """How much the share of the class predicted before falls [sample]; shares [sample, class]."""
+    """Drop of the share of the class predicted before [sample], from shares [sample, class]."""
     sample = np.arange(len(before))
     predicted = before.argmax(axis=1)
     return np.asarray(before[sample, predicted] - after[sample, predicted])

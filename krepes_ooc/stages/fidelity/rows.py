@@ -97,7 +97,7 @@ class EvaluationRows:
 
     @property
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """Which samples have a label [sample]."""
+        """Mask of the samples with a label [sample]."""
         return self.label >= 0
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> EvaluationRows:

@@ -165,7 +165,7 @@ class _Measurements:
 
     @property
     def has_labels(self) -> bool:
-        """Whether any label is known."""
+        """True if any label is known."""
         return bool(self.fit.labelled.any() or self.audit.labelled.any())
 
     @property

@@ -171,7 +171,7 @@ def _describe_source(inputs: ReportInputs) -> str:
 
 
 def display_columns(store: StoreReader, rows: Any) -> dict[str, Any]:
-    """What people can see of the samples of one store: fields of ``rendering.Samples``.
+    """Visible columns of the samples of one store: fields of ``rendering.Samples``.
 
     Args:
         store: landmarks or audited.
@@ -193,7 +193,7 @@ def display_columns(store: StoreReader, rows: Any) -> dict[str, Any]:
 
 
 def _are_sentences(names: npt.NDArray[Any]) -> bool:
-    """Whether the names of samples that show nothing else are the samples: whole sentences."""
+    """True if names of samples that show nothing else are whole sentences: the samples."""
     return bool(len(names)) and float(np.median([len(name) for name in names])) > NAME_LENGTH
 
 
