@@ -35,7 +35,7 @@ from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features  # no
 from krepes_ooc.network.torch_device import available_device, one_torch_thread  # noqa: E402
 from krepes_ooc.stages.moments.stage import GRAM_ROWS  # noqa: E402
 from krepes_ooc.stages.moments.sums import block_shift, moment_sums  # noqa: E402
-from krepes_ooc.stages.newton.objectives.base import times_columns, transposed_times  # noqa: E402
+from krepes_ooc.stages.newton.objectives.families import times_columns, transposed_times  # noqa: E402
 from krepes_ooc.storage.workspace import Workspace  # noqa: E402
 
 COMPONENTS, COLUMNS, INPUTS = 64, 8, 64

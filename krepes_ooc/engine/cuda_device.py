@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.core.blocks import floor_power_of_two
 from krepes_ooc.engine.calibration import fastest
 from krepes_ooc.engine.cuda_probe import CupyProbe, check_usable, load_cupy

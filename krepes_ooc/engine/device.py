@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array as Array
-from krepes_ooc.core.arrays import Eigh
+from krepes_ooc.core.array_columns import Array as Array
+from krepes_ooc.core.array_columns import Eigh
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.engine.budget import Budget, MemoryNeed

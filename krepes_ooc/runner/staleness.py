@@ -62,7 +62,7 @@ class StageState:
 
     @property
     def reason_text(self) -> str:
-        """Why it is stale or damaged, in words."""
+        """The reasons why it is stale or damaged, in words."""
         after = [f"{name} changed" for name in self.changed_upstream]
         return ", ".join(
             [*self.reasons, *after, *(f"{name} is not there" for name in self.missing_upstream)]

@@ -33,7 +33,7 @@ from krepes_ooc.sources.array_rows import (
     import_hdf5,
     mapped_rows,
 )
-from krepes_ooc.sources.arrays import ArraySource, Labels, array_source
+from krepes_ooc.sources.array_source import ArraySource, Labels, array_source
 from krepes_ooc.sources.base import SourceSpec, locate
 from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
 from krepes_ooc.sources.zarr_arrays import is_zarr, zarr_rows, zarr_sha256

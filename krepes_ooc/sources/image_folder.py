@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from krepes_ooc.core.digests import stat_signature
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.array_rows import FileSignature, check_unchanged
-from krepes_ooc.sources.arrays import ArraySource, Labels, array_source
+from krepes_ooc.sources.array_source import ArraySource, Labels, array_source
 from krepes_ooc.sources.base import Int64, SourceSpec, locate
 from krepes_ooc.sources.cache import folder_sha256
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.import_object import factory_sha256, load_callable
 from krepes_ooc.errors import DataError, SourceError, UsageError
-from krepes_ooc.sources.arrays import CHANNELS, ArraySource, Labels, array_source
+from krepes_ooc.sources.array_source import CHANNELS, ArraySource, Labels, array_source
 from krepes_ooc.sources.base import Int64, SourceSpec
 
 FIXED_SAMPLES = 64

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, UsageError
-from krepes_ooc.sources.arrays import ArraySource, ImageSource
+from krepes_ooc.sources.array_source import ArraySource, ImageSource
 from krepes_ooc.sources.base import Column, Int64, Source, SourceSpec
 from krepes_ooc.sources.image_folder import SUFFIXES, decode
 

@@ -44,10 +44,10 @@ def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
         from krepes_ooc.sources.table import open_table
 
         return open_table(spec, base, cache)
-    from krepes_ooc.sources import array_files, arrays, image_folder, map_dataset
+    from krepes_ooc.sources import array_files, array_source, image_folder, map_dataset
 
     if spec.kind == "digits":
-        return arrays.open_digits(spec)
+        return array_source.open_digits(spec)
     if spec.kind == "idx":
         return array_files.open_idx(spec, base, cache)
     if spec.kind == "arrays":

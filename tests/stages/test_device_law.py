@@ -68,7 +68,7 @@ KERNELS = {
     "stages/newton/checkpointed_solve": ["_compute", "parts"],
     "stages/features/featurizer": ["rows_on_device"],
     "jacobian/float16_rows": ["store_rows_on_device"],
-    "core/arrays": [
+    "core/array_columns": [
         "dots",
         "take_columns",
         "put_columns",
@@ -110,7 +110,7 @@ KERNELS = {
     "stages/newton/objectives/spectral_contrastive": [
         *("linearise", "_others", "value", "gradient", "product", "mean_diagonal", "kronecker"),
     ],
-    "stages/newton/objectives/base": [
+    "stages/newton/objectives/families": [
         *("times_columns", "flat_columns", "times_flat", "transposed_times", "unit_vectors"),
         *("tangent", "values"),
     ],
@@ -208,7 +208,7 @@ OBJECTIVE_HOLES = [
     ("stages/landmarks/sampling", "unit_scores", "damping = float(whitening[0, 0])"),
     ("stages/influence/ranking", "rank", "kernel = np.asarray(kernel)"),
     ("stages/newton/basis", "_times", "K = np.asarray(K)"),
-    ("core/arrays", "put_columns", "new = np.asarray(new)"),
+    ("core/array_columns", "put_columns", "new = np.asarray(new)"),
     ("stages/moments/moments", "embedding_rms", "A = np.asarray(A)"),
     ("stages/newton/basis", "moments", "scale = float(self.T[0, 0])"),
     ("stages/newton/conjugate_gradient", "conjugate_gradient", "scale = float(rhs[0, 0])"),

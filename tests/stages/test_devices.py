@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from krepes_ooc.core import arrays as arrays_module
+from krepes_ooc.core import array_columns
 from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.errors import DataError, PlanRefused, Stopped, WorkspaceError
 from krepes_ooc.stages.features.featurizer import Featurizer
@@ -63,7 +63,7 @@ AUDITS: dict[str, tuple[str, ...]] = {
 @pytest.fixture
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns of iterates by the calls of the array API on the host, too: bits can be compared."""
-    monkeypatch.setattr(arrays_module, "is_numpy_array", lambda values: False)
+    monkeypatch.setattr(array_columns, "is_numpy_array", lambda values: False)
 
 
 @pytest.mark.slow

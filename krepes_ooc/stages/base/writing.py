@@ -133,7 +133,7 @@ def read_partial(context: StageContext, path: Path) -> dict[str, Any] | None:
 
 
 def _partial_key(context: StageContext, path: Path) -> str:
-    """What a partial result belongs to; nothing in a stage that an earlier version began."""
+    """Digest and name that a partial result is bound to; empty if an earlier version began it."""
     return f"{context.digest}/{path.name}" if context.binds_partials else ""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.core.feature_layout import FeatureLayout
 
 CENTRE_ROWS = 512

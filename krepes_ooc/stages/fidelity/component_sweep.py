@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.arrays import Eigh
+from krepes_ooc.core.array_columns import Eigh
 from krepes_ooc.core.figure_specs import LM_STEPS, START, STEP
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.engine.device import eigh_on

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.features.inner_products import centre_kernel, gram, self_kernel, to_float64

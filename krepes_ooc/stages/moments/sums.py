@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.core.blocks import tile_slices
 from krepes_ooc.errors import StageFailed
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, BlockFunction
+from krepes_ooc.core.array_columns import Array, BlockFunction
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.interface import Stream

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array, asarray_like, dots, put_columns, take_columns
+from krepes_ooc.core.array_columns import Array, asarray_like, dots, put_columns, take_columns
 
 Operator = Callable[[Array], Array]
 Mask = Any  # booleans, on the device of the arrays

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.arrays import Number
+from krepes_ooc.core.array_columns import Number
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.newton.conjugate_gradient import Solution
 from krepes_ooc.stages.newton.objectives.interface import Gradient

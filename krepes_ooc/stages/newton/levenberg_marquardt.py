@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from krepes_ooc.core.arrays import Array, Number
+from krepes_ooc.core.array_columns import Array, Number
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.newton.damping import FLAT, predicted_decrease
 from krepes_ooc.stages.newton.objectives.interface import Gradient

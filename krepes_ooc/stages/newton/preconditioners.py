@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, Eigh, Number, asarray_like
+from krepes_ooc.core.array_columns import Array, Eigh, Number, asarray_like
 from krepes_ooc.core.counter_rng import normal
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.conjugate_gradient import Operator

@@ -19,8 +19,8 @@ from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.stages.newton.basis import Basis
 from krepes_ooc.stages.newton.damping import absolute_damping
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.objectives.base import SampleObjective
 from krepes_ooc.stages.newton.objectives.byol import BYOLSettings, Predictor, fit_predictor
+from krepes_ooc.stages.newton.objectives.families import SampleObjective
 from krepes_ooc.stages.newton.objectives.interface import (
     Linearisation,
     Objective,

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array, Eigh, asarray_like
+from krepes_ooc.core.array_columns import Array, Eigh, asarray_like
 from krepes_ooc.stages.newton.conjugate_gradient import (
     CGState,
     Preconditioner,

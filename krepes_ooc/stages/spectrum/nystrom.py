@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.arrays import Eigh
+from krepes_ooc.core.array_columns import Eigh
 from krepes_ooc.errors import DataError, StageFailed
 
 Float = npt.NDArray[np.float64]

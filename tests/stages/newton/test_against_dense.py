@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from krepes_ooc.core.arrays import BlockFunction
+from krepes_ooc.core.array_columns import BlockFunction
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor, sketch_layout
 from krepes_ooc.errors import StageFailed

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krepes_ooc.core import arrays
-from krepes_ooc.core import arrays as arrays_module
+from krepes_ooc.core import array_columns
 from krepes_ooc.engine.device import HOST, Device, to_device
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton import conjugate_gradient as conjugate_gradient_module
@@ -38,7 +37,7 @@ DAMPING = np.array([1e-2, 1.0, 1e2])
 @pytest.fixture
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy, too, by the calls of the array API, so that both ways have the same bits."""
-    monkeypatch.setattr(arrays_module, "is_numpy_array", lambda values: False)
+    monkeypatch.setattr(array_columns, "is_numpy_array", lambda values: False)
 
 
 def linearised(name: str, device: Device, views: str = "three-views") -> tuple[Any, Moments, Any]:
@@ -152,22 +151,24 @@ def test_the_ways_of_host_and_device_differ_by_rounding_alone():
     X, Y, new = (draw.normal(size=(7, 3, count)) for count in (5, 5, 2))
     on_device = [device.to_device(one) for one in (X, Y, new)]
     active = np.array([3, 1])
-    found = device.to_host(arrays.dots(on_device[0], on_device[1]))
-    np.testing.assert_allclose(found, arrays.dots(X, Y), rtol=1e-12)
+    found = device.to_host(array_columns.dots(on_device[0], on_device[1]))
+    np.testing.assert_allclose(found, array_columns.dots(X, Y), rtol=1e-12)
     index = device.to_device(active)
-    taken = device.to_host(arrays.take_columns(on_device[0], index))
+    taken = device.to_host(array_columns.take_columns(on_device[0], index))
     np.testing.assert_array_equal(taken, X[..., active])
-    put = arrays.put_columns(on_device[0], index, on_device[2])
-    wanted = arrays.put_columns(X, active, new)
+    put = array_columns.put_columns(on_device[0], index, on_device[2])
+    wanted = array_columns.put_columns(X, active, new)
     np.testing.assert_array_equal(device.to_host(put), wanted)
     np.testing.assert_array_equal(wanted[..., active], new)
     row, counts = X[0, 0], np.arange(5)
     for values in (row, counts):
-        put = arrays.put_columns(device.to_device(values), index, device.to_device(values[:2]))
-        np.testing.assert_array_equal(
-            device.to_host(put), arrays.put_columns(values, active, values[:2])
+        put = array_columns.put_columns(
+            device.to_device(values), index, device.to_device(values[:2])
         )
-    np.testing.assert_array_equal(arrays.diagonal_matrix(row), np.diag(row))
+        np.testing.assert_array_equal(
+            device.to_host(put), array_columns.put_columns(values, active, values[:2])
+        )
+    np.testing.assert_array_equal(array_columns.diagonal_matrix(row), np.diag(row))
 
 
 def late(function: Any, hole: Any) -> Any:

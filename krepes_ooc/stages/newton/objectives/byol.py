@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.settings import setting
-from krepes_ooc.stages.newton.objectives.base import (
+from krepes_ooc.stages.newton.objectives.families import (
     SampleObjective,
     StreamedCurvature,
     columns_last,

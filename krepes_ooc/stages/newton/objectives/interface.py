@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Concatenate, Protocol, TypeVar
 
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, BlockFunction, Number
+from krepes_ooc.core.array_columns import Array, BlockFunction, Number
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.moments.moments import Moments
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.barlow_twins import BarlowTwins, BarlowTwinsSettings

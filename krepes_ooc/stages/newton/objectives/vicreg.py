@@ -20,11 +20,11 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, Number, diagonal_matrix, identity_like
+from krepes_ooc.core.array_columns import Array, Number, diagonal_matrix, identity_like
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.moments.moments import Moments
-from krepes_ooc.stages.newton.objectives.base import MomentObjective
+from krepes_ooc.stages.newton.objectives.families import MomentObjective
 from krepes_ooc.stages.newton.objectives.interface import vectorise_columns
 
 

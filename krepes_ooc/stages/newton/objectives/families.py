@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, BlockFunction, Number
+from krepes_ooc.core.array_columns import Array, BlockFunction, Number
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.interface import Linearisation, Stream, require_views
 
