@@ -66,7 +66,9 @@ class FactorFeatures:
         # Two threads on one map must wait for each other, or they would mix their recordings.
         self._lock = threading.Lock()
         # Factors by name: of the layer for a Linear layer, else of the parameter.
-        self._factors = dict(self._plan())
+        planned = list(self._plan())
+        self._factors = {name: factor for name, factor, _ in planned}
+        self._group_parameters = {name: parameters for name, _, parameters in planned}
         self._spans = [span for factor in self._factors.values() for span in _spans(factor)]
         ranges = tuple((start, stop, 0) for start, stop in self._spans)
         self.layout = FeatureLayout(tuple(self._factors.values()), ranges)
@@ -107,6 +109,11 @@ class FactorFeatures:
             columns = [self._part(parts, span, n_samples) for span in self._spans]
             torch.cat(columns, 1, out=features)
         return features, apply_probes(outputs, self.outputs)
+
+    def groups(self) -> Iterator[tuple[str, LayerFactor, tuple[str, ...]]]:
+        """Name, factor and parameters of each group of columns."""
+        for name, factor in self._factors.items():
+            yield name, factor, self._group_parameters[name]
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -153,7 +160,7 @@ class FactorFeatures:
         for call in calls:
             factor = self._factors.get(call.name)
             # Calls of other layers contribute through their gradients alone.
-            if factor is None or not isinstance(call.layer, nn.Linear):
+            if factor is None or type(call.layer) is not nn.Linear:
                 continue
             entry = call.input
             # A branch that no sample of this batch takes.
@@ -185,7 +192,7 @@ class FactorFeatures:
     ) -> None:
         """Gradients of one call for one probe, as parts of the row."""
         factor = self._factors.get(call.name)
-        if factor is not None and isinstance(call.layer, nn.Linear):
+        if factor is not None and type(call.layer) is nn.Linear:
             # The gradient d_l at the output of a Linear layer is its part of the row.
             gradient = gradients[0]
             if gradient is not None and gradient.shape[0]:
@@ -206,12 +213,14 @@ class FactorFeatures:
     def _zeros(self, n_samples: int, span: tuple[int, int]) -> torch.Tensor:
         return torch.zeros(n_samples, span[1] - span[0], device=self._device)
 
-    def _plan(self) -> Iterator[tuple[str, LayerFactor]]:
+    def _plan(self) -> Iterator[tuple[str, LayerFactor, tuple[str, ...]]]:
         """Factor of each Linear layer and of each other parameter, on consecutive columns."""
         column = 0
         for rule in self.rules:
             layer = self.network.inner.get_submodule(rule.name) if rule.method == "layer" else None
-            if isinstance(layer, nn.Linear):
+            # A subclass or a parametrised layer computes its weight: the gradient of what it is
+            # computed from is no outer product, so each parameter gets columns of its own.
+            if type(layer) is nn.Linear:
                 # A layer may take part with its weight, its bias or both; frozen ones are left
                 # out.
                 has_weight, bias = (_join(rule.name, leaf) in rule.parameters for leaf in _LEAVES)
@@ -222,13 +231,14 @@ class FactorFeatures:
                 yield (
                     rule.name,
                     LayerFactor(spans[0] if has_weight else None, bias, spans[has_weight:]),
+                    rule.parameters,
                 )
                 column = spans[-1][1]
                 continue
             for name in rule.parameters:
                 size = math.prod(self._jacobian.shapes[name])
                 spans = _consecutive(column, [size] * len(self.probes))
-                yield name, LayerFactor(None, True, spans)
+                yield name, LayerFactor(None, True, spans), (name,)
                 column = spans[-1][1]
 
 

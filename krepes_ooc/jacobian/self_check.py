@@ -25,7 +25,9 @@ from krepes_ooc.jacobian.autograd_reference import (
     gradient_errors,
     random_probe,
 )
+from krepes_ooc.jacobian.exact_features import FactorFeatures
 from krepes_ooc.jacobian.feature_map import FeatureMap
+from krepes_ooc.jacobian.stored_row_check import STORED_TOLERANCE, stored_row_errors
 from krepes_ooc.network.frozen import FrozenNetwork, freeze
 
 MAX_LISTED = 5
@@ -83,6 +85,7 @@ def self_check(
             expected=f"gradients as autograd gives them, to {TOLERANCE[precision]:g}",
             advice="call layers as modules, or leave these parameters out (features.parameters)",
         )
+    _check_stored_rows(network, feature_map, inputs)
     worst = max(errors, key=lambda name: errors[name])
     name = str(precision).removeprefix("torch.")
     # The sums of a small layer may round alike on both paths; they are two paths all the same.
@@ -98,6 +101,27 @@ def self_check(
         f"{near} in {name}; the network is deterministic and treats each sample on its own"
         + _describe_slow_methods(feature_map),
     )
+
+
+def _check_stored_rows(
+    network: FrozenNetwork, feature_map: FeatureMap, inputs: npt.NDArray[Any]
+) -> None:
+    """Check that exact rows, as they are stored, hold every gradient.
+
+    Raises:
+        NetworkError: the kernel of stored rows lacks a parameter or has it wrong; names it.
+    """
+    if not isinstance(feature_map, FactorFeatures):
+        return
+    errors = stored_row_errors(network, feature_map, inputs)
+    wrong = {name: e for name, e in errors.items() if not e <= STORED_TOLERANCE}
+    if wrong:
+        raise NetworkError(
+            f"stored rows lack {len(wrong)} of {len(errors)} groups: {_listed(wrong)}",
+            where="self-check",
+            expected=f"the kernel that autograd gives, to {STORED_TOLERANCE:g}",
+            advice="set features.kind to sketch",
+        )
 
 
 def _describe_slow_methods(feature_map: FeatureMap) -> str:
