@@ -102,7 +102,7 @@ class Figure(Control):
         """The figure as JSON: keys and values, no label."""
         return {
             "value": _null_if_nan(self.value),
-            "interval": None if self.interval is None else list(self.interval),
+            "interval": None if self.interval is None else [*map(_null_if_nan, self.interval)],
             "controls": {key: _null_if_nan(value) for key, value in self.values.items()},
             "reason": self.reason,
             "unconverged": list(self.unconverged),
@@ -122,7 +122,7 @@ class Figure(Control):
             key,
             attributes["value"],
             attributes["controls"],
-            (float(interval[0]), float(interval[1])) if interval else None,
+            (_nan_if_null(interval[0]), _nan_if_null(interval[1])) if interval else None,
             attributes["unconverged"],
         )
 
@@ -283,6 +283,11 @@ def _check_keys(
 
 
 def _nan_if_null(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _nan_if_null(value: float | None) -> float:
+    """A bound that was not defined is null in a store, as every number that is not finite."""
     return math.nan if value is None else float(value)
 
 
