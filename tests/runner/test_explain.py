@@ -233,23 +233,3 @@ def test_command_that_cannot_be(capsys: Any, digits: Path, own: Path, tmp_path: 
     assert (several.code, "2 samples; expected one" in several.line) == (2, True)
     folder = small.krepes(capsys, *w, "--sample", "1", "--png", str(tmp_path))
     assert (folder.code, "cannot write: Is a directory" in folder.line) == (2, True)
-
-
-def test_pictures_as_half_blocks(digits: Path) -> None:
-    import io
-
-    from rich.console import Console
-
-    from krepes_ooc.cli.console import print_pictures
-
-    one = explain_sample(digits, audited(digits)[0])
-    for colour, drawn in (("truecolor", True), (None, False)):
-        out = io.StringIO()
-        console = Console(
-            file=out,
-            force_terminal=True,
-            color_system=colour,
-            width=120,  # type: ignore[arg-type]
-        )
-        print_pictures(one, console)
-        assert ("▀" in out.getvalue()) == drawn

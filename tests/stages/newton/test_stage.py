@@ -442,6 +442,8 @@ class Context:
             moments=Store({"n_samples": rows.shape[1]}, mean=mean, second=second),
             spectrum=Store({"usable_rank": m}, start=start, offset=offset),
             recipe=SimpleNamespace(seed=0),
+            features=None,
+            landmarks=None,
         )
         options = {"batch": 16} if objective == "simclr" else {}
         self.settings = newton.NewtonSettings(objective=objective, objective_settings=options)
@@ -450,6 +452,7 @@ class Context:
         self.executor = lambda: Executor(1, self.stop)
         self.record = type("Record", (), {"partials": folder / "p", "temp": folder / "t"})
         self.device = HOST
+        self.binds_partials = False
 
     def reader(self, name: str) -> Store:
         store: Store = getattr(self.stores, name)
@@ -511,7 +514,7 @@ def test_one_sample_is_refused_or_finite(objective: str, tmp_path: Path) -> None
             objective,
             settings_type(objective)(),
             moments=Moments(mean, second, 1),
-            stream=stream.KernelStream(context),  # type: ignore[arg-type]
+            stream=stream.KernelStream(context.stores.kernel, None, None, context),  # type: ignore[arg-type]
             start=context.stores.spectrum.array("start"),
             offset=np.zeros(2),
         )
