@@ -75,6 +75,15 @@ def _check_pages(
 def _common_depth(
     spec: SourceSpec, folder: Path, files: Sequence[str], facts: Sequence[PictureFacts]
 ) -> str:
+    reduced = [name for name, fact in zip(files, facts, strict=True) if fact.reduced]
+    if reduced:
+        raise SourceError(
+            f"{len(reduced)} of {len(files)} pictures hold values deeper than 8 bit in a form that "
+            "is decoded with 8 bit alone",
+            where=str(folder / reduced[0]),
+            expected="16 bit as grey or colour PNG or TIFF",
+            advice="convert the files; grey of 16 bit loses its alpha",
+        )
     # The first file of each depth stands for it in messages.
     example: dict[str, str] = {}
     for name, fact in zip(files, facts, strict=True):
@@ -140,8 +149,6 @@ def _warnings(
             f"{clear} have see-through pixels, whose hidden colours are shown: "
             "source.alpha: white (or black) lays them on one colour"
         )
-    if reduced := some(lambda fact: fact.reduced):
-        lines.append(f"{reduced} hold colours deeper than 8 bit, which are read with 8 bit")
     if spec.size and (wide := some(lambda fact: _cropped(fact) > MAX_CROPPED)):
         lines.append(f"{wide} lose more than half of their area: size keeps the central square")
     return lines + _range_warnings(spec, facts, form)

@@ -164,13 +164,53 @@ def test_depths_are_brought_together_or_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_colours_of_16_bit_are_said_to_be_reduced(tmp_path: Path) -> None:
-    x = draw().integers(0, 65536, (8, 8, 3)).astype("u2")
+def tiff_of_16_bit_colours(path: Path, pixels: Array, order: str) -> None:
+    """An uncompressed RGB TIFF of 16 bits in either byte order, by hand."""
+    height, width = pixels.shape[:2]
+    content = pixels.astype(order + "u2").tobytes()
+    bits_at = 8 + len(content)
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, bits_at), (259, 3, 1, 1)]
+    tags += [(262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, height)]
+    tags += [(279, 4, 1, len(content))]
+    entries = b""
+    for tag, kind, count, value in tags:
+        # Short values stand at the front of their four bytes.
+        packed = "HH" if kind == 3 and count == 1 else "I"
+        numbers = (value, 0) if packed == "HH" else (value,)
+        entries += struct.pack(f"{order}HHI{packed}", tag, kind, count, *numbers)
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    path.write_bytes(
+        mark
+        + struct.pack(f"{order}I", bits_at + 6)
+        + content
+        + struct.pack(f"{order}3H", 16, 16, 16)
+        + struct.pack(f"{order}H", len(tags))
+        + entries
+        + struct.pack(f"{order}I", 0)
+    )
+
+
+@pytest.mark.parametrize("kind", ["png", "<", ">"])
+def test_colours_of_16_bit_keep_every_level(tmp_path: Path, kind: str) -> None:
+    x = draw().integers(0, 4096, (8, 8, 3)).astype("u2")
     (tmp_path / "img").mkdir()
-    png_of_16_bit_colours(tmp_path / "img" / "a.png", x)
-    source = opened(tmp_path)
-    np.testing.assert_allclose(shown(source)[0], first(x[None])[0] / 65535, atol=1 / 255)
-    assert "1 of 1 pictures (such as a.png) hold colours deeper than 8 bit" in source.warnings[0]
+    if kind == "png":
+        png_of_16_bit_colours(tmp_path / "img" / "a.png", x)
+    else:
+        tiff_of_16_bit_colours(tmp_path / "img" / "a.tif", x, kind)
+    np.testing.assert_allclose(shown(opened(tmp_path)), first(x[None]) / 65535, atol=1e-7)
+    np.testing.assert_allclose(
+        shown(opened(tmp_path, range=[0, 4095])), first(x[None]) / 4095, atol=1e-6
+    )
+    assert opened(tmp_path, size=4).read(np.asarray([0])).shape == (1, 4, 4, 3)
+
+
+def test_deep_pictures_that_cannot_be_decoded_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    x = draw().integers(0, 65536, (8, 8, 3)).astype(">u2")
+    (tmp_path / "img" / "a.ppm").write_bytes(b"P6 8 8 65535\n" + x.tobytes())
+    with pytest.raises(SourceError, match=r"a.ppm: 1 of 1 pictures hold values deeper than 8 bit"):
+        opened(tmp_path)
 
 
 def test_dark_pictures_are_stored_as_they_are(tmp_path: Path) -> None:
@@ -451,7 +491,7 @@ def test_a_new_picture_of_another_depth_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "img", colours(channels=1)[..., 0])
     save(tmp_path / "new", [np.full((8, 8), 4000, "u2")])
     source = opened(tmp_path)
-    with pytest.raises(DataError, match=r"00.png: a picture of uint16 values; expected uint8"):
+    with pytest.raises(DataError, match=r"00.png: a picture of uint16 values and .*expected uint8"):
         read_new_samples(source, spec_of(), tmp_path / "new" / "00.png")
 
 
