@@ -135,6 +135,8 @@ def _show_plan(planned: Any) -> None:
         f"{format_bytes(disk['free'])} free"
     )
     click.echo(f"memory: {format_bytes(planned['memory']['budget'])} allowed")
+    for line in planned["source"]:
+        click.echo(f"source: {line}")
     # Sizes of the audit, by the words of the recipe.
     sizes = planned["shape"]
     click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in sizes.items()))

@@ -20,7 +20,7 @@ from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.base import check_finite
-from krepes_ooc.sources.display import picture
+from krepes_ooc.sources.display import full_scale, picture
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscale_rows
 from krepes_ooc.stages.features.inner_products import self_kernel
 from krepes_ooc.stages.influence.ranking import InfluenceScorer, ranking_score
@@ -241,7 +241,7 @@ class _Explainer:
         if self.audit.inputs.source.kind == "table":
             columns["values"] = np.asarray(raw, dtype=np.float64)
         elif self.audit.inputs.source.kind == "image":
-            columns["image"] = picture(raw)
+            columns["image"] = picture(raw, full_scale(self.audit.inputs.source))
         kernel = self._kernel(raw, identity["sample_id"]).astype(np.float64)
         if top is None:
             top = self.reader("influence").info("top_landmark").shape[1]

@@ -16,6 +16,7 @@ from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.sizing import feature_map
 from krepes_ooc.runner.staleness import StageState
+from krepes_ooc.sources.summary import describe_source
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.features.row_cost_record import describe_rows, load_row_description
 from krepes_ooc.storage.workspace import Workspace
@@ -57,6 +58,7 @@ def make_plan(
         costs = audit.costs(list(states.values()), sizes)
         # Time needs the rates of this machine and the cost of a feature row.
         rates = calibrate(folder) if timed else None
+        source = describe_source(audit.inputs.source)
         description = _row_description(audit, states["features"]) if timed else {}
         rows = [
             _row(audit, state, costs[name], budget, base)
@@ -68,6 +70,7 @@ def make_plan(
     facts = {key: value for key, value in sizes.to_attributes().items() if key != "plan"}
     return {
         "stages": rows,
+        "source": source,
         "rows": description,
         "shape": {**facts, **sizes.plan.to_attributes()},
         "disk": {

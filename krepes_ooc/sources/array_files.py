@@ -33,9 +33,10 @@ from krepes_ooc.sources.array_rows import (
     import_hdf5,
     mapped_rows,
 )
-from krepes_ooc.sources.array_source import ArraySource, Labels, array_source
+from krepes_ooc.sources.array_source import ArraySource, ImageSource, Labels, array_source
 from krepes_ooc.sources.base import SourceSpec, locate
 from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
+from krepes_ooc.sources.picture_rows import check_pixel_range
 from krepes_ooc.sources.zarr_arrays import is_zarr, zarr_rows, zarr_sha256
 
 MAX_CLASSES = 1_024
@@ -98,7 +99,10 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: RowReader) -> Array
     rows = _first_rows(rows, spec.limit)
     source = array_source(spec, rows, labels, identity)
     # On opening, not hours into the run: every row is read once.
-    _check_finite_once(rows, str(path), cache, canonical_digest(source.fingerprint()))
+    digest = canonical_digest(source.fingerprint())
+    _check_finite_once(rows, str(path), cache, digest)
+    if isinstance(source, ImageSource) and not spec.range:
+        check_pixel_range(rows, str(path), cache, digest)
     return source
 
 

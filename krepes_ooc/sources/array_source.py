@@ -27,10 +27,14 @@ from krepes_ooc.sources.base import (
     check_finite,
     check_positions,
 )
+from krepes_ooc.sources.image_pixels import PixelFormat
+from krepes_ooc.sources.picture_rows import CHANNELS, channels_last, image_advice
+
+__all__ = ["CHANNELS", "ArraySource", "ImageSource", "Labels", "Scaling", "VectorSource"]
 
 DIGITS_SIDE = 8
 DIGITS_LEVELS = 16.0
-CHANNELS = (1, 3, 4)
+FULL_SCALES = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,23 @@ class Scaling:
     """Affine map from raw pixels to the network's input: ``(raw / full - mean) / std``.
 
     Args:
-        full: raw value of a full-scale pixel.
+        full: raw value of a full-scale pixel, counted from black.
         mean: mean of each channel after division, or () for 0.
         std: standard deviation of each channel after division, or () for 1.
+        black: stored value of a black pixel; raw pixels are counted from it.
     """
 
     full: float
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    black: float = 0.0
+
+    def from_black(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Raw pixels: stored ones, less black; as they are where black is 0."""
+        if not self.black:
+            return stored
+        # Whole numbers first become float64, which holds all of 32 bits.
+        return (stored.astype(np.float64) - self.black).astype(np.float32)
 
     def __call__(self, raw: npt.NDArray[Any]) -> Float32:
         """Scaled float32 values, shape kept."""
@@ -108,6 +121,9 @@ class ArraySource:
         # Eight bytes for each label code.
         self.resident_bytes = rows.resident_bytes + (8 * self.n_samples if labels else 0)
         self.warnings: tuple[str, ...] = ()
+        # Lines for people that a plan shows, and what may be set if views refuse the source.
+        self.summary: tuple[str, ...] = ()
+        self.advice = ""
 
     def read(self, positions: Int64) -> npt.NDArray[Any]:
         """Raw samples [sample, ...].
@@ -202,9 +218,20 @@ class ImageSource(ArraySource):
     ) -> None:
         super().__init__(rows, labels, identity, sample_names)
         self.scaling = scaling
+        # How files are decoded into such images; None for images in an array.
+        self.picture_format: PixelFormat | None = getattr(rows, "form", None)
         # Stored channels last, as pictures are; shown to the network channels first.
         height, width, channels = rows.shape[1:]
         self.input_shape = (channels, height, width)
+
+    def read(self, positions: Int64) -> npt.NDArray[Any]:
+        """Raw images [sample, y, x, channel], counted from black.
+
+        Raises:
+            DataError: a value is NaN or infinite, or the file changed.
+            UsageError: a position lies outside the source.
+        """
+        return self.scaling.from_black(super().read(positions))
 
     def encode(self, raw: npt.NDArray[Any]) -> Float32:
         """Network input float32 [sample, channel, y, x], scaled."""
@@ -213,6 +240,8 @@ class ImageSource(ArraySource):
     def fingerprint(self) -> dict[str, Any]:
         """Identity of the files, rows used, shape, dtype and scaling, as JSON."""
         scaling = [self.scaling.full, list(self.scaling.mean), list(self.scaling.std)]
+        # Black was added later: it leaves no trace where it is 0.
+        scaling += [self.scaling.black] if self.scaling.black else []
         return super().fingerprint() | {"scaling": scaling}
 
 
@@ -225,8 +254,9 @@ def array_source(
 ) -> ArraySource:
     """Source of the class that an array's shape and type imply.
 
-    uint8 [sample, y, x, channel], and floats of that shape within [0, 1], are images (1, 3 or 4
-    channels); [sample, column] are vectors; all else is taken as it is.
+    uint8 and uint16 [sample, y, x, channel], and floats of that shape within [0, 1], are images (1,
+    3 or 4 channels), and so is every type with a declared ``range``; [sample, column] are vectors;
+    all else is taken as it is.
 
     Raises:
         SourceError: no samples, values that are no numbers, fewer labels than samples, or an image
@@ -239,25 +269,68 @@ def array_source(
             where=str(identity.get("name", "source")),
             expected="numbers [sample, ...]",
         )
-    # Floats are taken as already scaled to [0, 1].
-    if len(rows.shape) == 4 and rows.shape[3] in CHANNELS and rows.dtype.kind in "uf":
+    rows = channels_last(spec, rows, identity)
+    if spec.layout == "nchw":
+        # The same bytes in another layout are other pictures.
+        identity = identity | {"layout": spec.layout}
+    shape = rows.shape
+    if len(shape) == 4 and shape[3] in CHANNELS and (rows.dtype.kind in "uf" or spec.range):
         # The scale is fixed by the dtype alone, never by the data: a limit must not change it.
-        full = 255.0 if rows.dtype == np.uint8 else 1.0
-        scaling = check_scaling(spec, full, rows.shape[3])
-        return ImageSource(rows, labels, identity, scaling, sample_names)
-    if spec.mean or spec.std:
-        raise SourceError("mean and std are for images", where="source", expected="no mean or std")
-    if len(rows.shape) == 2:
+        full = _full_scale(spec, rows.dtype, identity)
+        return ImageSource(
+            rows, labels, identity, check_scaling(spec, full, shape[3]), sample_names
+        )
+    if spec.mean or spec.std or spec.range:
+        keys = "range is" if spec.range else "mean and std are"
+        raise SourceError(
+            f"{keys} for images, and this is {rows.dtype} of shape {tuple(shape)}",
+            where=str(identity.get("name", "source")),
+            expected="images [sample, y, x, channel]",
+        )
+    if len(shape) == 2:
         return VectorSource(rows, labels, identity, sample_names)
-    return ArraySource(rows, labels, identity, sample_names)
+    source = ArraySource(rows, labels, identity, sample_names)
+    source.advice = image_advice(rows, identity)
+    return source
+
+
+def _full_scale(spec: SourceSpec, dtype: np.dtype[Any], identity: dict[str, Any]) -> float:
+    """Stored value of a full-scale pixel where the recipe does not say one.
+
+    Raises:
+        SourceError: the type has no full scale.
+    """
+    if spec.range or dtype.kind == "f":
+        # Floats are taken as already scaled to [0, 1].
+        return 1.0
+    if dtype.newbyteorder("=") not in FULL_SCALES:
+        raise SourceError(
+            f"images of {dtype} have no known full scale",
+            where=str(identity.get("name", "source")),
+            expected="uint8, uint16, floats within [0, 1], or source.range",
+            advice="say which values are black and full scale, such as source.range: [0, 4095]",
+        )
+    return FULL_SCALES[dtype.newbyteorder("=")]
 
 
 def check_scaling(spec: SourceSpec, full: float, channels: int) -> Scaling:
     """The declared scaling of images with this many channels.
 
+    Args:
+        spec: recipe key ``source``.
+        full: stored value of a full-scale pixel where ``range`` is not set.
+        channels: number of channels.
+
     Raises:
-        SourceError: mean or std do not fit the channels, or a std is not positive.
+        SourceError: mean or std do not fit the channels, a std is not positive, or a range is not
+            two rising numbers.
     """
+    if spec.range and (len(spec.range) != 2 or spec.range[0] >= spec.range[1]):
+        raise SourceError(
+            f"{list(spec.range)} is no range",
+            where="source.range",
+            expected="two numbers, black below full scale, such as [0, 4095]",
+        )
     for key in ("mean", "std"):
         values = getattr(spec, key)
         if values and len(values) != channels:
@@ -268,6 +341,9 @@ def check_scaling(spec: SourceSpec, full: float, channels: int) -> Scaling:
             )
     if any(value <= 0 for value in spec.std):
         raise SourceError("a value is not positive", where="source.std", expected="values above 0")
+    if spec.range:
+        black, white = spec.range
+        return Scaling(white - black, spec.mean, spec.std, black)
     return Scaling(full, spec.mean, spec.std)
 
 

@@ -43,7 +43,24 @@ class SourceSpec:
     order: Literal["shuffled", "source"] = setting("shuffled", about="order of the store rows")
     array: str = setting("", about="name of the array inside an npz, hdf5 or zarr store")
     label_array: str = setting("", about="name of the label array inside such a store")
-    size: int | None = setting(None, about="side of the square every image is scaled to", minimum=1)
+    size: int | None = setting(
+        None, about="side to which the central square of every image is scaled", minimum=1
+    )
+    range: tuple[float, ...] = setting(
+        (), about="values of black and of full scale, such as [0, 4095]", digest_omits=()
+    )
+    alpha: Literal["drop", "white", "black"] = setting(
+        "drop", about="colour behind see-through pixels; drop ignores alpha", digest_omits="drop"
+    )
+    layout: Literal["nhwc", "nchw"] = setting(
+        "nhwc", about="whether channels of stored images come last or first", digest_omits="nhwc"
+    )
+    page: int | None = setting(
+        None, about="page of image files that hold several, from 0", minimum=0, digest_omits=None
+    )
+    skip_damaged: bool = setting(
+        False, about="leave out image files that cannot be decoded", digest_omits=False
+    )
     mean: tuple[float, ...] = setting((), about="mean of each image channel scaled to [0, 1]")
     std: tuple[float, ...] = setting((), about="standard deviation of each image channel")
     factory: str = setting("", about="module:callable that returns a map-style dataset")
@@ -54,6 +71,7 @@ class SourceSpec:
 # Keys that every kind of source reads, that images read, and that each kind reads.
 _EVERYWHERE = {"fetch", "kind", "limit", "order"}
 _IMAGE = {"mean", "std"}
+_PIXELS = {*_IMAGE, "range"}
 _USED_KEYS = {
     "digits": _IMAGE,
     "table": {
@@ -67,10 +85,10 @@ _USED_KEYS = {
         "header",
         "delimiter",
     },
-    "idx": {"path", "labels", "classes", *_IMAGE},
-    "arrays": {"path", "labels", "classes", "array", "label_array", *_IMAGE},
-    "images": {"path", "size", *_IMAGE},
-    "factory": {"factory", "arguments", *_IMAGE},
+    "idx": {"path", "labels", "classes", *_PIXELS},
+    "arrays": {"path", "labels", "classes", "array", "label_array", "layout", *_PIXELS},
+    "images": {"path", "size", "alpha", "page", "skip_damaged", *_PIXELS},
+    "factory": {"factory", "arguments", *_PIXELS},
 }
 
 

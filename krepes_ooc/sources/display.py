@@ -38,7 +38,7 @@ def display_arrays(source: Source, sample_id: Ids) -> DisplayArrays:
         arrays["values"] = np.asarray(raw, dtype=np.float64)
         sizes["column"] = raw.shape[1]
     elif source.kind == "image":
-        arrays["image"] = picture(raw)
+        arrays["image"] = picture(raw, full_scale(source))
         sizes |= dict(zip(("y", "x", "channel"), arrays["image"].shape[1:], strict=True))
     texts: dict[str, Mapping[str, Any]] = {
         "sample_name": {"categories": list(names)},
@@ -47,8 +47,26 @@ def display_arrays(source: Source, sample_id: Ids) -> DisplayArrays:
     return DisplayArrays(arrays, sizes, texts)
 
 
-def picture(raw: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Images [sample, y, x, channel] as uint8; other scales are stretched over 0 to 255."""
+def full_scale(source: Source) -> float | None:
+    """Raw value of a full-scale pixel; None for a source that is no image."""
+    scaling = getattr(source, "scaling", None)
+    return None if scaling is None else float(scaling.full)
+
+
+def picture(raw: npt.NDArray[Any], full: float | None = None) -> npt.NDArray[np.uint8]:
+    """Images [sample, y, x, channel] as uint8.
+
+    Args:
+        raw: pixels in the units of the source.
+        full: their full scale. uint8 pixels of full scale 255 are kept, dark ones too; deeper ones
+            are scaled by it. Small scales, such as digits from 0 to 16 or floats to 1, and pixels
+            of an unknown scale are stretched over 0 to 255.
+    """
+    if raw.dtype == np.uint8 and full == 255:
+        return raw
+    if full is not None and full >= 255:
+        scaled = np.clip(raw.astype(np.float64) / full, 0, 1)
+        return np.asarray(np.round(255 * scaled), dtype=np.uint8)
     # A uint8 picture that stays below 16 is one of few levels, such as the digits: stretch it.
     if raw.dtype == np.uint8 and raw.size and raw.max() > 16:
         return raw

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from krepes_ooc.errors import DataError, UsageError
 from krepes_ooc.sources.array_source import ArraySource, ImageSource
 from krepes_ooc.sources.base import Column, Int64, Source, SourceSpec
-from krepes_ooc.sources.image_folder import SUFFIXES, decode
+from krepes_ooc.sources.image_files import SUFFIXES
+from krepes_ooc.sources.image_pixels import PixelFormat, decode
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_LISTED = 12
@@ -61,7 +62,7 @@ def read_new_samples(source: Source, spec: SourceSpec, path: Path) -> NewSamples
     if suffix not in (".npy", ".json"):
         accepted = "a picture or .npy" if isinstance(source, ImageSource) else ".npy, .json or .txt"
         raise UsageError(f"{suffix or 'no suffix'}", where=str(path), expected=accepted)
-    return _name_rows(_shaped(source, _array(path, suffix), path), path)
+    return _name_rows(_shaped(source, spec, _array(path, suffix), path), path)
 
 
 def _name_rows(raw: npt.NDArray[Any], path: Path) -> NewSamples:
@@ -97,17 +98,23 @@ def _array(path: Path, suffix: str) -> npt.NDArray[Any]:
     return np.asarray(values)
 
 
-def _shaped(source: ArraySource, values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+def _shaped(
+    source: ArraySource, spec: SourceSpec, values: npt.NDArray[Any], path: Path
+) -> npt.NDArray[Any]:
     """Raw samples [sample, ...]: one sample, or several along the first axis."""
     shape = source.input_shape
     if isinstance(source, ImageSource):
         # Stored images have their channels last, network inputs first.
         shape = (*shape[1:], shape[0])
+        if spec.layout == "nchw" and values.ndim >= 3 and values.shape[-3] == shape[-1]:
+            values = np.moveaxis(values, -3, -1)
         if shape[-1] == 1 and values.shape[-2:] == shape[:2]:
             values = values[..., None]
         full = source.scaling.full
         # Pixels of another scale would give a finite and meaningless answer.
-        if values.size and not (values.min() >= 0 and values.max() <= full):
+        if spec.range:
+            values = source.scaling.from_black(values)
+        elif values.size and not (values.min() >= 0 and values.max() <= full):
             raise DataError(
                 f"pixels from {values.min():g} to {values.max():g}",
                 where=str(path),
@@ -128,7 +135,8 @@ def _shaped(source: ArraySource, values: npt.NDArray[Any], path: Path) -> npt.ND
 def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[Any]:
     channels, height, width = source.input_shape
     # Decoded exactly as the images of a folder are.
-    pixels = decode(path, MODES[channels], spec.size)
+    form = source.picture_format or PixelFormat(MODES[channels], side=spec.size)
+    pixels = decode(path, form)
     if pixels.shape[:2] != (height, width):
         raise DataError(
             f"image of {pixels.shape[0]} x {pixels.shape[1]} pixels",
@@ -137,8 +145,8 @@ def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[A
             advice="scale the picture first",
         )
     full = source.scaling.full
-    if full == 255:
-        return pixels[None]
+    if source.picture_format is not None or full == 255:
+        return source.scaling.from_black(pixels[None])
     # A source of other units, such as digits from 0 to 16: rescale.
     return np.float32(full / 255) * pixels[None].astype(np.float32)
 

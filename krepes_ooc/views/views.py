@@ -126,6 +126,13 @@ def _choose_family(spec: ViewSpec, source: Source) -> str:
             f"no {spec.kind} views for a source of kind {source.kind!r}",
             where="views.kind",
             expected=family,
-            advice="name your own views in views.function" if family == "callable" else "",
+            advice=_advice(source) if family == "callable" else "",
         )
     return family
+
+
+def _advice(source: Source) -> str:
+    """What may be set where a source has no views: the source's advice, or a function."""
+    advice = "name your own views in views.function"
+    hint = getattr(source, "advice", "")
+    return f"{hint}; else {advice}" if hint else advice
