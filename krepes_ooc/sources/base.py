@@ -49,6 +49,16 @@ class SourceSpec:
     factory: str = setting("", about="module:callable that returns a map-style dataset")
     fetch: str = setting("", about="what to type if the file is not there, shown in the error")
     arguments: dict[str, Any] = setting({}, about="of the factory")
+    missing_chunks: Literal["refuse", "fill"] = setting(
+        "refuse",
+        about="Zarr and HDF5 chunks that are not on disk: refused, or read as the fill value",
+        digest_omits="refuse",
+    )
+    key: str = setting(
+        "",
+        about="entry of a factory's items (dicts or tuples) that is the sample",
+        digest_omits="",
+    )
 
 
 # Keys that every kind of source reads, that images read, and that each kind reads.
@@ -68,9 +78,9 @@ _USED_KEYS = {
         "delimiter",
     },
     "idx": {"path", "labels", "classes", *_IMAGE},
-    "arrays": {"path", "labels", "classes", "array", "label_array", *_IMAGE},
+    "arrays": {"path", "labels", "classes", "array", "label_array", "missing_chunks", *_IMAGE},
     "images": {"path", "size", *_IMAGE},
-    "factory": {"factory", "arguments", *_IMAGE},
+    "factory": {"factory", "arguments", "key", *_IMAGE},
 }
 
 
