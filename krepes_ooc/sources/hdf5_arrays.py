@@ -19,6 +19,8 @@ from krepes_ooc.sources.packed import find_packing
 SUFFIXES = {".h5", ".hdf5", ".hdf"}
 # Virtual data sets may be built of virtual data sets.
 _MAX_DEPTH = 8
+# What h5py raises on a damaged file.
+_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
 
 
 def hdf5_rows(path: Path, array: str, *, fill: bool) -> Rows:
@@ -55,7 +57,7 @@ def hdf5_rows(path: Path, array: str, *, fill: bool) -> Rows:
                     f"values of type {data.dtype}", where=where, expected="numbers or texts"
                 )
             return _rows(data, path, name, where)
-    except OSError as error:
+    except _DAMAGE as error:
         raise unreadable(path, error, source=True) from error
 
 
@@ -137,7 +139,7 @@ def filled_words(path: Path, array: str) -> list[str]:
             _, data = _open_data(h5py, file, array, path)
             fill = f"reads as the fill value {data.fillvalue}"
             return [f"{words}: {fill}" for words in find_holes(h5py, data, path)]
-    except OSError as error:
+    except _DAMAGE as error:
         raise unreadable(path, error, source=True) from error
 
 
@@ -165,7 +167,7 @@ def linked_files(path: Path, array: str) -> list[Path]:
         with h5py.File(path, "r") as file:
             _, data = _open_data(h5py, file, array, path)
             files = {Path(data.file.filename)} | set(_sources(h5py, data, 0))
-    except OSError as error:
+    except _DAMAGE as error:
         raise unreadable(path, error, source=True) from error
     return sorted(file for file in files if file.is_file() and not file.samefile(path))
 
@@ -280,8 +282,15 @@ def _source_holes(h5py: Any, file: Any, source: Any, path: Path, depth: int) -> 
         yield f"its source {name} is not there"
         return
     # The source may have shrunk below the part that is asked for.
-    _, last = source.src_space.get_select_bounds()
-    if inner.ndim != len(last) or any(n <= m for n, m in zip(inner.shape, last, strict=True)):
+    try:
+        _, last = source.src_space.get_select_bounds()
+        fits = inner.ndim == len(last) and all(
+            n > m for n, m in zip(inner.shape, last, strict=True)
+        )
+    # A whole source has a selection without bounds.
+    except ValueError:
+        fits = inner.size >= source.vspace.get_select_npoints()
+    if not fits:
         yield f"its source {name} has shape {list(inner.shape)}, too small for its part"
         return
     for words in find_holes(h5py, inner, path, depth + 1):
