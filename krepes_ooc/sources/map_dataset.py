@@ -188,12 +188,11 @@ class DatasetRows:
                 expected="a method from_text(text) that returns an item",
                 advice="give the item itself as .npy",
             )
-        whiches = [repr(text[:40]) for text in texts]
-        items = [
-            self._get(partial(from_text, text), which)
-            for text, which in zip(texts, whiches, strict=True)
-        ]
-        samples = [self._split(item, which)[0] for item, which in zip(items, whiches, strict=True)]
+        samples = []
+        for text in texts:
+            # Copied before the next text: the data set may use one buffer.
+            which = repr(text[:40])
+            samples.append(self._split(self._get(partial(from_text, text), which), which)[0])
         for sample in samples:
             self._check_like_first(sample, "new text")
         return np.stack(samples)
