@@ -286,10 +286,5 @@ def _nan_if_null(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _nan_if_null(value: float | None) -> float:
-    """A bound that was not defined is null in a store, as every number that is not finite."""
-    return math.nan if value is None else float(value)
-
-
 def _null_if_nan(value: float) -> float | None:
     return value if math.isfinite(value) else None

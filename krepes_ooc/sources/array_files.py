@@ -9,20 +9,20 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from krepes_ooc.core.digests import (
     canonical_digest,
     remembered_sha256,
-    stat_signature,
     write_cache_file,
 )
 from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import SourceError
+from krepes_ooc.sources.array_labels import code_labels, rename_classes
 from krepes_ooc.sources.array_rows import (
     Hdf5Rows,
     MappedRows,
@@ -30,20 +30,20 @@ from krepes_ooc.sources.array_rows import (
     Rows,
     check_all_finite,
     choose_array,
-    import_hdf5,
     mapped_rows,
 )
 from krepes_ooc.sources.array_source import ArraySource, ImageSource, Labels, array_source
 from krepes_ooc.sources.base import SourceSpec, locate
 from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
+from krepes_ooc.sources.hdf5_arrays import SUFFIXES, hdf5_rows
+from krepes_ooc.sources.hdf5_arrays import filled_words as hdf5_filled_words
 from krepes_ooc.sources.picture_rows import check_pixel_range
+from krepes_ooc.sources.zarr_arrays import filled_words as zarr_filled_words
 from krepes_ooc.sources.zarr_arrays import is_zarr, zarr_rows, zarr_sha256
 
-MAX_CLASSES = 1_024
 RowReader = Callable[[Path, str, str, Path], Rows]
 # The third byte of an idx header: NumPy type of the values, big-endian.
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-_HDF5 = {".h5", ".hdf5", ".hdf"}
 # What the decoders of gzip, zip and npy raise on a damaged file.
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, struct.error)
 
@@ -65,29 +65,32 @@ def open_arrays(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
         SourceError: a file is missing, damaged, of another format, or holds no such array.
         DataError: a value is NaN or infinite.
     """
-    return _open(spec, base, cache, _array_rows)
+    reader = partial(_array_rows, fill=spec.missing_chunks == "fill")
+    return _open(spec, base, cache, reader)
 
 
 def _open(spec: SourceSpec, base: Path, cache: Path, reader: RowReader) -> ArraySource:
-    path = locate(spec.path, base, folder=is_zarr(spec.path))
+    path = _locate(spec.path, base)
     sha256 = _sha256(path, spec.array, cache)
     identity: dict[str, Any] = {
         "kind": spec.kind,
         "name": path.name,
-        "bytes": 0 if is_zarr(path) else path.stat().st_size,
+        "bytes": 0 if path.is_dir() else path.stat().st_size,
         "sha256": sha256,
         "array": spec.array,
     }
     rows = reader(path, sha256, spec.array, cache)
+    # Values behind links and in virtual data sets are part of the content.
+    if isinstance(rows, Hdf5Rows) and rows.linked:
+        linked = [file for file, _ in rows.linked]
+        identity["linked"] = [[file.name, remembered_sha256(file, cache)] for file in linked]
     # Labels: a second file, or another array of the same file.
     labels: Labels | None = None
     if spec.labels or spec.label_array:
-        folder = is_zarr(spec.labels)
-        label_path = locate(spec.labels, base, "labels", folder=folder) if spec.labels else path
+        label_path = _locate(spec.labels, base, "labels") if spec.labels else path
         label_sha256 = _sha256(label_path, spec.label_array, cache)
         label_rows = reader(label_path, label_sha256, spec.label_array, cache)
-        labels = code_labels(label_rows.take(np.arange(label_rows.shape[0])), str(label_path))
-        labels = _rename_classes(labels, spec.classes, str(label_path)) if spec.classes else labels
+        labels = _read_labels(label_rows, spec.classes, str(label_path))
         if len(labels.codes) != rows.shape[0]:
             raise SourceError(
                 f"{len(labels.codes)} labels for {rows.shape[0]} samples",
@@ -98,12 +101,63 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: RowReader) -> Array
     # The limit comes last: labels are counted against the whole file.
     rows = _first_rows(rows, spec.limit)
     source = array_source(spec, rows, labels, identity)
+    if spec.missing_chunks == "fill":
+        source.warnings = (*source.warnings, *_filled_words(path, spec.array))
     # On opening, not hours into the run: every row is read once.
     digest = canonical_digest(source.fingerprint())
     _check_finite_once(rows, str(path), cache, digest)
     if isinstance(source, ImageSource) and not spec.range:
         check_pixel_range(rows, str(path), cache, digest)
     return source
+
+
+def _locate(path: str, base: Path, key: str = "path") -> Path:
+    """The file or Zarr folder that a recipe names.
+
+    Raises:
+        SourceError: there is none; of a folder that is no Zarr array, what it is.
+    """
+    located = (base / Path(path).expanduser()).absolute()
+    if is_zarr(located):
+        if located.is_file():
+            raise SourceError(
+                "a file, but Zarr stores are folders",
+                where=str(located),
+                expected="a folder",
+                advice="unpack it if it is an archive",
+            )
+        return locate(path, base, key, folder=True)
+    if path and located.is_dir():
+        raise SourceError(
+            "a folder without Zarr metadata",
+            where=str(located),
+            expected="a .npy, .npz or .h5 file, or a Zarr array or group",
+            advice="pictures in a folder are read by source.kind: images",
+        )
+    return locate(path, base, key)
+
+
+def _read_labels(rows: Rows, classes: tuple[str, ...], where: str) -> Labels:
+    """Codes and classes of a label array; ``classes`` are the recipe's names of 0, 1, 2 ..."""
+    if not rows.shape:
+        raise SourceError("a single value", where=where, expected="labels [sample]")
+    values = rows.take(np.arange(rows.shape[0]))
+    # Named classes: False is the first, True the second.
+    if classes and values.dtype.kind == "b":
+        values = values.astype(np.int64)
+    labels = code_labels(values, where)
+    return rename_classes(labels, classes, where) if classes else labels
+
+
+def _filled_words(path: Path, array: str) -> list[str]:
+    """What was not on disk and reads as the fill value, for people."""
+    if is_zarr(path):
+        words = zarr_filled_words(path, array)
+    elif path.suffix.lower() in SUFFIXES:
+        words = hdf5_filled_words(path, array)
+    else:
+        words = []
+    return [f"{path.name}: {text}" for text in words]
 
 
 def _sha256(path: Path, array: str, cache: Path) -> str:
@@ -116,60 +170,6 @@ def _check_finite_once(rows: Rows, where: str, cache: Path, digest: str) -> None
     if rows.dtype.kind == "f" and not marker.is_file():
         check_all_finite(rows, where)
         write_cache_file(marker, b"")
-
-
-def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
-    """Codes and sorted class names of labels [sample]: whole numbers (negative: missing) or text.
-
-    Raises:
-        SourceError: another shape or type, or too many classes.
-    """
-    # HDF5 and Zarr label arrays are often [sample, 1].
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or values.dtype.kind not in "uibUS":
-        raise SourceError(
-            f"labels are {values.dtype} of shape {list(values.shape)}",
-            where=where,
-            expected="whole numbers or text [sample]",
-        )
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8", "replace")
-    # Negative numbers and empty texts mean "no label".
-    missing = values == "" if values.dtype.kind == "U" else values.astype(np.int64) < 0
-    # Codes follow the sorted names, so they do not depend on the order of the samples.
-    names, codes = np.unique(values[~missing], return_inverse=True)
-    if len(names) > MAX_CLASSES:
-        raise SourceError(
-            f"{len(names)} classes", where=where, expected=f"at most {MAX_CLASSES} classes"
-        )
-    all_codes = np.full(values.shape, -1, dtype=np.int64)
-    all_codes[~missing] = codes
-    return Labels(all_codes, tuple(str(name) for name in names.tolist()))
-
-
-def _rename_classes(labels: Labels, classes: tuple[str, ...], where: str) -> Labels:
-    """Labels with the names that the recipe gives to 0, 1, 2 ...
-
-    Raises:
-        SourceError: a label without a name, or a name twice.
-    """
-    if len(set(classes)) < len(classes):
-        raise SourceError(
-            "source.classes names a class twice", where=where, expected="different names"
-        )
-    code_of = {str(code): code for code in range(len(classes))}
-    # Labels are whole numbers as text: each must be an index into the given names.
-    nameless = [name for name in labels.classes if name not in code_of]
-    if nameless:
-        raise SourceError(
-            f"label {nameless[0]} has no name",
-            where=where,
-            expected=f"labels from 0 to {len(classes) - 1}, as many as source.classes names",
-        )
-    # Missing labels have the code -1, which indexes the last entry.
-    codes = np.array([*(code_of[name] for name in labels.classes), -1], dtype=np.int64)
-    return Labels(codes[labels.codes], classes)
 
 
 def _first_rows(rows: Rows, limit: int | None) -> Rows:
@@ -208,12 +208,12 @@ def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     return mapped_rows(path, 4 + 4 * dims, dtype, shape, cached)
 
 
-def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
+def _array_rows(path: Path, sha256: str, array: str, cache: Path, *, fill: bool) -> Rows:
     suffix = path.suffix.lower()
     if is_zarr(path):
-        return zarr_rows(path, sha256, array, cache)
-    if suffix in _HDF5:
-        return _hdf5_rows(path, array)
+        return zarr_rows(path, sha256, array, cache, fill=fill)
+    if suffix in SUFFIXES:
+        return hdf5_rows(path, array, fill=fill)
     if suffix not in (".npy", ".npz"):
         raise SourceError(
             "unknown kind of array file",
@@ -266,24 +266,6 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
             cached.check(0, cached.size)
         return MemoryRows(np.load(path, allow_pickle=False))
     return mapped_rows(path, offset, dtype, shape, cached)
-
-
-def _hdf5_rows(path: Path, array: str) -> Rows:
-    h5py = import_hdf5()
-    try:
-        with h5py.File(path, "r") as file:
-            names: list[str] = []
-            # Data sets have a shape, groups have none.
-            file.visititems(lambda n, item: names.append(n) if hasattr(item, "shape") else None)
-            name = choose_array(names, array, path)
-            data = file[name]
-            # Variable-length texts can only be read whole.
-            if data.dtype.kind == "O":
-                return MemoryRows(np.asarray(data.asstr()[:], dtype=np.str_))
-            shape = tuple(int(size) for size in data.shape)
-            return Hdf5Rows(path, name, data.dtype, shape, stat_signature(path))
-    except OSError as error:
-        raise unreadable(path, error, source=True) from error
 
 
 def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> CachedFile | None:

@@ -15,6 +15,7 @@ from krepes_ooc.core.digests import stat_signature
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.base import Int64, check_finite
 from krepes_ooc.sources.cache import CachedFile
+from krepes_ooc.sources.packed import Packing
 
 SCAN_BYTES = 16 * 2**20
 MARGINAL_ROWS = 4_096
@@ -117,13 +118,25 @@ class MappedRows:
 
 @dataclass(frozen=True)
 class Hdf5Rows:
-    """Rows of an HDF5 data set; the file is opened for each read."""
+    """Rows of an HDF5 data set; the file is opened for each read.
+
+    Args:
+        path: the file.
+        name: of the data set.
+        dtype: type of the values that are given.
+        shape: size of every dimension, samples first; grey pictures have a channel axis.
+        signature: ``stat_signature`` of the file when it was opened.
+        packing: how stored values are decoded; None: as they are.
+        linked: other files that hold the values, with their signatures.
+    """
 
     path: Path
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     signature: FileSignature
+    packing: Packing | None = None
+    linked: tuple[tuple[Path, FileSignature], ...] = ()
 
     @property
     def resident_bytes(self) -> int:
@@ -134,9 +147,10 @@ class Hdf5Rows:
         """Copies of the rows at these positions.
 
         Raises:
-            DataError: the file changed since it was opened, or cannot be read.
+            DataError: the file changed since it was opened, cannot be read, or lacks a value.
         """
-        check_unchanged(self.path, self.signature)
+        for file, signature in ((self.path, self.signature), *self.linked):
+            check_unchanged(file, signature)
         # HDF5 takes only increasing, unique indices: read those, then repeat and reorder.
         unique, inverse = np.unique(positions, return_inverse=True)
         try:
@@ -146,6 +160,10 @@ class Hdf5Rows:
             raise DataError(f"cannot be read: {error}", where=str(self.path)) from error
         if values is None:
             return np.empty((0, *self.shape[1:]), self.dtype)
+        if self.packing is not None:
+            values = self.packing.decode(values, unique, str(self.path))
+        # The channel axis of grey pictures is not in the file.
+        values = values.reshape(len(unique), *self.shape[1:])
         return np.asarray(values[inverse.reshape(positions.shape)])
 
 

@@ -66,6 +66,16 @@ class SourceSpec:
     factory: str = setting("", about="module:callable that returns a map-style dataset")
     fetch: str = setting("", about="what to type if the file is not there, shown in the error")
     arguments: dict[str, Any] = setting({}, about="of the factory")
+    missing_chunks: Literal["refuse", "fill"] = setting(
+        "refuse",
+        about="Zarr and HDF5 chunks that are not on disk: refused, or read as the fill value",
+        digest_omits="refuse",
+    )
+    key: str = setting(
+        "",
+        about="entry of a factory's items (dicts or tuples) that is the sample",
+        digest_omits="",
+    )
 
 
 # Keys that every kind of source reads, that images read, and that each kind reads.
@@ -86,9 +96,12 @@ _USED_KEYS = {
         "delimiter",
     },
     "idx": {"path", "labels", "classes", *_PIXELS},
-    "arrays": {"path", "labels", "classes", "array", "label_array", "layout", *_PIXELS},
+    "arrays": {
+        *("path", "labels", "classes", "array", "label_array", "layout", "missing_chunks"),
+        *_PIXELS,
+    },
     "images": {"path", "size", "alpha", "page", "skip_damaged", *_PIXELS},
-    "factory": {"factory", "arguments", *_PIXELS},
+    "factory": {"factory", "arguments", "key", *_PIXELS},
 }
 
 

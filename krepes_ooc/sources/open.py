@@ -54,7 +54,7 @@ def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
         return array_files.open_arrays(spec, base, cache)
     if spec.kind == "images":
         return image_folder.open_images(spec, base, cache)
-    return map_dataset.open_dataset(spec, base)
+    return map_dataset.open_dataset(spec, base, cache)
 
 
 def row_order(source: Source, spec: SourceSpec, seed: int) -> ShuffledOrder:

@@ -17,6 +17,8 @@ from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.array_rows import MemoryRows, Rows, choose_array, mapped_rows
 from krepes_ooc.sources.cache import find_cached, folder_sha256, writing_cached
+from krepes_ooc.sources.packed import Packing, find_packing
+from krepes_ooc.sources.zarr_shards import shard_holes
 
 SUFFIX = ".zarr"
 SLAB_BYTES = 128 * 2**20
@@ -28,9 +30,11 @@ _CODECS = ("codecs", "filters", "compressor")
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError)
 
 
-def is_zarr(path: str | Path) -> bool:
-    """Whether a path names a Zarr folder."""
-    return Path(path).suffix.lower() == SUFFIX
+def is_zarr(path: Path) -> bool:
+    """Whether a path names a Zarr store, or an array or group inside one."""
+    return path.suffix.lower() == SUFFIX or any(
+        (path / name).is_file() for name in (*_METADATA, ".zgroup")
+    )
 
 
 def zarr_sha256(path: Path, array: str, cache: Path) -> str:
@@ -51,26 +55,36 @@ def zarr_sha256(path: Path, array: str, cache: Path) -> str:
     return folder_sha256(folder, files, signatures, cache)
 
 
-def zarr_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
+def zarr_rows(path: Path, sha256: str, array: str, cache: Path, *, fill: bool = False) -> Rows:
     """Rows of one array, Zarr format 2 or 3; texts stay in memory.
 
     Chunks of many samples would be decoded again for every sample of a shuffled block, so the
-    array is written uncompressed into the cache, once.
+    array is written uncompressed into the cache, once. With ``fill`` chunks that are not on disk
+    are read as the fill value.
 
     Raises:
         SourceError: no such array, a chunk that is not on disk, cannot be decoded or is too large.
+        DataError: a value is missing by the attributes of the array.
     """
     folder, data = _open(path, array)
     if data.dtype.kind not in "uif":
-        return MemoryRows(_texts(folder, data))
-    target = cache / f"unpacked-{sha256[:16]}.raw"
+        return MemoryRows(_texts(folder, data, fill))
+    packing = _packing(folder, data)
+    # Names of their own for what earlier versions copied otherwise: they may be there already.
+    variant = ("-decoded" if packing else "") + ("-filled" if fill else "")
+    variant += "-shards" if data.shards else ""
+    target = cache / f"unpacked-{sha256[:16]}{variant}.raw"
     # Named by the content, so a changed array is unpacked again.
     cached = find_cached(target)
     if cached is None:
         try:
             with writing_cached(target) as temporary, temporary.open("wb") as stream:
-                for slab in _slabs(folder, data):
-                    stream.write(slab.data)
+                first = 0
+                for slab in _slabs(folder, data, fill):
+                    positions = np.arange(first, first + len(slab))
+                    meant = packing.decode(slab, positions, str(folder)) if packing else slab
+                    stream.write(np.ascontiguousarray(meant).data)
+                    first += len(slab)
         except OSError as error:
             raise SourceError(
                 f"cannot be unpacked into the cache: {error}",
@@ -82,7 +96,17 @@ def zarr_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     # Grey pictures: add the channel axis.
     if len(shape) == 3 and data.dtype == np.uint8:
         shape = (*shape, 1)
-    return mapped_rows(target, 0, data.dtype.newbyteorder("="), shape, cached)
+    native = data.dtype.newbyteorder("=")
+    return mapped_rows(target, 0, packing.dtype(native) if packing else native, shape, cached)
+
+
+def _packing(folder: Path, data: Any) -> Packing | None:
+    attributes = dict(data.attrs)
+    # In format 2 xarray writes the fill value of packed numbers into the array itself.
+    packed = "scale_factor" in attributes or "add_offset" in attributes
+    if packed and data.metadata.zarr_format == 2 and data.fill_value is not None:
+        attributes.setdefault("_FillValue", data.fill_value)
+    return find_packing(attributes, data.dtype, str(folder))
 
 
 def _open(path: Path, array: str) -> tuple[Path, Any]:
@@ -130,7 +154,7 @@ def _without_pickle(folder: Path) -> Path:
     return folder
 
 
-def _texts(folder: Path, data: Any) -> npt.NDArray[Any]:
+def _texts(folder: Path, data: Any, fill: bool) -> npt.NDArray[Any]:
     if data.ndim != 1 or data.dtype.kind not in "USTb":
         raise SourceError(
             f"{data.dtype} values of shape {list(data.shape)}",
@@ -138,14 +162,14 @@ def _texts(folder: Path, data: Any) -> npt.NDArray[Any]:
             expected="numbers [sample, ...], or texts [sample] as labels",
         )
     # Labels are few: they stay in memory.
-    slabs = list(_slabs(folder, data))
+    slabs = list(_slabs(folder, data, fill))
     # NumPy's variable-length strings have no plain bytes.
     if data.dtype.kind == "T":
         return np.asarray([text for slab in slabs for text in slab.tolist()], dtype=np.str_)
     return np.concatenate([np.empty(0, data.dtype), *slabs])
 
 
-def _slabs(folder: Path, data: Any) -> Iterator[npt.NDArray[Any]]:
+def _slabs(folder: Path, data: Any, fill: bool) -> Iterator[npt.NDArray[Any]]:
     """Slabs of consecutive samples, each within the rows of one chunk."""
     # A shard is read whole: it is the chunk that counts.
     grid = tuple(max(1, int(edge)) for edge in data.shards or data.chunks)
@@ -163,7 +187,8 @@ def _slabs(folder: Path, data: Any) -> Iterator[npt.NDArray[Any]]:
     native = data.dtype.newbyteorder("=") if data.dtype.kind in "uif" else None
     for start in range(0, data.shape[0], grid[0]):
         # Only the chunks of these rows: a missing one is found before it is read.
-        _check_chunks(folder, data, grid, start // grid[0])
+        if not fill:
+            _check_chunks(folder, data, grid, start // grid[0])
         stop = min(start + grid[0], data.shape[0])
         for first in range(start, stop, step):
             values = _decode(folder, data, first, min(first + step, stop))
@@ -185,6 +210,18 @@ def _decode(folder: Path, data: Any, start: int, stop: int) -> npt.NDArray[Any]:
 
 def _check_chunks(folder: Path, data: Any, grid: tuple[int, ...], row: int) -> None:
     """Raise if a chunk is not on disk: it would read as the fill value."""
+    for words in _holes(folder, data, grid, row):
+        raise SourceError(
+            f"{words} is not on disk and would read as the fill value {data.fill_value}",
+            where=str(folder),
+            expected="every chunk on disk",
+            advice="set source.missing_chunks: fill if that value is meant, "
+            "or write the array with write_empty_chunks=True",
+        )
+
+
+def _holes(folder: Path, data: Any, grid: tuple[int, ...], row: int) -> Iterator[str]:
+    """Chunks of one row of chunks that are not on disk, in words."""
     # Chunks along each axis of one sample.
     counts = [-(-size // edge) for size, edge in zip(data.shape[1:], grid[1:], strict=True)]
     if math.prod(counts) > MAX_CHUNKS:
@@ -195,11 +232,23 @@ def _check_chunks(folder: Path, data: Any, grid: tuple[int, ...], row: int) -> N
             advice="write the array again in larger chunks",
         )
     for rest in itertools.product(*map(range, counts)):
-        key = data.metadata.encode_chunk_key((row, *rest))
+        place = (row, *rest)
+        key = data.metadata.encode_chunk_key(place)
         if not (folder / key).is_file():
-            raise SourceError(
-                f"chunk {key} is not on disk and would read as the fill value",
-                where=str(folder),
-                expected="every chunk as a file",
-                advice="if it holds nothing else, write it with write_empty_chunks=True",
-            )
+            yield f"chunk {key}"
+        elif data.shards:
+            corner = tuple(index * edge for index, edge in zip(place, grid, strict=True))
+            shape = tuple(n - c for n, c in zip(data.shape, corner, strict=True))
+            for inner in shard_holes(folder / key, data.metadata.codecs, grid, shape):
+                first = corner[0] + inner.start
+                last = min(corner[0] + inner.stop, data.shape[0]) - 1
+                yield f"a chunk of shard {key} with values of samples {first} to {last}"
+
+
+def filled_words(path: Path, array: str) -> list[str]:
+    """How many chunks are read as the fill value because they are not on disk, in words."""
+    folder, data = _open(path, array)
+    grid = tuple(max(1, int(edge)) for edge in data.shards or data.chunks)
+    rows = range(-(-data.shape[0] // grid[0]))
+    count = sum(1 for row in rows for _ in _holes(folder, data, grid, row))
+    return [f"{count:,} chunks are read as the fill value {data.fill_value}"] if count else []

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from krepes_ooc.core.import_object import factory_sha256, load_callable
 from krepes_ooc.errors import DataError
-from krepes_ooc.sources.base import Int64
+from krepes_ooc.sources.base import Int64, Source
+
+CHECKED_SAMPLES = 16
 
 
 class UserViews:
@@ -44,12 +46,45 @@ class UserViews:
         ]
         return np.stack(views) if views else raw
 
+    def check_repeatable(self, source: Source, view_ids: tuple[int, ...], seed: int) -> None:
+        """View a few samples twice, the second time in the opposite order.
+
+        Args:
+            source: where the samples come from.
+            view_ids: the views to draw.
+            seed: key of the draws.
+
+        Raises:
+            DataError: a view differs at the second call, or the callable fails; names the sample.
+        """
+        count = min(CHECKED_SAMPLES, source.n_samples)
+        # Neighbours where random access is not cheap: they lie in one row group.
+        spread = np.linspace(0, source.n_samples - 1, count).astype(np.int64)
+        positions = np.unique(spread) if source.row_groups is None else np.arange(count)
+        raw = source.read(positions)
+        calls = [(row, view) for view in view_ids for row in range(len(positions))]
+        first = {}
+        for row, view in calls:
+            first[row, view] = self._one(raw[row].copy(), int(positions[row]), view, seed)
+        # Opposite order: a view that leans on the call before it gives something else.
+        for row, view in reversed(calls):
+            again = self._one(raw[row].copy(), int(positions[row]), view, seed)
+            if again.tobytes() == first[row, view].tobytes():
+                continue
+            raise DataError(
+                "was called twice and gave different values",
+                where=f"views.function {self._function}, sample {int(positions[row])}, view {view}",
+                expected="the same view for the same sample, view_id and seed, in any order",
+                advice="draw from numpy.random.default_rng((seed, view_id, sample_id)) alone",
+            )
+
     def _one(
         self, sample: npt.NDArray[Any], sample_id: int, view: int, seed: int
     ) -> npt.NDArray[Any]:
         where = f"views.function {self._function}, sample {sample_id}, view {view}"
         try:
-            result = np.asarray(self._view(sample, sample_id, view, seed))
+            # A copy: the callable may return one buffer again and again.
+            result = np.asarray(self._view(sample, sample_id, view, seed)).copy()
         except Exception as error:
             raise DataError(f"{type(error).__name__}: {error}", where=where) from error
         # Checked on every call: the code of the user may go wrong on one sample in a million.

@@ -39,6 +39,7 @@ class Views:
     Raises:
         SourceError: a family of views that does not fit the source, a column that it lacks, or a
             callable that cannot be loaded.
+        DataError: a callable fails, or gives two views of one sample under one seed.
     """
 
     def __init__(self, spec: ViewSpec, source: Source, seed: int, base: Path | None = None) -> None:
@@ -54,6 +55,8 @@ class Views:
             self._family = TableViews(spec, cast("Tabular", source))
         else:
             self._family = UserViews(spec.function, base or Path.cwd())
+            # Before any block is computed: the code of the user is not believed.
+            self._family.check_repeatable(source, tuple({0, spec.count - 1}), seed)
 
     def apply(
         self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int | None = None

@@ -207,7 +207,7 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
             "4 labels for 3 samples; expected one label for each sample",
         ),
         (
-            {"x": np.ones((3, 2)), "y": np.ones(3)},
+            {"x": np.ones((3, 2)), "y": np.full(3, 0.5)},
             {"array": "x", "label_array": "y"},
             r"labels are float64 of shape \[3\]; expected whole numbers or text",
         ),

@@ -20,7 +20,7 @@ from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.display import display_arrays
 from krepes_ooc.sources.new_samples import read_new_samples
 from krepes_ooc.sources.open import open_source
-from krepes_ooc.sources.summary import describe_source
+from krepes_ooc.sources.source_summary import describe_source
 
 N = 6
 Array = npt.NDArray[Any]

@@ -21,6 +21,7 @@ from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.open import open_source
 from krepes_ooc.sources.table import TableSource, open_table
 from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.views.user import UserViews
 from krepes_ooc.views.views import Views
 
 BUSY = ViewSpec(flip=True, crop=0.5, jitter=0.4, shift=2, noise=0.05)
@@ -264,9 +265,12 @@ def test_a_user_callable(digits: Source, recipe_folder: Path) -> None:
 def test_a_user_callable_that_fails(
     digits: Source, recipe_folder: Path, name: str, message: str
 ) -> None:
-    views = Views(ViewSpec(function=f"mine.py:{name}"), digits, 5, recipe_folder)
+    views = UserViews(f"mine.py:{name}", recipe_folder)
     with pytest.raises(DataError, match=message):
-        views.apply(digits.read(np.asarray([4])), np.asarray([4]), 0)
+        views(digits.read(np.asarray([4])), np.asarray([4]), 0, 5)
+    # Found before the first block.
+    with pytest.raises(DataError, match=f"views.function mine.py:{name}, sample"):
+        Views(ViewSpec(function=f"mine.py:{name}"), digits, 5, recipe_folder)
 
 
 @pytest.mark.parametrize(
