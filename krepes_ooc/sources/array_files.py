@@ -150,7 +150,7 @@ def _read_labels(rows: Rows, classes: tuple[str, ...], where: str) -> Labels:
 
 
 def _filled_words(path: Path, array: str) -> list[str]:
-    """What was not on disk and reads as the fill value, for people."""
+    """Warnings of parts that are not on disk and read as the fill value."""
     if is_zarr(path):
         words = zarr_filled_words(path, array)
     elif path.suffix.lower() in SUFFIXES:

@@ -132,7 +132,11 @@ def _open_data(h5py: Any, file: Any, array: str, path: Path) -> tuple[str, Any]:
 
 
 def filled_words(path: Path, array: str) -> list[str]:
-    """What reads as the fill value because it was never written, in words."""
+    """Parts that were never written and read as the fill value, in words.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
     h5py = import_hdf5()
     try:
         with h5py.File(path, "r") as file:
@@ -161,6 +165,9 @@ def linked_files(path: Path, array: str) -> list[Path]:
     """Other files that the values of a data set lie in, sorted.
 
     They are the targets of external links, sources of virtual data sets and raw external files.
+
+    Raises:
+        SourceError: the file cannot be read.
     """
     h5py = import_hdf5()
     try:
@@ -275,7 +282,7 @@ def _virtual_holes(h5py: Any, data: Any, path: Path, depth: int) -> Iterator[str
 
 
 def _source_holes(h5py: Any, file: Any, source: Any, path: Path, depth: int) -> Iterator[str]:
-    """What the data set behind one part of a virtual data set lacks."""
+    """Missing parts of the data set behind one part of a virtual data set."""
     inner = file.get(source.dset_name)
     name = f"{path.name}:{source.dset_name}"
     if not isinstance(inner, h5py.Dataset):

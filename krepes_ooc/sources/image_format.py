@@ -23,7 +23,7 @@ _DEPTH_NAMES = {
 
 @dataclass(frozen=True)
 class FolderFormat:
-    """How the pictures of a folder are decoded.
+    """Decoding of the pictures of a folder.
 
     Args:
         form: channels, depth, size, alpha and page.

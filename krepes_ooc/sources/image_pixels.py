@@ -35,7 +35,7 @@ _SIXTEEN_BIT_FORMATS = {"PNG", "PPM"}
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How pictures are brought to one array.
+    """Conversion of pictures to one array.
 
     Args:
         mode: L, RGB or RGBA.

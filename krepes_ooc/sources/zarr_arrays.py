@@ -246,7 +246,7 @@ def _holes(folder: Path, data: Any, grid: tuple[int, ...], row: int) -> Iterator
 
 
 def filled_words(path: Path, array: str) -> list[str]:
-    """How many chunks are read as the fill value because they are not on disk, in words."""
+    """Number of chunks that are not on disk and read as the fill value, in words."""
     folder, data = _open(path, array)
     grid = tuple(max(1, int(edge)) for edge in data.shards or data.chunks)
     rows = range(-(-data.shape[0] // grid[0]))

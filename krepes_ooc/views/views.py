@@ -135,7 +135,7 @@ def _choose_family(spec: ViewSpec, source: Source) -> str:
 
 
 def _advice(source: Source) -> str:
-    """What may be set where a source has no views: the source's advice, or a function."""
+    """Advice for a source without views: the source's own, or a function."""
     advice = "name your own views in views.function"
     hint = getattr(source, "advice", "")
     return f"{hint}; else {advice}" if hint else advice
