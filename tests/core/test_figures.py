@@ -86,6 +86,13 @@ def test_what_is_not_defined_is_null_and_says_why():
     assert math.isnan(Figure.from_attributes("coverage", control.to_attributes()).values["random"])
 
 
+def test_an_interval_may_be_open():
+    ratio = complete("drop_ratio", 4.0, (3.2, math.inf))
+    stored = ratio.to_attributes()
+    assert stored["interval"] == [3.2, None]
+    assert Figure.from_attributes("drop_ratio", stored).interval == (3.2, math.inf)
+
+
 def test_unconverged_probes_are_named_for_people():
     stopped = figure(
         "accuracy_gap", 1.0, complete("accuracy_gap", 1.0).values, None, ["kernel_rows"]
