@@ -132,7 +132,11 @@ def _open_data(h5py: Any, file: Any, array: str, path: Path) -> tuple[str, Any]:
 
 
 def filled_words(path: Path, array: str) -> list[str]:
-    """What reads as the fill value because it was never written, in words."""
+    """Parts that read as the fill value because they were never written, in words.
+
+    Raises:
+        SourceError: the file cannot be read, or has no such data set.
+    """
     h5py = import_hdf5()
     try:
         with h5py.File(path, "r") as file:
@@ -161,6 +165,9 @@ def linked_files(path: Path, array: str) -> list[Path]:
     """Other files that the values of a data set lie in, sorted.
 
     They are the targets of external links, sources of virtual data sets and raw external files.
+
+    Raises:
+        SourceError: the file cannot be read, or has no such data set.
     """
     h5py = import_hdf5()
     try:
