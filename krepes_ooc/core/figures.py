@@ -29,7 +29,7 @@ class Control:
         key: field word; code, stores and ``report.json`` know nothing else.
         label: for people.
         value: what was measured; NaN: not defined here.
-        interval: low and high of a 95 % interval.
+        interval: low and high of a 95 % interval; an open end is infinite.
     """
 
     key: str
@@ -102,6 +102,7 @@ class Figure(Control):
         """The figure as JSON: keys and values, no label."""
         return {
             "value": _null_if_nan(self.value),
+            # An open end is infinite, which JSON does not have
             "interval": None if self.interval is None else [*map(_null_if_nan, self.interval)],
             "controls": {key: _null_if_nan(value) for key, value in self.values.items()},
             "reason": self.reason,
@@ -117,12 +118,18 @@ class Figure(Control):
         """
         if attributes["value"] is None:
             return undefined_figure(key, str(attributes["reason"]))
-        interval = attributes["interval"]
+        interval = None
+        if attributes["interval"] is not None:
+            low, high = attributes["interval"]
+            interval = (
+                -math.inf if low is None else float(low),
+                math.inf if high is None else float(high),
+            )
         return figure(
             key,
             attributes["value"],
             attributes["controls"],
-            (_nan_if_null(interval[0]), _nan_if_null(interval[1])) if interval else None,
+            interval,
             attributes["unconverged"],
         )
 

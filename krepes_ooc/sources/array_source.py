@@ -192,6 +192,11 @@ class ArraySource:
 class VectorSource(ArraySource):
     """Vectors [sample, column]: numbers without names, with what table views draw from."""
 
+    @property
+    def whole_numbers(self) -> bool:
+        """Whether the values are integers (tokens, counts), which noise would turn into others."""
+        return self._rows.dtype.kind in "ui"
+
     @cached_property
     def marginal_rows(self) -> Float64:
         """Rows drawn by a keyed hash, float64 [row, column]."""

@@ -132,10 +132,10 @@ def _open_data(h5py: Any, file: Any, array: str, path: Path) -> tuple[str, Any]:
 
 
 def filled_words(path: Path, array: str) -> list[str]:
-    """Parts that were never written and read as the fill value, in words.
+    """Parts that read as the fill value because they were never written, in words.
 
     Raises:
-        SourceError: the file cannot be read.
+        SourceError: the file cannot be read, or has no such data set.
     """
     h5py = import_hdf5()
     try:
@@ -167,7 +167,7 @@ def linked_files(path: Path, array: str) -> list[Path]:
     They are the targets of external links, sources of virtual data sets and raw external files.
 
     Raises:
-        SourceError: the file cannot be read.
+        SourceError: the file cannot be read, or has no such data set.
     """
     h5py = import_hdf5()
     try:

@@ -43,7 +43,9 @@ class TableViews:
         self._columns = np.flatnonzero(changed) if names else np.arange(width)
         self._corruption = spec.corruption
         self._marginal_rows = source.marginal_rows
-        self._noise = spec.noise * source.spread
+        # Tokens and counts stay whole: they are replaced by draws from their column only.
+        self._whole = bool(spec.noise) and getattr(source, "whole_numbers", False)
+        self._noise = (0.0 if self._whole else spec.noise) * source.spread
 
     def __call__(self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int) -> Float64:
         """One view of raw rows [sample, column], in raw units."""
@@ -65,5 +67,5 @@ class TableViews:
         return changed
 
     def describe(self) -> dict[str, Any]:
-        """{}: the settings and the source identify these views."""
-        return {}
+        """Whether noise is left out; else {}: settings and source identify these views."""
+        return {"noise_of_integers": 0} if self._whole else {}

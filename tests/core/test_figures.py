@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -19,7 +18,6 @@ from krepes_ooc.core.figures import (
     reading_order,
     undefined_figure,
 )
-from krepes_ooc.core.files import to_json
 from krepes_ooc.errors import KrepesError
 from tests.figures import complete
 
@@ -115,14 +113,3 @@ def test_reading_order_is_that_of_the_table():
 def test_a_streamed_objective_says_that_the_start_is_alone():
     found = curve("ceiling_over_components", [1, 2], {"start": [0.1, 0.2]})
     assert found.note.endswith("The objective streams the kernel, so only the start is shown.")
-
-
-@pytest.mark.parametrize("key", FIGURES)
-def test_an_interval_without_upper_bound_survives_its_store(key: str):
-    """A ratio has no upper bound where its denominator may be 0: JSON keeps null for it."""
-    stored = json.loads(to_json(complete(key, 3.2, (1.5, math.nan)).to_attributes()))
-    assert stored["interval"] == [1.5, None]
-    interval = Figure.from_attributes(key, stored).interval
-    assert interval is not None
-    assert interval[0] == 1.5
-    assert math.isnan(interval[1])

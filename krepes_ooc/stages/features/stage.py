@@ -123,8 +123,6 @@ def _check_gradients(
 
     positions = recipe.order.positions(0, min(2, context.plan.n_samples))
     report = self_check(recipe.network, shared, recipe.encode(positions, CLEAN)[0])
-    for text in recipe.audit.source.warnings:
-        context.progress.note(f"source: {text}")
     context.progress.note(f"self-check: {report.words}")
     # Attributes hold no times: a store has the same bytes in every run.
     return {key: value for key, value in to_mapping(report).items() if key != "seconds"}
