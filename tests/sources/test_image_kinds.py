@@ -17,10 +17,10 @@ from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import DataError, KrepesError, SourceError
 from krepes_ooc.sources import image_check
 from krepes_ooc.sources.base import Source, SourceSpec
+from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.sources.display import display_arrays
 from krepes_ooc.sources.new_samples import read_new_samples
 from krepes_ooc.sources.open import open_source
-from krepes_ooc.sources.summary import describe_source
 
 N = 6
 Array = npt.NDArray[Any]
