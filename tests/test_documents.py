@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from docs.source_links import missing_links
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.runner.recipe import Recipe, RecipeFile
 from tests import small
@@ -183,3 +184,22 @@ def test_site_builds_without_a_broken_link(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_to_files_of_the_repository_exist() -> None:
+    for path in DOCUMENTS:
+        if path.parent.name == "docs":
+            assert not missing_links(path.read_text()), path.name
+
+
+def test_a_missing_link_is_found() -> None:
+    assert missing_links("see [x](../krepes_ooc/nothing.py) and [y](../krepes_ooc/errors.py)") == [
+        "krepes_ooc/nothing.py"
+    ]
+
+
+def test_named_files_exist() -> None:
+    folders = "tests|benchmarks|krepes_ooc|examples|stores|pipelines"
+    for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+        for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()):
+            assert (ROOT / name).exists(), f"{path.name} names {name}"

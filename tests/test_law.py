@@ -217,6 +217,7 @@ MATHEMATICS = [
     "group_influence/minimise",
     "group_moments/group_sums",
     "groups/partitions",
+    "influence/ranking",
     "influence/scores",
     "kernel/kernel_map",
     "kernel/normalisation",
@@ -228,7 +229,7 @@ MATHEMATICS = [
     "newton/damping",
     "newton/levenberg_marquardt",
     "newton/objectives/barlow_twins",
-    "newton/objectives/base",
+    "newton/objectives/families",
     "newton/objectives/byol",
     "newton/objectives/interface",
     "newton/objectives/registry",
@@ -249,8 +250,10 @@ STORES = [
     "audited/stage",
     "base/cost",
     "base/inputs",
+    "base/recipe_inputs",
     "base/sizes",
     "base/stage",
+    "base/stage_inputs",
     "base/writing",
     "concepts/concept_sets",
     "concepts/stage",
@@ -266,7 +269,7 @@ STORES = [
     "fidelity/stage",
     "fidelity/summary",
     "fidelity/uniform_landmarks",
-    "group_influence/problem",
+    "group_influence/group_problem",
     "group_influence/solutions",
     "group_influence/stage",
     "group_moments/stage",
@@ -286,8 +289,10 @@ STORES = [
     "newton/problem",
     "newton/result",
     "newton/stage",
+    "newton/stored_basis",
     "pretrain/stage",
     "report/collect",
+    "report/results",
     "report/stage",
     "spectrum/stage",
     "spectrum/tiled",
@@ -421,3 +426,125 @@ def test_the_command_line_starts_without_the_heavy_libraries():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+# The same thing at two levels; every stage has a stage.py.
+SAME_NAME = {
+    "explain": {"cli", "runner"},
+    "groups": {"rendering/panels", "stages/alignment"},
+    "registry": {"stages", "stages/newton/objectives"},
+    "run": {"cli", "runner"},
+    "spec": {"network", "views"},
+    "summary": {"stages/alignment", "stages/fidelity"},
+    "table": {"sources", "views"},
+    "workspace": {"runner", "storage"},
+}
+
+
+def test_a_file_name_occurs_twice_only_where_both_are_one_thing():
+    folders: dict[str, set[str]] = {}
+    for path in MODULES:
+        if path.stem not in ("__init__", "stage"):
+            folder = str(path.parent.relative_to(PACKAGE))
+            folders.setdefault(path.stem, set()).add(folder)
+    assert {name: where for name, where in folders.items() if len(where) > 1} == SAME_NAME
+    stages = {str(p.parent.relative_to(PACKAGE)) for p in MODULES if p.stem == "stage"}
+    assert all(folder.startswith("stages/") for folder in stages)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a module imports, inside functions and for types too.
+
+    A folder of which a module is imported counts as that module, not as all that it hands on.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("krepes_ooc"):
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                place = ROOT / module.replace(".", "/")
+                inside = place.is_dir() or place.with_suffix(".py").is_file()
+                found.add(module if inside else node.module or "")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def import_circle(edges: dict[str, set[str]]) -> list[str]:
+    """A circle of imports, or nothing."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return trail[trail.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(edges.get(name, ())):
+            if circle := visit(other, [*trail, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next((circle for name in sorted(edges) if (circle := visit(name, []))), [])
+
+
+def test_no_module_imports_itself_in_a_circle():
+    names = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in MODULES
+    }
+    edges = {name: imported_modules(path) & set(names) - {name} for name, path in names.items()}
+    assert import_circle(edges) == []
+    assert import_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c"]
+
+
+def code_and_comments(text: str) -> tuple[int, int]:
+    """Lines of code without docstrings, and comments."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            docstrings |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = sum(token.type == tokenize.COMMENT for token in tokens)
+    return len(code_lines(text) - docstrings), comments
+
+
+def assignments(text: str) -> tuple[int, int]:
+    """All assignments, and those of a tuple to a tuple."""
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Assign)]
+    packed = [
+        n for n in nodes if isinstance(n.value, ast.Tuple) and isinstance(n.targets[0], ast.Tuple)
+    ]
+    return len(nodes), len(packed)
+
+
+def test_code_is_commented_and_not_packed():
+    texts = [path.read_text() for path in MODULES]
+    counts = [code_and_comments(text) for text in texts]
+    assert sum(code for code, _ in counts) <= 20 * sum(comments for _, comments in counts)
+    packed = [assignments(text) for text in texts]
+    assert 1000 * sum(few for _, few in packed) <= 15 * sum(every for every, _ in packed)
+
+
+def test_packed_assignments_and_comments_are_counted():
+    text = 'def f():\n    """One."""\n    # why\n    a, b = 1, 2\n    c = 3\n'
+    assert code_and_comments(text) == (3, 1)
+    assert assignments(text) == (2, 1)
+
+
+def what_docstrings(text: str) -> list[str]:
+    """Docstrings whose first line does not name the thing."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = (ast.get_docstring(node) or "").partition("\n")[0]
+            if first.startswith(("What ", "How ", "Where ", "Why ")):
+                found.append(first)
+    return found
+
+
+def test_docstrings_name_the_thing():
+    assert [line for path in MODULES for line in what_docstrings(path.read_text())] == []
+    assert what_docstrings('def f():\n    """What a stage is."""') == ["What a stage is."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.stages.alignment import stage as alignment
 from krepes_ooc.stages.audited import stage as audited
 from krepes_ooc.stages.base.stage import Stage
@@ -20,22 +21,25 @@ from krepes_ooc.stages.pretrain import stage as pretrain
 from krepes_ooc.stages.report import stage as report
 from krepes_ooc.stages.spectrum import stage as spectrum
 
-STAGES: tuple[Stage, ...] = (
-    pretrain.STAGE,
-    features.STAGE,
-    landmarks.STAGE,
-    audited.STAGE,
-    kernel.STAGE,
-    moments.STAGE,
-    groups.STAGE,
-    group_moments.STAGE,
-    spectrum.STAGE,
-    newton.STAGE,
-    group_influence.STAGE,
-    influence.STAGE,
-    concepts.STAGE,
-    alignment.STAGE,
-    fidelity.STAGE,
-    report.STAGE,
+_MODULES = (
+    alignment,
+    audited,
+    concepts,
+    features,
+    fidelity,
+    group_influence,
+    group_moments,
+    groups,
+    influence,
+    kernel,
+    landmarks,
+    moments,
+    newton,
+    pretrain,
+    report,
+    spectrum,
+)
+STAGES: tuple[Stage, ...] = tuple(
+    sorted((module.STAGE for module in _MODULES), key=lambda stage: STAGE_ORDER.index(stage.name))
 )
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}

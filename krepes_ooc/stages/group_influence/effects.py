@@ -90,7 +90,7 @@ def correlation(left: Float, right: Float) -> Float:
 
 
 def refusal(n_samples: int, count: int, anchors_left: int, anchors: int) -> str:
-    """Why a group cannot be left out, or nothing.
+    """Reason that a group cannot be left out; empty if it can.
 
     Args:
         n_samples: samples in all.
@@ -146,7 +146,7 @@ def summarise(effect: Float, members: Mask, count: npt.NDArray[np.int64]) -> Gro
 
 
 def residual_on_size(mean: Float, count: npt.NDArray[np.int64]) -> Float:
-    """What is left of mean effects beyond their least-squares line on log count [group].
+    """Residual of mean effects beyond their least-squares line on log count [group].
 
     NaN for groups without an effect, and for all if fewer than three have one.
     """

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.stages.moments.moments import view_pairs
-from krepes_ooc.stages.newton.objectives.base import tangent, unit_rows
 from krepes_ooc.stages.newton.objectives.byol import Predictor
+from krepes_ooc.stages.newton.objectives.families import tangent, unit_vectors
 from krepes_ooc.stages.newton.objectives.simclr import contrast
 
 Float = npt.NDArray[np.float64]
@@ -96,12 +96,12 @@ class BYOLGroups:
         member = self.members(block)
         W, bias = self.predictor.weight, self.predictor.bias
         K = [np.asarray(view, dtype=np.float64) for view in views]
-        targets = [unit_rows(rows @ self.start + self.offset)[0] for rows in K]
+        targets = [unit_vectors(rows @ self.start + self.offset)[0] for rows in K]
         total = np.zeros((len(member), *self.A.shape))
         for index, rows in enumerate(K):
             # Each view follows the mean target of the other views.
             target = (sum(targets) - targets[index]) / (len(K) - 1)
-            U, inverse = unit_rows((rows @ self.A + self.offset) @ W.T + bias)
+            U, inverse = unit_vectors((rows @ self.A + self.offset) @ W.T + bias)
             cotangent = -2 * tangent(U, target) * inverse @ W
             for group in np.flatnonzero(member.any(axis=1)):
                 chosen = member[group]

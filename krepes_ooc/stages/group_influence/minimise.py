@@ -41,7 +41,7 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended.
+    """End point of a minimisation.
 
     Args:
         coefficients: A [landmark, component].

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.arrays import BlockFunction
-from krepes_ooc.core.files import read_arrays, write_arrays
+from krepes_ooc.core.array_columns import BlockFunction
 from krepes_ooc.engine.device import HOST
 from krepes_ooc.stages.base.stage import StageContext
-from krepes_ooc.stages.base.writing import partial_path
+from krepes_ooc.stages.base.writing import partial_path, read_partial, write_partial
 from krepes_ooc.stages.group_influence.effects import Embedding, effects
 from krepes_ooc.stages.group_influence.group_gradients import BYOLGroups, SimCLRGroups
+from krepes_ooc.stages.group_influence.group_problem import BlockMembers, GroupProblem
 from krepes_ooc.stages.group_influence.minimise import (
     CurvatureInverse,
     Minimum,
     damping_of,
     minimise,
 )
-from krepes_ooc.stages.group_influence.problem import BlockMembers, GroupProblem
 from krepes_ooc.stages.group_moments.group_sums import GroupMoments
 from krepes_ooc.stages.newton.conjugate_gradient import CGState, conjugate_gradient
-from krepes_ooc.stages.newton.objectives.base import SampleObjective
 from krepes_ooc.stages.newton.objectives.byol import Predictor
+from krepes_ooc.stages.newton.objectives.families import SampleObjective
+from krepes_ooc.stages.newton.objectives.simclr import SimCLR
 from krepes_ooc.stages.newton.preconditioners import Kronecker
 from krepes_ooc.stages.newton.problem import to_host_arrays
 
@@ -90,10 +90,10 @@ class Resolver:
     def full(self) -> Arrays:
         """Coefficients of all samples; kept."""
         path = self.context.record.partials / f"{FULL}.npz"
-        known = read_arrays(path)
+        known = read_partial(self.context, path)
         if known is None:
             known = _record(self.solve(self.problem.moments.total()))
-            write_arrays(path, known, self.context.record.temp)
+            write_partial(self.context, path, known)
         return known
 
     def without(self, groups: Sequence[int]) -> None:
@@ -215,11 +215,11 @@ class FirstOrder:
         problem, members = self.problem, BlockMembers(self.problem.groups, groups)
         settings, A = problem.objective_settings, self.coefficients
         function: BlockFunction
-        if problem.objective_name == "simclr":
+        if isinstance(self.objective, SimCLR):
             function = SimCLRGroups(
                 A, problem.offset, settings.temperature, settings.batch, members
             )
-            scale = 1.0 / self.objective.anchors  # type: ignore[attr-defined]
+            scale = 1.0 / self.objective.anchors
         else:
             h = problem.start.shape[1]
             predictor = problem.predictor or Predictor(np.eye(h), np.zeros(h))
@@ -241,7 +241,7 @@ def save_group(
     rows = problem.rows.astype(np.float64)
     effect = effects(rows, rows[outside], full, rest)
     path = partial_path(problem.context, WITHOUT, group)
-    write_arrays(path, {**known, "effect": effect}, problem.context.record.temp)
+    write_partial(problem.context, path, {**known, "effect": effect})
     problem.context.progress.advance(1)
 
 

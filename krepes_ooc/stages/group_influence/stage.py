@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import Files, read_arrays
+from krepes_ooc.core.files import Files
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
-from krepes_ooc.stages.base.writing import partial_path, seal_blocks
+from krepes_ooc.stages.base.writing import partial_path, read_partial, seal_blocks
 from krepes_ooc.stages.group_influence.effects import LEAST_ANCHORS, SUB_ROWS, summarise
+from krepes_ooc.stages.group_influence.group_problem import GroupInfluenceInputs, GroupProblem
 from krepes_ooc.stages.group_influence.minimise import MAX_STEPS, MEMORY, TOLERANCE
-from krepes_ooc.stages.group_influence.problem import GroupInfluenceInputs, GroupProblem
 from krepes_ooc.stages.group_influence.solutions import WITHOUT, FirstOrder, Resolver
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -61,7 +61,7 @@ def run(inputs: GroupInfluenceInputs, context: StageContext) -> None:
 
 
 def make_solver(problem: GroupProblem) -> Resolver | FirstOrder:
-    """How coefficients without a group are computed."""
+    """Solver of the coefficients without a group: re-solve by moments, or first order."""
     if registry.uses_moments(problem.objective_name):
         return Resolver(problem)
     return FirstOrder(problem)
@@ -76,7 +76,7 @@ def _mine(context: StageContext, groups: list[int]) -> list[int]:
 
 
 def _partial(context: StageContext, group: int) -> Arrays | None:
-    return read_arrays(partial_path(context, WITHOUT, group))
+    return read_partial(context, partial_path(context, WITHOUT, group))
 
 
 @dataclass
@@ -199,14 +199,14 @@ def _lines(
     return lines
 
 
-def predict(shape: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
+def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
     """One minimisation a group on its moments; kernel rows of the audited samples once."""
-    m, h, views = shape.n_landmarks, shape.n_components, shape.n_views
-    n, width, groups = shape.n_audited, shape.n_features, max(1, shape.n_groups)
+    m, h, views = sizes.n_landmarks, sizes.n_components, sizes.n_views
+    n, width, groups = sizes.n_audited, sizes.n_features, max(1, sizes.n_groups)
     pairs = views * (views + 1) // 2
     rows = Term("kernel rows of the audited samples", f32(n, m))
     landmarks = Term("landmark rows", f64(m, width), 2.5)
-    block = Term("rows of one block", f32(shape.plan.block_rows, width + m), 2)
+    block = Term("rows of one block", f32(sizes.plan.block_rows, width + m), 2)
     curvature = Term("curvature of all samples", f64(m, m), 3 + views**2)
     membership = Term("membership of audited samples", n * groups, 4)
     coefficients = Term("coefficients", f64(groups + 1, m, h))
@@ -222,7 +222,7 @@ def predict(shape: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
                 "writing": (rows, effects, effects, effects, effects, membership),
             }
         ),
-        worker_memory=_worker_memory(shape, settings),
+        worker_memory=_worker_memory(sizes, settings),
         parallel_tasks=groups,
         flops=Quantity.of(products, Term("kernel rows", 2.0 * n * m * width)),
         scratch=Quantity.of(effects, coefficients, rows),
@@ -230,9 +230,9 @@ def predict(shape: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
     )
 
 
-def _worker_memory(shape: AuditSizes, settings: GroupInfluenceSettings) -> Quantity:
+def _worker_memory(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Quantity:
     """One group: the moments of the rest, the iterates, or the profiles of a short range."""
-    m, h, views, n = shape.n_landmarks, shape.n_components, shape.n_views, shape.n_audited
+    m, h, views, n = sizes.n_landmarks, sizes.n_components, sizes.n_views, sizes.n_audited
     pairs, anchors = views * (views + 1) // 2, min(settings.anchors, n)
     return Quantity(
         {
@@ -257,7 +257,7 @@ STAGE = Stage(
     store="group_influence",
     settings=GroupInfluenceSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="the embedding without each group of samples",
     parallel="shards",
 )

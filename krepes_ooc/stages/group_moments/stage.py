@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block, BlockPlan
-from krepes_ooc.core.files import Files, read_arrays, write_arrays
+from krepes_ooc.core.files import Files
 from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs
-from krepes_ooc.stages.base.writing import partial_path, seal_blocks
+from krepes_ooc.stages.base.writing import partial_path, read_partial, seal_blocks, write_partial
 from krepes_ooc.stages.group_moments.group_sums import GroupMoments, GroupSums, finish, union
 from krepes_ooc.stages.group_moments.stored_groups import StoredGroups
 from krepes_ooc.stages.moments.sums import pair_index
@@ -248,7 +248,7 @@ class GroupPass:
 
     def _load(self, group: int, span: int) -> tuple[int, GroupSums]:
         """The next shard, and the sums up to it: as kept on the disk, or none."""
-        known = read_arrays(partial_path(self.context, f"sums-{span}", group))
+        known = read_partial(self.context, partial_path(self.context, f"sums-{span}", group))
         if known is None:
             first = span_shards(self.context.plan, span, self.n_spans).start
             return first, GroupSums.zeros(*self.shift.shape)
@@ -260,7 +260,7 @@ class GroupPass:
             path = partial_path(self.context, f"sums-{span}", group)
             arrays = {name: np.asarray(value) for name, value in vars(sums).items()}
             arrays["following"] = np.array(following)
-            write_arrays(path, arrays, self.context.record.temp)
+            write_partial(self.context, path, arrays)
 
     def _is_due(self, saved: float) -> bool:
         return self.context.stop.requested or time.monotonic() - saved > CHECKPOINT_SECONDS
@@ -328,14 +328,14 @@ def group_name(group: int) -> str:
     return f"group {group}"
 
 
-def predict(shape: AuditSizes, settings: GroupMomentsSettings) -> Cost:
+def estimate_cost(sizes: AuditSizes, settings: GroupMomentsSettings) -> Cost:
     """One product for every pair of views and every partition; one read of the kernel a wave."""
-    n, m, views = shape.plan.n_samples, shape.n_landmarks, shape.n_views
+    n, m, views = sizes.plan.n_samples, sizes.n_landmarks, sizes.n_views
     one, pairs = sums_bytes(views, m), len(pair_index(views))
-    groups = max(1, shape.n_groups)
+    groups = max(1, sizes.n_groups)
     together = min(groups, task_groups(views, m))
-    spans = count_spans(shape.plan)
-    rows = min(PRODUCT_ROWS, max(BATCH_ROWS, shape.plan.block_rows), n)
+    spans = count_spans(sizes.plan)
+    rows = min(PRODUCT_ROWS, max(BATCH_ROWS, sizes.plan.block_rows), n)
     worker = Quantity(
         {
             "summing": (
@@ -364,11 +364,11 @@ def predict(shape: AuditSizes, settings: GroupMomentsSettings) -> Cost:
         worker_memory=worker,
         parallel_tasks=None,
         flops=Quantity.of(
-            Term("products by partition", 2.0 * n * m * m * pairs, max(1, shape.n_partitions))
+            Term("products by partition", 2.0 * n * m * m * pairs, max(1, sizes.n_partitions))
         ),
         scratch=Quantity.of(Term("sums by span", one, groups * spans)),
         bytes_read=Quantity.of(
-            Term("kernel, once a wave", float(n) * views * m * shape.kernel_itemsize, count)
+            Term("kernel, once a wave", float(n) * views * m * sizes.kernel_itemsize, count)
         ),
         float64=True,
     )
@@ -381,7 +381,7 @@ STAGE = Stage(
     store="group_moments",
     settings=GroupMomentsSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="moments of the kernel rows of every group",
     parallel="shards",
 )

@@ -129,22 +129,22 @@ def _refuse_empty(partitions: Sequence[Partition], count: Codes) -> None:
             )
 
 
-def predict(shape: AuditSizes, settings: GroupsSettings) -> Cost:
+def estimate_cost(sizes: AuditSizes, settings: GroupsSettings) -> Cost:
     """One pass over source and kernel; landmarks are clustered first."""
-    m, rows, views = shape.n_landmarks, shape.plan.block_rows, shape.n_views
-    codes = max(1, shape.n_partitions)
+    m, rows, views = sizes.n_landmarks, sizes.plan.block_rows, sizes.n_views
+    codes = max(1, sizes.n_partitions)
     worker = Quantity.of(
         Term("kernel rows of a short range", f32(min(rows, ROWS), m), views + 2),
         Term("codes and positions of a block", f64(rows, codes + 3), 2),
-        Term("rows of the source", f64(rows, max(1, shape.n_features // 8))),
+        Term("rows of the source", f64(rows, max(1, sizes.n_features // 8))),
     )
     return Cost(
-        units=shape.plan.n_blocks,
-        disk=Quantity.of(Term("codes and positions", f64(shape.stored_rows, codes + 1))),
+        units=sizes.plan.n_blocks,
+        disk=Quantity.of(Term("codes and positions", f64(sizes.stored_rows, codes + 1))),
         memory=Quantity.of(Term("landmark kernel and its products", f64(m, m), 2)),
         worker_memory=worker,
-        parallel_tasks=shape.plan.n_blocks,
-        flops=Quantity.of(Term("sums and comparisons", float(shape.plan.n_samples) * m * views)),
+        parallel_tasks=sizes.plan.n_blocks,
+        flops=Quantity.of(Term("sums and comparisons", float(sizes.plan.n_samples) * m * views)),
     )
 
 
@@ -155,7 +155,7 @@ STAGE = Stage(
     store="groups",
     settings=GroupsSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="which samples belong to which group",
     parallel="passes",
 )

@@ -1,4 +1,4 @@
-"""What the stage reads, brought together: objective, start, groups and kernel rows of samples."""
+"""Objective, start, groups and kernel rows of audited samples, from the stores of the stage."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import read_arrays, write_arrays
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.engine.device import HOST
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs
+from krepes_ooc.stages.base.writing import read_partial, write_partial
 from krepes_ooc.stages.group_influence.effects import Embedding, refusal, standardise
 from krepes_ooc.stages.group_moments.group_sums import GroupMoments
 from krepes_ooc.stages.group_moments.stored_groups import StoredGroupMoments, StoredGroups
@@ -38,6 +38,7 @@ Mask = npt.NDArray[np.bool_]
 class GroupInfluenceInputs(StageInputs):
     """Stores and parts of the recipe that the stage reads."""
 
+    features: StoreReader
     landmarks: StoreReader
     audited: StoreReader
     kernel: StoreReader
@@ -108,7 +109,8 @@ class GroupProblem:
     @cached_property
     def stream(self) -> KernelStream:
         """The kernel as a stream, on the host."""
-        return KernelStream(replace(self.context, device=HOST))
+        inputs, context = self.inputs, replace(self.context, device=HOST)
+        return KernelStream(inputs.kernel, inputs.features, inputs.landmarks, context)
 
     @cached_property
     def predictor(self) -> Predictor | None:
@@ -147,7 +149,7 @@ class GroupProblem:
         return Embedding(coefficients, moments.mean.mean(axis=0))
 
     def reason(self, group: int) -> str:
-        """Why a group cannot be left out, or nothing."""
+        """Reason that a group cannot be left out; empty if it can."""
         left = int((~self.members[group, self.anchors]).sum())
         count, n = int(self.groups.count[group]), self.moments.n_samples
         return refusal(n, count, left, len(self.anchors))
@@ -156,11 +158,12 @@ class GroupProblem:
     def rows(self) -> npt.NDArray[np.float32]:
         """Kernel rows of the clean audited samples [audited, landmark]; computed once."""
         path = self.context.record.partials / "rows.npz"
-        known = read_arrays(path)
+        known = read_partial(self.context, path)
         if known is None:
             known = {"rows": self._rows()}
-            write_arrays(path, known, self.context.record.temp)
-        return known["rows"]
+            write_partial(self.context, path, known)
+        rows: npt.NDArray[np.float32] = known["rows"]
+        return rows
 
     def _rows(self) -> npt.NDArray[np.float32]:
         inputs, kernel = self.inputs, self.inputs.kernel.attributes

@@ -1,0 +1,22 @@
+"""Names of all stages in the order in which they run; nothing else lists them in order."""
+
+from __future__ import annotations
+
+STAGE_ORDER = (
+    "pretrain",
+    "features",
+    "landmarks",
+    "audited",
+    "kernel",
+    "moments",
+    "groups",
+    "group_moments",
+    "spectrum",
+    "newton",
+    "group_influence",
+    "influence",
+    "concepts",
+    "alignment",
+    "fidelity",
+    "report",
+)
