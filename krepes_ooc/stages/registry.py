@@ -14,6 +14,7 @@ from krepes_ooc.stages.landmarks import stage as landmarks
 from krepes_ooc.stages.moments import stage as moments
 from krepes_ooc.stages.newton import stage as newton
 from krepes_ooc.stages.pretrain import stage as pretrain
+from krepes_ooc.stages.randomised import stage as randomised
 from krepes_ooc.stages.report import stage as report
 from krepes_ooc.stages.spectrum import stage as spectrum
 
@@ -30,6 +31,7 @@ STAGES: tuple[Stage, ...] = (
     concepts.STAGE,
     alignment.STAGE,
     fidelity.STAGE,
+    randomised.STAGE,
     report.STAGE,
 )
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
