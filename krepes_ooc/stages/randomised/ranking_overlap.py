@@ -66,7 +66,8 @@ def sample_overlap(first: Index, second: Index) -> Float:
 def overlap_table(rankings: Sequence[Index]) -> Float:
     """O_t(i, j) [network, network_, sample] of rankings [sample, rank]; 1 on the diagonal."""
     count = len(rankings)
-    table = np.ones((count, count, len(rankings[0])))
+    n_samples = len(rankings[0]) if count else 1
+    table = np.ones((count, count, n_samples))
     for i in range(count):
         for j in range(i + 1, count):
             table[i, j] = table[j, i] = sample_overlap(rankings[i], rankings[j])

@@ -151,6 +151,7 @@ def _compare(networks: list[Arrays], rule: AuditRule) -> tuple[dict[str, Any], d
         "gaps": _beside_draws(
             {name: name for name in rule.columns}, figures["gap"], figures["gap_defined"]
         ),
+        "figure_names": list(FIGURES),
         "columns": list(rule.columns),
         "health": _health_attributes(networks[TRAINED]),
         "notes": {name: reason for name, reason in reasons.items() if reason},
