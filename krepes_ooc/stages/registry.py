@@ -6,6 +6,7 @@ from krepes_ooc.stages.alignment import stage as alignment
 from krepes_ooc.stages.audited import stage as audited
 from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.concepts import stage as concepts
+from krepes_ooc.stages.distilled import stage as distilled
 from krepes_ooc.stages.features import stage as features
 from krepes_ooc.stages.fidelity import stage as fidelity
 from krepes_ooc.stages.influence import stage as influence
@@ -31,6 +32,7 @@ STAGES: tuple[Stage, ...] = (
     concepts.STAGE,
     alignment.STAGE,
     fidelity.STAGE,
+    distilled.STAGE,
     randomised.STAGE,
     report.STAGE,
 )
