@@ -223,6 +223,7 @@ MATHEMATICS = [
     "newton/conjugate_gradient",
     "newton/damping",
     "newton/levenberg_marquardt",
+    "newton/minimiser",
     "newton/objectives/barlow_twins",
     "newton/objectives/base",
     "newton/objectives/byol",
