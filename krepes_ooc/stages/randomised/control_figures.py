@@ -14,7 +14,11 @@ from krepes_ooc.stages.alignment.gap import ColumnValues, agreement, sample_gaps
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.influence.scores import top_k
 from krepes_ooc.stages.influence.stage import ranking_score
-from krepes_ooc.stages.randomised.drawn_network import KernelRows, RandomisedInputs
+from krepes_ooc.stages.randomised.drawn_network import (
+    KernelRows,
+    RandomisedInputs,
+    used_samples,
+)
 from krepes_ooc.stages.randomised.embedding_health import rank_me
 from krepes_ooc.stages.randomised.single_step import ArrayStream, StepRule, single_step
 
@@ -39,8 +43,8 @@ class AuditRule:
     """What is compared, read from the sealed stores once.
 
     Args:
-        role: of all audited samples [audited].
-        label: their class codes, -1 for none [audited].
+        role: of the used samples [used].
+        label: their class codes, -1 for none [used].
         landmark_label: class codes of the landmarks [landmark].
         columns: compared columns by name, samples being the audit samples.
         measure: the score that ranks landmarks.
@@ -80,14 +84,18 @@ class NetworkFigures:
     gap: Float
 
 
-def read_audit_rule(inputs: RandomisedInputs, top: int, block_rows: int) -> AuditRule:
+def read_audit_rule(
+    inputs: RandomisedInputs, top: int, most_fit: int, block_rows: int
+) -> AuditRule:
     """What the audit compared, from its stores.
 
     Args:
         inputs: of the stage.
         top: landmarks compared per sample.
+        most_fit: fit samples at most.
         block_rows: samples of one block of a streamed objective.
     """
+    used = used_samples(inputs, most_fit)
     newton = inputs.newton.attributes
     step = StepRule(
         str(newton["objective"]),
@@ -97,8 +105,8 @@ def read_audit_rule(inputs: RandomisedInputs, top: int, block_rows: int) -> Audi
         inputs.spectrum.info("start").shape[1],
     )
     return AuditRule(
-        inputs.audited.array("role"),
-        inputs.audited.array("label"),
+        inputs.audited.array("role")[used],
+        inputs.audited.array("label")[used],
         inputs.landmarks.array("label"),
         _columns(inputs),
         str(inputs.influence.attributes["measure"]),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core import counter_rng
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.errors import StageFailed
@@ -29,6 +30,7 @@ from krepes_ooc.stages.kernel.normalisation import Normalisation
 from krepes_ooc.storage.store_reader import StoreReader
 
 TRAINED = 0
+_FIT_STREAM = 702
 Float = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
@@ -49,6 +51,15 @@ class RandomisedInputs(StageInputs):
     recipe: RecipeInputs = recipe_parts("source", "views", "network")
 
 
+def used_samples(inputs: RandomisedInputs, most_fit: int) -> Ids:
+    """Rows of store audited that are used: audit samples, and fit samples by a keyed draw."""
+    role = inputs.audited.array("role")
+    fit = np.flatnonzero(role == ROLES["fit"])
+    keys = counter_rng.bits(inputs.recipe.seed, _FIT_STREAM, inputs.audited.array("sample_id")[fit])
+    chosen = fit[np.argsort(keys, kind="stable")[:most_fit]]
+    return np.sort(np.concatenate([np.flatnonzero(role == ROLES["audit"]), chosen]))
+
+
 class RowRange(NamedTuple):
     """Samples of one forward pass.
 
@@ -67,8 +78,8 @@ class KernelRows(NamedTuple):
     Args:
         landmark_kernel: K_mm [landmark, landmark_].
         views: rows of the fit samples' views [view, fit, landmark].
-        clean: clean rows of all audited samples [audited, landmark].
-        embedding: the network's embedding of them [audited, output].
+        clean: clean rows of the used samples [used, landmark].
+        embedding: the network's embedding of them [used, output].
         view_embedding: the network's embedding of the fit samples' views [view, fit, output].
     """
 
@@ -89,15 +100,17 @@ class DrawnNetwork:
         inputs: of the stage.
         context: the running stage.
         draw: number of the draw.
+        most_fit: fit samples at most.
     """
 
     inputs: RandomisedInputs
     context: StageContext
     draw: int
+    most_fit: int
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach a worker without the network, which is opened there once."""
-        return DrawnNetwork, (self.inputs, self.context, self.draw)
+        return DrawnNetwork, (self.inputs, self.context, self.draw, self.most_fit)
 
     @cached_property
     def settings(self) -> FeaturesSettings:
@@ -159,8 +172,9 @@ class DrawnNetwork:
         Raises:
             StageFailed: fewer than two fit samples.
         """
-        role = self.inputs.audited.array("role")
-        sample_id = self.inputs.audited.array("sample_id")
+        used = used_samples(self.inputs, self.most_fit)
+        role = self.inputs.audited.array("role")[used]
+        sample_id = self.inputs.audited.array("sample_id")[used]
         fit = sample_id[role == ROLES["fit"]]
         n_views = self.inputs.features.info("self_kernel").shape[0]
         if len(fit) < 2:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,11 +75,27 @@ def overlap_table(rankings: Sequence[Index]) -> Float:
     return table
 
 
+def correlation_table(kernels: Sequence[npt.NDArray[Any]]) -> Float:
+    """Correlation of kernel rows [network, network_, sample] of blocks [sample, landmark].
+
+    Pearson correlation over the landmarks, sample by sample; 0 for a constant row, whose landmarks
+    cannot be told apart.
+    """
+    rows = [_standardised(np.asarray(kernel, dtype=np.float64)) for kernel in kernels]
+    count = len(rows)
+    n_samples = len(rows[0]) if count else 1
+    table = np.ones((count, count, n_samples))
+    for i in range(count):
+        for j in range(i + 1, count):
+            table[i, j] = table[j, i] = np.sum(rows[i] * rows[j], axis=1)
+    return table
+
+
 def compare_rankings(table: Float) -> RankingComparison:
-    """The network of index 0 beside the draws, from the overlaps of all pairs.
+    """The network of index 0 beside the draws, from a likeness of all pairs.
 
     Args:
-        table: of ``overlap_table`` [network, network_, sample].
+        table: of ``overlap_table`` or ``correlation_table`` [network, network_, sample].
 
     Raises:
         StageFailed: fewer than three draws.
@@ -124,14 +141,11 @@ def draws_reach(value: float, draws: Float) -> tuple[bool, float]:
     return bool(value <= most), most
 
 
-def kernel_correlation(first: Float, second: Float) -> float:
-    """Pearson correlation of all entries of two kernel blocks [sample, landmark].
-
-    A constant block, of a network whose samples cannot be told apart, gives 0.
-    """
-    x, y = first - first.mean(), second - second.mean()
-    size = np.linalg.norm(x) * np.linalg.norm(y)
-    return float(np.sum(x * y) / size) if size > 0 else 0.0
+def _standardised(rows: Float) -> Float:
+    """Rows [sample, landmark] with mean 0 and length 1; a constant row gives 0."""
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    size = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.asarray(np.where(size > 0, centred / np.where(size > 0, size, 1.0), 0.0))
 
 
 def _draw_deviation(overlap: Float) -> float:

@@ -40,15 +40,14 @@ from krepes_ooc.stages.randomised.ranking_overlap import (
     MIN_DRAWS,
     RankingComparison,
     compare_rankings,
+    correlation_table,
     draws_reach,
-    kernel_correlation,
     overlap_table,
 )
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-PAIRED = ("overlap", "kernel_overlap", "kernel_correlation")
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -57,22 +56,23 @@ class RandomisedSettings:
     """Recipe key ``stages.randomised``."""
 
     draws: int = setting(
-        5, about="networks with permuted weights; each is audited", minimum=MIN_DRAWS, maximum=50
+        10, about="networks with permuted weights; each is audited", minimum=MIN_DRAWS, maximum=50
     )
+    fit: int = setting(2000, about="fit samples that are used, at most", minimum=2)
     top: int = setting(10, about="landmarks of a sample that are compared", minimum=1)
 
 
 def run(inputs: RandomisedInputs, context: StageContext) -> None:
     """Audit the network and every draw, compare their rankings, seal."""
     settings: RandomisedSettings = context.settings
-    rule = read_audit_rule(inputs, settings.top, context.plan.block_rows)
+    rule = read_audit_rule(inputs, settings.top, settings.fit, context.plan.block_rows)
     networks = range(settings.draws + 1)
     paths = [context.record.partials / f"network-{draw:03d}.npz" for draw in networks]
     pending = [draw for draw in networks if read_arrays(paths[draw]) is None]
     context.progress.begin("randomised", len(networks), len(networks) - len(pending))
     for draw in pending:
         context.stop.check()
-        arrays = _audit_network(DrawnNetwork(inputs, context, draw), rule, context)
+        arrays = _audit_network(DrawnNetwork(inputs, context, draw, settings.fit), rule, context)
         write_arrays(paths[draw], arrays, context.record.temp)
         context.progress.advance(1)
     arrays, attributes = _compare(list(_read(paths)), rule)
@@ -125,28 +125,27 @@ def _compare(networks: list[Arrays], rule: AuditRule) -> tuple[dict[str, Any], d
     audited = [i for i, arrays in enumerate(networks) if not str(arrays["reason"])]
     count = len(networks)
 
-    # Overlaps and kernel correlations of all pairs of networks that could be audited.
-    pairs = np.ix_(audited, audited)
-    matrices = {key: np.zeros((count, count)) for key in PAIRED}
-    tables = {}
-    for key, name in (("overlap", "top_landmark"), ("kernel_overlap", "top_kernel")):
-        tables[key] = overlap_table([networks[i][name] for i in audited])
-        matrices[key][pairs] = tables[key].mean(axis=2)
-    for i in audited:
-        for j in audited:
-            correlation = kernel_correlation(networks[i]["kernel"], networks[j]["kernel"])
-            matrices["kernel_correlation"][i, j] = correlation
+    # Likeness of all pairs of networks that could be audited: rankings, then kernel rows.
+    tables = {
+        "overlap": overlap_table([networks[i]["top_landmark"] for i in audited]),
+        "kernel_overlap": overlap_table([networks[i]["top_kernel"] for i in audited]),
+        "kernel_correlation": correlation_table([networks[i]["kernel"] for i in audited]),
+    }
+    matrices = {key: np.zeros((count, count)) for key in tables}
+    for key, table in tables.items():
+        matrices[key][np.ix_(audited, audited)] = table.mean(axis=2)
 
     figures = _figures(networks, rule, audited)
     reasons = {f"draw {i}" if i else "network": str(networks[i]["reason"]) for i in range(count)}
-    ranking = _ranking(tables["overlap"], audited)
+    ranking = _verdict(tables["overlap"], audited)
     attributes = {
         "draws": count - 1,
         "measure": rule.measure,
         "top": figures["top_landmark"].shape[2],
         "distinguishable": ranking["distinguishable"],
         "ranking": ranking,
-        "kernel_ranking": _ranking(tables["kernel_overlap"], audited),
+        "kernel_ranking": _verdict(tables["kernel_overlap"], audited),
+        "kernel_rows": _verdict(tables["kernel_correlation"], audited),
         "figures": _beside_draws(FIGURES, figures["figure"], figures["figure_defined"]),
         "gaps": _beside_draws(
             {name: name for name in rule.columns}, figures["gap"], figures["gap_defined"]
@@ -180,7 +179,7 @@ def _figures(networks: list[Arrays], rule: AuditRule, audited: list[int]) -> dic
     }
 
 
-def _ranking(table: Float, audited: list[int]) -> dict[str, Any]:
+def _verdict(table: Float, audited: list[int]) -> dict[str, Any]:
     """The criterion as JSON; not distinguishable where it cannot be decided, with the reason."""
     try:
         if TRAINED not in audited:
@@ -201,7 +200,7 @@ def _reason(found: RankingComparison) -> str:
     side = "below" if found.distinguishable else "not below"
     low, high = found.interval
     return (
-        f"overlap with networks of random weights {found.with_draws:.3f}, among them "
+        f"likeness to networks of random weights {found.with_draws:.3f}, among them "
         f"{found.among_draws:.3f}: {side} (difference {found.difference:+.3f}, "
         f"95 % interval {low:+.3f} to {high:+.3f})"
     )
@@ -266,14 +265,15 @@ def estimate_cost(sizes: AuditSizes, settings: RandomisedSettings) -> Cost:
     Rows of the fit samples' views pass through the network twice: for the centre, for the kernel.
     """
     m, width, batch = sizes.n_landmarks, sizes.n_features, sizes.plan.forward_batch
-    fit = max(0, sizes.n_audited - sizes.n_explained)
+    fit = min(settings.fit, max(0, sizes.n_audited - sizes.n_explained))
+    audited = sizes.n_explained + fit
     h, outputs, views = sizes.n_components, sizes.n_outputs, sizes.n_views
     networks = settings.draws + 1
     kept = (
         Term("kernel rows of the fit samples' views", f32(views, fit, m)),
-        Term("clean kernel rows", f32(sizes.n_audited, m)),
+        Term("clean kernel rows", f32(audited, m)),
         Term("landmark kernel", f64(m, m)),
-        Term("embeddings", f32(views * fit + sizes.n_audited, outputs)),
+        Term("embeddings", f32(views * fit + audited, outputs)),
     )
     memory = Quantity(
         {
@@ -281,7 +281,7 @@ def estimate_cost(sizes: AuditSizes, settings: RandomisedSettings) -> Cost:
                 *kept,
                 Term("landmark rows as stored, in float32 and float64", f32(m, width), 5),
                 Term("centre", f64(sizes.n_moments), 3),
-                Term("rows while they are joined", f32(max(fit * views, sizes.n_audited), m)),
+                Term("rows while they are joined", f32(max(fit * views, audited), m)),
             ),
             "step": (
                 *kept,
@@ -292,12 +292,12 @@ def estimate_cost(sizes: AuditSizes, settings: RandomisedSettings) -> Cost:
             "figures": (
                 *kept,
                 Term("moments", f64(m, m), 2),
-                Term("rows of the ridge in float64", f64(sizes.n_audited, m), 4),
+                Term("rows of the ridge in float64", f64(audited, m), 4),
                 Term("scores and agreement", f64(sizes.n_explained, m), 5),
             ),
         }
     )
-    passes = 2 * views * fit + sizes.n_audited + m
+    passes = 2 * views * fit + audited + m
     return Cost(
         units=networks,
         disk=Quantity.of(
@@ -310,7 +310,7 @@ def estimate_cost(sizes: AuditSizes, settings: RandomisedSettings) -> Cost:
             Term("stored rows of a batch", f16(batch, width), 2),
             Term("kernel rows of a batch", f32(batch, m), 4),
         ),
-        parallel_tasks=max(1, -(-max(fit * views, sizes.n_audited) // batch)),
+        parallel_tasks=max(1, -(-max(fit * views, audited) // batch)),
         flops=Quantity.of(
             Term("gradients", 6.0 * sizes.n_parameters * passes, networks),
             Term("kernel rows", 2.0 * m * width * passes, networks),

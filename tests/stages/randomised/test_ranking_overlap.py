@@ -11,8 +11,8 @@ from scipy import stats
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.randomised.ranking_overlap import (
     compare_rankings,
+    correlation_table,
     draws_reach,
-    kernel_correlation,
     overlap_table,
 )
 
@@ -98,9 +98,15 @@ def test_figures_beside_draws() -> None:
     assert draws_reach(most - 1e-9, draws)[0]
 
 
-def test_kernel_correlation() -> None:
-    draw = np.random.default_rng(0)
-    first, second = draw.normal(size=(2, 7, 5))
-    expected = np.corrcoef(first.ravel(), second.ravel())[0, 1]
-    assert kernel_correlation(first, second) == pytest.approx(expected)
-    assert kernel_correlation(first, np.ones_like(first)) == 0.0
+def test_correlation_of_kernel_rows() -> None:
+    kernels = np.random.default_rng(0).normal(size=(3, 7, 5))
+    kernels[2, 4] = 1.0
+    table = correlation_table(kernels)
+    for i, j, t in itertools.product(range(3), range(3), range(7)):
+        if i == j:
+            expected = 1.0
+        elif 2 in (i, j) and t == 4:
+            expected = 0.0
+        else:
+            expected = np.corrcoef(kernels[i, t], kernels[j, t])[0, 1]
+        assert table[i, j, t] == pytest.approx(expected)
