@@ -266,61 +266,68 @@ def estimate_cost(sizes: AuditSizes, settings: RandomisedSettings) -> Cost:
     """
     m, width, batch = sizes.n_landmarks, sizes.n_features, sizes.plan.forward_batch
     fit = min(settings.fit, max(0, sizes.n_audited - sizes.n_explained))
+    networks, view_rows = settings.draws + 1, fit * sizes.n_views
     audited = sizes.n_explained + fit
-    h, outputs, views = sizes.n_components, sizes.n_outputs, sizes.n_views
-    networks = settings.draws + 1
-    kept = (
-        Term("kernel rows of the fit samples' views", f32(views, fit, m)),
-        Term("clean kernel rows", f32(audited, m)),
-        Term("landmark kernel", f64(m, m)),
-        Term("embeddings", f32(views * fit + audited, outputs)),
-    )
-    memory = Quantity(
-        {
-            "rows": (
-                *kept,
-                Term("landmark rows as stored, in float32 and float64", f32(m, width), 5),
-                Term("centre", f64(sizes.n_moments), 3),
-                Term("rows while they are joined", f32(max(fit * views, audited), m)),
-            ),
-            "step": (
-                *kept,
-                Term("moments and their products", f64(m, m), 2 * views**2),
-                Term("eigenvectors and workspaces", f64(m, m), 5),
-                Term("iterates", f64(m, h), 24),
-            ),
-            "figures": (
-                *kept,
-                Term("moments", f64(m, m), 2),
-                Term("rows of the ridge in float64", f64(audited, m), 4),
-                Term("scores and agreement", f64(sizes.n_explained, m), 5),
-            ),
-        }
-    )
-    passes = 2 * views * fit + audited + m
+    passed = 2 * view_rows + audited + m
     return Cost(
         units=networks,
         disk=Quantity.of(
             Term("top landmarks", f64(networks, sizes.n_explained, settings.top)),
             Term("figures and attributes", 2**15),
         ),
-        memory=memory,
+        memory=_memory(sizes, fit),
         worker_memory=Quantity.of(
             Term("gradients of a batch", f32(batch, width), 4),
             Term("stored rows of a batch", f16(batch, width), 2),
             Term("kernel rows of a batch", f32(batch, m), 4),
         ),
-        parallel_tasks=max(1, -(-max(fit * views, audited) // batch)),
+        parallel_tasks=max(1, -(-max(view_rows, audited) // batch)),
         flops=Quantity.of(
-            Term("gradients", 6.0 * sizes.n_parameters * passes, networks),
-            Term("kernel rows", 2.0 * m * width * passes, networks),
-            Term("ridge and moments", 2.0 * (views**2 + 3) * (fit + 9 * m) * m * m, networks),
+            Term("gradients", 6.0 * sizes.n_parameters * passed, networks),
+            Term("kernel rows", 2.0 * m * width * passed, networks),
+            Term(
+                "ridge and moments", 2.0 * (sizes.n_views**2 + 3) * (fit + 9 * m) * m**2, networks
+            ),
         ),
         scratch=Quantity.of(
             Term("kernel rows of audit samples", f32(sizes.n_explained, m), networks)
         ),
         device_memory=Quantity.of(Term("landmark rows", f32(m, width), 2)),
         device_task_memory=Quantity.of(Term("rows of a batch", f32(batch, width + m), 4)),
+    )
+
+
+def _memory(sizes: AuditSizes, fit: int) -> Quantity:
+    """Memory of one network: its rows, its step, its figures, one after the other."""
+    m, width, views = sizes.n_landmarks, sizes.n_features, sizes.n_views
+    audited = sizes.n_explained + fit
+    rows = (
+        Term("kernel rows of the fit samples' views", f32(views, fit, m)),
+        Term("clean kernel rows", f32(audited, m)),
+        Term("landmark kernel", f64(m, m)),
+        Term("embeddings", f32(views * fit + audited, sizes.n_outputs)),
+    )
+    return Quantity(
+        {
+            "rows": (
+                *rows,
+                Term("landmark rows as stored, in float32 and float64", f32(m, width), 5),
+                Term("centre", f64(sizes.n_moments), 3),
+                Term("rows while they are joined", f32(max(fit * views, audited), m)),
+            ),
+            "step": (
+                *rows,
+                Term("moments and their products", f64(m, m), 2 * views**2),
+                Term("eigenvectors and workspaces", f64(m, m), 5),
+                Term("iterates", f64(m, sizes.n_components), 24),
+            ),
+            "figures": (
+                *rows,
+                Term("moments", f64(m, m), 2),
+                Term("rows of the ridge in float64", f64(audited, m), 4),
+                Term("scores and agreement", f64(sizes.n_explained, m), 5),
+            ),
+        }
     )
 
 
