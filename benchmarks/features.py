@@ -80,11 +80,14 @@ def _file(folder: Path, name: str) -> Path:
 
 def settings(name: str) -> dict[str, FeatureSettings]:
     """The ways that are measured on a network."""
-    sketch = FeatureSettings(kind="sketch", probes=1, deflated=0, sketch=COLUMNS)
+    sketch = FeatureSettings(kind="sketch", probes=1, deflated_probes=0, sketch=COLUMNS)
     if name == "mlp":
-        return {"factors": FeatureSettings(kind="factors", probes=1, deflated=0), "sketch": sketch}
+        return {
+            "factors": FeatureSettings(kind="factors", probes=1, deflated_probes=0),
+            "sketch": sketch,
+        }
     if name == "cnn":
-        eight = FeatureSettings(kind="sketch", probes=4, deflated=4, sketch=COLUMNS)
+        eight = FeatureSettings(kind="sketch", probes=4, deflated_probes=4, sketch=COLUMNS)
         return {"sketch": sketch, "8 probes": eight}
     return {"sketch": sketch}
 

@@ -35,7 +35,7 @@ from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features  # no
 from krepes_ooc.network.torch_device import available_device, one_torch_thread  # noqa: E402
 from krepes_ooc.stages.moments.stage import GRAM_ROWS  # noqa: E402
 from krepes_ooc.stages.moments.sums import block_shift, moment_sums  # noqa: E402
-from krepes_ooc.stages.newton.objectives.base import times_columns, transposed_times  # noqa: E402
+from krepes_ooc.stages.newton.objectives.families import times_columns, transposed_times  # noqa: E402
 from krepes_ooc.storage.workspace import Workspace  # noqa: E402
 
 COMPONENTS, COLUMNS, INPUTS = 64, 8, 64
@@ -145,7 +145,7 @@ def features(device: Device, asked: argparse.Namespace) -> dict[str, Any]:
     size, batch, width = (32, 2, 8) if asked.dry_run else (224, 128, 64)
     inputs = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
     shared = open_features(
-        resnet50(width), FeatureSettings(kind="sketch", probes=1, deflated=0), inputs[:2]
+        resnet50(width), FeatureSettings(kind="sketch", probes=1, deflated_probes=0), inputs[:2]
     )
     where = available_device(device.torch)
     own = shared.clone() if where == "cpu" else shared.to(where)

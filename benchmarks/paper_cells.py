@@ -99,7 +99,7 @@ CHOICES = tuple(
 )
 # SimCLR streams the kernel for its products, and small dampings take most of them. In 45 audits of
 # digits the rule never chose one below 10, so it is spared the grid's lower half.
-SPARED = ("newton.grid=[10.0, 100.0, 1000.0, 10000.0]",)
+SPARED = ("newton.damping_grid=[10.0, 100.0, 1000.0, 10000.0]",)
 
 
 @dataclass(frozen=True)

@@ -37,30 +37,30 @@ def cost(name: str, scale: float = 1.0) -> Take:
 TAU, GAP, DROP = "kendall_tau", "accuracy_gap", "confidence_drop"
 RIGHT, COVER = "precision_at_1", "coverage"
 FIDELITY = {
-    "network probe, %": figure(GAP, "accuracy of the network's probe, percent"),
-    "always most frequent, points": figure(GAP, "always the most frequent class"),
+    "network probe, %": figure(GAP, "network_accuracy"),
+    "always most frequent, points": figure(GAP, "majority_class"),
     "gap, points": figure(GAP),
-    "gap, start": figure(GAP, "embedding at the start"),
+    "gap, start": figure(GAP, "start"),
     "tau": figure(TAU),
-    "tau, start": figure(TAU, "embedding at the start"),
-    "tau, further steps": figure(TAU, "after further steps"),
-    "ridge ceiling": figure(TAU, "ridge ceiling"),
-    "noise floor": figure(TAU, "noise floor: network, two halves of the fit samples"),
-    "raw inputs": figure(TAU, "raw inputs"),
+    "tau, start": figure(TAU, "start"),
+    "tau, further steps": figure(TAU, "lm_steps"),
+    "ridge ceiling": figure(TAU, "ridge_ceiling"),
+    "noise ceiling": figure(TAU, "noise_ceiling"),
+    "raw inputs": figure(TAU, "raw_inputs"),
 }
 INFLUENCE = {
     "drop, top 10": figure(DROP),
     "drop, random": figure(DROP, "random"),
     "ratio": figure("drop_ratio"),
-    "drop by k alone": figure(DROP, "largest |k| (no step)"),
-    "drop, exact refit": figure(DROP, "with an exact refit"),
+    "drop by k alone": figure(DROP, "kernel_only"),
+    "drop, exact refit": figure(DROP, "exact_refit"),
     "kappa": figure(COVER),
-    "kappa, random": figure(COVER, "random order"),
+    "kappa, random": figure(COVER, "random"),
     "P@1, aligned": figure(RIGHT),
-    "P@1, the paper's": figure(RIGHT, "the paper's influence score"),
-    "P@1, kernel": figure(RIGHT, "plain kernel"),
-    "P@1, cosine": figure(RIGHT, "cosine of network embeddings"),
-    "P@1, inputs": figure(RIGHT, "cosine of inputs"),
+    "P@1, the paper's": figure(RIGHT, "paper"),
+    "P@1, kernel": figure(RIGHT, "kernel"),
+    "P@1, cosine": figure(RIGHT, "network_cosine"),
+    "P@1, inputs": figure(RIGHT, "input_cosine"),
 }
 COST = {
     "damping": lambda found: found["damping"],
@@ -77,8 +77,8 @@ CHOICE = {
     "gap, points": figure(GAP),
     "ratio": figure("drop_ratio"),
     "P@1, aligned": figure(RIGHT),
-    "P@1, the paper's": figure(RIGHT, "the paper's influence score"),
-    "P@1, kernel": figure(RIGHT, "plain kernel"),
+    "P@1, the paper's": figure(RIGHT, "paper"),
+    "P@1, kernel": figure(RIGHT, "kernel"),
     "solve, s": cost("solve"),
 }
 
@@ -202,7 +202,7 @@ def entropy(cells: list[Found]) -> str:
     """Spectral entropy and probe accuracy at each fixed damping: MNIST, Barlow Twins."""
     chosen = [c for c in cells if (c["data"], c["objective"]) == ("mnist", "barlow-twins")]
     swept = [c for c in chosen if c["variant"] in {f"damping {value:g}" for value in SWEPT}]
-    network = figure(GAP, "accuracy of the network's probe, percent")
+    network = figure(GAP, "network_accuracy")
     lines = []
     for found in sorted(swept, key=lambda c: c["damping"]):
         gap, base = figure(GAP)(found), network(found)

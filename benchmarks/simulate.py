@@ -42,7 +42,7 @@ class Idle:
         self.n_workers, self.tasks, self.waves, self.graph_bytes = workers, 0, 0, 0
 
     @contextlib.contextmanager
-    def publish(self, folder: Path, key: str, work: TaskPayload) -> Iterator[None]:
+    def publish(self, folder: Path, key: str, payload: TaskPayload) -> Iterator[None]:
         yield
 
     def compute(
@@ -50,7 +50,7 @@ class Idle:
         graph: Any,
         names: Sequence[str],
         check: Callable[[], None],
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> Iterator[tuple[str, TaskResult]]:
         self.waves, self.tasks = self.waves + 1, self.tasks + len(names)
         self.graph_bytes = max(self.graph_bytes, len(pickle.dumps(graph)))
@@ -67,19 +67,19 @@ def records(index: int) -> tuple[str, dict[str, tuple[int, int]]]:
 
 
 def simulate(plan: BlockPlan, workers: int) -> dict[str, Any]:
-    crowd = Idle(workers)
+    pool = Idle(workers)
     release()
     before, begun = machine.anonymous_bytes(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        desk = TransferFolder.open(Path(folder), "")
+        transfer = TransferFolder.open(Path(folder), "")
         blocks, found = list(plan.blocks()), {}
-        for _, files in ClusterExecutor(workers, pool=crowd, transfer=desk).map(records, blocks):
+        for _, files in ClusterExecutor(workers, pool=pool, transfer=transfer).map(records, blocks):
             found |= files
     peak = machine.anonymous_bytes() - before
     return {
-        "tasks": crowd.tasks,
-        "waves": crowd.waves,
-        "graph": crowd.graph_bytes,
+        "tasks": pool.tasks,
+        "waves": pool.waves,
+        "graph": pool.graph_bytes,
         "client": peak,
         "seconds": time.monotonic() - begun,
         "files": len(found),

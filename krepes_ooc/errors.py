@@ -18,7 +18,7 @@ from __future__ import annotations
 
 
 class KrepesError(Exception):
-    """An error told in one line: what, where, what was expected, what to do.
+    """An error as one line: what, where, what was expected, what to do.
 
     Args:
         what: what went wrong, with the offending value.
@@ -30,7 +30,10 @@ class KrepesError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", advice: str = "") -> None:
-        self.what, self.where, self.expected, self.advice = what, where, expected, advice
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.advice = advice
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -42,7 +45,7 @@ class KrepesError(Exception):
         return printable(line)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the trip between processes with all four parts."""
+        """Pickle the four parts, which a message alone would lose."""
         return (_rebuild, (type(self), self.what, self.where, self.expected, self.advice))
 
 

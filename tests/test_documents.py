@@ -196,3 +196,10 @@ def test_a_missing_link_is_found() -> None:
     assert missing_links("see [x](../krepes_ooc/nothing.py) and [y](../krepes_ooc/errors.py)") == [
         "krepes_ooc/nothing.py"
     ]
+
+
+def test_named_files_exist() -> None:
+    folders = "tests|benchmarks|krepes_ooc|examples|stores|pipelines"
+    for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+        for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()):
+            assert (ROOT / name).exists(), f"{path.name} names {name}"

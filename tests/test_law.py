@@ -213,6 +213,7 @@ MATHEMATICS = [
     "fidelity/baselines",
     "fidelity/confidence_drop",
     "fidelity/metrics",
+    "influence/ranking",
     "influence/scores",
     "kernel/kernel_map",
     "kernel/normalisation",
@@ -225,7 +226,7 @@ MATHEMATICS = [
     "newton/levenberg_marquardt",
     "newton/minimiser",
     "newton/objectives/barlow_twins",
-    "newton/objectives/base",
+    "newton/objectives/families",
     "newton/objectives/byol",
     "newton/objectives/interface",
     "newton/objectives/registry",
@@ -249,8 +250,10 @@ STORES = [
     "audited/stage",
     "base/cost",
     "base/inputs",
+    "base/recipe_inputs",
     "base/sizes",
     "base/stage",
+    "base/stage_inputs",
     "base/writing",
     "concepts/concept_sets",
     "concepts/stage",
@@ -280,11 +283,13 @@ STORES = [
     "newton/problem",
     "newton/result",
     "newton/stage",
+    "newton/stored_basis",
     "pretrain/stage",
     "randomised/control_figures",
     "randomised/drawn_network",
     "randomised/stage",
     "report/collect",
+    "report/results",
     "report/stage",
     "spectrum/stage",
     "spectrum/tiled",
@@ -488,3 +493,55 @@ def test_no_module_imports_itself_in_a_circle():
     edges = {name: imported_modules(path) & set(names) - {name} for name, path in names.items()}
     assert import_circle(edges) == []
     assert import_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c"]
+
+
+def code_and_comments(text: str) -> tuple[int, int]:
+    """Lines of code without docstrings, and comments."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            docstrings |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = sum(token.type == tokenize.COMMENT for token in tokens)
+    return len(code_lines(text) - docstrings), comments
+
+
+def assignments(text: str) -> tuple[int, int]:
+    """All assignments, and those of a tuple to a tuple."""
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Assign)]
+    packed = [
+        n for n in nodes if isinstance(n.value, ast.Tuple) and isinstance(n.targets[0], ast.Tuple)
+    ]
+    return len(nodes), len(packed)
+
+
+def test_code_is_commented_and_not_packed():
+    texts = [path.read_text() for path in MODULES]
+    counts = [code_and_comments(text) for text in texts]
+    assert sum(code for code, _ in counts) <= 20 * sum(comments for _, comments in counts)
+    packed = [assignments(text) for text in texts]
+    assert 1000 * sum(few for _, few in packed) <= 15 * sum(every for every, _ in packed)
+
+
+def test_packed_assignments_and_comments_are_counted():
+    text = 'def f():\n    """One."""\n    # why\n    a, b = 1, 2\n    c = 3\n'
+    assert code_and_comments(text) == (3, 1)
+    assert assignments(text) == (2, 1)
+
+
+def what_docstrings(text: str) -> list[str]:
+    """Docstrings whose first line does not name the thing."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = (ast.get_docstring(node) or "").partition("\n")[0]
+            if first.startswith(("What ", "How ", "Where ", "Why ")):
+                found.append(first)
+    return found
+
+
+def test_docstrings_name_the_thing():
+    assert [line for path in MODULES for line in what_docstrings(path.read_text())] == []
+    assert what_docstrings('def f():\n    """What a stage is."""') == ["What a stage is."]

@@ -101,7 +101,7 @@ def test_declarations_are_found_from_an_unpacked_wheel(wheel: zipfile.ZipFile, t
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert Path(said[0]) == tmp_path / "krepes_ooc" / "catalogue.py"
+    assert Path(said[0]) == tmp_path / "krepes_ooc" / "core" / "resources.py"
     assert said[1].split() == resources.names("pipelines") != []
     assert said[2].split() == resources.names("stores") != []
 
@@ -139,7 +139,7 @@ def distributions(library: str) -> set[str]:
 
 
 def test_every_import_is_declared():
-    known = declared("cuda", "hpc", "images", "hdf5") | {"distributed"}  # by dask[distributed]
+    known = declared("cuda", "hpc", "hdf5") | {"distributed"}  # by dask[distributed]
     undeclared = {
         name for name in imported_libraries(ROOT / "krepes_ooc") if not distributions(name) & known
     }

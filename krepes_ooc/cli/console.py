@@ -1,4 +1,4 @@
-"""What the terminal shows: progress as bars, or as plain lines on a pipe; tables; JSON."""
+"""Terminal output: progress as bars, or as plain lines on a pipe; tables; JSON."""
 
 from __future__ import annotations
 
@@ -7,65 +7,71 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-import numpy as np
-import numpy.typing as npt
 
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.errors import Interrupted, printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from krepes_ooc.rendering.explanation import Explained
 
 
 class Lines:
     """Progress as plain lines, for logs and pipes."""
 
+    INTERVAL_SECONDS = 10.0
+
     def __init__(self) -> None:
-        self._stage, self._total, self._done, self._before = "", 0, 0, 0
-        self._bytes, self._said, self._begun = 0, 0.0, 0.0
+        self._stage = ""
+        self._total = 0
+        self._done = 0
+        self._resumed = 0
+        self._bytes = 0
+        self._started = 0.0
+        self._printed = 0.0
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """Say what is on disk already."""
-        self._stage, self._total, self._done, self._bytes = stage, total, done, 0
-        self._said = self._begun = time.monotonic()
-        self._before = done
-        resumed = f", {done} of {total} on disk" if done else ""
-        click.echo(f"{stage}: {total} units{resumed}")
+        """Print the stage, its units and how many of them are on disk."""
+        self._stage = stage
+        self._total = total
+        self._done = done
+        self._resumed = done
+        self._bytes = 0
+        self._started = time.monotonic()
+        self._printed = self._started
+        on_disk = f", {done} of {total} on disk" if done else ""
+        click.echo(f"{stage}: {total} units{on_disk}")
 
     def advance(self, units: int = 1, n_bytes: int = 0) -> None:
-        """Say how far the stage is, every ten seconds at most."""
-        self._done, self._bytes = self._done + units, self._bytes + n_bytes
-        if time.monotonic() - self._said > 10:
-            self._said = time.monotonic()
-            click.echo(f"{self._stage}: {self._told()}")
+        """Print the progress of the stage, every ten seconds at most."""
+        self._done += units
+        self._bytes += n_bytes
+        if time.monotonic() - self._printed > self.INTERVAL_SECONDS:
+            self._printed = time.monotonic()
+            click.echo(f"{self._stage}: {self._progress_text()}")
 
-    def _told(self) -> str:
-        """Units, rate of what is written, and how long the rest will take at this pace."""
-        told = f"{self._done} of {self._total}"
-        seconds = max(1e-9, time.monotonic() - self._begun)
+    def _progress_text(self) -> str:
+        """Units, bytes written per second, and the time that is left at this pace."""
+        text = f"{self._done} of {self._total}"
+        seconds = max(1e-9, time.monotonic() - self._started)
         if self._bytes:
-            told += f", {format_bytes(self._bytes / seconds)}/s"
-        if finished := self._done - self._before:
+            text += f", {format_bytes(self._bytes / seconds)}/s"
+        # The pace is that of this run: units of an earlier one took no time now.
+        if finished := self._done - self._resumed:
             left = (self._total - self._done) * seconds / finished
-            told += f", {_stage_summary(left)} left"
-        return told
+            text += f", {_format_duration(left)} left"
+        return text
 
     def note(self, text: str) -> None:
-        """Say it."""
+        """Print a remark."""
         click.echo(f"  {printable(text)}")
 
     def end(self, stage: str, seconds: float) -> None:
-        """Say that the stage is sealed."""
+        """Print that the stage is sealed."""
         click.echo(f"{stage}: sealed in {seconds:.1f} s")
 
 
-def _stage_summary(seconds: float) -> str:
-    """A duration as people say it."""
+def _format_duration(seconds: float) -> str:
+    """Hours and minutes, minutes and seconds, or seconds."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -87,21 +93,23 @@ class Bars:
             progress.TimeRemainingColumn(),
         )
         self._task: Any = None
-        self._bytes, self._begun = 0, 0.0
+        self._bytes = 0
+        self._started = 0.0
         self._progress.start()
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Draw a new bar."""
-        self._bytes, self._begun = 0, time.monotonic()
+        self._bytes = 0
+        self._started = time.monotonic()
         self._task = self._progress.add_task(stage, total=total, completed=done, rate="")
 
     def advance(self, units: int = 1, n_bytes: int = 0) -> None:
         """Move the bar."""
         self._bytes += n_bytes
-        rate = self._bytes / max(1e-9, time.monotonic() - self._begun)
-        shown = f"{format_bytes(rate)}/s" if self._bytes else ""
+        rate = self._bytes / max(1e-9, time.monotonic() - self._started)
+        text = f"{format_bytes(rate)}/s" if self._bytes else ""
         if self._task is not None:
-            self._progress.update(self._task, advance=units, rate=shown)
+            self._progress.update(self._task, advance=units, rate=text)
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
@@ -119,13 +127,15 @@ class Bars:
 
 
 def on_interrupt(presses: int) -> None:
-    """Say at once that Ctrl-C was heard; the second one ends the process as a kill would.
+    """Acknowledge Ctrl-C at once; the second one ends the process as a kill would.
 
     Runs inside the signal handler, so it writes to the descriptors and touches no lock.
     """
+    # The first one stops the run after the blocks in flight.
     if presses == 1:
         os.write(2, b"krepes: finishing the blocks in flight; Ctrl-C again drops them\n")
         return
+    # The second one drops them: the journal has every finished block.
     if sys.stdout.isatty():
         os.write(1, b"\x1b[?25h")  # the bars hide the cursor
     os.write(2, b"krepes: stopped by Ctrl-C; run the same command again to resume\n")
@@ -140,6 +150,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     if sys.stdout.isatty():
         _print_wrapped(columns, cells)
         return
+    # On a pipe every column is as wide as its widest cell, so that programs can cut it.
     table = [list(columns), *cells] if any(columns) else cells
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -153,6 +164,7 @@ def print_json(value: Any) -> None:
 
 
 def _print_wrapped(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits the width of the terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -160,59 +172,7 @@ def _print_wrapped(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> No
     table = Table(box=None, pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(column)
+    # As Text, so that no cell is read as markup.
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)
-
-
-SIDE, MOST_RANKED, MOST_REPELLING = 16, 4, 1
-Pixels = npt.NDArray[np.uint8]
-
-
-def can_draw(console: Console) -> bool:
-    """Whether the terminal has colours and the half block."""
-    try:
-        "▀".encode(console.encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return console.color_system not in (None, "standard") and console.is_terminal
-
-
-def print_pictures(one: Explained, console: Console | None = None) -> None:
-    """Print a sample and its first landmarks side by side, if there are pictures and it can."""
-    from rich.columns import Columns
-    from rich.console import Console, Group
-    from rich.text import Text
-
-    console = console or Console()
-    mine, theirs = one.sample.samples.image, one.landmarks.samples.image
-    if mine is None or theirs is None or not can_draw(console):
-        return
-    signs = {"attract": "+", "repel": "-", "neutral": ""}
-    tiles: list[Any] = [Group(half_blocks(mine[one.row]), Text("the sample", style="bold"))]
-    for _, link in one.beside(MOST_RANKED, MOST_REPELLING):
-        words = f"{signs[link.kind]}{link.rank or ''} {one.landmarks.class_name(link.row)}".strip()
-        tiles.append(Group(half_blocks(theirs[link.row]), Text(words)))
-    console.print(Columns(tiles, padding=(0, 2)))
-
-
-def half_blocks(image: Pixels) -> Any:
-    """An image [y, x] or [y, x, channel] as coloured text, at most 16 characters wide."""
-    from rich.color import Color
-    from rich.style import Style
-    from rich.text import Text
-
-    from krepes_ooc.rendering.drawing.thumbnails import shrink
-
-    pixels = shrink(image if image.ndim == 3 else image[:, :, None], SIDE)
-    pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
-    if len(pixels) % 2:
-        pixels = np.concatenate([pixels, np.zeros_like(pixels[:1])])
-    text = Text()
-    for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
-        for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
-            style = Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below))
-            text.append("▀", style)
-        text.append("\n")
-    text.rstrip()
-    return text

@@ -1,8 +1,7 @@
-"""krepes explain."""
+"""krepes explain: attracting and repelling landmarks of one sample."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,13 @@ from krepes_ooc.errors import UsageError
 if TYPE_CHECKING:
     from krepes_ooc.rendering.explanation import Explained
 
-SHOWN_LANDMARKS = 5
-NARROW, MOST_RANKED, MOST_REPELLING = 16, 5, 1
+CELL_WIDTH = 16
+MOST_RANKED = 5
+MOST_REPELLING = 1
+SIGNS = {"attract": "+", "repel": "-", "neutral": ""}
 
 
-@click.command(short_help="Say which landmarks hold one sample.")
+@click.command(short_help="Explain one sample: attracting and repelling landmarks.")
 @recipe_or_none
 @options.workspace
 @click.option(
@@ -32,7 +33,7 @@ NARROW, MOST_RANKED, MOST_REPELLING = 16, 5, 1
     type=click.Path(path_type=Path),
     help="New sample: .json or .csv rows, a picture, .npy, or .txt.",
 )
-@click.option("--top", type=options.IntAtLeast(min=1), help="Landmarks; default all that are kept.")
+@click.option("--top", type=options.IntAtLeast(min=1), help="Landmarks; default all stored ones.")
 @click.option("--png", type=click.Path(path_type=Path), help="Write a card as a picture.")
 @options.as_json
 def explain(
@@ -44,44 +45,45 @@ def explain(
     png: Path | None,
     as_json: bool,
 ) -> None:
-    """Say which landmarks attract and which repel one sample.
+    """Explain one sample: which landmarks attract it, and which repel it.
 
     The sample is one of the source (--sample) or a new one (--input), which goes through the frozen
     network. Only small stores are read.
     """
-    from krepes_ooc.runner.explain import explain as explained
+    from krepes_ooc.runner.explain import explain as explain_samples
 
-    found = explained(
-        resolve_workspace(recipe, workspace), sample=sample, file=file, top=top, recipe=recipe
-    )
+    root = resolve_workspace(recipe, workspace)
+    explanations = explain_samples(root, sample=sample, file=file, top=top, recipe=recipe)
+    # The card first: if it cannot be written, nothing is printed either.
     if png is not None:
-        _write_card(found, png)
+        _write_card(explanations, png)
     if as_json:
-        print_json([_document(one) for one in found])
+        print_json([_document(one) for one in explanations])
         return
-    for one in found:
+    for one in explanations:
         _show(one)
     if png is not None:
         click.echo(f"wrote {png}")
 
 
-def _write_card(found: list[Explained], target: Path) -> None:
-    """Write the one explanation as a picture.
+def _write_card(explanations: list[Explained], target: Path) -> None:
+    """Write a single explanation as a picture.
 
     Raises:
         UsageError: several samples, or the file cannot be written.
     """
     from krepes_ooc.rendering.explanation_card import draw_card
 
-    if len(found) != 1:
-        raise UsageError(f"{len(found)} samples", where="--png", expected="one sample")
+    if len(explanations) != 1:
+        raise UsageError(f"{len(explanations)} samples", where="--png", expected="one sample")
     try:
-        target.write_bytes(draw_card(found[0]))
+        target.write_bytes(draw_card(explanations[0]))
     except OSError as error:
         raise UsageError(f"cannot write: {error.strerror}", where=str(target)) from error
 
 
 def _document(one: Explained) -> dict[str, Any]:
+    """The explanation as JSON, with the audit that it belongs to."""
     assert one.audit.influence is not None
     return {
         "recipe": one.audit.subject.recipe,
@@ -93,38 +95,36 @@ def _document(one: Explained) -> dict[str, Any]:
 
 
 def _show(one: Explained) -> None:
-    from krepes_ooc.cli.console import print_pictures
+    """Print the counts of landmarks, then the landmarks, then the columns of a table row."""
     from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
 
     for warning in one.audit.warnings:
-        click.echo(f"take care: {warning}")
+        click.echo(f"warning: {warning}")
+    # One line of counts.
     record = one.record()
-    named = f" ({record['class']})" if record["class"] else ""
-    told = f"{record['attract']} attract, {record['repel']} repel"
+    class_name = f" ({record['class']})" if record["class"] else ""
+    counts = f"{record['attract']} attract, {record['repel']} repel"
     if one.repelling_only:
-        told += f", {len(one.repelling_only)} more push it away"
+        counts += f", {len(one.repelling_only)} further ones repel"
     if record["same_class"] is not None:
-        told += f", {record['same_class']} of {record['ranked']} ranked share its class"
-    click.echo(f"sample {record['name']}{named}: {told}")
-    if sys.stdout.isatty():
-        print_pictures(one)
-    columns = ("rank", "", "score", "pull", "kernel", "class", "landmark")
-    shown = [*record["landmarks"], *(record["repelling"] or ())]
-    print_table("", columns, [_line(link) for link in shown])
+        counts += f", {record['same_class']} of {record['ranked']} ranked share its class"
+    click.echo(f"sample {record['name']}{class_name}: {counts}")
+    # Ranked landmarks, then the most repelling ones that no rank holds.
+    columns = ("rank", "", "score", "contribution", "kernel", "class", "landmark")
+    links = [*record["landmarks"], *(record["repelling"] or ())]
+    print_table("", columns, [_link_cells(link) for link in links])
     if one.nothing_repels:
         click.echo(NOTHING_REPELS.lower().rstrip("."))
     if one.agrees is not None:
         _show_columns(one)
 
 
-def _line(link: dict[str, Any]) -> tuple[Any, ...]:
-    sign = (
-        ""
-        if link["contribution"] is None
-        else "attracts"
-        if link["contribution"] >= 0
-        else "repels"
-    )
+def _link_cells(link: dict[str, Any]) -> tuple[Any, ...]:
+    """Cells of one landmark: rank, sign, numbers, class and name."""
+    contribution = link["contribution"]
+    sign = ""
+    if contribution is not None:
+        sign = "attracts" if contribution >= 0 else "repels"
     numbers = [
         "-" if link[name] is None else f"{link[name]:.3g}"
         for name in ("score", "contribution", "kernel")
@@ -133,27 +133,31 @@ def _line(link: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _show_columns(one: Explained) -> None:
-    """The sample's row beside the rows of its first landmarks; what agrees is marked."""
+    """The sample's row beside the rows of its first landmarks; equal values are marked."""
     from krepes_ooc.rendering.drawing.sample_view import plain_cell
 
-    mine, theirs = one.sample.samples.values, one.landmarks.samples.values
+    sample_values = one.sample.samples.values
+    landmark_values = one.landmarks.samples.values
     agrees = one.agrees
-    assert mine is not None
-    assert theirs is not None
+    assert sample_values is not None
+    assert landmark_values is not None
     assert agrees is not None
+    # One column for each landmark, headed by its sign and rank.
     links = one.beside(MOST_RANKED, MOST_REPELLING)
-    signs = {"attract": "+", "repel": "-", "neutral": ""}
-    head = ["column", "sample", *(f"{signs[link.kind]}{link.rank or ''}" for _, link in links)]
+    head = ["column", "sample", *(f"{SIGNS[link.kind]}{link.rank or ''}" for _, link in links)]
+    # One row for each column of the table.
     rows = []
     for c, column in enumerate(one.audit.columns):
         cells = [
-            _short(plain_cell(theirs[link.row, c], column)) + (" =" if agrees[place, c] else "")
+            _shortened(plain_cell(landmark_values[link.row, c], column))
+            + (" =" if agrees[place, c] else "")
             for place, link in links
         ]
-        rows.append((column.name, _short(plain_cell(mine[one.row, c], column)), *cells))
+        sample_cell = _shortened(plain_cell(sample_values[one.row, c], column))
+        rows.append((column.name, sample_cell, *cells))
     title = "\nits row beside those of its landmarks; = agrees, + attracts, - repels"
     print_table(title, head, rows)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= NARROW else text[: NARROW - 1] + "…"
+def _shortened(text: str) -> str:
+    return text if len(text) <= CELL_WIDTH else text[: CELL_WIDTH - 1] + "…"

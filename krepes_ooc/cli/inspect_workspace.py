@@ -1,4 +1,4 @@
-"""krepes status, krepes verify and krepes doctor."""
+"""krepes status, verify, doctor and export."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def status(
     """Show every stage: sealed, stale, missing, or how many units are on disk."""
     from krepes_ooc.runner.status import read_status
 
-    found = read_status(recipe, resolve_workspace(recipe, workspace), overrides)
+    state = read_status(recipe, resolve_workspace(recipe, workspace), overrides)
     if as_json:
-        print_json(found)
+        print_json(state)
         return
-    rows = [(stage["stage"], stage["state"], stage["detail"]) for stage in found["stages"]]
-    print_table(f"{found['workspace']} ({found['recipe']})", ("stage", "state", "detail"), rows)
-    if found["note"]:
-        click.echo(found["note"])
+    rows = [(stage["stage"], stage["state"], stage["detail"]) for stage in state["stages"]]
+    print_table(f"{state['workspace']} ({state['recipe']})", ("stage", "state", "detail"), rows)
+    if state["note"]:
+        click.echo(state["note"])
 
 
 @click.command(short_help="Recompute every checksum.")
@@ -43,40 +43,40 @@ def verify(recipe: str | None, workspace: Path | None, store: str | None, as_jso
     from krepes_ooc.runner.status import verify_workspace
 
     root = resolve_workspace(recipe, workspace)
-    found = verify_workspace(root, store)
-    damage = [str(item) for item in found.damage]
+    result = verify_workspace(root, store)
+    damage = [str(item) for item in result.damage]
     if as_json:
-        print_json(
-            {"stages": found.stages, "files": found.files, "bytes": found.bytes, "damage": damage}
-        )
+        counts = {"stages": result.stages, "files": result.files, "bytes": result.bytes}
+        print_json({**counts, "damage": damage})
     else:
         for line in damage:
             click.echo(line)
-        click.echo(
-            f"verified {found.files} files, {format_bytes(found.bytes)}: {len(damage)} damaged"
-        )
+        size = format_bytes(result.bytes)
+        click.echo(f"verified {result.files} files, {size}: {len(damage)} damaged")
+    # After the output, so that both forms end with the same exit code.
     _refuse_damage(root, len(damage))
 
 
-@click.command(short_help="Say what this machine has.")
+@click.command(short_help="Show hardware and optional dependencies.")
 @options.as_json
 def doctor(as_json: bool) -> None:
-    """Say what this machine has: cores, memory, BLAS, GPU, optional parts."""
+    """Show hardware and optional dependencies: cores, memory, BLAS, GPU, extras."""
     from krepes_ooc.engine.machine import examine
 
-    found = examine(Path.cwd())
+    facts = examine(Path.cwd())
     if as_json:
-        print_json(found)
+        print_json(facts)
         return
-    print_table("", ("", ""), [(key, value) for key, value in found.items()])
+    print_table("", ("", ""), [(key, value) for key, value in facts.items()])
 
 
 def resolve_workspace(recipe: str | None, workspace: Path | None) -> Path:
-    """The folder, given or following from the recipe.
+    """Folder of a workspace, by its option or by its recipe.
 
     Raises:
-        UsageError: neither was given, or there is no such workspace.
+        UsageError: neither is given, or there is no such workspace.
     """
+    # Without --workspace it is where ``krepes run`` puts it.
     if workspace is None:
         if recipe is None:
             raise UsageError("no workspace was named", expected="a recipe, or --workspace FOLDER")
@@ -84,6 +84,7 @@ def resolve_workspace(recipe: str | None, workspace: Path | None) -> Path:
         from krepes_ooc.runner.recipe import Recipe
 
         workspace = default_workspace(Recipe.load(recipe))
+    # Reading makes no workspace: one must be there.
     if not (workspace / ".krepes").is_dir():
         raise UsageError(
             "no workspace there",
@@ -95,10 +96,10 @@ def resolve_workspace(recipe: str | None, workspace: Path | None) -> Path:
 
 
 def _refuse_damage(root: Path, count: int) -> None:
-    """Make damage an error, so that scripts see it in the exit code.
+    """Raise if there is damage, so that scripts see it in the exit code.
 
     Raises:
-        DamageError: there is any.
+        DamageError: there is.
     """
     if count:
         raise DamageError(
@@ -109,6 +110,7 @@ def _refuse_damage(root: Path, count: int) -> None:
         )
 
 
+# Ending of a file to its format.
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".nc": "netcdf", ".zarr": "zarr"}
 
 
@@ -120,11 +122,9 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".nc": "netcdf", ".zarr": "zarr
     "--format",
     "kind",
     type=click.Choice(tuple(FORMATS.values())),
-    help="Kind of file; default by the ending of --out.",
+    help="Kind of file, a folder for zarr; default by the ending of --out.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="New file; zarr: a new folder."
-)
+@options.out(required=True)
 @click.option("--dim", metavar="NAME", help="Dimension whose entries are the rows of a table.")
 def export(
     recipe: str | None,
@@ -134,26 +134,22 @@ def export(
     out: Path,
     dim: str | None,
 ) -> None:
-    """Copy one small store (influence, audited, fidelity ...) to a file for other programs.
+    """Copy one small store (influence, audited, fidelity ...) to a new file for other programs.
 
     In a table codes are texts, and each ranked landmark of a sample has a row of its own.
     """
     from krepes_ooc.storage.export import export_store
     from krepes_ooc.storage.workspace import Workspace
 
-    left = export_store(
-        Workspace(resolve_workspace(recipe, workspace)),
-        store or "",
-        out,
-        kind or _by_ending(out),
-        dim,
-    )
+    space = Workspace(resolve_workspace(recipe, workspace))
+    omitted = export_store(space, store or "", out, kind or _format_of(out), dim)
     click.echo(f"wrote {out}")
-    if left:
-        click.echo(f"not in the table: {', '.join(left)} (--dim, or --format netcdf or zarr)")
+    # A table has one dimension of rows: arrays with another one have no place in it.
+    if omitted:
+        click.echo(f"not in the table: {', '.join(omitted)} (--dim, or --format netcdf or zarr)")
 
 
-def _by_ending(out: Path) -> str:
+def _format_of(out: Path) -> str:
     """The format that the ending of a file names.
 
     Raises:

@@ -24,11 +24,12 @@ class Group(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> Any:
         """Run a command and exit with the code of its outcome; --debug may stand anywhere."""
-        given = list(sys.argv[1:] if args is None else args)
-        debug = _DEBUG in given
-        given = [argument for argument in given if argument != _DEBUG]
+        arguments = list(sys.argv[1:] if args is None else args)
+        debug = _DEBUG in arguments
+        arguments = [argument for argument in arguments if argument != _DEBUG]
         try:
-            code = super().main(given, **{**extra, "standalone_mode": False})
+            code = super().main(arguments, **{**extra, "standalone_mode": False})
+            # Here, where a closed pipe is an error that is caught, and not when Python ends.
             sys.stdout.flush()
         except Exception as error:
             code = _report_error(error, debug)
@@ -44,8 +45,8 @@ def main(debug: bool) -> None:
     """Audit frozen self-supervised networks, out of core."""
 
 
-def _known(error: click.ClickException) -> str:
-    """The commands there are, where one was named that is not."""
+def _known_commands(error: click.ClickException) -> str:
+    """The commands of a group, for an error that names an unknown one."""
     group = error.ctx.command if isinstance(error, click.UsageError) and error.ctx else None
     if not isinstance(group, click.Group) or "No such command" not in error.message:
         return ""
@@ -54,12 +55,14 @@ def _known(error: click.ClickException) -> str:
 
 def _report_error(error: Exception, debug: bool) -> int:
     """Print an error as one line and return its exit code."""
+    # Ends that are no errors.
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, BrokenPipeError):
-        # Whoever read the output has left: nothing is written to it when Python ends.
+        # The reader of the output is gone: nothing is written to it when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    # Errors, the expected ones with their own exit code.
     if debug:
         traceback.print_exception(error)
     if isinstance(error, click.Abort):
@@ -71,14 +74,16 @@ def _report_error(error: Exception, debug: bool) -> int:
         click.echo(f"krepes: {error}", err=True)
         return error.exit_code
     if isinstance(error, click.ClickException):
-        said = " ".join(error.format_message().split()).rstrip(".")
-        click.echo(f"krepes: {said}{_known(error)}", err=True)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"krepes: {message}{_known_commands(error)}", err=True)
         return 2
+    # A bug: one line as well, and exit code 1.
     what = f"{type(error).__name__}: {' '.join(str(error).split())}"
     click.echo(f"krepes: unexpected {what}; --debug shows where", err=True)
     return 1
 
 
+# In the order of use, in which --help lists them.
 for command in (
     run.run,
     run.plan,

@@ -1,4 +1,4 @@
-"""Options, declared once and the same everywhere."""
+"""Options of all commands, declared once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class IntAtLeast(click.IntRange):
-    """A whole number from a least one on, called what people call it."""
+    """An integer with a lower bound, shown as ``number``."""
 
     name = "number"
 
@@ -44,7 +44,9 @@ class SecondsParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     ) -> float:
         """Seconds."""
         text = str(value).strip()
-        number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
+        unit = text[-1] if text[-1:].isalpha() else ""
+        number = text.removesuffix(unit)
+        # Unknown units and what is no number fail as negative times do.
         try:
             seconds = float(number) * self.units[unit.lower()]
         except (ValueError, KeyError):
@@ -55,14 +57,14 @@ class SecondsParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class ShardParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A part such as ``3/16``: its number, from 1, and how many there are."""
+    """A shard such as ``3/16``: its number, from 1, and the number of shards."""
 
     name = "part"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
-        """Number and count; the runner judges whether they can be."""
+        """Number and count; the runner checks their range."""
         number, slash, count = str(value).partition("/")
         if not (slash and number.strip().isdecimal() and count.strip().isdecimal()):
             self.fail(f"{value!r} is no part; expected such as 3/16", param, ctx)
@@ -80,9 +82,10 @@ def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def complete_stage(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of stages, for the shell; every other one writes a store of its name."""
-    names = [name for name in ("pretrain", "report") if name.startswith(incomplete)]
-    return [*complete_store(ctx, param, incomplete), *names]
+    """Names of stages, for the shell."""
+    from krepes_ooc.core.stage_order import STAGE_ORDER
+
+    return [name for name in STAGE_ORDER if name.startswith(incomplete)]
 
 
 def complete_store(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -92,6 +95,7 @@ def complete_store(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [name for name in resources.names("stores") if name.startswith(incomplete)]
 
 
+# What is run, and where.
 recipe = click.argument("recipe", shell_complete=complete_recipe)
 workspace = click.option(
     "--workspace",
@@ -106,6 +110,7 @@ overrides = click.option(
     metavar="KEY=VALUE",
     help="Override a recipe key: stages.newton.damping=1.",
 )
+# With what it is run; nothing of this changes a result.
 memory = click.option(
     "--memory", type=BytesParam(), help="Memory of the run; default 3/4 of what is free."
 )
@@ -130,6 +135,7 @@ shard = click.option(
     type=ShardParam(),
     help="With --only: compute part I of N, beside others (job arrays).",
 )
+# Which stages are run.
 until = click.option(
     "--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage."
 )
@@ -145,6 +151,7 @@ store = click.option(
 repair = click.option(
     "--repair", is_flag=True, help="Find damaged files and compute exactly these again."
 )
+# How a run ends, and what it prints.
 max_time = click.option(
     "--max-time", type=SecondsParam(), help="Stop, resumable, after this time: 90s, 45m, 12h."
 )
@@ -156,6 +163,12 @@ mixed_numerics = click.option(
 strict = click.option("--strict", is_flag=True, help="Exit 1 if the step is not trusted.")
 quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def out(*, required: bool = False) -> Callable[[Command], Command]:
+    """The file that a command writes."""
+    path = click.Path(path_type=Path)
+    return click.option("--out", type=path, required=required, help="File to write.")
 
 
 def option_group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

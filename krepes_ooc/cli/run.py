@@ -1,4 +1,4 @@
-"""krepes run and krepes plan."""
+"""krepes run, plan and report."""
 
 from __future__ import annotations
 
@@ -50,12 +50,13 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
         return
     quiet = given["quiet"] or given["as_json"]
     stop = StopFlag(given["max_time"], on_interrupt)
-    # Signals count from here on: the imports below take a second.
+    # Signals are handled from here on: the imports below take a second.
     with stop_on_signals(stop), _listener(quiet) as listener:
         from krepes_ooc import runner
         from krepes_ooc.runner.recipe import Recipe
 
-        asked = runner.Options(
+        # Names of options are those of the command line, but for two.
+        run_options = runner.Options(
             memory=given["memory"],
             workers=given["workers"],
             until=given["until"],
@@ -68,7 +69,8 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
             device=given["device"],
         )
         loaded = Recipe.load(recipe, overrides)
-        summary = runner.run(loaded, workspace, asked, listener, stop)
+        summary = runner.run(loaded, workspace, run_options, listener, stop)
+    # The listener is closed: bars no longer draw over what is printed.
     if given["as_json"]:
         print_json(vars(summary))
     elif not quiet:
@@ -77,7 +79,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
         _require_trust(summary)
 
 
-@click.command(short_help="Say what a recipe would cost.")
+@click.command(short_help="Show what a recipe would cost.")
 @options.recipe
 @options.option_group(
     options.workspace, options.memory, options.workers, options.overrides, options.as_json
@@ -90,7 +92,7 @@ def plan(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Say what RECIPE would cost: units, bytes, memory, workers of every stage.
+    """Show what RECIPE would cost: units, bytes, memory, workers of every stage.
 
     Computes nothing, and writes nothing where there is no workspace yet. Exit 3 if it does not fit.
     """
@@ -105,10 +107,12 @@ def plan(
         print_json(planned)
     else:
         _show_plan(planned)
+    # After the output: a plan that does not fit is shown, then refused.
     refuse_unfit_plan(planned, root)
 
 
 def _show_plan(planned: Any) -> None:
+    """Print a table of stages, then disk, memory, sizes and the form of the feature rows."""
     columns = ("stage", "state", "units", "disk", "memory", "workers", "flops", "time")
     rows = [
         (
@@ -124,14 +128,18 @@ def _show_plan(planned: Any) -> None:
         for stage in planned["stages"]
     ]
     print_table("", columns, rows)
+    # Totals, against what is there.
     disk = planned["disk"]
     click.echo(
         f"disk: {format_bytes(disk['needed'])} to write, {format_bytes(disk['parked'])} parked, "
         f"{format_bytes(disk['free'])} free"
     )
     click.echo(f"memory: {format_bytes(planned['memory']['budget'])} allowed")
-    shape = planned["shape"]
-    click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in shape.items()))
+    for line in planned["source"]:
+        click.echo(f"source: {line}")
+    # Sizes of the audit, by the words of the recipe.
+    sizes = planned["shape"]
+    click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in sizes.items()))
     for key, text in planned["rows"].items():
         click.echo(f"{key}: {text}")
 
@@ -145,19 +153,22 @@ def _show_plan(planned: Any) -> None:
 def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int | None) -> None:
     """Draw the report of a finished audit again; nothing else is computed."""
     from krepes_ooc import runner
-    from krepes_ooc.runner.audit import trusted_recipe
+    from krepes_ooc.runner.audit import recorded_recipe
+    from krepes_ooc.storage.workspace import Workspace
 
     root = resolve_workspace(recipe, workspace)
+    # The recorded recipe, with as many cards as were asked for: nothing but the report is stale.
     changes = () if samples is None else (f"stages.report.samples={samples}",)
-    asked = runner.Options(only="report", restart_stale=True)
+    run_options = runner.Options(only="report", restart_stale=True)
     with _listener(quiet) as listener:
-        summary = runner.run(trusted_recipe(root, changes, recipe), root, asked, listener)
+        recorded = recorded_recipe(Workspace(root), changes, require="trust", named=recipe)
+        summary = runner.run(recorded, root, run_options, listener)
     if not quiet:
         click.echo(f"report: {summary.workspace / 'report.html'}")
 
 
 def _cluster_spec(text: str | None, memory: int | None) -> Any:
-    """What --cluster asks for."""
+    """The workers that --cluster names, or None."""
     from krepes_ooc.engine.cluster.connect import parse_cluster
 
     return None if text is None else parse_cluster(text, memory)
@@ -184,7 +195,7 @@ def _print_job(text: str | None, memory: int | None) -> None:
 
 @contextlib.contextmanager
 def _listener(quiet: bool) -> Iterator[Any]:
-    """Nothing, plain lines on a pipe, or bars that leave the terminal as it was."""
+    """Progress of a run: none, plain lines on a pipe, or bars on a terminal."""
     from krepes_ooc.engine.run_control import Silent
 
     if quiet:
@@ -197,6 +208,7 @@ def _listener(quiet: bool) -> Iterator[Any]:
 
 
 def _print_summary(summary: Any) -> None:
+    """Print what was sealed, what is left, and whether the step is trusted."""
     if summary.ran:
         peak = format_bytes(summary.peak_bytes)
         click.echo(
@@ -208,6 +220,7 @@ def _print_summary(summary: Any) -> None:
         click.echo(f"nothing to do: {', '.join(summary.skipped)} sealed")
     else:
         click.echo(f"nothing to do: all {len(summary.skipped)} stages are sealed")
+    # What the next command needs: stages that are left, trust, the report.
     if summary.left:
         click.echo(f"left: {', '.join(summary.left)}")
     if summary.trusted is False:
@@ -217,10 +230,10 @@ def _print_summary(summary: Any) -> None:
 
 
 def _require_trust(summary: Any) -> None:
-    """Make a step that is not trusted an error.
+    """Raise if the Newton step is not trusted.
 
     Raises:
-        StageFailed: it is not trusted.
+        StageFailed: it is not.
     """
     if summary.trusted is False:
         raise StageFailed(

@@ -1,6 +1,8 @@
-"""What every other folder may use: blocks, settings, files, digests, keyed random draws, float16.
+"""Shared ground: block plans, settings, YAML, files, digests, random draws, arrays, float16.
 
-In come plain values, arrays and paths; out go plain values, arrays and files. Nothing here knows
-a stage, a store or a network. Every folder of the package may import it; it imports only
-``krepes_ooc.errors``. torch is imported in ``float16`` alone.
+In come plain values, arrays and paths; out go plain values, arrays, parsed declarations, and files
+that are whole or absent. Of stages only the order of their names is known here, of stores and
+networks nothing. Every folder of the
+package may import it; it imports only ``krepes_ooc.errors``. YAML is parsed in ``resources`` alone;
+torch is imported in ``float16`` alone, on first use.
 """

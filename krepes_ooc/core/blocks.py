@@ -14,10 +14,12 @@ from typing import Any
 
 from krepes_ooc.errors import UsageError
 
+# Chunks of 16 MiB read at full speed; products of 2 MiB stay in a processor's cache.
 BLOCK_BYTES = 16 * 2**20
 SUB_BLOCK_BYTES = 2 * 2**20
 MAX_SUB_ROWS = 512
 MIN_BLOCK_ROWS = 256
+# A shard is one task of a cluster and one partial sum: enough of them for every worker.
 MAX_SHARD_BLOCKS = 32
 MIN_SHARDS = 16
 # Landmarks of one side of a tile: a constant that no memory budget changes, because the width of a
@@ -41,7 +43,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How n samples are cut into blocks, batches and shards.
+    """Partition of n samples into blocks, batches and shards.
 
     Args:
         n_samples: rows of the store.
@@ -126,6 +128,7 @@ def choose_block_plan(
             expected=f"a power of two of at least {MIN_BLOCK_ROWS}",
             advice=f"take {max(MIN_BLOCK_ROWS, floor_power_of_two(max(1, block_rows)))}",
         )
+    # Batches never straddle blocks: the bits of a row depend on the batch it is computed in.
     if forward_batch < 1 or block_rows % forward_batch:
         raise UsageError(
             f"forward_batch {forward_batch} does not divide block_rows {block_rows}",
@@ -133,7 +136,9 @@ def choose_block_plan(
             expected="a divisor, because batches never straddle blocks",
             advice=f"take {min(block_rows, floor_power_of_two(max(1, forward_batch)))}",
         )
+    # Rows of one matrix product: in the cache, but not so few that calls dominate.
     sub_rows = floor_power_of_two(SUB_BLOCK_BYTES // max(1, sub_row_bytes or 2 * row_bytes))
+    # Shards of up to 32 blocks, fewer where that would leave less than 16 shards.
     n_blocks = -(-n_samples // block_rows)
     return BlockPlan(
         n_samples=n_samples,
@@ -176,6 +181,7 @@ def parse_bytes(text: str | int) -> int:
 
 def format_bytes(size: float) -> str:
     """Bytes for people: ``1.5 GiB``."""
+    # Divide until the number has at most four digits before the point.
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

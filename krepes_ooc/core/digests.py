@@ -1,22 +1,24 @@
-"""sha256 of whole files, remembered between runs while the file is untouched."""
+"""Digests: sha256 of canonical JSON and of whole files, cached while a file is untouched."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.core.files import checksummed_json, read_checksummed
+from krepes_ooc.core.files import (
+    checksummed_json,
+    read_checksummed,
+    to_json,
+    unreadable,
+    write_atomic,
+)
 from krepes_ooc.errors import SourceError
 
 
 def canonical_digest(value: Any) -> str:
-    """sha256, in hex, of canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """sha256, in hex, of canonical JSON (``to_json``)."""
+    return hashlib.sha256(to_json(value).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -29,29 +31,36 @@ def file_sha256(path: Path) -> str:
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, source=True) from error
 
 
 def remembered_sha256(path: Path, cache: Path) -> str:
     """sha256 of a whole file, read again only if size, time, change time or inode differ.
 
+    Args:
+        path: the file.
+        cache: folder of ``fingerprint.json``, where digests are kept between runs.
+
     Raises:
-        SourceError: the file cannot be read.
+        SourceError: the file cannot be read, or the cache folder cannot be written.
     """
     memory = cache / "fingerprint.json"
-    known = _read_known(memory)
-    key, seal = str(path), list(stat_signature(path))
-    if isinstance(known.get(key), dict) and known[key].get("stat") == seal:
-        return str(known[key]["sha256"])
+    key = str(path)
+    signature = list(stat_signature(path))
+    entry = _read_digests(memory).get(key)
+    if isinstance(entry, dict) and entry.get("stat") == signature:
+        return str(entry["sha256"])
     digest = file_sha256(path)
-    if list(stat_signature(path)) == seal:
-        known = _read_known(memory) | {key: {"stat": seal, "sha256": digest}}
-        write_atomic(memory, checksummed_json(known))
+    # A file that changed while it was read has a digest of no version of it: not to be kept.
+    if list(stat_signature(path)) == signature:
+        # Read again: another process may have added its files meanwhile.
+        digests = _read_digests(memory) | {key: {"stat": signature, "sha256": digest}}
+        write_cache_file(memory, checksummed_json(digests))
     return digest
 
 
 def stat_signature(path: Path) -> tuple[int, int, int, int]:
-    """What changes when a file is written: size, modification time, change time, inode.
+    """Size, modification time, change time and inode: one of them changes with the content.
 
     Raises:
         SourceError: the file is gone.
@@ -59,55 +68,29 @@ def stat_signature(path: Path) -> tuple[int, int, int, int]:
     try:
         state = path.stat()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, source=True) from error
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a small file by temporary name and rename.
+def write_cache_file(path: Path, content: bytes) -> None:
+    """Write a small file of the cache, whole or absent.
 
     Raises:
         SourceError: the cache folder cannot be written.
     """
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        publish(Path(temporary), path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise SourceError(
-            f"cannot write the cache: {error.strerror}",
-            where=str(path),
-            advice="free space or choose another workspace",
-        ) from error
+    write_atomic(path, content, path.parent, sync=True, as_error=_cache_error)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its name, after its bytes have reached the disk.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    handle = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(temporary, path)
+def _cache_error(error: OSError, path: Path, _needed: int) -> SourceError:
+    return SourceError(
+        f"cannot write the cache: {error.strerror}",
+        where=str(path),
+        advice="free space or choose another workspace",
+    )
 
 
-def unreadable(path: Path, error: Exception) -> SourceError:
-    """The error for a file that cannot be read."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return SourceError(f"cannot be read: {reason}", where=str(path), expected="a readable file")
-
-
-def _read_known(path: Path) -> dict[str, Any]:
-    """What is remembered; nothing where it is not what was written, so that it is learned anew."""
+def _read_digests(path: Path) -> dict[str, Any]:
+    """Cached digests by path; none where the record is damaged, so that files are read again."""
     try:
         return read_checksummed(path.read_bytes()) or {}
     except OSError:

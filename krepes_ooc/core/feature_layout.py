@@ -37,6 +37,7 @@ class LayerFactor:
     @property
     def moment_size(self) -> int:
         """Numbers of mean([a, bias]^T d) summed over probes."""
+        # [a, bias]^T d has one row for each input column and one for the bias.
         rows = (self.inputs[1] - self.inputs[0] if self.inputs else 0) + int(self.bias)
         return rows * sum(stop - start for start, stop in self.gradients)
 
@@ -82,6 +83,7 @@ class FeatureLayout:
 
     def to_attributes(self) -> dict[str, Any]:
         """The layout as JSON, for the store's attributes."""
+        # Spelled out rather than by asdict: these keys are stored and read by later versions.
         factors = [
             {
                 "inputs": f.inputs and list(f.inputs),
@@ -95,6 +97,7 @@ class FeatureLayout:
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> FeatureLayout:
         """The layout that a store was written with."""
+        # JSON has lists only: ranges become tuples again, so that layouts compare and hash.
         factors = tuple(
             LayerFactor(
                 inputs=tuple(f["inputs"]) if f["inputs"] else None,
@@ -108,6 +111,7 @@ class FeatureLayout:
 
 def sketch_layout(n_features: int) -> FeatureLayout:
     """The layout of a plain sketch of ``n_features`` columns, unscaled."""
+    # Without an input factor, <a, a'> + bias is the constant 1.
     return FeatureLayout((LayerFactor(None, True, ((0, n_features),)),), ((0, n_features, 0),))
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temp + rename, checksums, checked JSON lines."""
+"""Files that are whole or absent (temporary name and rename), checksums, checksummed JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import shutil
 import stat
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import format_bytes
-from krepes_ooc.errors import DamageError, KrepesError, StageFailed, UsageError
+from krepes_ooc.errors import DamageError, KrepesError, SourceError, StageFailed, UsageError
 
 CHECKSUM_BYTES = 4
 MAX_RECORD_BYTES = 2**28
@@ -40,7 +40,14 @@ def boot_id() -> str:
         return ""
 
 
-def write_atomic(path: Path, data: Bytes | tuple[Bytes, ...], temp: Path, *, sync: bool) -> None:
+def write_atomic(
+    path: Path,
+    data: Bytes | tuple[Bytes, ...],
+    temp: Path,
+    *,
+    sync: bool,
+    as_error: Callable[[OSError, Path, int], KrepesError] | None = None,
+) -> None:
     """Write a file so that it is whole or absent; with ``sync`` also after a power loss.
 
     Args:
@@ -48,29 +55,42 @@ def write_atomic(path: Path, data: Bytes | tuple[Bytes, ...], temp: Path, *, syn
         data: the bytes, in one or several parts.
         temp: folder on the same file system, outside any Zarr store.
         sync: flush the file and its folder to the disk before returning.
+        as_error: the error for what the system refuses (error, path, bytes needed); default:
+            those of ``disk_errors``.
 
     Raises:
         StageFailed: the disk is full or fails; says how much was needed and how much is free.
         UsageError: no permission to write there.
     """
     parts = data if isinstance(data, tuple) else (data,)
-    part = temp / f"{uuid.uuid4().hex}.partial"
-    with disk_errors(path, sum(map(len, parts))):
+    partial = temp / f".{path.name}.{uuid.uuid4().hex}"
+    with disk_errors(path, sum(map(len, parts)), as_error):
         path.parent.mkdir(parents=True, exist_ok=True)
         temp.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("wb") as file:
+            with partial.open("wb") as file:
                 file.writelines(parts)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-            part.replace(path)
+            if sync:
+                publish(partial, path)
+            else:
+                partial.replace(path)
         except BaseException:
+            # What cannot be removed now is removed with the other leftovers by the next run.
             with contextlib.suppress(OSError):
-                part.unlink()
+                partial.unlink()
             raise
-        if sync:
-            sync_path(path.parent)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its name; both last through a power loss.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    # The bytes must be on the disk before the name is, else the name may lead to nothing.
+    sync_path(temporary)
+    temporary.replace(path)
+    sync_path(path.parent)
 
 
 def sync_path(path: Path) -> int:
@@ -89,8 +109,17 @@ def sync_path(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, needed: int = 4096) -> Iterator[None]:
+def disk_errors(
+    path: Path,
+    needed: int = 4096,
+    as_error: Callable[[OSError, Path, int], KrepesError] | None = None,
+) -> Iterator[None]:
     """Turn a full or failing disk and a missing permission into one clear line.
+
+    Args:
+        path: what is being written.
+        needed: bytes that it takes.
+        as_error: makes another error of what the system refuses.
 
     Raises:
         StageFailed: the disk is full, with the bytes needed and free; or it fails.
@@ -99,7 +128,7 @@ def disk_errors(path: Path, needed: int = 4096) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _disk_error(error, path, needed) from error
+        raise (as_error or _disk_error)(error, path, needed) from error
 
 
 def _disk_error(error: OSError, path: Path, needed: int) -> KrepesError:
@@ -125,6 +154,7 @@ def _disk_error(error: OSError, path: Path, needed: int) -> KrepesError:
 
 
 def _free(path: Path) -> int:
+    # The folder may not be made yet: its file system is that of the nearest parent.
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
@@ -138,6 +168,7 @@ def read_bytes(path: Path) -> bytes | None:
         DamageError: it cannot be read, or is larger than any record.
     """
     try:
+        # One byte more than is allowed tells a file that is too large from one that just fits.
         with path.open("rb") as file:
             data = file.read(MAX_RECORD_BYTES + 1)
     except FileNotFoundError:
@@ -150,16 +181,28 @@ def read_bytes(path: Path) -> bytes | None:
     return data
 
 
-def unreadable(path: Path, error: OSError) -> KrepesError:
-    """The error for a file that is there and cannot be read."""
+def unreadable(path: Path, error: Exception, *, source: bool = False) -> KrepesError:
+    """The error for a file that is there and cannot be read.
+
+    Args:
+        path: the file.
+        error: what the system or a library said.
+        source: whether the file is the user's, and not one that was written here.
+
+    Returns:
+        SourceError for the user's file; else UsageError without permission, DamageError otherwise.
+    """
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if source:
+        return SourceError(f"cannot be read: {reason}", where=str(path), expected="a readable file")
     if isinstance(error, PermissionError):
         return UsageError(
-            f"cannot be read ({error.strerror})",
+            f"cannot be read ({reason})",
             where=str(path),
             expected="a file that you may read",
         )
     return DamageError(
-        f"cannot be read ({error.strerror})",
+        f"cannot be read ({reason})",
         where=str(path),
         expected="the file that was written",
         advice="look at the disk, then run again, with --repair if it stays so",
@@ -167,7 +210,7 @@ def unreadable(path: Path, error: OSError) -> KrepesError:
 
 
 def read_checksummed_file(path: Path) -> dict[str, Any] | None:
-    """The value of a one-line signed file, or None if there is no such file.
+    """The value of a one-line checksummed file, or None if there is no such file.
 
     Raises:
         DamageError: the file is there, but not what was written.
@@ -186,31 +229,62 @@ def read_checksummed_file(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], temp: Path) -> None:
-    """Write a partial result: named arrays with one checksum, whole or absent."""
+def write_checksummed_file(path: Path, value: Mapping[str, Any], temp: Path) -> None:
+    """Write a one-line checksummed file, whole or absent; it lasts through a power loss.
+
+    Raises:
+        StageFailed: the disk is full or fails.
+        UsageError: no permission to write there.
+    """
+    write_atomic(path, checksummed_json(value), temp, sync=True)
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], temp: Path, key: str = ""
+) -> None:
+    """Write a partial result: named arrays with one checksum, whole or absent.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        temp: folder on the same file system.
+        key: what the result is part of; it enters the checksum, so that a file of another run or
+            another place is refused when it is read under this key.
+    """
+    # An uncompressed .npz, followed by its crc32c as a chunk is.
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    suffix = checksum(np.frombuffer(buffer.getbuffer(), dtype=np.uint8))
+    suffix = _keyed_checksum(np.frombuffer(buffer.getbuffer(), dtype=np.uint8), key)
     data = (buffer.getbuffer(), suffix.to_bytes(CHECKSUM_BYTES, "little"))
     write_atomic(path, data, temp, sync=True)
 
 
-def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]] | None:
-    """The arrays of a partial result, or None if it is missing or damaged: it is computed again."""
+def read_arrays(path: Path, key: str = "") -> dict[str, npt.NDArray[Any]] | None:
+    """The arrays of a partial result; None if it is missing, damaged or of another key.
+
+    Args:
+        path: the file.
+        key: what it was written under.
+    """
     try:
         data = path.read_bytes()
     except OSError:
         return None
     if len(data) < CHECKSUM_BYTES:
         return None
+    # Nothing is parsed before its checksum holds; the zip reader skips the bytes behind its end.
     payload = np.frombuffer(data, dtype=np.uint8)[:-CHECKSUM_BYTES]
-    if checksum(payload) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
+    if _keyed_checksum(payload, key) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
         return None
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
             return {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, KeyError, zipfile.BadZipFile):
         return None
+
+
+def _keyed_checksum(payload: npt.NDArray[np.uint8], key: str) -> int:
+    return int(google_crc32c.extend(checksum(payload), key.encode()))
 
 
 def checksum(data: bytes | npt.NDArray[Any]) -> int:
@@ -224,6 +298,7 @@ def to_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """The value in the types that JSON has: NumPy's as Python's, paths as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -239,12 +314,14 @@ def _plain(value: Any) -> Any:
 
 def checksummed_json(value: Mapping[str, Any]) -> bytes:
     """One line of JSON that carries its own checksum."""
+    # Written by hand: the checksum covers the exact bytes of the body.
     body = to_json(value).encode()
     return b'{"crc32c":%d,"body":%b}\n' % (checksum(body), body)
 
 
 def read_checksummed(line: bytes) -> dict[str, Any] | None:
-    """The value of one signed line, or None if the line is torn or changed."""
+    """The value of one checksummed line, or None if the line is torn or changed."""
+    # The inverse of ``checksummed_json``: {"crc32c":N,"body":BODY} and a line end, nothing else.
     head, _, rest = line.partition(b',"body":')
     body = rest[:-2]
     if rest[-2:] != b"}\n" or head != b'{"crc32c":%d' % checksum(body):

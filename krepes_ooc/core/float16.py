@@ -1,4 +1,4 @@
-"""Widen stored float16 rows to float32, and back, at memory speed.
+"""Conversion of stored float16 rows to float32, and back, at memory speed.
 
 torch converts about nine times faster than NumPy on CPUs with F16C; it is imported on first use.
 """
@@ -33,6 +33,7 @@ def to_dtype(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArr
         return values.astype(dtype, copy=False)
     import torch
 
+    # torch rounds half to even, as NumPy does.
     out = np.empty(values.shape, dtype=np.float16)
     torch.from_numpy(out).copy_(torch.from_numpy(values))
     return out

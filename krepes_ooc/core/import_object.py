@@ -1,18 +1,28 @@
-"""Load a view or a data set that a recipe names; the message names the recipe's own key."""
+"""Callables that a recipe names: factories, views, data sets; loaded, hashed and described."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from krepes_ooc.errors import NetworkError, SourceError, UsageError
+
+# Shipped modules as version 0.1 recorded them: digest of the canonical code to digest of the file.
+RECORDED = {
+    # network/zoo.py
+    "df485e299c124c77017273457fb50c83bbc4dcec9c2a22116b894d7602cda19a": (
+        "6df8d00edc909ff34ea8cf5c7afa41670051d2ab60d714ad29d665132b702aad"
+    ),
+}
 
 
 def load_callable(text: str, base: Path, key: str) -> Callable[..., Any]:
@@ -42,22 +52,26 @@ def find_factory(text: str, base: Path = Path()) -> Callable[..., Any]:
         NetworkError: the module's own code fails while it is imported.
     """
     place, colon, name = text.rpartition(":")
-    if not colon or not place or not name:
+    if not (colon and place and name):
         raise UsageError(
             f"{text!r} names no factory", where="network.factory", expected="module:callable"
         )
-    found: Any = _import_file(base / place) if place.endswith(".py") else _import_module(place)
+    # A dotted name walks down from the module: ``package.module:Class.method``.
+    target: Any = _import_file(base / place) if place.endswith(".py") else _import_module(place)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+        target = getattr(target, part, None)
+    if not callable(target):
         raise UsageError(
             f"no callable {name!r} in {place}", where="network.factory", expected="module:callable"
         )
-    return found  # type: ignore[no-any-return]
+    return target  # type: ignore[no-any-return]
 
 
 def factory_sha256(text: str, base: Path = Path()) -> str:
     """sha256 of the file that the factory is named in; nothing but its parent package is imported.
+
+    Of a user's file every byte counts; of a module of this package only its code, without comments,
+    docstrings and formatting.
 
     Raises:
         UsageError: the text has another form, or there is no such module or file.
@@ -68,9 +82,46 @@ def factory_sha256(text: str, base: Path = Path()) -> str:
     with contextlib.suppress(ImportError, ValueError):
         found = importlib.util.find_spec(place) if colon and name else None
         if found is not None and found.origin and Path(found.origin).is_file():
-            return hashlib.sha256(_code(Path(found.origin))).hexdigest()
+            code = _code(Path(found.origin))
+            return code_sha256(code) if _is_shipped(place) else hashlib.sha256(code).hexdigest()
     find_factory(text, base)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_sha256(source: bytes) -> str:
+    """sha256 of Python code in a canonical form: comments, docstrings and formatting do not count.
+
+    Code that an earlier version shipped has the digest that that version recorded, which was of the
+    file's bytes.
+    """
+    text = json.dumps(_canonical(ast.parse(source)), separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return RECORDED.get(digest, digest)
+
+
+def _canonical(node: Any) -> Any:
+    """A syntax tree as nested lists, the same under every Python version that can run the code.
+
+    Empty fields are left out, because newer versions add such fields to old kinds of node.
+    """
+    if isinstance(node, list):
+        return [_canonical(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = fields["body"][1:]  # a docstring stands first
+    pairs = [
+        [name, _canonical(value)]
+        for name, value in sorted(fields.items())
+        if value is not None and value != [] and name != "ctx"
+    ]
+    return [type(node).__name__, *pairs]
+
+
+def _is_shipped(place: str) -> bool:
+    return place.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _code(path: Path) -> bytes:
@@ -88,6 +139,7 @@ def _import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        # The module is there, but something that it imports is not.
         if error.name and not (name == error.name or name.startswith(error.name + ".")):
             raise _import_failed(name, error) from error
         raise UsageError(

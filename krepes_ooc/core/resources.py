@@ -1,4 +1,4 @@
-"""Find and parse the YAML declarations that ship with the package: pipelines/ and stores/."""
+"""The YAML declarations that ship with the package: pipelines/ and stores/, found and parsed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ MAX_YAML_BYTES = 2**20
 
 def folder(name: str) -> Path:
     """The shipped folder ``pipelines`` or ``stores``: inside the wheel, or beside the package."""
+    # A wheel holds the folders; an editable install finds them beside the package.
     inside = Path(str(files("krepes_ooc"))) / name
     return inside if inside.is_dir() else inside.parent.parent / name
 
@@ -44,6 +45,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read.
         RecipeError: the text is no plain YAML mapping.
     """
+    # The size is looked at first: a declaration is short, and a huge file is never read.
     try:
         size = path.stat().st_size
         text = path.read_text(encoding="utf-8") if size <= MAX_YAML_BYTES else ""
@@ -60,8 +62,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         parsed = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        told = str(error).replace('in "<unicode string>", ', "in ")
-        raise RecipeError(f"not plain YAML: {told}", where=str(path)) from error
+        reason = str(error).replace('in "<unicode string>", ', "in ")
+        raise RecipeError(f"not plain YAML: {reason}", where=str(path)) from error
     if not isinstance(parsed, dict):
         raise RecipeError("no mapping at the top", where=str(path), expected="keys with values")
     return parsed
@@ -97,12 +99,14 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
+        # An explicit tag could name a type to build; plain declarations have none.
         tag = getattr(self.peek_event(), "tag", None)  # type: ignore[no-untyped-call]
         if tag is not None:
             raise yaml.YAMLError(f"tag {tag!r} is not allowed")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        # YAML takes the last of two equal keys in silence: here both are refused.
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

@@ -1,4 +1,4 @@
-"""The byte budget: workers follow from it; what cannot fit is refused before the first task."""
+"""Memory budget in bytes: the number of workers follows from it, or the stage is refused."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class MemoryNeed:
     """Anonymous memory of one stage, in bytes.
 
     Args:
-        fixed: held once, whatever the number of workers.
-        per_worker: held by every worker at the same time.
-        tasks: that can run at the same time at most; None: any number.
+        fixed: allocated once, whatever the number of workers.
+        per_worker: allocated by every worker at the same time.
+        tasks: largest number of tasks at the same time; None: any number.
     """
 
     fixed: int = 0
@@ -31,16 +31,19 @@ class MemoryNeed:
     tasks: int | None = None
 
     def of_process(self, base: int) -> MemoryNeed:
-        """The same for workers that are processes: each has a base and a fixed part of its own.
+        """The same for workers that are processes: each has its base and its fixed part.
 
-        They stay for all stages, however few tasks one of them has.
+        Args:
+            base: anonymous bytes of one process before the stage.
+
         """
+        # Processes stay for all stages, however few tasks one of them has.
         return MemoryNeed(0, base + self.fixed + self.per_worker)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much anonymous memory the run may take and how many workers were asked for.
+    """Limits of a run: anonymous memory and number of workers.
 
     Args:
         memory: bytes in all, the interpreter included.
@@ -55,19 +58,20 @@ class Budget:
 
         Args:
             stage: name, for the message.
-            need: what the stage holds.
+            need: memory of the stage.
             base: anonymous bytes before the stage.
 
         Raises:
             PlanRefused: not even one worker fits.
         """
-        fitting = self.fitting(need, base)
-        if not fitting:
+        workers = self.workers_that_fit(need, base)
+        if not workers:
             raise self.refusal_error(stage, base + need.fixed + need.per_worker)
-        return fitting
+        return workers
 
     def refusal_error(self, stage: str, total: int) -> PlanRefused:
         """The error for a stage that needs ``total`` bytes, the base included."""
+        # A tenth of slack above the smallest limit that fits.
         enough = format_bytes(1.1 * total)
         return PlanRefused(
             f"one worker needs {format_bytes(total)} of memory",
@@ -76,8 +80,9 @@ class Budget:
             advice=f"raise --memory to {enough}, or lower the number of landmarks",
         )
 
-    def fitting(self, need: MemoryNeed, base: int) -> int:
+    def workers_that_fit(self, need: MemoryNeed, base: int) -> int:
         """Number of workers that fit; 0 if not even one does."""
+        # base + fixed + workers x per_worker <= memory, and no more workers than tasks.
         free = self.memory - base - need.fixed
         if free < need.per_worker:
             return 0
@@ -93,6 +98,7 @@ def default_budget(memory: int | None, workers: int | None) -> Budget:
     """
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers", where="--workers", expected="at least 1")
+    # A quarter stays for the page cache, which the reads of stored blocks live on.
     limit = memory if memory is not None else machine.available_bytes() * 3 // 4
     return Budget(limit, workers if workers is not None else machine.cores())
 
@@ -119,6 +125,7 @@ def bound_allocator() -> None:
         _M_MMAP_THRESHOLD: MAPPED_BYTES,
         _M_TRIM_THRESHOLD: KEPT_BYTES,
     }
+    # Another C library has no mallopt: nothing to do.
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         for option, value in chosen.items():
@@ -132,6 +139,7 @@ def base_bytes() -> int:
     forget about 200 MB of them.
     """
     bound_allocator()
+    # One tiny task loads torch (float16), BLAS, Dask and its threads.
     with machine.one_blas_thread():
         values = to_float32(np.ones((1, 2), dtype=np.float16))
         Executor().run(lambda row: row @ row, [values[0]])
@@ -139,13 +147,14 @@ def base_bytes() -> int:
     return machine.anonymous_bytes()
 
 
-def release(held_bytes: int = 0) -> None:
-    """Give freed memory back to the system, so that one stage does not count what another held.
+def release(baseline_bytes: int = 0) -> None:
+    """Give freed memory back to the system, so that a stage is not charged for the one before.
 
-    Looking for cycles costs tenths of a second with the libraries loaded: it is done only when
-    this process has grown by more than COLLECT_BYTES beyond `held_bytes`.
+    Args:
+        baseline_bytes: anonymous bytes of this process that are no leftovers.
     """
-    if machine.anonymous_bytes() - held_bytes > COLLECT_BYTES:
+    # Looking for cycles costs tenths of a second with the libraries loaded.
+    if machine.anonymous_bytes() - baseline_bytes > COLLECT_BYTES:
         gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

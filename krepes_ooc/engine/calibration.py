@@ -1,24 +1,22 @@
-"""How fast this machine is, measured in about two seconds: the rates behind every estimated time.
+"""Rates of this machine, measured in about two seconds, from which times are estimated.
 
 All rates are per CPU-second of one thread, because CPU-seconds stay the same on a busy machine.
 """
 
 from __future__ import annotations
 
-import os
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from krepes_ooc.engine import machine
 
 SIDE = 1536
-TRIAL_BYTES = 2**26
+TRIAL_BYTES = machine.TRIAL_BYTES
 
 
 @dataclass(frozen=True)
@@ -50,41 +48,40 @@ def calibrate(folder: Path) -> Rates:
     Raises:
         OSError: the folder cannot be written to.
     """
+    # One thread, as in the workers of a stage.
     with machine.one_blas_thread():
-        single, double = (_product_rate(np.dtype(name)) for name in ("float32", "float64"))
+        single = _product_rate(np.dtype("float32"))
+        double = _product_rate(np.dtype("float64"))
+    # 64 MiB are more than any cache: the dot product waits for memory alone.
     values = np.ones(TRIAL_BYTES // 4, dtype=np.float32)
     read = values.nbytes / fastest(lambda: values @ values, 3)
-    write, disk = _write_rates(folder, values)
+    cpu, flushed = machine.timed_write(folder, values)
+    write = values.nbytes / cpu
+    disk = values.nbytes / flushed
     return Rates(single, double, read, write, disk)
 
 
-def fastest(work: Callable[[], object], repeats: int) -> float:
-    """CPU-seconds of the fastest of several calls, the first one not counted."""
+def fastest(
+    work: Callable[[], object], repeats: int, clock: Callable[[], float] = time.process_time
+) -> float:
+    """Seconds of the fastest of several calls, the first one not counted.
+
+    Args:
+        work: the call.
+        repeats: number of calls that are timed.
+        clock: CPU-seconds of this process, or wall time.
+    """
+    # The first call loads libraries and fills caches.
     work()
     seconds = []
     for _ in range(repeats):
-        begin = time.process_time()
+        begin = clock()
         work()
-        seconds.append(time.process_time() - begin)
+        seconds.append(clock() - begin)
     return max(min(seconds), 1e-9)
 
 
-def _product_rate(dtype: np.dtype[np.float32] | np.dtype[np.float64]) -> float:
+def _product_rate(dtype: np.dtype[Any]) -> float:
+    # A product of two n x n matrices takes 2 n^3 operations.
     values = np.ones((SIDE, SIDE), dtype=dtype)
     return 2.0 * SIDE**3 / fastest(lambda: values @ values, 3)
-
-
-def _write_rates(folder: Path, values: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Bytes a CPU-second of a write, and bytes a second of a write that is flushed."""
-    path = folder / f".krepes-{uuid.uuid4().hex}.trial"
-    try:
-        with path.open("wb") as file:
-            begin, cpu = time.perf_counter(), time.process_time()
-            file.write(values.data)
-            file.flush()
-            cpu = time.process_time() - cpu
-            os.fsync(file.fileno())
-            wall = time.perf_counter() - begin
-    finally:
-        path.unlink(missing_ok=True)
-    return values.nbytes / max(cpu, 1e-9), values.nbytes / max(wall, 1e-9)

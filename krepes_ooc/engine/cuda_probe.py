@@ -1,4 +1,4 @@
-"""Whether an NVIDIA device can be used here, and the one line that says why not."""
+"""Probe of the NVIDIA device of this machine; one line says why it cannot be used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TRIAL = 2.0
 
 
 class Probe(Protocol):
-    """What is asked of a machine before a device is used, from the outside to the inside."""
+    """Questions to a machine before its device is used, from the outside to the inside."""
 
     def load(self) -> None:
         """Import CuPy; it raises whatever the import raises."""
@@ -44,6 +44,7 @@ class CupyProbe:
     def trial(self) -> float:
         """As ``Probe``."""
         cp = importlib.import_module("cupy")
+        # cuBLAS: 2 x 2 ones squared are twos. cuSOLVER: their largest eigenvalue is 2.
         ones = cp.ones((2, 2), dtype=cp.float32)
         return float((ones @ ones)[0, 0] * cp.linalg.eigh(ones)[0][1] / 2)
 
@@ -62,30 +63,33 @@ def check_usable(probe: Probe) -> None:
     Raises:
         UsageError: CuPy, driver, device or a CUDA library is missing, or gives wrong results.
     """
+    # The package.
     try:
         probe.load()
     except ModuleNotFoundError as error:
         if error.name != "cupy":
-            raise _unusable(f"CuPy does not load: {_words(error)}", _REINSTALL) from error
+            raise _unusable(f"CuPy does not load: {_one_line(error)}", _REINSTALL) from error
         raise _unusable("CuPy is not installed", "pip install 'krepes-ooc[cuda]'") from error
     except ImportError as error:
-        raise _unusable(f"CuPy does not load: {_words(error)}", _REINSTALL) from error
+        raise _unusable(f"CuPy does not load: {_one_line(error)}", _REINSTALL) from error
+    # The driver and the devices that it shows.
     try:
         if probe.driver() < 1:
             raise _unusable("there is no NVIDIA driver", "install one, as nvidia-smi shows")
         count = probe.count()
     except RuntimeError as error:
-        raise _unusable(f"no device answers: {_words(error)}", _LOOK) from error
+        raise _unusable(f"no device answers: {_one_line(error)}", _LOOK) from error
     if count < 1:
         raise _unusable("no device is visible", _LOOK)
+    # The libraries: they load on first use, and a wrong pair may give wrong numbers.
     try:
-        found = probe.trial()
+        result = probe.trial()
     except ImportError as error:
-        raise _unusable(f"a CUDA library is missing: {_words(error)}", _LIBRARIES) from error
+        raise _unusable(f"a CUDA library is missing: {_one_line(error)}", _LIBRARIES) from error
     except (RuntimeError, OSError) as error:
-        raise _unusable(f"the device does not compute: {_words(error)}", _LOOK) from error
-    if found != _TRIAL:
-        raise _unusable(f"the device gives {found:g} for {_TRIAL:g}", _LOOK)
+        raise _unusable(f"the device does not compute: {_one_line(error)}", _LOOK) from error
+    if result != _TRIAL:
+        raise _unusable(f"the device gives {result:g} for {_TRIAL:g}", _LOOK)
 
 
 _LOOK = "look at nvidia-smi and CUDA_VISIBLE_DEVICES"
@@ -102,6 +106,6 @@ def _unusable(what: str, advice: str) -> UsageError:
     )
 
 
-def _words(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     """An error of a library in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

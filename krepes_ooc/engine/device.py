@@ -1,7 +1,7 @@
-"""Where blocks are computed: in this process's own memory, or on a device that they are moved to.
+"""Devices that compute blocks: the host, whose memory they are in, or one that they are copied to.
 
-The algebra speaks the array API, so a stage asks a device for three things only: the block over
-there, the small result back, and how many rows make one matrix product.
+The algebra uses the array API, so a stage needs three things of a device: the block copied to it,
+the small result copied back, and the number of rows of one matrix product.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
+from krepes_ooc.core.array_columns import Array as Array
+from krepes_ooc.core.array_columns import Eigh
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.engine.budget import Budget, MemoryNeed
 from krepes_ooc.errors import PlanRefused
 
-Array = Any  # of the device's namespace
 Values = TypeVar("Values")
-Eigh = Callable[[npt.NDArray[np.float64]], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What decides between reading kernel rows and computing them again.
+    """Rates of a device, which decide between reading kernel rows and computing them again.
 
     Args:
         flops: float32 operations a second of a large matrix product.
@@ -41,26 +41,26 @@ class Speed:
 
 
 class Device(Protocol):
-    """Where the arrays of a block task live.
+    """Memory and arithmetic of a block task.
 
-    Results are back on the host before a task ends: nothing on a device passes between tasks.
+    Results are copied to the host before a task ends: no device array passes between tasks.
     """
 
     @property
     def name(self) -> str:
-        """What the journal adds to the numerics of the host; empty for the host itself."""
+        """Name that the journal adds to the numerics of the host; empty for the host itself."""
 
     @property
     def memory(self) -> int | None:
-        """Bytes that a stage may hold there; None: those of the host's budget."""
+        """Bytes that a stage may allocate on the device; None: those of the host's budget."""
 
     @property
     def tasks(self) -> int | None:
-        """Tasks that may work there at the same time; None: any number."""
+        """Tasks that may use the device at the same time; None: any number."""
 
     @property
     def speed(self) -> Speed | None:
-        """How fast it is; None where blocks need no transfer."""
+        """Measured rates; None where blocks need no transfer."""
 
     @property
     def count(self) -> int:
@@ -71,42 +71,42 @@ class Device(Protocol):
         """The device of torch that the network runs on."""
 
     def to_device(self, values: npt.NDArray[Any]) -> Array:
-        """The array over there, its dtype kept."""
+        """The array on the device, dtype unchanged."""
 
     def upload(self, stored: npt.NDArray[Any]) -> Array:
-        """One stored block over there as it is, for ``widen``."""
+        """One stored block on the device, dtype unchanged; ``to_float32`` converts it."""
 
     def from_torch(self, tensor: Any) -> Array:
-        """A tensor of torch over there, its dtype kept; by DLPack, not copied, if it lies there."""
+        """A tensor of torch on the device, dtype unchanged; by DLPack, not copied, if it can be."""
 
     def to_float32(self, *stored: Array) -> Array:
-        """Rows of consecutive stored blocks over there, or of one that is held, as float32."""
+        """Rows of consecutive stored blocks, or of one uploaded block, on the device as float32."""
 
     def round_trip(self, values: Array, dtype: str) -> Array:
-        """Float32 values as they would come back from a store of this dtype."""
+        """Float32 values rounded to the dtype of a store and back."""
 
     def to_host(self, values: Array) -> Any:
-        """The array in the host's memory, when all that it depends on is computed."""
+        """The array in the host's memory; waits until it is computed."""
 
     def rows_per_product(self, least: int, most: int, row_bytes: int) -> int:
         """Rows of one matrix product.
 
         Args:
-            least: what suits a processor's cache.
-            most: all rows at hand.
-            row_bytes: held for every row of the product.
+            least: rows that fit a processor's cache.
+            most: number of rows of the block.
+            row_bytes: memory of every row of the product.
         """
 
     def cached(self, key: Hashable, make: Callable[[], Array]) -> Array:
-        """What was kept under this key, else what ``make`` gives, kept until ``free``."""
+        """The cached value of this key, else that of ``make``, cached until ``release``."""
 
     def release(self) -> None:
-        """Give back what a stage leaves behind."""
+        """Free the memory that a stage used on the device."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """The host itself: nothing is moved, and no bit differs from plain NumPy."""
+    """The host itself: nothing is copied, and no bit differs from plain NumPy."""
 
     name: str = ""
     memory: int | None = None
@@ -131,6 +131,7 @@ class Host:
         """As ``Device``; a single block of float32 is not copied."""
         if len(stored) == 1:
             return to_float32(stored[0])
+        # Each block is converted into its place: one copy, not a conversion and a concatenation.
         out = np.empty((sum(map(len, stored)), *stored[0].shape[1:]), dtype=np.float32)
         start = 0
         for rows in stored:
@@ -147,54 +148,52 @@ class Host:
         return values
 
     def rows_per_product(self, least: int, most: int, row_bytes: int) -> int:
-        """What suits the cache."""
+        """Rows that fit the cache."""
         return least
 
     def cached(self, key: Hashable, make: Callable[[], Array]) -> Array:
-        """Nothing is kept: the page cache does that."""
+        """Not cached here: the page cache does that."""
         return make()
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Nothing to free."""
 
 
 HOST = Host()
 
 
 def is_host(device: Device) -> bool:
-    """Whether arrays stay where they are."""
+    """Whether the device is the host, so that nothing is copied."""
     return device.memory is None
 
 
 def to_device(device: Device, value: Values) -> Values:
-    """The same function or record, with every array that it carries moved to the device.
+    """The same function or record, with every array in it copied to the device.
 
-    Arrays are looked for in the arguments of partial functions, in the fields of dataclasses and in
-    tuples, at any depth. What an ordinary function has closed over cannot be seen.
+    Arrays are searched in the arguments of partial functions, in the fields of dataclasses and in
+    tuples, at any depth. The closure of an ordinary function is not searched.
     """
-    return value if is_host(device) else _dataclass_to_device(device, value)
+    return value if is_host(device) else _copy_arrays(device, value)
 
 
-def _dataclass_to_device(device: Device, value: Any) -> Any:
+def _copy_arrays(device: Device, value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return device.to_device(value)
+    # The arguments of block functions are bound by functools.partial.
     if isinstance(value, partial):
-        function, given = (
-            _dataclass_to_device(device, value.func),
-            [_dataclass_to_device(device, one) for one in value.args],
-        )
-        named = {name: _dataclass_to_device(device, one) for name, one in value.keywords.items()}
-        return partial(function, *given, **named)
+        function = _copy_arrays(device, value.func)
+        arguments = [_copy_arrays(device, one) for one in value.args]
+        keywords = {name: _copy_arrays(device, one) for name, one in value.keywords.items()}
+        return partial(function, *arguments, **keywords)
     if isinstance(value, tuple) and any(_holds_arrays(one) for one in value):
-        return tuple(_dataclass_to_device(device, one) for one in value)
+        return tuple(_copy_arrays(device, one) for one in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Only fields that may hold arrays are replaced: a record without any stays the same object.
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        found = {
-            name: _dataclass_to_device(device, one)
-            for name, one in fields.items()
-            if _holds_arrays(one)
+        copied = {
+            name: _copy_arrays(device, one) for name, one in fields.items() if _holds_arrays(one)
         }
-        return dataclasses.replace(value, **found) if found else value
+        return dataclasses.replace(value, **copied) if copied else value
     return value
 
 
@@ -215,8 +214,9 @@ def workers_on(device: Device, stage: str, need: MemoryNeed, workers: int) -> in
     """
     if device.memory is None:
         return workers
-    fitting = Budget(device.memory, device.tasks or workers).fitting(need, 0)
-    if not fitting:
+    # The device has no interpreter: the base is 0.
+    tasks = Budget(device.memory, device.tasks or workers).workers_that_fit(need, 0)
+    if not tasks:
         raise PlanRefused(
             f"{format_bytes(need.fixed + need.per_worker)} of device memory needed, "
             f"{format_bytes(device.memory)} free on {device.name}",
@@ -224,18 +224,19 @@ def workers_on(device: Device, stage: str, need: MemoryNeed, workers: int) -> in
             expected="a device that holds the landmarks and one product",
             advice="stop what else runs on it, lower the number of landmarks, or take --device cpu",
         )
-    return min(workers, fitting)
+    return min(workers, tasks)
 
 
 @contextlib.contextmanager
 def device_scope(device: Device) -> Iterator[None]:
-    """Let a stage work on a device: afterwards it holds nothing there.
+    """Free device memory when the stage ends.
 
     Raises:
         PlanRefused: the device has run out of memory.
     """
     try:
         yield
+    # CuPy's own error is a MemoryError too.
     except MemoryError as error:
         if device.memory is None:
             raise
@@ -252,13 +253,14 @@ def device_scope(device: Device) -> Iterator[None]:
 def eigh_on(device: Device) -> Eigh:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, computed on the device.
 
-    They come back to the host if the matrix was there, and stay with it if it was not.
+    For a matrix of the host they are copied back to the host; else they stay on the device.
     """
     return np.linalg.eigh if is_host(device) else partial(_eigh, device)
 
 
 def _eigh(device: Device, S: Array) -> tuple[Any, Any]:
-    came = isinstance(S, np.ndarray)
-    there = device.to_device(np.ascontiguousarray(S)) if came else S
-    values, vectors = array_namespace(there).linalg.eigh(there)
-    return (device.to_host(values), device.to_host(vectors)) if came else (values, vectors)
+    if not isinstance(S, np.ndarray):
+        return tuple(array_namespace(S).linalg.eigh(S))
+    on_device = device.to_device(np.ascontiguousarray(S))
+    values, vectors = array_namespace(on_device).linalg.eigh(on_device)
+    return device.to_host(values), device.to_host(vectors)

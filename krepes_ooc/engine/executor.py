@@ -1,4 +1,4 @@
-"""Run block tasks through a Dask graph, in waves, with one fused task per block."""
+"""Block tasks as a Dask graph on threads, in waves, one fused task a block."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ WAVE_TASKS = 4096  # a power of two, so that waves are whole branches of a reduc
 
 @dataclass(frozen=True)
 class Executor:
-    """Where tasks run: a Dask graph on threads.
+    """Executor of block tasks: a Dask graph on threads.
 
     The results come back in task order whatever the number of workers, so every reduction over them
     is a fixed-order sum.
 
     Args:
         workers: threads, one BLAS thread each.
-        stop: asked before every task.
-        progress: for tasks to tell what they have put on disk; the executor itself says nothing.
+        stop: checked before every task.
+        progress: on which tasks report what they have put on disk; the executor reports nothing.
     """
 
     workers: int = 1
@@ -38,6 +38,7 @@ class Executor:
         Raises:
             Stopped: the run was asked to stop; finished tasks keep what they wrote.
         """
+        # A wave bounds the tasks in flight and the results that wait to be read.
         for start in range(0, len(items), WAVE_TASKS):
             graph = self._tasks(function, items[start : start + WAVE_TASKS])
             yield from self._compute(graph, list(graph))
@@ -49,6 +50,7 @@ class Executor:
             Stopped: the run was asked to stop; finished tasks keep what they wrote.
         """
 
+        # The results are dropped in the task: nothing is collected.
         def task(item: T) -> None:
             function(item)
 
@@ -58,12 +60,13 @@ class Executor:
     def reduce(self, function: Callable[[T], R], items: Sequence[T], add: Callable[[R, R], R]) -> R:
         """Sum of ``function(item)`` over items, added in the tree of ``tree_reduce``.
 
-        Parts are added as soon as both are there, so only a few of them are held at a time.
+        Two neighbours are added as soon as both are computed, so that only a few are in memory.
 
         Raises:
             Stopped: the run was asked to stop.
             ValueError: there is nothing to add.
         """
+        # Each wave is a whole branch: the tree over the sums of waves is the tree over all items.
         sums: list[R] = []
         for start in range(0, len(items), WAVE_TASKS):
             graph = self._tasks(function, items[start : start + WAVE_TASKS])
@@ -81,6 +84,7 @@ class Executor:
     def _compute(self, graph: Graph, names: list[str]) -> list[Any]:
         from dask.threaded import get
 
+        # Whatever the user's Dask configuration says, a failed task is not computed again here.
         with ThreadPoolExecutor(self.workers, thread_name_prefix="krepes") as pool:
             results = get(
                 graph, names, pool=pool, num_workers=self.workers, rerun_exceptions_locally=False
@@ -97,6 +101,7 @@ def add_tree(graph: Graph, names: list[str], *add: Any, prefix: str = "") -> str
         add: the function, and the arguments that come before the two sums.
         prefix: of the new names.
     """
+    # As ``tree_reduce``: pairs of neighbours, an odd one out goes up a level as it is.
     level = 0
     while len(names) > 1:
         pairs = {
@@ -112,18 +117,20 @@ def add_tree(graph: Graph, names: list[str], *add: Any, prefix: str = "") -> str
 def tree_reduce(count: int, part: Callable[[int], R], add: Callable[[R, R], R]) -> R:
     """Add parts in a balanced tree whose shape depends on their number alone.
 
-    Parts are asked for one by one, so that only about log2(count) of them are held at a time.
+    Parts are made one by one, so that only about log2(count) of them are in memory.
 
     Raises:
         ValueError: there is nothing to add.
     """
     if count < 1:
-        raise ValueError("nothing to fold")
+        raise ValueError("nothing to reduce")
 
-    def fold(start: int, stop: int) -> R:
+    def branch(start: int, stop: int) -> R:
         if stop - start == 1:
             return part(start)
+        # The left branch is the largest power of two below the count: waves and tasks of that
+        # size are whole branches.
         middle = start + (1 << ((stop - start - 1).bit_length() - 1))
-        return add(fold(start, middle), fold(middle, stop))
+        return add(branch(start, middle), branch(middle, stop))
 
-    return fold(0, count)
+    return branch(0, count)

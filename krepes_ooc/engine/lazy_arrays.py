@@ -1,4 +1,4 @@
-"""Arrays that are described now and computed when somebody asks: Dask graphs of block functions."""
+"""Lazy xarray arrays: Dask graphs of block functions, computed on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lazy_rows(
 
     Args:
         function: values [sample, column], float64, of a view and a block's index.
-        plan: how the samples are cut.
+        plan: the block plan of the samples.
         n_views: number of views.
         column: name and length of the last dimension.
         name: of the array.
@@ -36,6 +36,7 @@ def lazy_rows(
     def chunk(view: int, index: int) -> Values:
         return function(view, index)[None]
 
+    # One task a chunk, at the chunk's coordinates.
     graph: Graph = {
         (view, index, 0): (chunk, view, index)
         for view in range(n_views)
@@ -61,6 +62,7 @@ def _array(
     import dask.array
     import xarray
 
+    # A new key each time: Dask takes equal keys for the same values.
     key = f"{name}-{uuid.uuid4().hex}"
     named = {(key, *at): task for at, task in graph.items()}
     meta = np.empty((0,) * len(chunks))

@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, BLAS, and the numerics that decide bits."""
+"""Properties of this machine: cores, memory, BLAS, and the numerics that decide bits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 
 from krepes_ooc.core.blocks import format_bytes
@@ -48,6 +50,7 @@ def cgroup_free(membership: Path, mount: Path) -> list[int]:
     free: list[int] = []
     with contextlib.suppress(OSError):
         for line in membership.read_text(encoding="utf-8").splitlines():
+            # Version 2 has one hierarchy, without controllers; version 1 one for memory.
             _, controllers, path = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):
                 continue
@@ -55,6 +58,7 @@ def cgroup_free(membership: Path, mount: Path) -> list[int]:
             limit, used = (
                 ("memory.limit_in_bytes", "total_rss") if controllers else ("memory.max", "anon")
             )
+            # A group may use no more than every group above it still allows.
             inside = top / path.lstrip("/")
             for group in (inside, *inside.parents):
                 if group.is_relative_to(top):
@@ -71,7 +75,8 @@ def _group_free(limit: Path, stat: Path, used: str) -> list[int]:
 
 
 def anonymous_bytes() -> int:
-    """Anonymous resident memory of this process: what a budget is about (mapped files are not)."""
+    """Anonymous resident memory of this process in bytes; mapped files do not count."""
+    # The kernel's own count, of Linux; elsewhere all resident memory.
     with contextlib.suppress(OSError, IndexError, ValueError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("RssAnon:"):
@@ -85,6 +90,7 @@ def peak_bytes() -> int:
         import resource
     except ImportError:
         return 0
+    # Bytes on macOS, KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -103,6 +109,7 @@ def _host_numerics() -> str:
     import scipy.linalg  # noqa: F401  loads its own BLAS: the text must not depend on who asks first
     import threadpoolctl
 
+    # torch brings a BLAS with it, which computes no block.
     blas = sorted(
         {
             f"{lib['internal_api']} {lib.get('version')} {lib.get('architecture', '')}".strip()
@@ -120,6 +127,12 @@ def library_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def recorded_versions() -> dict[str, str]:
+    """Versions of Python and of ``LIBRARIES`` by name, for the records of runs and the report."""
+    versions = {name: library_version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **versions}
 
 
 @contextlib.contextmanager
@@ -140,47 +153,64 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "distributed", "xarray")
+# Their versions decide bits and formats: runs and reports record them.
+LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 OPTIONAL = {
     "cupy": "GPU block kernels (extra cuda)",
     "dask_jobqueue": "clusters (extra hpc)",
-    "PIL": "image folders (extra images)",
     "h5py": "HDF5 arrays (extra hdf5)",
 }
-_TRIAL_BYTES = 2**26
+TRIAL_BYTES = 2**26
 
 
 def examine(folder: Path) -> dict[str, str]:
     """Facts in words: versions, cores, memory, BLAS, disk, GPU, optional parts."""
-    found = {"python": sys.version.split()[0]}
-    found |= {name: library_version(name) for name in LIBRARIES}
-    found["cores"] = str(cores())
-    found["memory available"] = format_bytes(available_bytes())
-    found["numerics"] = numerics()
-    found["disk free here"] = format_bytes(shutil.disk_usage(folder).free)
-    found["disk write here"] = _write_rate(folder)
-    found["gpu"] = _gpu()
-    for module, words in OPTIONAL.items():
+    facts = {"python": sys.version.split()[0]}
+    facts |= {name: library_version(name) for name in (*LIBRARIES, "distributed")}
+    facts["cores"] = str(cores())
+    facts["memory available"] = format_bytes(available_bytes())
+    facts["numerics"] = numerics()
+    facts["disk free here"] = format_bytes(shutil.disk_usage(folder).free)
+    facts["disk write here"] = _write_rate(folder)
+    facts["gpu"] = _gpu()
+    # Looked up without an import, which may take seconds.
+    for module, purpose in OPTIONAL.items():
         present = importlib.util.find_spec(module) is not None
-        found[words] = "installed" if present else "not installed"
-    return found
+        facts[purpose] = "installed" if present else "not installed"
+    return facts
 
 
 def _write_rate(folder: Path) -> str:
-    """Rate of one synced write of 64 MiB, removed again."""
-    path = folder / f".krepes-{uuid.uuid4().hex}.trial"
+    """Rate of a flushed write, in words."""
     try:
-        begin = time.perf_counter()
-        with path.open("wb") as file:
-            file.write(bytes(_TRIAL_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        seconds = time.perf_counter() - begin
+        _, seconds = timed_write(folder, np.zeros(TRIAL_BYTES, dtype=np.uint8))
     except OSError as error:
         return f"cannot write: {error.strerror}"
+    return f"{format_bytes(TRIAL_BYTES / seconds)}/s"
+
+
+def timed_write(folder: Path, values: npt.NDArray[Any]) -> tuple[float, float]:
+    """CPU-seconds of writing an array to a trial file, and wall seconds until it is flushed.
+
+    The file is removed again.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = folder / f".krepes-{uuid.uuid4().hex}.trial"
+    try:
+        with path.open("wb") as file:
+            begin = time.perf_counter()
+            cpu_begin = time.process_time()
+            file.write(values.data)
+            file.flush()
+            # The flush waits for the disk: it takes wall time and hardly any of the processor.
+            cpu = time.process_time() - cpu_begin
+            os.fsync(file.fileno())
+            wall = time.perf_counter() - begin
     finally:
         path.unlink(missing_ok=True)
-    return f"{format_bytes(_TRIAL_BYTES / max(seconds, 1e-9))}/s"
+    return max(cpu, 1e-9), max(wall, 1e-9)
 
 
 def _gpu() -> str:
@@ -198,12 +228,12 @@ INTERVAL_SECONDS = 0.02
 class ResourceMeter:
     """CPU-seconds and peak anonymous memory since its creation; sampled while it is entered.
 
-    The kernel keeps no high-water mark of anonymous memory alone, so a light thread looks at it
-    fifty times a second.
+    The kernel records no peak of anonymous memory alone, so a light thread reads it fifty times a
+    second.
     """
 
     def __init__(self) -> None:
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
         self._cpu = time.process_time()
         self._first = self._peak = anonymous_bytes()
         self._done = threading.Event()
@@ -228,7 +258,7 @@ class ResourceMeter:
         """Wall seconds, CPU-seconds of all threads, and anonymous bytes before and at the peak."""
         self._peak = max(self._peak, anonymous_bytes())
         return {
-            "seconds": time.monotonic() - self._begun,
+            "seconds": time.monotonic() - self._start,
             "cpu_seconds": time.process_time() - self._cpu,
             "anonymous_before": self._first,
             "anonymous_peak": self._peak,

@@ -1,4 +1,4 @@
-"""Stop a run early and cleanly: signals, Ctrl-C and a time limit become one flag that tasks ask."""
+"""Early and clean end of a run: signals, Ctrl-C and a time limit set one flag that tasks check."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ class StopFlag:
 
     Args:
         max_seconds: stop that many seconds after creation, or never.
-        pressed: told at every Ctrl-C how often it was pressed, inside the signal handler.
+        on_interrupt: called inside the signal handler with the number of Ctrl-C so far.
     """
 
     def __init__(
-        self, max_seconds: float | None = None, pressed: Callable[[int], None] = lambda _: None
+        self, max_seconds: float | None = None, on_interrupt: Callable[[int], None] = lambda _: None
     ) -> None:
-        self._pressed, self._presses = pressed, 0
+        self._on_interrupt = on_interrupt
+        self._interrupts = 0
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self._asked: tuple[str, bool] | None = None
+        self._request: tuple[str, bool] | None = None
 
     def request(self, reason: str, *, interrupted: bool = False) -> None:
         """Ask the run to stop; the first reason stays, and with it the exit code.
@@ -35,18 +36,18 @@ class StopFlag:
             reason: completes "stopped, because ...".
             interrupted: whether it was Ctrl-C.
         """
-        if self._asked is None:
-            self._asked = reason, interrupted
+        if self._request is None:
+            self._request = reason, interrupted
 
-    def press(self) -> None:
+    def interrupt(self) -> None:
         """Count one Ctrl-C: the first asks the run to stop.
 
         Raises:
             KeyboardInterrupt: it is not the first, for code of the main thread that asks no flag.
         """
-        self._presses += 1
-        self._pressed(self._presses)
-        if self._presses > 1:
+        self._interrupts += 1
+        self._on_interrupt(self._interrupts)
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         self.request("Ctrl-C was pressed", interrupted=True)
 
@@ -55,7 +56,7 @@ class StopFlag:
         """Whether the run was asked to stop or its time is up."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.request("its time limit is reached")
-        return self._asked is not None
+        return self._request is not None
 
     def check(self) -> None:
         """Leave the current block if the run was asked to stop.
@@ -64,8 +65,8 @@ class StopFlag:
             Interrupted: Ctrl-C.
             Stopped: a signal or the time limit.
         """
-        if self.requested and self._asked is not None:
-            reason, interrupted = self._asked
+        if self.requested and self._request is not None:
+            reason, interrupted = self._request
             raise (Interrupted if interrupted else Stopped)(
                 f"stopped, because {reason}",
                 advice="nothing is lost: run the same command again to resume",
@@ -75,13 +76,14 @@ class StopFlag:
 @contextlib.contextmanager
 def stop_on_signals(flag: StopFlag) -> Iterator[None]:
     """Turn SIGTERM, SIGUSR1 and Ctrl-C into a stop request."""
+    # Python runs signal handlers in the main thread alone.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            flag.press()
+            flag.interrupt()
         else:
             flag.request(f"{signal.Signals(number).name} was received")
 
@@ -91,6 +93,7 @@ def stop_on_signals(flag: StopFlag) -> Iterator[None]:
     try:
         yield
     finally:
+        # A handler that was not set from Python cannot be set again from Python.
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -112,16 +115,16 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A listener that says nothing."""
+    """A listener without output."""
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """Say nothing."""
+        """As ``Progress``; no output."""
 
     def advance(self, units: int = 1, n_bytes: int = 0) -> None:
-        """Say nothing."""
+        """As ``Progress``; no output."""
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """As ``Progress``; no output."""
 
     def end(self, stage: str, seconds: float) -> None:
-        """Say nothing."""
+        """As ``Progress``; no output."""

@@ -1,4 +1,4 @@
-"""Plain autograd, sample by sample: what every faster way to a gradient is compared with."""
+"""Reference gradients by plain autograd, sample by sample, and checks of the network itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEGLIGIBLE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 class GradientSource(Protocol):
-    """Anything that gives per-sample gradients by parameter name."""
+    """Per-sample gradients by parameter name."""
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -40,36 +40,45 @@ def gradient_errors(
     A parameter that ``source`` does not give has the error 1 unless its gradient is negligible.
 
     Args:
-        network: an own copy of the frozen network in the precision of ``inputs``.
-        source: the gradients to be judged.
+        network: a copy of the frozen network in the precision of ``inputs``; it is changed.
+        source: the gradients under test.
         parameters: names of the parameters to compare.
         inputs: samples [sample, ...].
         probe: the output direction [output].
     """
-    chosen = {name: p for name, p in network.inner.named_parameters() if name in set(parameters)}
-    for parameter in chosen.values():
+    tested = {name: p for name, p in network.inner.named_parameters() if name in set(parameters)}
+    for parameter in tested.values():
         parameter.requires_grad_(True)
-    errors = dict.fromkeys(chosen, 0.0)
+    errors = dict.fromkeys(tested, 0.0)
     for sample in range(len(inputs)):
+        # One sample at a time: what a network without any batching would give.
         value = (network(inputs[sample : sample + 1].clone()) * probe).sum()
-        found = torch.autograd.grad(value, list(chosen.values()), materialize_grads=True)
-        exact = dict(zip(chosen, found, strict=True))
-        floor = NEGLIGIBLE[probe.dtype] * float(torch.stack([g.norm() for g in found]).norm())
+        gradients = torch.autograd.grad(value, list(tested.values()), materialize_grads=True)
+        exact = dict(zip(tested, gradients, strict=True))
+        row_norm = float(torch.stack([g.norm() for g in gradients]).norm())
+        floor = NEGLIGIBLE[probe.dtype] * row_norm
+        # Whatever the tested source does not give counts as a gradient of zero.
         missing = dict(exact)
-        for name, gradients in source.gradients(inputs.clone(), probe):
-            near = gradients[sample].reshape(exact[name].shape)
-            _raise_error(errors, name, near - missing.pop(name), exact[name], floor)
+        for name, values in source.gradients(inputs.clone(), probe):
+            tested_gradient = values[sample].reshape(exact[name].shape)
+            difference = tested_gradient - missing.pop(name)
+            _update_error(errors, name, difference, exact[name], floor)
         for name, gradient in missing.items():
-            _raise_error(errors, name, gradient, gradient, floor)
+            _update_error(errors, name, gradient, gradient, floor)
     return errors
 
 
-def _raise_error(
-    errors: dict[str, float], name: str, wrong: torch.Tensor, exact: torch.Tensor, floor: float
+def _update_error(
+    errors: dict[str, float],
+    name: str,
+    difference: torch.Tensor,
+    exact: torch.Tensor,
+    floor: float,
 ) -> None:
+    """Maximum over samples of ||difference|| / ||exact||, the norm bounded from below."""
     scale = max(float(exact.norm()), floor, torch.finfo(exact.dtype).tiny)
     # The plain max() would drop a NaN, which is an error of its own.
-    errors[name] = float(np.maximum(errors[name], float(wrong.norm()) / scale))
+    errors[name] = float(np.maximum(errors[name], float(difference.norm()) / scale))
 
 
 def check_function(network: FrozenNetwork, samples: npt.NDArray[Any]) -> float:
@@ -83,25 +92,29 @@ def check_function(network: FrozenNetwork, samples: npt.NDArray[Any]) -> float:
     """
     inputs = torch.tensor(samples)
     with torch.no_grad():
-        together, again = network(inputs.clone()), network(inputs.clone())
-        alone = torch.cat([network(inputs[i : i + 1].clone()) for i in range(len(inputs))])
-    if not bool(torch.isfinite(together).all()):
+        # Clones throughout: a network may work in place.
+        batch = network(inputs.clone())
+        repeated = network(inputs.clone())
+        single = torch.cat([network(inputs[i : i + 1].clone()) for i in range(len(inputs))])
+    if not bool(torch.isfinite(batch).all()):
         raise NetworkError(
             "outputs are NaN or infinite",
             where="network",
             expected="finite outputs",
             advice="check the inputs' scale and the checkpoint",
         )
-    if not torch.equal(together, again):
+    # Bit by bit: even rounding must repeat, or stored rows could not be checked.
+    if not torch.equal(batch, repeated):
         raise NetworkError(
-            f"two runs on the same input differ by {float((together - again).abs().max()):.2g}",
+            f"two runs on the same input differ by {float((batch - repeated).abs().max()):.2g}",
             where="network",
             expected="a deterministic network in eval mode",
             advice="noise is drawn: pass training=self.training to functional dropout, and leave "
             "other noise out of forward",
         )
-    scale = float(together.abs().max()) or 1.0
-    difference = float((together - alone).abs().max()) / scale
+    # Products of other shapes round otherwise, so independence holds to a tolerance.
+    scale = float(batch.abs().max()) or 1.0
+    difference = float((batch - single).abs().max()) / scale
     if difference > INDEPENDENCE_TOLERANCE:
         raise NetworkError(
             f"a sample's output changes by {difference:.2g} of the largest with its batch",
@@ -115,25 +128,26 @@ def check_function(network: FrozenNetwork, samples: npt.NDArray[Any]) -> float:
 def used_parameters(
     network: FrozenNetwork, parameters: Sequence[str], inputs: npt.NDArray[Any]
 ) -> tuple[str, ...]:
-    """The parameters that the outputs depend on; the gradients of the others are zero.
+    """Parameters that the outputs depend on; the gradients of the others are zero.
 
     Raises:
         NetworkError: the outputs depend on none of them, or autograd fails.
     """
-    own = network.deep_copy()
-    chosen = [own.inner.get_parameter(name).requires_grad_(True) for name in parameters]
-    outputs = own(torch.tensor(inputs))
-    found: Sequence[torch.Tensor | None] = [None] * len(chosen)
+    copied = network.deep_copy()
+    tensors = [copied.inner.get_parameter(name).requires_grad_(True) for name in parameters]
+    outputs = copied(torch.tensor(inputs))
+    gradients: Sequence[torch.Tensor | None] = [None] * len(tensors)
     if outputs.requires_grad:
         try:
-            found = torch.autograd.grad(outputs.sum(), chosen, allow_unused=True)
+            # allow_unused: None marks a parameter outside the graph.
+            gradients = torch.autograd.grad(outputs.sum(), tensors, allow_unused=True)
         except RuntimeError as error:
             raise NetworkError(
                 f"autograd cannot differentiate the network: {error}",
                 expected="a network that could be trained as it is",
                 advice="replace in-place operations by their plain form",
             ) from error
-    used = tuple(name for name, g in zip(parameters, found, strict=True) if g is not None)
+    used = tuple(name for name, g in zip(parameters, gradients, strict=True) if g is not None)
     if used:
         return used
     raise NetworkError(
@@ -144,15 +158,16 @@ def used_parameters(
 
 
 def random_probe(n_outputs: int, outputs: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """A fixed direction of unlike entries on the selected outputs [output]."""
+    """Fixed direction [output] of distinct entries on the selected outputs, zero elsewhere."""
     probe = torch.zeros(n_outputs, dtype=dtype)
+    # Unlike entries, so that outputs exchanged by mistake change the gradient.
     entries = np.cos(1.0 + np.arange(len(outputs)) * np.sqrt(2.0)) + 1.5
     probe[list(outputs)] = torch.from_numpy(entries).to(dtype)
     return probe
 
 
 def checking_precision(network: FrozenNetwork, inputs: torch.Tensor) -> torch.dtype:
-    """float64 if the network runs in it, else float32."""
+    """float64 if the network runs in it, else float32, for the comparison of gradients."""
     try:
         with torch.no_grad():
             network.deep_copy().double()(as_precision(inputs, torch.float64))
@@ -162,5 +177,5 @@ def checking_precision(network: FrozenNetwork, inputs: torch.Tensor) -> torch.dt
 
 
 def as_precision(inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of inputs in a precision; integers (tokens) stay integers."""
+    """Copy of inputs in a precision; integers (tokens) stay integers."""
     return inputs.to(dtype, copy=True) if inputs.is_floating_point() else inputs.clone()

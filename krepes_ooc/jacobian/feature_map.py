@@ -1,4 +1,4 @@
-"""Feature rows: one row of numbers a view whose inner products are the empirical NTK.
+"""Feature maps: rows [sample, feature] whose inner products are the empirical NTK.
 
 torch is imported on first use, so that reading a recipe stays fast.
 """
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from krepes_ooc.network.frozen import FrozenNetwork
 
 Float32 = npt.NDArray[np.float32]
-ALONE, ALONE_TOLERANCE = 4, 1e-2
+# Samples whose rows are compared with those of a batch of one, and the relative tolerance.
+SINGLE_SAMPLES = 4
+SINGLE_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """How Jacobian rows are taken: the recipe key ``features``."""
+    """The recipe key ``features``: form of the Jacobian rows, probes, parameters, outputs."""
 
     kind: Literal["auto", "factors", "sketch"] = setting(
         "auto", about="exact layer factors, a sketch, or factors where they apply"
@@ -36,8 +38,11 @@ class FeatureSettings:
     probes: Literal["auto"] | int = setting(
         "auto", about="random probes; auto: 1, or 4 with convolutions or attention", minimum=1
     )
-    deflated: Literal["auto"] | int = setting(
-        "auto", about="calibrated probes; auto: 0, or 4 with convolutions or attention", minimum=0
+    deflated_probes: Literal["auto"] | int = setting(
+        "auto",
+        about="calibrated probes; auto: 0, or 4 with convolutions or attention",
+        minimum=0,
+        digest_name="deflated",
     )
     sketch: int = setting(4096, about="columns of a sketch", minimum=16, maximum=2**20)
     parameters: tuple[str, ...] = setting(
@@ -62,7 +67,7 @@ class FeatureMap(Protocol):
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
 
     def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ``rows`` gives, left on the device of the network."""
+        """As ``rows``, but left on the device of the network."""
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -70,10 +75,10 @@ class FeatureMap(Protocol):
         """Name and gradient [sample, *parameter] of <probe, f>, parameter by parameter."""
 
     def clone(self) -> Self:
-        """The same map on an own copy of the network."""
+        """The same map on a copy of the network."""
 
-    def to(self, where: str) -> Self:
-        """The same map on a device of torch, from which rows come back to the host."""
+    def to(self, device: str) -> Self:
+        """The same map on a device of torch; ``rows`` copies its results to the host."""
 
     def double(self) -> Self:
         """The same map in float64, for the self-check."""
@@ -95,7 +100,7 @@ def open_features(
         module: the network; copied, never changed.
         settings: which parameters, outputs, probes and form of row.
         calibration: inputs [sample, ...] that fix scales and calibrated probes; 2 or more.
-        probes: the probes [probe, output] of a store that exists, instead of new ones.
+        probes: probes [probe, output] of an existing store, instead of new ones.
         seed: key of probes and sketch.
 
     Raises:
@@ -112,25 +117,27 @@ def open_features(
     network = (
         module.deep_copy() if isinstance(module, FrozenNetwork) else freeze(copy.deepcopy(module))
     )
+    # From cheap to expensive: weights, selection, outputs, then gradients.
     check_state_finite(network)
     parameters = select_parameters(network, settings.parameters)
     outputs = select_outputs(network, settings.outputs, calibration[:2])
     check_function(network, calibration[:2])
-    given = None if probes is None else np.asarray(probes, dtype=np.float32)
-    plan = _Plan(settings, seed, given)
+    known = None if probes is None else np.asarray(probes, dtype=np.float32)
+    plan = _Plan(settings, seed, known)
     feature_map = plan.build(network, parameters, outputs, calibration)
+    # Scales last: they need rows of the finished map.
     feature_map.layout = calibrate(feature_map, calibration)
     return feature_map
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which form of row, with which probes.
+    """Choice of the form of row and of the probes.
 
     Args:
-        settings: what the recipe asks for.
+        settings: the recipe key ``features``.
         seed: key of probes and sketch.
-        probes: the probes of a store that exists, or None.
+        probes: probes of an existing store, or None.
     """
 
     settings: FeatureSettings
@@ -148,16 +155,21 @@ class _Plan:
         from krepes_ooc.jacobian.autograd_reference import used_parameters
         from krepes_ooc.jacobian.output_probes import rademacher_probes
 
-        settings, probes = self.settings, self.probes
+        """The feature map: exact factors where they apply and are allowed, else a sketch."""
+        settings = self.settings
+        probes = self.probes
+        # Parameters outside the graph have zero gradients and need no rule.
         used = used_parameters(network, parameters, calibration[:2])
-        wanted = [None if n == "auto" else n for n in (settings.probes, settings.deflated)]
+        n_random = None if settings.probes == "auto" else settings.probes
+        n_deflated = None if settings.deflated_probes == "auto" else settings.deflated_probes
+        # Exact factors are preferred: no sketching error, and shorter rows for small networks.
         if settings.kind != "sketch":
-            units, obstacle = exact_features.plan_factors(network, used, calibration)
-            if units:
-                n_probes = (wanted[0] or 1) + (wanted[1] or 0)
+            rules, obstacle = exact_features.plan_factors(network, used, calibration)
+            if rules:
                 if probes is None:
+                    n_probes = (n_random or 1) + (n_deflated or 0)
                     probes = rademacher_probes(n_probes, len(outputs), self.seed)
-                return exact_features.FactorFeatures(network, units, parameters, probes, outputs)
+                return exact_features.FactorFeatures(network, rules, parameters, probes, outputs)
             if settings.kind == "factors":
                 raise UsageError(
                     f"exact factors do not apply: {obstacle}",
@@ -169,18 +181,19 @@ class _Plan:
             network, parameters, outputs, calibration, settings.sketch
         )
         if probes is None:
-            probes = plan.choose_probes(wanted[0], wanted[1], self.seed)
+            probes = plan.choose_probes(n_random, n_deflated, self.seed)
         return plan.build(probes, self.seed)
 
 
 def calibrate(feature_map: FeatureMap, calibration: npt.NDArray[Any]) -> FeatureLayout:
-    """The map's layout with the scale of every column range fixed from calibration rows.
+    """Layout with the scale of every column range fixed from calibration rows.
 
     Raises:
         NetworkError: a row or an output is not finite, or a row changes with its batch.
     """
     rows, embedding = feature_map.rows(calibration)
     for name, values in (("output", embedding), ("Jacobian row", rows)):
+        # A sample whose row is not finite makes every scale meaningless.
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
             raise NetworkError(
@@ -188,19 +201,22 @@ def calibrate(feature_map: FeatureMap, calibration: npt.NDArray[Any]) -> Feature
                 expected="finite numbers",
                 advice="check the inputs' scale and the checkpoint",
             )
-    _check_alone(feature_map, calibration, rows)
+    _check_batch_independence(feature_map, calibration, rows)
+    # A power of two for each range brings its largest entry near the top of float16.
     largest = np.abs(rows).max(axis=0)
     exponents = (exponent_for(float(largest[a:b].max())) for a, b, _ in feature_map.layout.scales)
     return feature_map.layout.with_scales(tuple(exponents))
 
 
-def _check_alone(feature_map: FeatureMap, calibration: npt.NDArray[Any], rows: Float32) -> None:
-    """Rows of a few samples alone: a network that sorts or groups its batch would mix them up."""
+def _check_batch_independence(
+    feature_map: FeatureMap, calibration: npt.NDArray[Any], rows: Float32
+) -> None:
+    """Compare rows with those of a batch of one: a network may sort or group its batch."""
     largest = float(np.linalg.norm(rows, axis=1).max())
-    for sample in np.unique(np.linspace(0, len(rows) - 1, ALONE).astype(int)):
-        alone, _ = feature_map.rows(calibration[sample : sample + 1])
-        difference = float(np.linalg.norm(alone[0] - rows[sample]))
-        if not difference <= ALONE_TOLERANCE * largest:
+    for sample in np.unique(np.linspace(0, len(rows) - 1, SINGLE_SAMPLES).astype(int)):
+        single, _ = feature_map.rows(calibration[sample : sample + 1])
+        difference = float(np.linalg.norm(single[0] - rows[sample]))
+        if not difference <= SINGLE_TOLERANCE * largest:
             raise NetworkError(
                 f"the Jacobian row of calibration sample {sample} changes by "
                 f"{difference / largest:.2g} of the largest with its batch",

@@ -1,4 +1,4 @@
-"""The Jacobian of a network in unexpanded pieces, by a plan of how each parameter is reached."""
+"""Jacobian of a network as unexpanded terms, by one rule for each group of parameters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Method = Literal["layer", "attention", "bare", "vjp", "loop"]
 
 @dataclass(frozen=True)
 class GradientRule:
-    """How some parameters are reached.
+    """Rule by which the gradients of some parameters are computed.
 
     Args:
         method: ``layer`` and ``attention`` from a layer's input and output gradient; ``bare`` by
             one leaf a sample; ``vjp`` and ``loop`` by running a module again sample by sample.
         name: the module, or the bare parameter.
-        parameters: canonical names of the parameters that this unit contributes to.
+        parameters: canonical names of the parameters that the rule contributes to.
         axis: sample axis of a layer, or axes inserted behind a bare parameter's sample axis.
         axes: sample axes of a module's arguments and results, for ``vjp`` and ``loop``.
     """
@@ -37,11 +37,11 @@ class GradientRule:
     axes: module_vjp.Axes = ()
 
     def in_loop(self) -> GradientRule:
-        """The same with a loop for vmap: some of torch's layers run under vmap in float32 only."""
+        """The rule with a loop for vmap: some layers of torch run under vmap in float32 only."""
         return replace(self, method="loop") if self.method == "vjp" else self
 
     def to_attributes(self) -> dict[str, Any]:
-        """The unit as JSON."""
+        """The rule as JSON."""
         return {"method": self.method, "name": self.name, "parameters": list(self.parameters)}
 
 
@@ -50,18 +50,19 @@ class Jacobian:
 
     Args:
         network: the frozen network; copied.
-        units: the plan; several units may contribute to one (tied) parameter.
+        rules: the plan; several rules may contribute to one (tied) parameter.
     """
 
-    def __init__(self, network: FrozenNetwork, units: Sequence[GradientRule]) -> None:
-        self.units = tuple(units)
-        by_method = {m: [u for u in units if u.method == m] for m in ("attention", "bare")}
-        hooked = [u.name for u in units if u.method in ("layer", "vjp", "loop")]
+    def __init__(self, network: FrozenNetwork, rules: Sequence[GradientRule]) -> None:
+        self.rules = tuple(rules)
+        by_method = {m: [r for r in rules if r.method == m] for m in ("attention", "bare")}
+        # A module may serve several rules: it is hooked once.
+        hooked = [r.name for r in rules if r.method in ("layer", "vjp", "loop")]
         self._tape = Tape(
             network,
             tuple(dict.fromkeys(hooked)),
-            tuple(unit.name for unit in by_method["attention"]),
-            {unit.name: unit.axis for unit in by_method["bare"]},
+            tuple(rule.name for rule in by_method["attention"]),
+            {rule.name: rule.axis for rule in by_method["bare"]},
         )
         inner = self._tape.network.inner
         self._canonical = canonical_names(inner)
@@ -72,82 +73,89 @@ class Jacobian:
         return self._tape.record(inputs)
 
     def terms(self, recording: Recording, probe: torch.Tensor) -> Iterator[GradientTerm]:
-        """Pieces of the gradient of <probe, outputs>, named by canonical parameter."""
+        """Terms of the gradient of <probe, outputs>, named by canonical parameter."""
         gradients = recording.backward(probe)
-        for call, found in zip(recording.calls, gradients, strict=True):
-            yield from self.call_terms(call, found, len(recording.outputs))
+        for call, at_results in zip(recording.calls, gradients, strict=True):
+            yield from self.call_terms(call, at_results, len(recording.outputs))
 
     def call_terms(
         self, call: Call, gradients: Sequence[torch.Tensor | None], n_samples: int
     ) -> Iterator[GradientTerm]:
-        """Pieces of one call, given the gradients at its results."""
+        """Terms of one call, given the gradients at its results."""
+        # The probed outputs do not depend on this call.
         if all(gradient is None for gradient in gradients):
             return
-        for unit in self.units:
-            if unit.name == call.name and (unit.method == "attention") == bool(call.projection):
-                yield from self._rule_terms(unit, call, gradients, n_samples)
+        for rule in self.rules:
+            # A hooked attention layer and its projections have one name: distinguish them.
+            if rule.name == call.name and (rule.method == "attention") == bool(call.projection):
+                yield from self._rule_terms(rule, call, gradients, n_samples)
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and gradient [sample, *parameter] of <probe, f>, parameter by parameter."""
         by_name: dict[str, list[GradientTerm]] = {
-            name: [] for u in self.units for name in u.parameters
+            name: [] for rule in self.rules for name in rule.parameters
         }
-        for piece in self.terms(self.record(inputs), probe):
-            by_name[piece.parameter].append(piece)
-        for name, pieces in by_name.items():
+        for term in self.terms(self.record(inputs), probe):
+            by_name[term.parameter].append(term)
+        for name, terms in by_name.items():
+            # Terms of tied parameters and of repeated calls add up.
             total = probe.new_zeros(len(inputs), *self.shapes[name])
-            for piece in pieces:
-                values = layer_gradients.expand(piece, self.shapes[name])
-                first = piece.first if isinstance(piece, DenseGradient) else 0
+            for term in terms:
+                values = layer_gradients.expand(term, self.shapes[name])
+                # Terms of modules that are run again come a few samples at a time.
+                first = term.first if isinstance(term, DenseGradient) else 0
                 total[first : first + len(values)] += values
             yield name, total
 
     def _rule_terms(
         self,
-        unit: GradientRule,
+        rule: GradientRule,
         call: Call,
         gradients: Sequence[torch.Tensor | None],
         n_samples: int,
     ) -> Iterator[GradientTerm]:
-        if unit.method == "bare":
+        """Terms of one call by one rule, under canonical names."""
+        if rule.method == "bare":
             assert gradients[0] is not None
-            yield DenseGradient(unit.name, gradients[0].reshape(n_samples, *self.shapes[unit.name]))
+            yield DenseGradient(rule.name, gradients[0].reshape(n_samples, *self.shapes[rule.name]))
             return
-        for piece in self._module_terms(unit, call, gradients, n_samples):
-            prefix = f"{unit.name}." if unit.name else ""
-            name = self._canonical.get(prefix + piece.parameter, "")  # none: a computed weight
-            if name in unit.parameters:
-                yield replace(piece, parameter=name)
+        for term in self._module_terms(rule, call, gradients, n_samples):
+            prefix = f"{rule.name}." if rule.name else ""
+            # A weight that a parametrisation computes has no canonical name.
+            name = self._canonical.get(prefix + term.parameter, "")
+            if name in rule.parameters:
+                yield replace(term, parameter=name)
 
     def _module_terms(
         self,
-        unit: GradientRule,
+        rule: GradientRule,
         call: Call,
         gradients: Sequence[torch.Tensor | None],
         n_samples: int,
     ) -> Iterable[GradientTerm]:
-        if unit.method in ("vjp", "loop"):
+        """Terms of one call of a module, under the names inside the module."""
+        if rule.method in ("vjp", "loop"):
             assert call.layer is not None
-            inside = self._names_inside(unit, call.layer)
-            loop = unit.method == "loop"
-            return module_vjp.call_terms(call, gradients, inside, unit.axes, n_samples, loop)
+            inside = self._names_inside(rule, call.layer)
+            loop = rule.method == "loop"
+            return module_vjp.call_terms(call, gradients, inside, rule.axes, n_samples, loop)
         gradient = gradients[0]
         assert gradient is not None
-        if unit.method == "attention":
+        if rule.method == "attention":
             return layer_gradients.projection_terms(call, gradient, n_samples)
-        return layer_gradients.layer_terms(call, gradient, n_samples, unit.axis)
+        return layer_gradients.layer_terms(call, gradient, n_samples, rule.axis)
 
-    def _names_inside(self, unit: GradientRule, module: nn.Module) -> list[str]:
+    def _names_inside(self, rule: GradientRule, module: nn.Module) -> list[str]:
         """One name inside the module for each wanted parameter; tied ones are swapped together."""
-        prefix = f"{unit.name}." if unit.name else ""
+        prefix = f"{rule.name}." if rule.name else ""
         names = [name for name, _ in module.named_parameters()]
-        return [name for name in names if self._canonical[prefix + name] in unit.parameters]
+        return [name for name in names if self._canonical[prefix + name] in rule.parameters]
 
 
 def canonical_names(module: nn.Module) -> dict[str, str]:
-    """Every name of every parameter to the first name of that parameter."""
+    """First name of each parameter, by every name that it has."""
     first: dict[int, str] = {}
     return {
         name: first.setdefault(id(parameter), name)

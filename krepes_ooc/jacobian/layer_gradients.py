@@ -1,4 +1,4 @@
-"""Per-sample parameter gradients of the layers that the tape knows, as unexpanded pieces.
+"""Per-sample parameter gradients of known layers, as unexpanded terms.
 
 For a layer z = W a + b with gradient d at its output, dL/dW = sum_t d_t a_t^T over the positions t
 of a sample and dL/db = sum_t d_t; a convolution is the same on unfolded patches; a normalisation
@@ -27,7 +27,7 @@ class OuterProduct:
         parameter: leaf name of the parameter.
         inputs: a [sample, position, column].
         gradients: d [sample, position, row].
-        start: first row of the parameter that this piece fills.
+        start: first row of the parameter that this term fills.
     """
 
     parameter: str
@@ -94,6 +94,7 @@ class ConvGradient:
         rank = len(self.stride)
         weight = self.inputs.new_empty(self.shape)
         gradient: torch.Tensor
+        # Only the weight gradient: the input needs none, and the bias has a term of its own.
         _, gradient, _ = torch.ops.aten.convolution_backward(
             self.gradients[sample],
             self.inputs[sample],
@@ -111,18 +112,22 @@ class ConvGradient:
 
     def unfold(self) -> OuterProduct:
         """The same gradient as a sum over positions; for one group and at most two axes."""
-        kernel, stride, dilation = self.shape[2:], self.stride, self.dilation
+        kernel = self.shape[2:]
+        stride = self.stride
+        dilation = self.dilation
         inputs = self.inputs.flatten(0, 1)
+        # torch unfolds two axes only: a sequence becomes an image of height 1.
         if len(kernel) == 1:
-            inputs, kernel, stride, dilation = (
-                inputs.unsqueeze(2),
-                (1, *kernel),
-                (1, *stride),
-                (1, *dilation),
-            )
+            inputs = inputs.unsqueeze(2)
+            kernel = (1, *kernel)
+            stride = (1, *stride)
+            dilation = (1, *dilation)
+        # a_t: the patch [channel * kernel] that output position t reads.
         patches = functional.unfold(inputs, kernel, dilation=dilation, stride=stride)
-        n_samples, width = len(self.inputs), patches.shape[1]
+        n_samples = len(self.inputs)
+        width = patches.shape[1]
         patches = patches.transpose(1, 2).reshape(n_samples, -1, width)
+        # d_t: the gradient at output position t, channels last.
         gradients = self.gradients.flatten(3).transpose(2, 3).reshape(n_samples, -1, self.shape[0])
         return OuterProduct(self.parameter, patches, gradients)
 
@@ -132,10 +137,11 @@ LayerTerms = Callable[[Any, torch.Tensor, torch.Tensor, int], Iterator[GradientT
 
 
 def is_known(layer: nn.Module) -> bool:
-    """Whether the layer's own parameters have closed per-sample gradients here."""
+    """Whether the parameters of the layer itself have closed per-sample gradients here."""
     kind = _known_kind(layer)
     if kind is None:
         return False
+    # These options change the weight in the forward pass, or scale gradients by the batch.
     if isinstance(layer, nn.Embedding):
         return layer.max_norm is None and not layer.scale_grad_by_freq
     return True
@@ -144,7 +150,7 @@ def is_known(layer: nn.Module) -> bool:
 def layer_terms(
     call: Call, gradient: torch.Tensor, n_samples: int, axis: int
 ) -> list[GradientTerm]:
-    """Pieces of one call of a known layer.
+    """Terms of one call of a known layer.
 
     Args:
         call: the call.
@@ -159,50 +165,57 @@ def layer_terms(
     assert call.layer is not None
     inputs = call.input
     call.check_samples(n_samples, axis)
+    # Samples first: below, the entries of a sample are its positions.
     if axis == 1:
-        inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)
+        inputs = inputs.transpose(0, 1)
+        gradient = gradient.transpose(0, 1)
     kind = _known_kind(call.layer)
     assert kind is not None
     return list(_terms_by_kind()[kind](call.layer, inputs, gradient, n_samples))
 
 
 def projection_terms(call: Call, gradient: torch.Tensor, n_samples: int) -> list[GradientTerm]:
-    """Pieces of one projection inside attention."""
+    """Terms of one projection inside attention."""
     part = call.projection
     assert part is not None
+    # All tokens of a sample are its positions.
     inputs = call.input.reshape(n_samples, -1, call.input.shape[-1])
     gradient = gradient.reshape(n_samples, -1, gradient.shape[-1])
-    pieces: list[GradientTerm] = [OuterProduct(part.weight, inputs, gradient, part.weight_start)]
+    terms: list[GradientTerm] = [OuterProduct(part.weight, inputs, gradient, part.weight_start)]
     if part.bias is not None:
-        pieces.append(DenseGradient(part.bias, gradient.sum(dim=1), part.bias_start))
-    return pieces
+        terms.append(DenseGradient(part.bias, gradient.sum(dim=1), part.bias_start))
+    return terms
 
 
-def expand(piece: GradientTerm, shape: tuple[int, ...]) -> torch.Tensor:
-    """The gradient [sample, *parameter] that a piece stands for, of the samples it has."""
-    n_samples = len(piece.values if isinstance(piece, DenseGradient) else piece.gradients)
-    if isinstance(piece, ConvGradient):
-        return torch.stack([piece.weights(sample) for sample in range(n_samples)])
-    if isinstance(piece, OuterProduct):
-        values = piece.gradients.transpose(1, 2) @ piece.inputs
+def expand(term: GradientTerm, shape: tuple[int, ...]) -> torch.Tensor:
+    """Gradient [sample, *parameter] of a term, for the samples that it covers."""
+    n_samples = len(term.values if isinstance(term, DenseGradient) else term.gradients)
+    if isinstance(term, ConvGradient):
+        return torch.stack([term.weights(sample) for sample in range(n_samples)])
+    if isinstance(term, OuterProduct):
+        # sum_t d_t a_t^T as one matrix product a sample.
+        values = term.gradients.transpose(1, 2) @ term.inputs
         part = values.reshape(n_samples, values.shape[1], *shape[1:])
-    elif isinstance(piece, DenseGradient):
-        part = piece.values.reshape(n_samples, -1, *shape[1:]) if shape else piece.values
+    elif isinstance(term, DenseGradient):
+        part = term.values.reshape(n_samples, -1, *shape[1:]) if shape else term.values
     else:
-        part = piece.gradients.new_zeros(n_samples, *shape)
-        index = piece.index[:, :, None].expand_as(piece.gradients)
-        return part.scatter_add_(1, index, piece.gradients)
+        # Each token adds its gradient to its row of the table.
+        part = term.gradients.new_zeros(n_samples, *shape)
+        index = term.index[:, :, None].expand_as(term.gradients)
+        return part.scatter_add_(1, index, term.gradients)
     if not shape or part.shape[1] == shape[0]:
         return part.reshape(n_samples, *shape)
-    whole = part.new_zeros(n_samples, *shape)
-    start = 0 if isinstance(piece, EmbeddingGradient) else piece.start
-    whole[:, start : start + part.shape[1]] = part
-    return whole
+    # A term of some rows only, such as one of the three projections of attention.
+    padded = part.new_zeros(n_samples, *shape)
+    start = 0 if isinstance(term, EmbeddingGradient) else term.start
+    padded[:, start : start + part.shape[1]] = part
+    return padded
 
 
 def _linear(
     layer: nn.Linear, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
 ) -> Iterator[GradientTerm]:
+    """dL/dW = sum_t d_t a_t^T and dL/db = sum_t d_t."""
     gradient = gradient.reshape(n_samples, -1, layer.out_features)
     yield OuterProduct("weight", inputs.reshape(n_samples, -1, layer.in_features), gradient)
     if layer.bias is not None:
@@ -213,9 +226,11 @@ def _convolution(
     layer: Any, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
 ) -> Iterator[GradientTerm]:
     if layer.bias is not None:
+        # The bias adds to every output position.
         sums = gradient.flatten(2).sum(dim=2)
         yield DenseGradient("bias", sums.reshape(n_samples, -1, layer.out_channels).sum(dim=1))
-    inputs = _padded(layer, inputs)
+    # With explicit padding the convolution has none, whatever its mode.
+    inputs = _pad(layer, inputs)
     yield ConvGradient(
         "weight",
         inputs.reshape(n_samples, -1, *inputs.shape[1:]),
@@ -235,8 +250,10 @@ def _normalisation(
         if getattr(layer, leaf, None) is None:
             continue
         if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+            # Layer norm: one weight an entry, summed over positions.
             values = product.reshape(n_samples, -1, *layer.normalized_shape)
         else:
+            # Batch and group norm: one weight a channel, summed over pixels.
             values = product.flatten(2).sum(dim=2) if product.ndim > 2 else product
             values = values.reshape(n_samples, -1, values.shape[1])
         yield DenseGradient(leaf, values.sum(dim=1))
@@ -247,12 +264,14 @@ def _embedding(
 ) -> Iterator[GradientTerm]:
     index = inputs.reshape(n_samples, -1)
     gradient = gradient.reshape(n_samples, -1, layer.embedding_dim)
+    # torch gives the padding token no gradient.
     if layer.padding_idx is not None:
         gradient = gradient * (index != layer.padding_idx)[:, :, None]
     yield EmbeddingGradient("weight", index, gradient)
 
 
 def _normalise(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """Normalised inputs before weight and bias."""
     if isinstance(layer, nn.LayerNorm):
         return functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
     if isinstance(layer, nn.RMSNorm):
@@ -264,15 +283,17 @@ def _normalise(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _padded(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
-    # torch's own bookkeeping of "same", asymmetric and non-zero padding, last axis first.
+def _pad(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """Inputs of a convolution with its padding made explicit."""
+    # torch's bookkeeping of "same", asymmetric and non-zero padding, last axis first.
     padding = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     return functional.pad(inputs, padding, mode=mode) if any(padding) else inputs
 
 
 def _known_kind(layer: nn.Module) -> type[nn.Module] | None:
-    """The known class whose forward the layer runs, whatever its own class is."""
+    """Known class whose ``forward`` the layer runs; a subclass may inherit it."""
+    # The method itself is compared: a subclass with another forward is unknown.
     for kind in _terms_by_kind():
         if isinstance(layer, kind) and type(layer).forward is kind.forward:
             return kind

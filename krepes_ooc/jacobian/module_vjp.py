@@ -1,4 +1,4 @@
-"""Per-sample parameter gradients of any module: run it again, one sample at a time, and pull back.
+"""Per-sample vector-Jacobian products of any module, run again sample by sample.
 
 ``torch.func.vmap`` runs all samples at once where it can; otherwise a loop does, slowly.
 """
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from krepes_ooc.jacobian.layer_gradients import DenseGradient, GradientTerm
 from krepes_ooc.jacobian.tape import Call
 
-# Numbers in the gradients that are formed at once: 64 MiB.
+# Most numbers in the gradients that are formed at once: 64 MiB of float32.
 CHUNK_NUMBERS = 2**24
 Axes = tuple[int | None, ...]
 State = dict[str, torch.Tensor]
@@ -29,12 +29,12 @@ def call_terms(
     n_samples: int,
     loop: bool,
 ) -> Iterator[GradientTerm]:
-    """Pieces of one call of any module, a few samples at a time.
+    """Terms of one call of any module, a few samples at a time.
 
     Args:
         call: the call.
         gradients: the gradient at each of its results.
-        parameters: names, inside the module, of the parameters that are asked for.
+        parameters: names, inside the module, of the requested parameters.
         axes: the sample axis of each tensor argument and then of each result; None if it has none.
         n_samples: samples in the batch.
         loop: take the samples one after the other.
@@ -42,16 +42,19 @@ def call_terms(
     module = call.layer
     assert module is not None
     tensors = call.tensors()
+    # A result that the outputs do not depend on has the cotangent zero.
     cotangents = [
         tensors[0].new_zeros(shape, dtype=_dtype(module)) if gradient is None else gradient
         for gradient, shape in zip(gradients, call.shapes, strict=True)
     ]
+    # Arguments and cotangents with the sample axis in front; the rest is shared by all samples.
     varying = [
         _by_sample(v, a, n_samples) for v, a in zip([*tensors, *cotangents], axes, strict=True)
     ]
     in_axes = [None if axis is None else 0 for axis in axes]
     state = {name: module.get_parameter(name).detach() for name in parameters}
-    pull = _pull_back(call, module, len(tensors))
+    product = _cotangent_product(call, module, len(tensors))
+    # Bounded memory: per-sample gradients are as large as the parameters.
     step = max(1, CHUNK_NUMBERS // max(1, sum(value.numel() for value in state.values())))
     for first in range(0, n_samples, step):
         part = [
@@ -61,22 +64,27 @@ def call_terms(
         size = min(step, n_samples - first)
         with torch.enable_grad():
             if loop:
-                found = _loop(pull, state, part, in_axes, size)
+                rows = _loop(product, state, part, in_axes, size)
             else:
-                found = torch.func.vmap(torch.func.grad(pull), (None, in_axes))(state, part)
-        yield from (DenseGradient(name, found[name].detach(), first=first) for name in parameters)
+                rows = torch.func.vmap(torch.func.grad(product), (None, in_axes))(state, part)
+        yield from (DenseGradient(name, rows[name].detach(), first=first) for name in parameters)
 
 
 def sample_axes(small: Call, large: Call, n_small: int, n_large: int) -> Axes:
-    """The axis that grows with the batch, for each tensor argument and result of two calls."""
+    """Axis that grows with the batch, for each tensor argument and result of two calls."""
     shapes = [
         [*(tuple(value.shape) for value in call.tensors()), *call.shapes] for call in (small, large)
     ]
-    return tuple(_growing(one, two, n_small, n_large) for one, two in zip(*shapes, strict=True))
+    return tuple(
+        _growing_axis(one, two, n_small, n_large) for one, two in zip(*shapes, strict=True)
+    )
 
 
-def _growing(one: tuple[int, ...], two: tuple[int, ...], n_small: int, n_large: int) -> int | None:
+def _growing_axis(
+    one: tuple[int, ...], two: tuple[int, ...], n_small: int, n_large: int
+) -> int | None:
     for axis, (size, larger) in enumerate(zip(one, two, strict=True)):
+        # Proportional growth: an axis may hold several entries a sample.
         if size != larger and size * n_large == larger * n_small:
             return axis
     return None
@@ -90,18 +98,23 @@ def _by_sample(value: torch.Tensor, axis: int | None, n_samples: int) -> torch.T
     return value.reshape(shape).movedim(axis, 0)
 
 
-def _pull_back(
+def _cotangent_product(
     call: Call, module: nn.Module, n_arguments: int
 ) -> Callable[[State, list[torch.Tensor]], torch.Tensor]:
+    """<cotangents, module(arguments)> as a function of the parameters and of both.
+
+    Its gradient with respect to the parameters is the vector-Jacobian product.
+    """
     leaves, tree = pytree.tree_flatten((call.args, call.kwargs))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    indices = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
 
     def product(state: State, values: list[torch.Tensor]) -> torch.Tensor:
-        given = list(leaves)
-        for place, value in zip(places, values[:n_arguments], strict=True):
+        arguments = list(leaves)
+        for index, value in zip(indices, values[:n_arguments], strict=True):
             # An in-place layer must not reach what the next sample or probe will read.
-            given[place] = value.clone()
-        args, kwargs = pytree.tree_unflatten(given, tree)
+            arguments[index] = value.clone()
+        args, kwargs = pytree.tree_unflatten(arguments, tree)
+        # The module itself, with its parameters replaced by the arguments of this function.
         result: Any = torch.func.functional_call(module, state, args, kwargs)
         results = [
             leaf
@@ -109,6 +122,7 @@ def _pull_back(
             if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
         ]
         cotangents = values[n_arguments:]
+        # Non-floating results have no gradient and no cotangent.
         products = [(r * c).sum() for r, c in zip(results, cotangents, strict=True)]
         return torch.stack(products).sum()
 
@@ -116,22 +130,24 @@ def _pull_back(
 
 
 def _loop(
-    pull: Callable[[State, list[torch.Tensor]], torch.Tensor],
+    product: Callable[[State, list[torch.Tensor]], torch.Tensor],
     state: State,
     varying: list[torch.Tensor],
     in_axes: list[int | None],
     n_samples: int,
 ) -> State:
+    """Gradients [sample, *parameter] by one backward pass a sample."""
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in state}
     for sample in range(n_samples):
+        # Leaves of their own for each sample: no gradient is accumulated.
         leaves = {name: value.clone().requires_grad_() for name, value in state.items()}
         values = [v if a is None else v[sample] for v, a in zip(varying, in_axes, strict=True)]
-        found = torch.autograd.grad(
-            pull(leaves, values), list(leaves.values()), materialize_grads=True
+        gradients = torch.autograd.grad(
+            product(leaves, values), list(leaves.values()), materialize_grads=True
         )
-        for name, gradient in zip(leaves, found, strict=True):
+        for name, gradient in zip(leaves, gradients, strict=True):
             rows[name].append(gradient)
-    return {name: torch.stack(gradients) for name, gradients in rows.items()}
+    return {name: torch.stack(values) for name, values in rows.items()}
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

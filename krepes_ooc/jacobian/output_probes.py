@@ -1,4 +1,4 @@
-"""Probes: the few output directions along which the network's Jacobian is taken.
+"""Probes: output directions along which the Jacobian is projected (Hutchinson, Hutch++).
 
 With probes V[probe, output] for which E[V^T V] = I, the sum over probes of <v J(x), v J(x')> is an
 unbiased estimate of the trace kernel tr(J(x) J(x')^T). Every sample, view and landmark uses the
@@ -17,6 +17,7 @@ from krepes_ooc.core import counter_rng
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+# Stream of the counter-based generator.
 _STREAM = 201
 
 
@@ -26,9 +27,12 @@ def rademacher_probes(n_probes: int, n_outputs: int, seed: int) -> Float32:
     Returns:
         probes[probe, output].
     """
+    # As many probes as outputs: the trace itself costs no more.
     if n_probes >= n_outputs:
         return np.eye(n_outputs, dtype=np.float32)
-    probe, output = np.arange(n_probes)[:, None], np.arange(n_outputs)[None, :]
+    probe = np.arange(n_probes)[:, None]
+    output = np.arange(n_outputs)[None, :]
+    # The top bit of a keyed hash; 1/sqrt(probes) makes E[V^T V] = I.
     signs = 1.0 - 2.0 * (counter_rng.bits(seed, _STREAM, probe, output) >> np.uint64(63))
     return np.asarray(signs / np.sqrt(n_probes), dtype=np.float32)
 
@@ -52,11 +56,13 @@ def deflated_probes(gram: Float64, n_deflated: int, n_random: int, seed: int) ->
     if n_deflated + n_random >= n_outputs:
         return np.eye(n_outputs, dtype=np.float32)
     _, vectors = np.linalg.eigh(np.asarray(gram, dtype=np.float64))
+    # eigh sorts ascending.
     leading = vectors[:, ::-1][:, :n_deflated].T
     # An eigenvector's sign is arbitrary: make its largest entry positive, so that runs agree.
     largest = np.take_along_axis(leading, np.abs(leading).argmax(axis=1)[:, None], axis=1)
     leading = leading * np.where(largest < 0, -1.0, 1.0)
     random = rademacher_probes(n_random, n_outputs, seed).astype(np.float64)
+    # Random signs on the complement: (I - U U^T) g.
     random = random - (random @ leading.T) @ leading
     return np.concatenate([leading, random]).astype(np.float32)
 
@@ -67,7 +73,7 @@ def expand_probes(probes: Float32, indices: Sequence[int], outputs: torch.Tensor
     Args:
         probes: directions on the selected outputs.
         indices: the selected outputs.
-        outputs: what the network returned.
+        outputs: outputs of the network [sample, output].
     """
     full = outputs.new_zeros(len(probes), outputs.shape[1])
     full[:, _columns(indices, outputs)] = torch.from_numpy(probes)
@@ -75,11 +81,11 @@ def expand_probes(probes: Float32, indices: Sequence[int], outputs: torch.Tensor
 
 
 def apply_probes(outputs: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-    """A copy of the selected columns of outputs[sample, output]."""
+    """Copy of the selected columns of outputs[sample, output]."""
     return outputs[:, _columns(indices, outputs)].clone()
 
 
 def _columns(indices: Sequence[int], outputs: torch.Tensor) -> list[int] | slice:
     # Indexing by a list costs a small network 5 % of its time.
-    whole = tuple(indices) == tuple(range(outputs.shape[1]))
-    return slice(None) if whole else list(indices)
+    select_all = tuple(indices) == tuple(range(outputs.shape[1]))
+    return slice(None) if select_all else list(indices)

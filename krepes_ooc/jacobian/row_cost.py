@@ -1,4 +1,4 @@
-"""What feature rows are made of and what they cost, in words for plan, log and report."""
+"""Composition and measured cost of feature rows, in words for plan, log and report."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy.typing as npt
 
 from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
 
-_SHOWN = 5
-_WAYS = {
+MAX_LISTED = 5
+_METHODS = {
     "layer": "layers",
     "attention": "attention layers",
     "bare": "bare parameters",
     "vjp": "modules run again, all samples of a batch at once",
     "loop": "modules run again, one sample at a time (slow)",
 }
-_WHOLE = "the whole network run again, one sample at a time (last resort, slow)"
+_WHOLE_NETWORK = "the whole network run again, one sample at a time (last resort, slow)"
+TIMED_SAMPLES = 16
 _SKETCHES = {"tensor": "TensorSketch", "fold": "folded gradients"}
 
 
 @dataclass(frozen=True)
 class RowCost:
-    """What a row costs, measured on calibration samples.
+    """Cost of a row, measured on calibration samples.
 
     Args:
         row: CPU-seconds of one row.
@@ -39,8 +40,8 @@ class RowCost:
 
     @property
     def words(self) -> str:
-        """Both in one line."""
-        factor = _rounded(self.row / self.plain)
+        """The cost in one line."""
+        factor = _round_factor(self.row / self.plain)
         return (
             f"{1e3 * self.row:.3g} ms of processor time a row, {factor} times "
             f"a plain forward and backward pass (measured on {self.n_samples} samples)"
@@ -59,52 +60,56 @@ class RowCost:
 def row_words(
     described: Mapping[str, Any], n_probes: int, n_features: int, settings: FeatureSettings
 ) -> dict[str, str]:
-    """Which parameters and outputs, by which probes, ways and sketches.
+    """Composition of a row by name of the aspect: parameters, outputs, probes, form, gradients.
 
     Args:
-        described: the map as ``FeatureMap.describe`` gave it.
+        described: result of ``FeatureMap.describe``.
         n_probes: output directions.
         n_features: numbers in a row.
-        settings: what the recipe asks for.
+        settings: the recipe key ``features``.
     """
-    parameters, outputs = described["parameters"], described["outputs"]
+    parameters = described["parameters"]
+    outputs = described["outputs"]
     globs = ", ".join(settings.parameters) or "all that were trainable"
-    chosen = "all" if not settings.outputs else _listed([str(index) for index in outputs])
+    selected = "all" if not settings.outputs else _listed([str(index) for index in outputs])
     directions = f"{n_probes} direction{'s' if n_probes > 1 else ''} in output space"
-    if "auto" not in (settings.probes, settings.deflated):
-        directions += f" ({settings.probes} random, {settings.deflated} calibrated)"
+    # Numbers of the recipe only where the recipe sets both.
+    if "auto" not in (settings.probes, settings.deflated_probes):
+        directions += f" ({settings.probes} random, {settings.deflated_probes} calibrated)"
     return {
         "parameters": f"{_count(parameters)} ({globs}): {_listed(parameters)}",
-        "outputs": f"{len(outputs)} ({chosen})",
+        "outputs": f"{len(outputs)} ({selected})",
         "probes": directions,
-        "rows": f"{_form(described)}, {n_features:,} numbers each",
-        "gradients": "; ".join(_ways(described["plan"])),
+        "rows": f"{_describe_form(described)}, {n_features:,} numbers each",
+        "gradients": "; ".join(_describe_methods(described["plan"])),
     }
 
 
-def _form(described: Mapping[str, Any]) -> str:
+def _describe_form(described: Mapping[str, Any]) -> str:
     if described["kind"] == "factors":
         return "exact layer factors"
-    slots: Sequence[Mapping[str, str]] = described["sketch"]
-    counts = {name: sum(slot["sketch"] == name for slot in slots) for name in _SKETCHES}
+    sketches: Sequence[Mapping[str, str]] = described["sketch"]
+    counts = {name: sum(each["sketch"] == name for each in sketches) for name in _SKETCHES}
     parts = [f"{_SKETCHES[name]} of {count}" for name, count in counts.items() if count]
     return f"a sketch ({', '.join(parts)} parameter arrays)"
 
 
-def _ways(plan: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every way with its parameters: slow ones by name, others by number."""
-    ways: dict[str, list[str]] = {}
-    for unit in plan:
-        whole = unit["method"] == "loop" and not unit["name"]
-        way = _WHOLE if whole else _WAYS[unit["method"]]
-        ways.setdefault(way, []).extend(unit["parameters"])
-    slow = {_WAYS["vjp"], _WAYS["loop"], _WHOLE}
+def _describe_methods(plan: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every method with its parameters: slow methods list names, others the number."""
+    methods: dict[str, list[str]] = {}
+    for rule in plan:
+        # The root module in a loop is the last resort.
+        whole = rule["method"] == "loop" and not rule["name"]
+        method = _WHOLE_NETWORK if whole else _METHODS[rule["method"]]
+        methods.setdefault(method, []).extend(rule["parameters"])
+    slow = {_METHODS["vjp"], _METHODS["loop"], _WHOLE_NETWORK}
     return [
-        f"{way}: {_listed(names) if way in slow else _count(names)}" for way, names in ways.items()
+        f"{method}: {_listed(names) if method in slow else _count(names)}"
+        for method, names in methods.items()
     ]
 
 
-def _rounded(factor: float) -> str:
+def _round_factor(factor: float) -> str:
     return f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}"
 
 
@@ -114,10 +119,7 @@ def _count(names: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-SAMPLES = 16
+    return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
 
 
 def measure_rows(feature_map: FeatureMap, inputs: npt.NDArray[Any]) -> RowCost:
@@ -129,13 +131,15 @@ def measure_rows(feature_map: FeatureMap, inputs: npt.NDArray[Any]) -> RowCost:
     """
     import torch
 
-    few = inputs[:SAMPLES]
+    few = inputs[:TIMED_SAMPLES]
+    # A copy: its parameters are made to require gradients.
     network = feature_map.network.deep_copy()
     parameters = [network.inner.get_parameter(name) for name in feature_map.parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
 
     def plain() -> None:
+        # The cheapest comparable work: one forward pass, one backward pass to all parameters.
         total = network(torch.tensor(few)).sum()
         torch.autograd.grad(total, parameters, allow_unused=True)
 
@@ -144,7 +148,8 @@ def measure_rows(feature_map: FeatureMap, inputs: npt.NDArray[Any]) -> RowCost:
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
-    """The second of two calls: the first one warms up."""
+    """CPU-seconds of the second of two calls."""
+    # The first call warms up caches and lazy initialisation.
     work()
     begin = time.process_time()
     work()

@@ -1,4 +1,4 @@
-"""Which parameters and which outputs of a network are audited."""
+"""Selection of the audited parameters and outputs of a network."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ def select_parameters(network: FrozenNetwork, globs: tuple[str, ...]) -> tuple[s
         UsageError: a glob, or the whole selection, matches no parameter.
     """
     names = [name for name, _ in network.inner.named_parameters()]
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    # Every glob must match: a misspelled one would drop parameters in silence.
     for glob in globs:
         if not fnmatch.filter(names, glob):
             raise UsageError(
-                f"{glob!r} matches no parameter", where="features.parameters", expected=shown
+                f"{glob!r} matches no parameter", where="features.parameters", expected=listed
             )
     if globs:
+        # Network order, whatever the order of the globs: the order is part of the bits.
         return tuple(n for n in names if any(fnmatch.fnmatchcase(n, glob) for glob in globs))
     if not network.trainable:
         raise UsageError(
             "the network has no trainable parameter",
             where="features.parameters",
             expected="at least one",
-            advice=f"name some of {shown}" if names else "an NTK needs parameters",
+            advice=f"name some of {listed}" if names else "an NTK needs parameters",
         )
     return network.trainable
 
@@ -46,15 +48,17 @@ def select_outputs(
         UsageError: an index is outside the network's output, or stands twice.
         NetworkError: the network does not run on the samples.
     """
+    # Only a run tells the number of outputs.
     n_outputs = _n_outputs(network, inputs)
-    chosen = outputs or tuple(range(n_outputs))
-    if len(set(chosen)) != len(chosen) or not all(0 <= index < n_outputs for index in chosen):
+    selected = outputs or tuple(range(n_outputs))
+    distinct = len(set(selected)) == len(selected)
+    if not distinct or not all(0 <= index < n_outputs for index in selected):
         raise UsageError(
-            f"outputs {list(chosen)}",
+            f"outputs {list(selected)}",
             where="features.outputs",
             expected=f"different indices from 0 to {n_outputs - 1}",
         )
-    return chosen
+    return selected
 
 
 def _n_outputs(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> int:

@@ -1,4 +1,4 @@
-"""The self-check before the first block: is every Jacobian row complete, and is f a function?
+"""Self-check before the first block: complete Jacobian rows, and f a function of its sample.
 
 Two samples, one probe, every audited parameter: the tape's gradient against autograd's, in float64
 where the network runs in float64. A layer that the tape cannot see would otherwise be missed in
@@ -25,15 +25,17 @@ from krepes_ooc.jacobian.autograd_reference import (
     gradient_errors,
     random_probe,
 )
+from krepes_ooc.jacobian.exact_features import FactorFeatures
 from krepes_ooc.jacobian.feature_map import FeatureMap
+from krepes_ooc.jacobian.stored_row_check import STORED_TOLERANCE, stored_row_errors
 from krepes_ooc.network.frozen import FrozenNetwork, freeze
 
-_SHOWN = 5
+MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What the self-check found; every field is a plain value for the store's attributes.
+    """Result of the self-check; every field is a plain value for the store's attributes.
 
     Args:
         max_relative_error: largest error of a parameter's gradient relative to its norm.
@@ -42,7 +44,7 @@ class SelfCheck:
         precision: ``float64``, or ``float32`` if the network does not run in float64.
         batch_difference: largest difference of f(x)[i] and f(x[i]) relative to the largest output.
         seconds: time that the check took.
-        words: the outcome in one sentence.
+        words: the result in one sentence.
     """
 
     max_relative_error: float
@@ -61,7 +63,7 @@ def self_check(
 
     Args:
         module: the network.
-        feature_map: the map to be trusted.
+        feature_map: the map under test.
         inputs: two different samples [2, ...].
 
     Raises:
@@ -70,9 +72,11 @@ def self_check(
     """
     begin = time.perf_counter()
     network = module if isinstance(module, FrozenNetwork) else freeze(module)
+    # First f itself, then the recorded f, then its gradients.
     difference = check_function(network, inputs)
     check_embedding(network, feature_map, inputs)
     errors, precision = _gradient_errors(network, feature_map, inputs)
+    # Written so that a NaN counts as wrong.
     wrong = {name: e for name, e in errors.items() if not e <= TOLERANCE[precision]}
     if wrong:
         raise NetworkError(
@@ -81,9 +85,10 @@ def self_check(
             expected=f"gradients as autograd gives them, to {TOLERANCE[precision]:g}",
             advice="call layers as modules, or leave these parameters out (features.parameters)",
         )
+    _check_stored_rows(network, feature_map, inputs)
     worst = max(errors, key=lambda name: errors[name])
     name = str(precision).removeprefix("torch.")
-    # The sums of a small layer may round alike on both ways; the ways are two all the same.
+    # The sums of a small layer may round alike on both paths; they are two paths all the same.
     near = f"to {errors[worst]:.1e}" if errors[worst] else "to the last bit"
     return SelfCheck(
         max_relative_error=errors[worst],
@@ -94,23 +99,44 @@ def self_check(
         seconds=time.perf_counter() - begin,
         words=f"all {len(errors)} parameters agree with autograd on each sample alone "
         f"{near} in {name}; the network is deterministic and treats each sample on its own"
-        + _slow_ways(feature_map),
+        + _describe_slow_methods(feature_map),
     )
 
 
-def _slow_ways(feature_map: FeatureMap) -> str:
-    """Which parameters are reached by running a module again, and what that costs."""
+def _check_stored_rows(
+    network: FrozenNetwork, feature_map: FeatureMap, inputs: npt.NDArray[Any]
+) -> None:
+    """Check that exact rows, as they are stored, hold every gradient.
+
+    Raises:
+        NetworkError: the kernel of stored rows lacks a parameter or has it wrong; names it.
+    """
+    if not isinstance(feature_map, FactorFeatures):
+        return
+    errors = stored_row_errors(network, feature_map, inputs)
+    wrong = {name: e for name, e in errors.items() if not e <= STORED_TOLERANCE}
+    if wrong:
+        raise NetworkError(
+            f"stored rows lack {len(wrong)} of {len(errors)} groups: {_listed(wrong)}",
+            where="self-check",
+            expected=f"the kernel that autograd gives, to {STORED_TOLERANCE:g}",
+            advice="set features.kind to sketch",
+        )
+
+
+def _describe_slow_methods(feature_map: FeatureMap) -> str:
+    """Parameters whose gradients take further runs of a module, and the cost, in words."""
     costs = {
         "vjp": "again, all samples of a batch at once: one more pass for each probe",
         "loop": "again, one sample at a time, a pass for each sample and probe: slow",
     }
     words = ""
-    for unit in feature_map.describe()["plan"]:
-        if unit["method"] in costs:
-            ran = f"module {unit['name']}" if unit["name"] else "the whole network"
-            listed = ", ".join(unit["parameters"][:_SHOWN])
-            more = ", ..." if len(unit["parameters"]) > _SHOWN else ""
-            words += f"; for {listed}{more} {ran} is run {costs[unit['method']]}"
+    for rule in feature_map.describe()["plan"]:
+        if rule["method"] in costs:
+            module = f"module {rule['name']}" if rule["name"] else "the whole network"
+            listed = ", ".join(rule["parameters"][:MAX_LISTED])
+            more = ", ..." if len(rule["parameters"]) > MAX_LISTED else ""
+            words += f"; for {listed}{more} {module} is run {costs[rule['method']]}"
     return words
 
 
@@ -124,6 +150,7 @@ def check_embedding(
     """
     _, embedding = feature_map.rows(inputs)
     with torch.no_grad():
+        # The plain network, without hooks.
         expected = network(torch.tensor(inputs))[:, list(feature_map.outputs)].numpy()
     difference = float(np.abs(embedding - expected).max())
     if not difference <= INDEPENDENCE_TOLERANCE * float(np.abs(expected).max()):
@@ -138,12 +165,15 @@ def check_embedding(
 def _gradient_errors(
     network: FrozenNetwork, feature_map: FeatureMap, inputs: npt.NDArray[Any]
 ) -> tuple[dict[str, float], torch.dtype]:
+    """Error of each parameter's gradient, and the precision of the comparison."""
     samples = torch.tensor(inputs)
     dtype = checking_precision(network, samples)
     samples = as_precision(samples, dtype)
+    # float64 shows an error of the method, not of rounding.
     reference = network.deep_copy().to(dtype)
     source = feature_map.double() if dtype == torch.float64 else feature_map.clone()
     with torch.no_grad():
+        # The probe lives on all outputs, but touches the selected ones only.
         n_outputs = int(reference(samples[:1].clone()).shape[1])
     probe = random_probe(n_outputs, feature_map.outputs, dtype)
     errors = gradient_errors(reference, source, feature_map.parameters, samples, probe)
@@ -152,5 +182,5 @@ def _gradient_errors(
 
 def _listed(errors: dict[str, float]) -> str:
     worst = sorted(errors, key=lambda name: -np.nan_to_num(errors[name], nan=np.inf))
-    shown = ", ".join(f"{name} (relative error {errors[name]:.2g})" for name in worst[:_SHOWN])
-    return shown + (", ..." if len(worst) > _SHOWN else "")
+    listed = ", ".join(f"{name} (relative error {errors[name]:.2g})" for name in worst[:MAX_LISTED])
+    return listed + (", ..." if len(worst) > MAX_LISTED else "")

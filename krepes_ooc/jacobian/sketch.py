@@ -1,4 +1,4 @@
-"""Sketch all parameter gradients of a sample into one row whose inner products estimate the kernel.
+"""Sketches of all parameter gradients of a sample: rows whose inner products estimate the kernel.
 
 Two sketches, both unbiased and summed over parameters into the same columns:
 
@@ -30,18 +30,24 @@ from krepes_ooc.jacobian.layer_gradients import (
     OuterProduct,
 )
 
+# Streams of the counter-based generator.
 _SIGNS, _OFFSET, _CHUNK, _ROW, _LEFT, _RIGHT = range(221, 227)
+# Rows of the table of signs; chunk k of a parameter uses row (first_row + k) mod TABLE_ROWS.
 TABLE_ROWS = 251
 TENSOR_ROWS = 64
-SCRATCH, TILE_SAMPLES = 2**19, 8
-FEW_POSITIONS = 64
-# Nanoseconds on one CPU core, measured; they only decide between two correct ways.
-_TENSOR_NS, _FOLD_NS, _PRODUCT_NS = 20_000 / 4096, 1.0, 2 / 70
+# Numbers in the buffer of a tile, and samples that share it.
+SCRATCH = 2**19
+TILE_SAMPLES = 8
+MAX_UNFOLDED_POSITIONS = 64
+# Nanoseconds on one CPU core, measured; they only decide between two correct sketches.
+_TENSOR_NS = 20_000 / 4096
+_FOLD_NS = 1.0
+_PRODUCT_NS = 2 / 70
 
 
 @dataclass(frozen=True)
 class ParameterSketch:
-    """How one parameter is sketched.
+    """Sketch of one parameter.
 
     Args:
         parameter: canonical name.
@@ -54,69 +60,77 @@ class ParameterSketch:
     tensor: bool
 
     def to_attributes(self) -> dict[str, str]:
-        """The slot as JSON."""
+        """The choice as JSON."""
         return {"parameter": self.parameter, "sketch": "tensor" if self.tensor else "fold"}
 
 
 def plan_sketches(
-    pieces: Iterable[GradientTerm], shapes: dict[str, tuple[int, ...]], n_columns: int
+    terms: Iterable[GradientTerm], shapes: dict[str, tuple[int, ...]], n_columns: int
 ) -> tuple[ParameterSketch, ...]:
-    """The cheaper sketch of each parameter, from the shapes of its pieces.
+    """Cheaper sketch of each parameter, from the shapes of its terms.
 
     Args:
-        pieces: all pieces of a few samples.
+        terms: all terms of a few samples.
         shapes: shape of each audited parameter, in network order.
         n_columns: columns of the sketch.
     """
     positions = dict.fromkeys(shapes, 0)
     factored = dict.fromkeys(shapes, True)
-    for piece in pieces:
-        if isinstance(piece, OuterProduct):
-            positions[piece.parameter] += piece.inputs.shape[1]
-        elif isinstance(piece, ConvGradient) and piece.groups == 1 and len(piece.stride) < 3:
-            positions[piece.parameter] += piece.n_positions
+    for term in terms:
+        # Only a sum of outer products can be sketched without being formed.
+        if isinstance(term, OuterProduct):
+            positions[term.parameter] += term.inputs.shape[1]
+        elif isinstance(term, ConvGradient) and term.groups == 1 and len(term.stride) < 3:
+            positions[term.parameter] += term.n_positions
         else:
-            factored[piece.parameter] = False
-    slots = []
+            factored[term.parameter] = False
+    sketches = []
     for name, shape in shapes.items():
-        size, n_positions = int(np.prod(shape, dtype=np.int64)), positions[name]
+        size = int(np.prod(shape, dtype=np.int64))
+        n_positions = positions[name]
+        # One transform a position, against forming and adding every entry of the gradient.
         tensor_cost = _TENSOR_NS * n_positions * n_columns
         fold_cost = size * (_FOLD_NS + _PRODUCT_NS * n_positions)
         tensor = factored[name] and n_positions > 0 and tensor_cost < fold_cost
-        slots.append(ParameterSketch(name, shape, tensor))
-    return tuple(slots)
+        sketches.append(ParameterSketch(name, shape, tensor))
+    return tuple(sketches)
 
 
 class Sketch:
-    """The linear map from gradients to rows; read-only, shared by all threads.
+    """Linear map from gradients to rows; read-only, shared by all threads.
 
     Args:
-        slots: how each parameter is sketched.
+        sketches: the sketch of each parameter.
         n_columns: columns of a row.
         n_probes: probes whose gradients are added up, with independent signs.
         seed: key of all signs and positions.
     """
 
     def __init__(
-        self, slots: Sequence[ParameterSketch], n_columns: int, n_probes: int, seed: int
+        self, sketches: Sequence[ParameterSketch], n_columns: int, n_probes: int, seed: int
     ) -> None:
-        self.slots, self.n_columns, self.prime = tuple(slots), n_columns, largest_prime(n_columns)
-        row, column = np.arange(TABLE_ROWS)[:, None], np.arange(self.prime)[None, :]
+        self.sketches = tuple(sketches)
+        self.n_columns = n_columns
+        self.prime = largest_prime(n_columns)
+        row = np.arange(TABLE_ROWS)[:, None]
+        column = np.arange(self.prime)[None, :]
+        # One table of signs for all parameters: signs for every entry would be as large as the
+        # network.
         self.table = _signs(seed, _SIGNS, row, column)
         self.maps: dict[str, _FoldSketch | _TensorSketch] = {
-            slot.parameter: (_TensorSketch if slot.tensor else _FoldSketch)(
-                self, slot, index, n_probes, seed
+            planned.parameter: (_TensorSketch if planned.tensor else _FoldSketch)(
+                self, planned, index, n_probes, seed
             )
-            for index, slot in enumerate(slots)
+            for index, planned in enumerate(sketches)
         }
 
-    def to(self, where: str) -> Sketch:
+    def to(self, device: str) -> Sketch:
         """The same sketch on a device of torch."""
-        twin = copy.deepcopy(self)
-        twin.table = twin.table.to(where)
-        for each in twin.maps.values():
-            each.move(where)
-        return twin
+        moved = copy.deepcopy(self)
+        moved.table = moved.table.to(device)
+        for parameter_map in moved.maps.values():
+            parameter_map.move(device)
+        return moved
 
     def open_rows(self, n_samples: int) -> SketchRows:
         """Empty rows for a batch."""
@@ -124,183 +138,217 @@ class Sketch:
 
 
 class SketchRows:
-    """Rows in the making; one batch, one thread."""
+    """Rows of one batch under construction; used by one thread.
+
+    Folded gradients are added in place; TensorSketches are added as Fourier coefficients and
+    transformed back once, because the transform is linear.
+    """
 
     def __init__(self, sketch: Sketch, n_samples: int) -> None:
         self.sketch = sketch
-        place = sketch.table.device
-        self.direct = torch.zeros(n_samples, sketch.n_columns, device=place)
-        self._scratch = torch.empty(0, device=place)
+        device = sketch.table.device
+        self.folded = torch.zeros(n_samples, sketch.n_columns, device=device)
+        self._scratch = torch.empty(0, device=device)
         self.spectrum: torch.Tensor | None = None
-        if any(slot.tensor for slot in sketch.slots):
+        if any(planned.tensor for planned in sketch.sketches):
             shape = (n_samples, sketch.n_columns // 2 + 1)
-            self.spectrum = torch.zeros(shape, dtype=torch.complex64, device=place)
+            self.spectrum = torch.zeros(shape, dtype=torch.complex64, device=device)
 
-    def add(self, piece: GradientTerm, probe: int) -> None:
-        """Add one piece of the gradient of one probe."""
-        self.sketch.maps[piece.parameter].add(self, piece, probe)
+    def add(self, term: GradientTerm, probe: int) -> None:
+        """Add one term of the gradient for one probe."""
+        self.sketch.maps[term.parameter].add(self, term, probe)
 
     def scratch(self, numbers: int) -> torch.Tensor:
-        """The one buffer of this batch: fresh memory comes slower than it is filled."""
+        """The buffer of this batch: allocating memory takes longer than filling it."""
         if len(self._scratch) < numbers:
-            self._scratch = torch.empty(numbers, device=self.direct.device)
+            self._scratch = torch.empty(numbers, device=self.folded.device)
         return self._scratch[:numbers]
 
     def finish(self) -> torch.Tensor:
         """The finished rows [sample, column]."""
         if self.spectrum is None:
-            return self.direct
+            return self.folded
+        # The product of spectra is the convolution of the two count sketches.
         tensored: torch.Tensor = torch.fft.irfft(self.spectrum, self.sketch.n_columns)
-        return self.direct + tensored
+        return self.folded + tensored
 
 
 class _FoldSketch:
+    """Count sketch of one parameter by folding at a prime number of columns."""
+
     def __init__(
-        self, sketch: Sketch, slot: ParameterSketch, index: int, n_probes: int, seed: int
+        self, sketch: Sketch, planned: ParameterSketch, index: int, n_probes: int, seed: int
     ) -> None:
-        self.sketch, self.shape = sketch, slot.shape
-        self.width = int(np.prod(slot.shape[1:], dtype=np.int64))
-        self.n_rows = slot.shape[0] if slot.shape else 1
+        self.sketch = sketch
+        self.shape = planned.shape
+        self.width = int(np.prod(planned.shape[1:], dtype=np.int64))
+        self.n_rows = planned.shape[0] if planned.shape else 1
         probe = np.arange(n_probes)
+        # Each parameter and probe starts at a column and at a row of the table of its own.
         self.offsets = counter_rng.integers(seed, sketch.prime, _OFFSET, index, probe).tolist()
         self.first_row = int(counter_rng.integers(seed, TABLE_ROWS, _OFFSET, index, -1))
         n_chunks = -(-(self.n_rows * self.width) // sketch.prime) + 1
         # The table of signs repeats; a sign of its own for every chunk keeps chunks independent.
         self.chunk_signs = _signs(seed, _CHUNK, index, np.arange(n_chunks))
         self.chunk_values: list[float] = self.chunk_signs.tolist()
+        # A sign for each row and probe: probes are independent, and so are rows in one chunk.
         self.row_signs = _signs(seed, _ROW, index, probe[:, None], np.arange(self.n_rows)[None, :])
 
-    def move(self, where: str) -> None:
-        """Go to a device of torch."""
-        self.chunk_signs, self.row_signs = self.chunk_signs.to(where), self.row_signs.to(where)
+    def move(self, device: str) -> None:
+        """Move the tables to a device of torch, in place."""
+        self.chunk_signs = self.chunk_signs.to(device)
+        self.row_signs = self.row_signs.to(device)
 
-    def add(self, rows: SketchRows, piece: GradientTerm, probe: int) -> None:
-        if isinstance(piece, EmbeddingGradient):
-            self._add_tokens(rows.direct, piece, probe)
-        elif isinstance(piece, OuterProduct):
-            self._add_outer(rows, piece, probe)
-        elif isinstance(piece, ConvGradient):
-            self._add_patches(rows, piece, probe)
+    def add(self, rows: SketchRows, term: GradientTerm, probe: int) -> None:
+        if isinstance(term, EmbeddingGradient):
+            self._fold_tokens(rows.folded, term, probe)
+        elif isinstance(term, OuterProduct):
+            self._fold_outer(rows, term, probe)
+        elif isinstance(term, ConvGradient):
+            self._fold_patches(rows, term, probe)
         else:
-            values = piece.values.reshape(len(piece.values), -1, self.width)
-            signs = self.row_signs[probe, piece.start : piece.start + values.shape[1]]
-            direct = rows.direct[piece.first : piece.first + len(values)]
-            self._fold(direct, (values * signs[:, None]).flatten(1), piece.start, probe)
+            # Dense gradients: the sign of each row, then the fold.
+            values = term.values.reshape(len(term.values), -1, self.width)
+            signs = self.row_signs[probe, term.start : term.start + values.shape[1]]
+            folded = rows.folded[term.first : term.first + len(values)]
+            self._fold(folded, (values * signs[:, None]).flatten(1), term.start, probe)
 
-    def _add_outer(self, rows: SketchRows, piece: OuterProduct, probe: int) -> None:
+    def _fold_outer(self, rows: SketchRows, term: OuterProduct, probe: int) -> None:
         """Form the gradient tile by tile in one small buffer, and fold each tile."""
-        direct, n_rows = rows.direct, piece.gradients.shape[2]
-        signs = self.row_signs[probe, piece.start : piece.start + n_rows]
-        gradients = (piece.gradients * signs).to(direct.dtype).transpose(1, 2)
-        inputs = piece.inputs.to(direct.dtype)
+        folded = rows.folded
+        n_rows = term.gradients.shape[2]
+        signs = self.row_signs[probe, term.start : term.start + n_rows]
+        # The signs of the rows go to the factor d, which has one entry a row.
+        gradients = (term.gradients * signs).to(folded.dtype).transpose(1, 2)
+        inputs = term.inputs.to(folded.dtype)
+        # Tiles that stay in the cache: never the whole gradient of a batch.
         tile_rows = min(n_rows, max(1, SCRATCH // TILE_SAMPLES // self.width))
         tile_samples = max(1, SCRATCH // (tile_rows * self.width))
-        for first in range(0, len(direct), tile_samples):
+        for first in range(0, len(folded), tile_samples):
             part = slice(first, first + tile_samples)
             for row in range(0, n_rows, tile_rows):
-                left, right = gradients[part, row : row + tile_rows], inputs[part]
+                left = gradients[part, row : row + tile_rows]
+                right = inputs[part]
                 shape = (len(left), left.shape[1], self.width)
                 tile = rows.scratch(math.prod(shape)).view(shape)
                 torch.bmm(left, right, out=tile)
-                self._fold(direct[part], tile.flatten(1), piece.start + row, probe)
+                self._fold(folded[part], tile.flatten(1), term.start + row, probe)
 
-    def _add_patches(self, rows: SketchRows, piece: ConvGradient, probe: int) -> None:
-        few = piece.n_positions <= FEW_POSITIONS and len(piece.stride) < 3
-        if few and piece.groups == 1:
-            self._add_outer(rows, piece.unfold(), probe)
+    def _fold_patches(self, rows: SketchRows, term: ConvGradient, probe: int) -> None:
+        """Fold the weight gradients of a convolution, formed sample by sample."""
+        # Few positions: cheaper as an outer product over unfolded patches.
+        few = term.n_positions <= MAX_UNFOLDED_POSITIONS and len(term.stride) < 3
+        if few and term.groups == 1:
+            self._fold_outer(rows, term.unfold(), probe)
             return
-        direct, signs = rows.direct, self.row_signs[probe][:, None]
+        folded = rows.folded
+        signs = self.row_signs[probe][:, None]
         tile_samples = max(1, SCRATCH // (self.n_rows * self.width))
-        for first in range(0, len(direct), tile_samples):
-            last = min(first + tile_samples, len(direct))
+        for first in range(0, len(folded), tile_samples):
+            last = min(first + tile_samples, len(folded))
             shape = (last - first, self.n_rows, self.width)
             tile = rows.scratch(math.prod(shape)).view(shape)
-            for place, sample in enumerate(range(first, last)):
-                torch.mul(piece.weights(sample).flatten(1), signs, out=tile[place])
-            self._fold(direct[first:last], tile.flatten(1), 0, probe)
+            for index, sample in enumerate(range(first, last)):
+                torch.mul(term.weights(sample).flatten(1), signs, out=tile[index])
+            self._fold(folded[first:last], tile.flatten(1), 0, probe)
 
-    def _fold(self, direct: torch.Tensor, values: torch.Tensor, row: int, probe: int) -> None:
+    def _fold(self, folded: torch.Tensor, values: torch.Tensor, row: int, probe: int) -> None:
         """Add values[sample, entry] that start at a row of the parameter."""
-        prime, table = self.sketch.prime, self.sketch.table
-        place, done = self.offsets[probe] + row * self.width, 0
+        prime = self.sketch.prime
+        table = self.sketch.table
+        start = self.offsets[probe] + row * self.width
+        done = 0
         while done < values.shape[1]:
-            chunk, column = divmod(place + done, prime)
+            chunk, column = divmod(start + done, prime)
+            # Up to the end of this chunk: one table row, one sign.
             size = min(prime - column, values.shape[1] - done)
-            direct[:, column : column + size].addcmul_(
+            folded[:, column : column + size].addcmul_(
                 values[:, done : done + size],
                 table[(chunk + self.first_row) % TABLE_ROWS, column : column + size],
                 value=self.chunk_values[chunk],
             )
             done += size
 
-    def _add_tokens(self, direct: torch.Tensor, piece: EmbeddingGradient, probe: int) -> None:
+    def _fold_tokens(self, folded: torch.Tensor, term: EmbeddingGradient, probe: int) -> None:
+        """Scatter the gradient of each token to the columns of its row of the table."""
         prime = self.sketch.prime
-        place = piece.index[:, :, None] * self.width + torch.arange(
-            self.width, device=piece.index.device
+        # The same positions as in _fold: entry (row, j) at offset + row * width + j.
+        position = term.index[:, :, None] * self.width + torch.arange(
+            self.width, device=term.index.device
         )
-        place = place + self.offsets[probe]
-        chunk, column = place // prime, place % prime
+        position = position + self.offsets[probe]
+        chunk = position // prime
+        column = position % prime
         signs = self.sketch.table[(chunk + self.first_row) % TABLE_ROWS, column]
-        signs = signs * self.chunk_signs[chunk] * self.row_signs[probe][piece.index][:, :, None]
-        direct.scatter_add_(1, column.flatten(1), (piece.gradients * signs).flatten(1))
+        # The three signs of _fold: table, chunk, row.
+        signs = signs * self.chunk_signs[chunk] * self.row_signs[probe][term.index][:, :, None]
+        folded.scatter_add_(1, column.flatten(1), (term.gradients * signs).flatten(1))
 
 
 class _TensorSketch:
+    """TensorSketch of one parameter: a count sketch of each side, multiplied as spectra."""
+
     def __init__(
-        self, sketch: Sketch, slot: ParameterSketch, index: int, n_probes: int, seed: int
+        self, sketch: Sketch, planned: ParameterSketch, index: int, n_probes: int, seed: int
     ) -> None:
         self.sketch = sketch
-        self.width = int(np.prod(slot.shape[1:], dtype=np.int64))
+        self.width = int(np.prod(planned.shape[1:], dtype=np.int64))
         self.right = _CountSpectrum(sketch.n_columns, self.width, seed, _RIGHT, index)
         self.left = [
-            _CountSpectrum(sketch.n_columns, slot.shape[0], seed, _LEFT, index, probe)
+            _CountSpectrum(sketch.n_columns, planned.shape[0], seed, _LEFT, index, probe)
             for probe in range(n_probes)
         ]
 
-    def move(self, where: str) -> None:
-        """Go to a device of torch."""
+    def move(self, device: str) -> None:
+        """Move the tables to a device of torch, in place."""
         for part in (self.right, *self.left):
-            part.place, part.signs = part.place.to(where), part.signs.to(where)
+            part.columns = part.columns.to(device)
+            part.signs = part.signs.to(device)
 
-    def add(self, rows: SketchRows, piece: GradientTerm, probe: int) -> None:
-        outer = piece.unfold() if isinstance(piece, ConvGradient) else piece
+    def add(self, rows: SketchRows, term: GradientTerm, probe: int) -> None:
+        outer = term.unfold() if isinstance(term, ConvGradient) else term
         assert isinstance(outer, OuterProduct)
         assert rows.spectrum is not None
+        # Transforms of about TENSOR_ROWS vectors at a time stay in the cache.
         n_samples, n_positions, _ = outer.inputs.shape
         step = max(1, TENSOR_ROWS // n_positions)
         for first in range(0, n_samples, step):
             part = slice(first, first + step)
             product = self.left[probe].spectrum(outer.gradients[part], outer.start)
+            # C1 d and C2 a as spectra: their product is the spectrum of the TensorSketch.
             product *= self.right.spectrum(outer.inputs[part])
+            # Sum over positions: a gradient is a sum of outer products.
             rows.spectrum[part] += product.sum(dim=1)
 
 
 class _CountSpectrum:
-    """A signed, hashed copy of vectors, each block of n_columns entries without collisions."""
+    """Spectrum of a count sketch in which n_columns consecutive entries never collide."""
 
     def __init__(self, n_columns: int, width: int, seed: int, *keys: int) -> None:
         self.n_columns = n_columns
+        # Each block of entries is a random permutation of the columns.
         blocks = [
             np.argsort(counter_rng.bits(seed, *keys, block, np.arange(n_columns)), kind="stable")
             for block in range(-(-width // n_columns))
         ]
-        self.place = torch.from_numpy(np.concatenate(blocks)[:width].astype(np.int64))
+        self.columns = torch.from_numpy(np.concatenate(blocks)[:width].astype(np.int64))
         self.signs = _signs(seed, *keys, -1, np.arange(width))
 
     def spectrum(self, values: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Fourier transform of the sketch of values[sample, position, entry]."""
         part = slice(start, start + values.shape[2])
         hashed = values.new_zeros(*values.shape[:2], self.n_columns)
-        hashed.index_add_(2, self.place[part], values * self.signs[part])
+        hashed.index_add_(2, self.columns[part], values * self.signs[part])
         transformed: torch.Tensor = torch.fft.rfft(hashed)
         return transformed
 
 
 def largest_prime(limit: int) -> int:
-    """The largest prime that is at most ``limit``, which is 2 or more."""
+    """Largest prime that is at most ``limit``, which is 2 or more."""
     return next(n for n in range(limit, 1, -1) if all(n % k for k in range(2, int(n**0.5) + 1)))
 
 
 def _signs(seed: int, *keys: object) -> torch.Tensor:
+    """Keyed random signs, float32."""
     drawn = counter_rng.bits(seed, *keys) >> np.uint64(63)  # type: ignore[arg-type]
     return torch.from_numpy(1.0 - 2.0 * drawn.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Jacobian rows of any network: per-sample gradients sketched into a fixed number of columns."""
+"""Sketched Jacobian rows of any network: per-sample gradients in a fixed number of columns."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ from krepes_ooc.network.torch_device import device_of, network_on
 
 Float32 = npt.NDArray[np.float32]
 CALIBRATION_SAMPLES = 16
+# Most backward passes for the output Gram matrix.
 CALIBRATION_BACKWARDS = 2048
 
 
 class SketchFeatures:
-    """A feature map through a sketch; threads that share one wait for each other: use clones.
+    """Feature map by a sketch; threads that share one wait for each other: use clones.
 
     Args:
         network: the frozen network.
-        units: how each parameter's gradient is reached.
+        rules: how each parameter's gradient is reached.
         parameters: names of the audited parameters.
         probes: output directions [probe, output], on the selected outputs.
         outputs: indices of the selected outputs.
@@ -45,16 +46,21 @@ class SketchFeatures:
     def __init__(
         self,
         network: FrozenNetwork,
-        units: Sequence[GradientRule],
+        rules: Sequence[GradientRule],
         parameters: Sequence[str],
         probes: Float32,
         outputs: Sequence[int],
         sketch: Sketch,
     ) -> None:
-        self.network, self.units, self.parameters = network, tuple(units), tuple(parameters)
-        self.probes, self.outputs, self.sketch = probes, tuple(outputs), sketch
+        self.network = network
+        self.rules = tuple(rules)
+        self.parameters = tuple(parameters)
+        self.probes = probes
+        self.outputs = tuple(outputs)
+        self.sketch = sketch
         self.layout = sketch_layout(sketch.n_columns)
-        self._jacobian, self._place = Jacobian(network, units), device_of(network)
+        self._jacobian = Jacobian(network, rules)
+        self._device = device_of(network)
         # Two threads on one map must wait for each other, or they would mix their recordings.
         self._lock = threading.Lock()
 
@@ -69,14 +75,16 @@ class SketchFeatures:
         return features.cpu().numpy(), embedding.cpu().numpy()
 
     def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ``rows`` gives, left on the device of the network."""
+        """As ``rows``, but left on the device of the network."""
         with self._lock:
-            recording = self._jacobian.record(torch.tensor(inputs, device=self._place))
+            # One forward pass; then one backward pass for each probe, its terms added as they
+            # come.
+            recording = self._jacobian.record(torch.tensor(inputs, device=self._device))
             outputs = recording.outputs.detach()
             rows = self.sketch.open_rows(len(inputs))
             for index, probe in enumerate(expand_probes(self.probes, self.outputs, outputs)):
-                for piece in self._jacobian.terms(recording, probe):
-                    rows.add(piece, index)
+                for term in self._jacobian.terms(recording, probe):
+                    rows.add(term, index)
         return rows.finish(), apply_probes(outputs, self.outputs)
 
     def gradients(
@@ -86,63 +94,63 @@ class SketchFeatures:
         return self._jacobian.gradients(inputs, probe)
 
     def clone(self) -> Self:
-        """The same map on an own copy of the network."""
-        return self._to(self.network, self.units)
+        """The same map on a copy of the network."""
+        return self._to(self.network, self.rules)
 
-    def to(self, where: str) -> Self:
+    def to(self, device: str) -> Self:
         """The same map on a copy of the network on a device of torch."""
-        twin = self._to(network_on(self.network, where), self.units)
-        twin.sketch = self.sketch.to(where)
-        return twin
+        moved = self._to(network_on(self.network, device), self.rules)
+        moved.sketch = self.sketch.to(device)
+        return moved
 
     def double(self) -> Self:
         """The same map in float64, for the self-check."""
-        return self._to(self.network.deep_copy().double(), [unit.in_loop() for unit in self.units])
+        return self._to(self.network.deep_copy().double(), [rule.in_loop() for rule in self.rules])
 
     def describe(self) -> dict[str, Any]:
         """The map as JSON, for the store's attributes."""
         return {
             "kind": "sketch",
             "probes": self.probes.astype(float).tolist(),
-            "plan": [unit.to_attributes() for unit in self.units],
-            "sketch": [slot.to_attributes() for slot in self.sketch.slots],
+            "plan": [rule.to_attributes() for rule in self.rules],
+            "sketch": [slot.to_attributes() for slot in self.sketch.sketches],
             "parameters": list(self.parameters),
             "outputs": list(self.outputs),
         }
 
-    def _to(self, network: FrozenNetwork, units: Sequence[GradientRule]) -> Self:
-        twin = type(self)(network, units, self.parameters, self.probes, self.outputs, self.sketch)
-        twin.layout = self.layout
-        return twin
+    def _to(self, network: FrozenNetwork, rules: Sequence[GradientRule]) -> Self:
+        moved = type(self)(network, rules, self.parameters, self.probes, self.outputs, self.sketch)
+        moved.layout = self.layout
+        return moved
 
 
 @dataclass(frozen=True)
 class SketchPlan:
-    """Everything about a sketch but its probes.
+    """All of a sketched feature map but its probes.
 
     Args:
         network: the frozen network.
-        units: how each parameter's gradient is reached.
+        rules: how each parameter's gradient is reached.
         parameters: names of the audited parameters.
         outputs: indices of the audited outputs.
-        slots: how each parameter is sketched.
+        sketches: the sketch of each parameter.
         n_columns: columns of the sketch.
-        calibration: inputs [sample, ...] that steer the calibrated probes.
+        calibration: inputs [sample, ...] of the output Gram matrix.
     """
 
     network: FrozenNetwork
-    units: tuple[GradientRule, ...]
+    rules: tuple[GradientRule, ...]
     parameters: tuple[str, ...]
     outputs: tuple[int, ...]
-    slots: tuple[ParameterSketch, ...]
+    sketches: tuple[ParameterSketch, ...]
     n_columns: int
     calibration: npt.NDArray[Any]
 
     def build(self, probes: Float32, seed: int) -> SketchFeatures:
         """The feature map with these probes."""
-        sketch = Sketch(self.slots, self.n_columns, len(probes), seed)
+        sketch = Sketch(self.sketches, self.n_columns, len(probes), seed)
         return SketchFeatures(
-            self.network, self.units, self.parameters, probes, self.outputs, sketch
+            self.network, self.rules, self.parameters, probes, self.outputs, sketch
         )
 
     def choose_probes(self, n_random: int | None, n_deflated: int | None, seed: int) -> Float32:
@@ -150,22 +158,27 @@ class SketchPlan:
         default = (4, 4) if has_spatial_layers(self.network) else (1, 0)
         n_random = default[0] if n_random is None else n_random
         n_deflated = default[1] if n_deflated is None else n_deflated
+        # Plain random signs; from as many probes as outputs on they are the identity.
         if not n_deflated or n_deflated + n_random >= len(self.outputs):
             return rademacher_probes(n_deflated + n_random, len(self.outputs), seed)
         return deflated_probes(self.output_gram(seed), n_deflated, n_random, seed)
 
     def output_gram(self, seed: int) -> npt.NDArray[np.float64]:
-        """Sum over calibration samples of J J^T [output, output], from sketched Jacobian rows.
+        """Output Gram matrix: sum over calibration samples of J J^T [output, output].
 
-        It costs one backward pass an output, so wide networks use fewer samples.
+        From sketched Jacobian rows, at one backward pass an output; wide networks use fewer
+        samples.
         """
         n_outputs = len(self.outputs)
         n_samples = min(CALIBRATION_SAMPLES, max(2, CALIBRATION_BACKWARDS // n_outputs))
-        basis, rows = np.eye(n_outputs, dtype=np.float32), []
+        basis = np.eye(n_outputs, dtype=np.float32)
+        rows = []
         single = self.build(basis[:1], seed)
         for probe in basis:
+            # The same map for each unit vector: the sketch depends on the number of probes only.
             single.probes = probe[None, :]
             rows.append(single.rows(self.calibration[:n_samples])[0])
+        # The sum over samples of J J^T is that of their concatenation.
         jacobian = np.stack(rows).reshape(n_outputs, -1).astype(np.float64)
         return np.asarray(jacobian @ jacobian.T)
 
@@ -177,7 +190,7 @@ def plan_sketch(
     calibration: npt.NDArray[Any],
     n_columns: int,
 ) -> SketchPlan:
-    """Find a proven way to every parameter's gradient, and the cheaper sketch of each.
+    """Plan a proven rule and the cheaper sketch of every parameter.
 
     Args:
         network: the frozen network.
@@ -187,17 +200,20 @@ def plan_sketch(
         n_columns: columns of the sketch.
     """
     few = torch.tensor(calibration[:2])
-    units = plan_rules(network, parameters, torch.tensor(calibration))
-    jacobian = Jacobian(network, units)
+    # All calibration samples: the proof needs two, branches of the network may need more.
+    rules = plan_rules(network, parameters, torch.tensor(calibration))
+    jacobian = Jacobian(network, rules)
     recording = jacobian.record(few)
-    pieces = jacobian.terms(recording, torch.ones(recording.outputs.shape[1]))
+    # Shapes of the terms of two samples decide, never timings.
+    terms = jacobian.terms(recording, torch.ones(recording.outputs.shape[1]))
     shapes = {name: jacobian.shapes[name] for name in parameters}
-    slots = plan_sketches(pieces, shapes, n_columns)
-    return SketchPlan(network, units, parameters, outputs, slots, n_columns, calibration)
+    sketches = plan_sketches(terms, shapes, n_columns)
+    return SketchPlan(network, rules, parameters, outputs, sketches, n_columns, calibration)
 
 
 def has_spatial_layers(network: nn.Module) -> bool:
-    """Whether outputs may be far from exchangeable: convolutions or attention."""
+    """Whether convolutions or attention may make the outputs far from exchangeable."""
     kinds = (nn.modules.conv._ConvNd, nn.MultiheadAttention)
+    # Attention of other libraries is known by its name only.
     named = any("attention" in type(layer).__name__.lower() for layer in network.modules())
     return named or any(isinstance(layer, kinds) for layer in network.modules())

@@ -1,8 +1,8 @@
-"""The tape: what a forward and a few backward passes leave behind at every layer with parameters.
+"""Tape: inputs and output gradients of every layer with parameters, in a few passes.
 
 Parameters stay frozen, so autograd never forms a weight gradient; the tape keeps each layer's
 inputs and asks autograd for the gradient at each layer's output, and the per-sample parameter
-gradients follow from the two. Gradients are taken at graph edges noted when the layer returns,
+gradients follow from the two. Gradients are taken at graph edges recorded when the layer returns,
 because a later in-place operation changes which edge the tensor itself stands for.
 """
 
@@ -23,7 +23,7 @@ from krepes_ooc.network.frozen import FrozenNetwork
 
 Gradients = tuple[torch.Tensor | None, ...]
 # Layers that never return an argument, a parameter or a view of either.
-_FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FRESH_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Call:
         args: the layer's positional arguments; tensors are detached.
         kwargs: its keyword arguments; tensors are detached.
         shapes: shape of each floating-point tensor in its result.
-        edges: where the gradient of each of them is found.
+        edges: graph edge of each of them, where its gradient is taken.
         versions: how often each tensor argument had been overwritten when the layer read it.
     """
 
@@ -63,6 +63,7 @@ class Call:
         Raises:
             NetworkError: the network overwrote one after the layer had read it.
         """
+        # torch counts in-place writes: another count means another input than the layer read.
         if self.versions != _versions(self.args, self.kwargs):
             raise NetworkError(
                 "the network overwrites this layer's input in place",
@@ -70,16 +71,17 @@ class Call:
                 expected="inputs that stay as the layer read them",
                 advice="replace the in-place operation (x += ..., relu_) by its plain form",
             )
-        return _given(self.args, self.kwargs)
+        return _tensor_arguments(self.args, self.kwargs)
 
     def check_samples(self, n_samples: int, axis: int = 0) -> None:
         """Check that the layer read all samples of the batch, or none.
 
         Raises:
-            NetworkError: it read some, and nobody knows which its rows belong to.
+            NetworkError: it read some, and which sample a row belongs to is unknown.
         """
         shape = self.input.shape
         n_rows = shape[axis] if axis < len(shape) else 0
+        # Several rows a sample are fine, a fraction of the samples is not.
         if n_rows % n_samples:
             raise NetworkError(
                 f"this layer read {n_rows} rows in a batch of {n_samples} samples",
@@ -99,29 +101,31 @@ class Recording:
 
     def backward(self, probe: torch.Tensor) -> list[Gradients]:
         """For each call the gradients of <probe, outputs> at its results; None where unused."""
+        # One backward pass to the edges of all calls at once.
         edges = [edge for call in self.calls for edge in call.edges]
         if not edges or not self.outputs.requires_grad:
             return [(None,) * len(call.edges) for call in self.calls]
-        found: Sequence[torch.Tensor | None] = torch.autograd.grad(
+        at_edges: Sequence[torch.Tensor | None] = torch.autograd.grad(
             self.outputs,
             edges,
             probe.to(self.outputs.dtype).expand_as(self.outputs),
             retain_graph=True,
             allow_unused=True,
         )
-        gradients = iter(None if g is None else g.detach() for g in found)
+        # Back to one tuple a call, in the order of its results.
+        gradients = iter(None if g is None else g.detach() for g in at_edges)
         return [tuple(next(gradients) for _ in call.edges) for call in self.calls]
 
 
 class Tape:
-    """Record parts of an own twin of a network; one tape belongs to one thread.
+    """Recorder of layers in a copy of a network; one tape belongs to one thread.
 
     Args:
-        network: twinned, so that hooks are never shared.
+        network: copied with shared weights, so that hooks are never shared.
         layers: layers whose calls are recorded, named as in the user's module.
         attention: attention layers whose projections are recorded.
         bare: parameters replaced by one leaf a sample, with the number of axes to insert
-            behind the sample axis; -1 if the parameter's own first axis becomes the sample axis.
+            behind the sample axis; -1 if the parameter's first axis becomes the sample axis.
     """
 
     def __init__(
@@ -135,69 +139,76 @@ class Tape:
         self._bare = dict(bare or {})
         self._calls: list[Call] = []
         self._active = False
+        # Before any hook: fused kernels would call no sublayers.
         _disable_fused_paths(self.network)
         for name in attention:
-            record_attention(self.network.inner.get_submodule(name), name, self._note_projection)
+            record_attention(self.network.inner.get_submodule(name), name, self._record_projection)
         for name in layers:
             layer = self.network.inner.get_submodule(name)
             layer.register_forward_hook(self._hook(name), with_kwargs=True)
 
     def record(self, inputs: torch.Tensor) -> Recording:
         """Run the network on inputs[sample, ...]."""
-        self._calls, self._active = [], True
+        self._calls = []
+        self._active = True
         try:
             with torch.enable_grad():
                 outputs = self._outputs(inputs)
         finally:
             self._active = False
-            calls, self._calls = tuple(self._calls), []
+            calls = tuple(self._calls)
+            self._calls = []
         return Recording(outputs, calls)
 
     def _outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         if not self._bare:
-            found: torch.Tensor = self.network(inputs)
-            return found
+            plain: torch.Tensor = self.network(inputs)
+            return plain
         leaves = self._leaves(len(inputs))
+        # The network with its bare parameters replaced by one copy a sample.
         outputs: torch.Tensor = torch.func.functional_call(self.network, leaves, (inputs,))
         return outputs
 
     def _leaves(self, n_samples: int) -> dict[str, torch.Tensor]:
+        """One leaf [sample, *axes, *parameter] of each bare parameter."""
         leaves = {}
         for name, ones in self._bare.items():
             value = self.network.inner.get_parameter(name).detach()
+            # [sample, 1, ..., *parameter]: one value a sample, and axes to broadcast over.
             shape = value.shape[1:] if ones < 0 else (1,) * ones + tuple(value.shape)
             value = value.reshape(shape).expand(n_samples, *shape)
             leaf = leaves[f"inner.{name}"] = with_graph(value)
-            self._note(name, leaf)
+            self._record_call(name, leaf)
         return leaves
 
     def _hook(self, name: str) -> Any:
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if not (self._active and torch.is_grad_enabled()):
                 return None  # what runs under no_grad has no gradient, in autograd too
-            given = {id(value) for value in _given(args, kwargs)}
+            arguments = {id(value) for value in _tensor_arguments(args, kwargs)}
+            # A tensor that is referenced nowhere else needs no copy.
             if _starts_graph(layer, output):
                 leaf = torch.zeros((), requires_grad=True, device=output.device)
-                result = _OwnEdge.apply(output, leaf)  # type: ignore[no-untyped-call]
+                result = _FreshEdge.apply(output, leaf)  # type: ignore[no-untyped-call]
             elif isinstance(output, torch.Tensor):
-                result = with_graph(output, given)
+                result = with_graph(output, arguments)
             else:
-                result = pytree.tree_map(lambda value: with_graph(value, given), output)
-            self._note(name, result, layer=layer, args=args, kwargs=kwargs)
+                result = pytree.tree_map(lambda value: with_graph(value, arguments), output)
+            self._record_call(name, result, layer=layer, args=args, kwargs=kwargs)
             return result
 
         return hook
 
-    def _note_projection(
+    def _record_projection(
         self, name: str, projection: Projection, inputs: torch.Tensor, result: torch.Tensor
     ) -> torch.Tensor:
         if not (self._active and torch.is_grad_enabled()):
             return result
         result = with_graph(result)
-        self._note(name, result, projection=projection, args=(inputs,))
+        self._record_call(name, result, projection=projection, args=(inputs,))
         return result
 
-    def _note(
+    def _record_call(
         self,
         name: str,
         result: Any,
@@ -207,9 +218,11 @@ class Tape:
         args: Any = (),
         kwargs: Any = None,
     ) -> None:
+        """Append one call; arguments are detached, results keep their edges only."""
         results = [value for value in _tensors(result) if value.is_floating_point()]
-        if _plain(args, kwargs):
-            args, kwargs = tuple([value.detach() for value in args]), {}
+        if _only_tensors(args, kwargs):
+            args = tuple([value.detach() for value in args])
+            kwargs = {}
         else:
             args, kwargs = pytree.tree_map(_detached, (args, kwargs or {}))
         call = Call(
@@ -219,18 +232,19 @@ class Tape:
             args,
             kwargs,
             tuple(tuple(value.shape) for value in results),
+            # Edges, not tensors: a later in-place operation changes the edge of a tensor.
             tuple(get_gradient_edge(value) for value in results),
             _versions(args, kwargs),
         )
         self._calls.append(call)
 
 
-def with_graph(value: Any, given: set[int] | frozenset[int] = frozenset()) -> Any:
-    """A result whose graph edge is its own and which no in-place operation can replace.
+def with_graph(value: Any, arguments: set[int] | frozenset[int] = frozenset()) -> Any:
+    """Result with a graph edge of its own, which no in-place operation can replace.
 
     Args:
         value: a result; anything but a floating-point tensor is returned as it is.
-        given: ids of the arguments: a result that is an argument gets an edge of its own.
+        arguments: ids of the arguments: a result that is an argument gets an edge of its own.
     """
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
@@ -239,29 +253,29 @@ def with_graph(value: Any, given: set[int] | frozenset[int] = frozenset()) -> An
         # operation on a leaf is an error.
         return value.detach().requires_grad_().clone()
     # In-place operations on a view rewrite its edge.
-    return value.clone() if value._is_view() or id(value) in given else value
+    return value.clone() if value._is_view() or id(value) in arguments else value
 
 
-class _OwnEdge(torch.autograd.Function):
+class _FreshEdge(torch.autograd.Function):
     """A new tensor as a node of the graph, without a copy: in-place operations may follow."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
-        """The value itself; it carries a gradient because the leaf does."""
+        """The value itself; it requires a gradient because the leaf does."""
         del leaf
         ctx.mark_dirty(value)
         return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None]:
-        """Nothing lies behind it."""
+        """No gradient: nothing lies before this node."""
         del ctx, gradients
         return None, None
 
 
 def _starts_graph(layer: nn.Module, output: Any) -> bool:
-    """Whether a result is a tensor of its own, known to nobody else, without a gradient yet."""
-    if type(layer) not in _FRESH or len(layer._forward_hooks) > 1:
+    """Whether a result is a new tensor, referenced nowhere else, without a gradient yet."""
+    if type(layer) not in _FRESH_LAYERS or len(layer._forward_hooks) > 1:
         return False
     return isinstance(output, torch.Tensor) and not output.requires_grad and not output._is_view()
 
@@ -286,14 +300,14 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def _versions(args: Any, kwargs: Any) -> tuple[int, ...]:
-    return tuple([value._version for value in _given(args, kwargs)])
+    return tuple([value._version for value in _tensor_arguments(args, kwargs)])
 
 
-def _given(args: Any, kwargs: Any) -> list[torch.Tensor]:
+def _tensor_arguments(args: Any, kwargs: Any) -> list[torch.Tensor]:
     """All tensor arguments; the plain case without pytree, which costs more than a small layer."""
-    return list(args) if _plain(args, kwargs) else _tensors((args, kwargs))
+    return list(args) if _only_tensors(args, kwargs) else _tensors((args, kwargs))
 
 
-def _plain(args: Any, kwargs: Any) -> bool:
-    """Whether there are tensors only, and none by keyword."""
+def _only_tensors(args: Any, kwargs: Any) -> bool:
+    """Whether all arguments are tensors, and none is given by keyword."""
     return not kwargs and all(isinstance(value, torch.Tensor) for value in args)

@@ -1,11 +1,11 @@
-"""Read a checkpoint without running any of its code, and fit it to a module."""
+"""Checkpoints: read without running any of their code, fitted to a module, written atomically."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from krepes_ooc.core.digests import file_sha256
+from krepes_ooc.core.files import publish
 from krepes_ooc.errors import NetworkError, UsageError
 
 State = dict[str, torch.Tensor]
-_SHOWN = 3
+MAX_LISTED = 3
 
 
 def read_state(path: Path, state_key: str = "") -> State:
@@ -38,7 +39,7 @@ def read_state(path: Path, state_key: str = "") -> State:
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(path, error) from error
+            raise _damage_error(path, error) from error
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
         raise UsageError(
             f"suffix {path.suffix!r}",
@@ -46,10 +47,12 @@ def read_state(path: Path, state_key: str = "") -> State:
             expected=".safetensors, .pt, .pth, .bin or .ckpt",
         )
     try:
+        # weights_only: a restricted unpickler that calls nothing but constructors of tensors.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # The same exception for a damaged file and for one that contains code.
         if "Weights only load failed" not in str(error):
-            raise _damaged(path, error) from error
+            raise _damage_error(path, error) from error
         raise NetworkError(
             "the checkpoint holds pickled code or a whole module, which krepes never runs",
             where=str(path),
@@ -57,7 +60,7 @@ def read_state(path: Path, state_key: str = "") -> State:
             advice="save module.state_dict() with safetensors.torch.save_file or torch.save",
         ) from error
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _damage_error(path, error) from error
     return _find_state(loaded, path, state_key)
 
 
@@ -68,22 +71,25 @@ def fill_module(module: nn.Module, state: State, path: Path, strip_prefix: str =
         NetworkError: keys are missing, left over or of another shape; the message names the
             prefix to strip if that would help.
     """
-    wanted = module.state_dict()
+    expected = module.state_dict()
+    # Wrappers such as DataParallel prepend a name to every key.
     if strip_prefix:
         state = {
             k.removeprefix(strip_prefix): v for k, v in state.items() if k.startswith(strip_prefix)
         }
-    missing = [key for key in wanted if key not in state]
-    extra = [key for key in state if key not in wanted]
+    # All keys or none: a partly loaded network would give plausible nonsense.
+    missing = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected]
     if missing or extra:
         raise NetworkError(
             f"{len(missing)} keys missing ({_few(missing)}), "
             f"{len(extra)} left over ({_few(extra)})",
             where=str(path),
-            expected=f"the {len(wanted)} keys of the factory's module",
-            advice=_prefix_advice(set(wanted), set(state)),
+            expected=f"the {len(expected)} keys of the factory's module",
+            advice=_prefix_advice(set(expected), set(state)),
         )
-    for key, tensor in wanted.items():
+    for key, tensor in expected.items():
+        # load_state_dict would name all mismatches at once, in many lines.
         if nn.parameter.is_lazy(tensor) or tensor.shape == state[key].shape:
             continue
         raise NetworkError(
@@ -95,63 +101,48 @@ def fill_module(module: nn.Module, state: State, path: Path, strip_prefix: str =
     module.load_state_dict(state)
 
 
-def save_state(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Publish a state dict as one safetensors file: complete or not there at all."""
+def save_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a state dict as one safetensors file, whole or absent."""
+    # Tied tensors share memory, which safetensors refuses: one copy a name.
+    copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
+    write_file(path, lambda temporary: save_file(copies, temporary))
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under a temporary name, then rename it durably.
+
+    Args:
+        path: the file.
+        write: writes the content to the path that it is given.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # Tied tensors share memory, which safetensors refuses: each name gets its own copy.
-    save_file({key: value.detach().clone().contiguous() for key, value in state.items()}, temporary)
+    write(temporary)
     publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Make a finished temporary file durable under its name."""
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def dtypes(path: Path, state_key: str = "") -> list[str]:
-    """The floating-point types in a checkpoint, sorted: float16 is widened on loading."""
-    state = read_state(path, state_key)
-    kinds = {str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()}
-    return sorted(kinds)
-
-
-def state_sha256(module: nn.Module) -> str:
-    """sha256 over names, shapes, types and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name.removeprefix('inner.')}|{value.dtype}|{tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def outputs_sha256(module: nn.Module, inputs: npt.NDArray[np.float32]) -> str:
     """sha256 of the bits of the network's outputs."""
     with torch.no_grad():
+        # A copy, because the network may work in place.
         outputs = module(torch.tensor(inputs))
     return hashlib.sha256(outputs.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _find_state(loaded: Any, path: Path, state_key: str) -> State:
-    found = loaded
+    """State dict at a dotted key of a loaded checkpoint."""
+    entry = loaded
     for part in filter(None, state_key.split(".")):
-        if not isinstance(found, Mapping) or part not in found:
+        if not isinstance(entry, Mapping) or part not in entry:
             keys = (
-                ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+                ", ".join(map(str, entry)) if isinstance(entry, Mapping) else type(entry).__name__
             )
             raise UsageError(f"no key {part!r}", where=f"{path} network.state_key", expected=keys)
-        found = found[part]
-    if _is_state(found):
-        return dict(found)
+        entry = entry[part]
+    if _is_state(entry):
+        return dict(entry)
+    # Training frameworks nest the state dict: name the keys that lead to one.
     nested = (
-        [str(k) for k, v in found.items() if _is_state(v)] if isinstance(found, Mapping) else []
+        [str(k) for k, v in entry.items() if _is_state(v)] if isinstance(entry, Mapping) else []
     )
     raise UsageError(
         "the checkpoint is no state dict",
@@ -169,21 +160,22 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _prefix_advice(wanted: set[str], found: set[str]) -> str:
-    """Name the prefix under which the checkpoint holds the wanted keys, if there is one."""
-    anchor = min(wanted, default="")
+def _prefix_advice(expected: set[str], keys: set[str]) -> str:
+    """Advice that names the prefix of the expected keys in the checkpoint, if there is one."""
+    # A prefix of all keys is a prefix of any one of them.
+    anchor = min(expected, default="")
     prefixes = sorted(
-        {key[: -len(anchor)] for key in found if anchor and key.endswith(anchor)}, key=len
+        {key[: -len(anchor)] for key in keys if anchor and key.endswith(anchor)}, key=len
     )
     for prefix in filter(None, prefixes):
-        if all(prefix + key in found for key in wanted):
+        if all(prefix + key in keys for key in expected):
             return f"set network.strip_prefix to {prefix!r}"
-    if found >= wanted:
+    if keys >= expected:
         return "remove the left-over keys, or build the whole network in the factory"
     return "check network.factory and network.arguments"
 
 
-def _damaged(path: Path, error: Exception) -> NetworkError:
+def _damage_error(path: Path, error: Exception) -> NetworkError:
     return NetworkError(
         f"cannot be read: {type(error).__name__}: {_first_sentence(error)}",
         where=str(path),
@@ -193,9 +185,13 @@ def _damaged(path: Path, error: Exception) -> NetworkError:
 
 
 def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "") if keys else "none"
+    return (
+        ", ".join(keys[:MAX_LISTED]) + (", ..." if len(keys) > MAX_LISTED else "")
+        if keys
+        else "none"
+    )
 
 
 def _first_sentence(error: Exception) -> str:
-    """What a library says first, without its advice."""
+    """First sentence of a library's message, without its advice."""
     return " ".join(str(error).split()).split(". ")[0][:200]

@@ -1,4 +1,4 @@
-"""A network as the audit sees it: eval mode, no trainable parameter, one flat output a sample."""
+"""Frozen networks: eval mode, no trainable parameter, one flat output row a sample."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from krepes_ooc.errors import NetworkError, UsageError
 
 
 class FrozenNetwork(nn.Module):
-    """Wrap a module so that it maps inputs to outputs[sample, output] and never changes.
+    """A module in eval mode, without trainable parameters, from inputs to outputs[sample, output].
 
     Args:
-        inner: the user's module; its parameter names are the names that krepes shows.
+        inner: the user's module; krepes displays its parameter names.
         output: key or index of the audited output if ``inner`` returns a dict or a tuple.
     """
 
     def __init__(self, inner: nn.Module, output: str | None = None) -> None:
         super().__init__()
         self.output = output
+        # Recorded before freezing: the default selection of audited parameters.
         self.trainable = tuple(n for n, p in inner.named_parameters() if p.requires_grad)
         self.inner = inner.float().requires_grad_(False)
         self.train()
@@ -40,13 +41,13 @@ class FrozenNetwork(nn.Module):
         """
         result = pick_output(self.inner(inputs), self.output)
         if not isinstance(result, torch.Tensor) or not result.is_floating_point():
-            shown = type(result).__name__
             raise NetworkError(
-                f"the network returns {shown}",
+                f"the network returns {type(result).__name__}",
                 where="network.output",
                 expected="one floating-point tensor",
                 advice=_output_advice(result),
             )
+        # One row a sample, whatever the shape of the output.
         if result.ndim < 1 or result.shape[0] != inputs.shape[0]:
             raise NetworkError(
                 f"output shape {tuple(result.shape)} for {inputs.shape[0]} samples",
@@ -56,7 +57,7 @@ class FrozenNetwork(nn.Module):
         return result.reshape(result.shape[0], -1)
 
     def deep_copy(self) -> FrozenNetwork:
-        """An own copy, whose weights may be changed.
+        """Deep copy, whose weights may be changed.
 
         Raises:
             NetworkError: the module cannot be copied.
@@ -64,22 +65,23 @@ class FrozenNetwork(nn.Module):
         return _copy(self, {})
 
     def shared_copy(self) -> FrozenNetwork:
-        """Own modules, so own hooks, on the same weights: all threads share one copy of them.
+        """Copy of the modules and hooks on shared weights: one set of weights for all threads.
 
         Raises:
             NetworkError: the module cannot be copied.
         """
+        # Tensors in the memo of deepcopy are not copied.
         tensors = [*self.parameters(), *self.buffers()]
         return _copy(self, {id(tensor): tensor for tensor in tensors})
 
 
 def freeze(module: nn.Module, output: str | None = None) -> FrozenNetwork:
-    """The frozen form of ``module``; a frozen network is returned as it is."""
+    """Frozen network of ``module``; one that is frozen already is returned as it is."""
     return module if isinstance(module, FrozenNetwork) else FrozenNetwork(module, output)
 
 
 def pick_output(result: Any, output: str | None) -> Any:
-    """The entry of a dict or tuple output that the recipe names.
+    """Entry of a dict, tuple or attribute output that the recipe names.
 
     Raises:
         UsageError: the network's output has no such entry.
@@ -87,10 +89,12 @@ def pick_output(result: Any, output: str | None) -> Any:
     if output is None:
         return result
     if isinstance(result, Mapping):
+        # Mapping: by key.
         if output in result:
             return result[output]
         known = ", ".join(map(str, result))
     elif isinstance(result, tuple | list):
+        # Tuple: by index; named tuple: by field.
         if output.lstrip("-").isdigit() and -len(result) <= int(output) < len(result):
             return result[int(output)]
         named = getattr(result, "_fields", ())
@@ -98,9 +102,10 @@ def pick_output(result: Any, output: str | None) -> Any:
             return getattr(result, output)
         known = ", ".join(named) or f"0 to {len(result) - 1}"
     else:
-        found = getattr(result, output, None) if output.isidentifier() else None
-        if found is not None and not isinstance(result, torch.Tensor):
-            return found
+        # Output classes of transformer libraries: by attribute.
+        attribute = getattr(result, output, None) if output.isidentifier() else None
+        if attribute is not None and not isinstance(result, torch.Tensor):
+            return attribute
         known = f"no entry: the network returns {type(result).__name__}"
     raise UsageError(
         f"the network has no output {output!r}", where="network.output", expected=known
@@ -115,18 +120,21 @@ def check_state_finite(module: nn.Module) -> None:
     """
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         shown = name.removeprefix("inner.")
+        # A lazy module gets its shapes from the first batch: the audit needs them before.
         if nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise NetworkError(
                 "has no values yet",
                 where=shown,
                 expected="a module whose shapes are known when the factory returns",
             )
+        # float() would drop the imaginary part or the sparsity in silence.
         if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
             raise NetworkError(
                 f"is {tensor.dtype} with layout {tensor.layout}",
                 where=shown,
                 expected="dense real numbers",
             )
+        # One NaN in a weight is a NaN in every row.
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise NetworkError(
@@ -145,6 +153,7 @@ def check_module(module: Any) -> nn.Module:
     """
     kind = type(module).__name__
     eager = "an eager torch.nn.Module from network.factory"
+    # Hooks need eager layers: compiled and exported graphs call none.
     if isinstance(module, torch.jit.ScriptModule):
         raise NetworkError("TorchScript hides its layers", where=kind, expected=eager)
     if isinstance(module, torch.export.ExportedProgram):
@@ -158,9 +167,11 @@ def check_module(module: Any) -> nn.Module:
             expected=eager,
             advice="return the module from before torch.compile",
         )
+    # A traced graph is fine as long as it calls layers as modules.
     if isinstance(module, torch.fx.GraphModule) and not _calls_layers(module):
         raise NetworkError("an exported graph hides its layers", where=kind, expected=eager)
     for name, layer in module.named_modules():
+        # Without running statistics, eval mode normalises by the batch.
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
             raise NetworkError(
                 f"{type(layer).__name__} has track_running_stats=False: "
@@ -175,6 +186,7 @@ def check_module(module: Any) -> nn.Module:
 def _copy(network: FrozenNetwork, memo: dict[int, Any]) -> FrozenNetwork:
     try:
         return copy.deepcopy(network, memo)
+    # TypeError: locks, open files. RuntimeError: tensors that carry a graph.
     except (TypeError, RuntimeError) as error:
         raise NetworkError(
             f"the network cannot be copied: {error}",

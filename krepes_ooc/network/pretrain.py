@@ -1,6 +1,6 @@
-"""A small demo trainer: an encoder, two views of each sample, one self-supervised loss.
+"""Demo trainer: an encoder, two or more views of each sample, one self-supervised loss.
 
-The loss acts on the encoder's own output, without a projector, because that output is what is
+The loss acts on the output of the encoder, without a projector, because that output is what is
 audited. Batch order, views and dropout are keyed by (seed, epoch, step), so a run that was killed
 continues with the bits it would have had. torch is imported on first use.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +28,11 @@ if TYPE_CHECKING:
 
 BatchViews = Callable[[npt.NDArray[np.int64], int], tuple[npt.NDArray[np.float32], ...]]
 MIN_BATCH = 2
+# Streams of the counter-based generator.
 _ORDER_STREAM, _DROPOUT_STREAM, _INITIAL_STREAM = 211, 212, 213
 _STATE_KEYS = {"model", "target", "correlation", "optimiser", "epoch", "losses"}
-TARGET_DECAY, CORRELATION_DECAY = 0.99, 0.5
+TARGET_DECAY = 0.99
+CORRELATION_DECAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TrainState:
         seed: key of initial weights, batch order and dropout.
         epoch: finished epochs.
         losses: mean loss of each finished epoch.
-        target: BYOL's slowly following encoder.
+        target: BYOL's target encoder, an exponential moving average.
         correlation: BYOL's running second moment of the embedding [output, output].
     """
 
@@ -75,7 +76,7 @@ class TrainState:
 def new_state(
     spec: NetworkSpec, settings: PretrainSettings, base: Path = Path(), seed: int = 0
 ) -> TrainState:
-    """The state before the first epoch; initial weights depend on the seed alone.
+    """State before the first epoch; initial weights depend on the seed alone.
 
     Raises:
         UsageError: the factory's module has nothing to train.
@@ -87,6 +88,7 @@ def new_state(
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise UsageError("the factory's module has nothing to train", where="network.factory")
+    # The encoder alone is trained: there is no projector.
     optimiser = torch.optim.Adam(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -115,16 +117,21 @@ def train_epoch(
         NetworkError: the loss is not finite.
     """
     batch, steps = _schedule(settings, n_samples)
+    # The order of an epoch is keyed, so a resumed run sees the same batches.
     keyed = int(counter_rng.bits(state.seed, _ORDER_STREAM, state.epoch))
     order = counter_rng.Bijection(n_samples, keyed)
     total = 0.0
+    # Batch statistics and dropout on, whatever ran between two epochs.
     state.module.train()
     for step in range(steps):
         _set_rate(state, settings, (state.epoch + step / steps) / settings.epochs)
+        # A permutation without a table: consecutive indices through the bijection.
         positions = order(np.arange(step * batch, (step + 1) * batch))
         views = batch_views(positions, state.epoch)
+        # Dropout draws from the global generator: keyed by the step.
         with _keyed_generator(state.seed, _DROPOUT_STREAM, state.epoch, step):
             loss = _train_step(state, settings, views, output)
+        # A diverged network would be saved, and audited, in silence.
         if not math.isfinite(loss):
             raise NetworkError(
                 f"the loss is {loss}",
@@ -139,10 +146,10 @@ def train_epoch(
 
 
 def save_state(state: TrainState, path: Path) -> None:
-    """Write the whole training state: complete or not there at all."""
+    """Write the whole training state, whole or absent."""
     import torch
 
-    from krepes_ooc.network.checkpoint import publish
+    from krepes_ooc.network.checkpoint import write_file
 
     content = {
         "model": state.module.state_dict(),
@@ -152,15 +159,13 @@ def save_state(state: TrainState, path: Path) -> None:
         "epoch": state.epoch,
         "losses": list(state.losses),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(content, temporary)
-    publish(temporary, path)
+    write_file(path, lambda temporary: torch.save(content, temporary))
 
 
 def load_state(
     path: Path, spec: NetworkSpec, settings: PretrainSettings, base: Path = Path(), seed: int = 0
 ) -> TrainState:
-    """The state that ``save_state`` wrote.
+    """Training state that ``save_state`` wrote.
 
     Raises:
         NetworkError: the file is damaged or belongs to another network.
@@ -172,6 +177,7 @@ def load_state(
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if set(content) != _STATE_KEYS:
             raise ValueError("other keys than a training state has")
+        # Strict: all keys and shapes must fit the network of the recipe.
         state.module.load_state_dict(content["model"])
         state.optimiser.load_state_dict(content["optimiser"])
         if state.target:
@@ -184,22 +190,24 @@ def load_state(
             expected="the training state of this network",
             advice="delete the file to train from the start",
         ) from error
-    state.epoch, state.losses = int(content["epoch"]), [float(loss) for loss in content["losses"]]
+    state.epoch = int(content["epoch"])
+    state.losses = [float(loss) for loss in content["losses"]]
     return state
 
 
 def save_checkpoint(state: TrainState, path: Path) -> None:
     """Write the trained weights as a safetensors file that ``load_network`` reads."""
-    from krepes_ooc.network.checkpoint import save_state as save_weights
+    from krepes_ooc.network.checkpoint import save_weights
 
     save_weights(state.module.state_dict(), path)
 
 
 @contextlib.contextmanager
 def _keyed_generator(seed: int, *keys: int) -> Iterator[None]:
-    """Lend torch's global generator, which layers and factories draw from, a keyed state."""
+    """Keyed state of torch's global generator, which layers and factories draw from."""
     import torch
 
+    # torch takes 63 bits.
     key = int(counter_rng.bits(seed, *keys) >> np.uint64(1))
     before = torch.get_rng_state()
     torch.set_rng_state(torch.Generator().manual_seed(key).get_state())
@@ -214,12 +222,13 @@ def _schedule(settings: PretrainSettings, n_samples: int) -> tuple[int, int]:
         raise UsageError(
             f"{n_samples} samples", where="stages.pretrain", expected=f"at least {MIN_BATCH}"
         )
+    # A source smaller than a batch is one batch.
     batch = min(settings.batch, n_samples)
     return batch, n_samples // batch
 
 
 def _set_rate(state: TrainState, settings: PretrainSettings, progress: float) -> None:
-    """Cosine decay: a function of progress alone, so nothing has to be saved."""
+    """Set the cosine-decayed rate, a function of progress alone: nothing has to be saved."""
     for group in state.optimiser.param_groups:
         group["lr"] = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -244,24 +253,29 @@ def _train_step(
         loss = view_loss(settings.objective, embeddings)
     else:
         with torch.no_grad():
+            # Stop-gradient: only the online encoder learns.
             targets = embed(state.target)
+        # DirectCopy sets the predictor from the second moment, before the loss uses it.
         state.correlation = _correlation(state, torch.cat(embeddings).detach())
         loss = byol(embeddings, targets, state.correlation)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimiser.step()
+    # The target follows after the step of the online encoder.
     if state.target is not None:
-        _follow(state.target, state.module)
+        _update_target(state.target, state.module)
     return float(loss.detach())
 
 
 def _correlation(state: TrainState, embedding: torch.Tensor) -> torch.Tensor:
-    found = embedding.T @ embedding / len(embedding)
+    """Running second moment of the embedding [output, output]."""
+    batch = embedding.T @ embedding / len(embedding)
     if state.correlation is None:
-        return found
-    return CORRELATION_DECAY * state.correlation + (1.0 - CORRELATION_DECAY) * found
+        return batch
+    return CORRELATION_DECAY * state.correlation + (1.0 - CORRELATION_DECAY) * batch
 
 
-def _follow(target: torch.nn.Module, module: torch.nn.Module) -> None:
+def _update_target(target: torch.nn.Module, module: torch.nn.Module) -> None:
+    """Exponential moving average: target <- decay target + (1 - decay) module."""
     for slow, fast in zip(target.parameters(), module.parameters(), strict=True):
         slow.data.lerp_(fast.data, 1.0 - TARGET_DECAY)

@@ -1,4 +1,4 @@
-"""Which network is audited: a factory, its arguments and its weights.
+"""The recipe key ``network``: a factory, its arguments and its weights.
 
 torch is imported on first use, so that reading a recipe stays fast.
 """
@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from krepes_ooc.core.import_object import factory_sha256, find_factory, signature_text
+from krepes_ooc.core.import_object import find_factory, signature_text
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import NetworkError, UsageError
 
@@ -22,6 +19,7 @@ if TYPE_CHECKING:
 
     from krepes_ooc.network.frozen import FrozenNetwork
 
+# Values of the key ``weights`` that are no paths.
 PRETRAIN = "pretrain"
 FACTORY = "factory"
 
@@ -45,7 +43,7 @@ class NetworkSpec:
 
 
 def build_network(spec: NetworkSpec, base: Path = Path()) -> nn.Module:
-    """The factory's module in float32, as the factory initialises it, still trainable.
+    """Module of the factory in float32, as initialised by the factory, still trainable.
 
     Args:
         spec: which factory and with which arguments.
@@ -53,12 +51,13 @@ def build_network(spec: NetworkSpec, base: Path = Path()) -> nn.Module:
 
     Raises:
         UsageError: no such factory, or it does not take these arguments.
-        NetworkError: the factory failed, or gave something whose layers cannot be recorded.
+        NetworkError: the factory failed, or returned something whose layers cannot be recorded.
     """
     from krepes_ooc.network.frozen import check_module
 
     factory = find_factory(spec.factory, base)
     try:
+        # A wrong argument is a wrong recipe, not a failure inside the factory.
         inspect.signature(factory).bind(**spec.arguments)
     except TypeError as error:
         raise UsageError(
@@ -66,8 +65,8 @@ def build_network(spec: NetworkSpec, base: Path = Path()) -> nn.Module:
             where="network.arguments",
             expected=signature_text(factory),
         ) from error
-    except ValueError:  # a builtin without a signature: let the call itself decide
-        pass
+    except ValueError:
+        pass  # a builtin without a signature: the call itself decides
     try:
         module = factory(**spec.arguments)
     except Exception as error:
@@ -92,21 +91,24 @@ def load_network(spec: NetworkSpec, weights_path: Path | None, base: Path) -> Fr
     from krepes_ooc.network import checkpoint
     from krepes_ooc.network.frozen import check_state_finite, freeze
 
+    # Weights are found before the network is built: building may take minutes.
     path = resolve_weights(spec, weights_path, base)
     module = build_network(spec, base)
     if path is not None:
         state = checkpoint.read_state(path, spec.state_key)
         checkpoint.fill_module(module, state, path, spec.strip_prefix)
+    # Last: initial values of the factory can be infinite too.
     check_state_finite(module)
     return freeze(module, spec.output)
 
 
 def resolve_weights(spec: NetworkSpec, weights_path: Path | None, base: Path) -> Path | None:
-    """The checkpoint file, or None if the factory loads the weights itself.
+    """Path of the checkpoint; None if the factory loads the weights itself.
 
     Raises:
         UsageError: the weights come from the demo trainer, which has not run, or do not exist.
     """
+    # A path given by the caller wins over the recipe.
     if spec.weights == FACTORY and weights_path is None:
         return None
     if weights_path is None and spec.weights == PRETRAIN:
@@ -120,39 +122,3 @@ def resolve_weights(spec: NetworkSpec, weights_path: Path | None, base: Path) ->
     if not path.is_file():
         raise UsageError("no such file", where=str(path), expected="a .safetensors or .pt file")
     return path
-
-
-def network_fingerprint(
-    spec: NetworkSpec,
-    module: nn.Module,
-    weights_path: Path | None,
-    inputs: npt.NDArray[np.float32],
-    base: Path = Path(),
-) -> dict[str, Any]:
-    """What identifies a network in a digest, as JSON.
-
-    Args:
-        spec: the recipe key ``network``.
-        module: the loaded network.
-        weights_path: the checkpoint that was read, or None.
-        inputs: two fixed samples [2, ...].
-        base: folder of the recipe.
-
-    Returns:
-        sha256 of the checkpoint file (empty without one), of the factory's source file, of all
-        parameters and buffers, and of the bits of the outputs on ``inputs``; the dtypes that the
-        parameters had before they became float32.
-    """
-    from krepes_ooc.core.digests import file_sha256
-    from krepes_ooc.network import checkpoint
-
-    return {
-        "factory": spec.factory,
-        "weights_sha256": file_sha256(weights_path) if weights_path else "",
-        "checkpoint_dtypes": checkpoint.dtypes(weights_path, spec.state_key)
-        if weights_path
-        else [],
-        "factory_sha256": factory_sha256(spec.factory, base),
-        "state_sha256": checkpoint.state_sha256(module),
-        "outputs_sha256": checkpoint.outputs_sha256(module, inputs),
-    }

@@ -5,6 +5,7 @@ as JSON. Nothing here imports torch, zarr or dask. ``stages/report``, ``runner``
 import it.
 """
 
+from krepes_ooc.core.figures import Control, Curve, Figure
 from krepes_ooc.rendering.data import (
     AuditData,
     Audited,
@@ -19,7 +20,7 @@ from krepes_ooc.rendering.data import (
     Subject,
 )
 from krepes_ooc.rendering.explanation import Explained, explain_rows
-from krepes_ooc.rendering.measured import Alignment, Concepts, Curve, Figure, Groups
+from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
 from krepes_ooc.rendering.page import Report, build_report
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Audited",
     "Column",
     "Concepts",
+    "Control",
     "Curve",
     "Explained",
     "Figure",

@@ -1,4 +1,4 @@
-"""Whether the parts of an audit fit together, before anything is drawn."""
+"""Checks that the parts of an audit fit together, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from krepes_ooc.core.figure_specs import CURVES
+from krepes_ooc.core.figures import check_figure, reading_order
 from krepes_ooc.errors import DataError
 from krepes_ooc.rendering.data import AuditData, Influence, Newton, Samples
-from krepes_ooc.rendering.measured import Groups
+from krepes_ooc.rendering.measured import CONCEPT_CONTROLS, Groups
 
 
 def check_audit(audit: AuditData) -> None:
@@ -16,8 +18,10 @@ def check_audit(audit: AuditData) -> None:
 
     Raises:
         DataError: two arrays disagree in length, or an index points outside its array.
+        FigureKeyError: a figure or control is unknown or missing.
     """
     n_columns = len(audit.columns)
+    # Lengths and types of what people see
     for where, samples in (("landmarks", audit.landmarks), ("audited", audit.audited)):
         if samples is not None:
             _check_samples(where, samples, n_columns)
@@ -25,11 +29,16 @@ def check_audit(audit: AuditData) -> None:
         _check_influence(audit, audit.influence)
     if audit.newton is not None:
         _check_newton(audit, audit.newton)
+    # Keys before lengths: an unknown one would be drawn nowhere
+    for figure in audit.fidelity.values():
+        check_figure(figure)
+    reading_order(audit.curves, CURVES)
     for key, curve in audit.curves.items():
         for name, line in curve.lines.items():
             _check_length(f"curves.{key}.{name}", line, len(curve.x), "points")
     _check_concepts(audit)
     if audit.alignment is not None:
+        # Columns of the table, unless the gaps name their own
         n_names = len(audit.alignment.names) or n_columns
         for name, value in vars(audit.alignment).items():
             if name not in ("names", "notes"):
@@ -39,20 +48,24 @@ def check_audit(audit: AuditData) -> None:
 
 
 def _check_concepts(audit: AuditData) -> None:
-    found = audit.concepts
-    if found is None:
+    concepts = audit.concepts
+    if concepts is None:
         return
-    n_concepts, n_audited = len(found.names), 0
+    n_concepts = len(concepts.names)
+    n_audited = 0
     if audit.audited is not None:
         n_audited = len(audit.audited.sample_id)
     for name in ("accuracy", "trusted", "landmark_score"):
-        _check_length(f"concepts.{name}", getattr(found, name), n_concepts, "concepts")
-    for name, values in found.controls.items():
+        _check_length(f"concepts.{name}", getattr(concepts, name), n_concepts, "concepts")
+    reading_order(concepts.controls, CONCEPT_CONTROLS)
+    for name, values in concepts.controls.items():
         _check_length(f"concepts.controls.{name}", values, n_concepts, "concepts")
-    _check_length("concepts.score", found.score, n_audited, "audited samples")
-    if found.landmark_score is not None and audit.landmarks is not None:
+    _check_length("concepts.score", concepts.score, n_audited, "audited samples")
+    if concepts.landmark_score is not None and audit.landmarks is not None:
         n_landmarks = len(audit.landmarks.sample_id)
-        _check_length("concepts.landmark_score", found.landmark_score.T, n_landmarks, "landmarks")
+        _check_length(
+            "concepts.landmark_score", concepts.landmark_score.T, n_landmarks, "landmarks"
+        )
 
 
 def _check_groups(where: str, groups: Groups) -> None:
@@ -68,7 +81,9 @@ def _check_samples(where: str, samples: Samples, n_columns: int) -> None:
     n_samples = len(samples.sample_id)
     for name, value in vars(samples).items():
         _check_length(f"{where}.{name}", value, n_samples, "samples")
-    image, values = samples.image, samples.values
+    image = samples.image
+    values = samples.values
+    # Grey without a channel axis, grey, colour or colour with alpha
     channels = 1 if image is None or image.ndim == 3 else image.shape[-1]
     fits = image is None or (image.dtype == np.uint8 and image.ndim in (3, 4))
     if image is not None and not (fits and channels in (1, 3, 4)):
@@ -94,6 +109,7 @@ def _check_influence(audit: AuditData, influence: Influence) -> None:
     for name, value in vars(influence).items():
         if name != "measure":
             _check_length(f"influence.{name}", value, n_audited, "audited samples")
+    # Indices count landmark samples, not the rows of their views
     n_landmarks = len(np.unique(audit.landmarks.sample_id))
     for name in ("top_landmark", "repelling_landmark"):
         index = getattr(influence, name)
@@ -103,7 +119,9 @@ def _check_influence(audit: AuditData, influence: Influence) -> None:
                 where=f"report influence.{name}",
                 expected=f"-1 to {n_landmarks - 1}",
             )
-    index, values = influence.repelling_landmark, influence.repelling
+    index = influence.repelling_landmark
+    values = influence.repelling
+    # The values belong to the landmarks place by place
     shapes = [None if array is None else array.shape for array in (index, values)]
     if shapes[0] != shapes[1]:
         raise DataError(
@@ -116,12 +134,13 @@ def _check_influence(audit: AuditData, influence: Influence) -> None:
 def _check_newton(audit: AuditData, newton: Newton) -> None:
     if newton.step is not None and audit.landmarks is not None:
         _check_length("newton.step", newton.step, len(audit.landmarks.sample_id), "landmarks")
+    # Without dampings no sweep can be drawn
     damping = newton.sweep.get("damping")
     for name, values in newton.sweep.items():
         length = 0 if damping is None else len(damping)
         _check_length(f"newton.sweep.{name}", values, length, "dampings")
 
 
-def _check_length(where: str, value: Any, length: int, words: str) -> None:
+def _check_length(where: str, value: Any, length: int, unit: str) -> None:
     if value is not None and len(value) != length:
-        raise DataError(f"{len(value)} rows", where=f"report {where}", expected=f"{length} {words}")
+        raise DataError(f"{len(value)} rows", where=f"report {where}", expected=f"{length} {unit}")

@@ -1,4 +1,4 @@
-"""What a report is made of: small plain arrays and words, named as in the stores.
+"""Data of a report: small plain arrays and words, named as in the stores.
 
 Only ``subject`` is required. Every other part may be missing (None or empty); its panel then says
 so in one sentence. A number that was not measured is NaN; a label that is unknown is -1.
@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy.typing as npt
 
-from krepes_ooc.rendering.measured import Alignment, Concepts, Curve, Figure, Groups
+from krepes_ooc.core.figures import Curve, Figure
+from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
 
 Array = npt.NDArray[Any]
+# A value that was not measured is shown in words, never as a number
 NOT_MEASURED = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What was audited, in words and counts.
+    """Subject of the audit, in words and counts.
 
     Args:
         recipe: name of the recipe.
@@ -52,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What people can see of some samples.
+    """Visible columns of some samples.
 
     Args:
         sample_id: position in the source, [sample].
@@ -107,8 +109,8 @@ class Influence:
         measure: ``is``, ``aligned``, ``unique`` or ``kernel``.
         kernel: [audited, landmark]; None: kernel values are not shown.
         embedding: [audited, component].
-        repelling_landmark: [audited, repelled], the landmark samples that push most of all,
-            strongest first; -1: no further one pushes; None: not measured.
+        repelling_landmark: [audited, repelled], the most repelling landmark samples,
+            strongest first; -1: no further one repels; None: not measured.
         repelling: [audited, repelled], their signed values, below 0; 0 beside -1.
     """
 
@@ -172,7 +174,7 @@ class SelfCheck:
 
 @dataclass(frozen=True, eq=False)
 class StageRecord:
-    """What one stage took: wall seconds, blocks, bytes written, digest, version, free notes."""
+    """Cost of one stage: wall seconds, blocks, bytes written, digest, version, free notes."""
 
     name: str
     seconds: float = NOT_MEASURED
@@ -190,9 +192,9 @@ class AuditData:
     Args:
         classes: class names; a label is an index into them.
         columns: the table's columns, in the order of ``values``.
-        fidelity: figures by name; ``ridge_ceiling``, ``kendall_tau`` (or else ``cka``) and
-            ``confidence_drop`` (control ``random``) also appear in the trust panel.
-        curves: measured curves, keyed by figure name.
+        fidelity: figures by key, in reading order; ``ridge_ceiling``, ``kendall_tau`` (or else
+            ``cka``) and ``confidence_drop`` also appear in the trust panel.
+        curves: measured curves by key, in reading order.
         groups: group tables by column name.
         warnings: sentences, worst first.
         recipe_text: the recipe as it was run.

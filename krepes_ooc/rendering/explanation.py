@@ -21,14 +21,14 @@ from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Why one sample lies where it lies.
+    """Explanation of one sample.
 
     Args:
         audit: what the sample is a row of.
         row: its row among the audited samples.
         links: its ranked landmarks.
         spans: range of each table column [column].
-        repelling_only: landmarks that push most without being ranked; None: not measured.
+        repelling_only: the most repelling landmarks that are not ranked; None: not measured.
     """
 
     audit: AuditData
@@ -39,12 +39,12 @@ class Explained:
 
     @property
     def displayed(self) -> list[LandmarkLink]:
-        """The ranked landmarks, then those that only push."""
+        """The ranked landmarks, then those that repel without being ranked."""
         return [*self.links, *(self.repelling_only or ())]
 
     @property
     def nothing_repels(self) -> bool:
-        """Whether it is known that no landmark at all pushes it away."""
+        """True if it is known that no landmark at all repels it."""
         return self.repelling_only is not None and all(
             link.kind != "repel" for link in self.displayed
         )
@@ -56,10 +56,13 @@ class Explained:
             ranked: how many of the ranked ones.
             repelling: how many of those that repel and are not among these.
         """
+        # Places in ``displayed``, so that agreements can be looked up by them
         places = list(enumerate(self.displayed))
         first = places[: min(ranked, len(self.links))]
-        others = [(place, link) for place, link in places[len(first) :] if link.kind == "repel"]
-        return first + others[:repelling]
+        repelling_links = [
+            (place, link) for place, link in places[len(first) :] if link.kind == "repel"
+        ]
+        return first + repelling_links[:repelling]
 
     @property
     def sample(self) -> SampleView:
@@ -75,31 +78,35 @@ class Explained:
 
     @cached_property
     def agreement(self) -> Array | None:
-        """How far landmarks agree with the sample [shown, column]; None without table rows."""
-        mine, theirs = self.sample.samples.values, self.landmarks.samples.values
-        if mine is None or theirs is None:
+        """Agreement of landmarks with the sample [shown, column]; None without table rows."""
+        # Agreement is defined for table rows, cell by cell
+        sample_values = self.sample.samples.values
+        landmark_values = self.landmarks.samples.values
+        if sample_values is None or landmark_values is None:
             return None
-        found = [
-            agreement(mine[self.row], theirs[link.row], self.audit.columns, self.spans)
+        agreements = [
+            agreement(
+                sample_values[self.row], landmark_values[link.row], self.audit.columns, self.spans
+            )
             for link in self.displayed
         ]
-        return np.array(found).reshape(len(found), len(self.audit.columns))
+        return np.array(agreements).reshape(len(agreements), len(self.audit.columns))
 
     @property
     def agrees(self) -> Array | None:
-        """Which of these cells are marked [shown, column]."""
+        """Mask of the cells that are marked [shown, column]."""
         return None if self.agreement is None else self.agreement >= AGREES_FROM
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many ranked landmarks attract and repel."""
+        """Numbers of ranked landmarks that attract and that repel."""
         return {
             kind: sum(link.kind == kind for link in self.links) for kind in ("attract", "repel")
         }
 
     @property
     def same_class(self) -> int | None:
-        """How many ranked landmarks have the sample's class; None without labels."""
+        """Number of ranked landmarks with the sample's class; None without labels."""
         code = self.sample.code(self.row)
         if code < 0 or self.landmarks.samples.label is None:
             return None
@@ -111,6 +118,7 @@ class Explained:
             {**self.landmarks.record(link.row), **link.record(), **self._agreeing(place)}
             for place, link in enumerate(self.displayed)
         ]
+        # Ranked landmarks first in ``displayed``, then the repelling ones
         n_ranked = len(self.links)
         return {
             **self.sample.record(self.row),
@@ -131,13 +139,15 @@ class Explained:
 
 def explain_rows(audit: AuditData, rows: Sequence[int]) -> list[Explained]:
     """Explain some rows of an audit that has landmarks, audited samples and influence."""
-    landmarks, audited, influence = audit.landmarks, audit.audited, audit.influence
+    landmarks = audit.landmarks
+    audited = audit.audited
+    influence = audit.influence
     assert isinstance(landmarks, Landmarks)
     assert isinstance(audited, Audited)
     assert isinstance(influence, Influence)
+    # Ranges are those of the whole page, so that all samples are compared alike
     spans = column_spans(audit)
-    links = links_of(landmarks, influence, list(rows))
     return [
-        Explained(audit, row, found.ranked, spans, found.repelling_only)
-        for row, found in zip(rows, links, strict=True)
+        Explained(audit, row, links.ranked, spans, links.repelling_only)
+        for row, links in zip(rows, links_of(landmarks, influence, list(rows)), strict=True)
     ]

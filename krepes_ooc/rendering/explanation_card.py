@@ -7,34 +7,39 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from krepes_ooc.errors import UsageError
-from krepes_ooc.rendering.drawing.sample_view import plain_cell
+from krepes_ooc.rendering.drawing.sample_view import SampleView, plain_cell
+from krepes_ooc.rendering.drawing.thumbnails import to_picture
 from krepes_ooc.rendering.explanation import Explained
 from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, LandmarkLink
 
-MARGIN, TILE, GAP, LINE = 32, 96, 20, 20
-MOST, MOST_REPELLING, MOST_COLUMNS = 5, 1, 14
+MARGIN = 32
+TILE = 96
+GAP = 20
+LINE = 20
+MOST = 5
+MOST_REPELLING = 1
+MOST_COLUMNS = 14
 MOST_TILES = 7
-CELL, HEAD = 132, 150
-INK, SOFT, PAPER, AGREES = "#22252a", "#5f656d", "#fbfaf7", "#f0ecdd"
+CELL = 132
+HEAD = 150
+INK = "#22252a"
+SOFT = "#5f656d"
+PAPER = "#fbfaf7"
+AGREES = "#f0ecdd"
 COLOURS = {"attract": "#1d6a8c", "repel": "#b3501f", "neutral": "#6b6f76"}
 HEADINGS = {"attract": "attracting", "repel": "repelling", "neutral": "strongest"}
 
 
-def draw_card(one: Explained) -> bytes:
-    """The card as PNG bytes.
-
-    Raises:
-        UsageError: Pillow is not installed.
-    """
-    pencil = _Canvas.start(one)
-    if one.agrees is not None and one.sample.picture(one.row) is None:
-        _draw_rows(pencil, one)
+def draw_card(explained: Explained) -> bytes:
+    """The card as PNG bytes."""
+    canvas = _Canvas.start(explained)
+    if explained.agrees is not None and explained.sample.picture(explained.row) is None:
+        _draw_rows(canvas, explained)
     else:
-        _draw_tiles(pencil, one)
-    return pencil.finish()
+        _draw_tiles(canvas, explained)
+    return canvas.finish()
 
 
 @dataclass
@@ -48,30 +53,29 @@ class _Canvas:
     y: int = MARGIN
 
     @classmethod
-    def start(cls, one: Explained) -> _Canvas:
+    def start(cls, explained: Explained) -> _Canvas:
         """A sheet with the sample's name on it."""
-        try:
-            from PIL import Image, ImageDraw, ImageFont
-        except ImportError as error:
-            raise UsageError(
-                "a card needs Pillow", where="--png", advice="pip install 'krepes-ooc[images]'"
-            ) from error
+        # As high as any card can be; ``finish`` cuts it
         width = 2 * MARGIN + HEAD + (MOST + MOST_REPELLING + 1) * CELL
         image = Image.new("RGB", (width, 2000), PAPER)
         fonts = (ImageFont.load_default(17), ImageFont.load_default(13))
-        pencil = cls(image, ImageDraw.Draw(image), *fonts)
-        named = " ".join(filter(None, [one.sample.class_name(one.row), one.sample.name(one.row)]))
-        pencil.text(MARGIN, one.audit.subject.recipe, SOFT, small=True)
-        pencil.text(MARGIN, f"sample {named}", limit=90)
-        told = f"{one.counts['attract']} landmarks attract it, {one.counts['repel']} repel it"
-        told += f", {len(one.repelling_only)} more push it away" if one.repelling_only else ""
-        pencil.text(MARGIN, told, SOFT, small=True)
-        if one.nothing_repels:
-            pencil.text(MARGIN, NOTHING_REPELS, SOFT, small=True)
-        for warning in one.audit.warnings:
-            pencil.text(MARGIN, warning, COLOURS["repel"], small=True, limit=130)
-        pencil.y += GAP // 2
-        return pencil
+        canvas = cls(image, ImageDraw.Draw(image), *fonts)
+        sample = explained.sample
+        row = explained.row
+        named = " ".join(filter(None, [sample.class_name(row), sample.name(row)]))
+        canvas.text(MARGIN, explained.audit.subject.recipe, SOFT, small=True)
+        canvas.text(MARGIN, f"sample {named}", limit=90)
+        counts = explained.counts
+        counted = f"{counts['attract']} landmarks attract it, {counts['repel']} repel it"
+        if explained.repelling_only:
+            counted += f", {len(explained.repelling_only)} more push it away"
+        canvas.text(MARGIN, counted, SOFT, small=True)
+        if explained.nothing_repels:
+            canvas.text(MARGIN, NOTHING_REPELS, SOFT, small=True)
+        for warning in explained.audit.warnings:
+            canvas.text(MARGIN, warning, COLOURS["repel"], small=True, limit=130)
+        canvas.y += GAP // 2
+        return canvas
 
     def text(
         self, x: int, words: str, colour: str = INK, *, small: bool = False, limit: int = 60
@@ -90,10 +94,8 @@ class _Canvas:
 
     def paste(self, x: int, pixels: Any) -> None:
         """Put a picture [y, x, channel] into a square tile, pixels kept sharp."""
-        from PIL import Image
-
-        grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-        tile = Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
+        tile = to_picture(pixels).convert("RGB")
+        # Small pictures are enlarged without smoothing, large ones averaged
         scale = TILE / max(tile.size)
         size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
         kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
@@ -106,61 +108,73 @@ class _Canvas:
         return out.getvalue()
 
 
-def _draw_tiles(pencil: _Canvas, one: Explained) -> None:
-    mine, theirs = one.sample.samples.image, one.landmarks.samples.image
-    if mine is not None:
-        pencil.paste(MARGIN, mine[one.row])
-        pencil.y += TILE + GAP
+def _draw_tiles(canvas: _Canvas, explained: Explained) -> None:
+    """Landmarks as pictures, or as lines of text where there are none, by sign."""
+    sample_images = explained.sample.samples.image
+    if sample_images is not None:
+        canvas.paste(MARGIN, sample_images[explained.row])
+        canvas.y += TILE + GAP
     for kind, heading in HEADINGS.items():
-        links = [link for link in one.displayed if link.kind == kind][:MOST_TILES]
-        if not links:
-            continue
-        pencil.text(MARGIN, heading, COLOURS[kind])
-        if theirs is None:
-            for link in links:
-                words = f"{_figure(link)}  {one.landmarks.class_name(link.row)}  "
-                pencil.text(MARGIN, words + one.landmarks.name(link.row), small=True, limit=130)
-            continue
-        for place, link in enumerate(links):
-            x = MARGIN + place * (TILE + 2 * GAP)
-            pencil.paste(x, theirs[link.row])
-            words = f"{one.landmarks.class_name(link.row)} {one.landmarks.name(link.row)}".strip()
-            pencil.write(x, pencil.y + TILE + 4, words, small=True, limit=14)
-            pencil.write(x, pencil.y + TILE + 4 + LINE, _figure(link), SOFT, small=True)
-        pencil.y += TILE + 2 * LINE + GAP
+        links = [link for link in explained.displayed if link.kind == kind][:MOST_TILES]
+        if links:
+            canvas.text(MARGIN, heading, COLOURS[kind])
+            _draw_links(canvas, explained.landmarks, links)
 
 
-def _draw_rows(pencil: _Canvas, one: Explained) -> None:
+def _draw_links(canvas: _Canvas, landmarks: SampleView, links: list[LandmarkLink]) -> None:
+    """Landmarks of one sign side by side; without pictures, one a line."""
+    images = landmarks.samples.image
+    if images is None:
+        for link in links:
+            words = f"{_figure(link)}  {landmarks.class_name(link.row)}  "
+            canvas.text(MARGIN, words + landmarks.name(link.row), small=True, limit=130)
+        return
+    for order, link in enumerate(links):
+        x = MARGIN + order * (TILE + 2 * GAP)
+        canvas.paste(x, images[link.row])
+        # Class and name under the picture, then the score
+        words = f"{landmarks.class_name(link.row)} {landmarks.name(link.row)}".strip()
+        canvas.write(x, canvas.y + TILE + 4, words, small=True, limit=14)
+        canvas.write(x, canvas.y + TILE + 4 + LINE, _figure(link), SOFT, small=True)
+    canvas.y += TILE + 2 * LINE + GAP
+
+
+def _draw_rows(canvas: _Canvas, explained: Explained) -> None:
     """Columns down, the sample and its first landmarks across; agreeing cells are shaded."""
-    mine, theirs, agrees = one.sample.samples.values, one.landmarks.samples.values, one.agrees
-    assert mine is not None
-    assert theirs is not None
+    landmarks = explained.landmarks
+    sample_values = explained.sample.samples.values
+    landmark_values = landmarks.samples.values
+    agrees = explained.agrees
+    assert sample_values is not None
+    assert landmark_values is not None
     assert agrees is not None
-    pairs = one.beside(MOST, MOST_REPELLING)
-    pencil.write(MARGIN + HEAD, pencil.y, "sample")
-    for order, (_, link) in enumerate(pairs):
-        x = MARGIN + HEAD + (order + 1) * CELL
-        pencil.write(x, pencil.y, HEADINGS[link.kind], COLOURS[link.kind], small=True)
-        words = f"{one.landmarks.class_name(link.row)} {_figure(link)}".strip()
-        pencil.write(x, pencil.y + LINE - 2, words, SOFT, small=True, limit=16)
-    pencil.y += 2 * LINE + 4
-    for c, column in enumerate(one.audit.columns[:MOST_COLUMNS]):
-        pencil.write(MARGIN, pencil.y, column.name, SOFT, small=True, limit=20)
-        own = plain_cell(mine[one.row, c], column)
-        pencil.write(MARGIN + HEAD, pencil.y, own, small=True, limit=17)
-        for order, (place, link) in enumerate(pairs):
-            x = MARGIN + HEAD + (order + 1) * CELL
+    pairs = explained.beside(MOST, MOST_REPELLING)
+    # Head: sign, class and score of every landmark
+    canvas.write(MARGIN + HEAD, canvas.y, "sample")
+    for order, (_, link) in enumerate(pairs, start=1):
+        x = MARGIN + HEAD + order * CELL
+        canvas.write(x, canvas.y, HEADINGS[link.kind], COLOURS[link.kind], small=True)
+        words = f"{landmarks.class_name(link.row)} {_figure(link)}".strip()
+        canvas.write(x, canvas.y + LINE - 2, words, SOFT, small=True, limit=16)
+    canvas.y += 2 * LINE + 4
+    # One line a column of the table
+    for c, column in enumerate(explained.audit.columns[:MOST_COLUMNS]):
+        canvas.write(MARGIN, canvas.y, column.name, SOFT, small=True, limit=20)
+        value = plain_cell(sample_values[explained.row, c], column)
+        canvas.write(MARGIN + HEAD, canvas.y, value, small=True, limit=17)
+        for order, (place, link) in enumerate(pairs, start=1):
+            x = MARGIN + HEAD + order * CELL
             if agrees[place, c]:
-                box = (x - 4, pencil.y - 2, x + CELL - 10, pencil.y + LINE - 3)
-                pencil.draw.rectangle(box, fill=AGREES)
-            value = plain_cell(theirs[link.row, c], column)
-            pencil.write(x, pencil.y, value, small=True, limit=16)
-        pencil.y += LINE + 2
-    left = len(one.audit.columns) - MOST_COLUMNS
-    if left > 0:
-        pencil.text(MARGIN, f"and {left} more columns", SOFT, small=True)
+                box = (x - 4, canvas.y - 2, x + CELL - 10, canvas.y + LINE - 3)
+                canvas.draw.rectangle(box, fill=AGREES)
+            value = plain_cell(landmark_values[link.row, c], column)
+            canvas.write(x, canvas.y, value, small=True, limit=16)
+        canvas.y += LINE + 2
+    n_further = len(explained.audit.columns) - MOST_COLUMNS
+    if n_further > 0:
+        canvas.text(MARGIN, f"and {n_further} more columns", SOFT, small=True)
 
 
 def _figure(link: LandmarkLink) -> str:
-    """The score; the pull of what has none."""
+    """The score; the contribution of what has none."""
     return f"{link.score:.3g}" if math.isfinite(link.score) else f"pull {link.contribution:.2g}"

@@ -1,4 +1,4 @@
-"""The landmarks of one audited sample, ranked or pushing, as cards and tables show them."""
+"""The ranked and the most repelling landmarks of one audited sample, as cards show them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
 
 @dataclass(frozen=True)
 class LandmarkLink:
-    """One landmark of one audited sample: its row, rank from 1, score, pull and kernel value.
+    """One landmark of one audited sample: its row, rank from 1, score, contribution, kernel.
 
-    One that only pushes, outside the ranking, has neither rank nor score.
+    One that repels without being ranked has neither rank nor score.
     """
 
     row: int
@@ -37,7 +37,7 @@ class LandmarkLink:
         return "attract" if self.contribution >= 0 else "repel"
 
     def figures(self) -> list[tuple[str, Markup]]:
-        """Score, pull and kernel value, those that were measured, named for people."""
+        """Score, contribution and kernel value, those that were measured, named for people."""
         named = [
             ("score", self.score, False),
             ("pull", self.contribution, True),
@@ -69,9 +69,9 @@ class LandmarkLink:
 
 
 class LandmarkLinks(NamedTuple):
-    """The ranked landmarks of a sample, and those that push most without being ranked.
+    """The ranked landmarks of a sample, and the most repelling ones that are not ranked.
 
-    ``pushed`` is None where it was not measured.
+    ``repelling_only`` is None where it was not measured.
     """
 
     ranked: list[LandmarkLink]
@@ -81,32 +81,37 @@ class LandmarkLinks(NamedTuple):
 def links_of(landmarks: Landmarks, influence: Influence, rows: list[int]) -> list[LandmarkLinks]:
     """The landmarks of each given audited row; several views show their mean kernel."""
     samples = LandmarkSamples(landmarks)
+    # Of several views the mean, as the sum would grow with their number
     kernel = None if influence.kernel is None else samples.mean(influence.kernel[rows])
-    found: list[LandmarkLinks] = []
-    for place, row in enumerate(rows):
-        values = None if kernel is None else kernel[place]
+    links: list[LandmarkLinks] = []
+    for i, row in enumerate(rows):
+        values = None if kernel is None else kernel[i]
         ranked = _ranked(samples, influence, row, values)
-        pushed = _repelling_only(samples, influence, row, values)
-        taken = {link.row for link in ranked}
-        further = None if pushed is None else [link for link in pushed if link.row not in taken]
-        found.append(LandmarkLinks(ranked, further))
-    return found
+        repelling = _repelling_only(samples, influence, row, values)
+        # A landmark that is ranked already is not shown twice
+        ranked_rows = {link.row for link in ranked}
+        further = None
+        if repelling is not None:
+            further = [link for link in repelling if link.row not in ranked_rows]
+        links.append(LandmarkLinks(ranked, further))
+    return links
 
 
 def _ranked(
     samples: LandmarkSamples, influence: Influence, row: int, kernel: Array | None
 ) -> list[LandmarkLink]:
     links = []
-    for place, top in enumerate(influence.top_landmark[row]):
+    for rank, top in enumerate(influence.top_landmark[row]):
+        # -1 pads the ranking of a sample that has fewer landmarks
         if top >= 0:
             signed = (
                 math.nan
                 if influence.contribution is None
-                else float(influence.contribution[row, place])
+                else float(influence.contribution[row, rank])
             )
             value = math.nan if kernel is None else float(kernel[top])
-            score = float(influence.score[row, place])
-            links.append(LandmarkLink(int(samples.first_row[top]), place + 1, score, signed, value))
+            score = float(influence.score[row, rank])
+            links.append(LandmarkLink(int(samples.first_row[top]), rank + 1, score, signed, value))
     return links
 
 

@@ -1,4 +1,4 @@
-"""What the last stages measured: figures, curves, alignment gaps, group tables, concepts."""
+"""Results of the last stages: alignment gaps, group tables, concepts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Array = npt.NDArray[Any]
 ALIGNMENT_CONTROLS = {
     "chance": ("chance", "how far the gap scatters if the column is shuffled over the landmarks"),
     "kernel_only": ("kernel only", "ranked by the kernel alone, without the step"),
-    "by_network": ("by network", "ranked by the centred cosine of the network's own embeddings"),
-    "by_inputs": (
+    "network_gap": ("by network", "ranked by the centred cosine of the network's own embeddings"),
+    "input_gap": (
         "by inputs",
         "ranked by the cosine of the inputs, without any network: what is no larger than this was "
         "in the data before",
@@ -23,48 +23,15 @@ ALIGNMENT_CONTROLS = {
     "weighted": ("weighted", "both means weighted by |k|"),
     "repelling": ("repelling", "the gap of the landmarks that push most against the sample"),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Figure:
-    """One fidelity figure.
-
-    Args:
-        value: what was measured.
-        controls: the figures it must be read beside, by their name in words.
-        interval: low and high of a 95 % interval.
-        words: title for people; default the figure's name.
-        note: one sentence: definition and how to read it.
-    """
-
-    value: float
-    controls: Mapping[str, float] = field(default_factory=dict)
-    interval: tuple[float, float] | None = None
-    words: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """A measured curve, such as fidelity over the number of components.
-
-    Args:
-        words: title for people.
-        x_words: what runs along x.
-        y_words: what runs along y, with its unit.
-        x: [point], ascending.
-        lines: name in words -> [point].
-        log_x: whether x is drawn on a logarithmic axis.
-        note: one sentence on how to read it.
-    """
-
-    words: str
-    x_words: str
-    y_words: str
-    x: Array
-    lines: Mapping[str, Array]
-    log_x: bool = False
-    note: str = ""
+# The controls of a concept's accuracy, by their key: the head of a column.
+CONCEPT_CONTROLS = {
+    "chance": "random concepts",
+    "chance_high": "random, at most",
+    "p_value": "p",
+    "accuracy_start": "at the start",
+    "accuracy_network": "network",
+    "accuracy_inputs": "inputs",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +45,8 @@ class Alignment:
         weighted: both means weighted by the kernel's size.
         chance: scatter of the gap if the column is shuffled over the landmarks.
         difference_stderr: standard error of gap minus kernel_only.
-        by_network: ranked by the network's own embeddings.
-        by_inputs: ranked by the network's inputs.
+        network_gap: ranked by the network's own embeddings.
+        input_gap: ranked by the network's inputs.
         repelling: the gap of the landmarks that repel most.
         names: what is aligned; empty: ``columns``. The last one may be the label.
         notes: name -> why its gap is not defined.
@@ -91,8 +58,8 @@ class Alignment:
     weighted: Array | None = None
     chance: Array | None = None
     difference_stderr: Array | None = None
-    by_network: Array | None = None
-    by_inputs: Array | None = None
+    network_gap: Array | None = None
+    input_gap: Array | None = None
     repelling: Array | None = None
     names: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -124,7 +91,7 @@ class Groups:
 
     @classmethod
     def from_attributes(cls, table: Mapping[str, Any]) -> Groups:
-        """A table as a store keeps it; one that is not defined keeps its note alone."""
+        """A table as a store keeps it; one that is not defined has its note alone."""
         if "share" not in table:
             return cls(note=table["note"])
         shares = ("share", "stderr", "kernel_only", "chance")
@@ -143,9 +110,9 @@ class Concepts:
     Args:
         names: of the concepts.
         accuracy: held-out accuracy of the concept vector, [concept].
-        score: how far the step carries a sample towards the concept, [audited, concept].
+        score: displacement of a sample by the step along the concept, [audited, concept].
         trusted: whether it is recognised better than by chance, [concept]; None: all are.
-        controls: name in words -> [concept]; NaN: not measured.
+        controls: key of ``CONCEPT_CONTROLS`` -> [concept]; NaN: not measured.
         landmark_score: [concept, landmark]; None: not shown.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -53,11 +52,6 @@ class Report:
     html: str
     json: dict[str, Any]
 
-    @property
-    def json_text(self) -> str:
-        """The figures as the text of ``report.json``."""
-        return json.dumps(self.json, indent=1, allow_nan=False) + "\n"
-
 
 def build_report(audit: AuditData) -> Report:
     """Draw the report; the same audit gives the same bytes.
@@ -66,6 +60,7 @@ def build_report(audit: AuditData) -> Report:
         DataError: parts of the audit do not fit together.
     """
     check_audit(audit)
+    # Figures and page come from the same panels, so neither shows what the other lacks
     panels = [panel(audit) for panel in PANELS]
     figures = {panel.key: to_plain(dict(panel.figures)) for panel in panels}
     return Report(_page(audit, panels), {"report_format": REPORT_FORMAT, **figures})
@@ -75,6 +70,7 @@ def _page(audit: AuditData, panels: list[Panel]) -> str:
     style = files("krepes_ooc.rendering").joinpath("report.css").read_text(encoding="utf-8")
     title = f"{audit.subject.recipe} {DASH} krepes audit"
     links = [element("li", element("a", panel.title, href=f"#{panel.key}")) for panel in panels]
+    # The hash lets this one script run and no other
     policy = POLICY.format(script=script_policy())
     head = element(
         "head",

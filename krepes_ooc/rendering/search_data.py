@@ -19,53 +19,59 @@ from krepes_ooc.rendering.drawing.sample_view import SampleView
 from krepes_ooc.rendering.drawing.thumbnails import data_uri
 from krepes_ooc.rendering.explanation import Explained
 
+# Pictures of all samples together; the page must open at once
 PICTURE_BYTES = 2_500_000
+# Sides that are tried, largest first
 SIDES = (96, 64, 48, 32, 24, 16)
 MAX_TEXT = 400
 
 
-def search_index(audit: AuditData, everyone: Sequence[Explained]) -> dict[str, Any]:
+def search_index(audit: AuditData, explained: Sequence[Explained]) -> dict[str, Any]:
     """The samples and the landmarks that any of them shows, as JSON values.
 
-    A link is [place in ``landmarks``, score, signed, kernel]; ``links`` are ranked, ``push`` are
-    those that only push and have no score (null: not measured).
+    A link is [place in ``landmarks``, score, contribution, kernel]; ``links`` are ranked, ``push``
+    are the most repelling ones outside the ranking, without a score (null: not measured).
     """
     assert audit.landmarks is not None
     assert audit.audited is not None
-    used = _used(everyone)
+    # Links point into the landmarks that any sample shows, not into all of them
+    used = _used(explained)
     place = {row: i for i, row in enumerate(used)}
     return {
         "classes": list(audit.classes),
         "columns": [
             {"name": c.name, "kind": c.kind, "categories": list(c.categories), "span": span}
-            for c, span in zip(audit.columns, _spans(everyone), strict=False)
+            for c, span in zip(audit.columns, _spans(explained), strict=False)
         ],
         "landmarks": _samples(audit, audit.landmarks, used),
         "samples": [
             {
-                **person,
+                **record,
                 "links": [_link(link, place) for link in one.links],
                 "push": None
                 if one.repelling_only is None
                 else [_link(link, place) for link in one.repelling_only],
             }
-            for person, one in zip(
-                _samples(audit, audit.audited, [one.row for one in everyone]), everyone, strict=True
+            for record, one in zip(
+                _samples(audit, audit.audited, [one.row for one in explained]),
+                explained,
+                strict=True,
             )
         ],
     }
 
 
 def embed_search_index(
-    deck: dict[str, Any], audit: AuditData, everyone: Sequence[Explained]
+    index: dict[str, Any], audit: AuditData, explained: Sequence[Explained]
 ) -> Markup:
-    """The deck as a data block of the page, with pictures as far as their bytes allow."""
-    rows = [one.row for one in everyone]
-    used = _used(everyone)
+    """The index as a data block of the page, with pictures as far as their bytes allow."""
+    rows = [one.row for one in explained]
+    used = _used(explained)
     assert audit.landmarks is not None
     assert audit.audited is not None
     pictures = _pictures(audit.audited, rows, audit.landmarks, used)
-    shown = {**deck, "pictures": pictures} if pictures else deck
+    shown = {**index, "pictures": pictures} if pictures else index
+    # Compact, and without NaN, which no browser parses
     text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
     # Nothing inside may end the element that holds it.
     return element(
@@ -79,36 +85,37 @@ def script() -> str:
 
 
 def script_policy() -> str:
-    """What the page's policy allows to run: this script by its sha256."""
+    """Script source of the page's policy: this script by its sha256."""
+    # As a browser computes it: base64 of the sha256 of the text
     digest = hashlib.sha256(script().encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
-def _used(everyone: Sequence[Explained]) -> list[int]:
-    return sorted({link.row for one in everyone for link in one.displayed})
+def _used(explained: Sequence[Explained]) -> list[int]:
+    return sorted({link.row for one in explained for link in one.displayed})
 
 
-def _spans(everyone: Sequence[Explained]) -> list[float]:
-    return [float(span) for span in everyone[0].spans] if everyone else []
+def _spans(explained: Sequence[Explained]) -> list[float]:
+    return [float(span) for span in explained[0].spans] if explained else []
 
 
 def _samples(
     audit: AuditData, samples: Audited | Landmarks, rows: Sequence[int]
 ) -> list[dict[str, Any]]:
-    portraits = SampleView(samples, audit)
-    found = []
+    view = SampleView(samples, audit)
+    records = []
     for row in rows:
-        person: dict[str, Any] = {
+        record: dict[str, Any] = {
             "id": int(samples.sample_id[row]),
-            "name": portraits.name(row)[:MAX_TEXT],
-            "label": portraits.code(row),
+            "name": view.name(row)[:MAX_TEXT],
+            "label": view.code(row),
         }
         if samples.text is not None:
-            person["text"] = str(samples.text[row])[:MAX_TEXT]
+            record["text"] = str(samples.text[row])[:MAX_TEXT]
         if samples.values is not None:
-            person["values"] = [_short(value) for value in samples.values[row].tolist()]
-        found.append(person)
-    return found
+            record["values"] = [_short(value) for value in samples.values[row].tolist()]
+        records.append(record)
+    return records
 
 
 def _link(link: Any, place: dict[int, int]) -> list[Any]:
@@ -130,6 +137,7 @@ def _pictures(
     for side in SIDES:
         # A sixteenth of the pictures tells what all would take.
         trial = [audited.image[row] for row in rows[:: max(1, len(rows) // 16)]]
+        # Mean size of a picture, taken for all
         each = sum(len(data_uri(image, side)) for image in trial) / len(trial)
         if each * (len(rows) + len(used)) <= PICTURE_BYTES:
             return {

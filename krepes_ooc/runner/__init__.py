@@ -1,7 +1,6 @@
-"""Run a recipe, plan it, and read what it left.
+"""Runs, plans and states of recipes; explanations and the Python interface of workspaces.
 
-In come a recipe and options; out go runs, plans, states of stages, explanations and workspaces.
-Only ``cli`` and users of the Python API import it.
+Input: a recipe and options. Only ``cli`` and users of the Python interface import it.
 """
 
 from krepes_ooc.runner.audit import Audit, Options, default_workspace

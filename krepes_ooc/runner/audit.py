@@ -1,4 +1,4 @@
-"""One recipe in one workspace, and how it is run."""
+"""One recipe in one workspace, the options of a run, and the recipe that a workspace records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, overload
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.engine.cluster.connect import ClusterSpec
@@ -24,7 +25,7 @@ from krepes_ooc.storage.workspace import Workspace
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a recipe is run; nothing here is in any digest.
+    """Options of a run; none of them is in a digest.
 
     Args:
         memory: anonymous memory of the run in bytes; default three quarters of what is free.
@@ -37,7 +38,7 @@ class Options:
         mixed_numerics: resume a stage that another backend or processor began.
         cluster: workers beyond this process.
         shard: number of the part that is computed, from 1, and of how many; with ``only``.
-        device: where blocks are computed: cpu, cuda, auto, or a device of one's own.
+        device: where blocks are computed: cpu, cuda, auto, or a device object.
     """
 
     memory: int | None = None
@@ -68,14 +69,19 @@ class Audit:
     @cached_property
     def inputs(self) -> AuditInputs:
         """Source, network and views, opened on first use."""
-        recipe, private = self.recipe, self.workspace.private
+        recipe = self.recipe
         return AuditInputs(
-            recipe.source, recipe.network, recipe.views, recipe.seed, recipe.base, private
+            recipe.source,
+            recipe.network,
+            recipe.views,
+            recipe.seed,
+            recipe.base,
+            self.workspace.private,
         )
 
     @cached_property
     def staleness(self) -> StalenessChecker:
-        """The tickets of the recipe."""
+        """Fingerprints and states of the recipe's stages."""
         return StalenessChecker(self.workspace, self.inputs, self.recipe.settings)
 
     def states(self) -> dict[str, StageState]:
@@ -83,7 +89,7 @@ class Audit:
         return {state.stage.name: state for state in self.staleness.states(self.recipe.stages)}
 
     def sizes(self, *, anew: bool = False) -> AuditSizes:
-        """Sizes of the audit, as its features were begun or measured anew.
+        """Sizes of the audit, as its features were started with or measured anew.
 
         Raises:
             UsageError: the recipe asks for sizes that cannot be.
@@ -92,14 +98,16 @@ class Audit:
             return measure_sizes(self.inputs, self.recipe.settings)
         return audit_sizes(self.workspace, self.inputs, self.recipe.settings)
 
-    def costs(self, states: Sequence[StageState], shape: AuditSizes) -> dict[str, Cost]:
-        """What every stage is expected to cost by its name, run in this order in one process."""
+    def costs(self, states: Sequence[StageState], sizes: AuditSizes) -> dict[str, Cost]:
+        """Expected cost of every stage by its name, run in this order in one process."""
         costs: dict[str, Cost] = {}
+        # Source, network and libraries of earlier stages stay in memory: they count for later ones.
         before: list[Stage] = []
         for state in states:
             stage = state.stage
             settings = self.recipe.settings[stage.name]
-            costs[stage.name] = stage_cost(stage, shape, settings, self.inputs, before)
+            costs[stage.name] = stage_cost(stage, sizes, settings, self.inputs, before)
+            # A sealed stage does not run, and loads nothing.
             if state.kind != "sealed":
                 before.append(stage)
         return costs
@@ -110,75 +118,95 @@ def default_workspace(recipe: Recipe) -> Path:
     return Path("krepes-workspace") / recipe.name
 
 
-def remember_recipe(workspace: Workspace, recipe: Recipe) -> None:
-    """Keep the text of the recipe, so that the workspace can be looked at without it."""
+def record_recipe(workspace: Workspace, recipe: Recipe) -> None:
+    """Write the text of the recipe into the workspace, which can then be read without it."""
     record = checksummed_json({"text": recipe.text, "base": str(recipe.base.resolve())})
-    path = _remembered(workspace)
-    with contextlib.suppress(OSError):  # what cannot be read is written anew
+    path = _recipe_path(workspace)
+    with contextlib.suppress(OSError):  # a text that cannot be read is written anew
         if path.read_bytes() == record:
             return
     write_atomic(path, record, workspace.private / "temp", sync=True)
 
 
-def remembered_recipe(workspace: Workspace, overrides: tuple[str, ...] = ()) -> Recipe | None:
-    """The recipe that was last run here, overrides included, or None.
+@overload
+def recorded_recipe(
+    workspace: Workspace, overrides: tuple[str, ...] = (), *, require: None = None
+) -> Recipe | None: ...
+
+
+@overload
+def recorded_recipe(
+    workspace: Workspace,
+    overrides: tuple[str, ...] = (),
+    *,
+    require: Literal["trust"],
+    named: Recipe | str | None = None,
+) -> Recipe: ...
+
+
+def recorded_recipe(
+    workspace: Workspace,
+    overrides: tuple[str, ...] = (),
+    *,
+    require: Literal["trust"] | None = None,
+    named: Recipe | str | None = None,
+) -> Recipe | None:
+    """The recipe that was last run in a workspace, overrides included.
+
+    Args:
+        workspace: of the audit.
+        overrides: as ``--set``.
+        require: ``trust``: there must be one, and the user vouches for the code that it names,
+            since somebody may have sent the workspace.
+        named: recipe that the user named, itself, its name or its file; its code may run.
+
+    Returns:
+        The recipe, or None if there is none and none is required.
 
     Raises:
+        WorkspaceError: none is recorded.
+        UsageError: it names code that ``named`` does not.
         RecipeError: this version of krepes does not know one of its keys.
     """
-    with contextlib.suppress(DamageError):
-        if known := read_checksummed_file(_remembered(workspace)):
-            where = f"recipe of {workspace.root}"
-            return Recipe.parse(str(known["text"]), Path(str(known["base"])), where, overrides)
-    return None
-
-
-def recorded_recipe(root: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """The recipe that was last run in a workspace.
-
-    Raises:
-        WorkspaceError: none is recorded there.
-        RecipeError: this version of krepes does not know one of its keys.
-    """
-    recipe = remembered_recipe(Workspace(root), overrides)
+    recipe = _read_recorded(workspace, overrides)
+    if require is None:
+        return recipe
     if recipe is None:
         raise WorkspaceError(
             "the recipe is not recorded",
-            where=str(root),
+            where=str(workspace.root),
             expected="a workspace that krepes run has made",
         )
+    _refuse_unnamed_code(workspace, recipe, named)
     return recipe
 
 
-def _remembered(workspace: Workspace) -> Path:
-    return workspace.private / "recipe-text.json"
+def _read_recorded(workspace: Workspace, overrides: tuple[str, ...]) -> Recipe | None:
+    # A damaged text is none; ``verify`` and ``--repair`` name it.
+    with contextlib.suppress(DamageError):
+        if record := read_checksummed_file(_recipe_path(workspace)):
+            where = f"recipe of {workspace.root}"
+            return Recipe.parse(str(record["text"]), Path(str(record["base"])), where, overrides)
+    return None
 
 
-def trusted_recipe(
-    root: Path | str, overrides: tuple[str, ...] = (), named: Recipe | str | None = None
-) -> Recipe:
-    """The recipe that was last run in a workspace, if the user vouches for the code that it names.
-
-    Somebody may have sent the workspace: code runs only if a recipe that the user named names it.
-
-    Args:
-        root: the workspace.
-        overrides: as ``--set``.
-        named: recipe that the user named: itself, its name or its file.
+def _refuse_unnamed_code(workspace: Workspace, recipe: Recipe, named: Recipe | str | None) -> None:
+    """Raise if a recorded recipe names code that the recipe named by the user does not.
 
     Raises:
-        UsageError: it names other code.
-        WorkspaceError: none is recorded there.
-        RecipeError: this version of krepes does not know one of its keys.
+        UsageError: naming the code.
     """
-    recipe = recorded_recipe(root, overrides)
-    known = Recipe.load(named) if isinstance(named, str) else named
-    strange = recipe.code - (known.code if known is not None else frozenset())
-    if strange:
+    # Code is compared by name and folder: the user has run or read what the named recipe names.
+    trusted = Recipe.load(named) if isinstance(named, str) else named
+    unknown = recipe.code - (trusted.code if trusted is not None else frozenset())
+    if unknown:
         raise UsageError(
-            f"the recipe that is recorded there names code, {min(strange)}",
-            where=str(root),
+            f"the recipe that is recorded there names code, {min(unknown)}",
+            where=str(workspace.root),
             expected="code that you vouch for",
             advice="if you trust it, name the recipe beside --workspace",
         )
-    return recipe
+
+
+def _recipe_path(workspace: Workspace) -> Path:
+    return workspace.private / "recipe-text.json"

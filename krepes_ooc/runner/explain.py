@@ -15,26 +15,30 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc import rendering
-from krepes_ooc.core.settings import read_settings
-from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
-from krepes_ooc.runner.audit import Audit, trusted_recipe
+from krepes_ooc.core.settings import read_recorded_settings
+from krepes_ooc.errors import UsageError, WorkspaceError
+from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.sources.display import picture
-from krepes_ooc.stages.base.inputs import check_finite
+from krepes_ooc.sources.base import check_finite
+from krepes_ooc.sources.display import full_scale, picture
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscale_rows
 from krepes_ooc.stages.features.inner_products import self_kernel
-from krepes_ooc.stages.influence import scores
-from krepes_ooc.stages.influence.stage import REPELLING_KEPT, ranking_score
+from krepes_ooc.stages.influence.ranking import InfluenceScorer, ranking_score
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, read_landmark_kernel
-from krepes_ooc.stages.report.stage import column_text, display_columns
+from krepes_ooc.stages.report.collect import column_text, display_columns
+from krepes_ooc.storage.contracts import load_contract
+from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.store_reader import StoreReader
-from krepes_ooc.storage.verify import metadata_damage
+from krepes_ooc.storage.verify import check_sealed
 from krepes_ooc.storage.workspace import Workspace
 
 NEEDED = ("landmarks", "spectrum", "newton", "influence")
 NEW = -1
 SUB_ROWS = 256
 MOST_SAMPLES = 100
+# Arrays of the store influence: with a column for every rank, and with other columns.
+RANKED = ("top_landmark", "score", "contribution")
+UNRANKED = ("kernel", "repelling_landmark", "repelling")
 Float = npt.NDArray[np.float64]
 
 
@@ -86,10 +90,12 @@ def explain_sample(
         SourceError: the source is needed and cannot be opened.
     """
     explainer = _Explainer(Workspace(workspace), recipe)
+    # An audited sample has its influence in the small stores.
     audited = explainer.reader("audited")
-    here = np.flatnonzero(audited.array("sample_id") == sample)
-    if here.size:
-        return explainer.stored(int(here[0]), top)
+    rows = np.flatnonzero(audited.array("sample_id") == sample)
+    if rows.size:
+        return explainer.stored(int(rows[0]), top)
+    # Any other one is read from the source and goes through the network.
     source = explainer.audit.inputs.source
     if not 0 <= sample < source.n_samples:
         raise UsageError(
@@ -97,9 +103,9 @@ def explain_sample(
             where=str(workspace),
             expected=f"0 to {source.n_samples - 1}",
         )
-    at = np.array([sample], dtype=np.int64)
-    people = {"sample_id": at, "label": source.labels(at)}
-    return explainer.through_network(source.read(at), source.names(at), people, top)[0]
+    ids = np.array([sample], dtype=np.int64)
+    identity = {"sample_id": ids, "label": source.labels(ids)}
+    return explainer.through_network(source.read(ids), source.names(ids), identity, top)[0]
 
 
 def explain_input(
@@ -121,49 +127,60 @@ def explain_input(
 
     explainer = _Explainer(Workspace(workspace), recipe)
     inputs = explainer.audit.inputs
-    given = read_new_samples(inputs.source, inputs.source_spec, Path(path))
-    if len(given.raw) > MOST_SAMPLES:
+    # New samples are encoded as the source encodes its own.
+    new = read_new_samples(inputs.source, inputs.source_spec, Path(path))
+    if len(new.raw) > MOST_SAMPLES:
         raise UsageError(
-            f"{len(given.raw)} samples", where=str(path), expected=f"at most {MOST_SAMPLES}"
+            f"{len(new.raw)} samples", where=str(path), expected=f"at most {MOST_SAMPLES}"
         )
-    people = {"sample_id": np.full(len(given.raw), NEW), "label": given.labels}
-    return explainer.through_network(given.raw, given.names, people, top)
+    identity = {"sample_id": np.full(len(new.raw), NEW), "label": new.labels}
+    return explainer.through_network(new.raw, new.names, identity, top)
 
 
 @dataclass(frozen=True)
 class _Explainer:
-    """What explaining needs of one workspace, opened on first use.
+    """Stores, recipe and network of one workspace, opened and checked on first use.
 
     Args:
         workspace: of the audit.
-        recipe: whose code may run, beside that of krepes.
+        recipe: whose code may run, beside the code of krepes.
     """
 
     workspace: Workspace
     recipe: Recipe | str | None = None
-    _sound: set[str] = field(default_factory=set)
+    _checked: set[str] = field(default_factory=set)
 
     def reader(self, store: str) -> StoreReader:
         """The reader of a sealed store.
 
         Raises:
-            WorkspaceError: it is not sealed.
+            WorkspaceError: it is not sealed, or another version of krepes gave it other arrays.
             DamageError: its documents are not those that were sealed.
         """
         record = self.workspace.record(store, store)
-        if store in self._sound:
+        if store in self._checked:
             return self.workspace.reader(store)
-        if (seal := record.seal()) is None:
-            raise WorkspaceError(
-                f"stage {store} is not sealed",
-                where=str(self.workspace.root),
-                expected="an audit that has influence",
-                advice="krepes run with the same recipe computes what is missing",
-            )
-        if harmed := metadata_damage(record, seal):
-            raise DamageError(harmed, expected="what was written", advice="`krepes run --repair`")
-        self._sound.add(store)
+        unsealed = WorkspaceError(
+            f"stage {store} is not sealed",
+            where=str(self.workspace.root),
+            expected="an audit that has influence",
+            advice="krepes run with the same recipe computes what is missing",
+        )
+        check_sealed(record, unsealed)
+        self._refuse_other_contract(record)
+        self._checked.add(store)
         return self.workspace.reader(store)
+
+    def _refuse_other_contract(self, record: StageRecord) -> None:
+        was = dict((record.begun() or {}).get("versions", {})).get("contract")
+        now = load_contract(record.name).version
+        if was != now:
+            raise WorkspaceError(
+                f"contract version of store {record.name} was {was}, is {now}",
+                where=str(self.workspace.root),
+                expected="stores that this version of krepes can read",
+                advice="krepes run --restart-stale with the same recipe computes them again",
+            )
 
     @cached_property
     def audit(self) -> Audit:
@@ -173,7 +190,8 @@ class _Explainer:
             UsageError: it names code that the user has not named.
             WorkspaceError: the recipe is unknown, or source, network or settings have changed.
         """
-        trusted = trusted_recipe(self.workspace.root, named=self.recipe)
+        # The network and the encoding must be those that made the stores.
+        trusted = recorded_recipe(self.workspace, require="trust", named=self.recipe)
         audit = Audit(trusted, self.workspace)
         for name, state in audit.states().items():
             if name in NEEDED and state.kind != "sealed":
@@ -187,88 +205,86 @@ class _Explainer:
         return audit
 
     def stored(self, row: int, top: int | None) -> rendering.Explained:
-        """One row of the store audited."""
-        store, rows = self.reader("influence"), slice(row, row + 1)
-        names = ["top_landmark", "score", "contribution", "kernel"]
-        # Stores of the first development versions do not say what pushes.
-        names += ["repelling_landmark", "repelling"] if store.has("repelling") else []
-        arrays = {name: store.array(name)[rows] for name in names}
-        if top is not None:
-            kept = arrays["top_landmark"].shape[1]
-            if top > kept:
-                raise UsageError(
-                    f"{top} landmarks",
-                    where="--top",
-                    expected=f"at most {kept}, as many as the audit keeps",
-                    advice="raise stages.influence.top",
-                )
-            arrays |= {n: arrays[n][:, :top] for n in ("top_landmark", "score", "contribution")}
+        """The explanation of one row of the store audited."""
+        store = self.reader("influence")
+        rows = slice(row, row + 1)
+        arrays = {name: store.array(name)[rows] for name in (*RANKED, *UNRANKED)}
+        stored_top = arrays["top_landmark"].shape[1]
+        if top is not None and top > stored_top:
+            raise UsageError(
+                f"{top} landmarks",
+                where="--top",
+                expected=f"at most {stored_top}, as many as the audit keeps",
+                advice="raise stages.influence.top",
+            )
+        # Ranks come in descending order of score: the first ones are the top of a shorter list.
+        arrays |= {name: arrays[name][:, :top] for name in RANKED}
         return self._explained(display_columns(self.reader("audited"), rows), arrays)[0]
 
     def through_network(
         self,
         raw: npt.NDArray[Any],
         names: list[str],
-        people: dict[str, npt.NDArray[Any]],
+        identity: dict[str, npt.NDArray[Any]],
         top: int | None,
     ) -> list[rendering.Explained]:
-        """Raw samples [sample, ...] of the source's kind, none of them stored."""
-        known: dict[str, Any] = {**people, "sample_name": np.array(names, dtype=object)}
+        """Explanations of samples that are not stored.
+
+        Args:
+            raw: raw samples [sample, ...] of the source's kind.
+            names: their names.
+            identity: ``sample_id`` and ``label`` [sample].
+            top: landmarks to rank; None: as many as the audit keeps.
+        """
+        # What people see of the samples, then their influence.
+        columns: dict[str, Any] = {**identity, "sample_name": np.array(names, dtype=object)}
         if self.audit.inputs.source.kind == "table":
-            known["values"] = np.asarray(raw, dtype=np.float64)
+            columns["values"] = np.asarray(raw, dtype=np.float64)
         elif self.audit.inputs.source.kind == "image":
-            known["image"] = picture(raw)
-        kernel = self._kernel(raw, people["sample_id"]).astype(np.float64)
-        kept = self.reader("influence").info("top_landmark").shape[1] if top is None else top
-        return self._explained(known, self._ranked(kernel, kept))
+            columns["image"] = picture(raw, full_scale(self.audit.inputs.source))
+        kernel = self._kernel(raw, identity["sample_id"]).astype(np.float64)
+        if top is None:
+            top = self.reader("influence").info("top_landmark").shape[1]
+        return self._explained(columns, self._ranked(kernel, top))
 
     def _kernel(self, raw: npt.NDArray[Any], ids: npt.NDArray[np.int64]) -> Float:
         """Kernel rows [sample, landmark], as the kernel stage would store them."""
         from krepes_ooc.jacobian.float16_rows import store_rows
 
-        inputs, landmarks = self.audit.inputs, self.reader("landmarks")
+        inputs = self.audit.inputs
         encoded = inputs.source.encode(raw)
         check_finite(encoded, ids, "network input")
-        begun = self.workspace.record("features", "features").begun() or {}
-        settings = read_settings(FeaturesSettings, begun.get("settings"), "features")
-        inputs.check_network_outputs(str(begun["digest"]))
-        # Landmarks of the first development versions carry no probes of their own.
-        holder = landmarks if "probes" in landmarks.attributes else self.reader("features")
-        shared = inputs.open_features(settings, holder.attributes["probes"])
-        features, _ = shared.rows(encoded)
+        # The same feature map as the stored rows: settings, network and probes of the features.
+        fingerprint = self.workspace.record("features", "features").begun() or {}
+        settings = read_recorded_settings(FeaturesSettings, fingerprint.get("settings"), "features")
+        inputs.check_network_outputs(str(fingerprint["digest"]))
+        probes = self.reader("landmarks").attributes["probes"]
+        features, _ = inputs.open_features(settings, probes).rows(encoded)
         check_finite(features, ids, "feature row")
-        own_map = self._landmark_kernel()
-        stored = store_rows(features, own_map.layout)
-        own = np.asarray(self_kernel(unscale_rows(stored, own_map.layout), own_map.layout))
-        return np.asarray(own_map.rows(stored, own))
+        # The same rounding as well: k(x, x) is that of the float16 row.
+        landmark_kernel = self._landmark_kernel()
+        layout = landmark_kernel.layout
+        stored = store_rows(features, layout)
+        diagonal = np.asarray(self_kernel(unscale_rows(stored, layout), layout))
+        return np.asarray(landmark_kernel.rows(stored, diagonal))
 
     def _landmark_kernel(self) -> LandmarkKernel:
-        facts = self.reader("influence").attributes
-        scale = float(facts["scale"])
-        return read_landmark_kernel(self.reader("landmarks"), facts["normalise"], scale, SUB_ROWS)
+        attributes = self.reader("influence").attributes
+        normalise = attributes["normalise"]
+        scale = float(attributes["scale"])
+        return read_landmark_kernel(self.reader("landmarks"), normalise, scale, SUB_ROWS)
 
     def _ranked(self, kernel: Float, top: int) -> dict[str, npt.NDArray[Any]]:
         newton, store = self.reader("newton"), self.reader("influence")
         step, measure = newton.array("step"), str(store.attributes["measure"])
+        second = self._second() if measure == "unique" else None
+        score = ranking_score(measure, step, store.array("landmark_displacement"), second)
         offset = self.reader("spectrum").array("offset")
-        f = scores.embedding(kernel, newton.array("coefficients"), offset)
-        if measure == "aligned":
-            moved = store.array("landmark_displacement")
-            score = np.where(kernel > 0, scores.aligned_with(kernel, step, moved), 0.0)
-        else:
-            second = self._second() if measure == "unique" else np.empty((0, 0))
-            score = ranking_score(measure, step, np.empty((0, 0)), second)(kernel)
-        landmark, value = scores.top_k(score, min(top, len(step)))
-        pulls = scores.contribution(kernel, step, f)
-        pushing, pushed = scores.repelling(pulls, REPELLING_KEPT)
-        return {
-            "top_landmark": landmark,
-            "score": value,
-            "contribution": np.take_along_axis(pulls, landmark, axis=1),
-            "kernel": kernel,
-            "repelling_landmark": pushing,
-            "repelling": pushed,
-        }
+        coefficients = newton.array("coefficients")
+        scorer = InfluenceScorer(step, coefficients, offset, score, min(top, len(step)))
+        ranked = scorer.rank(kernel)._asdict()
+        del ranked["embedding"]
+        return {**ranked, "kernel": kernel}
 
     def _second(self) -> Float:
         """Un-centred second moment, mean over views [landmark, landmark_]."""
@@ -278,19 +294,21 @@ class _Explainer:
         return np.asarray(sum(parts) / len(parts))
 
     def _explained(
-        self, known: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]
+        self, columns: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]
     ) -> list[rendering.Explained]:
-        landmarks, facts = self.reader("landmarks"), self.reader("influence").attributes
+        """Explanations of samples, from their columns and their influence arrays."""
+        landmarks = self.reader("landmarks")
+        influence = self.reader("influence").attributes
         newton = self.reader("newton").attributes
         audit = rendering.AuditData(
             subject=rendering.Subject(self.workspace.recipe() or "", "", "", newton["objective"]),
             landmarks=rendering.Landmarks(**display_columns(landmarks, slice(None))),
-            audited=rendering.Audited(**known),
-            influence=rendering.Influence(measure=str(facts["measure"]), **arrays),
+            audited=rendering.Audited(**columns),
+            influence=rendering.Influence(measure=str(influence["measure"]), **arrays),
             classes=tuple(landmarks.info("label").attributes["categories"]),
             columns=tuple(column_text(column) for column in landmarks.attributes["columns"]),
         )
-        if not facts["trusted"]:
+        if not influence["trusted"]:
             warning = f"The step is not trusted: {newton['reason']}."
             audit = replace(audit, warnings=(warning,))
-        return rendering.explain_rows(audit, range(len(known["sample_id"])))
+        return rendering.explain_rows(audit, range(len(columns["sample_id"])))

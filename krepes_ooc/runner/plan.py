@@ -1,4 +1,4 @@
-"""What a run would cost, before it starts."""
+"""Plan of a run: expected cost of every stage, before anything is computed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.sizing import feature_map
 from krepes_ooc.runner.staleness import StageState
+from krepes_ooc.sources.source_summary import describe_source
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.features.row_cost_record import describe_rows, load_row_description
 from krepes_ooc.storage.workspace import Workspace
@@ -31,42 +32,47 @@ def make_plan(
     *,
     timed: bool = False,
 ) -> dict[str, Any]:
-    """What every stage would cost, as plain values; opens source and network, computes nothing.
+    """Expected cost of every stage, as plain values; opens source and network, computes nothing.
 
     Args:
         recipe: what would be run.
         workspace: where, by default ``krepes-workspace/<recipe>``; need not exist, and stays so.
         options: memory and workers.
-        timed: measure this machine for two seconds and foretell the time of every stage.
+        timed: measure this machine for two seconds and estimate the time of every stage.
 
     Raises:
-        UsageError: the recipe asks for what cannot be.
+        UsageError: a setting is not allowed for this source and network.
         WorkspaceError: the workspace is of another recipe or format.
     """
     options = options or Options()
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     preflight.refuse_no_folder(root)
-    with _trial_folder(root) as there:
-        audit = Audit(recipe, Workspace(there))
+    with _trial_folder(root) as folder:
+        audit = Audit(recipe, Workspace(folder))
         preflight.refuse_other_recipe(audit.workspace, recipe.name)
         states = audit.states()
+        # Memory, then sizes: those of the features that exist, else of those that would be made.
         budget = default_budget(options.memory, options.workers)
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
-        shape = audit.sizes(anew=states["features"].kind in ("missing", "stale"))
-        costs = audit.costs(list(states.values()), shape)
-        rates = calibrate(there) if timed else None
-        account = _row_description(audit, states["features"]) if timed else {}
+        sizes = audit.sizes(anew=states["features"].kind in ("missing", "stale"))
+        costs = audit.costs(list(states.values()), sizes)
+        # Time needs the rates of this machine and the cost of a feature row.
+        rates = calibrate(folder) if timed else None
+        source = describe_source(audit.inputs.source)
+        description = _row_description(audit, states["features"]) if timed else {}
         rows = [
             _row(audit, state, costs[name], budget, base)
             | {"seconds": _seconds(costs[name], budget, rates)}
             for name, state in states.items()
         ]
+    # Partial results are removed with every seal: only the largest counts.
     scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
-    sizes = {key: value for key, value in shape.to_attributes().items() if key != "plan"}
+    facts = {key: value for key, value in sizes.to_attributes().items() if key != "plan"}
     return {
         "stages": rows,
-        "rows": account,
-        "shape": {**sizes, **shape.plan.to_attributes()},
+        "source": source,
+        "rows": description,
+        "shape": {**facts, **sizes.plan.to_attributes()},
         "disk": {
             "needed": sum(row["remaining_bytes"] for row in rows) + scratch,
             "parked": _size(root / ".krepes" / "parked"),
@@ -86,6 +92,7 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
     Raises:
         PlanRefused: a stage that is left does not fit the memory, or all of them the disk.
     """
+    # The first stage that has not even one worker.
     for row in planned["stages"]:
         if row["state"] != "sealed" and not row["workers"]:
             budget = Budget(planned["memory"]["budget"], 1)
@@ -96,16 +103,20 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
 
 
 def _row_description(audit: Audit, features: StageState) -> dict[str, str]:
-    """What the rows are made of and what all of them cost, in words.
+    """Form and cost of the feature rows, in words.
 
-    As the features were begun; else as they would be, measured on calibration samples.
+    As the features were started with; else as they would be, measured on calibration samples.
     """
-    known = load_row_description(audit.workspace) if features.kind in ("sealed", "begun") else None
+    known = None
+    if features.kind in ("sealed", "started"):
+        known = load_row_description(audit.workspace)
     if known is not None and known[1] is not None:
-        words, cost = known[0], known[1]
+        words = known[0]
+        cost = known[1]
     else:
         settings = audit.recipe.settings["features"]
-        words, cost = describe_rows(audit.inputs, feature_map(audit.inputs, settings), settings)
+        shared = feature_map(audit.inputs, settings)
+        words, cost = describe_rows(shared, settings, audit.inputs.calibration())
     inputs = audit.inputs
     n_rows = inputs.source.n_samples * inputs.view_spec.count
     total = f"; all {n_rows:,} rows: {cost.row * n_rows:,.0f} s of processor time"
@@ -113,7 +124,7 @@ def _row_description(audit: Audit, features: StageState) -> dict[str, str]:
 
 
 def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int) -> dict[str, Any]:
-    fitting = budget.fitting(cost.need, base)
+    fitting = budget.workers_that_fit(cost.need, base)
     return {
         "stage": state.stage.name,
         "state": state.kind,
@@ -131,7 +142,10 @@ def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int)
 
 
 def _seconds(cost: Cost, budget: Budget, rates: Rates | None) -> float | None:
-    """Wall time at the measured rates; one unit keeps one worker busy."""
+    """Wall time in seconds at the measured rates; one unit keeps one worker busy.
+
+    The larger of processor time over the workers and of bytes over the rate of the disk.
+    """
     if rates is None:
         return None
     busy = max(1, min(budget.workers, cost.units))

@@ -1,4 +1,4 @@
-"""What is refused before the first task of a run, each in one line."""
+"""Refusals before the first task of a run, each in one line."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def chosen_stages(stages: tuple[Stage, ...], options: Options) -> tuple[Stage, .
         UsageError: no such stage in the recipe, or two options that exclude each other.
     """
     names = [stage.name for stage in stages]
+    # Names that the recipe does not have.
     for option, name in (("--until", options.until), ("--only", options.only)):
         if name is not None and name not in names:
             raise UsageError(
@@ -35,6 +36,7 @@ def chosen_stages(stages: tuple[Stage, ...], options: Options) -> tuple[Stage, .
                 where=option,
                 expected="one of " + ", ".join(names),
             )
+    # One stage, or all up to one.
     if options.only is not None and options.until is not None:
         raise UsageError("--only and --until exclude each other", expected="one of them")
     if options.only is not None:
@@ -48,10 +50,10 @@ def refuse_no_folder(root: Path) -> None:
     Raises:
         UsageError: the path, or one on the way to it, is a file.
     """
-    there = next((path for path in (root, *root.parents) if path.exists()), root)
-    if there.exists() and not there.is_dir():
+    nearest = next((path for path in (root, *root.parents) if path.exists()), root)
+    if nearest.exists() and not nearest.is_dir():
         raise UsageError(
-            "is a file" if there == root else f"{there} is a file",
+            "is a file" if nearest == root else f"{nearest} is a file",
             where=str(root),
             expected="a folder, or a place where one can be made",
             advice="choose another --workspace",
@@ -75,7 +77,7 @@ def refuse_other_recipe(workspace: Workspace, name: str) -> None:
 
 
 def refuse_damaged(states: Iterable[StageState]) -> None:
-    """Refuse to build on a stage whose record is not what was written.
+    """Raise if a stage record fails its checksum.
 
     Raises:
         DamageError: naming the stage and the file.
@@ -91,13 +93,14 @@ def refuse_damaged(states: Iterable[StageState]) -> None:
 
 
 def refuse_stale(audit: Audit, states: Iterable[StageState]) -> None:
-    """Refuse to compute again what was made with other inputs, unless told.
+    """Raise if a stage was made with other inputs than the recipe has now.
 
-    A stage that only waits for another is judged when that one is there.
+    A stage that only waits for an unfinished one is compared once that one is sealed.
 
     Raises:
         WorkspaceError: naming the stages, then every change with the stages that read it.
     """
+    # Stages that certainly differ.
     stale = [
         state
         for state in states
@@ -105,6 +108,7 @@ def refuse_stale(audit: Audit, states: Iterable[StageState]) -> None:
     ]
     if not stale:
         return
+    # One mention of every change, with the stages that read it themselves.
     readers: dict[str, list[str]] = {}
     for state in stale:
         for change in state.reasons:
@@ -127,10 +131,10 @@ def refuse_without_upstream(stage: Stage, reads: Sequence[str], states: States) 
     Raises:
         UsageError: naming the stages that are not.
     """
-    open_ = [name for name in reads if name in states and states[name].kind != "sealed"]
-    if open_:
+    unsealed = [name for name in reads if name in states and states[name].kind != "sealed"]
+    if unsealed:
         raise UsageError(
-            f"stage {stage.name} reads {', '.join(f'{n} ({states[n].kind})' for n in open_)}",
+            f"stage {stage.name} reads {', '.join(f'{n} ({states[n].kind})' for n in unsealed)}",
             where="--only",
             expected="sealed stages before it",
             advice=f"run with --until {stage.name}",
@@ -140,7 +144,7 @@ def refuse_without_upstream(stage: Stage, reads: Sequence[str], states: States) 
 def refuse_unfit(
     audit: Audit,
     states: Sequence[StageState],
-    shape: AuditSizes,
+    sizes: AuditSizes,
     budget: Budget,
     base: int,
     device: Device = HOST,
@@ -150,14 +154,17 @@ def refuse_unfit(
     Raises:
         PlanRefused: with the bytes needed and allowed, before anything is computed.
     """
-    needed = scratch = 0
-    costs = audit.costs(states, shape)
+    needed = 0
+    scratch = 0
+    costs = audit.costs(states, sizes)
     for state in states:
         cost = costs[state.stage.name]
+        # Memory of this process and of the device: one worker must fit.
         budget.workers_for(state.stage.name, cost.need, base)
         workers_on(device, state.stage.name, cost.device, 1)
+        # Disk: stores add up; partial results go when their stage is sealed.
         needed += remaining_bytes(audit.staleness.record(state.stage), state, cost)
-        scratch = max(scratch, 0 if state.kind == "begun" else cost.scratch.bytes)
+        scratch = max(scratch, 0 if state.kind == "started" else cost.scratch.bytes)
     needed += scratch
     free = shutil.disk_usage(audit.workspace.root).free
     if needed > free:
@@ -175,33 +182,34 @@ def disk_refusal(root: Path, needed: int, free: int) -> PlanRefused:
 
 
 def remaining_bytes(record: StageRecord, state: StageState, cost: Cost) -> int:
-    """Bytes that a stage still writes: its cost, less the blocks that are on disk."""
+    """Bytes that a stage still writes: its cost less the blocks that are on disk."""
     if state.kind == "sealed":
         return 0
-    if state.kind != "begun":
+    if state.kind != "started":
         return cost.disk.bytes
     written = sum(size for unit in record.done().values() for size, _ in unit.files.values())
     return max(0, cost.disk.bytes - written)
 
 
-def refuse_mixed_numerics(record: StageRecord, options: Options, here: str) -> None:
-    """Refuse to resume a stage that another kind of machine began.
+def refuse_mixed_numerics(record: StageRecord, options: Options, numerics: str) -> None:
+    """Refuse to resume a stage that another kind of machine started.
 
     Args:
         record: of the stage.
         options: may allow it.
-        here: the numerics of this process and its device.
+        numerics: libraries, processor and device of this process.
 
     Raises:
         WorkspaceError: naming both kinds.
     """
-    begun = str((record.begun() or {}).get("numerics", here))
-    others = {begun, *(unit.numerics for unit in record.units()[0].values())} - {here}
+    # A stage may already be mixed: the journal says what computed each unit.
+    started = str((record.begun() or {}).get("numerics", numerics))
+    others = {started, *(unit.numerics for unit in record.units()[0].values())} - {numerics}
     if others and not options.mixed_numerics:
         raise WorkspaceError(
             f"what is on disk was computed with {min(others)!r}",
             where=f"stage {record.name}",
-            expected=f"{here!r}",
+            expected=f"{numerics!r}",
             advice="resume on such a machine and --device, or accept other bits with "
             "--allow-mixed-numerics",
         )

@@ -1,4 +1,4 @@
-"""Recipes: pipelines/*.yaml read into frozen settings."""
+"""Recipes: YAML files, shipped or the user's, read into frozen settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.registry import BY_NAME, STAGES
 from krepes_ooc.views.spec import ViewSpec
 
-OWN_CODE = "krepes_ooc.network.zoo:"
+SHIPPED_CODE = "krepes_ooc.network.zoo:"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -38,7 +38,7 @@ class RecipeFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One audit, declared: what is run, on what, with which settings.
+    """One audit, declared: source, network, views and the settings of every stage.
 
     Args:
         name: also the default workspace.
@@ -64,21 +64,25 @@ class Recipe:
 
     @property
     def code(self) -> frozenset[str]:
-        """Python code that a run loads and that is not krepes' own, files with their folder."""
-        return self.code_of_data | self._others([self.network.factory])
+        """Python code that a run loads and that krepes does not ship, files with their folder."""
+        return self.code_of_data | self._user_code([self.network.factory])
 
     @property
     def code_of_data(self) -> frozenset[str]:
-        """What of it runs when the inputs are only compared: a factory's file is then hashed."""
+        """The part of ``code`` that runs when inputs are only compared.
+
+        A factory's file is then hashed and not run, but its parent package is imported.
+        """
         source = self.source.factory if self.source.kind == "factory" else ""
         place, _, _ = self.network.factory.rpartition(":")
         package = "" if place.endswith(".py") or "." not in place else self.network.factory
-        return self._others([source, self.views.function, package])
+        return self._user_code([source, self.views.function, package])
 
-    def _others(self, names: Iterable[str]) -> frozenset[str]:
-        return frozenset(self._whole(n) for n in names if n and not n.startswith(OWN_CODE))
+    def _user_code(self, names: Iterable[str]) -> frozenset[str]:
+        used = [name for name in names if name and not name.startswith(SHIPPED_CODE)]
+        return frozenset(self._with_folder(name) for name in used)
 
-    def _whole(self, name: str) -> str:
+    def _with_folder(self, name: str) -> str:
         place, _, function = name.rpartition(":")
         if not place.endswith(".py"):
             return name
@@ -107,7 +111,7 @@ class Recipe:
         Args:
             text: YAML.
             base: folder that relative paths start from.
-            where: what the text is, for messages.
+            where: name of the text in messages.
             overrides: ``key.key=value`` texts, as ``--set`` takes them.
 
         Raises:
@@ -123,8 +127,15 @@ class Recipe:
     def _read(
         cls, values: dict[str, Any], base: Path, where: str, overrides: Iterable[str]
     ) -> Recipe:
+        """Apply the overrides, then check and freeze every key.
+
+        Raises:
+            UsageError: an override has another form.
+            RecipeError: an unknown key or a value that is not allowed.
+        """
         for override in overrides:
             _override(values, override)
+        # The file's own keys; stages are read below, each by the settings of its stage.
         file = read_settings(RecipeFile, values, where)
         if not NAME.fullmatch(file.recipe):
             raise RecipeError(
@@ -135,6 +146,7 @@ class Recipe:
         for stage in file.stages:
             if stage not in BY_NAME:
                 raise unknown_key(stage, list(BY_NAME), f"{where}.stages")
+        # Every stage has settings, whether the recipe names it or not.
         return cls(
             name=file.recipe,
             about=file.about,
@@ -175,11 +187,18 @@ def copy_recipe(name: str, target: Path) -> None:
 
 
 def _locate(name: str) -> tuple[Path, Path]:
+    """File of a recipe, and the folder that its relative paths start from.
+
+    Raises:
+        UsageError: no such recipe or file.
+    """
+    # A file brings its own folder.
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
             raise UsageError("no such recipe file", where=name, expected="a YAML file")
         return path, path.resolve().parent
+    # A shipped recipe is run where the user is.
     known = resources.names("pipelines")
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -192,16 +211,21 @@ def _locate(name: str) -> tuple[Path, Path]:
 
 
 def _override(values: dict[str, Any], text: str) -> None:
-    """Apply one ``a.b.c=value`` to the parsed recipe."""
+    """Apply one ``a.b.c=value`` to the parsed recipe.
+
+    Raises:
+        UsageError: it has another form, or a key on the way holds a value.
+    """
     keys, equals, value = text.partition("=")
     path = keys.strip().split(".")
     if not equals or not all(path):
         raise UsageError(f"{text!r}", where="--set", expected="key.key=value")
-    at: Any = values
+    # Down to the mapping of the last key; a missing or empty one is made.
+    mapping: Any = values
     for key in path[:-1]:
-        if at.get(key) is None:
-            at[key] = {}
-        at = at[key]
-        if not isinstance(at, dict):
+        if mapping.get(key) is None:
+            mapping[key] = {}
+        mapping = mapping[key]
+        if not isinstance(mapping, dict):
             raise UsageError(f"{key!r} holds a value", where=f"--set {keys}", expected="a mapping")
-    at[path[-1]] = resources.parse_value(value)
+    mapping[path[-1]] = resources.parse_value(value)

@@ -1,4 +1,4 @@
-"""Repair: take away what verification found damaged, so that a run computes exactly that again."""
+"""Repair: damaged files are removed, so that a run computes exactly these again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from krepes_ooc.errors import DamageError
-from krepes_ooc.runner.audit import remembered_recipe
+from krepes_ooc.runner.audit import recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.cache import damaged_files
 from krepes_ooc.stages.base.stage import Stage
@@ -20,11 +20,11 @@ LEARNED = ("network.json", "row-cost.json")
 
 
 def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], None]) -> None:
-    """Write anew the records of the workspace itself that are damaged, and forget such a cache.
+    """Restore damaged records of the workspace itself, and remove damaged caches.
 
-    Whose workspace it is says the text of the recipe that was last run, if that is whole, else the
-    recipe given: its stages still refuse what was made with other inputs. What the root document
-    and the text say is written anew by every run.
+    The owner is the recipe whose text is recorded, if that is whole, else the recipe given: its
+    stages still refuse what was made with other inputs. Root document and text are written anew by
+    every run.
     """
     for damage in [*workspace_damage(workspace.private), *cache_damage(workspace.private)]:
         note(f"repair: {damage}")
@@ -34,24 +34,24 @@ def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], N
     try:
         workspace.recipe()
     except DamageError:
-        workspace.claim((remembered_recipe(workspace) or recipe).name)
+        workspace.claim((recorded_recipe(workspace) or recipe).name)
 
 
 def cache_damage(private: Path) -> list[Damage]:
-    """What is not what was written among the things that were learned about the source."""
+    """Damaged files among the caches of scans and hashes."""
     return [Damage(WORKSPACE, str(path), what) for path, what in damaged_files(private / "cache")]
 
 
 def repair(workspace: Workspace, stages: Sequence[Stage]) -> list[Damage]:
-    """Open every damaged stage again; its whole blocks stay, and so do the stages that read it.
+    """Unseal every damaged stage; its whole blocks stay, and so do the stages that read it.
 
     A stage computes the same bits again, so its digest and what was made of it stay valid. Only
     under the lock.
 
     Returns:
-        What was found, in words for the user.
+        The damage, for the user.
     """
-    found: list[Damage] = []
+    total: list[Damage] = []
     for stage in stages:
         record = workspace.record(stage.name, stage.store)
         damage = [
@@ -60,14 +60,14 @@ def repair(workspace: Workspace, stages: Sequence[Stage]) -> list[Damage]:
         if damage:
             _open_again(record, damage)
             workspace.drop_reader(stage.store or "")
-        found += damage
-    return found
+        total += damage
+    return total
 
 
 def _open_again(record: StageRecord, damage: Sequence[Damage]) -> None:
     if record.restore() is None:
         # Without a record nothing says what the blocks are: the stage starts anew. The record goes
-        # last: as long as it is there, it is found damaged again.
+        # last: as long as it exists, the next repair finds it damaged again.
         if record.store is not None:
             discard(record.store, record.temp)
         discard(record.folder, record.temp)

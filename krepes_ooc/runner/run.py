@@ -1,4 +1,4 @@
-"""Order the stages of a recipe, skip what is sealed, run what is missing, refuse what is stale."""
+"""Run of a recipe: stages in order; sealed ones are skipped, stale ones refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krepes_ooc.engine.budget import Budget, base_bytes, bound_allocator, defaul
 from krepes_ooc.engine.device import Device, device_scope
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag, stop_on_signals
 from krepes_ooc.runner import preflight
-from krepes_ooc.runner.audit import Audit, Options, default_workspace, remember_recipe
+from krepes_ooc.runner.audit import Audit, Options, default_workspace, record_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.repair import repair, repair_records
 from krepes_ooc.runner.run_history import Summary, recorded_run
@@ -21,7 +21,7 @@ from krepes_ooc.runner.staleness import SIZES_KEY, StageState
 from krepes_ooc.runner.workers import OpenWorkers, open_device, open_workers
 from krepes_ooc.sources.cache import remove_stale_files as sweep_cache
 from krepes_ooc.stages.base.sizes import AuditSizes
-from krepes_ooc.stages.base.stage import ShardDone, StageContext
+from krepes_ooc.stages.base.stage import BINDS_PARTIALS, ShardDone, StageContext
 from krepes_ooc.stages.registry import BY_NAME
 from krepes_ooc.storage.workspace import Workspace
 
@@ -39,24 +39,27 @@ def run(
         recipe: what is run.
         workspace: folder; default ``krepes-workspace/<recipe>``.
         options: memory, workers, choice of stages and stopping.
-        progress: told what happens.
-        stop: asked between units; default one that signals and ``max_seconds`` set.
+        progress: receives stages, units and notes.
+        stop: checked between units; default one that signals and ``max_seconds`` set.
 
     Raises:
-        UsageError: an option or the recipe cannot be, or the workspace cannot be written.
+        UsageError: an option or a setting is not allowed, or the workspace cannot be written.
         WorkspaceError: the workspace is locked, of another recipe or format, or has stale stages.
         DamageError: a record of the workspace or of a stage is damaged.
         PlanRefused: memory or disk cannot hold the plan.
         StageFailed: a stage cannot give a result.
         Stopped: stopped early on request; nothing is lost.
     """
-    options, progress = options or Options(), progress or Silent()
-    begun = time.monotonic()
+    options = options or Options()
+    progress = progress or Silent()
+    started = time.monotonic()
+    # Everything that can be refused without the workspace, before a lock is taken.
     refuse_shard(preflight.chosen_stages(recipe.stages, options), options)
     device = open_device(options.device, progress.note)
     bound_allocator()
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     preflight.refuse_no_folder(root)
+    # Stores above half of the free memory are read past the page cache, which they would empty.
     space = Workspace(root, direct_above=machine.available_bytes() // 2)
     summary = Summary(space.root)
     flag = stop or StopFlag(options.max_seconds)
@@ -66,32 +69,34 @@ def run(
         stop_on_signals(flag),
         machine.one_blas_thread(),
     ):
+        # Damaged records first: opening the workspace reads them.
         if options.repair:
             repair_records(space, recipe, progress.note)
+        # Shards share the workspace: only a plain run may remove what looks left over.
         if options.shard is None:
             space.create(recipe.name)
-            space.sweep()
+            space.remove_stale_files()
             sweep_cache(space.private / "cache")
         with recorded_run(space, options, summary):
             _Run(Audit(recipe, space), options, progress, flag, summary, device).run()
-    summary.seconds = time.monotonic() - begun
+    summary.seconds = time.monotonic() - started
     summary.peak_bytes = machine.peak_bytes()
     return summary
 
 
 @dataclass(frozen=True)
 class RunResources:
-    """What all stages of one run are given.
+    """Sizes, memory, workers and device that all stages of one run share.
 
     Args:
-        shape: sizes of the audit.
+        sizes: sizes of the audit.
         budget: memory and workers.
         base: anonymous memory before the first stage, in bytes.
         workers: of a cluster.
         device: where blocks are computed.
     """
 
-    shape: AuditSizes
+    sizes: AuditSizes
     budget: Budget
     base: int
     workers: OpenWorkers
@@ -108,20 +113,28 @@ class _Run:
     device: Device
 
     def run(self) -> None:
-        recipe, space = self.audit.recipe, self.audit.workspace
+        recipe = self.audit.recipe
+        space = self.audit.workspace
+        # Damaged stages are opened again, so that their states are those of unfinished ones.
         chosen = preflight.chosen_stages(recipe.stages, self.options)
         if self.options.repair:
             for damage in repair(space, chosen):
                 self.progress.note(f"repair: {damage}")
+        # Refuse before anything is written; from the recipe's record on, the run has begun.
         states = self.audit.states()
         picked = [states[stage.name] for stage in chosen]
         self._refuse(picked, states)
-        remember_recipe(space, recipe)
-        todo = [state for state in picked if state.kind != "sealed"]
-        if todo:
-            self._run_stages(picked, todo, {name: state.digest for name, state in states.items()})
+        record_recipe(space, recipe)
+        unsealed = [state for state in picked if state.kind != "sealed"]
+        if unsealed:
+            # What was left out or brought together is seen before the first block.
+            for warning in self.audit.inputs.source.warnings:
+                self.progress.note(f"source: {warning}")
+            digests = {name: state.digest for name, state in states.items()}
+            self._run_stages(picked, unsealed, digests)
         else:
             self.summary.skipped += [state.stage.name for state in picked]
+        # States anew: stages that were not chosen may have become stale.
         states = self.audit.states()
         self.summary.left = [name for name, state in states.items() if state.kind != "sealed"]
         if not self.summary.left:
@@ -138,35 +151,49 @@ class _Run:
             preflight.refuse_stale(self.audit, picked)
 
     def _run_stages(
-        self, picked: list[StageState], todo: list[StageState], digests: dict[str, str]
+        self, picked: list[StageState], unsealed: list[StageState], digests: dict[str, str]
     ) -> None:
+        """Run the chosen stages that are not sealed, in order.
+
+        Args:
+            picked: chosen stages.
+            unsealed: those of them that are left.
+            digests: digest of every stage by name; those of finished stages are put in.
+        """
+        # Sizes and cost of all stages that are left: what cannot fit is refused as a whole.
         budget = default_budget(self.options.memory, self.options.workers)
-        anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in todo)
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
-        shape = self.audit.sizes(anew=anew)
-        preflight.refuse_unfit(self.audit, todo, shape, budget, base, self.device)
-        asked = (self.audit, self.options, todo, shape, budget, base, self.device)
-        with open_workers(*asked) as workers:
-            given = RunResources(shape, budget, base, workers, self.device)
+        anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in unsealed)
+        sizes = self.audit.sizes(anew=anew)
+        preflight.refuse_unfit(self.audit, unsealed, sizes, budget, base, self.device)
+        with open_workers(
+            self.audit, self.options, unsealed, sizes, budget, base, self.device
+        ) as workers:
+            resources = RunResources(sizes, budget, base, workers, self.device)
             for stage in (state.stage for state in picked):
+                # Its state anew: stages before it have given it their digests by now.
                 with start_stage_lock(self.audit.workspace, self.options):
                     state = self.audit.staleness.state(stage, digests)
+                    # Stages that read it need its digest, also where it was unknown before.
+                    digests[stage.name] = state.digest
                     if state.kind == "sealed":
                         self.summary.skipped.append(stage.name)
                         continue
                     self.stop.check()
                     if not self.options.restart_stale:
                         preflight.refuse_stale(self.audit, [state])
-                    context = self._context(state, digests, given)
-                    self._begin(state, context)
-                self._stage(context)
+                    context = self._context(state, digests, resources)
+                    self._start_stage(state, context)
+                self._run_stage(context)
                 digests[stage.name] = context.digest
 
-    def _stage(self, context: StageContext) -> None:
-        """Run one stage to its seal, or a share of it."""
+    def _run_stage(self, context: StageContext) -> None:
+        """Run one stage to its seal, or one shard of it."""
         from krepes_ooc.network.torch_device import one_torch_thread
 
-        name, shared = context.stage.name, False
+        name = context.stage.name
+        is_shard = False
+        # However the stage ends, its journal is closed and the memory of the device is freed.
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(context.record.journal))
             stack.enter_context(context.meter)
@@ -175,33 +202,40 @@ class _Run:
             try:
                 context.stage.run(context.inputs, context)
             except ShardDone:
-                shared = True
+                is_shard = True
+        # The next stage is planned from the memory of an empty process.
         release(context.base)
-        if shared and context.shard is not None:
-            self.summary.shard = f"shard {context.shard[0]}/{context.shard[1]} of {name}"
+        if is_shard and context.shard is not None:
+            number, count = context.shard
+            self.summary.shard = f"shard {number}/{count} of {name}"
             return
         self.summary.ran.append(name)
         self.progress.end(name, context.meter.facts()["seconds"])
 
-    def _begin(self, state: StageState, context: StageContext) -> None:
+    def _start_stage(self, state: StageState, context: StageContext) -> None:
         """Write the record of a stage before its first block."""
         self.audit.workspace.consolidate()
+        # A stale result stays in the archive until the new one is sealed.
         if state.kind == "stale":
             self.progress.note(f"{state.stage.name} is computed again: {state.reason_text}")
             context.record.archive_previous()
-        if state.kind == "begun":
+        if state.kind == "started":
             preflight.refuse_mixed_numerics(context.record, self.options, context.numerics)
-        else:
-            known = {"digest": context.digest, "units": context.cost.units}
-            context.record.begin({**context.fingerprint, **known, "numerics": context.numerics})
+            return
+        record = {"digest": context.digest, "units": context.cost.units, BINDS_PARTIALS: True}
+        context.record.begin({**context.fingerprint, **record, "numerics": context.numerics})
 
     def _context(
-        self, state: StageState, digests: dict[str, str], given: RunResources
+        self, state: StageState, digests: dict[str, str], resources: RunResources
     ) -> StageContext:
-        recipe, stage = self.audit.recipe, state.stage
-        ticket = self.audit.staleness.fingerprint(stage, digests)
+        recipe = self.audit.recipe
+        stage = state.stage
+        fingerprint = self.audit.staleness.fingerprint(stage, digests)
+        unknown = [name for name, value in fingerprint["inputs"].items() if not value]
+        assert not unknown, f"{stage.name} would begin without the digests of {unknown}"
+        # The block plan is chosen with the features, and part of their digest from then on.
         if stage.name == "features":
-            ticket[SIZES_KEY] = given.shape.of_features()
+            fingerprint[SIZES_KEY] = resources.sizes.of_features()
         return StageContext(
             stage,
             recipe.settings[stage.name],
@@ -209,17 +243,17 @@ class _Run:
                 stage.name, {*stage.inputs.stores(), stage.store or ""}
             ),
             self.audit.inputs,
-            ticket,
-            given.shape,
-            given.budget,
+            fingerprint,
+            resources.sizes,
+            resources.budget,
             self.stop,
             self.progress,
             recipe_text=recipe.text,
-            base=given.base,
-            pool=given.workers.pool,
-            transfer=given.workers.transfer,
+            base=resources.base,
+            pool=resources.workers.pool,
+            transfer=resources.workers.transfer,
             owner=journal_owner(self.options),
             shard=self.options.shard,
             stages_before=tuple(BY_NAME[name] for name in self.summary.ran),
-            device=given.device,
+            device=resources.device,
         )

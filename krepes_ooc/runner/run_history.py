@@ -1,4 +1,4 @@
-"""What ran here, when, on what machine and with what outcome: one small record for each run."""
+"""Records of runs: stages, options, machine, versions, times and outcome, one small file a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from krepes_ooc.runner.audit import Options
 from krepes_ooc.storage.workspace import Workspace
 
 FOLDER = "runs"
-LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
 
 
 @contextlib.contextmanager
@@ -32,7 +31,9 @@ def recorded_run(space: Workspace, options: Options, summary: Summary) -> Iterat
     decide anything.
     """
     now = datetime.datetime.now(datetime.UTC)
-    begun, cpu = time.monotonic(), time.process_time()
+    started = time.monotonic()
+    started_cpu = time.process_time()
+    # What stands if the run ends by anything else than its end or an error raised on purpose.
     outcome = "killed by an unexpected error"
     try:
         yield
@@ -45,8 +46,8 @@ def recorded_run(space: Workspace, options: Options, summary: Summary) -> Iterat
             "begun": now.isoformat(timespec="seconds"),
             "outcome": outcome,
             "ran": summary.ran,
-            "seconds": time.monotonic() - begun,
-            "cpu_seconds": time.process_time() - cpu,
+            "seconds": time.monotonic() - started,
+            "cpu_seconds": time.process_time() - started_cpu,
             "peak_bytes": machine.peak_bytes(),
             "options": {
                 key: getattr(value, "name", None) or to_mapping(value)
@@ -54,8 +55,9 @@ def recorded_run(space: Workspace, options: Options, summary: Summary) -> Iterat
                 if value is not None
             },
             "machine": _machine(),
-            "versions": _versions(),
+            "versions": machine.recorded_versions(),
         }
+        # A file of its own for every run: two processes may end at once.
         if summary.ran or outcome != "done":
             name = f"{now:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
             with contextlib.suppress(KrepesError, OSError):
@@ -68,11 +70,12 @@ def recorded_run(space: Workspace, options: Options, summary: Summary) -> Iterat
 
 def read_last(space: Workspace) -> dict[str, Any] | None:
     """The record of the last run, or None if there is none that can be read."""
+    # Names begin with the time.
     for path in sorted((space.private / FOLDER).glob("*.json"), reverse=True):
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                return found
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(record, dict):
+                return record
     return None
 
 
@@ -85,14 +88,9 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    versions = {name: machine.library_version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), **versions}
-
-
 @dataclass
 class Summary:
-    """What a run did.
+    """Outcome of a run.
 
     Args:
         workspace: its folder.
@@ -101,8 +99,8 @@ class Summary:
         left: stages of the recipe that are not sealed.
         seconds: wall time.
         peak_bytes: largest resident memory of the process.
-        trusted: whether the Newton step may be believed; None while there is none.
-        shard: what was computed of one stage, if not all of it.
+        trusted: whether the Newton step is trusted; None while there is none.
+        shard: the shard of one stage that was computed, if not all of it.
     """
 
     workspace: Path

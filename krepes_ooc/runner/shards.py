@@ -1,4 +1,4 @@
-"""Who may write the workspace: one plain run, or several processes with a shard each."""
+"""Locks of a run: the whole workspace for a plain run, one shard each for several processes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def refuse_shard(chosen: tuple[Stage, ...], options: Options) -> None:
     """
     if options.shard is None:
         return
+    # A number in its range, of one stage whose work is cut into shards.
     number, count = options.shard
     where = f"--shard {number}/{count}"
     if not 1 <= number <= count:
@@ -35,9 +36,14 @@ def refuse_shard(chosen: tuple[Stage, ...], options: Options) -> None:
             expected="features, kernel or moments",
             advice=f"run with --only {options.only} alone",
         )
-    others = {"--restart-stale": options.restart_stale, "--repair": options.repair}
-    for name, given in {**others, "--cluster": options.cluster is not None}.items():
-        if given:
+    # Nothing that removes files which other shards may be using.
+    exclusive = {
+        "--restart-stale": options.restart_stale,
+        "--repair": options.repair,
+        "--cluster": options.cluster is not None,
+    }
+    for name, is_set in exclusive.items():
+        if is_set:
             raise UsageError(
                 f"{name} with a shard",
                 where=where,
@@ -50,18 +56,26 @@ def refuse_shard(chosen: tuple[Stage, ...], options: Options) -> None:
 def lock_workspace(
     space: Workspace, recipe: str, options: Options, lost: Callable[[], None]
 ) -> Iterator[None]:
-    """The workspace alone, or one shard of it.
+    """Lock of the workspace, or of one shard of it.
+
+    Args:
+        space: the workspace.
+        recipe: name of the recipe, for a workspace that is new.
+        options: with or without a shard.
+        lost: called if another host takes the lock over.
 
     Raises:
-        WorkspaceError: somebody else holds it.
+        WorkspaceError: another process has locked it.
     """
     private = space.private
+    # Shards of a stage run beside each other; only the creation of the workspace excludes.
     if options.shard is not None:
-        with locks.hold_shard(private, str(options.only), options.shard, lost):
-            with locks.opening(private):
+        with locks.lock_shard(private, str(options.only), options.shard, lost):
+            with locks.lock_opening(private):
                 space.create(recipe)
             yield
         return
+    # Before the lock, for its own message; and under it, against a shard that came in between.
     locks.refuse_running_shards(private)
     with space.lock(lost):
         locks.refuse_running_shards(private)
@@ -70,12 +84,12 @@ def lock_workspace(
 
 
 def start_stage_lock(space: Workspace, options: Options) -> AbstractContextManager[None]:
-    """One process at a time, where several may begin a stage at once."""
-    return contextlib.nullcontext() if options.shard is None else locks.opening(space.private)
+    """Lock for starting a stage, where several shards may start it at once."""
+    return contextlib.nullcontext() if options.shard is None else locks.lock_opening(space.private)
 
 
 def journal_owner(options: Options) -> str:
-    """Who appends to the journal: a shard has one of its own."""
+    """Name of the writer of a journal: each shard appends to its own file."""
     if options.shard is None:
         return ""
     number, count = options.shard

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from krepes_ooc.core.blocks import BlockPlan, choose_block_plan
 from krepes_ooc.errors import UsageError
 from krepes_ooc.network.spec import PRETRAIN
+from krepes_ooc.runner.staleness import SIZES_KEY
 from krepes_ooc.stages.audited.stage import AuditedSettings, check_sample_ids
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.sizes import FEATURE_SIZES, AuditSizes
@@ -24,33 +25,36 @@ LEAST_SAMPLES = 2
 def audit_sizes(
     workspace: Workspace, inputs: AuditInputs, settings: Mapping[str, Any]
 ) -> AuditSizes:
-    """Sizes of an audit: block plan and feature sizes as its features were begun, if they were.
+    """Sizes of an audit: block plan and feature sizes as its features were started, if they were.
 
     Raises:
         UsageError: as ``measure_sizes``.
     """
-    begun = workspace.record("features", "features").begun()
-    if begun is None or "shape" not in begun:
+    fingerprint = workspace.record("features", "features").begun()
+    if fingerprint is None or SIZES_KEY not in fingerprint:
         return measure_sizes(inputs, settings)
-    known = begun["shape"]
-    sizes: dict[str, Any] = {key: int(known[key]) for key in FEATURE_SIZES}
-    sizes["keeps_features"] = bool(known.get("keeps_features", True))
-    return _complete(sizes, BlockPlan.from_attributes(known["plan"]), inputs, settings)
+    stored = fingerprint[SIZES_KEY]
+    sizes: dict[str, Any] = {key: int(stored[key]) for key in FEATURE_SIZES}
+    sizes["keeps_features"] = bool(stored.get("keeps_features", True))
+    return _complete(sizes, BlockPlan.from_attributes(stored["plan"]), inputs, settings)
 
 
 def measure_sizes(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditSizes:
-    """Sizes of an audit that is not begun.
+    """Sizes of an audit whose features are not started.
 
     Raises:
         UsageError: a single sample, more landmarks than samples, more components than landmarks,
-            nothing left to audit, or a block plan that cannot be.
+            nothing left to audit, or a block plan that is not possible.
     """
-    features, n = settings["features"], inputs.source.n_samples
+    features = settings["features"]
+    n = inputs.source.n_samples
     if n < LEAST_SAMPLES:
         raise UsageError(f"{n} sample", where="source", expected=f"at least {LEAST_SAMPLES}")
+    # Widths: of a kernel row by the landmarks, of a feature row by the network.
     m = count_landmarks(settings["landmarks"], n)
     shared = feature_map(inputs, features)
     width = shared.layout.n_features
+    # Blocks fit the longer of the two kinds of row.
     plan = choose_block_plan(
         n,
         2 * max(width, m),
@@ -75,8 +79,9 @@ def _complete(
     sizes: Mapping[str, Any], plan: BlockPlan, inputs: AuditInputs, settings: Mapping[str, Any]
 ) -> AuditSizes:
     """Add the sizes that later stages choose anew whenever their settings change."""
-    n, components = plan.n_samples, settings["spectrum"].components
+    n = plan.n_samples
     m = count_landmarks(settings["landmarks"], n)
+    components = settings["spectrum"].components
     if components != "auto" and components > m:
         raise UsageError(
             f"{components} components of {m} landmarks",
@@ -85,7 +90,9 @@ def _complete(
             advice="lower it, or raise stages.landmarks.count",
         )
     check_sample_ids(settings["audited"], n, m)
+    # Audited are explained samples and, beside the landmarks, those that controls are fitted on.
     explained = min(n, _n_explained(settings["audited"], n))
+    # auto asks for at most as many components as the network has outputs.
     most = min(m, AUTO_COMPONENTS, sizes["n_outputs"])
     return AuditSizes(
         **sizes,
@@ -110,7 +117,7 @@ def _n_explained(settings: AuditedSettings, n: int) -> int:
 def feature_map(inputs: AuditInputs, settings: Any) -> FeatureMap:
     """The feature map; untrained weights have the same shapes as trained ones.
 
-    A checkpoint of the demo trainer is not asked: it may be that of another architecture.
+    A checkpoint of the demo trainer is not read: it may be that of another architecture.
     """
     if inputs.network_spec.weights == PRETRAIN:
         return inputs.open_untrained(settings)

@@ -1,8 +1,8 @@
-"""Tickets: everything that a stage's result depends on, and what became of each stage.
+"""Fingerprints and states of stages: all that a result depends on, compared with what is on disk.
 
-A ticket holds the stage's version, its settings and the digests of what it reads; its own digest is
-sha256 over its canonical JSON. It is written before the first block. A stage whose ticket on disk
-differs from the one the recipe asks for is stale, and the difference is the reason.
+A fingerprint holds the stage's version, its settings and the digests of what it reads; the stage's
+digest is sha256 over its canonical JSON. It is written before the first block. A stage whose
+fingerprint on disk differs from the recipe's is stale, and the difference is the reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from krepes_ooc.core.digests import canonical_digest, remembered_sha256
 from krepes_ooc.core.files import to_json
 from krepes_ooc.core.import_object import factory_sha256
-from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.core.settings import digest_mapping, digest_names
 from krepes_ooc.errors import DamageError
 from krepes_ooc.network.spec import FACTORY, PRETRAIN, resolve_weights
 from krepes_ooc.stages.base.inputs import AuditInputs
@@ -25,27 +25,30 @@ from krepes_ooc.storage.verify import metadata_damage
 from krepes_ooc.storage.workspace import Workspace
 
 Fingerprint = dict[str, Any]
-Kind = Literal["missing", "begun", "sealed", "stale", "damaged"]
-SIZES_KEY = "shape"
+Kind = Literal["missing", "started", "sealed", "stale", "damaged"]
+SIZES_KEY = "shape"  # of the sizes in the fingerprint of the features
 LONGEST_VALUE = 60
 INPUTS = ("source", "labels", "views", "factory", "network")
+# Declared inputs that digests leave out, because the digest of another input of the stage covers
+# them: so a stage that declares one more input stays the stage that an earlier version sealed.
+COVERED = {"newton": {"features", "landmarks"}, "concepts": {"labels"}, "report": {"source"}}
 
 
 @dataclass(frozen=True)
 class StageState:
-    """What the workspace holds of one stage.
+    """State of one stage in the workspace.
 
     Args:
         stage: the stage.
-        kind: nothing yet; begun and resumable; sealed; made with other inputs; or its record
-            is not what was written.
-        digest: of the ticket that the recipe asks for; empty while an input is unknown.
-        done: finished units of a begun stage.
+        kind: nothing yet; started and resumable; sealed; made with other inputs; or a record that
+            fails its checksum.
+        digest: of the fingerprint of the recipe; empty while an input is unknown.
+        done: finished units of a started stage.
         total: units of the stage where they are known, else 0.
         reasons: what differs, for a stale stage; what is damaged, for a damaged one.
         changed_upstream: stages before it whose results are not the ones that it read.
-        missing_upstream: stages before it whose result must be there before it can be told whether it is the
-            one that it read; nothing else makes it stale.
+        missing_upstream: stages before it that must be computed before it is known whether their
+            results are those that it read; nothing else makes it stale.
     """
 
     stage: Stage
@@ -59,7 +62,7 @@ class StageState:
 
     @property
     def reason_text(self) -> str:
-        """Why it is stale or damaged, in words."""
+        """The reasons why it is stale or damaged, in words."""
         after = [f"{name} changed" for name in self.changed_upstream]
         return ", ".join(
             [*self.reasons, *after, *(f"{name} is not there" for name in self.missing_upstream)]
@@ -68,7 +71,7 @@ class StageState:
 
 @dataclass(frozen=True)
 class StalenessChecker:
-    """Tickets of one recipe in one workspace.
+    """Fingerprints and states of one recipe's stages in one workspace.
 
     Args:
         workspace: where the stages are recorded.
@@ -86,13 +89,17 @@ class StalenessChecker:
         return self.workspace.record(stage.name, stage.store)
 
     def fingerprint(self, stage: Stage, digests: Mapping[str, str]) -> Fingerprint:
-        """The ticket that the recipe asks for.
+        """Everything that the result of a stage depends on.
 
         Args:
             stage: the stage.
             digests: digests of the stages before it, empty where unknown.
+
+        Returns:
+            Stage, versions, seed, settings in their digest form, and what identifies every input.
         """
-        inputs = {name: self._input(name, digests) for name in stage.reads}
+        covered = COVERED.get(stage.name, set())
+        inputs = {name: self._input(name, digests) for name in stage.reads if name not in covered}
         if self._needs_training(stage):
             inputs[PRETRAIN] = digests.get(PRETRAIN, "")
         contract = load_contract(stage.store).version if stage.store else 0
@@ -100,7 +107,7 @@ class StalenessChecker:
             "stage": stage.name,
             "versions": {"stage": stage.version, "contract": contract},
             "seed": self.inputs.seed,
-            "settings": to_mapping(self.settings[stage.name]),
+            "settings": digest_mapping(self.settings[stage.name]),
             "inputs": inputs,
         }
 
@@ -109,6 +116,7 @@ class StalenessChecker:
         states: list[StageState] = []
         digests: dict[str, str] = {}
         changed: set[str] = set()
+        # The digest of a stage is part of the fingerprints of those that read it.
         for stage in stages:
             state = self.state(stage, digests, changed)
             digests[stage.name] = state.digest
@@ -128,31 +136,57 @@ class StalenessChecker:
         """
         record = self.record(stage)
         try:
-            begun, seal = record.begun(), record.seal()
+            stored = record.begun()
+            seal = record.seal()
         except DamageError as error:
             return StageState(stage, "damaged", reasons=(f"{error.where}: {error.what}",))
-        ticket = self.fingerprint(stage, digests)
-        if begun is None:
-            # The ticket of the features holds sizes that are measured when they begin.
-            known = stage.name != "features" and all(ticket["inputs"].values())
-            return StageState(stage, "missing", digest_of(ticket) if known else "")
-        if SIZES_KEY in begun:
-            ticket[SIZES_KEY] = begun[SIZES_KEY]
-        digest = digest_of(ticket)
-        if digest != begun["digest"]:
-            why, after = _differences(begun, ticket)
-            waits = tuple(n for n in after if not (digests.get(n) or n in changed))
-            after = tuple(name for name in after if name not in waits)
-            return StageState(
-                stage, "stale", reasons=why, changed_upstream=after, missing_upstream=waits
-            )
+        fingerprint = self.fingerprint(stage, digests)
+        if stored is None:
+            # Sizes, part of the fingerprint of the features, are measured when these are started.
+            is_known = stage.name != "features" and all(fingerprint["inputs"].values())
+            return StageState(stage, "missing", digest_of(fingerprint) if is_known else "")
+        # Sizes are chosen once and taken over from then on.
+        if SIZES_KEY in stored:
+            fingerprint[SIZES_KEY] = stored[SIZES_KEY]
+        digest = digest_of(fingerprint)
+        # An unknown digest equals nothing, not even one that was unknown when the stage began.
+        inputs = fingerprint["inputs"]
+        unknown = tuple(
+            name
+            for name in self.upstream(stage)
+            if not inputs.get(name, "?") and name not in changed
+        )
+        if digest == stored["digest"] and unknown:
+            return StageState(stage, "stale", missing_upstream=unknown)
+        if digest != stored["digest"]:
+            return self._stale(stage, stored, fingerprint, changed)
         if seal is not None:
-            if harmed := metadata_damage(record, seal):
-                # What was made of it stays valid: a repair brings the same bits back.
-                return StageState(stage, "damaged", digest, reasons=(harmed,))
+            if damage := metadata_damage(record, seal):
+                # Results made of it stay valid: a repair brings the same bits back.
+                return StageState(stage, "damaged", digest, reasons=(damage,))
             return StageState(stage, "sealed", digest)
-        total = int(begun.get("units", 0))
-        return StageState(stage, "begun", digest, min(units_on_disk(record), total), total)
+        total = int(stored.get("units", 0))
+        return StageState(stage, "started", digest, min(units_on_disk(record), total), total)
+
+    def _stale(
+        self,
+        stage: Stage,
+        stored: Mapping[str, Any],
+        fingerprint: Fingerprint,
+        changed: Collection[str],
+    ) -> StageState:
+        """The state of a stage whose fingerprint on disk is another one, with the reasons."""
+        reasons, upstream = _differences(stored, fingerprint, digest_names(stage.settings))
+        # Without a digest, an upstream stage may still give the result that was read.
+        digests = fingerprint["inputs"]
+        missing = tuple(name for name in upstream if not (digests[name] or name in changed))
+        return StageState(
+            stage,
+            "stale",
+            reasons=reasons,
+            changed_upstream=tuple(name for name in upstream if name not in missing),
+            missing_upstream=missing,
+        )
 
     def upstream(self, stage: Stage) -> tuple[str, ...]:
         """Stages whose results a stage reads."""
@@ -170,7 +204,7 @@ class StalenessChecker:
         return self._known[name]
 
     def _describe(self, name: str) -> Any:
-        """What identifies an input: whole where it is short, so that a difference can be named."""
+        """The identity of an input: whole where it is short, so that a difference can be named."""
         if name == "source":
             return canonical_digest(self.inputs.source.fingerprint())
         if name == "labels":
@@ -180,7 +214,7 @@ class StalenessChecker:
         return self._network(None if name == "factory" else self._weights())
 
     def _network(self, weights: str | None) -> dict[str, Any]:
-        spec = to_mapping(self.inputs.network_spec)
+        spec = digest_mapping(self.inputs.network_spec)
         if weights is not None:
             spec["weights"] = weights
         code = factory_sha256(self.inputs.network_spec.factory, self.inputs.base)
@@ -196,42 +230,63 @@ class StalenessChecker:
 
 
 def units_on_disk(record: StageRecord) -> int:
-    """Finished units of a begun stage: journalled ones, or partial results where none are."""
+    """Finished units of a started stage: journalled ones, or partial results where none are."""
     return len(record.done()) or sum(1 for _ in record.partials.glob("*.npz"))
 
 
 def _differences(
-    begun: Mapping[str, Any], ticket: Mapping[str, Any]
+    stored: Mapping[str, Any], fingerprint: Fingerprint, names: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What differs between the ticket on disk and the one asked for; and stages that changed."""
-    then, why, after = dict(begun), [], []
-    for key in ("stage", "contract"):
-        was, now = dict(then.get("versions", {})).get(key), ticket["versions"][key]
-        if was != now:
-            why.append(f"{key} version was {was}, is {now}")
-    why += _changed("seed", then.get("seed"), ticket["seed"])
-    why += _changed("settings", then.get("settings"), ticket["settings"])
-    known = dict(then.get("inputs", {}))
-    for key, now in ticket["inputs"].items():
+    """Differences between two fingerprints of one stage.
+
+    Args:
+        stored: the fingerprint on disk.
+        fingerprint: that of the recipe.
+        names: settings that digests spell otherwise than recipes: digest name to recipe name.
+
+    Returns:
+        Changes of the stage itself, in words, and names of upstream stages with another digest.
+    """
+    reasons: list[str] = []
+    upstream: list[str] = []
+    # Versions of the code and of the store.
+    versions = dict(stored.get("versions", {}))
+    for key, now in fingerprint["versions"].items():
+        if versions.get(key) != now:
+            reasons.append(f"{key} version was {versions.get(key)}, is {now}")
+    # Seed and settings, by the names that recipes use.
+    reasons += _changed("seed", stored.get("seed"), fingerprint["seed"])
+    settings_then = _renamed(stored.get("settings", {}), names)
+    reasons += _changed("settings", settings_then, _renamed(fingerprint["settings"], names))
+    # Inputs from outside are named with the change, stages by their name.
+    inputs = dict(stored.get("inputs", {}))
+    for key, now in fingerprint["inputs"].items():
         if key in INPUTS:
-            why += _changed(key, known.get(key), now)
-        elif known.get(key) != now:
-            after.append(key)
-    if not why and not after:
-        why.append("its record has another form")
-    return tuple(why), tuple(after)
+            reasons += _changed(key, inputs.get(key), now)
+        elif inputs.get(key) != now:
+            upstream.append(key)
+    if not reasons and not upstream:
+        reasons.append("its record has another form")
+    return tuple(reasons), tuple(upstream)
+
+
+def _renamed(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in settings.items()}
 
 
 def _changed(name: str, was: Any, now: Any) -> list[str]:
-    """What differs between two values, key by key, in words."""
+    """Differences between two values, key by key, in words."""
     if to_json(was) == to_json(now):
         return []
+    # Down to the values that differ.
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         keys = [*now, *(key for key in was if key not in now)]
         return [
             text for key in keys for text in _changed(f"{name}.{key}", was.get(key), now.get(key))
         ]
-    old, new = to_json(was), to_json(now)
+    old = to_json(was)
+    new = to_json(now)
+    # A hash or a long list says nothing to people.
     if max(len(old), len(new)) > LONGEST_VALUE:
         return [f"{name} changed"]
     return [f"{name} was {old}, is {new}"]

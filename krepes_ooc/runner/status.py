@@ -1,4 +1,4 @@
-"""What a workspace holds: the state of every stage, and whether its bytes are whole."""
+"""State of every stage of a workspace, and verification of its bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.runner import preflight
-from krepes_ooc.runner.audit import Audit, remembered_recipe
+from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.repair import cache_damage
 from krepes_ooc.runner.run_history import read_last
@@ -34,14 +34,16 @@ def read_status(
         UsageError: no such recipe, or overrides without one.
         WorkspaceError: the workspace is of another recipe or format.
     """
-    space, note = Workspace(workspace), ""
-    recipe = Recipe.load(name, overrides) if name else remembered_recipe(space, overrides)
+    space = Workspace(workspace)
+    note = ""
+    recipe = Recipe.load(name, overrides) if name else recorded_recipe(space, overrides)
     rows = []
+    # Somebody may have sent the workspace: looking at it runs no code that it names.
     if recipe is not None and name is None and recipe.code_of_data:
-        # Somebody may have sent the workspace: looking at it runs no code that it names.
         code = min(recipe.code_of_data)
         note = f"shown without comparison: its recipe, which you have not named, names code, {code}"
         recipe = None
+    # Compared with the recipe where that is possible, else as the records have it.
     if recipe is not None:
         preflight.refuse_other_recipe(space, recipe.name)
         try:
@@ -74,10 +76,11 @@ def verify_workspace(workspace: Path | str, only: str | None = None) -> Verifica
     if not chosen:
         known = ", ".join(stage.name for stage in STAGES)
         raise UsageError(f"no store {only!r}", where="--store", expected=f"one of {known}")
-    found = verify(space.record(stage.name, stage.store) for stage in chosen)
+    result = verify(space.record(stage.name, stage.store) for stage in chosen)
     if only is not None:
-        return found
-    return replace(found, damage=(*found.damage, *cache_damage(space.private)))
+        return result
+    # The caches belong to no stage: they are verified with the whole workspace.
+    return replace(result, damage=(*result.damage, *cache_damage(space.private)))
 
 
 def _state_row(space: Workspace, state: StageState) -> dict[str, Any]:
@@ -87,19 +90,33 @@ def _state_row(space: Workspace, state: StageState) -> dict[str, Any]:
 
 
 def _record_row(space: Workspace, stage: Stage) -> dict[str, Any]:
+    """State of a stage by its record alone."""
     record = space.record(stage.name, stage.store)
     try:
-        begun, seal = record.begun(), record.seal()
+        fingerprint = record.begun()
+        seal = record.seal()
     except DamageError as error:
         return {"stage": stage.name, "state": "damaged", "detail": f"{error.where}: {error.what}"}
     if seal is not None:
-        size, seconds = seal.get("bytes", 0), seal.get("seconds", 0.0)
-        told = {"stage": stage.name, "state": "sealed"}
-        told["detail"] = f"{format_bytes(size)}, {seconds:.1f} s"
-        return {**told, "bytes": size, "seconds": seconds, "peak_bytes": seal.get("peak_bytes")}
-    if begun is None:
+        size = seal.get("bytes", 0)
+        seconds = seal.get("seconds", 0.0)
+        return {
+            "stage": stage.name,
+            "state": "sealed",
+            "detail": f"{format_bytes(size)}, {seconds:.1f} s",
+            "bytes": size,
+            "seconds": seconds,
+            "peak_bytes": seal.get("peak_bytes"),
+        }
+    if fingerprint is None:
         return {"stage": stage.name, "state": "missing", "detail": ""}
-    total = int(begun.get("units", 0))
+    # Without a journal partial results are counted, which may be more than the units.
+    total = int(fingerprint.get("units", 0))
     done = min(units_on_disk(record), total)
-    told = {"stage": stage.name, "state": "begun", "detail": f"{done} of {total} units on disk"}
-    return {**told, "done": done, "total": total}
+    return {
+        "stage": stage.name,
+        "state": "started",
+        "detail": f"{done} of {total} units on disk",
+        "done": done,
+        "total": total,
+    }

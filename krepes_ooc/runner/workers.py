@@ -1,4 +1,4 @@
-"""Workers for a run: how many processes fit, and the cluster that stays over its stages."""
+"""Workers and device of a run: how many processes fit, and the cluster that serves all stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from krepes_ooc.stages.base.sizes import AuditSizes
 
 @dataclass(frozen=True)
 class OpenWorkers:
-    """Where the block tasks of a run go; both parts are None for threads of this process."""
+    """Workers that the block tasks of a run go to; both None for threads of this process."""
 
     pool: WorkerPool | None = None
     transfer: TransferFolder | None = None
@@ -32,81 +32,93 @@ class OpenWorkers:
 def open_workers(
     audit: Audit,
     options: Options,
-    todo: Sequence[StageState],
-    shape: AuditSizes,
+    unsealed: Sequence[StageState],
+    sizes: AuditSizes,
     budget: Budget,
     base: int,
     device: Device = HOST,
 ) -> Iterator[OpenWorkers]:
-    """The workers of a run: a cluster if one was asked for and a stage has use for it.
+    """The workers of a run: a cluster if options name one and a stage can use it.
 
     Raises:
         PlanRefused: one worker does not fit the memory.
         UsageError: the cluster cannot be reached or started.
     """
-    spread = [state for state in todo if state.stage.parallel != "no"]
-    if options.cluster is None or not spread:
+    parallel = [state for state in unsealed if state.stage.parallel != "no"]
+    if options.cluster is None or not parallel:
         yield OpenWorkers()
         return
-    costs = audit.costs(todo, shape)
-    names = [state.stage.name for state in spread]
+    # As many as fit in every stage; on one machine at most one for each device.
+    costs = audit.costs(unsealed, sizes)
+    names = [state.stage.name for state in parallel]
     n_workers = min(
         workers_that_fit(options.cluster, name, costs[name], budget, base) for name in names
     )
     local = options.cluster.kind == "local" and device.count > 0
-    n_workers = min(n_workers, device.count) if local else n_workers  # one for each device
+    if local:
+        n_workers = min(n_workers, device.count)
+    # Results of a worker with other libraries have other bits: refused unless allowed.
     private = audit.workspace.private
     numerics = "" if options.mixed_numerics else machine.numerics()
     with (
         open_cluster(options.cluster, n_workers, private / "jobs") as cluster,
-        contextlib.closing(TransferFolder.open(private / "temp", numerics)) as desk,
+        contextlib.closing(TransferFolder.open(private / "temp", numerics)) as transfer,
     ):
         if local:
             cluster.share_devices(visible_devices(device.count))
-        yield OpenWorkers(cluster, desk)
+        yield OpenWorkers(cluster, transfer)
 
 
-def workers_that_fit(wish: ClusterSpec, stage: str, cost: Cost, budget: Budget, base: int) -> int:
-    """Worker processes that fit; each holds what a stage holds once, and so does this process.
+def workers_that_fit(spec: ClusterSpec, stage: str, cost: Cost, budget: Budget, base: int) -> int:
+    """Number of worker processes that fit; each needs the fixed part of a stage, as this one does.
+
+    Args:
+        spec: kind of cluster, and memory of a worker elsewhere.
+        stage: its name, for the message.
+        cost: of the stage.
+        budget: memory and workers of this machine.
+        base: anonymous memory of a process before any stage, in bytes.
 
     Raises:
         PlanRefused: not even one does.
     """
-    if wish.kind == "local":
-        own = base + cost.need.fixed
-        return Budget(budget.memory - own, budget.workers).workers_for(
-            stage, cost.need.of_process(base), 0
-        )
-    if wish.memory is not None:
-        Budget(wish.memory, 1).workers_for(stage, cost.need, base)
+    # Workers on this machine share its memory with this process.
+    if spec.kind == "local":
+        this_process = base + cost.need.fixed
+        left = Budget(budget.memory - this_process, budget.workers)
+        return left.workers_for(stage, cost.need.of_process(base), 0)
+    # Elsewhere each has its own: one must fit into that.
+    if spec.memory is not None:
+        Budget(spec.memory, 1).workers_for(stage, cost.need, base)
     return budget.workers
 
 
 KINDS = ("auto", "cpu", "cuda")
 
 
-def open_device(asked: str | Device, tell: Callable[[str], None]) -> Device:
-    """Where blocks are computed.
+def open_device(device: str | Device, note: Callable[[str], None]) -> Device:
+    """The device that computes blocks.
 
     Args:
-        asked: one of ``KINDS``, or a device, which is taken as it is.
-        tell: is told in one line what ``auto`` has found.
+        device: one of ``KINDS``, or a device, which is returned as it is.
+        note: receives one line about the choice of ``auto``.
 
     Raises:
-        UsageError: no such device, or cuda was asked for and cannot be used.
+        UsageError: no such device, or cuda cannot be used.
     """
-    if not isinstance(asked, str):
-        return asked
-    if asked not in KINDS:
-        raise UsageError(f"no device {asked!r}", where="--device", expected=", ".join(KINDS))
-    if asked == "cpu":
+    if not isinstance(device, str):
+        return device
+    if device not in KINDS:
+        raise UsageError(f"no device {device!r}", where="--device", expected=", ".join(KINDS))
+    if device == "cpu":
         return HOST
+    # auto falls back to the processor, and says why.
     try:
-        found = open_gpu()
+        gpu = open_gpu()
     except UsageError as error:
-        if asked == "cuda":
+        if device == "cuda":
             raise
-        tell(f"blocks are computed on the CPU: {error.what}")
+        note(f"blocks are computed on the CPU: {error.what}")
         return HOST
-    tell(f"blocks are computed on {found.name}, {format_bytes(found.memory or 0)} free")
-    return found
+    note(f"blocks are computed on {gpu.name}, {format_bytes(gpu.memory or 0)} free")
+    return gpu

@@ -1,4 +1,4 @@
-"""A workspace as Python sees it: stores, embedding and influence, all computed when asked for."""
+"""Python interface of a workspace: stores, embedding and influence as lazy arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.engine.lazy_arrays import lazy_rows, lazy_whole
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.influence import scores
-from krepes_ooc.stages.influence.stage import ranking_score
+from krepes_ooc.stages.influence.ranking import ranking_score
 from krepes_ooc.storage import workspace
 
 if TYPE_CHECKING:
@@ -69,16 +69,18 @@ class Workspace(workspace.Workspace):
 
         Raises:
             WorkspaceError: the kernel or the step is not sealed.
-            UsageError: a position outside the source, told when the values are asked for.
+            UsageError: a position outside the source; raised when the values are computed.
         """
         views, plan = self._kernel()
-        wanted, step = np.asarray(samples, dtype=np.int64), self._newton("step")
+        step = self._newton("step")
+        wanted = np.asarray(samples, dtype=np.int64)
 
         def compute() -> Float:
             rows = self._find(wanted, plan)
             between = self.reader("kernel").array("landmark_kernel")
-            score = ranking_score(measure, step, between, self._second())
+            score = ranking_score(measure, step, between @ step, self._second())
             out = np.empty((views, len(rows), len(step)))
+            # One kernel row at a time: samples may lie in any blocks.
             for view in range(views):
                 for place, row in enumerate(rows.tolist()):
                     index, inside = divmod(row, plan.block_rows)
@@ -86,9 +88,9 @@ class Workspace(workspace.Workspace):
                     out[view, place] = score(kernel)[0]
             return out
 
-        shape, dims = (views, len(wanted), len(step)), ("view", "sample", "landmark")
-        found = lazy_whole(compute, shape, dims, "influence")
-        return found.assign_coords(sample_id=("sample", wanted))
+        shape = (views, len(wanted), len(step))
+        values = lazy_whole(compute, shape, ("view", "sample", "landmark"), "influence")
+        return values.assign_coords(sample_id=("sample", wanted))
 
     def export(self, store: str, target: Path | str, kind: str = "parquet") -> None:
         """Copy one small store to a new file: ``parquet``, ``csv``, ``netcdf`` or ``zarr``.
@@ -112,7 +114,7 @@ class Workspace(workspace.Workspace):
         return np.asarray(self.reader("newton").array(name))
 
     def _refuse_unsealed(self, store: str) -> None:
-        self[store]  # says what is missing
+        self[store]  # raises with the name of what is missing
 
     def _rows(self, plan: BlockPlan, view: int, index: int, rows: slice = slice(None)) -> Float:
         stored_rows = self.reader("kernel").block("values", plan.block(index), view)[rows]
@@ -126,18 +128,23 @@ class Workspace(workspace.Workspace):
         return np.asarray(sum(parts) / len(parts))
 
     def _find(self, samples: Ids, plan: BlockPlan) -> Ids:
-        """Store rows of samples, found by one look at the stored ids."""
-        found = np.full(len(samples), -1, dtype=np.int64)
+        """Store rows of samples by their ids, in one pass over the stored ids.
+
+        Raises:
+            UsageError: a sample that the store does not have.
+        """
+        rows = np.full(len(samples), -1, dtype=np.int64)
         for block in plan.blocks():
             ids = np.asarray(self.reader("kernel").block("sample_id", block))
+            # Binary search in the sorted ids of the block; equal ids are in it.
             order = np.argsort(ids)
             place = np.minimum(np.searchsorted(ids[order], samples), len(ids) - 1)
-            here = ids[order][place] == samples
-            found[here] = block.start + order[place[here]]
-        if len(missing := samples[found < 0]):
+            in_block = ids[order][place] == samples
+            rows[in_block] = block.start + order[place[in_block]]
+        if len(missing := samples[rows < 0]):
             raise UsageError(
                 f"no sample {missing[0]}",
                 where=str(self.root),
                 expected=f"0 to {plan.n_samples - 1}",
             )
-        return found
+        return rows

@@ -1,6 +1,8 @@
 """Sources: samples of tables, arrays, image folders and map-style data sets, read by position.
 
-In come a ``SourceSpec`` (recipe key ``source``) and store rows; out go raw samples [sample, ...],
-network inputs, and what people are shown of a sample. Nothing here imports torch or knows a stage.
-``views``, ``network``, ``stages`` and above may import it.
+In come a ``SourceSpec`` (recipe key ``source``), positions and files of new samples; out go raw
+samples [sample, ...], labels, names, network inputs and the arrays that displays need. Converted
+files and scan results are cached with checksums. Nothing here imports torch or knows a stage.
+``views``, ``jacobian``, ``engine``, ``stages`` and above may import it; it imports ``core`` and
+``errors``.
 """

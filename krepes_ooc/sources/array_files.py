@@ -9,20 +9,20 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from krepes_ooc.core.digests import (
     canonical_digest,
     remembered_sha256,
-    stat_signature,
-    unreadable,
-    write_atomic,
+    write_cache_file,
 )
+from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import SourceError
+from krepes_ooc.sources.array_labels import code_labels, rename_classes
 from krepes_ooc.sources.array_rows import (
     Hdf5Rows,
     MappedRows,
@@ -30,17 +30,21 @@ from krepes_ooc.sources.array_rows import (
     Rows,
     check_all_finite,
     choose_array,
-    import_hdf5,
     mapped_rows,
 )
-from krepes_ooc.sources.arrays import ArraySource, Labels, array_source
+from krepes_ooc.sources.array_source import ArraySource, ImageSource, Labels, array_source
 from krepes_ooc.sources.base import SourceSpec, locate
 from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
+from krepes_ooc.sources.hdf5_arrays import SUFFIXES, hdf5_rows
+from krepes_ooc.sources.hdf5_arrays import filled_words as hdf5_filled_words
+from krepes_ooc.sources.picture_rows import check_pixel_range
+from krepes_ooc.sources.zarr_arrays import filled_words as zarr_filled_words
 from krepes_ooc.sources.zarr_arrays import is_zarr, zarr_rows, zarr_sha256
 
-MAX_CLASSES = 1_024
+RowReader = Callable[[Path, str, str, Path], Rows]
+# The third byte of an idx header: NumPy type of the values, big-endian.
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-_HDF5 = {".h5", ".hdf5", ".hdf"}
+# What the decoders of gzip, zip and npy raise on a damaged file.
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, struct.error)
 
 
@@ -61,31 +65,32 @@ def open_arrays(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
         SourceError: a file is missing, damaged, of another format, or holds no such array.
         DataError: a value is NaN or infinite.
     """
-    return _open(spec, base, cache, _array_rows)
+    reader = partial(_array_rows, fill=spec.missing_chunks == "fill")
+    return _open(spec, base, cache, reader)
 
 
-Reader = Callable[[Path, str, str, Path], Rows]
-
-
-def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySource:
-    path = locate(spec.path, base, folder=is_zarr(spec.path))
+def _open(spec: SourceSpec, base: Path, cache: Path, reader: RowReader) -> ArraySource:
+    path = _locate(spec.path, base)
     sha256 = _sha256(path, spec.array, cache)
     identity: dict[str, Any] = {
         "kind": spec.kind,
         "name": path.name,
-        "bytes": 0 if is_zarr(path) else path.stat().st_size,
+        "bytes": 0 if path.is_dir() else path.stat().st_size,
         "sha256": sha256,
         "array": spec.array,
     }
     rows = reader(path, sha256, spec.array, cache)
+    # Values behind links and in virtual data sets are part of the content.
+    if isinstance(rows, Hdf5Rows) and rows.linked:
+        linked = [file for file, _ in rows.linked]
+        identity["linked"] = [[file.name, remembered_sha256(file, cache)] for file in linked]
+    # Labels: a second file, or another array of the same file.
     labels: Labels | None = None
     if spec.labels or spec.label_array:
-        folder = is_zarr(spec.labels)
-        label_path = locate(spec.labels, base, "labels", folder=folder) if spec.labels else path
+        label_path = _locate(spec.labels, base, "labels") if spec.labels else path
         label_sha256 = _sha256(label_path, spec.label_array, cache)
-        found = reader(label_path, label_sha256, spec.label_array, cache)
-        labels = code_labels(found.take(np.arange(found.shape[0])), str(label_path))
-        labels = _named(labels, spec.classes, str(label_path)) if spec.classes else labels
+        label_rows = reader(label_path, label_sha256, spec.label_array, cache)
+        labels = _read_labels(label_rows, spec.classes, str(label_path))
         if len(labels.codes) != rows.shape[0]:
             raise SourceError(
                 f"{len(labels.codes)} labels for {rows.shape[0]} samples",
@@ -93,94 +98,103 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: Reader) -> ArraySou
                 expected="one label for each sample",
             )
         identity |= {"labels": [label_path.name, label_sha256, spec.label_array]}
-    rows = _limited(rows, spec.limit)
+    # The limit comes last: labels are counted against the whole file.
+    rows = _first_rows(rows, spec.limit)
     source = array_source(spec, rows, labels, identity)
-    _check_once(rows, str(path), cache, canonical_digest(source.fingerprint()))
+    if spec.missing_chunks == "fill":
+        source.warnings = (*source.warnings, *_filled_words(path, spec.array))
+    # On opening, not hours into the run: every row is read once.
+    digest = canonical_digest(source.fingerprint())
+    _check_finite_once(rows, str(path), cache, digest)
+    if isinstance(source, ImageSource) and not spec.range:
+        check_pixel_range(rows, str(path), cache, digest)
     return source
+
+
+def _locate(path: str, base: Path, key: str = "path") -> Path:
+    """The file or Zarr folder that a recipe names.
+
+    Raises:
+        SourceError: there is none; of a folder that is no Zarr array, what it is.
+    """
+    located = (base / Path(path).expanduser()).absolute()
+    if is_zarr(located):
+        if located.is_file():
+            raise SourceError(
+                "a file, but Zarr stores are folders",
+                where=str(located),
+                expected="a folder",
+                advice="unpack it if it is an archive",
+            )
+        return locate(path, base, key, folder=True)
+    if path and located.is_dir():
+        raise SourceError(
+            "a folder without Zarr metadata",
+            where=str(located),
+            expected="a .npy, .npz or .h5 file, or a Zarr array or group",
+            advice="pictures in a folder are read by source.kind: images",
+        )
+    return locate(path, base, key)
+
+
+def _read_labels(rows: Rows, classes: tuple[str, ...], where: str) -> Labels:
+    """Codes and classes of a label array; ``classes`` are the recipe's names of 0, 1, 2 ..."""
+    if not rows.shape:
+        raise SourceError("a single value", where=where, expected="labels [sample]")
+    values = rows.take(np.arange(rows.shape[0]))
+    # Named classes: False is the first, True the second.
+    if classes and values.dtype.kind == "b":
+        values = values.astype(np.int64)
+    labels = code_labels(values, where)
+    return rename_classes(labels, classes, where) if classes else labels
+
+
+def _filled_words(path: Path, array: str) -> list[str]:
+    """Warnings of parts that are not on disk and read as the fill value."""
+    if is_zarr(path):
+        words = zarr_filled_words(path, array)
+    elif path.suffix.lower() in SUFFIXES:
+        words = hdf5_filled_words(path, array)
+    else:
+        words = []
+    return [f"{path.name}: {text}" for text in words]
 
 
 def _sha256(path: Path, array: str, cache: Path) -> str:
     return zarr_sha256(path, array, cache) if is_zarr(path) else remembered_sha256(path, cache)
 
 
-def _check_once(rows: Rows, where: str, cache: Path, digest: str) -> None:
-    """Look for NaN in every row the first time; later runs find the mark."""
-    mark = cache / f"finite-{digest[:16]}"
-    if rows.dtype.kind == "f" and not mark.is_file():
+def _check_finite_once(rows: Rows, where: str, cache: Path, digest: str) -> None:
+    """Check every row for NaN on the first run; a marker in the cache spares later runs."""
+    marker = cache / f"finite-{digest[:16]}"
+    if rows.dtype.kind == "f" and not marker.is_file():
         check_all_finite(rows, where)
-        write_atomic(mark, b"")
+        write_cache_file(marker, b"")
 
 
-def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
-    """Codes and sorted class names of labels [sample]: whole numbers (negative: missing) or text.
-
-    Raises:
-        SourceError: another shape or type, or too many classes.
-    """
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or values.dtype.kind not in "uibUS":
-        raise SourceError(
-            f"labels are {values.dtype} of shape {list(values.shape)}",
-            where=where,
-            expected="whole numbers or text [sample]",
-        )
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8", "replace")
-    missing = values == "" if values.dtype.kind == "U" else values.astype(np.int64) < 0
-    names, codes = np.unique(values[~missing], return_inverse=True)
-    if len(names) > MAX_CLASSES:
-        raise SourceError(
-            f"{len(names)} classes", where=where, expected=f"at most {MAX_CLASSES} classes"
-        )
-    placed = np.full(values.shape, -1, dtype=np.int64)
-    placed[~missing] = codes
-    return Labels(placed, tuple(str(name) for name in names.tolist()))
-
-
-def _named(labels: Labels, classes: tuple[str, ...], where: str) -> Labels:
-    """The same labels under the names that the recipe gives to 0, 1, 2 ...
-
-    Raises:
-        SourceError: a label without a name, or a name twice.
-    """
-    if len(set(classes)) < len(classes):
-        raise SourceError(
-            "source.classes names a class twice", where=where, expected="different names"
-        )
-    known = {str(code): code for code in range(len(classes))}
-    nameless = [name for name in labels.classes if name not in known]
-    if nameless:
-        raise SourceError(
-            f"label {nameless[0]} has no name",
-            where=where,
-            expected=f"labels from 0 to {len(classes) - 1}, as many as source.classes names",
-        )
-    # The last place is that of missing labels.
-    code = np.array([*(known[name] for name in labels.classes), -1], dtype=np.int64)
-    return Labels(code[labels.codes], classes)
-
-
-def _limited(rows: Rows, limit: int | None) -> Rows:
+def _first_rows(rows: Rows, limit: int | None) -> Rows:
     if limit is None or limit >= rows.shape[0]:
         return rows
+    # A view of memory, or a smaller shape over the same file: nothing is copied.
     if isinstance(rows, MemoryRows):
         return MemoryRows(rows.values[:limit])
-    cut = cast("MappedRows | Hdf5Rows", rows)
-    return replace(cut, shape=(limit, *rows.shape[1:]))
+    on_disk = cast("MappedRows | Hdf5Rows", rows)
+    return replace(on_disk, shape=(limit, *rows.shape[1:]))
 
 
 def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     """Rows of an idx file: magic 0 0 type dims, big-endian sizes, then the values."""
-    kept: CachedFile | None = None
+    cached: CachedFile | None = None
     with path.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    if packed:
+        # The magic number of gzip, whatever the suffix.
+        compressed = stream.read(2) == b"\x1f\x8b"
+    if compressed:
         target = cache / f"unpacked-{sha256[:16]}.idx"
-        kept = _unpack(path, target, lambda: cast("BinaryIO", gzip.GzipFile(path)))
+        cached = _unpack(path, target, lambda: cast("BinaryIO", gzip.GzipFile(path)))
         path = target
     try:
         with path.open("rb") as stream:
+            # Magic 0 0, type code, number of dimensions; then one big-endian size a dimension.
             zero, code, dims = struct.unpack(">HBB", stream.read(4))
             shape = struct.unpack(f">{dims}I", stream.read(4 * dims))
         if zero or code not in _IDX_TYPES or not dims:
@@ -188,17 +202,18 @@ def _idx_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     except (struct.error, ValueError) as error:
         raise SourceError("no idx header", where=str(path), expected="an idx file") from error
     dtype = np.dtype(_IDX_TYPES[code])
+    # Grey pictures: add the channel axis.
     if len(shape) == 3:
         shape = (*shape, 1)
-    return mapped_rows(path, 4 + 4 * dims, dtype, shape, kept)
+    return mapped_rows(path, 4 + 4 * dims, dtype, shape, cached)
 
 
-def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
+def _array_rows(path: Path, sha256: str, array: str, cache: Path, *, fill: bool) -> Rows:
     suffix = path.suffix.lower()
     if is_zarr(path):
-        return zarr_rows(path, sha256, array, cache)
-    if suffix in _HDF5:
-        return _hdf5_rows(path, array)
+        return zarr_rows(path, sha256, array, cache, fill=fill)
+    if suffix in SUFFIXES:
+        return hdf5_rows(path, array, fill=fill)
     if suffix not in (".npy", ".npz"):
         raise SourceError(
             "unknown kind of array file",
@@ -208,24 +223,30 @@ def _array_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     try:
         return _numpy_rows(path, sha256, array, cache)
     except _DAMAGE as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, source=True) from error
 
 
 def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
-    kept: CachedFile | None = None
+    cached: CachedFile | None = None
     if path.suffix.lower() == ".npz":
+        # A compressed member cannot be mapped: unpack it once, named by content and member.
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             name = choose_array(names, array, path)
             target = cache / f"unpacked-{canonical_digest([sha256, name])[:16]}.npy"
-            kept = _unpack(path, target, lambda: cast("BinaryIO", archive.open(name + ".npy")))
+            cached = _unpack(path, target, lambda: cast("BinaryIO", archive.open(name + ".npy")))
             path = target
     with path.open("rb") as stream:
+        # Read the header alone; the values are mapped in place.
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        read = read or np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read_header(stream)
         offset = stream.tell()
+    # Loading objects would run pickled code.
     if dtype.hasobject:
         raise SourceError(
             "holds Python objects, which are never loaded", where=str(path), expected="numbers"
@@ -239,45 +260,32 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
         )
     if len(shape) == 3 and dtype == np.uint8:
         shape = (*shape, 1)
+    # Texts and booleans are labels: few and small.
     if dtype.kind in "USb":
-        if kept is not None:
-            kept.check(0, kept.size)
+        if cached is not None:
+            cached.check(0, cached.size)
         return MemoryRows(np.load(path, allow_pickle=False))
-    return mapped_rows(path, offset, dtype, shape, kept)
-
-
-def _hdf5_rows(path: Path, array: str) -> Rows:
-    h5py = import_hdf5()
-    try:
-        with h5py.File(path, "r") as file:
-            names: list[str] = []
-            file.visititems(lambda n, item: names.append(n) if hasattr(item, "shape") else None)
-            name = choose_array(names, array, path)
-            data = file[name]
-            if data.dtype.kind == "O":
-                return MemoryRows(np.asarray(data.asstr()[:], dtype=np.str_))
-            shape = tuple(int(size) for size in data.shape)
-            return Hdf5Rows(path, name, data.dtype, shape, stat_signature(path))
-    except OSError as error:
-        raise unreadable(path, error) from error
+    return mapped_rows(path, offset, dtype, shape, cached)
 
 
 def _unpack(path: Path, target: Path, open_stream: Callable[[], BinaryIO]) -> CachedFile | None:
-    """Unpack one compressed stream into the cache, once; its first piece holds the header."""
-    kept = find_cached(target)
-    if kept is None or kept.damage(1):
+    """Unpack one compressed stream into the cache, once."""
+    cached = find_cached(target)
+    # The first piece holds the header: the shape must be right before rows are mapped.
+    if cached is None or cached.problem(1):
         try:
             with (
                 writing_cached(target) as temporary,
                 temporary.open("wb") as stream,
-                open_stream() as packed,
+                open_stream() as compressed,
             ):
-                shutil.copyfileobj(packed, stream, 2**20)
+                shutil.copyfileobj(compressed, stream, 2**20)
         except _DAMAGE as error:
             raise SourceError(
                 f"cannot be unpacked into the cache: {error}",
                 where=str(path),
                 expected="an undamaged file and a writable workspace",
             ) from error
-        kept = find_cached(target)
-    return kept
+        # Read back what was recorded: later reads are checked against it.
+        cached = find_cached(target)
+    return cached

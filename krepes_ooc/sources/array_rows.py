@@ -13,10 +13,15 @@ import numpy.typing as npt
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.digests import stat_signature
 from krepes_ooc.errors import DataError, SourceError
-from krepes_ooc.sources.base import Int64
+from krepes_ooc.sources.base import Int64, check_finite
 from krepes_ooc.sources.cache import CachedFile
+from krepes_ooc.sources.packed import Packing
 
 SCAN_BYTES = 16 * 2**20
+MARGINAL_ROWS = 4_096
+_MARGINAL_SEED = 0x6B72
+_HASH_ROWS = 2**20
+FileSignature = tuple[int, int, int, int]
 
 
 class Rows(Protocol):
@@ -32,7 +37,7 @@ class Rows(Protocol):
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the array keeps."""
+        """Bytes of memory that the array occupies between reads."""
 
     def take(self, positions: Int64) -> npt.NDArray[Any]:
         """Copies of the rows [sample, ...] at these valid positions."""
@@ -56,7 +61,7 @@ class MemoryRows:
 
     @property
     def resident_bytes(self) -> int:
-        """All of it."""
+        """Size of the whole array in bytes."""
         return int(self.values.nbytes)
 
     def take(self, positions: Int64) -> npt.NDArray[Any]:
@@ -66,27 +71,27 @@ class MemoryRows:
 
 @dataclass(frozen=True)
 class MappedRows:
-    """Rows of a plain array inside a file, mapped afresh for every reading.
+    """Rows of an uncompressed array inside a file, memory-mapped for each read.
 
     Args:
         path: the file.
         offset: bytes before the first row.
-        dtype: type of the values as they lie in the file.
+        dtype: type of the values in the file, byte order included.
         shape: size of every dimension, samples first, in C order.
-        seal: ``stat_signature`` of the file when it was opened.
-        kept: checksums of a file that was unpacked, or None for the user's own.
+        signature: ``stat_signature`` of the file when it was opened.
+        cached: checksums of a file unpacked into the cache; None for a file of the user.
     """
 
     path: Path
     offset: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    seal: tuple[int, int, int, int]
-    kept: CachedFile | None = None
+    signature: FileSignature
+    cached: CachedFile | None = None
 
     @property
     def resident_bytes(self) -> int:
-        """Nothing stays mapped."""
+        """0: nothing stays mapped between reads."""
         return 0
 
     def take(self, positions: Int64) -> npt.NDArray[Any]:
@@ -94,51 +99,72 @@ class MappedRows:
 
         Raises:
             DataError: the file changed since it was opened.
-            DamageError: an unpacked file is not what was written.
+            DamageError: an unpacked file fails its checksums.
         """
-        if self.kept is None:
-            check_unchanged(self.path, self.seal)
+        # A file of the user can change under the run; an unpacked one has checksums instead.
+        if self.cached is None:
+            check_unchanged(self.path, self.signature)
         row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        # An empty range can be neither mapped nor checked.
         if not positions.size or not row_bytes:
             return np.empty((len(positions), *self.shape[1:]), self.dtype.newbyteorder("="))
-        if self.kept is not None:
+        if self.cached is not None:
             starts = self.offset + positions * row_bytes
-            self.kept.check_all(starts, starts + row_bytes)
+            self.cached.check_all(starts, starts + row_bytes)
+        # A fresh map each time: pages of a map that stays open count as memory of this process.
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
         return np.asarray(mapped[positions], dtype=self.dtype.newbyteorder("="))
 
 
 @dataclass(frozen=True)
 class Hdf5Rows:
-    """Rows of an HDF5 data set; the file is opened for every reading."""
+    """Rows of an HDF5 data set; the file is opened for each read.
+
+    Args:
+        path: the file.
+        name: of the data set.
+        dtype: type of the values that are given.
+        shape: size of every dimension, samples first; grey pictures have a channel axis.
+        signature: ``stat_signature`` of the file when it was opened.
+        packing: how stored values are decoded; None: as they are.
+        linked: other files that hold the values, with their signatures.
+    """
 
     path: Path
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    seal: tuple[int, int, int, int]
+    signature: FileSignature
+    packing: Packing | None = None
+    linked: tuple[tuple[Path, FileSignature], ...] = ()
 
     @property
     def resident_bytes(self) -> int:
-        """Nothing stays open."""
+        """0: nothing stays open between reads."""
         return 0
 
     def take(self, positions: Int64) -> npt.NDArray[Any]:
         """Copies of the rows at these positions.
 
         Raises:
-            DataError: the file changed since it was opened, or cannot be read.
+            DataError: the file changed since it was opened, cannot be read, or lacks a value.
         """
-        check_unchanged(self.path, self.seal)
-        # HDF5 takes only increasing, unique indices.
-        wanted, places = np.unique(positions, return_inverse=True)
+        for file, signature in ((self.path, self.signature), *self.linked):
+            check_unchanged(file, signature)
+        # HDF5 takes only increasing, unique indices: read those, then repeat and reorder.
+        unique, inverse = np.unique(positions, return_inverse=True)
         try:
             with import_hdf5().File(self.path, "r") as file:
-                found = np.asarray(file[self.name][wanted]) if wanted.size else None
+                values = np.asarray(file[self.name][unique]) if unique.size else None
         except OSError as error:
             raise DataError(f"cannot be read: {error}", where=str(self.path)) from error
-        empty = np.empty((0, *self.shape[1:]), self.dtype)
-        return empty if found is None else found[places.reshape(positions.shape)]
+        if values is None:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        if self.packing is not None:
+            values = self.packing.decode(values, unique, str(self.path))
+        # The channel axis of grey pictures is not in the file.
+        values = values.reshape(len(unique), *self.shape[1:])
+        return np.asarray(values[inverse.reshape(positions.shape)])
 
 
 def mapped_rows(
@@ -146,46 +172,47 @@ def mapped_rows(
     offset: int,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
-    kept: CachedFile | None,
+    cached: CachedFile | None,
 ) -> MappedRows:
-    """Rows of a plain array inside a file.
+    """Rows of an uncompressed array inside a file.
 
     Raises:
         SourceError: the file is too short for the shape.
     """
+    # A short file would only fail when its last rows are touched.
     needed = offset + dtype.itemsize * math.prod(shape)
     size = path.stat().st_size
     if size < needed:
         raise SourceError(
             f"{size} bytes", where=str(path), expected=f"{needed} bytes for shape {list(shape)}"
         )
-    return MappedRows(path, offset, dtype, shape, stat_signature(path), kept)
+    return MappedRows(path, offset, dtype, shape, stat_signature(path), cached)
 
 
-def choose_array(names: list[str], wanted: str, path: Path) -> str:
-    """The name of the array that is meant: the one that is wanted, or the only one.
+def choose_array(names: list[str], requested: str, path: Path) -> str:
+    """Name of the array to read: the requested one, or the only one.
 
     Raises:
-        SourceError: there is no such array, or none is wanted among several.
+        SourceError: there is no such array, or several and none is requested.
     """
-    if wanted in names:
-        return wanted
-    if not wanted and len(names) == 1:
+    if requested in names:
+        return requested
+    if not requested and len(names) == 1:
         return names[0]
     raise SourceError(
-        f"no array {wanted!r}" if wanted else f"{len(names)} arrays and none is chosen",
+        f"no array {requested!r}" if requested else f"{len(names)} arrays and none is chosen",
         where=str(path),
         expected="source.array (or label_array) one of " + ", ".join(sorted(names)),
     )
 
 
-def check_unchanged(path: Path, seal: tuple[int, int, int, int]) -> None:
-    """Refuse a file that is no longer the one that was opened.
+def check_unchanged(path: Path, signature: FileSignature) -> None:
+    """Raise if a file changed since it was opened.
 
     Raises:
         DataError: size, time or inode differ.
     """
-    if stat_signature(path) != seal:
+    if stat_signature(path) != signature:
         raise DataError(
             "the file changed while it was read",
             where=str(path),
@@ -193,37 +220,20 @@ def check_unchanged(path: Path, seal: tuple[int, int, int, int]) -> None:
         )
 
 
-def check_finite(raw: npt.NDArray[Any], positions: Int64, where: str) -> None:
-    """Refuse NaN and infinity in samples [sample, ...].
-
-    Raises:
-        DataError: names the first bad sample.
-    """
-    if raw.dtype.kind != "f" or not raw.size:
-        return
-    bad = ~np.isfinite(raw).reshape(len(raw), -1).all(axis=1)
-    if bad.any():
-        raise DataError(
-            "NaN or infinity",
-            where=f"{where}, sample {int(positions[np.flatnonzero(bad)[0]])} (from 0)",
-            expected="finite values",
-            advice="repair or remove the sample",
-        )
-
-
 def check_all_finite(rows: Rows, where: str) -> None:
-    """Read every row once, in pieces, and refuse NaN and infinity.
+    """Read every row once, ``SCAN_BYTES`` at a time, and raise on NaN or infinity.
 
     Raises:
-        DataError: names the first bad sample.
+        DataError: a value is not finite; names the first such sample.
     """
     if rows.dtype.kind != "f":
         return
+    # Bounded memory: as many whole rows at once as fit SCAN_BYTES.
     row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
     step = max(1, SCAN_BYTES // max(1, row_bytes))
     for start in range(0, rows.shape[0], step):
         positions = np.arange(start, min(start + step, rows.shape[0]))
-        check_finite(rows.take(positions), positions, where)
+        check_finite(rows.take(positions), positions, "a value", where)
 
 
 def import_hdf5() -> Any:
@@ -241,16 +251,18 @@ def import_hdf5() -> Any:
     return h5py
 
 
-MARGINAL_ROWS = 4_096
-_MARGINAL_SEED, _HASH_ROWS = 0x6B72, 2**20
-
-
 def marginal_positions(n_samples: int) -> Int64:
-    """Positions of the bank's rows, ascending: those with the smallest keyed hash."""
-    kept = np.empty(0, dtype=np.int64)
+    """Ascending positions of the rows that marginals are drawn from: bottom-k sampling.
+
+    The ``MARGINAL_ROWS`` rows with the smallest keyed hash are a uniform sample without
+    replacement that depends on ``n_samples`` alone.
+    """
+    smallest = np.empty(0, dtype=np.int64)
     for start in range(0, n_samples, _HASH_ROWS):
-        kept = np.concatenate([kept, np.arange(start, min(start + _HASH_ROWS, n_samples))])
-        if kept.size > MARGINAL_ROWS:
-            order = np.argsort(counter_rng.bits(_MARGINAL_SEED, kept), kind="stable")
-            kept = kept[order[:MARGINAL_ROWS]]
-    return np.sort(kept)
+        # The k smallest of a prefix and one more chunk are the k smallest of both.
+        chunk = np.arange(start, min(start + _HASH_ROWS, n_samples))
+        smallest = np.concatenate([smallest, chunk])
+        if smallest.size > MARGINAL_ROWS:
+            order = np.argsort(counter_rng.bits(_MARGINAL_SEED, smallest), kind="stable")
+            smallest = smallest[order[:MARGINAL_ROWS]]
+    return np.sort(smallest)

@@ -1,8 +1,8 @@
-"""Decode one Arrow column into numbers or text, naming the row that cannot be used."""
+"""Decoding of Arrow columns into numbers, text or codes; errors name row and column."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from krepes_ooc.errors import DataError
+from krepes_ooc.sources.base import ColumnKind, Float64
 
-Float64 = npt.NDArray[np.float64]
 MISSING = "(missing)"
 
 
-def kind_of(arrow_type: Any) -> Literal["numeric", "categorical"] | None:
-    """The kind that a column of this Arrow type has unless declared otherwise; None if unusable."""
+def kind_of(arrow_type: Any) -> ColumnKind | None:
+    """Default kind of a column of this Arrow type; None if it cannot be used."""
     if pa.types.is_integer(arrow_type) or pa.types.is_floating(arrow_type):
         return "numeric"
     if pa.types.is_decimal(arrow_type):
@@ -47,6 +47,7 @@ def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
     Raises:
         DataError: an entry is missing, NaN, infinite or no number; row and column are named.
     """
+    # Dictionary-encoded values behave like the values themselves.
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_boolean(values.type):
@@ -55,7 +56,9 @@ def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
         # Integers beyond 2**53 lose their last digits, as every float64 column does.
         numbers = np.asarray(values.cast(pa.float64(), safe=False), dtype=np.float64)
     except pa.ArrowInvalid:
+        # Text declared as numbers: parse each entry, so that the bad one can be named.
         numbers = np.asarray([_parse(text) for text in values.to_pylist()], dtype=np.float64)
+    # A float cast turns null into NaN: one test finds missing, NaN and infinite entries.
     bad = np.flatnonzero(~np.isfinite(numbers))
     if bad.size:
         entry = values[int(bad[0])].as_py()
@@ -69,24 +72,28 @@ def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
 
 
 def to_text(values: Any) -> Any:
-    """The Arrow column as text without nulls; null and NaN become ``(missing)``."""
+    """Arrow column as text without nulls; null and NaN become ``(missing)``."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    # Categories that are numbers: NaN is one more way to say "missing".
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
     return pc.fill_null(values.cast(pa.string()), MISSING)
 
 
 def to_codes(values: Any, categories: Any) -> npt.NDArray[np.int64]:
-    """Index of each entry in ``categories``, an Arrow text array; -1 where it is not there."""
+    """Index of each entry in ``categories``, an Arrow text array; -1 where there is none."""
     codes = pc.fill_null(pc.index_in(to_text(values), value_set=categories), -1)
     return np.asarray(codes, dtype=np.int64)
 
 
 def _is_text(arrow_type: Any) -> bool:
-    views = getattr(pa.types, "is_string_view", lambda _: False)
+    # Older releases of pyarrow have no string views.
+    is_view = getattr(pa.types, "is_string_view", lambda _: False)
     return bool(
-        pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type) or views(arrow_type)
+        pa.types.is_string(arrow_type)
+        or pa.types.is_large_string(arrow_type)
+        or is_view(arrow_type)
     )
 
 

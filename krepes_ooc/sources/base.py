@@ -1,4 +1,4 @@
-"""What a source of samples is: its declaration, its columns and the operations of every kind."""
+"""Interface of every source of samples: declaration, columns, operations, argument checks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.settings import setting
-from krepes_ooc.errors import SourceError, UsageError
+from krepes_ooc.errors import DataError, SourceError, UsageError
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 BUFFER_BYTES = 256 * 2**20
 SampleKind = Literal["table", "image", "array", "text"]
+ColumnKind = Literal["numeric", "categorical"]
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,45 @@ class SourceSpec:
     order: Literal["shuffled", "source"] = setting("shuffled", about="order of the store rows")
     array: str = setting("", about="name of the array inside an npz, hdf5 or zarr store")
     label_array: str = setting("", about="name of the label array inside such a store")
-    size: int | None = setting(None, about="side of the square every image is scaled to", minimum=1)
+    size: int | None = setting(
+        None, about="side to which the central square of every image is scaled", minimum=1
+    )
+    range: tuple[float, ...] = setting(
+        (), about="values of black and of full scale, such as [0, 4095]", digest_omits=()
+    )
+    alpha: Literal["drop", "white", "black"] = setting(
+        "drop", about="colour behind see-through pixels; drop ignores alpha", digest_omits="drop"
+    )
+    layout: Literal["nhwc", "nchw"] = setting(
+        "nhwc", about="whether channels of stored images come last or first", digest_omits="nhwc"
+    )
+    page: int | None = setting(
+        None, about="page of image files that hold several, from 0", minimum=0, digest_omits=None
+    )
+    skip_damaged: bool = setting(
+        False, about="leave out image files that cannot be decoded", digest_omits=False
+    )
     mean: tuple[float, ...] = setting((), about="mean of each image channel scaled to [0, 1]")
     std: tuple[float, ...] = setting((), about="standard deviation of each image channel")
     factory: str = setting("", about="module:callable that returns a map-style dataset")
     fetch: str = setting("", about="what to type if the file is not there, shown in the error")
     arguments: dict[str, Any] = setting({}, about="of the factory")
+    missing_chunks: Literal["refuse", "fill"] = setting(
+        "refuse",
+        about="Zarr and HDF5 chunks that are not on disk: refused, or read as the fill value",
+        digest_omits="refuse",
+    )
+    key: str = setting(
+        "",
+        about="entry of a factory's items (dicts or tuples) that is the sample",
+        digest_omits="",
+    )
 
 
+# Keys that every kind of source reads, that images read, and that each kind reads.
 _EVERYWHERE = {"fetch", "kind", "limit", "order"}
 _IMAGE = {"mean", "std"}
+_PIXELS = {*_IMAGE, "range"}
 _USED_KEYS = {
     "digits": _IMAGE,
     "table": {
@@ -65,24 +95,29 @@ _USED_KEYS = {
         "header",
         "delimiter",
     },
-    "idx": {"path", "labels", "classes", *_IMAGE},
-    "arrays": {"path", "labels", "classes", "array", "label_array", *_IMAGE},
-    "images": {"path", "size", *_IMAGE},
-    "factory": {"factory", "arguments", *_IMAGE},
+    "idx": {"path", "labels", "classes", *_PIXELS},
+    "arrays": {
+        *("path", "labels", "classes", "array", "label_array", "layout", "missing_chunks"),
+        *_PIXELS,
+    },
+    "images": {"path", "size", "alpha", "page", "skip_damaged", *_PIXELS},
+    "factory": {"factory", "arguments", "key", *_PIXELS},
 }
 
 
 def check_keys(spec: SourceSpec) -> None:
-    """Refuse a key that the declared kind of source does not read.
+    """Raise on a key that the declared kind of source does not read.
 
     Raises:
         SourceError: the key and the keys that this kind reads.
     """
     used = _USED_KEYS[spec.kind] | _EVERYWHERE
-    untouched = SourceSpec(kind=spec.kind)
+    defaults = SourceSpec(kind=spec.kind)
     for field in dataclasses.fields(spec):
-        given = getattr(spec, field.name)
-        if field.name not in used and given != getattr(untouched, field.name):
+        value = getattr(spec, field.name)
+        # A key that is silently ignored would be taken for one that works: compare with the
+        # defaults.
+        if field.name not in used and value != getattr(defaults, field.name):
             raise SourceError(
                 f"key {field.name!r} means nothing for kind {spec.kind!r}",
                 where="source",
@@ -107,7 +142,7 @@ class Column:
     """
 
     name: str
-    kind: Literal["numeric", "categorical"]
+    kind: ColumnKind
     shown: bool = True
     categories: tuple[str, ...] = ()
     mean: float = 0.0
@@ -121,7 +156,7 @@ class Source(Protocol):
     """Samples by position; every method is safe to call from several threads.
 
     ``columns`` and ``classes`` are () where there are none; ``row_groups`` is None where random
-    access is cheap; ``resident_bytes`` is the most memory that the source keeps for itself.
+    access is cheap; ``resident_bytes`` is the most memory that the source occupies between reads.
     """
 
     kind: SampleKind
@@ -146,17 +181,17 @@ class Source(Protocol):
         """The network's input [sample, ...] for raw samples."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the samples that the network sees, as JSON: rows, sha256, schema."""
+        """Identity of the samples that the network sees, as JSON: rows, sha256, schema."""
 
     def label_fingerprint(self) -> dict[str, Any]:
-        """What identifies all else that people see of them: labels, names, columns not shown."""
+        """Identity of all else that is displayed: labels, names, columns not shown, as JSON."""
 
 
 class Tabular(Source, Protocol):
     """A source whose raw samples are rows of columns, with what views draw from.
 
-    ``bank`` float64 [row, column] holds rows drawn by a keyed hash; ``spread`` float64 [column] is
-    the standard deviation of a number and 0 for a category.
+    ``marginal_rows`` float64 [row, column] holds rows drawn by a keyed hash; ``spread`` float64
+    [column] is the standard deviation of a number and 0 for a category.
     """
 
     marginal_rows: Float64
@@ -167,20 +202,21 @@ def locate(path: str, base: Path, key: str = "path", *, folder: bool = False) ->
     """The file (or folder) that a recipe names, relative to the recipe's folder.
 
     Raises:
-        SourceError: the key is empty, or nothing of that sort is there.
+        SourceError: the key is empty, or there is no such file or folder.
     """
     if not path:
         raise SourceError(f"key {key!r} is missing", where="source", expected="a path")
-    found = (base / Path(path).expanduser()).absolute()
-    if not (found.is_dir() if folder else found.is_file()):
-        sort = "folder" if folder else "file"
+    # Relative paths start at the recipe, so a recipe and its data can move together.
+    located = (base / Path(path).expanduser()).absolute()
+    if not (located.is_dir() if folder else located.is_file()):
+        expected = "folder" if folder else "file"
         raise SourceError(
-            f"no such {sort}",
-            where=str(found),
-            expected=f"an existing {sort}",
+            f"no such {expected}",
+            where=str(located),
+            expected=f"an existing {expected}",
             advice="paths are relative to the recipe",
         )
-    return found
+    return located
 
 
 def check_positions(positions: Int64, n_samples: int) -> Int64:
@@ -190,9 +226,39 @@ def check_positions(positions: Int64, n_samples: int) -> Int64:
         UsageError: a position lies outside the source.
     """
     positions = np.asarray(positions, dtype=np.int64)
+    # A negative index would wrap around in NumPy and read another sample in silence.
     outside = positions[(positions < 0) | (positions >= n_samples)]
     if outside.size:
         raise UsageError(
             f"no sample {int(outside[0])}", where="source", expected=f"0 to {n_samples - 1}"
         )
     return positions
+
+
+def check_finite(
+    values: npt.NDArray[Any], positions: npt.NDArray[np.integer[Any]], what: str, where: str = ""
+) -> None:
+    """Raise on values [sample, ...] that are NaN or infinite.
+
+    Args:
+        values: the values; integers are always finite.
+        positions: positions of the samples in the source [sample].
+        what: name of the values, for the message.
+        where: file that they come from, for the message.
+
+    Raises:
+        DataError: names the first such sample and the place in its row.
+    """
+    if values.dtype.kind != "f":
+        return
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    first = tuple(int(i) for i in np.argwhere(~finite)[0])
+    raise DataError(
+        f"{what} is {values[first]}",
+        where=f"{where + ', ' if where else ''}sample {int(positions[first[0]])}, "
+        f"position {list(first[1:])}",
+        expected="finite numbers",
+        advice="clean the source or exclude the column",
+    )

@@ -1,8 +1,9 @@
-"""What was learned about a source and is kept between runs: every file answers for its bytes.
+"""Cache of source scans and converted files; every file is checksummed.
 
-Short findings are one signed line. A table or an array that was converted or unpacked has a list of
-checksums beside it, one for every ``PIECE_BYTES``; a piece is checked when a process first reads
-it. What is damaged when a source is opened is made again; what is damaged later ends the run.
+A short result is one line of JSON with its checksum. A table or an array that was converted or
+unpacked has a list of checksums beside it, one for every ``PIECE_BYTES``; a piece is checked when a
+process first reads it. Damage found when a source is opened is repaired by converting again; damage
+found later ends the run.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.digests import canonical_digest, file_sha256, publish, write_atomic
-from krepes_ooc.core.files import checksum, checksummed_json, read_checksummed
+from krepes_ooc.core.digests import canonical_digest, file_sha256, write_cache_file
+from krepes_ooc.core.files import checksum, checksummed_json, publish, read_checksummed
 from krepes_ooc.errors import DamageError
 
 PIECE_BYTES = 2**20
-SUMS = ".sums"
-LEFT_SECONDS = 3600.0
+CHECKSUM_SUFFIX = ".sums"
+STALE_SECONDS = 3600.0
 Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A large file of the cache, whose pieces are checked when they are first read.
+    """A large file of the cache; each piece is checked when it is first read.
 
     Args:
         path: the file.
@@ -44,50 +45,52 @@ class CachedFile:
     _checked: set[int] = field(default_factory=set, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach another process with nothing checked."""
+        """Pickle without the record of checked pieces: another process checks for itself."""
         return CachedFile, (self.path, self.size, self.checksums)
 
     def check(self, start: int, stop: int) -> None:
         """Check the bytes from ``start`` to ``stop``.
 
         Raises:
-            DamageError: they are not what was written.
+            DamageError: they fail their checksum.
         """
         self.check_all(np.asarray([start]), np.asarray([stop]))
 
     def check_all(self, starts: Int64, stops: Int64) -> None:
         """Check many ranges of bytes, none of them empty.
 
-        Another process may have published the same bytes once more meanwhile: that is no change.
+        Another process may publish the same bytes again meanwhile: that is no change.
 
         Raises:
-            DamageError: the first piece that is not what was written.
+            DamageError: names the first piece that fails its checksum.
         """
-        if what := self._wrong_size():
-            raise self._damaged(what)
+        if problem := self._size_problem():
+            raise self._damage_error(problem)
+        # Count how many ranges cover each piece: +1 where one starts, -1 behind its end.
         touched = np.zeros(len(self.checksums) + 1, dtype=np.int64)
         np.add.at(touched, starts // PIECE_BYTES, 1)
         np.add.at(touched, (stops - 1) // PIECE_BYTES + 1, -1)
         for piece in np.flatnonzero(np.cumsum(touched[:-1])).tolist():
+            # A set is enough between threads: at worst a piece is checked twice.
             if piece not in self._checked:
-                if what := self._wrong(piece):
-                    raise self._damaged(what)
+                if problem := self._piece_problem(piece):
+                    raise self._damage_error(problem)
                 self._checked.add(piece)
 
-    def damage(self, pieces: int | None = None) -> str:
-        """What is wrong with the file, or its first pieces, in words; empty if nothing is."""
-        found = map(self._wrong, range(len(self.checksums[:pieces])))
-        return next(filter(None, found), "")
+    def problem(self, pieces: int | None = None) -> str:
+        """Damage of the file, or of its first pieces, in words; empty if it is intact."""
+        problems = map(self._piece_problem, range(len(self.checksums[:pieces])))
+        return next(filter(None, problems), "")
 
-    def _damaged(self, what: str) -> DamageError:
+    def _damage_error(self, problem: str) -> DamageError:
         return DamageError(
-            what,
+            problem,
             where=str(self.path),
             expected="what was converted from the source",
             advice="run again with --repair: it is made anew",
         )
 
-    def _wrong_size(self) -> str:
+    def _size_problem(self) -> str:
         try:
             size = self.path.stat().st_size
         except FileNotFoundError:
@@ -96,27 +99,29 @@ class CachedFile:
             return f"cannot be read ({error.strerror})"
         return f"{size} bytes instead of {self.size}" if size != self.size else ""
 
-    def _wrong(self, piece: int) -> str:
+    def _piece_problem(self, piece: int) -> str:
         start = piece * PIECE_BYTES
-        wanted = min(PIECE_BYTES, self.size - start)
-        if what := self._wrong_size():
-            return what
+        length = min(PIECE_BYTES, self.size - start)
+        if problem := self._size_problem():
+            return problem
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(start)
-                found = file.read(wanted)
+                content = file.read(length)
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        if len(found) == wanted and checksum(found) == self.checksums[piece]:
+        if len(content) == length and checksum(content) == self.checksums[piece]:
             return ""
-        return f"bytes {start} to {start + wanted} differ from the checksum recorded"
+        return f"bytes {start} to {start + length} differ from the checksum recorded"
 
 
 def find_cached(path: Path) -> CachedFile | None:
-    """A file that an earlier run kept, or None if it is not there or was cut."""
-    found = read_scan_result(path.with_name(path.name + SUMS))
+    """File that an earlier run cached, or None if it is missing or truncated."""
+    record = read_scan_result(path.with_name(path.name + CHECKSUM_SUFFIX))
     try:
-        size, sums = int(found["bytes"]), tuple(map(int, found["crc32c"]))
+        size = int(record["bytes"])
+        sums = tuple(map(int, record["crc32c"]))
+        # Size alone: the contents are checked piece by piece when they are read.
         if path.stat().st_size != size or len(sums) != -(-size // PIECE_BYTES):
             return None
     except (OSError, KeyError, TypeError, ValueError):
@@ -126,17 +131,19 @@ def find_cached(path: Path) -> CachedFile | None:
 
 @contextlib.contextmanager
 def writing_cached(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes ``path`` with its checksums if nothing goes wrong.
+    """Temporary file that becomes ``path``, with its checksums, on success.
 
     Raises:
         OSError: the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a rename is atomic on one file system only.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
+        # Checksums of what the disk holds, before the name is given away.
         sums = list(_sums(temporary))
         size = temporary.stat().st_size
         publish(temporary, path)
@@ -147,27 +154,27 @@ def writing_cached(path: Path) -> Iterator[Path]:
 
 
 def cache_file(path: Path, content: bytes) -> None:
-    """Keep some bytes with their checksums.
+    """Write bytes and their checksums.
 
     Raises:
         SourceError: the cache folder cannot be written.
     """
-    write_atomic(path, content)
+    write_cache_file(path, content)
     pieces = range(0, len(content), PIECE_BYTES)
     _write_sums(path, len(content), [checksum(content[i : i + PIECE_BYTES]) for i in pieces])
 
 
-def write_scan_result(path: Path, findings: Mapping[str, Any]) -> None:
-    """Keep short findings as one signed line.
+def write_scan_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a short result as one line of checksummed JSON.
 
     Raises:
         SourceError: the cache folder cannot be written.
     """
-    write_atomic(path, checksummed_json(findings))
+    write_cache_file(path, checksummed_json(result))
 
 
 def read_scan_result(path: Path) -> dict[str, Any]:
-    """Findings that an earlier run kept; nothing if there are none or they are damaged."""
+    """Result that an earlier run wrote; {} if it is missing or damaged."""
     try:
         return read_checksummed(path.read_bytes()) or {}
     except OSError:
@@ -175,66 +182,71 @@ def read_scan_result(path: Path) -> dict[str, Any]:
 
 
 def folder_sha256(
-    folder: Path, files: list[str], seals: tuple[tuple[int, ...], ...], cache: Path
+    folder: Path, files: list[str], signatures: tuple[tuple[int, ...], ...], cache: Path
 ) -> str:
     """sha256 over names and contents of files, read again only if their listing changed.
 
     Args:
         folder: where the names begin.
         files: names in the folder.
-        seals: ``stat_seal`` of each file.
-        cache: where the digest is kept.
+        signatures: ``stat_signature`` of each file.
+        cache: where the digest is cached.
 
     Raises:
         SourceError: a file cannot be read, or the cache not be written.
     """
-    listing = canonical_digest([str(folder), files, [list(seal) for seal in seals]])
-    memory = cache / f"folder-{listing[:16]}.json"
-    if known := read_scan_result(memory).get("sha256"):
+    # Size, times and inode of every file: reading millions of pictures again takes hours.
+    listing = canonical_digest([str(folder), files, [list(signature) for signature in signatures]])
+    record = cache / f"folder-{listing[:16]}.json"
+    if known := read_scan_result(record).get("sha256"):
         return str(known)
     digest = canonical_digest([[name, file_sha256(folder / name)] for name in files])
-    write_scan_result(memory, {"sha256": digest})
+    write_scan_result(record, {"sha256": digest})
     return digest
 
 
 def damaged_files(cache: Path) -> list[tuple[Path, str]]:
-    """Files of the cache that are not what was written, each with what is wrong in words.
+    """Files of the cache that fail their checksum, each with the problem in words.
 
-    A file that is gone is made again and harms nobody, and so is one without checksums.
+    A missing file, or one without checksums, is no damage: it is converted again.
     """
     damage = []
     for path in sorted(cache.rglob("*")):
+        # Names with a dot are temporary files of a process that may still run.
         if path.name.startswith(".") or not path.is_file():
             continue
-        if path.suffix in (".json", SUMS):
+        if path.suffix in (".json", CHECKSUM_SUFFIX):
             try:
-                whole = read_checksummed(path.read_bytes()) is not None
+                intact = read_checksummed(path.read_bytes()) is not None
             except OSError as error:
                 damage.append((path, f"cannot be read ({error.strerror})"))
                 continue
-            damage += [] if whole else [(path, "the record does not match its checksum")]
-        found = read_scan_result(path.with_name(path.name + SUMS))
+            damage += [] if intact else [(path, "the record does not match its checksum")]
+        # A file without a record beside it is skipped here by the KeyError.
+        record = read_scan_result(path.with_name(path.name + CHECKSUM_SUFFIX))
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            kept = CachedFile(path, int(found["bytes"]), tuple(map(int, found["crc32c"])))
-            damage += [(path, what)] if (what := kept.damage()) else []
+            cached = CachedFile(path, int(record["bytes"]), tuple(map(int, record["crc32c"])))
+            damage += [(path, problem)] if (problem := cached.problem()) else []
     return damage
 
 
 def remove_stale_files(cache: Path) -> None:
-    """Remove what killed processes left unfinished; the file system's own clock tells ages."""
+    """Remove temporary files of killed processes that are older than ``STALE_SECONDS``."""
     leftovers = [path for path in cache.glob("**/.*") if path.is_file()]
     if leftovers:
         with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=cache) as now:
             for path in leftovers:
-                if os.fstat(now.fileno()).st_mtime - path.stat().st_mtime > LEFT_SECONDS:
+                # Ages by the clock of the file system, which may differ from this machine's.
+                if os.fstat(now.fileno()).st_mtime - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink(missing_ok=True)
 
 
 def _write_sums(path: Path, size: int, sums: list[int]) -> None:
-    write_scan_result(path.with_name(path.name + SUMS), {"bytes": size, "crc32c": sums})
+    write_scan_result(path.with_name(path.name + CHECKSUM_SUFFIX), {"bytes": size, "crc32c": sums})
 
 
 def _sums(path: Path) -> Iterator[int]:
     with path.open("rb", buffering=0) as file:
+        # Unbuffered: a piece is read once and dropped.
         while piece := file.read(PIECE_BYTES):
             yield checksum(piece)

@@ -12,29 +12,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.digests import canonical_digest, write_cache_file
 from krepes_ooc.core.import_object import factory_sha256, load_callable
 from krepes_ooc.errors import DataError, SourceError, UsageError
-from krepes_ooc.sources.arrays import CHANNELS, ArraySource, Labels, array_source
+from krepes_ooc.sources.array_labels import index_labels, plain_labels
+from krepes_ooc.sources.array_source import CHANNELS, ArraySource, Labels, array_source
 from krepes_ooc.sources.base import Int64, SourceSpec
+from krepes_ooc.sources.dataset_items import (
+    Entry,
+    find_entry,
+    label_array,
+    same_label,
+    split_item,
+)
 
 FIXED_SAMPLES = 64
+# Labels that stand in the items alone cost one read of every item.
+LABELLED_SAMPLES = 4_096
 
 
-def open_dataset(spec: SourceSpec, base: Path) -> ArraySource:
+def open_dataset(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     """The data set that the recipe's factory returns; that code is run.
 
-    An item is a sample, or a tuple or mapping whose first entry is the sample and whose second is
-    a whole number, its label. Samples [channel, y, x] are images; other shapes are taken as they
-    are. Labels are used if the data set lists all of them in ``targets`` or ``labels``, names of
-    the samples (of text: the text itself) if it lists them in ``names``.
+    An item is a sample, a tuple (sample, label), or a mapping; see ``dataset_items``. Samples
+    [channel, y, x] are images; other shapes are taken as they are. Labels are those that the data
+    set lists in ``targets`` or ``labels``, else those of the items of a data set of at most
+    ``LABELLED_SAMPLES`` samples; names of the samples (of text: the text itself) are those that it
+    lists in ``names``.
 
     Raises:
-        SourceError: the factory fails, or gives nothing that has a length and items.
-        DataError: the first sample is no array of numbers.
+        SourceError: the factory fails, gives nothing that has a length and items, or other samples
+            at a second call; or labels do not fit.
+        DataError: the first sample is no array of numbers, or a sample differs at a second read.
     """
-    rows = DatasetRows(spec.factory, dict(spec.arguments), base, spec.limit)
+    recipe = (spec.factory, dict(spec.arguments), base, spec.limit, spec.key)
+    rows = DatasetRows(*recipe)
+    # The items themselves cannot be hashed without reading all: sample them evenly.
     positions = np.unique(np.linspace(0, rows.shape[0] - 1, FIXED_SAMPLES).astype(np.int64))
-    content = np.ascontiguousarray(rows.take(positions)).tobytes()
+    samples = rows.take(positions)
+    content = np.ascontiguousarray(samples).tobytes()
     identity = {
         "kind": "factory",
         "name": spec.factory,
@@ -42,24 +58,76 @@ def open_dataset(spec: SourceSpec, base: Path) -> ArraySource:
         "sha256_of_fixed_samples": hashlib.sha256(content).hexdigest(),
         "length": rows.length,
     }
-    return array_source(spec, rows, rows.find_labels(), identity, rows.find_names())
+    if spec.key:
+        identity["key"] = spec.key
+    # Once for each content: the second call of the factory may cost as much as the first.
+    marker = cache / f"repeatable-{canonical_digest([identity, spec.arguments])[:16]}"
+    if not marker.is_file():
+        rows.check_repeatable(positions, samples)
+        # Not both at once: a data set may fill the memory.
+        shape = rows.shape
+        del rows
+        rows = DatasetRows(*recipe)
+        _check_same_samples(rows, positions, samples, shape)
+        write_cache_file(marker, b"")
+    labels, warnings = rows.find_labels()
+    source = array_source(spec, rows, labels, identity, rows.find_names())
+    source.warnings = (*source.warnings, *warnings)
+    return source
+
+
+def _check_same_samples(
+    rows: DatasetRows, positions: Int64, samples: npt.NDArray[Any], shape: tuple[int, ...]
+) -> None:
+    """Compare the samples of a second call of the factory with those of the first.
+
+    Raises:
+        SourceError: the number or the shape of the samples, or a sample, differs.
+    """
+    where = f"source.factory {rows.factory}"
+    if rows.shape == shape:
+        again = rows.take(positions)
+        if again.tobytes() == samples.tobytes():
+            return
+        pairs = zip(samples, again, positions.tolist(), strict=True)
+        different = next(p for one, other, p in pairs if one.tobytes() != other.tobytes())
+        where += f", sample {different}"
+    raise SourceError(
+        "two calls of the factory gave different samples",
+        where=where,
+        expected="the same data set at every call",
+        advice="seed every random draw of the factory",
+    )
+
+
+def _plain_list(listed: Any) -> npt.NDArray[Any] | None:
+    """Listed labels as ``plain_labels`` gives them; None if they are no labels."""
+    try:
+        values = np.asarray(listed)
+    # Lists of different lengths, tensors on a device.
+    except Exception:
+        return None
+    return plain_labels(values)
 
 
 class DatasetRows:
-    """Samples of a user's data set, channels last; one thread asks it at a time.
+    """Samples of a user's data set, channels last; serialised by a lock.
 
     Args:
         factory: ``module:callable`` or ``file.py:callable``.
         arguments: its keyword arguments.
         base: folder of the recipe.
         limit: use the first samples only.
+        key: entry of an item that is the sample; empty: by its form.
     """
 
     def __init__(
-        self, factory: str, arguments: dict[str, Any], base: Path, limit: int | None
+        self, factory: str, arguments: dict[str, Any], base: Path, limit: int | None, key: str = ""
     ) -> None:
-        self._recipe = (factory, arguments, base, limit)
-        self._factory, self._lock = factory, threading.Lock()
+        self._recipe = (factory, arguments, base, limit, key)
+        self.factory = factory
+        # Data sets often share a file handle or a cache: one thread at a time.
+        self._lock = threading.Lock()
         try:
             self._dataset = load_callable(factory, base, "source.factory")(**arguments)
             self.length = len(self._dataset)
@@ -74,16 +142,22 @@ class DatasetRows:
         count = min(self.length, limit or self.length)
         if not count:
             raise SourceError("no samples", where=factory, expected="at least one")
-        first = self._sample(0)
-        self._shape, self.dtype = first.shape, first.dtype
-        self._turn = first.ndim == 3 and first.shape[0] in CHANNELS
-        self._turn = self._turn and first.dtype.kind in "uf"
-        shape = (*first.shape[1:], first.shape[0]) if self._turn else first.shape
+        self._entry: Entry = None
+        item = self._get(lambda: self._dataset[0], "sample 0")
+        self._entry = find_entry(item, key, f"source.factory {factory}")
+        first, self._first_label = self._split(item, "sample 0")
+        self._shape = first.shape
+        self.dtype = first.dtype
+        # torch's convention is [channel, y, x]; sources give [y, x, channel].
+        self._channels_first = (
+            first.ndim == 3 and first.shape[0] in CHANNELS and first.dtype.kind in "uf"
+        )
+        shape = (*first.shape[1:], first.shape[0]) if self._channels_first else first.shape
         self.shape: tuple[int, ...] = (count, *shape)
 
     @property
     def resident_bytes(self) -> int:
-        """Unknown; the user's data set keeps what it keeps."""
+        """0: the memory of the user's data set is unknown."""
         return 0
 
     def take(self, positions: Int64) -> npt.NDArray[Any]:
@@ -92,54 +166,121 @@ class DatasetRows:
         Raises:
             DataError: an item fails or is unlike the first one.
         """
-        made = np.empty((len(positions), *self._shape), dtype=self.dtype)
-        for place, position in enumerate(positions.tolist()):
-            sample = self._sample(position)
+        samples = np.empty((len(positions), *self._shape), dtype=self.dtype)
+        for row, position in enumerate(positions.tolist()):
+            sample = self._item(position)[0]
             self._check_like_first(sample, f"sample {position}")
-            made[place] = sample
-        return np.moveaxis(made, 1, -1) if self._turn else made
+            samples[row] = sample
+        return np.moveaxis(samples, 1, -1) if self._channels_first else samples
 
     def from_text(self, texts: list[str]) -> npt.NDArray[Any]:
-        """Samples [sample, ...] that the data set's own ``from_text`` makes of new texts.
+        """Samples [sample, ...] of new texts, by the data set's ``from_text``.
 
         Raises:
             UsageError: the data set has no ``from_text``.
             DataError: it fails, or gives what is unlike the data set's items.
         """
-        read = getattr(self._dataset, "from_text", None)
-        if read is None:
+        from_text = getattr(self._dataset, "from_text", None)
+        if from_text is None:
             raise UsageError(
                 "the data set has no from_text",
-                where=self._factory,
+                where=self.factory,
                 expected="a method from_text(text) that returns an item",
                 advice="give the item itself as .npy",
             )
-        made = [self._sample_of(partial(read, text), repr(text[:40])) for text in texts]
-        for sample in made:
+        samples = []
+        for text in texts:
+            # Copied before the next text: the data set may use one buffer.
+            which = repr(text[:40])
+            samples.append(self._split(self._get(partial(from_text, text), which), which)[0])
+        for sample in samples:
             self._check_like_first(sample, "new text")
-        return np.stack(made)
+        return np.stack(samples)
 
-    def find_labels(self) -> Labels | None:
-        """Labels that the data set lists in ``targets`` or ``labels``; names from ``classes``.
+    def check_repeatable(self, positions: Int64, samples: npt.NDArray[Any]) -> None:
+        """Read some samples again, each alone and in the opposite order.
+
+        Args:
+            positions: their positions [sample].
+            samples: what ``take`` gave for them.
 
         Raises:
-            SourceError: a label without a class.
+            DataError: a sample or its label differs at the second read; names the sample.
         """
-        listed = getattr(self._dataset, "targets", getattr(self._dataset, "labels", None))
-        if listed is None or callable(listed):
-            return None
-        codes = np.asarray(listed)
-        if codes.ndim != 1 or codes.dtype.kind not in "uib" or len(codes) != self.length:
-            return None
-        codes = np.maximum(codes.astype(np.int64), -1)
-        names = getattr(self._dataset, "classes", None) or range(int(codes.max()) + 1)
-        if codes.max() >= len(names):
-            raise SourceError(
-                f"label {int(codes.max())} but {len(names)} classes",
-                where=f"source.factory {self._factory}",
-                expected="a class for every label",
+        labels = [self._item(position)[1] for position in positions.tolist()]
+        for row in reversed(range(len(positions))):
+            again, label = self._item(int(positions[row]))
+            if self._channels_first:
+                again = np.moveaxis(again, 0, -1)
+            same = again.tobytes() == np.ascontiguousarray(samples[row]).tobytes()
+            if same and same_label(labels[row], label):
+                continue
+            raise DataError(
+                f"was read twice with different {'labels' if same else 'values'}",
+                where=f"source.factory {self.factory}, sample {int(positions[row])}",
+                expected="the same item at every read, in any order",
+                advice="draw no random numbers in __getitem__; use views for augmentation",
             )
-        return Labels(codes, tuple(str(name) for name in names))
+
+    def find_labels(self) -> tuple[Labels | None, tuple[str, ...]]:
+        """Labels of the samples, and a warning where labels are there and cannot be used.
+
+        They are listed in ``targets`` or ``labels``, with names in ``classes``, or are entries of
+        the items.
+
+        Raises:
+            SourceError: a label without a class, or another number of labels than samples.
+        """
+        where = f"source.factory {self.factory}"
+        for name in ("targets", "labels"):
+            listed = getattr(self._dataset, name, None)
+            # The convention of torchvision; a method of that name is something else.
+            if listed is not None and not callable(listed):
+                return self._listed_labels(listed, name, where)
+        if self._first_label is None:
+            return None, ()
+        return self._item_labels(where)
+
+    def _listed_labels(
+        self, listed: Any, name: str, where: str
+    ) -> tuple[Labels | None, tuple[str, ...]]:
+        """Labels in an attribute of the data set."""
+        count = len(listed) if hasattr(listed, "__len__") else 0
+        if count != self.length:
+            raise SourceError(
+                f"{count} {name} for {self.length} samples",
+                where=where,
+                expected="one label for each sample",
+            )
+        plain = _plain_list(listed)
+        if plain is None:
+            return None, (
+                f"the attribute {name} is not used for its {self.length} samples: "
+                "it lists neither whole numbers, nor texts, nor one-hot rows",
+            )
+        return index_labels(plain, self._classes(), where), ()
+
+    def _item_labels(self, where: str) -> tuple[Labels | None, tuple[str, ...]]:
+        """Labels in the items, which are all read for it."""
+        count = self.shape[0]
+        unused = f"the labels inside the items are not used for {count:,} samples: "
+        # No pass over the data set for what is no label.
+        if label_array([self._first_label]) is None:
+            return None, (
+                unused + f"sample 0 has {type(self._first_label).__name__}, and neither "
+                "a whole number, nor a text, nor a one-hot row",
+            )
+        if count > LABELLED_SAMPLES:
+            return None, (unused + "list them in an attribute targets of the data set",)
+        plain = label_array([self._item(position)[1] for position in range(count)])
+        if plain is None:
+            return None, (unused + "they are not all whole numbers, texts or one-hot rows",)
+        return index_labels(plain, self._classes(), where), ()
+
+    def _classes(self) -> Sequence[Any] | None:
+        """Names of the classes, if the data set lists them."""
+        classes = getattr(self._dataset, "classes", None)
+        return None if classes is None or callable(classes) else list(classes)
 
     def find_names(self) -> Sequence[str] | None:
         """Names that the data set lists in ``names``: a list or tuple, one for each sample.
@@ -153,36 +294,52 @@ class DatasetRows:
         if len(names) != self.length:
             raise SourceError(
                 f"{len(names)} names for {self.length} samples",
-                where=f"source.factory {self._factory}",
+                where=f"source.factory {self.factory}",
                 expected="one name for each sample",
             )
         return [str(name) for name in names[: self.shape[0]]]
 
     def _check_like_first(self, sample: npt.NDArray[Any], which: str) -> None:
+        # A ragged data set cannot be stored in one array.
         if sample.shape != self._shape or sample.dtype != self.dtype:
             raise DataError(
                 f"{sample.dtype} of shape {list(sample.shape)}",
-                where=f"{self._factory}, {which}",
+                where=f"{self.factory}, {which}",
                 expected=f"{self.dtype} of shape {list(self._shape)} as in sample 0",
             )
 
-    def _sample(self, position: int) -> npt.NDArray[Any]:
-        return self._sample_of(lambda: self._dataset[position], f"sample {position}")
+    def _item(self, position: int) -> tuple[npt.NDArray[Any], Any]:
+        """Copy of the sample at a position, and its label."""
+        which = f"sample {position}"
+        return self._split(self._get(lambda: self._dataset[position], which), which)
 
-    def _sample_of(self, get: Callable[[], Any], which: str) -> npt.NDArray[Any]:
-        where = f"{self._factory}, {which}"
+    def _get(self, get: Callable[[], Any], which: str) -> Any:
         try:
             with self._lock:
-                item = get()
-            if isinstance(item, dict):
-                item = next(iter(item.values()))
-            sample = np.asarray(item[0] if isinstance(item, tuple | list) else item)
+                return get()
+        except Exception as error:
+            where = f"{self.factory}, {which}"
+            raise DataError(f"{type(error).__name__}: {error}", where=where) from error
+
+    def _split(self, item: Any, which: str) -> tuple[npt.NDArray[Any], Any]:
+        where = f"{self.factory}, {which}"
+        try:
+            entry, label = split_item(item, self._entry)
+            # A copy: the data set may give the same buffer again.
+            sample = np.asarray(entry).copy()
         except Exception as error:
             raise DataError(f"{type(error).__name__}: {error}", where=where) from error
+        # Scalars and texts are no input of a network.
         if sample.dtype.kind not in "uif" or not sample.ndim:
-            raise DataError(f"{sample.dtype} sample", where=where, expected="an array of numbers")
-        return sample
+            raise DataError(
+                f"{sample.dtype} sample",
+                where=where,
+                expected="an array of numbers",
+                advice="an item is an array, a tuple (array, label), "
+                "or has an entry that source.key names",
+            )
+        return sample, label
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process by name; the data set is made again there."""
+        """Pickle by name: another process calls the factory again."""
         return (DatasetRows, self._recipe)

@@ -1,4 +1,4 @@
-"""Samples that are not in the source: read from a file in the form that the source has."""
+"""New samples: read from a file and brought to the form of the source."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, UsageError
-from krepes_ooc.sources.arrays import ArraySource, ImageSource
+from krepes_ooc.sources.array_source import ArraySource, ImageSource
 from krepes_ooc.sources.base import Column, Int64, Source, SourceSpec
-from krepes_ooc.sources.image_folder import SUFFIXES, decode
+from krepes_ooc.sources.image_files import SUFFIXES
+from krepes_ooc.sources.image_pixels import PixelFormat, decode
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-MOST_NAMED = 12
+MAX_LISTED = 12
 READ_TABLE = ".json, .csv or .tsv"
 
 
 @dataclass(frozen=True)
 class NewSamples:
-    """New samples as the source would give them.
+    """New samples in the form of the source.
 
     Args:
         raw: samples [sample, ...], as ``source.read`` gives them.
-        names: what to call them [sample].
+        names: names of the samples, for display [sample].
         labels: label codes [sample], -1 where there is none.
     """
 
@@ -53,17 +54,19 @@ def read_new_samples(source: Source, spec: SourceSpec, path: Path) -> NewSamples
     assert isinstance(source, ArraySource)
     suffix = path.suffix.lower()
     if isinstance(source, ImageSource) and suffix in SUFFIXES:
-        return _named(_picture(source, spec, path), path)
+        return _name_rows(_picture(source, spec, path), path)
     if suffix == ".txt" and not isinstance(source, ImageSource):
+        # One line of text: the data set's tokenizer decides the rest.
         text = " ".join(_text(path).split())
         return NewSamples(source.read_text([text]), [text], np.full(1, -1, dtype=np.int64))
     if suffix not in (".npy", ".json"):
-        taken = "a picture or .npy" if isinstance(source, ImageSource) else ".npy, .json or .txt"
-        raise UsageError(f"{suffix or 'no suffix'}", where=str(path), expected=taken)
-    return _named(_shaped(source, _array(path, suffix), path), path)
+        accepted = "a picture or .npy" if isinstance(source, ImageSource) else ".npy, .json or .txt"
+        raise UsageError(f"{suffix or 'no suffix'}", where=str(path), expected=accepted)
+    return _name_rows(_shaped(source, spec, _array(path, suffix), path), path)
 
 
-def _named(raw: npt.NDArray[Any], path: Path) -> NewSamples:
+def _name_rows(raw: npt.NDArray[Any], path: Path) -> NewSamples:
+    # Several rows of one file are distinguished by their number.
     names = [path.name] if len(raw) == 1 else [f"{path.name} {i}" for i in range(len(raw))]
     return NewSamples(raw, names, np.full(len(raw), -1, dtype=np.int64))
 
@@ -87,6 +90,7 @@ def _array(path: Path, suffix: str) -> npt.NDArray[Any]:
         values = np.load(path, allow_pickle=False) if suffix == ".npy" else np.asarray(_json(path))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot be read: {error}", where=str(path)) from error
+    # Objects, texts and complex numbers.
     if values.dtype.kind not in "uif":
         raise DataError(f"{values.dtype} values", where=str(path), expected="numbers")
     if not np.isfinite(values).all():
@@ -94,20 +98,29 @@ def _array(path: Path, suffix: str) -> npt.NDArray[Any]:
     return np.asarray(values)
 
 
-def _shaped(source: ArraySource, values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+def _shaped(
+    source: ArraySource, spec: SourceSpec, values: npt.NDArray[Any], path: Path
+) -> npt.NDArray[Any]:
     """Raw samples [sample, ...]: one sample, or several along the first axis."""
     shape = source.input_shape
     if isinstance(source, ImageSource):
+        # Stored images have their channels last, network inputs first.
         shape = (*shape[1:], shape[0])
+        if spec.layout == "nchw" and values.ndim >= 3 and values.shape[-3] == shape[-1]:
+            values = np.moveaxis(values, -3, -1)
         if shape[-1] == 1 and values.shape[-2:] == shape[:2]:
             values = values[..., None]
         full = source.scaling.full
-        if values.size and not (values.min() >= 0 and values.max() <= full):
+        # Pixels of another scale would give a finite and meaningless answer.
+        if spec.range:
+            values = source.scaling.from_black(values)
+        elif values.size and not (values.min() >= 0 and values.max() <= full):
             raise DataError(
                 f"pixels from {values.min():g} to {values.max():g}",
                 where=str(path),
                 expected=f"0 to {full:g}, as in the source",
             )
+    # One sample without a sample axis.
     if values.shape == shape:
         return values[None]
     if values.ndim == len(shape) + 1 and values.shape[1:] == shape and len(values):
@@ -121,7 +134,9 @@ def _shaped(source: ArraySource, values: npt.NDArray[Any], path: Path) -> npt.ND
 
 def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[Any]:
     channels, height, width = source.input_shape
-    pixels = decode(path, MODES[channels], spec.size)
+    # Decoded exactly as the images of a folder are.
+    form = source.picture_format or PixelFormat(MODES[channels], side=spec.size)
+    pixels = decode(path, form)
     if pixels.shape[:2] != (height, width):
         raise DataError(
             f"image of {pixels.shape[0]} x {pixels.shape[1]} pixels",
@@ -130,7 +145,10 @@ def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[A
             advice="scale the picture first",
         )
     full = source.scaling.full
-    return pixels[None] if full == 255 else np.float32(full / 255) * pixels[None].astype(np.float32)
+    if source.picture_format is not None or full == 255:
+        return source.scaling.from_black(pixels[None])
+    # A source of other units, such as digits from 0 to 16: rescale.
+    return np.float32(full / 255) * pixels[None].astype(np.float32)
 
 
 def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
@@ -145,21 +163,23 @@ def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
         raise DataError(
             f"no column {missing[0]!r}",
             where=str(path),
-            expected="the columns " + _few([c.name for c in source.columns if c.shown]),
+            expected="the columns " + _listed([c.name for c in source.columns if c.shown]),
         )
+    # Audited columns that the network does not see may be absent: NaN.
     raw = np.full((rows, len(source.columns)), np.nan)
-    for place, column in enumerate(source.columns):
+    for index, column in enumerate(source.columns):
         if column.name in table.column_names:
-            raw[:, place] = _cells(table.column(column.name).combine_chunks(), column, path)
+            raw[:, index] = _cells(table.column(column.name).combine_chunks(), column, path)
     labels = np.full(rows, -1, dtype=np.int64)
+    # A label is optional: without one the new sample is explained all the same.
     if spec.label and spec.label in table.column_names:
         from krepes_ooc.sources.arrow_columns import to_codes
 
-        given = table.column(spec.label).combine_chunks()
-        labels = to_codes(given, pa.array(source.classes, pa.string()))
-    named = spec.name in table.column_names
-    names = [str(n) for n in table.column(spec.name).to_pylist()] if named else []
-    return NewSamples(raw, names or _named(raw, path).names, labels)
+        label_column = table.column(spec.label).combine_chunks()
+        labels = to_codes(label_column, pa.array(source.classes, pa.string()))
+    has_names = spec.name in table.column_names
+    names = [str(n) for n in table.column(spec.name).to_pylist()] if has_names else []
+    return NewSamples(raw, names or _name_rows(raw, path).names, labels)
 
 
 def _arrow(path: Path) -> Any:
@@ -173,6 +193,7 @@ def _arrow(path: Path) -> Any:
             return pyarrow.csv.read_csv(path, parse_options=parse)
         if suffix == ".json":
             rows = _json(path)
+            # One object is one row.
             rows = [rows] if isinstance(rows, dict) else rows
             if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
                 raise DataError("holds no row", where=str(path), expected='{"column": value, ...}')
@@ -189,18 +210,19 @@ def _cells(values: Any, column: Column, path: Path) -> npt.NDArray[np.float64]:
 
     if column.kind == "numeric":
         return to_numbers(values, column.name, 0, str(path))
+    # A category that the network has never seen has no one-hot column.
     codes = to_codes(values, pa.array(column.categories, pa.string()))
     unknown = np.flatnonzero(codes < 0)
     if unknown.size and column.shown:
         raise DataError(
             f"{str(values[int(unknown[0])].as_py())!r} in column {column.name!r}",
             where=str(path),
-            expected="one of " + _few(list(column.categories)),
+            expected="one of " + _listed(list(column.categories)),
         )
     return np.where(codes < 0, np.nan, codes.astype(np.float64))
 
 
-def _few(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     """The first names, and how many more there are."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -17,7 +17,7 @@ def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
     Args:
         spec: the recipe key ``source``.
         base: folder of the recipe; paths are relative to it.
-        cache: folder of the workspace for converted files and findings.
+        cache: folder of the workspace for converted files and scan results.
 
     Raises:
         SourceError: the source cannot be opened as declared.
@@ -27,32 +27,39 @@ def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
     try:
         return _open(spec, base, cache)
     except SourceError as error:
+        # Recipes of public data sets name the command that downloads a missing file.
         if not (spec.fetch and error.what.startswith("no such")):
             raise
-        told = {"where": error.where, "expected": error.expected}
-        raise SourceError(error.what, **told, advice=f"fetch it: {spec.fetch}") from error
+        raise SourceError(
+            error.what,
+            where=error.where,
+            expected=error.expected,
+            advice=f"fetch it: {spec.fetch}",
+        ) from error
 
 
 def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
     if spec.kind == "table":
+        # pyarrow is imported for tables only.
         from krepes_ooc.sources.table import open_table
 
         return open_table(spec, base, cache)
-    from krepes_ooc.sources import array_files, arrays, image_folder, map_dataset
+    from krepes_ooc.sources import array_files, array_source, image_folder, map_dataset
 
     if spec.kind == "digits":
-        return arrays.open_digits(spec)
+        return array_source.open_digits(spec)
     if spec.kind == "idx":
         return array_files.open_idx(spec, base, cache)
     if spec.kind == "arrays":
         return array_files.open_arrays(spec, base, cache)
     if spec.kind == "images":
         return image_folder.open_images(spec, base, cache)
-    return map_dataset.open_dataset(spec, base)
+    return map_dataset.open_dataset(spec, base, cache)
 
 
 def row_order(source: Source, spec: SourceSpec, seed: int) -> ShuffledOrder:
-    """The order of store rows over a source: windows of a stream fit half its buffer."""
+    """Order of the store rows of a source; the windows of a stream fit half its buffer."""
+    # Decoded rows are float64: eight bytes a column.
     row_bytes = 8 * max(1, len(source.columns))
     window_rows = max(1, min(WINDOW_ROWS, BUFFER_BYTES // (2 * row_bytes)))
     return ShuffledOrder(source.n_samples, source.row_groups, seed, spec.order, window_rows)

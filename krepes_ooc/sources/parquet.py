@@ -1,4 +1,4 @@
-"""Table files as Parquet with small row groups: opened, checked, converted once where needed."""
+"""Tables as Parquet with small row groups; other files are converted once into the cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from krepes_ooc.core.digests import canonical_digest, stat_signature, unreadable
+from krepes_ooc.core.digests import canonical_digest, stat_signature
+from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DamageError, SourceError
 from krepes_ooc.sources.arrow_columns import is_number
 from krepes_ooc.sources.base import SourceSpec
@@ -24,66 +25,70 @@ MAX_GROUP_ROWS = 65_536
 MIN_GROUP_ROWS = 1_024
 CSV_BLOCK_BYTES = 8 * 2**20
 READ_BUFFER_BYTES = 64 * 2**10
-_PARQUET, _ARROW, _CSV = {".parquet", ".pq"}, {".arrow", ".feather", ".ipc"}, {".csv", ".tsv"}
+_PARQUET = {".parquet", ".pq"}
+_ARROW = {".arrow", ".feather", ".ipc"}
+_CSV = {".csv", ".tsv"}
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """A Parquet file; a converted one is checked before it is believed.
+    """A Parquet file; a converted one is checksummed.
 
     Args:
         path: the file.
-        kept: its checksums, or None for the user's own file.
+        cached: its checksums, or None for a file of the user.
     """
 
     path: Path
-    kept: CachedFile | None = None
+    cached: CachedFile | None = None
 
     def open(self) -> Any:
-        """The opened Parquet file.
+        """Opened Parquet file.
 
         Raises:
             SourceError: the file is missing, truncated or no Parquet.
-            DamageError: what it says of itself is not what was written.
+            DamageError: its footer fails the checksum.
         """
         try:
-            if self.kept is not None:
-                self.kept.check(self._footer(self.kept.size), self.kept.size)
+            if self.cached is not None:
+                # The footer locates everything else, so it is checked before it is parsed.
+                self.cached.check(self._footer(self.cached.size), self.cached.size)
             return pq.ParquetFile(self.path)
         except (pa.ArrowException, OSError) as error:
-            raise unreadable(self.path, error) from error
+            raise unreadable(self.path, error, source=True) from error
 
     def read(self, file: Any, group: int, columns: list[str]) -> Any:
         """One row group of the opened file.
 
         Raises:
             ArrowException, OSError: it cannot be read.
-            DamageError: its bytes are not those that were written.
+            DamageError: its bytes fail their checksums.
         """
-        if self.kept is not None:
-            found = file.metadata.row_group(group)
-            parts = [found.column(i) for i in range(found.num_columns)]
+        if self.cached is not None:
+            # Check exactly the bytes of this row group: its column chunks lie next to each other.
+            row_group = file.metadata.row_group(group)
+            parts = [row_group.column(i) for i in range(row_group.num_columns)]
             start = min(p.dictionary_page_offset or p.data_page_offset for p in parts)
-            self.kept.check(start, start + sum(p.total_compressed_size for p in parts))
+            self.cached.check(start, start + sum(p.total_compressed_size for p in parts))
         return file.read_row_group(group, columns=columns, use_threads=False)
 
-    def seal(self) -> tuple[int, ...]:
-        """What changes when the user's file is written; a converted one has its checksums.
+    def signature(self) -> tuple[int, ...]:
+        """``stat_signature`` of a file of the user; () for a converted one, which is checksummed.
 
         Raises:
-            SourceError: the file is gone.
+            SourceError: the file is missing.
         """
-        return stat_signature(self.path) if self.kept is None else ()
+        return stat_signature(self.path) if self.cached is None else ()
 
     def _footer(self, size: int) -> int:
-        """Where the description of the row groups begins; a wrong place is found by its bytes."""
+        """Offset of the metadata in bytes, from the length field before the closing magic."""
         with self.path.open("rb") as file:
             file.seek(max(0, size - 8))
             return max(0, size - 8 - int.from_bytes(file.read(4), "little"))
 
 
 def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableFile:
-    """The table as a Parquet file whose row groups fit a bounded buffer.
+    """Table as a Parquet file whose row groups fit a bounded buffer.
 
     Parquet with row groups of at most ``MAX_GROUP_ROWS`` rows is used as it is; everything else is
     streamed once into the cache folder.
@@ -97,18 +102,22 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
     Raises:
         SourceError: unknown or damaged format, or the cache folder cannot be written.
     """
-    sort = _sort(path)
-    if sort == "parquet" and _groups_fit(path):
+    file_format = _file_format(path)
+    if file_format == "parquet" and _groups_fit(path):
         return TableFile(path)
-    options = [CONVERTER_VERSION, sort, spec.header, spec.delimiter] if sort == "csv" else []
+    # A converted file is named by the content and the options that it depends on.
+    options: list[Any] = []
+    if file_format == "csv":
+        options = [CONVERTER_VERSION, file_format, spec.header, spec.delimiter]
     target = cache / f"rows-{canonical_digest([CONVERTER_VERSION, sha256, options])[:16]}.parquet"
-    if (made := _find_made(target)) is not None:
-        return made
+    if (converted := _find_converted(target)) is not None:
+        return converted
     try:
-        if sort == "csv":
+        if file_format == "csv":
             _convert_csv(path, spec, target)
         else:
-            batches = _parquet_batches(path) if sort == "parquet" else _arrow_batches(path)
+            parquet = file_format == "parquet"
+            batches = _parquet_batches(path) if parquet else _arrow_batches(path)
             _write(batches, path, target)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
@@ -119,18 +128,18 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
     return TableFile(target, find_cached(target))
 
 
-def _find_made(target: Path) -> TableFile | None:
-    """The file that an earlier run converted, or None if it must be made again."""
-    kept = find_cached(target)
-    if kept is not None:
+def _find_converted(target: Path) -> TableFile | None:
+    """File that an earlier run converted, or None if it must be converted again."""
+    cached = find_cached(target)
+    if cached is not None:
         try:
-            TableFile(target, kept).open().close()
+            TableFile(target, cached).open().close()
         except (SourceError, DamageError):
             return None
-    return TableFile(target, kept) if kept is not None else None
+    return TableFile(target, cached) if cached is not None else None
 
 
-def _sort(path: Path) -> str:
+def _file_format(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _PARQUET:
         return "parquet"
@@ -151,6 +160,7 @@ def _groups_fit(path: Path) -> bool:
         rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if not rows:
         return True
+    # Thousands of tiny row groups cost more in metadata than in data: write them again.
     tiny = len(rows) > 64 and sum(rows) < MIN_GROUP_ROWS * len(rows)
     return max(rows) <= MAX_GROUP_ROWS and not tiny
 
@@ -165,6 +175,7 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
 def _arrow_batches(path: Path) -> Iterator[Any]:
     with pa.OSFile(str(path)) as stream:
         try:
+            # Arrow files come in two formats; the stream format has no footer.
             reader = pa.ipc.open_file(stream)
         except pa.ArrowInvalid:
             stream.seek(0)
@@ -174,7 +185,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
 
 
 def _convert_csv(path: Path, spec: SourceSpec, target: Path) -> None:
-    """Convert, widening a column whose later rows do not fit the type of its first rows."""
+    """Convert a CSV file; widen a column whose later rows do not fit its inferred type."""
     types: dict[str, Any] = {}
     while True:
         batches = _CsvBatches(path, spec, types)
@@ -182,7 +193,9 @@ def _convert_csv(path: Path, spec: SourceSpec, target: Path) -> None:
             _write(batches, path, target)
             return
         except pa.ArrowInvalid as error:
+            # Arrow infers types from the first block: widen integer to float, then to text.
             name = batches.misread_column(str(error))
+            # Text accepts everything: another failure is an error of the file.
             if name is None or types.get(name) == pa.string():
                 raise
             integer = pa.types.is_integer(batches.type_of(name))
@@ -194,7 +207,8 @@ class _CsvBatches:
 
     def __init__(self, path: Path, spec: SourceSpec, types: dict[str, Any]) -> None:
         delimiter = spec.delimiter or ("\t" if ".tsv" in path.suffixes else ",")
-        self._path, self._types = path, types
+        self._path = path
+        self._types = types
         self._read = pa.csv.ReadOptions(
             use_threads=False,
             block_size=CSV_BLOCK_BYTES,
@@ -218,7 +232,7 @@ class _CsvBatches:
         return self._schema.field(name).type
 
     def misread_column(self, message: str) -> str | None:
-        """The column that Arrow's conversion error names: ``In CSV column #3: ...``."""
+        """Column that Arrow's conversion error names: ``In CSV column #3: ...``."""
         marker = "In CSV column #"
         if marker not in message or self._schema is None:
             return None
@@ -237,30 +251,33 @@ def _write(batches: Any, path: Path, target: Path) -> None:
     """Write batches as row groups of ``GROUP_ROWS`` rows; published by rename."""
     with writing_cached(target) as temporary:
         writer: Any = None
-        held: list[Any] = []
+        pending: list[Any] = []
         for batch in batches:
+            # The schema is known with the first batch.
             writer = writer or _writer(temporary, batch.schema)
-            held.append(batch)
-            if sum(part.num_rows for part in held) >= GROUP_ROWS:
-                held = _write_groups(writer, held, last=False)
+            pending.append(batch)
+            if sum(part.num_rows for part in pending) >= GROUP_ROWS:
+                pending = _write_groups(writer, pending, last=False)
         if writer is None:
             raise SourceError("no rows", where=str(path), expected="at least one row")
-        if held:
-            _write_groups(writer, held, last=True)
+        if pending:
+            _write_groups(writer, pending, last=True)
         writer.close()
 
 
 def _writer(target: Path, schema: Any) -> Any:
+    # Numbers are rarely repeated: a dictionary would only cost time.
     text = [field.name for field in schema if not is_number(field.type)]
     return pq.ParquetWriter(
         target, schema, compression="lz4", use_dictionary=text, write_statistics=False
     )
 
 
-def _write_groups(writer: Any, held: list[Any], *, last: bool) -> list[Any]:
-    """Write all full row groups of the held batches; return what remains."""
-    table = pa.Table.from_batches(held)
-    whole = table.num_rows if last else table.num_rows - table.num_rows % GROUP_ROWS
-    if whole:
-        writer.write_table(table.slice(0, whole), row_group_size=GROUP_ROWS)
-    return list(table.slice(whole).to_batches())
+def _write_groups(writer: Any, pending: list[Any], *, last: bool) -> list[Any]:
+    """Write all full row groups of the pending batches; return the rest."""
+    # Row groups of equal size, whatever the batches were: random access costs the same.
+    table = pa.Table.from_batches(pending)
+    n_written = table.num_rows if last else table.num_rows - table.num_rows % GROUP_ROWS
+    if n_written:
+        writer.write_table(table.slice(0, n_written), row_group_size=GROUP_ROWS)
+    return list(table.slice(n_written).to_batches())

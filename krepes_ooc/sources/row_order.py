@@ -1,4 +1,4 @@
-"""The order of store rows: which sample of the source stands in which row.
+"""Order of store rows: a keyed permutation from store row to position in the source.
 
 A store whose rows keep the order of the source would hold one class after the other for a folder of
 images sorted by class, so rows are shuffled: by a keyed bijection of [0, n) where the source has
@@ -17,6 +17,7 @@ from krepes_ooc.core import counter_rng
 
 Int64 = npt.NDArray[np.int64]
 WINDOW_ROWS = 65_536
+# Streams of the counter-based generator.
 _GROUPS_STREAM, _WINDOW_STREAM, _ROWS_STREAM = 1, 2, 3
 
 
@@ -43,12 +44,17 @@ class ShuffledOrder:
         kind: Literal["shuffled", "source"] = "shuffled",
         window_rows: int = WINDOW_ROWS,
     ) -> None:
-        self.n_samples, self.kind, self._seed = n_samples, kind, seed
+        self.n_samples = n_samples
+        self.kind = kind
+        self._seed = seed
         groups = np.asarray([n_samples] if row_groups is None else row_groups, dtype=np.int64)
         if int(groups.sum()) != n_samples:
             raise ValueError(f"row groups hold {int(groups.sum())} rows, the source {n_samples}")
         self._random_access = row_groups is None
-        self._whole = counter_rng.Bijection(n_samples, int(counter_rng.bits(seed, _ROWS_STREAM)))
+        # A bijection, so that any row is found without a permutation in memory.
+        self._bijection = counter_rng.Bijection(
+            n_samples, int(counter_rng.bits(seed, _ROWS_STREAM))
+        )
         # Row groups in shuffled order: where each begins in the source and in the store.
         shuffled = np.argsort(
             counter_rng.bits(seed, _GROUPS_STREAM, np.arange(groups.size)), kind="stable"
@@ -63,13 +69,15 @@ class ShuffledOrder:
         rows = np.arange(start, min(stop, self.n_samples), dtype=np.int64)
         if self.kind == "source" or not rows.size:
             return rows
+        # Random access: one permutation of all rows.
         if self._random_access:
-            return self._whole(rows)
+            return self._bijection(rows)
         return self._source_position(self._inside_windows(rows))
 
     def _inside_windows(self, rows: Int64) -> Int64:
         """Shuffle the rows inside each window of row groups; windows keep their place."""
-        moved = rows.copy()
+        shuffled = rows.copy()
+        # Each window is permuted by itself, keyed by its index: its row groups fit one buffer.
         windows = np.searchsorted(self._window_end, rows, side="right")
         for window in np.unique(windows):
             first = self._window_end[window - 1] if window else 0
@@ -77,23 +85,24 @@ class ShuffledOrder:
             shuffle = counter_rng.Bijection(
                 size, int(counter_rng.bits(self._seed, _WINDOW_STREAM, window))
             )
-            here = windows == window
-            moved[here] = first + shuffle(rows[here] - first)
-        return moved
+            inside = windows == window
+            shuffled[inside] = first + shuffle(rows[inside] - first)
+        return shuffled
 
     def _source_position(self, rows: Int64) -> Int64:
+        # Store row -> row group -> row inside the group -> position in the source.
         group = np.searchsorted(self._group_end, rows, side="right")
         return np.asarray(self._group_first[group] + rows - self._group_start[group])
 
 
 def _window_ends(groups: Int64, window_rows: int) -> Int64:
-    """Ends of greedy windows: as many whole row groups as hold at most ``window_rows`` rows."""
+    """Ends of greedy windows: as many whole row groups as fit ``window_rows`` rows."""
     ends: list[int] = []
-    held = total = 0
+    window = total = 0
     for rows in groups.tolist():
-        if held and held + rows > window_rows:
+        if window and window + rows > window_rows:
             ends.append(total)
-            held = 0
-        held += rows
+            window = 0
+        window += rows
         total += rows
     return np.asarray([*ends, total], dtype=np.int64)

@@ -39,13 +39,14 @@ from krepes_ooc.sources.table_scan import (
 def open_table(
     spec: SourceSpec, base: Path, cache: Path, *, buffer_bytes: int = BUFFER_BYTES
 ) -> TableSource:
-    """Open a table; the first time it is scanned once and the findings are kept in ``cache``.
+    """Open a table; the first run scans it and keeps the result in ``cache``.
 
     Args:
         spec: the declared source.
         base: folder of the recipe.
-        cache: folder for converted files and findings.
-        buffer_bytes: most bytes of decoded row groups to keep; a table that fits has random access.
+        cache: folder for converted files and scan results.
+        buffer_bytes: most bytes of decoded row groups in memory; a table that fits has random
+            access.
 
     Raises:
         SourceError: no such file or column, a column of a type or with more categories than can be
@@ -56,26 +57,28 @@ def open_table(
     sha256 = remembered_sha256(path, cache)
     parquet = as_parquet(path, spec, sha256, cache)
     with parquet.open() as file:
-        schema, metadata = file.schema_arrow, file.metadata
+        schema = file.schema_arrow
+        metadata = file.metadata
     rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
-    reading = resolve_columns(spec, schema, rows, str(path))
+    table_columns = resolve_columns(spec, schema, rows, str(path))
+    # Everything that the result of a scan depends on names its folder.
     key = canonical_digest(
-        [SCAN_VERSION, sha256, parquet.path.name, reading.kinds, reading.label, rows]
+        [SCAN_VERSION, sha256, parquet.path.name, table_columns.kinds, table_columns.label, rows]
     )
     folder = cache / f"scan-{key[:16]}"
     scan = load_scan(folder)
     if scan is None:
-        scan = scan_table(parquet, reading, str(path))
+        scan = scan_table(parquet, table_columns, str(path))
         save_scan(folder, scan)
     groups = _group_rows(metadata, rows)
-    return TableSource(spec, path, parquet, sha256, reading, scan, groups, buffer_bytes)
+    return TableSource(spec, path, parquet, sha256, table_columns, scan, groups, buffer_bytes)
 
 
 class TableSource:
     """Rows of a table, float64 [sample, column]; the code of a category is its index.
 
-    Made by ``open_table``. A table whose decoded rows fit the buffer has random access; a larger
-    one tells its row groups, so that rows are read in shuffled windows of them.
+    Opened by ``open_table``. A table whose decoded rows fit the buffer has random access; a larger
+    one publishes its row groups, so that rows are read in shuffled windows of them.
     """
 
     kind: SampleKind = "table"
@@ -86,23 +89,32 @@ class TableSource:
         path: Path,
         parquet: TableFile,
         sha256: str,
-        reading: TableColumns,
+        table_columns: TableColumns,
         scan: Scan,
         groups: tuple[int, ...],
         buffer_bytes: int,
     ) -> None:
-        self._spec, self._path, self._parquet, self._sha256 = spec, path, parquet, sha256
-        self._reading, self._scan = reading, scan
-        self._seal = parquet.seal()
-        self.n_samples = reading.n_samples
-        self.columns, self.classes, self.warnings = scan.columns, scan.classes, scan.warnings
+        self._spec = spec
+        self._path = path
+        self._parquet = parquet
+        self._sha256 = sha256
+        self._table_columns = table_columns
+        self._scan = scan
+        self._signature = parquet.signature()
+        self.n_samples = table_columns.n_samples
+        self.columns = scan.columns
+        self.classes = scan.classes
+        self.warnings = scan.warnings
         self.marginal_rows = scan.marginal_rows
         self.spread = np.asarray([c.std if c.kind == "numeric" else 0.0 for c in scan.columns])
+        # float64 columns, and one for the label codes.
         width = 8 * (len(scan.columns) + bool(scan.classes))
+        # Too large for the buffer: rows are read window by window.
         self.row_groups = groups if self.n_samples * width > buffer_bytes else None
         self.resident_bytes = min(buffer_bytes, self.n_samples * width) + scan.marginal_rows.nbytes
         self._ends = np.cumsum(groups)
         self._buffer = _GroupBuffer(buffer_bytes)
+        # A category has one input entry for each of its codes.
         shown = [c for c in scan.columns if c.shown]
         self.input_shape: tuple[int, ...] = (sum(len(c.categories) or 1 for c in shown),)
 
@@ -117,7 +129,7 @@ class TableSource:
 
     def labels(self, positions: Int64) -> Int64:
         """Codes of ``classes`` [sample], -1 where the label is missing or none is declared."""
-        if not self._reading.label:
+        if not self._table_columns.label:
             return np.full(check_positions(positions, self.n_samples).shape, -1, dtype=np.int64)
         return self._gather(positions)[:, -1].astype(np.int64)
 
@@ -127,12 +139,13 @@ class TableSource:
         if not self._spec.name:
             return [str(position) for position in positions.tolist()]
         names = np.empty(positions.size, dtype=object)
+        # Positions of one row group together: each group is opened once.
         groups = np.searchsorted(self._ends, positions, side="right")
         for group in np.unique(groups).tolist():
             text = to_text(self._table(group, [self._spec.name]).column(0).combine_chunks())
-            here = np.flatnonzero(groups == group)
-            inside = positions[here] - self._first(group)
-            names[here] = text.take(pa.array(inside)).to_pylist()
+            selected = np.flatnonzero(groups == group)
+            inside = positions[selected] - self._first(group)
+            names[selected] = text.take(pa.array(inside)).to_pylist()
         return [str(name) for name in names]
 
     def encode(self, raw: npt.NDArray[Any]) -> Float32:
@@ -140,18 +153,21 @@ class TableSource:
         raw = np.asarray(raw, dtype=np.float64)
         encoded = np.zeros((raw.shape[0], self.input_shape[0]), dtype=np.float32)
         shown = [(i, c) for i, c in enumerate(self.columns) if c.shown]
+        # Numbers first: standardised with the mean and deviation of the whole table.
         numeric = [(i, c) for i, c in shown if c.kind == "numeric"]
-        for place, (index, column) in enumerate(numeric):
-            encoded[:, place] = (raw[:, index] - column.mean) / column.std
-        place, rows = len(numeric), np.arange(raw.shape[0])
+        for entry, (index, column) in enumerate(numeric):
+            encoded[:, entry] = (raw[:, index] - column.mean) / column.std
+        # One-hot: the code is the offset into the entries of its column.
+        first = len(numeric)
+        rows = np.arange(raw.shape[0])
         for index, column in shown:
             if column.kind == "categorical":
-                encoded[rows, place + raw[:, index].astype(np.int64)] = 1.0
-                place += len(column.categories)
+                encoded[rows, first + raw[:, index].astype(np.int64)] = 1.0
+                first += len(column.categories)
         return encoded
 
     def fingerprint(self) -> dict[str, Any]:
-        """Rows used and, of every column that the network sees, place, kind and content.
+        """Rows used and, of every column that the network sees, position, kind and content.
 
         A column more in the file, such as a label, changes no feature: the file itself is no part.
         """
@@ -159,18 +175,18 @@ class TableSource:
             "kind": "table",
             "rows": self.n_samples,
             "columns": [
-                [place, c.name, c.kind, list(c.categories), c.mean, c.std, c.sha256]
-                for place, c in enumerate(self.columns)
+                [index, c.name, c.kind, list(c.categories), c.mean, c.std, c.sha256]
+                for index, c in enumerate(self.columns)
                 if c.shown
             ],
             "row_groups": self.row_groups and list(self.row_groups),
         }
 
     def label_fingerprint(self) -> dict[str, Any]:
-        """The whole file, the label and name columns, and all columns with their kinds."""
+        """sha256 of the whole file, label and name columns, and all columns with their kinds."""
         return {
             "sha256": self._sha256,
-            "label": self._reading.label,
+            "label": self._table_columns.label,
             "name": self._spec.name,
             "classes": list(self.classes),
             "columns": [[c.name, c.kind, c.shown, list(c.categories)] for c in self.columns],
@@ -178,12 +194,15 @@ class TableSource:
 
     def _gather(self, positions: Int64) -> Float64:
         positions = check_positions(positions, self.n_samples)
-        gathered = np.empty((positions.size, len(self._reading.kinds) + bool(self._reading.label)))
+        gathered = np.empty(
+            (positions.size, len(self._table_columns.kinds) + bool(self._table_columns.label))
+        )
+        # As above: each row group is decoded once for all its positions.
         groups = np.searchsorted(self._ends, positions, side="right")
         for group in np.unique(groups).tolist():
-            here = np.flatnonzero(groups == group)
+            selected = np.flatnonzero(groups == group)
             decoded = self._buffer.get(group, self._decode)
-            gathered[here] = decoded[positions[here] - self._first(group)]
+            gathered[selected] = decoded[positions[selected] - self._first(group)]
         return gathered
 
     def _first(self, group: int) -> int:
@@ -191,23 +210,26 @@ class TableSource:
 
     def _decode(self, group: int) -> Float64:
         """One row group as float64 [sample, column], the label last."""
-        table, first = self._table(group, self._reading.names), self._first(group)
-        decoded = np.empty((table.num_rows, len(self.columns) + bool(self._reading.label)))
+        table = self._table(group, self._table_columns.names)
+        first = self._first(group)
+        decoded = np.empty((table.num_rows, len(self.columns) + bool(self._table_columns.label)))
         for index, column in enumerate(self.columns):
             values = table.column(column.name).combine_chunks()
             if column.kind == "numeric":
                 decoded[:, index] = to_numbers(values, column.name, first, str(self._path))
                 continue
             decoded[:, index] = codes = to_codes(values, pa.array(column.categories, pa.string()))
+            # The scan saw every category, so an unknown one means that the file changed.
             if codes.size and codes.min() < 0:
                 raise self._changed()
-        if self._reading.label:
-            values = table.column(self._reading.label).combine_chunks()
+        if self._table_columns.label:
+            values = table.column(self._table_columns.label).combine_chunks()
             decoded[:, -1] = to_codes(values, pa.array(self.classes, pa.string()))
         return decoded
 
     def _table(self, group: int, columns: list[str]) -> Any:
-        if self._parquet.seal() != self._seal:
+        # A file of the user is compared with the one that was scanned.
+        if self._parquet.signature() != self._signature:
             raise self._changed()
         try:
             with self._parquet.open() as file:
@@ -227,37 +249,40 @@ class TableSource:
 
 
 class _GroupBuffer:
-    """Decoded row groups, least recently used out first; one thread decodes, others wait."""
+    """LRU cache of decoded row groups; one thread decodes a group, the others wait."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._held: OrderedDict[int, Float64] = OrderedDict()
-        self._decoding: dict[int, threading.Lock] = {}
+        self._groups: OrderedDict[int, Float64] = OrderedDict()
+        self._group_locks: dict[int, threading.Lock] = {}
 
     def get(self, group: int, decode: Any) -> Float64:
         with self._lock:
-            turn = self._decoding.setdefault(group, threading.Lock())
-        with turn:
+            group_lock = self._group_locks.setdefault(group, threading.Lock())
+        # Decoding happens outside the lock of the buffer: other groups stay available.
+        with group_lock:
             with self._lock:
-                if group in self._held:
-                    self._held.move_to_end(group)
-                    return self._held[group]
+                if group in self._groups:
+                    self._groups.move_to_end(group)
+                    return self._groups[group]
             decoded: Float64 = decode(group)
             with self._lock:
-                self._held[group] = decoded
-                while sum(part.nbytes for part in self._held.values()) > self._capacity:
-                    self._held.popitem(last=False)
+                self._groups[group] = decoded
+                # The group just decoded may leave at once: it is returned all the same.
+                while sum(part.nbytes for part in self._groups.values()) > self._capacity:
+                    self._groups.popitem(last=False)
         return decoded
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process empty."""
+        """Pickle without the row groups."""
         return (_GroupBuffer, (self._capacity,))
 
 
 def _group_rows(metadata: Any, rows: int) -> tuple[int, ...]:
-    """Rows of each row group, as far as they are used."""
+    """Number of used rows in each row group."""
     groups: list[int] = []
     for index in range(metadata.num_row_groups):
+        # A limit cuts the last row group that is used.
         groups.append(min(metadata.row_group(index).num_rows, rows - sum(groups)))
     return tuple(rows for rows in groups if rows)

@@ -1,6 +1,6 @@
-"""One pass over a table: kinds, categories, means, spreads, quantiles and the bank of rows.
+"""Scan of a table in one pass: kinds, categories, means, spreads, quantiles, marginal rows.
 
-Views draw from the bank of rows; quantiles are read off it.
+Views draw from the marginal rows; quantiles are estimated from them.
 """
 
 from __future__ import annotations
@@ -11,27 +11,26 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.array_rows import marginal_positions
 from krepes_ooc.sources.arrow_columns import MISSING, is_number, kind_of, to_numbers, to_text
-from krepes_ooc.sources.base import Column, SourceSpec
+from krepes_ooc.sources.base import Column, ColumnKind, Float64, SourceSpec
 from krepes_ooc.sources.cache import cache_file, find_cached, read_scan_result, write_scan_result
 from krepes_ooc.sources.parquet import TableFile
 
-Float64 = npt.NDArray[np.float64]
 SCAN_VERSION = 2
+MARGINALS_FILE = "bank.npy"
 MAX_CATEGORIES = 1_024
 
 
 @dataclass(frozen=True)
 class TableColumns:
-    """What to read of a table: kinds in file order, resolved from the recipe and the schema.
+    """Columns to read, in file order, resolved from the recipe and the schema.
 
     Args:
         kinds: (name, kind, shown) of every column that is read, labels excepted.
@@ -39,7 +38,7 @@ class TableColumns:
         n_samples: rows that are used.
     """
 
-    kinds: tuple[tuple[str, Literal["numeric", "categorical"], bool], ...]
+    kinds: tuple[tuple[str, ColumnKind, bool], ...]
     label: str
     n_samples: int
 
@@ -52,7 +51,7 @@ class TableColumns:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a table found; ``bank`` float64 [row, column]."""
+    """Result of one pass over a table; ``marginal_rows`` float64 [row, column]."""
 
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
@@ -61,7 +60,7 @@ class Scan:
 
 
 def resolve_columns(spec: SourceSpec, schema: Any, rows: int, where: str) -> TableColumns:
-    """Which columns are read, and as what.
+    """Columns to read, with their kinds.
 
     Raises:
         SourceError: no rows, no such column, or a column of a type that cannot be used.
@@ -69,6 +68,7 @@ def resolve_columns(spec: SourceSpec, schema: Any, rows: int, where: str) -> Tab
     _check_columns(spec, schema.names, where)
     if not rows:
         raise SourceError("no rows", where=where, expected="at least one row")
+    # The label and the name are read beside the columns; audit_only brings them back as columns.
     hidden = {spec.label, spec.name, *spec.exclude} - set(spec.audit_only)
     kinds = []
     for name in schema.names:
@@ -82,6 +82,7 @@ def resolve_columns(spec: SourceSpec, schema: Any, rows: int, where: str) -> Tab
                 expected="numbers, text or true/false",
                 advice="list it under source.exclude or convert it",
             )
+        # The recipe overrides the kind that the file suggests.
         if name in spec.numeric:
             kind = "numeric"
         elif name in spec.categorical:
@@ -94,12 +95,12 @@ def resolve_columns(spec: SourceSpec, schema: Any, rows: int, where: str) -> Tab
     return TableColumns(tuple(kinds), spec.label, rows)
 
 
-def scan_table(parquet: TableFile, reading: TableColumns, where: str) -> Scan:
+def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> Scan:
     """Read every used row once.
 
     Args:
         parquet: the table.
-        reading: columns and rows to use.
+        table_columns: columns and rows to use.
         where: the user's file, for messages.
 
     Raises:
@@ -107,77 +108,93 @@ def scan_table(parquet: TableFile, reading: TableColumns, where: str) -> Scan:
         SourceError: too many categories.
         DamageError: the converted table is damaged.
     """
-    tallies = [ColumnStatistics(name, kind, where) for name, kind, _ in reading.kinds]
-    label = ColumnStatistics(reading.label, "categorical", where) if reading.label else None
-    wanted = marginal_positions(reading.n_samples)
-    bank = np.empty((wanted.size, len(tallies)))
+    statistics = [ColumnStatistics(name, kind, where) for name, kind, _ in table_columns.kinds]
+    label = (
+        ColumnStatistics(table_columns.label, "categorical", where) if table_columns.label else None
+    )
+    positions = marginal_positions(table_columns.n_samples)
+    marginal_rows = np.empty((positions.size, len(statistics)))
     first = 0
     with parquet.open() as file:
         for group in range(file.metadata.num_row_groups):
-            if first >= reading.n_samples:
+            # Row groups behind the limit are not read.
+            if first >= table_columns.n_samples:
                 break
             try:
-                table = parquet.read(file, group, reading.names)
+                table = parquet.read(file, group, table_columns.names)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"row group {group} cannot be read: {error}", where=where
                 ) from error
-            table = table.slice(0, reading.n_samples - first)
-            here = slice(*np.searchsorted(wanted, [first, first + table.num_rows]))
-            for index, tally in enumerate(tallies):
-                values = tally.update(table.column(tally.name), first)
-                bank[here, index] = values[wanted[here] - first]
+            table = table.slice(0, table_columns.n_samples - first)
+            # The marginal rows that lie in this row group: positions are sorted.
+            in_group = slice(*np.searchsorted(positions, [first, first + table.num_rows]))
+            for index, column in enumerate(statistics):
+                values = column.update(table.column(column.name), first)
+                marginal_rows[in_group, index] = values[positions[in_group] - first]
             if label:
                 label.update(table.column(label.name), first)
             first += table.num_rows
-    return _finish(reading, tallies, label, bank)
+    return _finish(table_columns, statistics, label, marginal_rows)
 
 
 def load_scan(folder: Path) -> Scan | None:
-    """The scan that an earlier run kept, or None if there is none that is what was written."""
+    """Scan that an earlier run saved, or None if it is missing or damaged."""
     try:
-        found = read_scan_result(folder / "scan.json")
+        result = read_scan_result(folder / "scan.json")
         columns = tuple(
             Column(**(entry | {"categories": tuple(entry["categories"])}))
-            for entry in found["columns"]
+            for entry in result["columns"]
         )
-        kept = find_cached(folder / "bank.npy")
-        if kept is None or kept.damage():
+        # All pieces are checked here: the file is read whole.
+        cached = find_cached(folder / MARGINALS_FILE)
+        if cached is None or cached.problem():
             return None
-        bank = np.load(kept.path, allow_pickle=False)
-        return Scan(columns, tuple(found["classes"]), tuple(found["warnings"]), bank)
+        marginal_rows = np.load(cached.path, allow_pickle=False)
+        return Scan(columns, tuple(result["classes"]), tuple(result["warnings"]), marginal_rows)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def save_scan(folder: Path, scan: Scan) -> None:
-    """Keep a scan for later runs; the JSON, written last, completes it."""
+    """Save a scan for later runs; the JSON, written last, completes it."""
     stream = io.BytesIO()
     np.save(stream, scan.marginal_rows, allow_pickle=False)
-    cache_file(folder / "bank.npy", stream.getvalue())
-    findings = {
+    cache_file(folder / MARGINALS_FILE, stream.getvalue())
+    result = {
         "columns": [asdict(column) for column in scan.columns],
         "classes": list(scan.classes),
         "warnings": list(scan.warnings),
     }
-    write_scan_result(folder / "scan.json", findings)
+    write_scan_result(folder / "scan.json", result)
 
 
 class ColumnStatistics:
     """Running statistics of one column; categories get provisional codes as they appear."""
 
     def __init__(self, name: str, kind: str, where: str) -> None:
-        self.name, self.kind, self._where = name, kind, where
+        self.name = name
+        self.kind = kind
+        self._where = where
         self.codes: dict[str, int] = {}
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.count = 0
+        self.mean = 0.0
+        # Sum of squared deviations from the mean.
+        self.squares = 0.0
         self.as_numbers = False
         self._content = hashlib.sha256()
 
     def update(self, values: Any, first_row: int) -> Float64:
-        """Numbers, or provisional codes, of these rows."""
+        """Add consecutive rows; their numbers, or provisional codes [row].
+
+        Raises:
+            DataError: a number is missing, NaN or infinite.
+            SourceError: too many categories.
+        """
         if self.kind == "categorical":
             self.as_numbers = is_number(values.type)
             return self._update_text(to_text(values.combine_chunks()))
+        # The hash sees the values as float64: the file format does not matter.
         numbers = to_numbers(values.combine_chunks(), self.name, first_row, self._where)
         self._content.update(np.ascontiguousarray(numbers).tobytes())
         if numbers.size:
@@ -188,14 +205,18 @@ class ColumnStatistics:
         """Chan, Golub and LeVeque (1979): merge means and sums of squared deviations."""
         mean = float(numbers.mean())
         squares = float(np.square(numbers - mean).sum())
-        total, apart = self.count + numbers.size, mean - self.mean
-        self.squares += squares + apart * apart * self.count * numbers.size / total
-        self.mean += apart * numbers.size / total
+        total = self.count + numbers.size
+        shift = mean - self.mean
+        # M2 = M2_a + M2_b + shift^2 n_a n_b / n, mean = mean_a + shift n_b / n.
+        self.squares += squares + shift * shift * self.count * numbers.size / total
+        self.mean += shift * numbers.size / total
         self.count = total
 
     def _update_text(self, text: Any) -> Float64:
+        # One lookup for each distinct text, not for each row.
         encoded = text.dictionary_encode()
         for value in encoded.dictionary.to_pylist():
+            # Codes in the order of first appearance, the same for any division into row groups.
             self.codes.setdefault(value, len(self.codes))
         if len(self.codes) > MAX_CATEGORIES:
             raise SourceError(
@@ -205,19 +226,24 @@ class ColumnStatistics:
                 advice="list it under source.exclude, or under source.numeric if it holds numbers",
             )
         codes = [self.codes[value] for value in encoded.dictionary.to_pylist()]
-        found = np.asarray(codes, dtype=np.float64)[np.asarray(encoded.indices, dtype=np.int64)]
-        self._content.update(found.tobytes())
-        return found
+        row_codes = np.asarray(codes, dtype=np.float64)[np.asarray(encoded.indices, dtype=np.int64)]
+        self._content.update(row_codes.tobytes())
+        return row_codes
 
     def sha256(self) -> str:
-        """Of all values in their order; of texts by the order in which they first appeared."""
+        """sha256 of all values in order; categories enter in the order of first appearance."""
         content = self._content.copy()
         content.update(json.dumps(list(self.codes)).encode())
         return content.hexdigest()
 
     def spread(self) -> float:
-        """Population standard deviation; 0 for a constant column."""
+        """Population standard deviation; 0 for a constant column.
+
+        Raises:
+            DataError: it overflows float64.
+        """
         spread = float(np.sqrt(self.squares / self.count))
+        # The square of a number above 1e154 overflows.
         if not np.isfinite(spread):
             raise DataError(
                 f"numbers of column {self.name!r} are too large to standardise",
@@ -228,46 +254,56 @@ class ColumnStatistics:
         return spread
 
     def categories(self) -> tuple[str, ...]:
-        """All categories in order: as numbers where the column holds numbers, missing last."""
+        """All categories, sorted as numbers where the column holds numbers; missing last."""
         known = [value for value in self.codes if value != MISSING]
         ordered = sorted(known, key=float) if self.as_numbers else sorted(known)
         return (*ordered, *([MISSING] if MISSING in self.codes else []))
 
 
 def _finish(
-    reading: TableColumns,
-    tallies: list[ColumnStatistics],
+    table_columns: TableColumns,
+    statistics: list[ColumnStatistics],
     label: ColumnStatistics | None,
-    bank: Float64,
+    marginal_rows: Float64,
 ) -> Scan:
     columns, warnings = [], []
-    for index, (tally, (name, kind, shown)) in enumerate(zip(tallies, reading.kinds, strict=True)):
+    for index, (column, (name, kind, shown)) in enumerate(
+        zip(statistics, table_columns.kinds, strict=True)
+    ):
         if kind == "categorical":
-            categories = tally.categories()
-            final = np.asarray([categories.index(value) for value in tally.codes], dtype=np.float64)
-            bank[:, index] = final[bank[:, index].astype(np.int64)]
-            columns.append(Column(name, kind, shown, categories, sha256=tally.sha256()))
+            categories = column.categories()
+            # Provisional codes follow first appearance, final ones the sorted categories.
+            final = np.asarray(
+                [categories.index(value) for value in column.codes], dtype=np.float64
+            )
+            marginal_rows[:, index] = final[marginal_rows[:, index].astype(np.int64)]
+            columns.append(Column(name, kind, shown, categories, sha256=column.sha256()))
             constant = len(categories) < 2
         else:
-            spread, (low, high) = tally.spread(), np.quantile(bank[:, index], [0.01, 0.99])
+            spread = column.spread()
+            low, high = np.quantile(marginal_rows[:, index], [0.01, 0.99])
             constant = spread == 0.0
-            numbers = (tally.mean, spread or 1.0, float(low), float(high), tally.sha256())
+            # A constant column is divided by 1, not by 0.
+            numbers = (column.mean, spread or 1.0, float(low), float(high), column.sha256())
             columns.append(Column(name, kind, shown, (), *numbers))
+        # Allowed, but worth a warning: the network learns nothing from it.
         if constant:
             warnings.append(f"column {name!r} is constant")
     classes = tuple(c for c in label.categories() if c != MISSING) if label else ()
-    return Scan(tuple(columns), classes, tuple(warnings), bank)
+    return Scan(tuple(columns), classes, tuple(warnings), marginal_rows)
 
 
 def _check_columns(spec: SourceSpec, names: list[str], where: str) -> None:
+    # Columns are looked up by name.
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise SourceError(
             f"two columns are named {twice[0]!r}", where=where, expected="unique names"
         )
+    # A misspelled column name must not be ignored.
     for key in ("label", "name", "exclude", "audit_only", "categorical", "numeric"):
-        given = getattr(spec, key)
-        for name in [given] if isinstance(given, str) else given:
+        value = getattr(spec, key)
+        for name in [value] if isinstance(value, str) else value:
             if name and name not in names:
                 raise SourceError(
                     f"no column {name!r} (source.{key})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.stages.alignment import stage as alignment
 from krepes_ooc.stages.audited import stage as audited
 from krepes_ooc.stages.base.stage import Stage
@@ -19,21 +20,24 @@ from krepes_ooc.stages.randomised import stage as randomised
 from krepes_ooc.stages.report import stage as report
 from krepes_ooc.stages.spectrum import stage as spectrum
 
-STAGES: tuple[Stage, ...] = (
-    pretrain.STAGE,
-    features.STAGE,
-    landmarks.STAGE,
-    audited.STAGE,
-    kernel.STAGE,
-    moments.STAGE,
-    spectrum.STAGE,
-    newton.STAGE,
-    influence.STAGE,
-    concepts.STAGE,
-    alignment.STAGE,
-    fidelity.STAGE,
-    distilled.STAGE,
-    randomised.STAGE,
-    report.STAGE,
+_MODULES = (
+    alignment,
+    audited,
+    concepts,
+    distilled,
+    features,
+    fidelity,
+    influence,
+    kernel,
+    landmarks,
+    moments,
+    newton,
+    pretrain,
+    randomised,
+    report,
+    spectrum,
+)
+STAGES: tuple[Stage, ...] = tuple(
+    sorted((module.STAGE for module in _MODULES), key=lambda stage: STAGE_ORDER.index(stage.name))
 )
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}

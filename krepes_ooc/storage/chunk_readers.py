@@ -24,10 +24,11 @@ import numpy.typing as npt
 
 from krepes_ooc.core.files import CHECKSUM_BYTES, READ_FLAGS
 from krepes_ooc.errors import DamageError, StageFailed
-from krepes_ooc.storage.zarr_metadata import ArrayInfo
+from krepes_ooc.storage.zarr_metadata import ArrayInfo, padded
 
 PAGE = 4096
-KEPT_BUFFERS = 16
+MAX_IDLE_BUFFERS = 16
+# Limits of this process: the file is not to blame.
 _OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # What file systems answer that cannot read past the page cache.
 _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -85,23 +86,25 @@ class DirectReader:
         Raises:
             DamageError: as ``ChunkReader``.
         """
-        needed, path = info.chunk_bytes + CHECKSUM_BYTES, chunk_path(folder, at)
-        buffer = self._pool.take(needed)
+        needed = info.chunk_bytes + CHECKSUM_BYTES
+        path = chunk_path(folder, at)
+        buffer = self._pool.acquire(needed)
         view = memoryview(buffer)
         try:
-            found = self._read(path, needed, view)
+            n_read = self._read(path, needed, view)
         except BaseException:
+            # An open view would keep the buffer from being used again.
             view.release()
-            self._pool.give(buffer)
+            self._pool.release(buffer)
             raise
-        if found != needed:
-            raise damaged(path, f"{found} bytes could be read", f"{needed} bytes")
+        if n_read != needed:
+            raise damage_error(path, f"{n_read} bytes could be read", f"{needed} bytes")
         suffix = int.from_bytes(view[needed - CHECKSUM_BYTES : needed], "little")
         view.release()
         values = np.frombuffer(buffer, dtype=info.dtype, count=math.prod(info.chunks))
         values.flags.writeable = False
         # Every view of the values keeps this array alive, so the buffer is free when it dies.
-        weakref.finalize(values, self._pool.give, buffer)
+        weakref.finalize(values, self._pool.release, buffer)
         return values.reshape(info.chunks), suffix
 
     def _read(self, path: Path, needed: int, view: memoryview) -> int:
@@ -111,6 +114,7 @@ class DirectReader:
         except OSError as error:
             if error.errno not in _NO_DIRECT or self._flags == READ_FLAGS:
                 raise
+        # This file system has no O_DIRECT: all further chunks are read as usual.
         self._flags = READ_FLAGS
         with _opened(path, needed, READ_FLAGS) as descriptor:
             return _read_all(descriptor, needed, view)
@@ -131,26 +135,30 @@ class ZarrReader:
 
         try:
             array = zarr.open_array(folder, mode="r", zarr_format=3)
+            # Zarr would read a missing chunk as fill values, silently.
             path = folder / array.metadata.encode_chunk_key(at)
             if not path.exists():
-                raise damaged(path, "the chunk is missing", "a file")
-            starts = [i * chunk for i, chunk in zip(at, info.chunks, strict=True)]
-            cut = tuple(slice(s, s + c) for s, c in zip(starts, info.chunks, strict=True))
-            found = np.asarray(array[cut])
+                raise damage_error(path, "the chunk is missing", "a file")
+            values = np.asarray(array[info.slices_of(at)])
         except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
-            raise damaged(folder, f"chunk {list(at)}: {error}", "what Zarr can decode") from error
-        return _whole(found, info), None
+            what = f"chunk {list(at)}: {error}"
+            raise damage_error(folder, what, "what Zarr can decode") from error
+        # Zarr cuts the last chunk at the array's end.
+        values = padded(values, info.chunks, 0)
+        values.flags.writeable = False
+        return values, None
 
 
 class BufferPool:
-    """Page-aligned buffers of one process; at most ``KEPT_BUFFERS`` idle ones are kept."""
+    """Page-aligned buffers of one process; at most ``MAX_IDLE_BUFFERS`` of them idle."""
 
     def __init__(self) -> None:
         self._idle: list[mmap.mmap] = []
         self._lock = threading.Lock()
 
-    def take(self, size: int) -> mmap.mmap:
+    def acquire(self, size: int) -> mmap.mmap:
         """A buffer of at least ``size`` bytes, whole pages."""
+        # O_DIRECT reads whole pages into page-aligned memory, which an anonymous map is.
         pages = -(-size // PAGE) * PAGE
         with self._lock:
             for index, buffer in enumerate(self._idle):
@@ -158,23 +166,23 @@ class BufferPool:
                     return self._idle.pop(index)
         return mmap.mmap(-1, pages)
 
-    def give(self, buffer: mmap.mmap) -> None:
-        """Take a buffer back; the longest idle one goes when there are too many."""
+    def release(self, buffer: mmap.mmap) -> None:
+        """Make a buffer free for the next chunk; of too many, the longest idle one goes."""
         with self._lock:
             self._idle.append(buffer)
-            del self._idle[:-KEPT_BUFFERS]
+            del self._idle[:-MAX_IDLE_BUFFERS]
 
 
-def choose_reader(folder: Path, info: ArrayInfo, direct_above: int | None) -> ChunkReader:
-    """The way to read one array.
+def choose_reader(info: ArrayInfo, direct_above: int | None) -> ChunkReader:
+    """The reader for the chunks of one array.
 
     Args:
-        folder: of the array.
         info: of the array.
         direct_above: bytes of an array above which it is read past the page cache; None: never.
     """
     if not info.mappable:
         return ZarrReader()
+    # O_DIRECT only where the page cache cannot hold the array, and where the system has it.
     size = math.prod(info.n_chunks) * info.chunk_bytes
     if direct_above is not None and size > direct_above and hasattr(os, "O_DIRECT"):
         return DirectReader()
@@ -186,7 +194,7 @@ def chunk_path(folder: Path, at: tuple[int, ...]) -> Path:
     return folder.joinpath("c", *map(str, at))
 
 
-def damaged(path: Path, what: str, expected: str) -> DamageError:
+def damage_error(path: Path, what: str, expected: str) -> DamageError:
     """The error for a chunk that is not what was written."""
     return DamageError(
         what, where=str(path), expected=expected, advice="`krepes verify` lists all damage"
@@ -200,41 +208,32 @@ def _opened(path: Path, needed: int, flags: int) -> Iterator[int]:
         descriptor = os.open(path, flags)
         try:
             if (size := os.fstat(descriptor).st_size) != needed:
-                raise damaged(path, f"{size} bytes", f"{needed} bytes")
+                raise damage_error(path, f"{size} bytes", f"{needed} bytes")
             yield descriptor
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise damaged(path, "the chunk is missing", f"{needed} bytes") from None
+        raise damage_error(path, "the chunk is missing", f"{needed} bytes") from None
     except OSError as error:
+        # The caller reads again without O_DIRECT.
         if error.errno in _NO_DIRECT and flags != READ_FLAGS:
             raise
         if error.errno in _OUR_LIMITS:
             raise StageFailed(f"cannot map ({error.strerror})", where=str(path)) from error
-        raise damaged(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
+        raise damage_error(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
     except ValueError as error:
-        raise damaged(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
+        raise damage_error(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
 
 
 def _read_all(descriptor: int, needed: int, view: memoryview) -> int:
     """Read a file from its start; a direct read must ask for whole pages and gets the odd tail."""
-    found = 0
-    while found < needed:
-        # Only the last piece of a file is short, so ``found`` stays a multiple of the page.
-        got = os.preadv(descriptor, [view[found:]], found)
-        if not got:
+    n_read = 0
+    while n_read < needed:
+        # Only the last piece of a file is short, so ``n_read`` stays a multiple of the page.
+        count = os.preadv(descriptor, [view[n_read:]], n_read)
+        if not count:
             break
-        found += got
-        if found % PAGE:
+        n_read += count
+        if n_read % PAGE:
             break
-    return found
-
-
-def _whole(values: npt.NDArray[Any], info: ArrayInfo) -> npt.NDArray[Any]:
-    """A decoded chunk at full size and read-only: Zarr cuts the last one at the array's end."""
-    if values.shape != info.chunks:
-        full = np.zeros(info.chunks, dtype=info.dtype)
-        full[tuple(slice(size) for size in values.shape)] = values
-        values = full
-    values.flags.writeable = False
-    return values
+    return n_read

@@ -1,4 +1,4 @@
-"""Store contracts: what every array on disk is, read from stores/*.yaml."""
+"""Store contracts (stores/*.yaml): dims, dtypes, chunks and meaning of every array on disk."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class ArrayContract:
             rule = dict.fromkeys(TILE_DIMS, blocks.TILE)
         elif self.chunks == "block" and block_rows is not None:
             rule = {"view": 1} | dict.fromkeys(ROW_DIMS, block_rows)
+        # Dims that no rule names are one chunk.
         cut = [rule.get(dim, size) for dim, size in zip(self.dims, shape, strict=True)]
         if self.chunks == "tile":  # a block is stored whole, a small matrix as it is
             cut = [min(pair) for pair in zip(cut, shape, strict=True)]
@@ -82,9 +83,11 @@ class StoreSpec:
         Raises:
             RecipeError: an array is named that the contract does not know.
         """
+        # Without a choice: all that are not optional.
         known = self.contract.arrays
         if self.arrays is None:
             return tuple(name for name, array in known.items() if not array.optional)
+        # A choice names known arrays only, and leaves out optional ones only.
         for name in self.arrays:
             if name not in known:
                 raise self._broken(f"array {name!r} is not in the contract", ", ".join(known))
@@ -99,6 +102,7 @@ class StoreSpec:
         Raises:
             RecipeError: a dimension has no size.
         """
+        # landmark and landmark_ are the two sides of one dimension.
         try:
             return tuple(
                 int(self.sizes[dim.rstrip("_")]) for dim in self.contract.arrays[name].dims
@@ -128,7 +132,9 @@ class StoreSpec:
         Raises:
             RecipeError: naming the attribute and both sides.
         """
-        known, given = set(self.contract.attributes), set(attributes)
+        known = set(self.contract.attributes)
+        given = set(attributes)
+        # In one of both sets only: missing, or unknown.
         for name in sorted(known ^ given):
             what = "is missing" if name in known else "is not in the contract"
             raise self._broken(f"attribute {name!r} {what}", ", ".join(sorted(known)))
@@ -159,6 +165,7 @@ def read_contract(path: Path) -> Contract:
     if contract.store != path.stem:
         expected = repr(path.stem)
         raise RecipeError(f"store is {contract.store!r}", where=path.name, expected=expected)
+    # What the settings' types cannot say: dtypes that krepes stores, dims that the rule can cut.
     for name, array in contract.arrays.items():
         where = f"{path.name}:arrays.{name}"
         unknown = [dtype for dtype in array.dtype if dtype not in DTYPES]
@@ -168,6 +175,7 @@ def read_contract(path: Path) -> Contract:
         if array.chunks == "tile" and array.dims[-2:] != TILE_DIMS:
             expected = " and ".join(TILE_DIMS) + " last"
             raise RecipeError(f"dims {list(array.dims)}", where=where, expected=expected)
+        # The first dim, or the one behind a leading view.
         rows = array.dims[array.dims[:1].count("view") :][:1]
         if array.chunks == "block" and not set(rows) & set(ROW_DIMS):
             expected = " or ".join(ROW_DIMS) + " first, or second behind view"

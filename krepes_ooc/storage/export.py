@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import disk_errors
-from krepes_ooc.errors import UsageError
+from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
+from krepes_ooc.storage.contracts import load_contract
+from krepes_ooc.storage.file_checks import file_problem
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
 
@@ -38,7 +40,7 @@ def export_store(
 
     A table has one row for each entry of one dimension; codes become texts, a second dimension
     becomes columns ``name_0``, ``name_1``; with ranked landmarks, every rank gets a row of its own,
-    and with ``dim`` "repelled" every landmark that pushes.
+    and with ``dim`` "repelled" every repelling landmark.
 
     Args:
         workspace: where the store is.
@@ -56,11 +58,12 @@ def export_store(
         WorkspaceError: the store is not sealed.
         StageFailed: the disk is full.
     """
-    _refuse(workspace, store, target, kind)
-    dataset = workspace[store].load()
+    _check_request(workspace, store, target, kind)
+    dataset = _load_sealed(workspace, store)
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside the target and renamed: it is whole or absent.
     temp = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    left: list[str] = []
+    left_out: list[str] = []
     try:
         with disk_errors(target):
             if kind == "zarr":
@@ -68,18 +71,55 @@ def export_store(
             elif kind == "netcdf":
                 _flat(dataset).to_netcdf(temp, engine="scipy")
             else:
-                table, left = _table(workspace, store, dataset, dim)
+                table, left_out = _table(workspace, store, dataset, dim)
                 _write_table(table, dataset.attrs, temp, kind)
             os.replace(temp, target)
     finally:
         if temp.is_dir():
             shutil.rmtree(temp)
         temp.unlink(missing_ok=True)
-    return left
+    return left_out
 
 
-def _refuse(workspace: Workspace, store: str, target: Path, kind: str) -> None:
-    """Refuse what cannot be exported.
+def _load_sealed(workspace: Workspace, store: str) -> xarray.Dataset:
+    """The arrays of a store, all read under one seal.
+
+    Raises:
+        WorkspaceError: a run replaced the store while it was read.
+        DamageError: a file is not the one that the seal lists.
+    """
+    record = workspace.record(load_contract(store).writer, store)
+    before = record.seal()
+    changed = WorkspaceError(
+        f"store {store!r} was replaced while it was read",
+        where=str(workspace.root),
+        expected="a store that no run computes again",
+        advice="run the same command again when the run is done",
+    )
+    try:
+        dataset: xarray.Dataset = workspace[store].load()
+    except (KeyError, OSError, ValueError) as error:
+        # Zarr meets files that are gone; whether a run took them, the seal says.
+        if record.seal() != before:
+            raise changed from error
+        raise
+    if record.seal() != before:
+        raise changed
+    # Zarr asks each chunk for its own checksum only; the seal knows which chunk belongs where.
+    for key, (size, crc) in record.recorded_files()[0].items():
+        path = record.base / key
+        if problem := file_problem(path, size, crc, suffixed=record.has_suffix(key)):
+            raise DamageError(
+                problem,
+                where=str(path),
+                expected="what was written",
+                advice="`krepes run --repair`",
+            )
+    return dataset
+
+
+def _check_request(workspace: Workspace, store: str, target: Path, kind: str) -> None:
+    """Raise for a store, format or target that cannot be exported.
 
     Raises:
         UsageError: as ``export_store``.
@@ -103,18 +143,19 @@ def _refuse(workspace: Workspace, store: str, target: Path, kind: str) -> None:
 
 
 def _flat(dataset: xarray.Dataset) -> xarray.Dataset:
-    """The dataset in what netCDF 3 can hold: no bytes without sign, no nested attributes."""
+    """The dataset in the types of netCDF 3: no unsigned bytes, no float16, no nested attributes."""
     flat = dataset.copy()
     for name, values in dataset.variables.items():
         if values.dtype == np.uint8:
             flat[name] = values.astype(np.int16)
         elif values.dtype in (np.float16, np.bool_):
             flat[name] = values.astype(np.float32)
+        # netCDF 3 has no 64-bit integers; float64 is exact up to 2^53.
         elif values.dtype == np.int64:
             flat[name] = values.astype(np.int32 if _fits(values.values) else np.float64)
-        flat[name].attrs = _message(values.attrs)
+        flat[name].attrs = _flat_attributes(values.attrs)
         flat[name].encoding = {}
-    flat.attrs = _message(dataset.attrs)
+    flat.attrs = _flat_attributes(dataset.attrs)
     return flat
 
 
@@ -122,7 +163,8 @@ def _fits(values: npt.NDArray[np.int64]) -> bool:
     return not values.size or bool(np.abs(values).max() < 2**31)
 
 
-def _message(attributes: dict[Any, Any]) -> dict[Any, Any]:
+def _flat_attributes(attributes: dict[Any, Any]) -> dict[Any, Any]:
+    """Attributes as text and numbers: nested ones as JSON, missing ones left out."""
     return {
         key: value if isinstance(value, str | int | float) else json.dumps(value)
         for key, value in attributes.items()
@@ -142,21 +184,23 @@ def _write_table(table: Columns, attributes: dict[Any, Any], path: Path, kind: s
     import pyarrow.csv
     import pyarrow.parquet
 
-    made = pa.table({name: pa.array(values) for name, values in table.items()})
+    arrow = pa.table({name: pa.array(values) for name, values in table.items()})
     if kind == "csv":
-        pyarrow.csv.write_csv(made, path)
+        pyarrow.csv.write_csv(arrow, path)
     else:
-        facts = {"krepes": json.dumps(attributes)}
-        pyarrow.parquet.write_table(made.replace_schema_metadata(facts), path)
+        metadata = {"krepes": json.dumps(attributes)}
+        pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), path)
 
 
 def _table(
     workspace: Workspace, store: str, dataset: xarray.Dataset, dim: str | None
 ) -> tuple[Columns, list[str]]:
     """Columns of one dimension, and the arrays that are left out."""
+    # Store fidelity has no arrays: its figures are attributes.
     arrays = {str(name): array for name, array in dataset.variables.items()}
     if not arrays:
         return _figures(dataset.attrs), []
+    # Rows: the dimension asked for, else the first dimension of most arrays.
     firsts = [str(array.dims[0]) for array in arrays.values()]
     lists = [str(name) for array in arrays.values() for name in array.dims[1:] if name in LISTS]
     listed = dim if dim in lists else "rank"
@@ -166,6 +210,7 @@ def _table(
         raise UsageError(
             f"no array over {main!r}", where="--dim", expected="one of " + ", ".join(known)
         )
+    # Only vectors and matrices over it fit a table; lists of landmarks get a row for each rank.
     inside = {n: a for n, a in arrays.items() if a.dims[0] == main and a.ndim <= 2}
     ranked = {n: a.values for n, a in inside.items() if listed in a.dims}
     columns = _names_of(workspace, store, dataset, main)
@@ -192,14 +237,15 @@ def _texts(values: npt.NDArray[Any], attributes: dict[Any, Any]) -> Any:
 
 
 def _names_of(workspace: Workspace, store: str, dataset: xarray.Dataset, main: str) -> Columns:
-    """What the rows are: names from the attributes, or the samples that another store names."""
+    """Columns that identify the rows: names of the attributes, or samples that a store names."""
     if main in NAMED and NAMED[main] in dataset.attrs:
         names = [n["name"] if isinstance(n, dict) else n for n in dataset.attrs[NAMED[main]]]
         return {main: names}
-    holder = {"audited": "audited", "landmark": "landmarks"}.get(main)
-    if holder is None or store == holder or holder not in workspace.stores():
+    # Rows of samples: ids, names and labels are in the store of these samples alone.
+    naming_store = {"audited": "audited", "landmark": "landmarks"}.get(main)
+    if naming_store is None or store == naming_store or naming_store not in workspace.stores():
         return {}
-    return _sample_names(workspace.reader(holder))
+    return _sample_names(workspace.reader(naming_store))
 
 
 def _sample_names(reader: StoreReader) -> Columns:
@@ -212,14 +258,16 @@ def _sample_names(reader: StoreReader) -> Columns:
 def _by_rank(
     workspace: Workspace, columns: Columns, ranked: dict[str, npt.NDArray[Any]], which: str
 ) -> Columns:
-    """One row for each listed landmark of each sample; the array ``which`` says which it is."""
+    """One row for each listed landmark of each sample; the array ``which`` holds its index."""
     rows, ranks = next(iter(ranked.values())).shape
     table: Columns = {
         name: [value for value in values for _ in range(ranks)] for name, values in columns.items()
     }
+    # Row-major: all ranks of the first sample, then those of the next.
     table["rank"] = np.tile(np.arange(1, ranks + 1), rows)
     for name, values in ranked.items():
         table[name] = values.reshape(-1)
+    # Indices of landmarks become their ids, names and labels; -1 is an empty rank.
     if which in table:
         index = table.pop(which)
         for name, values in _sample_names(workspace.reader("landmarks")).items():

@@ -1,15 +1,16 @@
-"""Checks of files on disk: that they are inside the workspace, and what was written."""
+"""Checks of files on disk: inside the workspace, and with the bytes that were recorded."""
 
 from __future__ import annotations
 
 import io
 import os
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from krepes_ooc.core.files import CHECKSUM_BYTES, unreadable
+from krepes_ooc.core.files import CHECKSUM_BYTES, Files, unreadable
 from krepes_ooc.errors import WorkspaceError
 
 _PIECE_BYTES = 2**20
@@ -21,6 +22,7 @@ def confine(path: Path, root: Path) -> Path:
     Raises:
         WorkspaceError: a link would lead elsewhere.
     """
+    # Every step below the root: a link further up is the user's own choice.
     step = path
     while step != root and step != step.parent:
         if step.is_symlink():
@@ -36,8 +38,24 @@ def confine(path: Path, root: Path) -> Path:
 
 def is_inside(key: str) -> bool:
     """Whether a recorded file name stays inside the folder that it is relative to."""
+    # Names are read from files that may be damaged or forged.
     name = PurePosixPath(key)
     return bool(key) and "\0" not in key and not name.is_absolute() and ".." not in name.parts
+
+
+def parse_files(recorded: Any) -> Files:
+    """Size and crc32c of files by name, as a journal or a manifest holds them.
+
+    Raises:
+        ValueError: another form, or a name that leads out of the workspace.
+    """
+    try:
+        files = {str(key): (int(size), int(crc)) for key, (size, crc) in recorded.items()}
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError("no files with size and checksum") from error
+    if not all(map(is_inside, files)):
+        raise ValueError("a file outside the workspace")
+    return files
 
 
 def measure(path: Path) -> tuple[int, int]:
@@ -55,7 +73,7 @@ def measure(path: Path) -> tuple[int, int]:
 
 
 def file_problem(path: Path, size: int, crc: int, *, suffixed: bool) -> str:
-    """What is wrong with a file, in words; empty if nothing is.
+    """The difference between a file and its record, in words; empty if there is none.
 
     Args:
         path: the file.
@@ -65,9 +83,10 @@ def file_problem(path: Path, size: int, crc: int, *, suffixed: bool) -> str:
     """
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                return f"{found} bytes instead of {size}"
+            n_bytes = os.fstat(file.fileno()).st_size
+            if n_bytes != size:
+                return f"{n_bytes} bytes instead of {size}"
+            # The suffix is compared too: readers check a chunk by it alone.
             computed = _file_checksum(file, size - CHECKSUM_BYTES * suffixed)
             suffix = int.from_bytes(file.read(), "little")
     except FileNotFoundError:
@@ -81,10 +100,12 @@ def file_problem(path: Path, size: int, crc: int, *, suffixed: bool) -> str:
 
 def _file_checksum(file: io.BufferedReader, count: int) -> int:
     """crc32c of the next ``count`` bytes, read in pieces: a bad sector is an error, not a crash."""
-    crc, buffer = 0, np.empty(min(_PIECE_BYTES, max(1, count)), dtype=np.uint8)
+    crc = 0
+    buffer = np.empty(min(_PIECE_BYTES, max(1, count)), dtype=np.uint8)
     while count > 0:
-        got = file.readinto(buffer.data[:count])
-        if not got:
+        n_read = file.readinto(buffer.data[:count])
+        if not n_read:
             break
-        crc, count = int(google_crc32c.extend(crc, buffer[:got])), count - got
+        crc = int(google_crc32c.extend(crc, buffer[:n_read]))
+        count -= n_read
     return crc

@@ -1,4 +1,4 @@
-"""The journal: which units of a stage are on disk, one checked line each, appended by one owner."""
+"""Journal of a stage: its units on disk, one checksummed line each, appended by one owner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.core.files import (
-    Files,
     boot_id,
     checksummed_json,
     disk_errors,
@@ -21,7 +20,7 @@ from krepes_ooc.core.files import (
     unreadable,
     write_atomic,
 )
-from krepes_ooc.storage.file_checks import is_inside
+from krepes_ooc.storage.file_checks import parse_files
 
 COMMIT_SECONDS = 1.0
 MAX_LINE_BYTES = 2**24
@@ -74,6 +73,7 @@ class Journal:
                 "content": unit.content,
             }
         )
+        # Group commit: a flush costs milliseconds, so lines of one second share it.
         with self._lock, disk_errors(self.path, len(line)):
             if self._file is None:
                 self._open()
@@ -84,24 +84,30 @@ class Journal:
     def close(self) -> None:
         """Flush what was appended to the disk."""
         with self._lock, disk_errors(self.path):
-            file, self._file = self._file, None
+            file = self._file
+            self._file = None
             if file is not None:
                 with contextlib.closing(file):
                     os.fsync(file.fileno())
 
     def _open(self) -> None:
-        end = whole = 0
+        """Open the journal for appending, behind its last whole line."""
+        end = last_line_end = 0
         for line in _lines(self.path):
             end += len(line)
-            whole = end if line.endswith(b"\n") else whole
+            if line.endswith(b"\n"):
+                last_line_end = end
+        # A torn line has no end: the next one would be lost with it.
         self._file = self.path.open("ab", buffering=0)
-        self._file.truncate(whole)
+        self._file.truncate(last_line_end)
         sync_path(self.path.parent)
 
     def _write(self, line: bytes) -> None:
         """Append the whole line or nothing: a disk that fills up takes a part of it first."""
-        end, rest = os.fstat(self._file.fileno()).st_size, memoryview(line)
+        end = os.fstat(self._file.fileno()).st_size
+        rest = memoryview(line)
         try:
+            # An unbuffered write may take a part of the line.
             while rest:
                 rest = rest[self._file.write(rest) :]
         except BaseException:
@@ -127,7 +133,8 @@ def read_journal(path: Path) -> tuple[list[Unit], int]:
         UsageError: no permission to read it.
         DamageError: the disk cannot read it.
     """
-    units, damaged = [], 0
+    units: list[Unit] = []
+    damaged = 0
     for line in _lines(path):
         unit = _parse(line)
         if unit is not None:
@@ -138,9 +145,10 @@ def read_journal(path: Path) -> tuple[list[Unit], int]:
     return units, damaged
 
 
-def mend_journal(path: Path, temp: Path) -> None:
+def drop_damaged_lines(path: Path, temp: Path) -> None:
     """Take damaged lines out of a journal: their units are computed again and written anew."""
     lines = list(_lines(path))
+    # By temporary name and rename: the good lines survive a kill.
     whole = [line for line in lines if _parse(line) is not None]
     if whole != lines:
         write_atomic(path, b"".join(whole), temp, sync=True)
@@ -150,13 +158,15 @@ def _parse(line: bytes) -> Unit | None:
     value = read_checksummed(line)
     if value is None:
         return None
+    # A checksum tells damage, not origin: another program's line has another form.
     try:
-        files: Files = {key: (int(size), int(crc)) for key, (size, crc) in value["files"].items()}
-        texts = [str(value[key]) for key in ("unit", "boot", "numerics", "content")]
-    except (KeyError, TypeError, ValueError, AttributeError):
+        files = parse_files(value["files"])
+        name, boot, numerics, content = (
+            str(value[key]) for key in ("unit", "boot", "numerics", "content")
+        )
+    except (KeyError, ValueError):
         return None
-    name, boot, numerics, content = texts
-    return Unit(name, files, boot, numerics, content) if all(map(is_inside, files)) else None
+    return Unit(name, files, boot, numerics, content)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""One run per workspace: a lease that names its holder, and flock beside it."""
+"""Locks of a workspace and of its shards: flock, and a lease that names the process."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Lease = dict[str, Any]
 
 
 class WorkspaceLock:
-    """Exclusive hold on a workspace, released at exit or when the process dies.
+    """Exclusive lock of a workspace, released at exit or when the process dies.
 
-    flock tells at once whether another process of this machine holds the workspace, but it is local
+    flock shows at once whether another process of this machine uses the workspace, but it is local
     on some cluster file systems. So there is also a lease, a file created exclusively, with host,
     pid, boot id and a heartbeat (its modification time). A lease is taken over when its holder is
     surely gone: it ran on this host and flock is free, or it gave no heartbeat for
@@ -37,28 +37,28 @@ class WorkspaceLock:
 
     Args:
         path: the file for flock; the lease lies beside it.
-        lost: called once if another host takes the lease while this process seems dead.
+        on_lost: called once if another host takes the lease while this process seems dead.
 
     Raises:
-        WorkspaceError: another process holds the workspace; says which.
+        WorkspaceError: another process uses the workspace; names it.
     """
 
-    def __init__(self, path: Path, lost: Callable[[], None] = lambda: None) -> None:
-        self.path, self.lease, self._lost = path, path.with_name("lease"), lost
+    def __init__(self, path: Path, on_lost: Callable[[], None] = lambda: None) -> None:
+        self.path = path
+        self.lease = path.with_name("lease")
+        self._on_lost = on_lost
         self._token = uuid.uuid4().hex
         self._file: Any = None
         self._stop = threading.Event()
 
     def __enter__(self) -> WorkspaceLock:
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            self._file = os.fdopen(os.open(self.path, flags, 0o644), "r+b")
+        self._file = os.fdopen(_open_lock_file(self.path), "r+b")
         try:
             self._claim(flocked=self._flock())
         except BaseException:
             self._file.close()
             raise
+        # The heartbeat ends with the process, however it dies.
         threading.Thread(target=self._beat, name="krepes-lease", daemon=True).start()
         return self
 
@@ -81,10 +81,20 @@ class WorkspaceLock:
                 expected="Linux or macOS",
                 advice="finished workspaces can be read here",
             ) from None
+        return self._try_flock(self._file.fileno(), fcntl.LOCK_EX)
+
+    def _try_flock(self, descriptor: int, mode: int) -> bool:
+        """Take flock in this mode; False on a file system without flock.
+
+        Raises:
+            WorkspaceError: another process has it in a mode that excludes this one.
+        """
+        import fcntl
+
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._held(self._holder()) from None
+            raise self._in_use(self._holder()) from None
         except OSError as error:
             if error.errno not in NO_FLOCK:
                 raise
@@ -92,6 +102,7 @@ class WorkspaceLock:
         return True
 
     def _claim(self, *, flocked: bool) -> None:
+        # The second try is for a lease that was stale: of several that remove it, one creates anew.
         with disk_errors(self.lease):
             for _ in range(2):
                 try:
@@ -99,11 +110,11 @@ class WorkspaceLock:
                 except FileExistsError:
                     holder = self._holder()
                     if not self._is_gone(holder, flocked):
-                        raise self._held(holder) from None
-                    self._take_over(holder)
+                        raise self._in_use(holder) from None
+                    self._remove_stale(holder)
                 else:
                     return
-        raise self._held(self._holder())
+        raise self._in_use(self._holder())
 
     def _write(self) -> None:
         """Create the lease; of two that try, one fails, on network file systems too."""
@@ -114,8 +125,9 @@ class WorkspaceLock:
             file.flush()
             os.fsync(descriptor)
 
-    def _take_over(self, holder: Lease) -> None:
+    def _remove_stale(self, holder: Lease) -> None:
         """Remove a stale lease; one that another process made in the meantime is put back."""
+        # A rename is atomic: what was moved aside is looked at after nobody else can move it.
         aside = self.lease.with_name(f"lease-{self._token}")
         with contextlib.suppress(FileNotFoundError):
             self.lease.rename(aside)
@@ -125,11 +137,13 @@ class WorkspaceLock:
             aside.unlink()
 
     def _is_gone(self, holder: Lease, flocked: bool) -> bool:
-        """Whether the holder is dead; ages are told by the file system's own clock."""
+        """Whether the holder is dead; ages are differences of the file system's own clock."""
         if not holder:
             return True
+        # A holder on this machine can be looked up.
         if holder.get("host") == socket.gethostname():
             return flocked or holder.get("boot") != boot_id() or not _runs(holder.get("pid"))
+        # One elsewhere is dead when its heartbeat is old; clocks of two machines may differ.
         os.utime(self.path)
         try:
             age = self.path.stat().st_mtime - self.lease.stat().st_mtime
@@ -146,23 +160,22 @@ class WorkspaceLock:
                 elif self._is_ours():
                     os.utime(self.lease)
                 elif not self._stop.is_set():
-                    self._lost()
+                    self._on_lost()
                     return
 
     def _is_ours(self) -> bool:
         return bool(_read(self.lease).get("token") == self._token)
 
     def _holder(self) -> Lease:
-        """What the lease says; its owner may be about to write it."""
+        """Content of the lease, waited for: its owner may be about to write it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (holder := _read(self.lease)) and time.monotonic() < deadline:
             time.sleep(0.02)
         return holder
 
-    def _held(self, holder: Lease) -> WorkspaceError:
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    def _in_use(self, holder: Lease) -> WorkspaceError:
         return WorkspaceError(
-            f"the workspace is in use by {who}",
+            f"the workspace is in use by {_process(holder)}",
             where=str(self.path.parent.parent),
             expected="one run per workspace",
             advice="wait for it, stop it, or choose another --workspace",
@@ -170,11 +183,23 @@ class WorkspaceLock:
 
 
 def _read(lease: Path) -> Lease:
-    """What a lease says; nothing if there is none or it is not written yet."""
+    """Content of a lease; empty if there is none or it is not written yet."""
     try:
         return dict(json.loads(lease.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return {}
+
+
+def _process(holder: Lease) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+
+
+def _open_lock_file(path: Path) -> int:
+    """Descriptor of a file for flock, created if it is missing; a link is never followed."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        return os.open(path, flags, 0o644)
 
 
 def _runs(pid: Any) -> bool:
@@ -184,7 +209,7 @@ def _runs(pid: Any) -> bool:
     except (ProcessLookupError, ValueError, TypeError):
         return False
     except OSError:
-        return True
+        return True  # it runs as another user
     return True
 
 
@@ -194,46 +219,49 @@ OPENING_SECONDS = 120.0
 class _ShardLock(WorkspaceLock):
     """The lease of one shard, or of those who open a stage."""
 
-    def _held(self, holder: Lease) -> WorkspaceError:
-        return _running(self.path.parent, holder)
+    def _in_use(self, holder: Lease) -> WorkspaceError:
+        return _shard_in_use(self.path.parent, holder)
 
 
 @contextlib.contextmanager
-def hold_shard(
-    private: Path, stage: str, share: tuple[int, int], lost: Callable[[], None]
+def lock_shard(
+    private: Path, stage: str, shard: tuple[int, int], on_lost: Callable[[], None]
 ) -> Iterator[None]:
-    """Hold one shard of a stage; others may hold other shards meanwhile.
+    """Lock one shard of a stage; other processes may lock other shards meanwhile.
 
     Args:
         private: ``.krepes`` of the workspace.
         stage: its name.
-        share: number of the shard, from 1, and how many there are.
-        lost: called if another host takes the shard over while this process seems dead.
+        shard: its number, from 1, and the number of shards.
+        on_lost: called if another host takes the shard over while this process seems dead.
 
     Raises:
-        WorkspaceError: somebody holds this shard or the whole workspace, or shards of another
-            number run.
+        WorkspaceError: this shard or the whole workspace is locked, or shards of another number
+            are being computed.
     """
-    number, count = share
+    number, count = shard
     folder = private / "shards" / f"{stage}-{number:06d}-of-{count:06d}"
     whole = WorkspaceLock(private / "lock")
-    with _shared(whole), _ShardLock(folder / "lock", lost):
+    with _shared(whole), _ShardLock(folder / "lock", on_lost):
+        # flock may be local: the lease excludes a plain run on another machine.
         holder = _read(whole.lease)
         if holder and not whole._is_gone(holder, flocked=True):
-            raise whole._held(holder)
+            raise whole._in_use(holder)
+        # Shards I/N of another N would compute the same blocks.
         for other in _running_shards(private):
             if not other.name.endswith(f"-of-{count:06d}"):
-                raise _running(other, _read(other / "lease"))
+                raise _shard_in_use(other, _read(other / "lease"))
         yield
 
 
 @contextlib.contextmanager
-def opening(private: Path) -> Iterator[None]:
-    """One process at a time: shards that start together must not begin a stage twice.
+def lock_opening(private: Path) -> Iterator[None]:
+    """Let one process at a time begin a stage: shards that start together must not do it twice.
 
     Raises:
-        WorkspaceError: another process stays in there for minutes.
+        WorkspaceError: another process has the lock for minutes.
     """
+    # Beginning a stage takes a moment, so this lock is waited for.
     lock = _ShardLock(private / "shards" / "opening" / "lock")
     deadline = time.monotonic() + OPENING_SECONDS
     while True:
@@ -254,30 +282,31 @@ def refuse_running_shards(private: Path) -> None:
     """Refuse a plain run while shards are being computed.
 
     Raises:
-        WorkspaceError: naming a shard and its holder.
+        WorkspaceError: naming a shard and its process.
     """
     for folder in _running_shards(private):
-        raise _running(folder, _read(folder / "lease"))
+        raise _shard_in_use(folder, _read(folder / "lease"))
 
 
 def clear_shards(private: Path) -> None:
-    """Remove the locks of shards that nobody holds; only under the exclusive lock."""
+    """Remove the locks of shards; only under the exclusive lock, when no shard runs."""
     shutil.rmtree(private / "shards", ignore_errors=True)
 
 
 def _running_shards(private: Path) -> list[Path]:
-    found = []
+    """Folders of the shards whose process is not surely gone."""
+    running = []
     for lease in sorted((private / "shards").glob("*-of-*/lease")):
         with disk_errors(lease):
             holder = _read(lease)
         lock = _ShardLock(lease.with_name("lock"))
         if holder and not lock._is_gone(holder, flocked=_is_free(lock.path)):
-            found.append(lease.parent)
-    return found
+            running.append(lease.parent)
+    return running
 
 
 def _is_free(path: Path) -> bool:
-    """Whether no process of this machine holds the flock of a shard."""
+    """Whether no process of this machine has the flock of a shard."""
     import fcntl
 
     try:
@@ -293,30 +322,21 @@ def _shared(whole: WorkspaceLock) -> Iterator[None]:
     """The flock of the workspace, shared: a plain run on this machine would not get it."""
     import fcntl
 
-    with disk_errors(whole.path):
-        whole.path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(whole.path, flags, 0o644)
+    descriptor = _open_lock_file(whole.path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise whole._held(whole._holder()) from None
-        except OSError as error:
-            if error.errno not in NO_FLOCK:
-                raise
+        whole._try_flock(descriptor, fcntl.LOCK_SH)
         yield
     finally:
         os.close(descriptor)
 
 
-def _running(folder: Path, holder: Lease) -> WorkspaceError:
+def _shard_in_use(folder: Path, holder: Lease) -> WorkspaceError:
+    # The folder is named STAGE-NUMBER-of-COUNT.
     name, _, count = folder.name.partition("-of-")
     stage, _, number = name.rpartition("-")
     shard = f"shard {int(number)}/{int(count)} of {stage}" if count else "the opening of a stage"
-    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
     return WorkspaceError(
-        f"{shard} is being computed by {who}",
+        f"{shard} is being computed by {_process(holder)}",
         where=str(folder.parents[2]),
         expected="a workspace that nobody else writes, or other shards of the same number",
         advice="wait for it, or stop it",

@@ -1,4 +1,4 @@
-"""The record of one stage: begun with a digest, journalled unit by unit, sealed with a manifest."""
+"""Record of one stage: begun with a digest, journalled unit by unit, sealed with a manifest."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from typing import Any
 from krepes_ooc.core.files import Files as Files
 from krepes_ooc.core.files import (
     boot_id,
-    checksummed_json,
     disk_errors,
     read_checksummed_file,
     sync_path,
-    write_atomic,
+    write_checksummed_file,
 )
 from krepes_ooc.errors import DamageError
-from krepes_ooc.storage.file_checks import file_problem, measure
-from krepes_ooc.storage.journal import Journal, Unit, mend_journal, read_journal
+from krepes_ooc.storage.file_checks import file_problem, measure, parse_files
+from krepes_ooc.storage.journal import Journal, Unit, drop_damaged_lines, read_journal
 from krepes_ooc.storage.sealed_list import list_sealed, unlist_sealed
 
 _SYNC_THREADS = 16  # the disk flushes what many ask for at once in one go: 20 times faster
@@ -32,13 +31,13 @@ _SYNC_THREADS = 16  # the disk flushes what many ask for at once in one go: 20 t
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What the workspace knows about one stage.
+    """Record of one stage in ``.krepes``: digest and settings, journals, partial results, seal.
 
     Args:
         name: the stage.
         folder: ``.krepes/stages/<name>``.
         store: the store's group inside ``audit.zarr``, or None for a stage that writes none.
-        private: ``.krepes``, home of temp and parked folders.
+        private: ``.krepes``, with the folders for unfinished and for previous stores.
         owner: who appends to the journal, where several write one stage.
     """
 
@@ -60,7 +59,7 @@ class StageRecord:
 
     @property
     def previous(self) -> Path:
-        """Where the previous store waits until the new one is sealed."""
+        """Folder of the archived store and record, kept until the new ones are sealed."""
         return self.private / "parked" / self.name
 
     @property
@@ -108,21 +107,22 @@ class StageRecord:
     def begin(self, record: Mapping[str, Any]) -> None:
         """Write digest and inputs before the first block.
 
-        What lies there without a record is an orphan of unknown origin and is dropped: a store,
-        journals, partial results. Only the store of a record that a kill left half parked follows.
+        A store, journals or partial results without a record are of unknown origin and are dropped.
+        Only the store of a record that a kill left half archived follows that record.
         """
         if self.store is not None and os.path.lexists(self.store):
-            half_parked = (self.previous / "record").exists() and not self._parked_store.exists()
-            if half_parked:
-                self._park_store()
+            archived_record = (self.previous / "record").exists()
+            if archived_record and not self._previous_store.exists():
+                self._archive_store()
             else:
                 discard(self.store, self.temp)
+        # The record is the last to be written: until then the stage is not begun.
         unlist_sealed(self.private, self.name)
         discard(self.folder, self.temp)
-        write_atomic(self.folder / "begun.json", checksummed_json(record), self.temp, sync=True)
+        write_checksummed_file(self.folder / "begun.json", record, self.temp)
 
     def restore(self) -> dict[str, Any] | None:
-        """What the stage was begun with, written anew from the seal if that alone still says it."""
+        """Digest and settings of the begun stage; a damaged record is rewritten from the seal."""
         try:
             if (begun := self.begun()) is not None:
                 return begun
@@ -134,21 +134,25 @@ class StageRecord:
             return None
         if not isinstance(begun, dict) or "digest" not in begun:
             return None
-        write_atomic(self.folder / "begun.json", checksummed_json(begun), self.temp, sync=True)
+        # The manifest holds a copy of what was begun.
+        write_checksummed_file(self.folder / "begun.json", begun, self.temp)
         return begun
 
     def units(self) -> tuple[dict[str, Unit], int]:
         """All journalled units by name, and the number of damaged journal lines."""
         units: dict[str, Unit] = {}
         damaged = 0
+        # A unit that was computed again is journalled again: its last line counts.
         for path in self.journals:
-            found, bad = read_journal(path)
-            units |= {unit.name: unit for unit in found}
-            damaged += bad
+            journalled, damaged_lines = read_journal(path)
+            units |= {unit.name: unit for unit in journalled}
+            damaged += damaged_lines
         return units, damaged
 
     def done(self) -> dict[str, Unit]:
         """Journalled units whose files are on disk: by size, or by checksum after a reboot."""
+        # A size says enough while the kernel that wrote the file runs: only a power loss, and with
+        # it a reboot, can leave a file of the right size with other bytes.
         boot = boot_id()
         return {
             name: unit
@@ -159,6 +163,21 @@ class StageRecord:
             )
         }
 
+    def recorded_files(self) -> tuple[Files, bool]:
+        """Size and crc32c of every file by name, and whether these are all of a sealed stage.
+
+        Of an unsealed stage they are those of its journals: what is written later is not in them.
+
+        Raises:
+            DamageError: the seal is not what was written.
+        """
+        if (seal := self.seal()) is not None:
+            return parse_files(seal.get("files")), True
+        files: Files = {}
+        for unit in self.units()[0].values():
+            files |= unit.files
+        return files, False
+
     def seal_with(self, files: Files, facts: Mapping[str, Any]) -> None:
         """Seal the stage: flush every file, then publish the manifest by one rename.
 
@@ -168,49 +187,52 @@ class StageRecord:
         self.journal.close()
         with disk_errors(self.folder):
             self._flush(files)
+        # The manifest repeats what was begun, names every file, and has checksums of the journals.
         begun = self.begun() or {}
-        kept = ("stage", "digest", "settings", "inputs", "versions")
+        fields = ("stage", "digest", "settings", "inputs", "versions")
         manifest = {
-            **{key: begun.get(key) for key in kept},
+            **{key: begun.get(key) for key in fields},
             "begun": begun,
             "files": {key: list(value) for key, value in files.items()},
             "journals": {path.name: list(measure(path)) for path in self.journals},
             "sealed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
         }
-        write_atomic(self.folder / "seal.json", checksummed_json(manifest), self.temp, sync=True)
+        write_checksummed_file(self.folder / "seal.json", manifest, self.temp)
+        # Listed after the seal is on disk: a kill in between leaves a seal that is not listed.
         list_sealed(self.private, self.name)
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a sealed stage no longer needs: partial results and the parked store."""
+        """Remove what a sealed stage no longer needs: partial results and the previous store."""
         discard(self.partials, self.temp)
         discard(self.previous, self.temp)
 
     def archive_previous(self) -> None:
         """Move the stale store and its record aside; the seal of the new one removes them.
 
-        A sealed result that is parked already stays: what replaced it was never finished and goes.
+        A sealed result that is archived already stays; what replaced it was never finished.
         """
         if (self.previous / "record").exists() and not self.is_sealed():
-            # The record goes last: as long as it is there, the stage is stale and parked again.
+            # The record goes last: while it is there, the stage is stale and this is repeated.
             if self.store is not None:
                 discard(self.store, self.temp)
             discard(self.folder, self.temp)
             return
         unlist_sealed(self.private, self.name)
         discard(self.previous, self.temp)
+        # Record first: if a kill separates them, ``begin`` sees the record and archives the store.
         with disk_errors(self.previous):
             self.previous.mkdir(parents=True)
             if self.folder.exists():
                 self.folder.rename(self.previous / "record")
             if self.store is not None and os.path.lexists(self.store):
-                self._park_store()
+                self._archive_store()
 
     def unseal(self) -> None:
-        """Open a sealed stage again: what its journals rightly say stays on record."""
+        """Open a sealed stage again; undamaged lines of its journals stay on record."""
         for path in self.journals:
-            mend_journal(path, self.temp)
+            drop_damaged_lines(path, self.temp)
         unlist_sealed(self.private, self.name)
         (self.folder / "seal.json").unlink(missing_ok=True)
 
@@ -224,13 +246,13 @@ class StageRecord:
             discard(self.store, self.temp)
 
     @property
-    def _parked_store(self) -> Path:
+    def _previous_store(self) -> Path:
         return self.previous / "store"
 
-    def _park_store(self) -> None:
+    def _archive_store(self) -> None:
         assert self.store is not None
         with disk_errors(self.previous):
-            self.store.rename(self._parked_store)
+            self.store.rename(self._previous_store)
 
     def _is_whole(self, key: str, size: int, crc: int, *, trust_size: bool) -> bool:
         path = self.base / key
@@ -244,15 +266,17 @@ class StageRecord:
     def _flush(self, files: Files) -> None:
         """Flush every file, then every folder on the way to it, so that the names last too."""
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+            # A file that changed since it was journalled must not be sealed.
             sizes = pool.map(_sync_file, [self.base / key for key in files])
-            for (key, (size, _)), found in zip(files.items(), sizes, strict=True):
-                if found != size:
+            for (key, (size, _)), on_disk in zip(files.items(), sizes, strict=True):
+                if on_disk != size:
                     raise DamageError(
-                        "the file is missing" if found is None else f"{found} bytes",
+                        "the file is missing" if on_disk is None else f"{on_disk} bytes",
                         where=str(self.base / key),
                         expected=f"{size} bytes, as written",
                         advice="run the same command again: it is computed anew",
                     )
+            # Flushing a file does not flush its name, which its folder holds.
             list(pool.map(sync_path, _folders(self.base, files)))
         if self.store is not None:
             sync_path(self.store.parent)
@@ -260,6 +284,7 @@ class StageRecord:
 
 def discard(path: Path, temp: Path) -> None:
     """Delete a folder so that a kill leaves either the whole of it or none of it in place."""
+    # A rename into temp takes it away whole; what a kill leaves there is removed by the next run.
     if os.path.lexists(path):
         with disk_errors(path):
             temp.mkdir(parents=True, exist_ok=True)
@@ -269,7 +294,7 @@ def discard(path: Path, temp: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a folder or a link, never what it leads to; the next sweep tries again."""
+    """Delete a file, a folder or a link, never its target; the next run removes what is left."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -285,6 +310,7 @@ def _sync_file(path: Path) -> int | None:
 
 def _folders(base: Path, files: Iterable[str]) -> set[Path]:
     """All folders between the recorded files and ``base``."""
+    # Upwards from each file, as far as a folder that is known, and with it all above.
     folders = {base}
     for key in files:
         for folder in (base / key).parents:

@@ -1,4 +1,4 @@
-"""Write one store: the template first, then whole chunks, each by one rename."""
+"""Writer of one store: the template first, then whole chunks, each by one rename."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from krepes_ooc.storage.zarr_metadata import (
     array_document,
     fill_value,
     group_document,
+    padded,
     read_document,
     read_info,
     to_bytes,
@@ -55,7 +56,10 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path, temp: Path, spec: StoreSpec, digest: str) -> None:
-        self.path, self.temp, self.spec, self.digest = path, temp, spec, digest
+        self.path = path
+        self.temp = temp
+        self.spec = spec
+        self.digest = digest
         self._arrays = {name: self._info(name) for name in spec.names()}
 
     def create(self) -> None:
@@ -66,8 +70,10 @@ class StoreWriter:
             WorkspaceError: the store on disk belongs to another digest.
             DamageError: an array on disk has another shape or layout than this stage writes.
         """
+        # Refused before anything is written.
         for name, info in self._arrays.items():
             self._check_chunk_bytes(name, info)
+        # The template appears whole, under its name, or not at all.
         if not self.path.exists():
             template = self.temp / f"{uuid.uuid4().hex}.template"
             try:
@@ -95,12 +101,10 @@ class StoreWriter:
             raise self._unfit(name, what, f"a chunk of shape {info.shape}, chunks {info.chunks}")
         if info.row_axis and not 0 <= view < info.shape[0]:
             raise self._unfit(name, f"view {view}", f"0 to {info.shape[0] - 1}")
+        # A view is one chunk thick; the rows missing in the last block are filled up.
         chunk = info.chunks[1:] if info.row_axis else info.chunks
         values = self._checked(name, values, (block.rows, *chunk[1:]))
-        if block.rows < chunk[0]:
-            full = np.full(chunk, fill_value(info.dtype), dtype=info.dtype)
-            full[: block.rows] = values
-            values = full
+        values = padded(values, chunk, fill_value(info.dtype))
         return self._write_chunk(name, info.chunk_of(block.index, view), values)
 
     def write_array(self, name: str, values: npt.NDArray[Any]) -> Files:
@@ -114,6 +118,7 @@ class StoreWriter:
         """
         info = self._known(name)
         values = self._checked(name, np.asarray(values), info.shape)
+        # Zarr writes no chunk of an empty array.
         if not values.size:
             return {}
         if info.chunks != info.shape:
@@ -142,11 +147,9 @@ class StoreWriter:
         if shape is None:
             expected = f"a chunk of shape {info.shape}, chunks {info.chunks}"
             raise self._unfit(name, f"tile {row}, {column}", expected)
+        # Tiles at the end are filled up; leading dims are a single chunk each.
         values = self._checked(name, values, shape)
-        if shape != info.chunks:
-            full = np.full(info.chunks, fill_value(info.dtype), dtype=info.dtype)
-            full[tuple(map(slice, shape))] = values
-            values = full
+        values = padded(values, info.chunks, fill_value(info.dtype))
         return self._write_chunk(name, (*(0,) * (len(shape) - 2), row, column), values)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
@@ -158,6 +161,7 @@ class StoreWriter:
             RecipeError: an attribute is missing or not in the contract.
         """
         self.spec.check_attributes(attributes)
+        # Only documents that differ are written: a stage that is sealed again changes no file.
         for key, data in self._documents(attributes).items():
             if read_bytes(self.path / key) != data:
                 write_atomic(self.path / key, data, self.temp, sync=True)
@@ -184,7 +188,9 @@ class StoreWriter:
         return {"store": contract.store, "version": contract.version, "digest": self.digest}
 
     def _info(self, name: str) -> ArrayInfo:
-        spec, array = self.spec, self.spec.contract.arrays[name]
+        spec = self.spec
+        array = spec.contract.arrays[name]
+        # Through JSON, so that the attributes compare equal to those read back from the disk.
         extra = json.loads(to_json(spec.array_attributes.get(name, {})))
         dtype = spec.dtype(name).newbyteorder("<")
         return ArrayInfo(
@@ -202,6 +208,7 @@ class StoreWriter:
             for key, data in documents.items():
                 (template / key).parent.mkdir(parents=True, exist_ok=True)
                 (template / key).write_bytes(data)
+            # Flushed before the rename: a store that has its name is whole after a power loss too.
             for key in documents:
                 sync_path(template / key)
                 sync_path((template / key).parent)
@@ -216,23 +223,26 @@ class StoreWriter:
 
     def _check_template(self) -> None:
         """Refuse to write into a store of another digest or layout; put back lost documents."""
+        # A document that is lost is the one that this stage would write.
         documents = self._documents({})
         for key in documents:
             if read_bytes(confine(self.path / key, self.path)) is None:
                 write_atomic(self.path / key, documents[key], self.temp, sync=True)
-        found = read_document(self.path).get("attributes", {}).get("krepes")
-        if found != self._stamp():
+        # The stamp names store, contract version and digest: two digests never share a store.
+        stamp = read_document(self.path).get("attributes", {}).get("krepes")
+        if stamp != self._stamp():
             raise WorkspaceError(
-                f"the store was written as {found}",
+                f"the store was written as {stamp}",
                 where=str(self.path),
                 expected=f"{self._stamp()}",
                 advice="delete the store and run again: it is computed anew",
             )
+        # The arrays on disk have the layout that the chunks are written in.
         for name, info in self._arrays.items():
-            there = read_info(self.path / name)
-            if _layout(there) != _layout(info):
+            stored = read_info(self.path / name)
+            if _layout(stored) != _layout(info):
                 raise DamageError(
-                    f"shape, chunks, dtype and dims are {_layout(there)}",
+                    f"shape, chunks, dtype and dims are {_layout(stored)}",
                     where=str(self.path / name / DOCUMENT),
                     expected=f"{_layout(info)}",
                     advice="delete this file and run again: it is written anew",
@@ -260,6 +270,7 @@ class StoreWriter:
             raise self._unfit(name, f"dtype {values.dtype}", f"dtype {dtype}")
         if values.shape != shape:
             raise self._unfit(name, f"shape {values.shape}", f"shape {shape}")
+        # NaN marks what is missing, so it may never be a value.
         if dtype.kind == "f" and (bad := _not_finite(values)).any():
             at = np.argwhere(bad)[0].tolist()
             raise self._unfit(name, f"{values[tuple(at)]} at {at}", "finite numbers")
@@ -269,6 +280,7 @@ class StoreWriter:
         key = "/".join([name, "c", *map(str, at)])
         path = self.path / key
         confine(path.parent, self.path)
+        # Values in C order, little-endian, then their crc32c: what the codecs [bytes, crc32c] read.
         payload = np.ascontiguousarray(values, self._arrays[name].dtype).reshape(-1).view(np.uint8)
         crc = checksum(payload)
         parts = (payload.data, crc.to_bytes(CHECKSUM_BYTES, "little"))
@@ -281,7 +293,8 @@ class StoreWriter:
 
 
 def _not_finite(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where values are infinite or NaN; float16 by its exponent bits, several times faster."""
+    """Mask of infinite and NaN values; float16 by its exponent bits, several times faster."""
+    # All exponent bits set: infinite or NaN (IEEE 754).
     half = values.dtype == np.float16
     return np.asarray((values.view(np.uint16) & 0x7C00) == 0x7C00 if half else ~np.isfinite(values))
 

@@ -1,4 +1,4 @@
-"""Recompute every checksum and name every difference."""
+"""Verification: every checksum recomputed, every difference named."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.core.files import Files, read_bytes, read_checksummed_file
-from krepes_ooc.errors import DamageError, KrepesError
-from krepes_ooc.storage.file_checks import file_problem, is_inside
-from krepes_ooc.storage.sealed_list import NAME as REGISTER
+from krepes_ooc.errors import DamageError, KrepesError, WorkspaceError
+from krepes_ooc.storage.file_checks import file_problem, is_inside, parse_files
+from krepes_ooc.storage.sealed_list import NAME as SEALED_LIST
 from krepes_ooc.storage.sealed_list import sealed_stages
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.zarr_metadata import DOCUMENT, read_document, root_document, to_bytes
 
 WORKSPACE = "workspace"
-# Signed records of the workspace that may be absent: they are written anew.
+# Checksummed records of the workspace that may be absent: they are written anew.
 CHECKSUMMED = ("recipe-text.json", "network.json", "row-cost.json")
 _READ_THREADS = 4
 _OTHER_FORM = "the manifest has another form"
@@ -46,7 +46,14 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification read and found."""
+    """Result of a verification.
+
+    Args:
+        stages: verified ones, in order.
+        files: number of files read.
+        bytes: their size.
+        damage: every difference.
+    """
 
     stages: tuple[str, ...]
     files: int
@@ -66,9 +73,9 @@ def verify(
     stages: list[str] = []
     damage: list[Damage] = []
     n_files = n_bytes = 0
-    stores: dict[Path, set[str]] = {}
+    sealed_stores: dict[Path, set[str]] = {}
     for record in records:
-        sealed = stores.setdefault(record.private, set())
+        sealed = sealed_stores.setdefault(record.private, set())
         if record.store is not None and record.is_sealed():
             sealed.add(record.store.name)
         files, problems = _expected_files(record)
@@ -76,17 +83,19 @@ def verify(
         if files is None:
             continue
         stages.append(record.name)
-        for key, size, what in _checked(record, files):
-            damage += [Damage(record.name, key, what)] if what else []
-            n_files, n_bytes = n_files + 1, n_bytes + size
+        for key, size, problem in _checked(record, files):
+            damage += [Damage(record.name, key, problem)] if problem else []
+            n_files += 1
+            n_bytes += size
             progress(n_bytes)
-    for private, sealed in stores.items():
+    # The root document repeats the stores' documents: it is judged after them.
+    for private, sealed in sealed_stores.items():
         damage += workspace_damage(private, sealed, damage)
     return Verification(tuple(stages), n_files, n_bytes, tuple(damage))
 
 
 def _checked(record: StageRecord, files: Files) -> Iterator[tuple[str, int, str]]:
-    """Every recorded file in order: its name, its size and what is wrong with it."""
+    """Every recorded file in order: name, size and problem in words (empty: none)."""
 
     def check(item: tuple[str, tuple[int, int]]) -> tuple[str, int, str]:
         key, (size, crc) = item
@@ -99,10 +108,11 @@ def _checked(record: StageRecord, files: Files) -> Iterator[tuple[str, int, str]
 
 
 def _expected_files(record: StageRecord) -> tuple[Files | None, list[Damage]]:
-    """Files that the seal names, else those of the journal; and what is wrong with the records."""
+    """Files that the seal names, else those of the journal; and the damage of the records."""
     damage: list[Damage] = []
     begun = _read_record(record.begun, record, damage)
     seal = _read_record(record.seal, record, damage)
+    # Not sealed: the journals say what is on disk.
     if seal is None:
         if begun is None and not damage:
             return None, damage
@@ -110,53 +120,75 @@ def _expected_files(record: StageRecord) -> tuple[Files | None, list[Damage]]:
         if bad_lines:
             damage.append(Damage(record.name, "journal", f"{bad_lines} damaged lines"))
         return {key: value for unit in units.values() for key, value in unit.files.items()}, damage
+    # Sealed: the manifest names every file, and the journals with their checksums.
     if begun is None and not damage:
         damage.append(Damage(record.name, str(record.folder / "begun.json"), "missing"))
     try:
-        files, journals = _files(seal["files"]), _files(seal["journals"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+        files = parse_files(seal["files"])
+        journals = parse_files(seal["journals"])
+    except (KeyError, ValueError):
         damage.append(Damage(record.name, str(record.folder / "seal.json"), _OTHER_FORM))
         return {}, damage
     for name, (size, crc) in journals.items():
-        if what := file_problem(record.folder / name, size, crc, suffixed=False):
-            damage.append(Damage(record.name, str(record.folder / name), what))
+        if problem := file_problem(record.folder / name, size, crc, suffixed=False):
+            damage.append(Damage(record.name, str(record.folder / name), problem))
     return files, damage + _unrecorded_files(record, set(files))
 
 
 def metadata_damage(record: StageRecord, seal: Mapping[str, Any]) -> str:
-    """The first document of a sealed store that is not what was written, in words; or nothing.
+    """The first document of a sealed store that is not what was written, in words; else empty.
 
     The documents say of what shape the values are and where they lie. They are short, so every run
-    looks at those of all sealed stores before it uses one.
+    checks those of all sealed stores before it uses one.
     """
     try:
-        files = _files({k: v for k, v in seal["files"].items() if Path(k).name == DOCUMENT})
+        documents = {k: v for k, v in seal["files"].items() if Path(k).name == DOCUMENT}
+        files = parse_files(documents)
     except (KeyError, TypeError, ValueError, AttributeError):
         return f"{record.folder / 'seal.json'}: {_OTHER_FORM}"
     for key, (size, crc) in files.items():
-        if what := file_problem(record.base / key, size, crc, suffixed=False):
-            return f"{record.base / key}: {what}"
+        if problem := file_problem(record.base / key, size, crc, suffixed=False):
+            return f"{record.base / key}: {problem}"
     return ""
 
 
+def check_sealed(record: StageRecord, unsealed: WorkspaceError) -> None:
+    """Raise unless a stage is sealed and the documents of its store are undamaged.
+
+    Args:
+        record: of the stage.
+        unsealed: raised where there is no seal.
+
+    Raises:
+        WorkspaceError: the stage is not sealed.
+        DamageError: the seal or a document is not what was written.
+    """
+    seal = record.seal()
+    if seal is None:
+        raise unsealed
+    if problem := metadata_damage(record, seal):
+        raise DamageError(problem, expected="what was written", advice="`krepes run --repair`")
+
+
 def _lost_seal(record: StageRecord) -> list[Damage]:
-    """The seal that must have been there: it is listed, or another stage was made of it."""
+    """A seal that is gone: the stage is listed as sealed, or another stage was made of it."""
     path = record.folder / "seal.json"
     if path.exists() or (record.previous / "record").exists():
         return []
     if record.name in sealed_stages(record.private):
         return [Damage(record.name, str(path), "missing, though the stage was sealed")]
-    ours = _quietly(record.folder / "begun.json")
+    # Every seal holds the digests of the stages that it was made of.
+    begun = _read_or_none(record.folder / "begun.json")
     for other in sorted(record.folder.parent.glob("*/seal.json")):
-        made_of = (_quietly(other) or {}).get("inputs")
-        digest = made_of.get(record.name) if isinstance(made_of, dict) else None
-        if digest and (ours is None or ours.get("digest") == digest):
-            what = f"missing, though {other.parent.name} was made of what it sealed"
-            return [Damage(record.name, str(path), what)]
+        inputs = (_read_or_none(other) or {}).get("inputs")
+        digest = inputs.get(record.name) if isinstance(inputs, dict) else None
+        if digest and (begun is None or begun.get("digest") == digest):
+            problem = f"missing, though {other.parent.name} was made of what it sealed"
+            return [Damage(record.name, str(path), problem)]
     return []
 
 
-def _quietly(path: Path) -> dict[str, Any] | None:
+def _read_or_none(path: Path) -> dict[str, Any] | None:
     try:
         return read_checksummed_file(path)
     except KrepesError:
@@ -173,41 +205,35 @@ def _read_record(
         return None
 
 
-def _files(recorded: Any) -> Files:
-    files = {str(key): (int(size), int(crc)) for key, (size, crc) in recorded.items()}
-    if not all(map(is_inside, files)):
-        raise ValueError("a file outside the workspace")
-    return files
-
-
 def _unrecorded_files(record: StageRecord, known: set[str]) -> list[Damage]:
-    """Files of a sealed store that nobody recorded."""
+    """Files in the folder of a sealed store that its manifest does not name."""
     if record.store is None:
         return []
-    found = {
+    on_disk = {
         Path(folder, name).relative_to(record.store).as_posix()
         for folder, _, names in os.walk(record.store)
         for name in names
     }
-    return [Damage(record.name, key, "not written by krepes") for key in sorted(found - known)]
+    return [Damage(record.name, key, "not written by krepes") for key in sorted(on_disk - known)]
 
 
 def workspace_damage(
-    private: Path, sealed: Collection[str] = (), found: Sequence[Damage] = ()
+    private: Path, sealed: Collection[str] = (), known: Sequence[Damage] = ()
 ) -> list[Damage]:
-    """What is wrong with the documents that belong to no stage.
+    """Damage of the documents that belong to no stage.
 
     Args:
         private: ``.krepes``.
         sealed: stores whose copies in the root document must be those on disk; the copies of a
             store that a stage is writing may lag behind.
-        found: what is known of the stores; the root document is not judged by a damaged one.
+        known: damage of the stores; the root document is not judged by a damaged one.
     """
-    unfit = {f"{d.stage}/{d.file}".removesuffix(f"/{DOCUMENT}") for d in found}
+    # Folders of damaged documents: audit.zarr/<store>/<array>.
+    damaged = {f"{d.stage}/{d.file}".removesuffix(f"/{DOCUMENT}") for d in known}
     checks: list[Callable[[], object]] = [
         lambda: _check_owner(private),
         *(partial(read_checksummed_file, private / name) for name in CHECKSUMMED),
-        lambda: _check_root(private.parent / "audit.zarr", sealed, unfit),
+        lambda: _check_root(private.parent / "audit.zarr", sealed, damaged),
     ]
     damage = []
     for check in checks:
@@ -219,24 +245,26 @@ def workspace_damage(
 
 
 def _check_owner(private: Path) -> None:
-    path = private / REGISTER
+    # A workspace in which a stage was begun belongs to a recipe.
+    path = private / SEALED_LIST
     if read_checksummed_file(path) is None and any((private / "stages").glob("*/begun.json")):
         raise DamageError("missing", where=str(path))
 
 
-def _check_root(audit: Path, sealed: Collection[str], unfit: Collection[str]) -> None:
-    found = read_bytes(audit / DOCUMENT)
-    if found is None and not sealed:
+def _check_root(audit: Path, sealed: Collection[str], damaged: Collection[str]) -> None:
+    data = read_bytes(audit / DOCUMENT)
+    if data is None and not sealed:
         return  # a run makes it before anything else
-    if found is None:
+    if data is None:
         raise DamageError("missing", where=str(audit / DOCUMENT))
     try:
-        copies = dict(json.loads(found)["consolidated_metadata"]["metadata"])
+        # Built again from the documents on disk: the bytes must be the same.
+        copies = dict(json.loads(data)["consolidated_metadata"]["metadata"])
         for folder in copies:
-            if folder.split("/")[0] in sealed and folder not in unfit and is_inside(folder):
+            if folder.split("/")[0] in sealed and folder not in damaged and is_inside(folder):
                 copies[folder] = read_document(audit / folder)
         expected = to_bytes(root_document(copies))
     except (ValueError, KeyError, TypeError, RecursionError):
         expected = b""
-    if found != expected:
+    if data != expected:
         raise DamageError("differs from what the stores say", where=str(audit / DOCUMENT))

@@ -1,4 +1,4 @@
-"""The workspace: one folder that holds one audit."""
+"""Workspace: one folder that holds one audit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from krepes_ooc.storage.sealed_list import list_sealed, read_sealed_list, write_
 from krepes_ooc.storage.stage_record import StageRecord, remove
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.store_writer import StoreWriter
-from krepes_ooc.storage.verify import metadata_damage
+from krepes_ooc.storage.verify import check_sealed
 from krepes_ooc.storage.zarr_metadata import DOCUMENT, FORMAT, read_document, write_root
 
 if TYPE_CHECKING:
@@ -69,20 +69,19 @@ class Workspace:
         if store not in self.stores():
             raise KeyError(f"no store {store!r} in {self.audit}; found: {', '.join(self.stores())}")
         record = self.record(load_contract(store).writer, store)
-        if (seal := record.seal()) is None:
-            raise WorkspaceError(
-                f"store {store!r} is not sealed: rows that are missing would read as NaN",
-                where=str(self.audit / store),
-                expected="a sealed store",
-                advice="run the recipe to its end; `krepes status` shows what is missing",
-            )
-        if harmed := metadata_damage(record, seal):
-            raise DamageError(harmed, expected="what was written", advice="`krepes run --repair`")
+        unsealed = WorkspaceError(
+            f"store {store!r} is not sealed: rows that are missing would read as NaN",
+            where=str(self.audit / store),
+            expected="a sealed store",
+            advice="run the recipe to its end; `krepes status` shows what is missing",
+        )
+        check_sealed(record, unsealed)
         import xarray
 
+        # Refuses what krepes did not write before Zarr opens it.
         reader = self.reader(store)
         for name in reader.names():
-            reader.info(name)  # refuses what krepes did not write before Zarr opens it
+            reader.info(name)
         dataset: xarray.Dataset = xarray.open_zarr(
             self.audit, group=store, consolidated=False, zarr_format=3, chunks={}
         )
@@ -98,6 +97,7 @@ class Workspace:
         """
         if self.root.exists() and not self.root.is_dir():
             raise UsageError("the workspace is a file", where=str(self.root), expected="a folder")
+        # One workspace, one recipe: stages of two recipes would overwrite each other.
         owner = self.recipe()
         if owner not in (None, recipe):
             raise WorkspaceError(
@@ -109,14 +109,14 @@ class Workspace:
         with disk_errors(self.root):
             (self.private / "temp").mkdir(parents=True, exist_ok=True)
         if not (self.audit / DOCUMENT).exists():
-            # A damaged document of an array is mended with its stage, and the root after it.
+            # A damaged document of an array is repaired with its stage, and the root after it.
             with contextlib.suppress(DamageError):
                 self.consolidate()
         if owner is None:
             self.claim(recipe)
 
     def claim(self, recipe: str) -> None:
-        """Write down which recipe the workspace belongs to, and what is sealed in it."""
+        """Record which recipe the workspace belongs to, and what is sealed in it."""
         write_sealed_list(self.private, recipe, FORMAT, self._sealed())
 
     def recipe(self) -> str | None:
@@ -128,19 +128,20 @@ class Workspace:
         record = read_sealed_list(self.private)
         return None if record is None else str(record.get("recipe"))
 
-    def lock(self, lost: Callable[[], None] = lambda: None) -> WorkspaceLock:
-        """The exclusive hold on the workspace, as a context manager.
+    def lock(self, on_lost: Callable[[], None] = lambda: None) -> WorkspaceLock:
+        """The exclusive lock of the workspace, as a context manager.
 
         Args:
-            lost: called if another host takes the workspace over while this process seems dead.
+            on_lost: called if another host takes the workspace over while this process seems dead.
         """
-        return WorkspaceLock(self.private / "lock", lost)
+        return WorkspaceLock(self.private / "lock", on_lost)
 
-    def sweep(self) -> None:
+    def remove_stale_files(self) -> None:
         """Remove what killed processes left behind, list what they sealed; only under the lock."""
         with disk_errors(self.private):
             for leftover in (self.private / "temp").iterdir():
                 remove(leftover)
+        # A kill after the seal leaves partial results or the previous store.
         for folder in (self.private / "stages").glob("*"):
             record = self.record(folder.name, None)
             if (record.previous.exists() or record.partials.exists()) and record.is_sealed():
@@ -177,7 +178,8 @@ class Workspace:
         if self._readable is not None and store not in self._readable:
             raise UndeclaredInputError(self._stage, store)
         if store not in self._readers:
-            self._readers[store] = StoreReader(self._store(store), self.direct_above)
+            record = self.record(load_contract(store).writer, store)
+            self._readers[store] = StoreReader(self._store(store), self.direct_above, record)
         return self._readers[store]
 
     def drop_reader(self, store: str) -> None:
@@ -216,31 +218,32 @@ class Workspace:
     def _format(self) -> object:
         """Format of the workspace, None if there is none yet.
 
-        The signed record says it; the root document only where there is no whole record, because
-        a damaged one is written anew from the stores.
+        The checksummed record says it; the root document only where there is no undamaged record,
+        because a damaged one is written anew from the stores.
         """
-        harmed = any((self.private / "stages").glob("*/begun.json"))
+        damaged = any((self.private / "stages").glob("*/begun.json"))
         try:
             if record := read_sealed_list(self.private):
-                return _known(record.get("format"))
+                return _format_text(record.get("format"))
         except DamageError:
-            harmed = True
+            damaged = True
+        # No record that can be read: a new folder, or one whose root document must say it.
         if not (self.audit / DOCUMENT).exists():
             return None
         try:
-            found = read_document(self.audit).get("attributes")
+            attributes = read_document(self.audit).get("attributes")
         except DamageError:
-            if harmed:
-                return FORMAT  # both are told by whoever verifies, and the record by every run
+            if damaged:
+                return FORMAT  # both are reported by a verification, and the record by every run
             raise
-        version = found.get("krepes_format") if isinstance(found, dict) else None
-        return _known(version)
+        version = attributes.get("krepes_format") if isinstance(attributes, dict) else None
+        return _format_text(version)
 
 
 def _limited(root: Path, direct_above: int | None, stage: str, stores: frozenset[str]) -> Workspace:
     return Workspace(root, direct_above).limited_to(stage, stores)
 
 
-def _known(version: object) -> object:
-    """A format as it is told: text unless it is ours, so that None says that there is none."""
+def _format_text(version: object) -> object:
+    """A format for the message: text unless it is ours, so that None means that there is none."""
     return version if version == FORMAT else str(version)

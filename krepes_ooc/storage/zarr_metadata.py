@@ -1,4 +1,4 @@
-"""The Zarr v3 documents of a store (``zarr.json``), written and read in one place.
+"""Zarr v3 documents of a store (``zarr.json``), written and read in one place.
 
 They are written here and not by the Zarr library, so that the same store has the same bytes
 whatever the library's version and the user's Zarr configuration.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.files import read_bytes, to_json, write_atomic
@@ -31,14 +32,14 @@ _SINGLE_BYTES = {"name": "bytes"}
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """What the reader needs of one array's document.
+    """Shape, chunks, dtype and dims of one array, from its document.
 
     Args:
         shape: lengths of the dims.
         chunks: chunk lengths.
         dtype: little-endian dtype of the values.
         dims: dimension names, outermost first.
-        attributes: the array's own attributes.
+        attributes: of the array alone.
         mappable: whether a chunk file is the values followed by their crc32c.
     """
 
@@ -63,6 +64,7 @@ class ArrayInfo:
     @property
     def row_axis(self) -> int | None:
         """Axis that blocks cut: the first, or the second behind ``view``; None if there is none."""
+        # 1 behind a leading view, else 0.
         axis = self.dims[:1].count("view")
         return axis if self.dims[axis : axis + 1] and self.dims[axis] in ROW_DIMS else None
 
@@ -75,6 +77,7 @@ class ArrayInfo:
 
     def tile_shape(self, row: int, column: int) -> tuple[int, ...] | None:
         """Lengths of one tile of the last two dims, short at the end; None if there is none."""
+        # Tiles cut the last two dims only.
         before = len(self.shape) - 2
         counts = self.n_chunks
         if before < 0 or any(count != 1 for count in counts[:before]):
@@ -84,6 +87,11 @@ class ArrayInfo:
         starts = (*(0,) * before, row * self.chunks[-2], column * self.chunks[-1])
         both = zip(self.shape, starts, self.chunks, strict=True)
         return tuple(min(size - start, chunk) for size, start, chunk in both)
+
+    def slices_of(self, at: tuple[int, ...]) -> tuple[slice, ...]:
+        """Index ranges of one chunk in the array; those at the end reach beyond it."""
+        pairs = zip(at, self.chunks, strict=True)
+        return tuple(slice(index * chunk, (index + 1) * chunk) for index, chunk in pairs)
 
     def chunk_of(self, block: int, view: int) -> tuple[int, ...]:
         """Coordinates of the chunk that holds one block of one view."""
@@ -124,8 +132,10 @@ def write_root(audit: Path, temp: Path) -> None:
 
     It is consolidated from the start, because xarray warns of a root that is not.
     """
+    # Groups and their arrays, relative to the root, as Zarr's own consolidation lists them.
     paths = sorted([*audit.glob(f"*/{DOCUMENT}"), *audit.glob(f"*/*/{DOCUMENT}")])
     copies = {p.parent.relative_to(audit).as_posix(): read_document(p.parent) for p in paths}
+    # Written only where it differs: a run that changes nothing touches no file.
     data = to_bytes(root_document(copies))
     if read_bytes(audit / DOCUMENT) != data:
         write_atomic(audit / DOCUMENT, data, temp, sync=True)
@@ -133,6 +143,7 @@ def write_root(audit: Path, temp: Path) -> None:
 
 def to_bytes(document: Mapping[str, Any]) -> bytes:
     """A document as it is written: keys sorted, NaN as null."""
+    # Through canonical JSON, so that NumPy values and paths are plain before they are indented.
     return (json.dumps(json.loads(to_json(document)), indent=2) + "\n").encode()
 
 
@@ -143,6 +154,7 @@ def read_document(folder: Path) -> dict[str, Any]:
         WorkspaceError: there is none.
         DamageError: it is no JSON object.
     """
+    # A missing document is a missing store; one that does not parse is damage.
     path = folder / DOCUMENT
     data = read_bytes(path)
     if data is None:
@@ -183,20 +195,34 @@ def fill_value(dtype: np.dtype[Any]) -> float | int:
     return float("nan") if dtype.kind == "f" else (0 if dtype.kind == "u" else -1)
 
 
+def padded(values: npt.NDArray[Any], shape: tuple[int, ...], fill: float) -> npt.NDArray[Any]:
+    """Values at the start of an array of this shape, which is filled up; the values if they fit."""
+    if values.shape == shape:
+        return values
+    full = np.full(shape, fill, dtype=values.dtype)
+    full[tuple(map(slice, values.shape))] = values
+    return full
+
+
 def _parse(document: Mapping[str, Any]) -> ArrayInfo:
+    # The kind of node and of values.
     if document["node_type"] != "array" or document["zarr_format"] != 3:
         raise ValueError("the metadata is not that of a Zarr v3 array")
     if document["data_type"] not in DTYPES:
         raise ValueError(f"data type {document['data_type']!r}; known: {', '.join(DTYPES)}")
-    grid, key = document["chunk_grid"], document["chunk_key_encoding"]
-    shape, chunks = document["shape"], grid["configuration"]["chunk_shape"]
+    # Lengths of the array and of its chunks; a document without dimension names gets numbers.
+    grid = document["chunk_grid"]
+    shape = document["shape"]
+    chunks = grid["configuration"]["chunk_shape"]
     dims = document.get("dimension_names") or [str(axis) for axis in range(len(shape))]
     if not len(shape) == len(chunks) == len(dims) or not all(isinstance(d, str) for d in dims):
         raise ValueError(f"shape {shape}, chunks {chunks} and dims {dims} do not fit")
     for lengths, least in ((shape, 0), (chunks, 1)):
         if not all(type(size) is int and least <= size <= MAX_LENGTH for size in lengths):
             raise ValueError(f"impossible lengths {lengths}")
+    # A chunk can be mapped if its file is where ours is and holds values and crc32c alone.
     dtype = np.dtype(document["data_type"]).newbyteorder("<")
+    key = document["chunk_key_encoding"]
     separator = key.get("configuration", {}).get("separator", "/")
     plain_keys = (grid["name"], key["name"], separator) == ("regular", "default", "/")
     attributes = dict(document.get("attributes", {}))

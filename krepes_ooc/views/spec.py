@@ -7,6 +7,7 @@ from typing import Literal
 
 from krepes_ooc.core.settings import setting
 
+# View index of the sample itself, without augmentation.
 CLEAN = -1
 
 

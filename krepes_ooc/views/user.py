@@ -1,4 +1,4 @@
-"""Views by a callable of the user: ``view(x, sample_id, view_id, seed)`` for one raw sample."""
+"""Views by a callable of the user: ``view(x, sample_id, view_id, seed)`` of one raw sample."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from krepes_ooc.core.import_object import factory_sha256, load_callable
 from krepes_ooc.errors import DataError
-from krepes_ooc.sources.base import Int64
+from krepes_ooc.sources.base import Int64, Source
+
+CHECKED_SAMPLES = 16
 
 
 class UserViews:
-    """A user's callable applied to one sample after the other.
+    """Views by a callable of the user, applied sample by sample.
 
     Args:
         function: ``module:callable`` or ``file.py:callable``.
@@ -26,7 +28,8 @@ class UserViews:
     """
 
     def __init__(self, function: str, base: Path) -> None:
-        self._function, self._base = function, base
+        self._function = function
+        self._base = base
         self._view: Callable[..., Any] = load_callable(function, base, "views.function")
 
     def __call__(
@@ -37,33 +40,68 @@ class UserViews:
         Raises:
             DataError: the callable failed, or returned another shape, NaN or infinity.
         """
-        made = [
+        # A copy: the callable may work in place, and the clean sample is needed again.
+        views = [
             self._one(raw[i].copy(), int(sample), view, seed) for i, sample in enumerate(sample_id)
         ]
-        return np.stack(made) if made else raw
+        return np.stack(views) if views else raw
+
+    def check_repeatable(self, source: Source, view_ids: tuple[int, ...], seed: int) -> None:
+        """View a few samples twice, the second time in the opposite order.
+
+        Args:
+            source: where the samples come from.
+            view_ids: the views to draw.
+            seed: key of the draws.
+
+        Raises:
+            DataError: a view differs at the second call, or the callable fails; names the sample.
+        """
+        count = min(CHECKED_SAMPLES, source.n_samples)
+        # Neighbours where random access is not cheap: they lie in one row group.
+        spread = np.linspace(0, source.n_samples - 1, count).astype(np.int64)
+        positions = np.unique(spread) if source.row_groups is None else np.arange(count)
+        raw = source.read(positions)
+        calls = [(row, view) for view in view_ids for row in range(len(positions))]
+        first = {}
+        for row, view in calls:
+            first[row, view] = self._one(raw[row].copy(), int(positions[row]), view, seed)
+        # Opposite order: a view that leans on the call before it gives something else.
+        for row, view in reversed(calls):
+            again = self._one(raw[row].copy(), int(positions[row]), view, seed)
+            if again.tobytes() == first[row, view].tobytes():
+                continue
+            raise DataError(
+                "was called twice and gave different values",
+                where=f"views.function {self._function}, sample {int(positions[row])}, view {view}",
+                expected="the same view for the same sample, view_id and seed, in any order",
+                advice="draw from numpy.random.default_rng((seed, view_id, sample_id)) alone",
+            )
 
     def _one(
         self, sample: npt.NDArray[Any], sample_id: int, view: int, seed: int
     ) -> npt.NDArray[Any]:
         where = f"views.function {self._function}, sample {sample_id}, view {view}"
         try:
-            made = np.asarray(self._view(sample, sample_id, view, seed))
+            # A copy: the callable may return one buffer again and again.
+            result = np.asarray(self._view(sample, sample_id, view, seed)).copy()
         except Exception as error:
             raise DataError(f"{type(error).__name__}: {error}", where=where) from error
-        if made.shape != sample.shape or made.dtype.kind not in "uif":
+        # Checked on every call: the code of the user may go wrong on one sample in a million.
+        if result.shape != sample.shape or result.dtype.kind not in "uif":
             raise DataError(
-                f"returned {made.dtype} of shape {list(made.shape)}",
+                f"returned {result.dtype} of shape {list(result.shape)}",
                 where=where,
                 expected=f"numbers of shape {list(sample.shape)}",
             )
-        if made.dtype.kind == "f" and not np.isfinite(made).all():
+        if result.dtype.kind == "f" and not np.isfinite(result).all():
             raise DataError("returned NaN or infinity", where=where, expected="finite numbers")
-        return made
+        return result
 
     def describe(self) -> dict[str, Any]:
         """sha256 of the file that defines the callable, as JSON."""
         return {"function_sha256": factory_sha256(self._function, self._base)}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process by name; the callable is loaded there."""
+        """Pickle by name: another process loads the callable again."""
         return (UserViews, (self._function, self._base))

@@ -71,7 +71,7 @@ def _figures(seed: int, tau: float, **more: Any) -> dict[str, Any]:
         "frozen": True,
         "landmarks": 256,
         "components": 64,
-        "figures": {"kendall_tau": {"value": tau, "controls": {"raw inputs": 0.5}}},
+        "figures": {"kendall_tau": {"value": tau, "controls": {"raw_inputs": 0.5}}},
         "curves": {},
         "damping": 0.1,
         "rho": 1.0,

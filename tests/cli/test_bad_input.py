@@ -158,7 +158,7 @@ def test_only_with_a_begun_stage_before_it(capsys: Any, tmp_path: Path) -> None:
     (tmp_path / "w/.krepes/stages/features/seal.json").unlink()
     outcome = go(capsys, tmp_path, extra=("--only", "kernel"))
     assert outcome.code == 2
-    assert "stage kernel reads features (begun)" in outcome.line
+    assert "stage kernel reads features (started)" in outcome.line
 
 
 CONSTANT = table(*(r.split(",")[0] + ",5," + r.split(",", 2)[2] for r in ROWS))
@@ -242,7 +242,7 @@ def test_second_process_is_refused(capsys: Any, tmp_path: Path) -> None:
         assert f"the workspace is in use by process {process.pid} on " in outcome.line
         shown = small.krepes(capsys, "status", "-w", str(tmp_path))
         assert shown.code == 0
-        assert "begun" in shown.out
+        assert "started" in shown.out
     finally:
         process.kill()
         process.communicate()

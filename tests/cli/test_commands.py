@@ -51,6 +51,7 @@ OPTIONS = {
     "recipes list": set(),
     "recipes show": set(),
     "recipes copy": set(),
+    "recipes schema": {"out"},
 }
 
 
@@ -201,7 +202,7 @@ def test_status(capsys: Any, sealed: Path, tmp_path: Path) -> None:
     change = ("--set", "stages.spectrum.components=3")
     found = states(small.krepes(capsys, "status", *where, *change))
     assert found["features"][0] == "sealed"
-    assert found["kernel"] == ("begun", "1 of 2 units on disk")
+    assert found["kernel"] == ("started", "1 of 2 units on disk")
     assert found["spectrum"] == ("stale", "settings.components was 4, is 3")
     assert found["newton"] == ("stale", "spectrum changed")
     assert found["fidelity"] == ("missing", "")
@@ -209,7 +210,7 @@ def test_status(capsys: Any, sealed: Path, tmp_path: Path) -> None:
     lines = plain.out.splitlines()
     assert lines[0] == f"{tmp_path / 'w'} (digits)"
     assert lines[1].split() == ["stage", "state", "detail"]
-    assert "kernel     begun    1 of 2 units on disk" in lines
+    assert "kernel     started  1 of 2 units on disk" in lines
 
 
 def test_status_of_a_recipe_of_ones_own(capsys: Any, tmp_path: Path) -> None:
@@ -291,6 +292,17 @@ def test_recipes(capsys: Any, tmp_path: Path) -> None:
     assert "no 'digit' in pipelines" in outcome.line
 
 
+def test_the_schema_of_recipes(capsys: Any, tmp_path: Path) -> None:
+    shown = json.loads(small.krepes(capsys, "recipes", "schema").out)
+    assert shown["properties"]["seed"]["minimum"] == 0
+    target = tmp_path / "recipe.schema.json"
+    assert small.krepes(capsys, "recipes", "schema", "--out", str(target)).code == 0
+    assert json.loads(target.read_text()) == shown
+    outcome = small.krepes(capsys, "recipes", "schema", "--out", str(tmp_path / "no" / "x.json"))
+    assert outcome.code == 2
+    assert "cannot write" in outcome.line
+
+
 def test_stores(capsys: Any) -> None:
     listed = small.krepes(capsys, "stores", "list").out.splitlines()
     assert len(listed) == 1 + len(list((small.ROOT / "stores").glob("*.yaml")))
@@ -367,7 +379,7 @@ def test_more_workers_than_cores_is_allowed(capsys: Any, tmp_path: Path) -> None
     ("given", "words"),
     [
         (("foo",), "No such command 'foo'; expected one of doctor, explain, export, plan"),
-        (("recipes", "foo"), "No such command 'foo'; expected one of copy, list, show"),
+        (("recipes", "foo"), "No such command 'foo'; expected one of copy, list, schema, show"),
         (("explain",), "no sample was named; expected one of --sample NUMBER and"),
         (("explain", "--sample", "1", "--input", "a.npy"), "a sample and a file were"),
         (("explain", "--sample", "first"), "'first' is not a valid number"),

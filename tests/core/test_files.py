@@ -275,3 +275,11 @@ def test_signed_partial_result_of_another_form_is_missing(tmp_path: Path):
     data = path.read_bytes()
     path.write_bytes(data + checksum(data).to_bytes(4, "little"))
     assert read_arrays(path) is None
+
+
+def test_arrays_of_another_key_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sums-000000.npz"
+    write_arrays(path, PARTIAL, tmp_path / "temp", "digest/sums-000000.npz")
+    assert read_arrays(path, "digest/sums-000000.npz") is not None
+    for other in ("digest/sums-000001.npz", "another/sums-000000.npz", ""):
+        assert read_arrays(path, other) is None

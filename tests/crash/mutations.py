@@ -110,15 +110,15 @@ MUTATIONS = (
     ),
     Mutation(
         "the digest forgets the settings",
-        "stages/tickets.py",
-        '            "settings": to_mapping(self.settings[stage.name]),\n',
+        "runner/staleness.py",
+        '            "settings": digest_mapping(self.settings[stage.name]),\n',
         '            "settings": {},\n',
         "tests/runner/test_staleness.py",
     ),
     Mutation(
         "code that a workspace names is run",
         "runner/audit.py",
-        "    if strange:",
+        "    if unknown:",
         "    if False:",
         "tests/test_security.py -k runs_no_code",
     ),

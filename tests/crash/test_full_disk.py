@@ -110,14 +110,14 @@ def at_the_journal(patch: pytest.MonkeyPatch, filler: Filler) -> str:
 
 
 def at_the_seal(patch: pytest.MonkeyPatch, filler: Filler) -> str:
-    write = stage_record.write_atomic
+    write = stage_record.write_checksummed_file
 
     def call(path: Path, *rest: Any, **more: Any) -> None:
         if path.name == "seal.json" and path.parent.name == "kernel":
             filler.fill()
         write(path, *rest, **more)
 
-    patch.setattr(stage_record, "write_atomic", call)
+    patch.setattr(stage_record, "write_checksummed_file", call)
     return "kernel"
 
 

@@ -32,30 +32,30 @@ def test_refusal_says_both_numbers_and_the_knob():
 )
 def test_workers_follow_from_memory(memory: int, expected: int):
     budget, need = Budget(memory, 4), MemoryNeed(200, 300)
-    assert budget.fitting(need, 100) == expected
+    assert budget.workers_that_fit(need, 100) == expected
     if expected:
         assert budget.workers_for("kernel", need, 100) == expected
 
 
 def test_stage_that_holds_nothing_takes_all_workers():
-    assert Budget(10, 3).fitting(MemoryNeed(), 10) == 3
-    assert Budget(10, 3).fitting(MemoryNeed(), 11) == 0
-    assert Budget(10, 3).fitting(MemoryNeed(5, 0), 5) == 3
-    assert Budget(10, 3).fitting(MemoryNeed(6, 0), 5) == 0
+    assert Budget(10, 3).workers_that_fit(MemoryNeed(), 10) == 3
+    assert Budget(10, 3).workers_that_fit(MemoryNeed(), 11) == 0
+    assert Budget(10, 3).workers_that_fit(MemoryNeed(5, 0), 5) == 3
+    assert Budget(10, 3).workers_that_fit(MemoryNeed(6, 0), 5) == 0
 
 
 def test_no_more_workers_than_tasks():
-    assert Budget(1000, 4).fitting(MemoryNeed(0, 100, 3), 0) == 3
-    assert Budget(1000, 4).fitting(MemoryNeed(0, 0, 3), 0) == 3
-    assert Budget(200, 4).fitting(MemoryNeed(0, 100, 3), 0) == 2
-    assert Budget(1000, 4).fitting(MemoryNeed(0, 100, 3).of_process(0), 0) == 4
+    assert Budget(1000, 4).workers_that_fit(MemoryNeed(0, 100, 3), 0) == 3
+    assert Budget(1000, 4).workers_that_fit(MemoryNeed(0, 0, 3), 0) == 3
+    assert Budget(200, 4).workers_that_fit(MemoryNeed(0, 100, 3), 0) == 2
+    assert Budget(1000, 4).workers_that_fit(MemoryNeed(0, 100, 3).of_process(0), 0) == 4
 
 
 @given(SIZES, st.integers(1, 64), SIZES, SIZES, SIZES)
 def test_what_is_granted_fits_and_one_more_would_not(
     memory: int, workers: int, fixed: int, per_worker: int, base: int
 ):
-    granted = Budget(memory, workers).fitting(MemoryNeed(fixed, per_worker), base)
+    granted = Budget(memory, workers).workers_that_fit(MemoryNeed(fixed, per_worker), base)
     assert 0 <= granted <= workers
     if granted:
         assert base + fixed + granted * per_worker <= memory

@@ -63,9 +63,9 @@ class Never:
         """Too early."""
 
 
-@pytest.mark.parametrize("hole", ["fill", "copy", "take"])
+@pytest.mark.parametrize("hole", ["fill", "copy", "unload"])
 def test_each_forgotten_wait_gives_wrong_numbers(monkeypatch: pytest.MonkeyPatch, hole: str):
-    right, name = getattr(cuda_device._Slot, hole), {"copy": "_taken"}.get(hole, "_copied")
+    right, name = getattr(cuda_device._Slot, hole), {"copy": "_unloaded"}.get(hole, "_copied")
 
     def wrong(slot: Any, *given: Any) -> None:
         event = getattr(slot, name)
@@ -139,7 +139,7 @@ def test_memory_errors_of_a_stage_are_one_line_with_both_numbers():
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert fake.machine.log[-1] == "free pinned"
-    assert not device._kept
+    assert not device._cache
 
 
 def test_rows_of_a_product_follow_from_the_memory():
@@ -154,13 +154,13 @@ def test_a_device_reaches_a_worker_as_its_name(monkeypatch: pytest.MonkeyPatch):
     device = cuda_device.Gpu(FakeCupy())
     assert device.name == "Fake, cupy 0.fake, CUDA 13000"
     assert not is_host(device)
-    assert device.__reduce__() == (cuda_device.reopened, (device.name,))
+    assert device.__reduce__() == (cuda_device.reopen_gpu, (device.name,))
     monkeypatch.setattr(cuda_device, "open_gpu", lambda: cuda_device.Gpu(FakeCupy()))
     assert pickle.loads(pickle.dumps(device)).name == device.name
     from krepes_ooc.errors import WorkspaceError
 
     with pytest.raises(WorkspaceError, match="same kind of device"):
-        cuda_device.reopened("NVIDIA H200")
+        cuda_device.reopen_gpu("NVIDIA H200")
 
 
 def test_cuda_is_refused_and_auto_goes_on_without_a_device(monkeypatch: pytest.MonkeyPatch):

@@ -75,12 +75,12 @@ def test_tree_holds_few_parts():
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_nothing_cannot_be_folded(count: int):
-    with pytest.raises(ValueError, match="nothing to fold"):
+    with pytest.raises(ValueError, match="nothing to reduce"):
         tree_reduce(count, lambda i: i, pair)
 
 
 def test_fold_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="nothing to fold"):
+    with pytest.raises(ValueError, match="nothing to reduce"):
         Executor().reduce(lambda i: i, [], pair)
 
 

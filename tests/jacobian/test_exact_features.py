@@ -147,58 +147,58 @@ def dense_kernel(module: nn.Module, names: list[str], probes: np.ndarray) -> np.
 )
 def test_rows_hold_the_kernel_exactly(make, probes: int, globs: tuple[str, ...]) -> None:
     settings = FeatureSettings(probes=probes, parameters=globs)
-    found = open_features(make(), settings, INPUTS, seed=4)
-    assert found.describe()["kind"] == "factors"
-    rows, embedding = found.rows(INPUTS)
+    opened = open_features(make(), settings, INPUTS, seed=4)
+    assert opened.describe()["kind"] == "factors"
+    rows, embedding = opened.rows(INPUTS)
     assert rows.dtype == embedding.dtype == np.float32
-    assert rows.shape == (7, found.layout.n_features)
-    exact = dense_kernel(make(), list(found.parameters), found.probes)
-    np.testing.assert_allclose(factor_kernel(rows, found.layout), exact, rtol=2e-6, atol=1e-5)
+    assert rows.shape == (7, opened.layout.n_features)
+    exact = dense_kernel(make(), list(opened.parameters), opened.probes)
+    np.testing.assert_allclose(factor_kernel(rows, opened.layout), exact, rtol=2e-6, atol=1e-5)
     with torch.no_grad():
         np.testing.assert_allclose(embedding, make()(torch.from_numpy(INPUTS)), atol=1e-6)
 
 
 def test_rows_are_written_in_one_pass() -> None:
     """Three products forward, two back, one joint: no weight gradient, no copy of an activation."""
-    found = open_features(network(), FeatureSettings(), INPUTS)
+    opened = open_features(network(), FeatureSettings(), INPUTS)
     with Counted() as counted:
-        found.rows(INPUTS)
+        opened.rows(INPUTS)
     done = {name: counted.count[name] for name in ("addmm", "mm", "bmm", "cat", "clone")}
     assert done == {"addmm": 3, "mm": 2, "bmm": 0, "cat": 1, "clone": 1}, "the clone: outputs"
     assert counted.count["copy_"] <= 1, "the probe"
 
 
 def test_a_layer_that_reads_two_rows_a_sample_is_told() -> None:
-    found = open_features(Stacked(), FeatureSettings(kind="factors"), INPUTS)
+    opened = open_features(Stacked(), FeatureSettings(kind="factors"), INPUTS)
     wild = INPUTS.copy()
     wild[2, 0, 0] = 200.0
     with pytest.raises(
         NetworkError, match=r"layer: .*reads shape \(14, 6\) in a batch of 7 samples"
     ):
-        found.rows(wild)
+        opened.rows(wild)
 
 
 def test_all_probes_give_the_trace_kernel_and_outputs_select() -> None:
-    found = open_features(network(), FeatureSettings(probes=9, outputs=(4, 1)), INPUTS)
-    rows, embedding = found.rows(INPUTS)
+    opened = open_features(network(), FeatureSettings(probes=9, outputs=(4, 1)), INPUTS)
+    rows, embedding = opened.rows(INPUTS)
     selector = np.zeros((2, 5))
     selector[0, 4] = selector[1, 1] = 1.0
-    exact = dense_kernel(network(), list(found.parameters), selector)
-    np.testing.assert_allclose(factor_kernel(rows, found.layout), exact, rtol=2e-6, atol=1e-5)
-    assert found.n_outputs == embedding.shape[1] == 2
+    exact = dense_kernel(network(), list(opened.parameters), selector)
+    np.testing.assert_allclose(factor_kernel(rows, opened.layout), exact, rtol=2e-6, atol=1e-5)
+    assert opened.n_outputs == embedding.shape[1] == 2
     with torch.no_grad():
         expected = network()(torch.from_numpy(INPUTS))[:, [4, 1]]
     np.testing.assert_allclose(embedding, expected, rtol=1e-6)
 
 
 def test_batch_size_does_not_matter_and_clones_agree_bit_for_bit() -> None:
-    found = open_features(network(), FeatureSettings(), INPUTS)
-    rows, _ = found.rows(INPUTS)
-    again, _ = found.clone().rows(INPUTS)
+    opened = open_features(network(), FeatureSettings(), INPUTS)
+    rows, _ = opened.rows(INPUTS)
+    again, _ = opened.clone().rows(INPUTS)
     np.testing.assert_array_equal(rows, again)
-    halves = np.concatenate([found.rows(INPUTS[:3])[0], found.rows(INPUTS[3:])[0]])
+    halves = np.concatenate([opened.rows(INPUTS[:3])[0], opened.rows(INPUTS[3:])[0]])
     np.testing.assert_allclose(rows, halves, rtol=1e-5, atol=1e-6)
-    tapes = [copy._jacobian._tape.network for copy in (found, found.clone())]
+    tapes = [copy._jacobian._tape.network for copy in (opened, opened.clone())]
     assert tapes[0] is not tapes[1]
     for one, two in zip(tapes[0].parameters(), tapes[1].parameters(), strict=True):
         assert one.data_ptr() == two.data_ptr(), "threads share one copy of the weights"
@@ -223,18 +223,18 @@ def test_read_only_inputs_and_inplace_layers_leave_inputs_alone() -> None:
 def test_frozen_parameters_are_left_out_unless_named() -> None:
     module = network()
     module[1].requires_grad_(False)
-    found = open_features(module, FeatureSettings(), INPUTS)
-    assert found.parameters == ("3.weight", "3.bias", "5.weight", "5.bias")
+    opened = open_features(module, FeatureSettings(), INPUTS)
+    assert opened.parameters == ("3.weight", "3.bias", "5.weight", "5.bias")
     named = open_features(module, FeatureSettings(parameters=("*",)), INPUTS)
     assert len(named.parameters) == 6
 
 
 def test_describe_is_complete() -> None:
-    found = open_features(network(), FeatureSettings(probes=2), INPUTS)
-    described = found.describe()
+    opened = open_features(network(), FeatureSettings(probes=2), INPUTS)
+    described = opened.describe()
     assert described["kind"] == "factors"
-    np.testing.assert_array_equal(np.float32(described["probes"]), found.probes)
-    assert described["parameters"] == list(found.parameters)
+    np.testing.assert_array_equal(np.float32(described["probes"]), opened.probes)
+    assert described["parameters"] == list(opened.parameters)
     assert [entry["name"] for entry in described["plan"]] == ["1", "3", "5"]
 
 
@@ -290,11 +290,11 @@ def test_factors_are_refused_where_they_do_not_apply() -> None:
 
 
 def test_stored_rows_are_scaled_by_powers_of_two() -> None:
-    found = open_features(network(), FeatureSettings(), INPUTS)
-    rows, _ = found.rows(INPUTS)
-    stored = store_rows(rows, found.layout)
+    opened = open_features(network(), FeatureSettings(), INPUTS)
+    rows, _ = opened.rows(INPUTS)
+    stored = store_rows(rows, opened.layout)
     assert stored.dtype == np.float16
-    for start, stop, exponent in found.layout.scales:
+    for start, stop, exponent in opened.layout.scales:
         largest = np.abs(stored[:, start:stop].astype(float)).max()
         assert 128 <= largest <= 256.5
         back = stored[:, start:stop].astype(np.float64) * 2.0**-exponent
@@ -326,9 +326,9 @@ def test_unfit_rows_name_their_columns() -> None:
 
 
 def test_unused_layers_are_left_out_of_the_rows() -> None:
-    found = open_features(Headed(), FeatureSettings(), INPUTS)
-    assert len(found.parameters) == 4
-    assert found.layout.n_features == 6 + 2
+    opened = open_features(Headed(), FeatureSettings(), INPUTS)
+    assert len(opened.parameters) == 4
+    assert opened.layout.n_features == 6 + 2
     with pytest.raises(NetworkError, match="depend on none of the audited parameters"):
         open_features(Headed(), FeatureSettings(parameters=("unused.*",)), INPUTS)
 

@@ -25,10 +25,10 @@ class Accumulating(nn.Module):
         self.taps, self.head = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = torch.zeros(len(x), 4, dtype=x.dtype)
+        result = torch.zeros(len(x), 4, dtype=x.dtype)
         for place in range(4):
-            found[:, place] += (x[:, place : place + 3] * self.taps[:, place]).sum(dim=1)
-        return self.head(found.tanh())
+            result[:, place] += (x[:, place : place + 3] * self.taps[:, place]).sum(dim=1)
+        return self.head(result.tanh())
 
 
 class Branching(nn.Module):
@@ -56,10 +56,10 @@ class Grouping(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         positive = x.sum(dim=1) > 0
-        found = torch.zeros(len(x), 3, dtype=x.dtype)
-        found[positive] += self.high(x[positive])
-        found[~positive] += self.low(x[~positive])
-        return found.tanh()
+        result = torch.zeros(len(x), 3, dtype=x.dtype)
+        result[positive] += self.high(x[positive])
+        result[~positive] += self.low(x[~positive])
+        return result.tanh()
 
 
 class Repeating(nn.Module):
@@ -70,8 +70,8 @@ class Repeating(nn.Module):
         self.layer = nn.Linear(6, 6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = self.layer(x)
-        return self.layer(found) if bool(x[:, 0].max() > 1.0) else found
+        result = self.layer(x)
+        return self.layer(result) if bool(x[:, 0].max() > 1.0) else result
 
 
 class Sorting(nn.Module):
@@ -98,61 +98,61 @@ def exact_kernel(module: nn.Module, probes: np.ndarray) -> np.ndarray:
     for sample in torch.from_numpy(DRAWN).double():
         outputs = double(sample[None])[0]
         for probe in torch.from_numpy(probes).double():
-            found = torch.autograd.grad(
+            result = torch.autograd.grad(
                 outputs @ probe,
                 list(double.parameters()),
                 retain_graph=True,
                 materialize_grads=True,
             )
-            rows.append(torch.cat([g.reshape(-1) for g in found]))
+            rows.append(torch.cat([g.reshape(-1) for g in result]))
     stacked = torch.stack(rows).reshape(len(DRAWN), len(probes), -1)
     return torch.einsum("arp,brp->ab", stacked, stacked).numpy()
 
 
-def own_kernel(found: FeatureMap) -> np.ndarray:
-    rows = found.rows(DRAWN)[0].astype(np.float64)
-    return np.asarray(inner_products.gram(rows, rows, found.layout))
+def kernel_of_rows(result: FeatureMap) -> np.ndarray:
+    rows = result.rows(DRAWN)[0].astype(np.float64)
+    return np.asarray(inner_products.gram(rows, rows, result.layout))
 
 
-def methods(found: FeatureMap) -> set[str]:
-    return {unit["method"] for unit in found.describe()["plan"]}
+def methods(result: FeatureMap) -> set[str]:
+    return {unit["method"] for unit in result.describe()["plan"]}
 
 
 @pytest.mark.parametrize("kind", [Accumulating, Branching, Grouping])
 @pytest.mark.parametrize("probes", [1, 3])
 def test_the_kernel_is_exact(kind: type[nn.Module], probes: int) -> None:
     module = trained(kind)
-    found = open_features(module, FeatureSettings(kind="factors", probes=probes), DRAWN)
-    assert "loop" in methods(found)
-    assert "one sample at a time" in self_check(module, found, DRAWN[:2]).words
-    exact = exact_kernel(module, np.array(found.describe()["probes"]))
-    np.testing.assert_allclose(own_kernel(found), exact, rtol=1e-4, atol=1e-5 * exact.max())
+    result = open_features(module, FeatureSettings(kind="factors", probes=probes), DRAWN)
+    assert "loop" in methods(result)
+    assert "one sample at a time" in self_check(module, result, DRAWN[:2]).words
+    exact = exact_kernel(module, np.array(result.describe()["probes"]))
+    np.testing.assert_allclose(kernel_of_rows(result), exact, rtol=1e-4, atol=1e-5 * exact.max())
 
 
 def test_the_sketch_takes_them_too() -> None:
     module = trained(Grouping)
-    found = open_features(module, FeatureSettings(kind="sketch", probes=1, sketch=4096), DRAWN)
-    assert methods(found) == {"loop"}
-    exact = exact_kernel(module, np.array(found.describe()["probes"]))
-    assert np.linalg.norm(own_kernel(found) - exact) < 0.05 * np.linalg.norm(exact)
+    result = open_features(module, FeatureSettings(kind="sketch", probes=1, sketch=4096), DRAWN)
+    assert methods(result) == {"loop"}
+    exact = exact_kernel(module, np.array(result.describe()["probes"]))
+    assert np.linalg.norm(kernel_of_rows(result) - exact) < 0.05 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("kind", ["factors", "sketch"])
 def test_a_path_that_no_calibration_sample_took_is_told(kind: str) -> None:
     positive = DRAWN[DRAWN.sum(axis=1) > 0]
     settings = FeatureSettings(kind="auto" if kind == "factors" else "sketch", sketch=64)
-    found = open_features(trained(Grouping), settings, positive)
+    result = open_features(trained(Grouping), settings, positive)
     with pytest.raises(NetworkError, match=r"(high|low): this layer read \d+ rows in a batch"):
-        found.rows(DRAWN)
+        result.rows(DRAWN)
     one = DRAWN[:1] if DRAWN[0].sum() < 0 else -DRAWN[:1]
-    assert found.rows(one)[0].any()
+    assert result.rows(one)[0].any()
 
 
 def test_a_layer_that_is_called_once_more_is_told() -> None:
     calm, wild = DRAWN[DRAWN[:, 0] <= 1.0], DRAWN[DRAWN[:, 0] > 1.0]
-    found = open_features(trained(Repeating), FeatureSettings(kind="factors"), calm)
+    result = open_features(trained(Repeating), FeatureSettings(kind="factors"), calm)
     with pytest.raises(NetworkError, match=r"layer: this layer is called twice for some samples"):
-        found.rows(wild[:1])
+        result.rows(wild[:1])
 
 
 def test_a_network_that_sorts_its_batch_is_refused() -> None:

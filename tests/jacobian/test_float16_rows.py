@@ -19,10 +19,10 @@ def rows(count: int = 50) -> np.ndarray:
 
 
 def test_the_bits_are_those_of_the_host():
-    found, sound = store_rows_on_device(torch.from_numpy(rows()), LAYOUT)
+    result, sound = store_rows_on_device(torch.from_numpy(rows()), LAYOUT)
     assert sound
-    assert found.dtype == torch.float16
-    assert found.numpy().tobytes() == store_rows(rows(), LAYOUT).tobytes()
+    assert result.dtype == torch.float16
+    assert result.numpy().tobytes() == store_rows(rows(), LAYOUT).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def test_nothing_but_the_verdict_comes_to_the_host():
         store_rows_on_device(torch.empty(4, 400, device="meta"), LAYOUT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "__bool__", lambda tensor: False)
-        found, sound = store_rows_on_device(torch.empty(4, 400, device="meta"), LAYOUT)
+        result, sound = store_rows_on_device(torch.empty(4, 400, device="meta"), LAYOUT)
     assert sound
-    assert found.device.type == "meta"
+    assert result.device.type == "meta"

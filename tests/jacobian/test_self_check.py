@@ -40,12 +40,12 @@ class Forged:
 
 
 def test_a_faithful_map_passes_and_says_so() -> None:
-    found = self_check(network(), open_features(network(), FeatureSettings(), INPUTS), INPUTS)
-    assert found.max_relative_error < 1e-12
-    assert found.n_parameters == 6
-    assert found.precision == "float64"
-    assert found.words.startswith("all 6 parameters agree with autograd")
-    assert 0 < found.seconds < 10
+    report = self_check(network(), open_features(network(), FeatureSettings(), INPUTS), INPUTS)
+    assert report.max_relative_error < 1e-12
+    assert report.n_parameters == 6
+    assert report.precision == "float64"
+    assert report.words.startswith("all 6 parameters agree with autograd")
+    assert 0 < report.seconds < 10
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_a_map_of_another_network_is_refused() -> None:
     other = network()
     with torch.no_grad():
         other[5].bias += 0.5
-    found = open_features(other, FeatureSettings(), INPUTS)
+    report = open_features(other, FeatureSettings(), INPUTS)
     with pytest.raises(NetworkError, match=r"recording changes the outputs by 0\.5"):
-        self_check(network(), found, INPUTS)
+        self_check(network(), report, INPUTS)
 
 
 class Noisy(nn.Module):
@@ -102,9 +102,9 @@ def test_what_is_no_function_of_the_sample_is_refused(kind: str, words: str) -> 
 
 def test_a_network_that_fixes_its_precision_is_checked_in_float32() -> None:
     module = Noisy("float")
-    found = self_check(module, open_features(module, FeatureSettings(), INPUTS), INPUTS)
-    assert found.precision == "float32"
-    assert found.max_relative_error < 1e-5
+    report = self_check(module, open_features(module, FeatureSettings(), INPUTS), INPUTS)
+    assert report.precision == "float32"
+    assert report.max_relative_error < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -112,14 +112,14 @@ def test_a_miss_in_any_kind_of_layer_is_named(case: str) -> None:
     """Every kind of module of the zoo: the largest gradient of its own parameters is dropped."""
     found_in, samples = build(case)
     inputs = samples.numpy()
-    settings = FeatureSettings(kind="sketch", probes=1, deflated=0, sketch=64)
-    found = open_features(found_in, settings, inputs)
+    settings = FeatureSettings(kind="sketch", probes=1, deflated_probes=0, sketch=64)
+    report = open_features(found_in, settings, inputs)
     probe = torch.linspace(-1.0, 1.5, found_in(samples).shape[1])
-    sizes = {name: float(g.norm()) for name, g in found.gradients(samples, probe)}
+    sizes = {name: float(g.norm()) for name, g in report.gradients(samples, probe)}
     worst: dict[str, str] = {}
     for name in sorted(sizes, key=lambda name: sizes[name]):
         worst[type(found_in.inner.get_submodule(name.rpartition(".")[0])).__name__] = name
     for name in worst.values():
         with pytest.raises(NetworkError, match=r"1 of .* missed or wrong: ") as caught:
-            self_check(found_in, Forged(found, name, torch.zeros_like), inputs[:2])
+            self_check(found_in, Forged(report, name, torch.zeros_like), inputs[:2])
         assert name in caught.value.what

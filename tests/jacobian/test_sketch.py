@@ -87,7 +87,7 @@ def tensor_matrix(sketch: Sketch, shape: tuple[int, ...], probe: int) -> np.ndar
     matrix = np.zeros((shape[0] * width, sketch.n_columns))
     for i in range(shape[0]):
         for j in range(width):
-            column = int(left.place[i] + right.place[j]) % sketch.n_columns
+            column = int(left.columns[i] + right.columns[j]) % sketch.n_columns
             matrix[i * width + j, column] = float(left.signs[i] * right.signs[j])
     return matrix
 
@@ -138,7 +138,7 @@ def test_inner_products_are_unbiased_over_seeds(tensor: bool) -> None:
     """Two parameters, two probes: the kernel of the sum, without cross terms."""
     draws, n_columns = 400, 16
     rng = np.random.default_rng(1)
-    exact, found = np.zeros((2, 2)), np.zeros((draws, 2, 2))
+    exact, actual = np.zeros((2, 2)), np.zeros((draws, 2, 2))
     pieces = []
     for name in "ab":
         for probe in range(2):
@@ -159,9 +159,9 @@ def test_inner_products_are_unbiased_over_seeds(tensor: bool) -> None:
         for piece, probe in pieces:
             opened.add(piece, probe)
         row = opened.finish().double().numpy()
-        found[seed] = row @ row.T
-    error = found.mean(axis=0) - exact
-    assert (np.abs(error) < 4.5 * found.std(axis=0) / np.sqrt(draws)).all()
+        actual[seed] = row @ row.T
+    error = actual.mean(axis=0) - exact
+    assert (np.abs(error) < 4.5 * actual.std(axis=0) / np.sqrt(draws)).all()
 
 
 def test_the_plan_follows_shapes() -> None:
@@ -187,10 +187,10 @@ def test_largest_prime() -> None:
     assert [largest_prime(n) for n in (2, 4, 16, 256, 1024, 4096)] == [2, 3, 13, 251, 1021, 4093]
 
 
-def exact_kernel(found, images: np.ndarray) -> np.ndarray:
+def exact_kernel(actual, images: np.ndarray) -> np.ndarray:
     """sum over probes of the exact gradients' inner products, float64."""
-    kernel, double = np.zeros((len(images), len(images))), found.double()
-    for probe in found.probes:
+    kernel, double = np.zeros((len(images), len(images))), actual.double()
+    for probe in actual.probes:
         full = torch.from_numpy(probe).double()
         for _, gradient in double.gradients(torch.from_numpy(images).double(), full):
             flat = gradient.flatten(1).numpy()
@@ -211,32 +211,32 @@ def test_rows_estimate_the_probed_kernel(name: str, n_columns: int) -> None:
     torch.manual_seed(0)
     module = NETWORKS[name]()
     settings = FeatureSettings(kind="sketch", sketch=n_columns)
-    found = open_features(module, settings, IMAGES)
-    assert len(found.probes) == (1 if name == "mlp" else 8)
-    assert found.layout.is_sketch
-    rows, embedding = found.rows(IMAGES)
+    actual = open_features(module, settings, IMAGES)
+    assert len(actual.probes) == (1 if name == "mlp" else 8)
+    assert actual.layout.is_sketch
+    rows, embedding = actual.rows(IMAGES)
     assert rows.dtype == np.float32
     assert rows.shape == (12, n_columns)
     with torch.no_grad():
         expected = module.eval()(torch.from_numpy(IMAGES))
     np.testing.assert_allclose(embedding, expected, atol=1e-5)
-    exact = exact_kernel(found, IMAGES)
+    exact = exact_kernel(actual, IMAGES)
     error = np.linalg.norm(rows.astype(float) @ rows.T - exact) / np.linalg.norm(exact)
     assert error < 4.0 / np.sqrt(n_columns)
-    assert self_check(module, found, IMAGES[:2]).max_relative_error < 1e-9
+    assert self_check(module, actual, IMAGES[:2]).max_relative_error < 1e-9
 
 
 def test_clones_in_threads_give_the_same_bits() -> None:
     torch.manual_seed(0)
-    found = open_features(NETWORKS["vit"](), FeatureSettings(), IMAGES)
-    expected = found.rows(IMAGES)[0]
-    clones = [found.clone() for _ in range(3)]
+    actual = open_features(NETWORKS["vit"](), FeatureSettings(), IMAGES)
+    expected = actual.rows(IMAGES)[0]
+    clones = [actual.clone() for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
         # The last three share one map: they wait for each other.
-        futures = [pool.submit(clone.rows, IMAGES) for clone in [*clones, found, found, found]]
+        futures = [pool.submit(clone.rows, IMAGES) for clone in [*clones, actual, actual, actual]]
         for future in futures:
             np.testing.assert_array_equal(future.result()[0], expected)
-    assert clones[0].sketch is found.sketch
+    assert clones[0].sketch is actual.sketch
 
 
 def test_opening_again_gives_the_same_bits_and_probes_can_be_given() -> None:
@@ -247,10 +247,10 @@ def test_opening_again_gives_the_same_bits_and_probes_can_be_given() -> None:
     first = open_features(build(), FeatureSettings(sketch=64), IMAGES)
     again = open_features(build(), FeatureSettings(sketch=64), IMAGES)
     described = first.describe()
-    given = open_features(build(), FeatureSettings(sketch=64), IMAGES[:2], described["probes"])
+    provided = open_features(build(), FeatureSettings(sketch=64), IMAGES[:2], described["probes"])
     other = open_features(build(), FeatureSettings(sketch=64), IMAGES, seed=1)
     np.testing.assert_array_equal(first.rows(IMAGES)[0], again.rows(IMAGES)[0])
-    np.testing.assert_array_equal(first.rows(IMAGES)[0], given.rows(IMAGES)[0])
+    np.testing.assert_array_equal(first.rows(IMAGES)[0], provided.rows(IMAGES)[0])
     assert (first.rows(IMAGES)[0] != other.rows(IMAGES)[0]).any()
     assert described["kind"] == "sketch"
     assert {unit["method"] for unit in described["plan"]} == {"layer"}
@@ -264,9 +264,11 @@ def test_calibrated_probes_span_the_leading_outputs() -> None:
     with torch.no_grad():
         module[-1].weight *= 0.01
         module[-1].weight[3] *= 1000.0
-    found = open_features(module, FeatureSettings(probes=2, deflated=1), IMAGES)
-    assert len(found.probes) == 3
-    assert abs(found.probes[0, 3]) > 0.99
-    assert np.abs(found.probes[1:, 3]).max() < 0.1
-    few = open_features(module, FeatureSettings(probes=3, outputs=(3, 5), deflated=2), IMAGES)
+    actual = open_features(module, FeatureSettings(probes=2, deflated_probes=1), IMAGES)
+    assert len(actual.probes) == 3
+    assert abs(actual.probes[0, 3]) > 0.99
+    assert np.abs(actual.probes[1:, 3]).max() < 0.1
+    few = open_features(
+        module, FeatureSettings(probes=3, outputs=(3, 5), deflated_probes=2), IMAGES
+    )
     np.testing.assert_array_equal(few.probes, np.eye(2))

@@ -270,10 +270,10 @@ def test_planned_gradients_are_exact(case: str) -> None:
     exact = exact_gradients(double, inputs.double(), probe)
     scale = max(float(g.norm()) for g in exact.values())
     loops = Jacobian(double, [unit.in_loop() for unit in units])
-    found = dict(loops.gradients(inputs.double(), probe))
-    assert set(found) == set(exact)
+    actual = dict(loops.gradients(inputs.double(), probe))
+    assert set(actual) == set(exact)
     for name, gradient in exact.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-11 * scale)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-9, atol=1e-11 * scale)
     single = dict(Jacobian(network, units).gradients(inputs, probe.float()))
     for name, gradient in exact.items():
         torch.testing.assert_close(single[name].double(), gradient, rtol=1e-3, atol=1e-5 * scale)
@@ -326,7 +326,7 @@ def test_wrong_plans_are_not_believed() -> None:
     network, inputs = build("transformer")
     trial = gradient_plan.GradientTrial(network, inputs[:2])
     good = {"head.weight": (GradientRule("layer", "head", ("head.weight",)),)}
-    assert trial.errors_of(good) == []
+    assert trial.wrong_parameters(good) == []
     name = "encoder.layers.0.linear1.weight"
     faults: list[gradient_plan.GradientPath] = [
         (),
@@ -336,8 +336,8 @@ def test_wrong_plans_are_not_believed() -> None:
         (GradientRule("bare", name, (name,), 3),),
     ]
     for fault in faults:
-        assert trial.errors_of({name: fault}) == [name]
-        assert trial.errors_of({**good, name: fault}) == [name]
+        assert trial.wrong_parameters({name: fault}) == [name]
+        assert trial.wrong_parameters({**good, name: fault}) == [name]
 
 
 def test_an_overwritten_input_is_told_by_the_tape() -> None:
@@ -363,9 +363,9 @@ def test_what_runs_without_gradient_has_none() -> None:
     network = freeze(Custom(run, a=nn.Linear(6, 4), b=nn.Linear(4, 2)))
     inputs = torch.randn(3, 6)
     units = gradient_plan.plan_rules(network, network.trainable, inputs[:2])
-    found = dict(Jacobian(network, units).gradients(inputs, torch.ones(2)))
-    assert float(found["a.weight"].norm()) == 0.0
-    assert float(found["b.weight"].norm()) > 0.0
+    actual = dict(Jacobian(network, units).gradients(inputs, torch.ones(2)))
+    assert float(actual["a.weight"].norm()) == 0.0
+    assert float(actual["b.weight"].norm()) > 0.0
 
 
 def masks(n_samples: int, n_queries: int, n_keys: int) -> dict[str, dict[str, object]]:
@@ -402,12 +402,12 @@ def test_recorded_attention_is_torch_attention(mask: str, batch_first: bool, sam
     n_keys = 4 if same else 5
     layer = nn.MultiheadAttention(6, 2, batch_first=batch_first).eval().requires_grad_(False)
     query, memory = torch.randn(3, 4, 6), torch.randn(3, n_keys, 6)
-    given = [query, query, query] if same else [query, memory, memory]
+    provided = [query, query, query] if same else [query, memory, memory]
     if not batch_first:
         query, memory = query.transpose(0, 1), memory.transpose(0, 1)
-        given = [query, query, query] if same else [query, memory, memory]
+        provided = [query, query, query] if same else [query, memory, memory]
     options = masks(3, 4, n_keys)[mask]
-    expected = layer(*given, **options)
+    expected = layer(*provided, **options)
     seen: list[str] = []
 
     def note(name, projection, inputs, result):
@@ -415,12 +415,12 @@ def test_recorded_attention_is_torch_attention(mask: str, batch_first: bool, sam
         return result
 
     attention.record_attention(layer, "it", note)
-    found = layer(*given, **options)
+    actual = layer(*provided, **options)
     assert seen == ["in_proj_weight"] * (1 if same else 3) + ["out_proj.weight"]
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
-    assert (found[1] is None) == (expected[1] is None)
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
+    assert (actual[1] is None) == (expected[1] is None)
     if expected[1] is not None:
-        torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=1e-6)
 
 
 def test_recorded_attention_without_a_batch() -> None:
@@ -428,6 +428,6 @@ def test_recorded_attention_without_a_batch() -> None:
     tokens, padding = torch.randn(4, 6), torch.tensor([False, True, False, False])
     expected = layer(tokens, tokens, tokens, key_padding_mask=padding)
     attention.record_attention(layer, "it", lambda name, projection, inputs, result: result)
-    found = layer(tokens, tokens, tokens, key_padding_mask=padding)
-    for one, two in zip(found, expected, strict=True):
+    actual = layer(tokens, tokens, tokens, key_padding_mask=padding)
+    for one, two in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)

@@ -156,8 +156,8 @@ def test_losses_follow_their_formulas() -> None:
         cosine = (z * t).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(t, axis=1)
         expected += (2 - 2 * cosine).mean() / 2
     right = [torch.from_numpy(t) for t in targets]
-    found = ssl_losses.byol([a, b], right, torch.from_numpy(moment))
-    assert float(found) == pytest.approx(expected, rel=1e-12)
+    result = ssl_losses.byol([a, b], right, torch.from_numpy(moment))
+    assert float(result) == pytest.approx(expected, rel=1e-12)
 
     third = a + b
     pairs = [ssl_losses.simclr(a, b), ssl_losses.simclr(a, third), ssl_losses.simclr(b, third)]

@@ -50,29 +50,29 @@ CASES: dict[str, tuple[Any, Any, str]] = {
 def opened(name: str) -> tuple[Any, Any]:
     make, inputs, kind = CASES[name]
     torch.manual_seed(0)
-    given = inputs(np.random.default_rng(0))
-    return open_features(make(), FeatureSettings(kind=kind, sketch=64), given), given
+    provided = inputs(np.random.default_rng(0))
+    return open_features(make(), FeatureSettings(kind=kind, sketch=64), provided), provided
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_map_on_another_device_is_the_same_map(name: str):
-    shared, given = opened(name)
-    there = shared.to("cpu")
-    assert there.layout == shared.layout
-    for found, wanted in zip(there.rows(given), shared.rows(given), strict=True):
-        np.testing.assert_array_equal(found, wanted)
-    assert device_of(there.network).type == available_device("cpu") == "cpu"
+    shared, provided = opened(name)
+    moved = shared.to("cpu")
+    assert moved.layout == shared.layout
+    for result, wanted in zip(moved.rows(provided), shared.rows(provided), strict=True):
+        np.testing.assert_array_equal(result, wanted)
+    assert device_of(moved.network).type == available_device("cpu") == "cpu"
 
 
 def fake_rows(name: str) -> torch.Tensor:
     """The rows of a batch on the meta device, before they come back."""
-    shared, given = opened(name)
+    shared, provided = opened(name)
     came: list[torch.Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
-        there = shared.to("meta")
+        moved = shared.to("meta")
         patch.setattr(torch.Tensor, "numpy", lambda tensor: came.append(tensor))
         patch.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
-        there.rows(given)
+        moved.rows(provided)
     return came[0]
 
 
@@ -84,6 +84,6 @@ def test_every_tensor_of_a_batch_is_on_the_networks_device(name: str):
 
 
 def test_a_tensor_on_the_wrong_device_is_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sketch._FoldSketch, "move", lambda self, where: None)
+    monkeypatch.setattr(sketch._FoldSketch, "move", lambda self, device: None)
     with pytest.raises(RuntimeError, match="device"):
         fake_rows("sketch")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from krepes_ooc.core.figures import curve
 from krepes_ooc.rendering.data import (
     AuditData,
     Audited,
@@ -20,7 +21,8 @@ from krepes_ooc.rendering.data import (
     StageRecord,
     Subject,
 )
-from krepes_ooc.rendering.measured import Alignment, Concepts, Curve, Figure, Groups
+from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
+from tests.figures import complete
 
 HOSTILE = "<script>alert('x')</script>\"&\x00‮"
 N_LANDMARKS, N_AUDITED, N_RANKS, N_COMPONENTS = 9, 7, 4, 3
@@ -86,12 +88,12 @@ def full_audit(**changes: Any) -> AuditData:
             },
         ),
         "fidelity": {
-            "ridge_ceiling": Figure(0.918, {"start alone": 0.71}, (0.9, 0.93), "Ridge", "A note."),
-            "confidence_drop": Figure(0.153, {"random": 0.0008}),
+            "ridge_ceiling": complete("ridge_ceiling", 0.918, (0.9, 0.93), start=0.71),
+            "confidence_drop": complete("confidence_drop", 0.153, random=0.0008),
         },
         "curves": {
-            "h": Curve(
-                "Over h", "h", "tau", np.array([4, 8, 16]), {"tau": np.array([0.1, 0.2, 0.3])}
+            "tau_over_components": curve(
+                "tau_over_components", [4, 8, 16], {"step": [0.1, 0.2, 0.3]}
             )
         },
         "self_check": SelfCheck(True, 2.1e-7, "All parameters match."),
@@ -165,7 +167,7 @@ def table_audit(**changes: Any) -> AuditData:
             np.array([0.9, 0.52]),
             np.c_[rng.normal(size=N_AUDITED), np.full(N_AUDITED, np.nan)],
             np.array([True, False]),
-            {"random concepts": np.array([0.501, 0.502]), "network": np.array([0.8, np.nan])},
+            {"chance": np.array([0.501, 0.502]), "accuracy_network": np.array([0.8, np.nan])},
             np.stack([rng.normal(size=N_LANDMARKS), np.zeros(N_LANDMARKS)]),
         ),
     }

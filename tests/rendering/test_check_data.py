@@ -100,8 +100,8 @@ def test_complete_and_empty_audits_pass():
             "alignment.repelling: 1 rows; expected 4 columns",
         ),
         (
-            changed(table_audit(), "concepts", controls={"network": np.zeros(1)}),
-            "concepts.controls.network: 1 rows; expected 2 concepts",
+            changed(table_audit(), "concepts", controls={"chance": np.zeros(1)}),
+            "concepts.controls.chance: 1 rows; expected 2 concepts",
         ),
         (
             changed(table_audit(), "concepts", landmark_score=np.zeros((2, 3))),
@@ -131,6 +131,8 @@ def test_parts_that_do_not_fit_are_named(audit, words):
 
 def test_curves_need_equal_lengths():
     audit = full_audit()
-    curve = dataclasses.replace(audit.curves["h"], lines={"tau": np.zeros(2)})
-    with pytest.raises(DataError, match=r"curves\.h\.tau: 2 rows; expected 3 points"):
-        check_audit(full_audit(curves={"h": curve}))
+    curve = dataclasses.replace(audit.curves["tau_over_components"], lines={"step": np.zeros(2)})
+    with pytest.raises(
+        DataError, match=r"curves\.tau_over_components\.step: 2 rows; expected 3 points"
+    ):
+        check_audit(full_audit(curves={"tau_over_components": curve}))

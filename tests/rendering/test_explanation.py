@@ -8,7 +8,7 @@ import pytest
 from krepes_ooc.rendering.measured import Groups
 from krepes_ooc.rendering.panels.alignment import alignment_panel, kernel_says_the_same
 from krepes_ooc.rendering.panels.concepts import TOP_LANDMARKS, concepts_panel
-from krepes_ooc.rendering.panels.groups import groups_panel, own_share
+from krepes_ooc.rendering.panels.groups import groups_panel, same_group_share
 from tests.rendering.samples import N_LANDMARKS, Page, full_audit, numbers_in, table_audit
 
 
@@ -36,13 +36,13 @@ def test_alignment_shows_every_control_largest_gap_first():
     assert "the column is constant" in page.text
     found = table_audit().alignment
     printed = shown(alignment_panel(table_audit()))
-    for name in ("gap", "stderr", "chance", "kernel_only", "by_network", "by_inputs", "repelling"):
+    for name in ("gap", "stderr", "chance", "kernel_only", "network_gap", "input_gap", "repelling"):
         values = getattr(found, name)
         assert set(values[np.isfinite(values)].tolist()) <= set(printed), name
 
 
 def test_a_control_that_was_not_measured_has_no_column():
-    found = dataclasses.replace(table_audit().alignment, by_inputs=None, chance=None)
+    found = dataclasses.replace(table_audit().alignment, input_gap=None, chance=None)
     text = Page(alignment_panel(table_audit(alignment=found)).render()).text
     assert "by inputs" not in text
     assert "chance" not in text
@@ -85,13 +85,13 @@ def test_a_group_table_shows_shares_control_and_chance():
     assert "no group is known" in page.text
 
 
-def test_own_share_is_the_mean_over_samples():
+def test_same_group_share_is_the_mean_over_samples():
     groups = table_audit().groups["colour"]
-    own, chance = own_share(groups)
+    own, chance = same_group_share(groups)
     assert own == pytest.approx((3 * 0.7 + 2 * 0.55) / 5)
     assert chance == pytest.approx(4 / 9)
     empty = dataclasses.replace(groups, samples=np.zeros(4, dtype=int))
-    assert np.isnan(own_share(empty)).all()
+    assert np.isnan(same_group_share(empty)).all()
 
 
 def test_too_many_groups_are_not_drawn():

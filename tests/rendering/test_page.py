@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from krepes_ooc.core.figures import undefined_figure
 from krepes_ooc.rendering.data import AuditData, Column, Spectrum, StageRecord, Subject
-from krepes_ooc.rendering.measured import Figure
 from krepes_ooc.rendering.page import PANELS, build_report
 from krepes_ooc.rendering.search_data import script_policy
+from tests.figures import complete
 from tests.rendering.samples import HOSTILE, Page, full_audit, numbers_in, table_audit
 
 OUR_SCRIPTS = [{"type": "application/json", "id": "deck"}, {}]
@@ -63,7 +64,7 @@ def test_every_number_shown_is_in_the_json(report):
 
 
 def test_json_is_strict_and_plain(report):
-    assert json.loads(report.json_text) == json.loads(json.dumps(report.json, allow_nan=False))
+    assert json.loads(json.dumps(report.json, allow_nan=False)) == report.json
     assert report.json["trust"]["checks"]["step"]["rho"] == 0.611
     assert report.json["report_format"] == 1
 
@@ -135,12 +136,12 @@ def test_pictures_shrink_until_they_fit():
 def test_same_audit_same_bytes(make):
     one, two = build_report(make()), build_report(make())
     assert one.html == two.html
-    assert one.json_text == two.json_text
+    assert one.json == two.json
 
 
 def test_hostile_text_everywhere_is_only_text():
     audit = table_audit()
-    figure = Figure(0.5, {HOSTILE: 0.1}, words=HOSTILE, note=HOSTILE)
+    labelled = dataclasses.replace(complete("confidence_drop", 0.5), label=HOSTILE)
     hostile = dataclasses.replace(
         audit,
         subject=Subject(HOSTILE, HOSTILE, HOSTILE, HOSTILE, {HOSTILE: 3}),
@@ -152,21 +153,13 @@ def test_hostile_text_everywhere_is_only_text():
             Column(HOSTILE + "2", "category", (HOSTILE, HOSTILE)),
             Column("c"),
         ),
-        fidelity={HOSTILE: figure, "ridge_ceiling": figure, "confidence_drop": figure},
-        curves={
-            HOSTILE: dataclasses.replace(
-                audit.curves["h"],
-                words=HOSTILE,
-                x_words=HOSTILE,
-                y_words=HOSTILE,
-                note=HOSTILE,
-                lines={HOSTILE: np.arange(3.0)},
-            )
+        fidelity={
+            "ridge_ceiling": undefined_figure("ridge_ceiling", HOSTILE),
+            "confidence_drop": labelled,
         },
         concepts=dataclasses.replace(
             audit.concepts,
             names=(HOSTILE, HOSTILE + "2"),
-            controls={HOSTILE: np.array([0.1, 0.2])},
         ),
         alignment=dataclasses.replace(
             audit.alignment, names=(HOSTILE,) * 4, notes={HOSTILE: HOSTILE}
@@ -196,7 +189,7 @@ def test_hostile_text_everywhere_is_only_text():
     assert "\x00" not in report.html
     assert page.text.count("<script>alert('x')</script>") > 20
     report.html.encode("utf-8")
-    assert json.loads(report.json_text)["subject"]["network"] == HOSTILE
+    assert report.json["subject"]["network"] == HOSTILE
 
 
 def test_hostile_pictures_and_texts():

@@ -209,7 +209,7 @@ def test_command(capsys: Any, digits: Path, own: Path, tmp_path: Path) -> None:
     shown = small.krepes(capsys, "explain", "-w", str(digits), "--sample", sample, "--top", "2")
     assert shown.code == 0
     assert "rank" in shown.out
-    assert "more push it away" in shown.out
+    assert "further ones repel" in shown.out
     record = explain_sample(digits, int(sample), top=2).record()
     assert len(shown.out.splitlines()) == 4 + record["further_repel"]
     given = ("explain", "-w", str(own / "w"), "--sample", str(audited(own / "w")[0]))
@@ -233,31 +233,3 @@ def test_command_that_cannot_be(capsys: Any, digits: Path, own: Path, tmp_path: 
     assert (several.code, "2 samples; expected one" in several.line) == (2, True)
     folder = small.krepes(capsys, *w, "--sample", "1", "--png", str(tmp_path))
     assert (folder.code, "cannot write: Is a directory" in folder.line) == (2, True)
-
-
-def test_card_without_pillow(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UsageError, match="a card needs Pillow"):
-        draw_card(explain_sample(digits, audited(digits)[0]))
-
-
-def test_pictures_as_half_blocks(digits: Path) -> None:
-    import io
-
-    from rich.console import Console
-
-    from krepes_ooc.cli.console import print_pictures
-
-    one = explain_sample(digits, audited(digits)[0])
-    for colour, drawn in (("truecolor", True), (None, False)):
-        out = io.StringIO()
-        console = Console(
-            file=out,
-            force_terminal=True,
-            color_system=colour,
-            width=120,  # type: ignore[arg-type]
-        )
-        print_pictures(one, console)
-        assert ("▀" in out.getvalue()) == drawn

@@ -136,7 +136,7 @@ class TestHolds:
 
     @staticmethod
     def hold(private: Path, number: int, count: int = 4, stage: str = "kernel") -> Any:
-        return locks.hold_shard(private, stage, (number, count), lambda: None)
+        return locks.lock_shard(private, stage, (number, count), lambda: None)
 
     def test_other_shards_may_and_the_same_one_may_not(self, private: Path):
         said = "shard 2/4 of kernel is being computed by process"
@@ -199,12 +199,12 @@ class TestHolds:
     ):
         monkeypatch.setattr(locks, "OPENING_SECONDS", 0.1)
         with (
-            locks.opening(private),
+            locks.lock_opening(private),
             pytest.raises(WorkspaceError, match="the opening of a stage is being computed"),
-            locks.opening(private),
+            locks.lock_opening(private),
         ):
             pytest.fail("opened twice")
-        with locks.opening(private):
+        with locks.lock_opening(private):
             pass
 
     @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

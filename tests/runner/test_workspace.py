@@ -31,7 +31,7 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
 
 def test_opening_computes_nothing(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Executor, "map", refuse)
-    monkeypatch.setattr(Executor, "fold", refuse)
+    monkeypatch.setattr(Executor, "reduce", refuse)
     with dask.config.set(scheduler=refuse):
         space = Workspace(sealed)
         kernel, spectrum = space["kernel"], space.spectrum()
@@ -50,7 +50,7 @@ def test_planning_computes_nothing(
 
     monkeypatch.setattr(plan_module, "base_bytes", lambda: 2**28)  # it runs a trial task
     monkeypatch.setattr(Executor, "map", refuse)
-    monkeypatch.setattr(Executor, "fold", refuse)
+    monkeypatch.setattr(Executor, "reduce", refuse)
     assert make_plan(small.recipe(), sealed, Options())["stages"]
     assert make_plan(small.recipe(), tmp_path / "none", Options())["stages"]
 

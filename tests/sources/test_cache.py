@@ -57,7 +57,7 @@ def result(spec: SourceSpec, folder: Path) -> tuple[Any, ...]:
     source = open_source(spec, folder, folder / "cache")
     everything = np.arange(source.n_samples)
     raw = source.read(everything)
-    bank = getattr(source, "bank", raw)
+    bank = getattr(source, "marginal_rows", raw)
     return (
         source.fingerprint(),
         source.label_fingerprint(),
@@ -84,15 +84,15 @@ def test_a_flipped_bit_is_found_or_harmless(
         for _ in range(FLIPS):
             flip(path, draw.randrange(8 * path.stat().st_size))
             assert path in dict(cache.damaged_files(tmp_path / "cache"))
-            told = ""
+            messages = ""
             try:
-                found = result(spec, tmp_path)
+                actual = result(spec, tmp_path)
             except DamageError as error:
-                told = str(error)
+                messages = str(error)
                 path.unlink()
-                found = result(spec, tmp_path)
-            assert found == right
-            assert not told or (str(path) in told and "run again with --repair" in told)
+                actual = result(spec, tmp_path)
+            assert actual == right
+            assert not messages or (str(path) in messages and "run again with --repair" in messages)
             for harmed, _ in cache.damaged_files(tmp_path / "cache"):
                 harmed.unlink()  # as a repair does: what was not used is still there
             assert result(spec, tmp_path) == right
@@ -112,7 +112,7 @@ def test_a_cache_of_an_earlier_krepes_is_made_anew(tmp_path: Path) -> None:
     spec = table(tmp_path)
     right = result(spec, tmp_path)
     (converted,) = (tmp_path / "cache").glob("rows-*.parquet")
-    converted.with_name(converted.name + cache.SUMS).unlink()
+    converted.with_name(converted.name + cache.CHECKSUM_SUFFIX).unlink()
     pa.parquet.write_table(pa.table({"a": [1.0], "town": ["x"], "kind": ["p"]}), converted)
     assert result(spec, tmp_path) == right
 
@@ -120,28 +120,28 @@ def test_a_cache_of_an_earlier_krepes_is_made_anew(tmp_path: Path) -> None:
 def test_only_the_pieces_that_are_read_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "x"
     cache.cache_file(path, bytes(3 * cache.PIECE_BYTES + 5))
-    kept = cache.find_cached(path)
-    assert kept is not None
+    cached = cache.find_cached(path)
+    assert cached is not None
     flip(path, 8 * (cache.PIECE_BYTES + 7))
-    kept.check(0, cache.PIECE_BYTES)
-    kept.check_all(np.asarray([2, 0]) * cache.PIECE_BYTES, np.asarray([3, 1]) * cache.PIECE_BYTES)
-    assert kept._checked == {0, 2}
+    cached.check(0, cache.PIECE_BYTES)
+    cached.check_all(np.asarray([2, 0]) * cache.PIECE_BYTES, np.asarray([3, 1]) * cache.PIECE_BYTES)
+    assert cached._checked == {0, 2}
     with pytest.raises(DamageError, match="x: bytes 1048576 to 2097152 differ from the checksum"):
-        kept.check(cache.PIECE_BYTES - 1, cache.PIECE_BYTES + 1)
-    kept.check(3 * cache.PIECE_BYTES, 3 * cache.PIECE_BYTES + 5)
+        cached.check(cache.PIECE_BYTES - 1, cache.PIECE_BYTES + 1)
+    cached.check(3 * cache.PIECE_BYTES, 3 * cache.PIECE_BYTES + 5)
     path.write_bytes(b"short")
     assert cache.find_cached(path) is None
-    assert "5 bytes instead of 3145733" in kept.damage()
+    assert "5 bytes instead of 3145733" in cached.problem()
 
 
 def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
     (tmp_path / "scan-1").mkdir()
-    old, fresh, kept = tmp_path / "scan-1/.rows.a", tmp_path / ".rows.b", tmp_path / "rows"
-    for path in (old, fresh, kept):
+    old, fresh, cached = tmp_path / "scan-1/.rows.a", tmp_path / ".rows.b", tmp_path / "rows"
+    for path in (old, fresh, cached):
         path.write_bytes(b"x")
         os.utime(path, (0, 0) if path != fresh else (time.time(), time.time()))
     cache.remove_stale_files(tmp_path)
     assert not old.exists()
     assert fresh.exists()
-    assert kept.exists()
+    assert cached.exists()
     cache.remove_stale_files(tmp_path / "none")

@@ -87,7 +87,7 @@ def test_what_the_network_never_sees_may_be_missing(
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "error", "told"),
+    ("name", "text", "error", "message"),
     [
         ("a.json", '{"town": "x"}', DataError, "no column 'age'; expected the columns age, town"),
         ("a.json", '{"town": "w", "age": 1}', DataError, "'w' in column 'town'; expected one of"),
@@ -107,13 +107,13 @@ def test_rows_that_cannot_be(
     name: str,
     text: str | None,
     error: type[KrepesError],
-    told: str,
+    message: str,
 ) -> None:
     if text is not None:
         (tmp_path / name).write_text(text, encoding="latin-1")
-    with pytest.raises(error) as found:
+    with pytest.raises(error) as raised:
         read_new_samples(*table, tmp_path / name)
-    assert told in str(found.value)
+    assert message in str(raised.value)
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("wide.png", "image of 9 x 8 pixels; expected 8 x 8"),
         ("bright.npy", "pixels from 0 to 17; expected 0 to 16"),
@@ -144,7 +144,7 @@ def test_pictures(tmp_path: Path) -> None:
         ("a.txt", ".txt; expected a picture or .npy"),
     ],
 )
-def test_pictures_that_cannot_be(tmp_path: Path, name: str, told: str) -> None:
+def test_pictures_that_cannot_be(tmp_path: Path, name: str, message: str) -> None:
     Image.fromarray(np.zeros((9, 8), dtype=np.uint8)).save(tmp_path / "wide.png")
     np.save(tmp_path / "bright.npy", np.eye(8) * 17)
     np.save(tmp_path / "flat.npy", np.zeros(64))
@@ -152,9 +152,9 @@ def test_pictures_that_cannot_be(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / "text.npy").write_text("text")
     np.save(tmp_path / "words.npy", np.array(["a"]))
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(KrepesError) as found:
+    with pytest.raises(KrepesError) as raised:
         read_new_samples(*digits(), tmp_path / name)
-    assert told in str(found.value)
+    assert message in str(raised.value)
 
 
 def test_text_goes_through_the_data_set(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_a_large_table_is_streamed_in_windows_of_row_groups(tmp_path: Path) -> N
         [small.read(order.positions(a, a + 64))[:, 0] for a in range(0, 1000, 64)]
     )
     assert sorted(seen.tolist()) == list(range(1000))
-    assert sum(part.nbytes for part in small._buffer._held.values()) <= 6000
+    assert sum(part.nbytes for part in small._buffer._groups.values()) <= 6000
     assert open_table(spec, tmp_path, tmp_path / "cache").row_groups is None
 
 
@@ -299,7 +299,7 @@ def test_a_second_opening_neither_hashes_nor_scans(
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"columns": 3}', "[]"])
-def test_damaged_findings_are_made_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_scan_is_repeated(tmp_path: Path, damage: str) -> None:
     first = open_people(tmp_path)
     for name in ("scan.json", "fingerprint.json"):
         for path in (tmp_path / "cache").rglob(name):
@@ -320,20 +320,20 @@ def test_fingerprint_is_json_and_follows_the_content(tmp_path: Path) -> None:
 
 
 @given(n=st.integers(1, 9000))
-def test_bank_positions_are_the_smallest_hashes(n: int) -> None:
+def test_marginal_positions_are_the_smallest_hashes(n: int) -> None:
     positions = array_rows.marginal_positions(n)
     hashes = counter_rng.bits(0x6B72, np.arange(n))
     want = np.sort(np.argsort(hashes, kind="stable")[:4096])
     assert np.array_equal(positions, want)
 
 
-def test_bank_positions_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marginal_positions_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     want = array_rows.marginal_positions(9000)
     monkeypatch.setattr(array_rows, "_HASH_ROWS", 1000)
     assert np.array_equal(array_rows.marginal_positions(9000), want)
 
 
-def test_bank_rows_are_rows_of_the_table(tmp_path: Path) -> None:
+def test_marginal_rows_are_rows_of_the_table(tmp_path: Path) -> None:
     source = open_people(tmp_path)
     assert np.array_equal(source.marginal_rows, source.read(np.arange(ROWS)))  # type: ignore[attr-defined]
 

@@ -52,7 +52,6 @@ KERNELS = {
             "embedding_contribution",
             "unit_rows",
             "top_k",
-            "merge_top_k",
             "repelling",
             "kernel_score",
         ),
@@ -65,11 +64,11 @@ KERNELS = {
         "leverage_scores",
         "unit_scores",
     ],
-    "stages/influence/stage": ["at"],
+    "stages/influence/ranking": ["rank"],
     "stages/newton/checkpointed_solve": ["_compute", "parts"],
     "stages/features/featurizer": ["rows_on_device"],
     "jacobian/float16_rows": ["store_rows_on_device"],
-    "core/arrays": [
+    "core/array_columns": [
         "dots",
         "take_columns",
         "put_columns",
@@ -78,10 +77,11 @@ KERNELS = {
         "identity_like",
     ],
     "stages/moments/moments": [
-        *("uncentred", "uncentred_times", "difference", "mean_uncentred", "embedding_rms"),
+        *("uncentred", "uncentred_times", "uncentred_trace", "difference", "mean_uncentred"),
+        "embedding_rms",
     ],
     "stages/newton/objectives/interface": ["wrapped"],
-    "stages/newton/basis": ["moments", "_changed", "_times", "_double"],
+    "stages/newton/basis": ["moments", "_changed", "_times", "_to_float64"],
     "stages/newton/conjugate_gradient": [
         *("conjugate_gradient", "begin", "advance", "verify", "_precondition", "_active"),
         *("_advice", "residual_of", "norms", "rhs_norm", "without_columns"),
@@ -96,19 +96,27 @@ KERNELS = {
         "_correlation",
     ],
     "stages/newton/objectives/vicreg": [
-        *("difference", "linearise", "_pulled", "value", "gradient", "product", "mean_diagonal"),
+        *(
+            "difference",
+            "linearise",
+            "_invariance_gradient",
+            "value",
+            "gradient",
+            "product",
+            "mean_diagonal",
+        ),
         *("kronecker", "active_hinge", "_spread"),
     ],
     "stages/newton/objectives/spectral_contrastive": [
         *("linearise", "_others", "value", "gradient", "product", "mean_diagonal", "kronecker"),
     ],
-    "stages/newton/objectives/base": [
-        *("times_columns", "flat_columns", "times_flat", "transposed_times", "unit_rows"),
+    "stages/newton/objectives/families": [
+        *("times_columns", "flat_columns", "times_flat", "transposed_times", "unit_vectors"),
         *("tangent", "values"),
     ],
     "stages/newton/objectives/simclr": [
-        *("softmax", "weighted", "_sides", "pull_back", "gradient", "product"),
-        *("contrast", "own_curvature", "curvature_trace"),
+        *("softmax", "weighted", "_sides", "unit_derivative", "gradient", "product"),
+        *("contrast", "point_curvature", "curvature_trace"),
         *("batches", "embeddings", "shift", "points", "_values", "_product", "_linearise"),
     ],
     "stages/newton/objectives/byol": [
@@ -146,7 +154,7 @@ def test_kernels_hold_no_host_arrays_and_no_host_numbers(module: str):
 def planted(line: str) -> str:
     """The module of the moments with one more line in its kernel."""
     text = (FOLDER / "stages/moments/sums.py").read_text()
-    before = "    xp = array_namespace(*views)\n    (rows, m), pairs"
+    before = "    xp = array_namespace(*views)\n    rows, m = views"
     assert before in text
     return "import numpy as np\n" + text.replace(before, f"    {line}\n{before}").replace(
         "from __future__ import annotations\n", ""
@@ -171,8 +179,8 @@ def run_planted(line: str) -> Any:
     module = types.ModuleType("planted")
     module.__dict__["__name__"] = "krepes_ooc.stages.moments.sums"
     exec(compile(planted(line), "planted", "exec"), module.__dict__)
-    there = [strict.asarray(np.eye(4, dtype="f4"), device=strict.Device("device1"))] * 2
-    return module.__dict__["moment_sums"](there, sums.block_shift(there), 2)
+    views = [strict.asarray(np.eye(4, dtype="f4"), device=strict.Device("device1"))] * 2
+    return module.__dict__["moment_sums"](views, sums.block_shift(views), 2)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +206,9 @@ OBJECTIVE_HOLES = [
     ("stages/influence/scores", "positive_only", "kernel = np.asarray(kernel)"),
     ("stages/landmarks/sampling", "closest", "kernel = np.asarray(kernel)"),
     ("stages/landmarks/sampling", "unit_scores", "damping = float(whitening[0, 0])"),
-    ("stages/influence/stage", "at", "rows = np.asarray(rows)"),
+    ("stages/influence/ranking", "rank", "kernel = np.asarray(kernel)"),
     ("stages/newton/basis", "_times", "K = np.asarray(K)"),
-    ("core/arrays", "put_columns", "new = np.asarray(new)"),
+    ("core/array_columns", "put_columns", "new = np.asarray(new)"),
     ("stages/moments/moments", "embedding_rms", "A = np.asarray(A)"),
     ("stages/newton/basis", "moments", "scale = float(self.T[0, 0])"),
     ("stages/newton/conjugate_gradient", "conjugate_gradient", "scale = float(rhs[0, 0])"),
@@ -210,7 +218,11 @@ OBJECTIVE_HOLES = [
     ("stages/newton/objectives/barlow_twins", "gram", "scale = float(self.root[0, 0])"),
     ("stages/newton/objectives/vicreg", "_spread", "scale = A[0, 0].item()"),
     ("stages/newton/objectives/spectral_contrastive", "product", "V = np.asarray(V)"),
-    ("stages/newton/checkpointed_solve", "_compute", "scale = float(self.here.there.value)"),
+    (
+        "stages/newton/checkpointed_solve",
+        "_compute",
+        "scale = float(self.linearisation.on_device.value)",
+    ),
     ("stages/features/featurizer", "rows_on_device", "device = made.cpu()"),
     ("jacobian/float16_rows", "store_rows_on_device", "features = features.numpy()"),
 ]
@@ -234,12 +246,13 @@ def test_the_lint_finds_a_hole_in_every_module(module: str, function: str, line:
     assert not host_calls(with_line(module, function, "pass"), KERNELS[module])
 
 
-HERE, CPU = strict.Device("device1"), strict.Device("CPU_DEVICE")
+DEVICE = strict.Device("device1")
+CPU = strict.Device("CPU_DEVICE")
 BLOCK = Block(0, 0, 8)
 
 
-def there(values: Any) -> Any:
-    return strict.asarray(values, device=HERE)
+def on_device(values: Any) -> Any:
+    return strict.asarray(values, device=DEVICE)
 
 
 def block_functions(move: Any) -> dict[str, Any]:
@@ -247,21 +260,21 @@ def block_functions(move: Any) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     A, V = draw.normal(size=(5, 3, 1)), draw.normal(size=(5, 3, 2))
     offset, W = draw.normal(size=3), draw.normal(size=(3, 3))
-    look = simclr._PassState(move(A), move(offset), 0.5, 4)
+    state = simclr._PassState(move(A), move(offset), 0.5, 4)
     predictor = byol.Predictor(move(W), move(offset))
-    frozen = byol._PassState(move(A[..., 0]), move(offset), predictor, 3)
+    byol_state = byol._PassState(move(A[..., 0]), move(offset), predictor, 3)
     times = partial(basis._times, move(draw.normal(size=(5, 5))))
-    product = partial(simclr._product, look, move(V))
+    product = partial(simclr._product, state, move(V))
     return {
-        "simclr-values": partial(simclr._values, look),
+        "simclr-values": partial(simclr._values, state),
         "simclr-product": product,
-        "simclr-linearise": partial(simclr._linearise, look),
+        "simclr-linearise": partial(simclr._linearise, state),
         "simclr-in-basis": partial(basis._changed, times, product),
-        "simclr-in-double": partial(basis._changed, basis._double, product),
-        "byol-values": partial(byol._values, frozen, move(V)),
-        "byol-product": partial(byol._product, frozen, move(A[..., 0]), move(V)),
-        "byol-linearise": partial(byol._linearise, frozen, move(A[..., 0])),
-        "byol-predictor": partial(byol._normal_equations, frozen),
+        "simclr-in-float64": partial(basis._changed, basis._to_float64, product),
+        "byol-values": partial(byol._values, byol_state, move(V)),
+        "byol-product": partial(byol._product, byol_state, move(A[..., 0]), move(V)),
+        "byol-linearise": partial(byol._linearise, byol_state, move(A[..., 0])),
+        "byol-predictor": partial(byol._normal_equations, byol_state),
     }
 
 
@@ -271,9 +284,9 @@ VIEWS = [np.random.default_rng(seed).normal(size=(8, 5)).astype("f4") for seed i
 @pytest.mark.parametrize("name", block_functions(np.asarray))
 def test_passes_of_objectives_stay_on_the_device(name: str):
     wanted = block_functions(np.asarray)[name](tuple(VIEWS), BLOCK)
-    found = block_functions(there)[name](tuple(map(there, VIEWS)), BLOCK)
+    found = block_functions(on_device)[name](tuple(map(on_device, VIEWS)), BLOCK)
     for value, right in zip(found, wanted, strict=True):
-        assert value.device == HERE
+        assert value.device == DEVICE
         np.testing.assert_allclose(np.asarray(value.to_device(CPU)), right, rtol=1e-5, atol=1e-5)
 
 
@@ -300,7 +313,7 @@ def test_the_strict_device_stops_a_hole_in_an_objective(module: Any, line: str):
         ),
         changed.__dict__,
     )
-    function = block_functions(there)[f"{name}-product"]
-    assert function(tuple(map(there, VIEWS)), BLOCK)[0].device == HERE
+    function = block_functions(on_device)[f"{name}-product"]
+    assert function(tuple(map(on_device, VIEWS)), BLOCK)[0].device == DEVICE
     with pytest.raises((RuntimeError, ValueError, TypeError)):
-        partial(changed.__dict__["_product"], *function.args)(tuple(map(there, VIEWS)), BLOCK)
+        partial(changed.__dict__["_product"], *function.args)(tuple(map(on_device, VIEWS)), BLOCK)

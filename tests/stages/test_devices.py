@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from krepes_ooc.core import arrays as arrays_module
+from krepes_ooc.core import array_columns
 from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.errors import DataError, PlanRefused, Stopped, WorkspaceError
 from krepes_ooc.stages.features.featurizer import Featurizer
@@ -51,7 +51,7 @@ AUDITS: dict[str, tuple[str, ...]] = {
         "stages.newton.objective=spectral-contrastive",
         "stages.newton.metric=rkhs",
         "stages.newton.preconditioner=nystrom",
-        "stages.newton.rank=20",
+        "stages.newton.preconditioner_rank=20",
         "stages.kernel.normalise=none",
         "stages.spectrum.solver=subspace",
         "stages.influence.measure=kernel",
@@ -63,7 +63,7 @@ AUDITS: dict[str, tuple[str, ...]] = {
 @pytest.fixture
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns of iterates by the calls of the array API on the host, too: bits can be compared."""
-    monkeypatch.setattr(arrays_module, "is_numpy_array", lambda values: False)
+    monkeypatch.setattr(array_columns, "is_numpy_array", lambda values: False)
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ class RowsStay(StrictDevice):
     def from_torch(self, tensor: Any) -> Any:
         assert tensor.dtype == torch.float16
         self.taking = True
-        there = super().take(tensor)
+        there = super().from_torch(tensor)
         self.taking = False
         return there
 

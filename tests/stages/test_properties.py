@@ -144,7 +144,7 @@ def test_unique_influence_does_not_see_the_scale_of_others(seed: int, scale: flo
 
 def shares(d: Drawn, query: np.ndarray, k: int = 4, **more: Any) -> np.ndarray:
     bank = d.landmark_kernel @ d.coefficients + d.offset
-    return confidence_drop.vote_shares(query, bank, d.landmark_label, 3, neighbours=k, **more)
+    return confidence_drop.knn_shares(query, bank, d.landmark_label, 3, neighbours=k, **more)
 
 
 @FEW
@@ -158,10 +158,10 @@ def test_votes_are_shares_blind_to_length_and_order(seed: int, k: int, scale: fl
     rows, marks, codes = orders(seed, 14, 7, 3)
     bank = (d.landmark_kernel @ d.coefficients + d.offset)[marks]
     label = codes[d.landmark_label[marks]]
-    moved = confidence_drop.vote_shares(d.embedding[rows], scale * bank, label, 3, neighbours=k)
+    moved = confidence_drop.knn_shares(d.embedding[rows], scale * bank, label, 3, neighbours=k)
     assert moved[:, codes] == pytest.approx(found[rows], abs=1e-9)
     barred = np.tile(np.argsort(marks)[:2], (14, 1))  # rows 0 and 1 of the bank as it was
-    without = confidence_drop.vote_shares(
+    without = confidence_drop.knn_shares(
         d.embedding[rows], bank, label, 3, neighbours=k, without=barred
     )
     plain = shares(d, d.embedding, k, without=np.tile([0, 1], (14, 1)))
@@ -353,18 +353,6 @@ def test_coverage_lies_between_classes_and_landmarks(seed: int) -> None:
     assert metrics.coverage(size[marks], codes[label[marks]], 3) == found
     assert metrics.coverage(size, np.minimum(label, 1), 2) <= found
     assert 3 <= metrics.random_coverage(label, 3, seed, shuffles=20) <= 7
-
-
-@FEW
-@given(seed=SEED)
-def test_overlap_of_rankings_is_symmetric_and_blind_to_rank(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    first, second = (np.argsort(rng.random((5, 9)), axis=1)[:, :4] for _ in range(2))
-    found = metrics.top_overlap(first, second)
-    assert 0 <= found <= 1
-    assert metrics.top_overlap(second, first) == pytest.approx(found)
-    assert metrics.top_overlap(first[:, ::-1], second) == pytest.approx(found)
-    assert metrics.top_overlap(first, first) == 1
 
 
 # ------------------------------------------------------------------------ concepts, comparators

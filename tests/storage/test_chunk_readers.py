@@ -105,12 +105,12 @@ def test_buffers_are_used_again_and_never_while_seen(folder: Path) -> None:
 
 def test_pool_keeps_few_buffers() -> None:
     pool = BufferPool()
-    buffers = [pool.take(10) for _ in range(2 * chunk_readers.KEPT_BUFFERS)]
+    buffers = [pool.acquire(10) for _ in range(2 * chunk_readers.MAX_IDLE_BUFFERS)]
     assert all(len(buffer) == chunk_readers.PAGE for buffer in buffers)
     for buffer in buffers:
-        pool.give(buffer)
-    assert len(pool._idle) == chunk_readers.KEPT_BUFFERS
-    assert len(pool.take(chunk_readers.PAGE + 1)) == 2 * chunk_readers.PAGE
+        pool.release(buffer)
+    assert len(pool._idle) == chunk_readers.MAX_IDLE_BUFFERS
+    assert len(pool.acquire(chunk_readers.PAGE + 1)) == 2 * chunk_readers.PAGE
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
@@ -144,10 +144,10 @@ def test_too_many_files_are_our_limit(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_choice(tmp_path: Path) -> None:
     foreign = ArrayInfo(SHAPE, CHUNKS, np.dtype("<f2"), INFO.dims, {}, mappable=False)
     size = 2 * 4 * 256 * 7 * 2
-    assert isinstance(choose_reader(tmp_path, INFO, None), MmapReader)
-    assert isinstance(choose_reader(tmp_path, INFO, size), MmapReader)
-    assert isinstance(choose_reader(tmp_path, INFO, size - 1), DirectReader)
-    assert isinstance(choose_reader(tmp_path, foreign, 0), ZarrReader)
+    assert isinstance(choose_reader(INFO, None), MmapReader)
+    assert isinstance(choose_reader(INFO, size), MmapReader)
+    assert isinstance(choose_reader(INFO, size - 1), DirectReader)
+    assert isinstance(choose_reader(foreign, 0), ZarrReader)
 
 
 @pytest.mark.parametrize("direct_above", [None, 0])

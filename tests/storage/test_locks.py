@@ -225,7 +225,7 @@ def test_fresh_lease_that_was_moved_by_mistake_is_put_back(tmp_path: Path):
     """Between judging a lease stale and moving it, another host may have taken it over."""
     judged = {"token": "old", "host": "elsewhere", "pid": 1, "boot": "b"}
     leave_lease(tmp_path, host="third", pid=2, boot="b")
-    lock_in(tmp_path)._take_over(judged)
+    lock_in(tmp_path)._remove_stale(judged)
     assert json.loads((tmp_path / ".krepes" / "lease").read_text())["host"] == "third"
     assert [path.name for path in (tmp_path / ".krepes").iterdir()] == ["lease"]
 

@@ -42,7 +42,7 @@ class Protocol(RuleBasedStateMachine):
 
     def _open(self, *, new: bool) -> None:
         self.space = Workspace(self.root)
-        self.space.sweep()
+        self.space.remove_stale_files()
         if new:
             self.record, self.writer = stores.begin(self.space, self.digest)
         else:

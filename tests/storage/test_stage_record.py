@@ -312,7 +312,7 @@ def test_kill_between_seal_and_tidying_is_tidied_by_the_next_sweep(tmp_path: Pat
     shutil.copytree(space.audit / "features", record.previous / "store")
     write_arrays(record.partials / "centre.npz", {"a": np.ones(3)}, record.temp)
     with space.lock():
-        space.sweep()
+        space.remove_stale_files()
     assert not record.previous.exists()
     assert not record.partials.exists()
     check_complete(space, record)
@@ -324,7 +324,7 @@ def test_sweep_keeps_what_an_unsealed_stage_needs(tmp_path: Path):
     record, _ = stores.begin(space, "d2")
     write_arrays(record.partials / "centre.npz", {"a": np.ones(3)}, record.temp)
     with space.lock():
-        space.sweep()
+        space.remove_stale_files()
     assert (record.previous / "store").exists()
     assert (record.partials / "centre.npz").exists()
 

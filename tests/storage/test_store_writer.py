@@ -371,7 +371,7 @@ def test_full_disk_is_told_and_the_run_resumes(tmp_path: Path):
 def write_until_killed(root: Path) -> None:
     space = Workspace(root)
     with space.lock():
-        space.sweep()
+        space.remove_stale_files()
         record, writer = space.record("features", "features"), space.writer(BIG, "d1")
         if record.begun() is None:
             record.begin(stores.BEGUN)
@@ -412,5 +412,5 @@ def test_killed_writer_leaves_whole_chunks_and_a_resumable_record(tmp_path: Path
     assert kills >= 3
     np.testing.assert_array_equal(space.reader("features").array("values"), BIG_VALUES)
     with space.lock():
-        space.sweep()
+        space.remove_stale_files()
     assert list((space.private / "temp").iterdir()) == []

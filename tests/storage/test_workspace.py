@@ -151,7 +151,7 @@ def test_read_only_folder(tmp_path: Path):
     ["audit.zarr", ".krepes", ".krepes/temp", ".krepes/stages", ".krepes/parked"],
 )
 def test_folder_that_is_a_link_is_refused(tmp_path: Path, name: str):
-    """The next sweep would delete what the link leads to."""
+    """The next run would delete what the link leads to."""
     root = tmp_path / "w"
     stores.open_workspace(root)
     precious = tmp_path / "precious"
@@ -202,7 +202,7 @@ def test_sweep_removes_rests_and_never_follows_a_link(tmp_path: Path):
     (temp / "b.deleting" / "link").symlink_to(outside)
     (temp / "link").symlink_to(outside)
     with space.lock():
-        space.sweep()
+        space.remove_stale_files()
     assert list(temp.iterdir()) == []
     assert (outside / "precious").read_text() == "data"
 

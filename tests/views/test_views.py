@@ -21,6 +21,7 @@ from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.open import open_source
 from krepes_ooc.sources.table import TableSource, open_table
 from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.views.user import UserViews
 from krepes_ooc.views.views import Views
 
 BUSY = ViewSpec(flip=True, crop=0.5, jitter=0.4, shift=2, noise=0.05)
@@ -97,9 +98,9 @@ def test_views_seeds_and_epochs_differ(which: str, request: pytest.FixtureReques
 def test_raw_samples_are_never_changed_in_place(digits: Source, table: TableSource) -> None:
     for source, spec in [(digits, BUSY), (table, ViewSpec())]:
         raw = source.read(np.arange(30))
-        kept = raw.copy()
+        cached = raw.copy()
         Views(spec, source, 1).apply(raw, np.arange(30), 0)
-        assert np.array_equal(raw, kept)
+        assert np.array_equal(raw, cached)
 
 
 def test_table_views_against_the_formula(table: TableSource) -> None:
@@ -264,9 +265,12 @@ def test_a_user_callable(digits: Source, recipe_folder: Path) -> None:
 def test_a_user_callable_that_fails(
     digits: Source, recipe_folder: Path, name: str, message: str
 ) -> None:
-    views = Views(ViewSpec(function=f"mine.py:{name}"), digits, 5, recipe_folder)
+    views = UserViews(f"mine.py:{name}", recipe_folder)
     with pytest.raises(DataError, match=message):
-        views.apply(digits.read(np.asarray([4])), np.asarray([4]), 0)
+        views(digits.read(np.asarray([4])), np.asarray([4]), 0, 5)
+    # Found before the first block.
+    with pytest.raises(DataError, match=f"views.function mine.py:{name}, sample"):
+        Views(ViewSpec(function=f"mine.py:{name}"), digits, 5, recipe_folder)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Arrays on their way between client and workers: files of plain numbers, never code."""
+"""Arrays between client and workers: files of plain numbers, never code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from krepes_ooc.core.files import checksum, disk_errors
 from krepes_ooc.errors import Stopped, WorkspaceError
 
-SMALL_BYTES = 2**14  # what a message may hold itself
+SMALL_BYTES = 2**14  # arrays up to this size are part of the message
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class ArrayFile:
         try:
             data = np.fromfile(self.path, dtype=np.uint8)
         except FileNotFoundError:
-            raise Stopped("stopped, because its run has ended") from None
+            raise run_ended() from None
+        # A network file system may show a part of what another machine wrote.
         if data.nbytes != self._n_bytes or checksum(data) != self.crc32c:
             raise WorkspaceError(
                 "the file is not what was written",
@@ -75,12 +76,17 @@ def write_array(values: npt.NDArray[Any], folder: Path) -> ArrayFile:
             with path.open("xb") as file:
                 file.write(data.data)
         except FileNotFoundError:
-            raise Stopped("stopped, because its run has ended") from None
+            raise run_ended() from None
     return ArrayFile(str(path), values.dtype.str, values.shape, checksum(data))
 
 
+def run_ended() -> Stopped:
+    """The error of a worker whose run is over: its folder is gone."""
+    return Stopped("stopped, because its run has ended")
+
+
 def spill_arrays(value: Any, folder: Path) -> Any:
-    """The same value with files in the place of its large arrays, in tuples, lists and mappings."""
+    """The value with its large arrays replaced by files, in tuples, lists and mappings."""
     if _is_large(value):
         return write_array(value, folder)
     if isinstance(value, tuple | list):
@@ -91,11 +97,11 @@ def spill_arrays(value: Any, folder: Path) -> Any:
 
 
 def load_arrays(value: Any) -> Any:
-    """The value that was put away; its files are removed."""
+    """The value before ``spill_arrays``; its files are removed."""
     if isinstance(value, ArrayFile):
-        found = value.read()
+        array = value.read()
         Path(value.path).unlink(missing_ok=True)
-        return found
+        return array
     if isinstance(value, tuple | list):
         return type(value)(map(load_arrays, value))
     if isinstance(value, dict):
@@ -105,12 +111,13 @@ def load_arrays(value: Any) -> Any:
 
 @contextlib.contextmanager
 def arrays_as_files(folder: Path) -> Iterator[None]:
-    """While this lasts, whatever is pickled in this process has files for its large arrays.
+    """Let this process pickle large arrays as files of a folder, for the time of the context.
 
-    Distributed pickles what it sends; this is the one place where it can be told how. The files go
-    when the folder does, or with ``forget``.
+    Distributed pickles what it sends; this is the one place where that can be changed. The files
+    are removed with the folder, or by ``TransferFolder.clear``.
     """
 
+    # Pickled as a call: the array is read where it is unpickled.
     def reduce(values: npt.NDArray[Any]) -> Any:
         if not _is_large(values):
             return values.__reduce__()
@@ -127,6 +134,7 @@ def arrays_as_files(folder: Path) -> Iterator[None]:
 
 
 def _is_large(value: Any) -> bool:
+    # Arrays of Python objects have no bytes of their own to write.
     if not isinstance(value, np.ndarray):
         return False
     return bool(value.nbytes > SMALL_BYTES) and not value.dtype.hasobject

@@ -1,4 +1,4 @@
-"""Worker processes behind one scheduler: they compute graphs, and are replaced when they go."""
+"""Cluster: worker processes behind one scheduler; those that are lost are replaced."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ POLL_SECONDS = 0.25
 RENEW_SECONDS = 5.0
 CONNECT_SECONDS = 10
 SCHEDULER_SECONDS = 30
-HAND_OUT_SECONDS = 10
+BROADCAST_SECONDS = 10
 
 
 @dataclass
 class Cluster:
-    """Worker processes that stay while the stages of a run follow each other.
+    """Worker processes that serve all stages of a run.
 
     Args:
         client: of Distributed.
         n_workers: processes wanted.
-        renew: asks for workers that are gone, if this cluster can.
-        refusals: what the queue said to jobs it did not take.
+        renew: asks for workers in place of lost ones, if this cluster can.
+        refusals: messages of the queue for jobs that it refused.
         patience: seconds to wait while there is no worker.
-        stall_seconds: between two looks at workers while no task finishes.
-        hand_over_seconds: for a worker to hand a finished result over.
+        stall_seconds: between two polls of the workers while no task finishes.
+        transfer_seconds: for a worker to send a finished result.
     """
 
     client: Any
@@ -42,127 +42,132 @@ class Cluster:
     refusals: list[str] = field(default_factory=list)
     patience: float = 60.0
     stall_seconds: float = 30.0
-    hand_over_seconds: float = 10.0
-    _looked: float = 0.0
-    _renewed: float = 0.0
-    _seen: float = field(default_factory=time.monotonic)
+    transfer_seconds: float = 10.0
+    _last_poll: float = 0.0
+    _last_renewal: float = 0.0
+    _last_worker: float = field(default_factory=time.monotonic)
 
     def share_devices(self, visible: Sequence[str]) -> None:
-        """Let every worker of this machine see one device of its own, those that join later too."""
+        """Show every worker of this machine one device, those that join later too."""
         from krepes_ooc.engine.cluster.worker_plugins import OneGpuPerWorker
 
         self.client.register_plugin(OneGpuPerWorker(visible))
 
     @contextlib.contextmanager
-    def publish(self, folder: Path, key: str, work: TaskPayload) -> Iterator[None]:
-        """Work at every worker, those that join later too.
+    def publish(self, folder: Path, key: str, payload: TaskPayload) -> Iterator[None]:
+        """Install a payload on every worker, those that join later too, for the time of a context.
 
-        A worker that does not take it in time is frozen, and dealt with when tasks run.
+        A worker that does not answer in time is frozen; it is restarted while tasks run.
 
         Raises:
-            KrepesError: a worker cannot take it: another version, or it sees no workspace.
+            KrepesError: a worker cannot install it: another version, or it sees no workspace.
         """
         from krepes_ooc.engine.cluster.worker_plugins import PayloadPlugin
 
-        lent = PayloadPlugin(str(folder), key, work)
-        with self._told(), arrays_as_files(folder), contextlib.suppress(OSError):
-            self._hand_out(self.client.register_plugin, lent, name=key)
+        plugin = PayloadPlugin(str(folder), key, payload)
+        # OSError: a worker did not answer in time.
+        with _as_krepes_errors(), arrays_as_files(folder), contextlib.suppress(OSError):
+            self._broadcast(self.client.register_plugin, plugin, name=key)
         try:
             yield
         finally:
             with contextlib.suppress(Exception):
-                self._hand_out(self.client.unregister_worker_plugin, key)
+                self._broadcast(self.client.unregister_worker_plugin, key)
 
-    def _hand_out(self, what: Callable[..., Any], *given: Any, **named: Any) -> None:
-        # Inside the event loop Distributed gives a coroutine, which a frozen worker cannot hold up.
-        self.client.sync(what, *given, callback_timeout=HAND_OUT_SECONDS, **named)
+    def _broadcast(self, method: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+        # In the event loop Distributed returns a coroutine, which a frozen worker cannot block.
+        self.client.sync(method, *arguments, callback_timeout=BROADCAST_SECONDS, **keywords)
 
     def compute(
         self,
         graph: Graph,
         names: Sequence[str],
         check: Callable[[], None],
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> Iterator[tuple[str, TaskResult]]:
-        """Results by name as they come; lost workers are replaced and their tasks repeated.
+        """Names and results as they come; lost workers are replaced and their tasks repeated.
 
-        Workers that do nothing, or keep a result to themselves, are told of and started again.
+        Workers that hang, or do not send a result, are reported to ``notify`` and restarted.
 
         Raises:
-            Stopped: ``check`` says so, or the scheduler is lost, or no worker came.
+            Stopped: ``check`` raises it, or the scheduler is lost, or no worker came.
             UsageError: the queue refuses the jobs.
             StageFailed: a task killed every worker that tried it.
         """
-        self._seen = time.monotonic()
-        with self._told():
+        self._last_worker = time.monotonic()
+        with _as_krepes_errors():
             futures = self.client.get(graph, list(names), sync=False)
         waiting = dict(zip(names, futures, strict=True))
-        stalls = WorkerWatchdog(self.client, tell, self.stall_seconds, self.hand_over_seconds)
+        watchdog = WorkerWatchdog(self.client, notify, self.stall_seconds, self.transfer_seconds)
         try:
             while waiting:
                 check()
-                moved = False
+                progressed = False
                 for name in [name for name in waiting if _is_done(waiting[name])]:
-                    part = self._result(waiting[name], stalls)
-                    if part is not None:
-                        # What is here need not be computed again when its worker leaves.
+                    result = self._result(waiting[name], watchdog)
+                    if result is not None:
+                        # A result that has arrived need not be computed again if its worker leaves.
                         waiting.pop(name).release()
-                        moved = True
-                        yield name, part
-                        stalls.on_progress()
-                if not moved:
-                    self._look_after(stalls)
-                    stalls.poll()
+                        progressed = True
+                        yield name, result
+                        watchdog.on_progress()
+                # Workers are polled only while nothing finishes: it costs messages.
+                if not progressed:
+                    self._check_workers(watchdog)
+                    watchdog.poll()
                     time.sleep(POLL_SECONDS / 5)
         finally:
             for future in waiting.values():
                 with contextlib.suppress(Exception):
                     future.cancel()
 
-    def _result(self, future: Any, stalls: WorkerWatchdog) -> TaskResult | None:
-        """A finished result; None if the worker that holds it does not hand it over."""
+    def _result(self, future: Any, watchdog: WorkerWatchdog) -> TaskResult | None:
+        """A finished result; None if its worker does not send it in time."""
         if future.status == "cancelled":
             raise _lost()
+        # An error comes from the task: an OSError among them says nothing of connections.
         failed = future.status == "error"
-        with self._told(), contextlib.nullcontext() if failed else _connections():
+        with _as_krepes_errors(), contextlib.nullcontext() if failed else _connections():
             try:
-                part: TaskResult = future.result(timeout=stalls.hand_over_seconds)
+                result: TaskResult = future.result(timeout=watchdog.transfer_seconds)
             except TimeoutError:
                 if failed:
                     raise
             else:
-                return part
-        holders = self._ask(self.client.scheduler.who_has, keys=[future.key])[future.key]
-        if holders and future.status == "finished":
-            stalls.on_no_answer(sorted(holders))
+                return result
+        # Computed, but not sent: the workers that have it in memory do not answer.
+        owners = self._ask(self.client.scheduler.who_has, keys=[future.key])[future.key]
+        if owners and future.status == "finished":
+            watchdog.on_no_answer(sorted(owners))
         return None
 
-    def _ask(self, what: Callable[..., Any], **given: Any) -> Any:
-        """What the scheduler says; one that stands still is as good as lost.
+    def _ask(self, method: Callable[..., Any], **keywords: Any) -> Any:
+        """Answer of the scheduler; one that does not answer counts as lost.
 
         Raises:
             Stopped: it does not answer.
         """
-        with self._told(), _connections():
-            return self.client.sync(what, callback_timeout=SCHEDULER_SECONDS, **given)
+        with _as_krepes_errors(), _connections():
+            return self.client.sync(method, callback_timeout=SCHEDULER_SECONDS, **keywords)
 
-    def _look_after(self, stalls: WorkerWatchdog) -> None:
-        """Replace workers that are gone; give up where nothing can be expected any more.
+    def _check_workers(self, watchdog: WorkerWatchdog) -> None:
+        """Replace lost workers; stop where none can be expected any more.
 
         Raises:
             Stopped: the scheduler is lost, or no worker came in time.
             UsageError: the queue refuses the jobs.
         """
         now = time.monotonic()
-        if now - self._looked < POLL_SECONDS:
+        if now - self._last_poll < POLL_SECONDS:
             return
-        self._looked = now
+        self._last_poll = now
         if self.client.status not in ("running", "newly-created"):
             raise _lost()
         workers = self._ask(self.client.scheduler.identity)["workers"]
-        stalls.on_workers(workers, self.n_workers)
-        if alive := len(workers):
-            self._seen = now
+        watchdog.on_workers(workers, self.n_workers)
+        # Without any worker: the queue refuses jobs, or lets them wait.
+        if workers:
+            self._last_worker = now
         elif self.refusals:
             raise UsageError(
                 f"the queue refuses the job: {self.refusals[-1]}",
@@ -170,53 +175,65 @@ class Cluster:
                 expected="a queue that takes the script of krepes run --print-job",
                 advice="mend the site file",
             )
-        elif now - self._seen > self.patience:
+        elif now - self._last_worker > self.patience:
             raise Stopped(
                 f"no worker came within {self.patience:.0f} s",
                 where="--cluster",
                 advice="look at the queue; run the same command again to resume",
             )
-        if alive < self.n_workers and now - self._renewed > RENEW_SECONDS:
-            self._renewed = now
+        if len(workers) < self.n_workers and now - self._last_renewal > RENEW_SECONDS:
+            self._last_renewal = now
             self.renew()
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """What Distributed raises, in one line of ours."""
-        import distributed
-        from distributed.client import FutureCancelledError
-        from distributed.comm.core import CommClosedError
 
-        try:
-            yield
-        except KrepesError:
-            raise
-        except distributed.KilledWorker as error:
-            raise StageFailed(
-                f"a task killed every worker that tried it, the last one {error.last_worker}",
-                where="--cluster",
-                expected="workers that live for one task",
-                advice="look at their logs; give workers more --memory or a longer walltime",
-            ) from error
-        except (CommClosedError, FutureCancelledError, TimeoutError, ConnectionError) as error:
-            raise _lost() from error
-        except (ImportError, AttributeError) as error:
-            raise UsageError(
-                f"a worker cannot load the work: {error}",
-                where="--cluster",
-                expected="the same krepes_ooc as here",
-                advice="install the same version where the workers start",
-            ) from error
+@contextlib.contextmanager
+def _as_krepes_errors() -> Iterator[None]:
+    """Turn the errors of Distributed into those of krepes, one line each.
+
+    Raises:
+        StageFailed: a task killed every worker that tried it.
+        Stopped: the scheduler is lost.
+        UsageError: a worker has another krepes_ooc.
+    """
+    import distributed
+    from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except KrepesError:
+        raise
+    except distributed.KilledWorker as error:
+        raise StageFailed(
+            f"a task killed every worker that tried it, the last one {error.last_worker}",
+            where="--cluster",
+            expected="workers that live for one task",
+            advice="look at their logs; give workers more --memory or a longer walltime",
+        ) from error
+    except (CommClosedError, FutureCancelledError, TimeoutError, ConnectionError) as error:
+        raise _lost() from error
+    except (ImportError, AttributeError) as error:
+        # Unpickling looks functions up by name, which another version may not have.
+        raise UsageError(
+            f"a worker cannot load the work: {error}",
+            where="--cluster",
+            expected="the same krepes_ooc as here",
+            advice="install the same version where the workers start",
+        ) from error
 
 
 def _is_done(future: Any) -> bool:
-    """Whether there is a result or an error; what is lost with its worker is computed again."""
+    """Whether there is a result or an error; one lost with its worker is computed again."""
     return future.status not in ("pending", "lost")
 
 
 @contextlib.contextmanager
 def _connections() -> Iterator[None]:
-    """Distributed says OSError when nobody answers a call for a connection; no task runs here."""
+    """Turn OSError, which Distributed raises for a refused connection, into a lost scheduler.
+
+    Raises:
+        Stopped: no connection.
+    """
     try:
         yield
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""Where workers come from: this machine, the queue of a computing site, or a scheduler address."""
+"""Sources of workers: this machine, the queue of a computing site, or a scheduler address."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from krepes_ooc.engine.cluster.tls import Certificates
 from krepes_ooc.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
-# What Distributed is told while krepes uses it. Mapped files count as memory there, so its monitor
-# would pause a healthy worker; the budget binds instead. A walltime is nobody's fault.
+# Settings of Distributed while krepes uses it. Mapped files count as memory there, so its monitor
+# would pause a healthy worker; the budget binds instead. A task is not blamed for a walltime.
 SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -32,7 +32,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """What ``--cluster`` asks for.
+    """Parsed value of ``--cluster``.
 
     Args:
         kind: local, site or address.
@@ -53,7 +53,7 @@ class ClusterSpec:
 
 
 def parse_cluster(text: str, memory: int | None) -> ClusterSpec:
-    """What a value of ``--cluster`` means.
+    """Parse a value of ``--cluster``.
 
     Args:
         text: ``local``, the address of a scheduler, or the path of a site file.
@@ -73,6 +73,7 @@ def parse_cluster(text: str, memory: int | None) -> ClusterSpec:
             where="--cluster",
             expected="local, a scheduler such as tcp://host:8786, or the path of a site's .yaml",
         )
+    # A site file may also stand for this machine or for a running scheduler.
     site = read_site(Path(text), memory)
     if site.scheduler == "local":
         return ClusterSpec("local", site=site, memory=memory)
@@ -82,12 +83,12 @@ def parse_cluster(text: str, memory: int | None) -> ClusterSpec:
 
 
 @contextlib.contextmanager
-def open_cluster(wish: ClusterSpec, n_workers: int, logs: Path) -> Iterator[Cluster]:
-    """Start or join workers; those that were started go when the run ends.
+def open_cluster(spec: ClusterSpec, n_workers: int, logs: Path) -> Iterator[Cluster]:
+    """Start or join workers; those that were started end with the context.
 
     Args:
-        wish: what was asked for.
-        n_workers: processes on this machine; a site file says its own number.
+        spec: local, site or address.
+        n_workers: processes on this machine; a site file has another number.
         logs: folder for the output of jobs.
 
     Raises:
@@ -96,19 +97,20 @@ def open_cluster(wish: ClusterSpec, n_workers: int, logs: Path) -> Iterator[Clus
     import dask
     import distributed  # noqa: F401  its defaults come first: what is set here is unset again
 
-    # The scheduler is lost in one line of ours, not in pages of theirs.
+    # A lost scheduler is one line of krepes, not pages of Distributed's log.
     with dask.config.set(SETTINGS), _quiet("distributed"):
-        if wish.kind == "local":
-            yield from _local(n_workers, wish.certificates)
-        elif wish.kind == "site" and wish.site is not None:
-            yield from _jobs(wish.site, logs)
+        if spec.kind == "local":
+            yield from _local(n_workers, spec.certificates)
+        elif spec.kind == "site" and spec.site is not None:
+            yield from _jobs(spec.site, logs)
         else:
-            yield from _joined(wish.address, wish.certificates)
+            yield from _joined(spec.address, spec.certificates)
 
 
 def _local(n_workers: int, tls: Certificates | None) -> Iterator[Cluster]:
     from distributed import Client, LocalCluster
 
+    # One thread a process, no memory monitor: the budget has counted what each may take.
     with (
         LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=n_workers,
@@ -158,18 +160,20 @@ def _joined(address: str, tls: Certificates | None) -> Iterator[Cluster]:
             expected="the address of a running dask scheduler",
             advice="look at what the scheduler printed when it started",
         ) from error
+    # As many as are there now; others may join and leave while the run goes on.
     with client:
         yield Cluster(client, max(1, len(client.scheduler_info(n_workers=-1)["workers"])))
 
 
 def _no_dashboard() -> dict[str, Any]:
-    """A web page that shows what runs is opened to nobody unless somebody asks for it."""
+    """Dashboard settings: a page that shows what runs is open to this machine alone."""
     return {"dashboard_address": f"{LOOPBACK}:0"}
 
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Silence the loggers of a library, each of which has a level of its own."""
+    """Silence the loggers of a library, for the time of a context."""
+    # Each logger has its level, so silencing the parent is not enough.
     known = [n for n in logging.root.manager.loggerDict if n == name or n.startswith(f"{name}.")]
     before = {logger: logger.level for logger in map(logging.getLogger, (name, *known))}
     for logger in before:

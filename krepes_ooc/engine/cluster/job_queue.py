@@ -1,4 +1,4 @@
-"""Jobs of a queue that serve as workers, and are asked for again when they are gone."""
+"""Jobs of a queueing system as workers; lost ones are submitted again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from krepes_ooc.engine.cluster.site_file import Site, cluster_class, job_setting
 
 
 class WorkerRegistry(SchedulerPlugin):
-    """Names of the workers that came, and of those that are here."""
+    """Scheduler plugin that records the names of workers that joined, and of those present."""
 
-    name = "krepes-roll"
+    name = "krepes-worker-registry"
 
     def __init__(self) -> None:
         self.joined: set[str] = set()
@@ -40,10 +40,10 @@ class WorkerRegistry(SchedulerPlugin):
 
 @contextlib.contextmanager
 def open_jobs(site: Site, logs: Path, scheduler: dict[str, Any]) -> Iterator[Cluster]:
-    """A scheduler in this process, and the jobs that look for it; all go at the end.
+    """A scheduler in this process, and the jobs that connect to it; all end with the context.
 
     Args:
-        site: the queue and what is asked of it.
+        site: the queue and the settings of its jobs.
         logs: folder for the output of jobs.
         scheduler: its options.
 
@@ -63,29 +63,31 @@ def open_jobs(site: Site, logs: Path, scheduler: dict[str, Any]) -> Iterator[Clu
         ) as cluster,
         Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
     ):
-        roll = WorkerRegistry()
-        cluster.scheduler.add_plugin(roll)
+        registry = WorkerRegistry()
+        cluster.scheduler.add_plugin(registry)
         cluster.scale(jobs=site.jobs)
 
+        # Called in another thread than the event loop, to which all of this belongs.
         def renew() -> None:
             if site.processes > 1:
-                cluster.loop.add_callback(_strike_off, cluster, site.processes, roll)
+                cluster.loop.add_callback(_drop_finished_jobs, cluster, site.processes, registry)
             cluster.loop.add_callback(cluster.scale, jobs=site.jobs)
 
         yield Cluster(client, site.jobs * site.processes, renew, refusals, site.patience)
 
 
-async def _strike_off(cluster: Any, processes: int, roll: WorkerRegistry) -> None:
-    """Forget the jobs all of whose processes left: Distributed knows those of one process alone."""
+async def _drop_finished_jobs(cluster: Any, processes: int, registry: WorkerRegistry) -> None:
+    """Drop the jobs all of whose processes left: Distributed does so for one process a job only."""
     for job in list(cluster.workers):
         names = {f"{job}-{number}" for number in range(processes)}
-        if names & roll.joined and not names & roll.present:
-            roll.joined -= names
+        # A job that waits in the queue has not joined yet.
+        if names & registry.joined and not names & registry.present:
+            registry.joined -= names
             await cluster.workers.pop(job).close()
 
 
 def _recording_refusals(job: Any, refusals: list[str]) -> Any:
-    """The class of jobs, with a memory for why the queue did not take one."""
+    """The class of jobs, which also records why the queue refused one."""
 
     class Job(job):  # type: ignore[misc]
         async def start(self) -> None:
@@ -100,8 +102,9 @@ def _recording_refusals(job: Any, refusals: list[str]) -> Any:
 
 
 def _refusal_text(error: Exception) -> str:
-    """What the queue's command said, in one line."""
+    """Output of the queue's command, in one line."""
     if isinstance(error, FileNotFoundError):
         return f"no command {error.filename!r} on this machine"
+    # dask-jobqueue puts the output of the command behind "stderr:".
     lines = str(error).partition("stderr:")[2].strip() or str(error)
     return " ".join(lines.split())

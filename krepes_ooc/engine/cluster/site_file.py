@@ -1,4 +1,4 @@
-"""How a computing site is asked for workers: the YAML files in pipelines/hpc, or one's own."""
+"""Site files: YAML that describes how a computing site starts workers (pipelines/hpc, or yours)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from krepes_ooc.engine.cluster.tls import KEYS, Certificates, read_certificates
 from krepes_ooc.errors import UsageError
 
 ADDRESSES = ("tcp://", "tls://", "ucx://")
-LIFETIME_MARGIN, STAGGER = 0.1, 0.05  # of the walltime
+LIFETIME_MARGIN = 0.1  # of the walltime
+STAGGER = 0.05  # of the walltime
 SHORTEST_MARGIN = 30  # seconds
 
 
@@ -74,7 +75,8 @@ class Site:
 
     @property
     def lifetime_seconds(self) -> tuple[int, int]:
-        """When a worker leaves by itself, before its job is killed, and how much that varies."""
+        """Seconds until a worker leaves by itself, before its job is killed, and their spread."""
+        # Spread, so that not all workers leave at once.
         wall = self.walltime_seconds
         margin = max(math.ceil(LIFETIME_MARGIN * wall), SHORTEST_MARGIN)
         stagger = math.ceil(STAGGER * wall)
@@ -94,17 +96,19 @@ def read_site(path: Path, memory: int | None = None) -> Site:
     if memory is not None:
         values["memory"] = f"{memory}B"
     site = read_settings(Site, values, str(path))
+    # Sizes and times are parsed now, so that a wrong one is an error of the file.
     _ = site.memory_bytes, site.walltime_seconds
     _refuse_idle_keys(site, given, str(path))
-    named = {key: getattr(site, key) for key in KEYS}
-    found = read_certificates(named, path.parent, str(path))
-    if found is None:
+    files = {key: getattr(site, key) for key in KEYS}
+    tls = read_certificates(files, path.parent, str(path))
+    if tls is None:
         return site
-    return replace(site, tls_ca=str(found.ca), tls_cert=str(found.cert), tls_key=str(found.key))
+    # Absolute paths: jobs start in another folder.
+    return replace(site, tls_ca=str(tls.ca), tls_cert=str(tls.cert), tls_key=str(tls.key))
 
 
 def _refuse_idle_keys(site: Site, given: set[str], where: str) -> None:
-    """Refuse keys that nobody would read, and an address that cannot be.
+    """Refuse keys without effect for this kind of site, and an address of another form.
 
     Raises:
         UsageError: naming the key.
@@ -118,6 +122,7 @@ def _refuse_idle_keys(site: Site, given: set[str], where: str) -> None:
             where=where,
             expected="one of " + ", ".join(sorted(read.get(site.scheduler, queue))),
         )
+    # Certificates have no effect on an unencrypted address.
     wanted = ("tls://",) if any(getattr(site, key) for key in KEYS) else ADDRESSES
     if site.scheduler == "running" and not site.address.startswith(wanted):
         raise UsageError(
@@ -164,7 +169,8 @@ def cluster_class(site: Site) -> Any:
 
 
 def job_settings(site: Site) -> dict[str, Any]:
-    """What dask-jobqueue is told about one job."""
+    """Settings of one job for dask-jobqueue."""
+    # The queueing systems differ in a keyword and in the form of a walltime.
     lifetime, stagger = site.lifetime_seconds
     tls = site.certificates
     memory = site.memory_bytes * site.processes

@@ -1,4 +1,4 @@
-"""Certificates of a cluster: connections are encrypted, and both sides show who they are."""
+"""TLS certificates of a cluster: connections are encrypted, and both sides authenticate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Certificates:
     key: Path
 
     def security(self) -> Any:
-        """What Distributed is told: nobody connects without a certificate of the authority."""
+        """Security settings of Distributed: only certificates of the authority may connect."""
         from distributed.security import Security
 
         return Security(  # type: ignore[no-untyped-call]
@@ -58,6 +58,7 @@ def read_certificates(files: dict[str, str], folder: Path, where: str) -> Certif
         return None
     if missing := [key for key in KEYS if not files[key]]:
         raise UsageError(f"{missing[0]} is not set", where=where, expected=f"all of {_ALL}")
+    # Looked at now: later errors come from Distributed, in many lines.
     paths = {key: (folder / Path(files[key]).expanduser()).resolve() for key in KEYS}
     for key, path in paths.items():
         try:
@@ -69,23 +70,25 @@ def read_certificates(files: dict[str, str], folder: Path, where: str) -> Certif
                 expected="a file in PEM form that you may read",
                 advice=f"mend {where}",
             ) from error
-    found = Certificates(*(paths[key] for key in KEYS))
-    _check(found, where)
-    return found
+    certificates = Certificates(*(paths[key] for key in KEYS))
+    _check(certificates, where)
+    return certificates
 
 
-def _check(found: Certificates, where: str) -> None:
+def _check(certificates: Certificates, where: str) -> None:
+    # The ssl module reads the files as a connection would; a password would be asked for.
     try:
-        context = ssl.create_default_context(cafile=str(found.ca))
+        context = ssl.create_default_context(cafile=str(certificates.ca))
     except (ssl.SSLError, ValueError) as error:
-        raise _unfit("tls_ca", found.ca, error, where) from error
+        raise _unfit("tls_ca", certificates.ca, error, where) from error
     try:
-        context.load_cert_chain(found.cert, found.key, password="")
+        context.load_cert_chain(certificates.cert, certificates.key, password="")
     except (ssl.SSLError, ValueError) as error:
-        raise _unfit("tls_cert and tls_key", found.cert, error, where) from error
+        raise _unfit("tls_cert and tls_key", certificates.cert, error, where) from error
 
 
 def _unfit(keys: str, path: Path, error: Exception, where: str) -> UsageError:
+    # OpenSSL's short reason, such as NO_CERTIFICATE_OR_CRL_FOUND.
     reason = getattr(error, "reason", None) or str(error) or "no PEM"
     return UsageError(
         f"{keys} cannot be used ({str(reason).replace('_', ' ').lower()})",

@@ -1,4 +1,4 @@
-"""Workers that do nothing, do not answer or leave too early: users are told, and helped."""
+"""Watchdog: detects hung, silent and departing workers; warns and restarts them."""
 
 from __future__ import annotations
 
@@ -10,88 +10,97 @@ from typing import Any
 
 ANSWER_SECONDS = 5
 RESTART_SECONDS = 30
-IDLE_PERCENT = 10.0  # of a core: heartbeats and the meter of a task take a few
+IDLE_PERCENT = 10.0  # of a core: heartbeats and the memory meter of a task take a few
 SILENT = "it does not answer"
-FRUITLESS = 3  # times as many workers as are wanted
+MAX_DEPARTURES = 3  # for each worker wanted, before the user is warned
 
 
 @dataclass
 class WorkerWatchdog:
-    """Looks at workers while no task of a graph finishes.
+    """Poll of the workers while no task of a graph finishes.
 
-    A task may wait for a lock that nobody gives back: a run of weeks must outlive that. When
-    nothing finished for an interval, a worker is suspect that holds tasks and uses no processor, or
-    gives no sign of life; if the next look finds it at the same place, it is started again and its
+    A task may wait for a lost file lock: a run of weeks must survive that. When nothing finished
+    for an interval, a worker is suspect if it has tasks and uses no processor, or sends no
+    heartbeat; if it is at the same place in the code at the next poll, it is restarted and its
     tasks are repeated, which changes no bits. Every restart doubles the interval.
 
-    A worker that is frozen, or whose machine is, may also hold results that are finished. Others
-    wait for these and are not to blame: as long as one is silent, it alone is started again.
+    A frozen worker may also have finished results in memory. Others wait for these and are not to
+    blame: as long as one is silent, it alone is restarted.
 
     Args:
         client: of Distributed.
-        notify: one line for the user.
-        seconds: between two looks.
-        hand_over_seconds: for a worker to hand a finished result over.
+        notify: gets one line for the user.
+        seconds: between two polls.
+        transfer_seconds: for a worker to send a finished result.
     """
 
     client: Any
     notify: Callable[[str], None]
     seconds: float = 30.0
-    hand_over_seconds: float = 10.0
+    transfer_seconds: float = 10.0
     _since: float = field(default_factory=lambda: time.monotonic())
     _suspects: dict[str, str] = field(default_factory=dict)
-    _here: frozenset[str] = frozenset()
-    _left: int = 0
+    _present: frozenset[str] = frozenset()
+    _departures: int = 0
 
     def on_progress(self) -> None:
         """A task has finished."""
-        self._since, self._suspects, self._left = time.monotonic(), {}, 0
+        self._since = time.monotonic()
+        self._suspects = {}
+        self._departures = 0
 
     def on_workers(self, workers: Iterable[str], wanted: int) -> None:
-        """These workers are here now, of so many; told when they leave and no task is finished."""
-        now = frozenset(workers)
-        self._left += len(self._here - now)
-        self._here = now
-        if self._left >= FRUITLESS * wanted:
+        """Count departures; warn when many workers leave before a task is finished.
+
+        Args:
+            workers: that are present now.
+            wanted: number of workers.
+        """
+        present = frozenset(workers)
+        self._departures += len(self._present - present)
+        self._present = present
+        if self._departures >= MAX_DEPARTURES * wanted:
             self.notify(
-                f"{self._left} workers left since a task was last finished: if one takes longer "
-                "than a worker stays, give a longer walltime, or set a smaller "
+                f"{self._departures} workers left since a task was last finished: if one takes "
+                "longer than a worker stays, give a longer walltime, or set a smaller "
                 "stages.features.block_rows before a new run"
             )
-            self._left = 0
+            self._departures = 0
 
     def poll(self) -> None:
-        """Call while nothing finishes, as often as you like."""
+        """Warn of suspects and restart those that hang; may be called at any rate."""
         if time.monotonic() - self._since < self.seconds:
             return
-        idle = self._idle()
+        idle = self._idle_workers()
+        # Others may be idle because they wait for the results of a silent one.
         silent = {worker: at for worker, at in idle.items() if at == SILENT}
         idle = silent or idle
-        stuck = sorted(worker for worker, at in idle.items() if self._suspects.get(worker) == at)
+        # Hung: at the same place as at the last poll.
+        hung = sorted(worker for worker, at in idle.items() if self._suspects.get(worker) == at)
         for worker, at in idle.items():
-            if worker not in stuck:
+            if worker not in hung:
                 self.notify(f"{worker} did nothing for {self.seconds:.0f} s: {at}")
-        for worker in stuck:
+        for worker in hung:
             self.notify(f"{worker} still does nothing: it is started again, its tasks are repeated")
-        if stuck:
+        if hung:
             self.seconds *= 2
-            self._restart(stuck)
-        self._suspects = {} if stuck else idle
+            self._restart(hung)
+        self._suspects = {} if hung else idle
         self._since = time.monotonic()
 
     def on_no_answer(self, workers: Sequence[str]) -> None:
-        """These hold a result that is finished and have not handed it over in time."""
+        """Restart workers that have a finished result and did not send it in time."""
         for worker in workers:
             self.notify(
-                f"{worker} holds a result and does not answer for {self.hand_over_seconds:.0f} s: "
+                f"{worker} holds a result and does not answer for {self.transfer_seconds:.0f} s: "
                 "it is started again, its tasks are repeated"
             )
-        self.hand_over_seconds *= 2
+        self.transfer_seconds *= 2
         self._restart(workers)
 
     def _restart(self, workers: Sequence[str]) -> None:
         # A process that is frozen is killed by its nanny; one whose nanny is silent too, such as a
-        # suspended job, is struck off, and its job is cancelled and asked for again.
+        # suspended job, is removed, and its job is cancelled and submitted again.
         with contextlib.suppress(Exception):
             self.client.sync(
                 self.client.scheduler.restart_workers,
@@ -103,26 +112,25 @@ class WorkerWatchdog:
                 stimulus_id=f"krepes-stall-{time.time()}",
             )
 
-    def _idle(self) -> dict[str, str]:
-        """Workers that do nothing, and the place in the code where each of them stands."""
-        # Looking may fail where everything else goes on: the scheduler is watched elsewhere.
+    def _idle_workers(self) -> dict[str, str]:
+        """Workers that do nothing, and the place in the code where each of them is."""
+        # A failed poll is no reason to end the run: the scheduler is checked elsewhere.
         with contextlib.suppress(Exception):
-            ask = self.client.scheduler
-            holding = self.client.sync(ask.processing, callback_timeout=ANSWER_SECONDS)
-            held = {worker for worker, keys in holding.items() if keys}
-            facts = self.client.sync(ask.identity, callback_timeout=ANSWER_SECONDS)["workers"]
+            scheduler = self.client.scheduler
+            tasks = self.client.sync(scheduler.processing, callback_timeout=ANSWER_SECONDS)
+            facts = self.client.sync(scheduler.identity, callback_timeout=ANSWER_SECONDS)["workers"]
             # Both clocks are the scheduler's: the latest heartbeat of all says what time it is.
             latest = max(worker["last_seen"] for worker in facts.values())
             return {
-                worker: self._place(worker, holding[worker])
+                worker: self._stack_position(worker, tasks[worker])
                 for worker in sorted(facts)
                 if latest - facts[worker]["last_seen"] > self.seconds / 2
-                or (worker in held and facts[worker]["metrics"]["cpu"] < IDLE_PERCENT)
+                or (tasks.get(worker) and facts[worker]["metrics"]["cpu"] < IDLE_PERCENT)
             }
         return {}
 
-    def _place(self, worker: str, keys: Sequence[str]) -> str:
-        """The frames of this package, and the innermost one, of what a worker computes."""
+    def _stack_position(self, worker: str, keys: Sequence[str]) -> str:
+        """Innermost frames of this package, and the innermost of all, of a worker's tasks."""
         if not keys:
             return SILENT
         try:
@@ -131,13 +139,13 @@ class WorkerWatchdog:
                 keys=list(keys),
                 callback_timeout=ANSWER_SECONDS,
             )
-        except Exception:  # whatever a scheduler in trouble raises: it says nothing of the worker
+        except Exception:  # whatever a scheduler in trouble raises: no position
             return SILENT
         frames = [frame for stack in stacks.get(worker, {}).values() for frame in stack]
         if not frames:
             return "it has not begun"
-        own = [frame for frame in frames[:-1] if "krepes_ooc" in frame]
-        return ", then ".join(_short(frame) for frame in [*own[-3:], frames[-1]])
+        package_frames = [frame for frame in frames[:-1] if "krepes_ooc" in frame]
+        return ", then ".join(_short(frame) for frame in [*package_frames[-3:], frames[-1]])
 
 
 def _short(frame: str) -> str:

@@ -1,9 +1,9 @@
-"""What a worker process keeps between tasks, and what passes between it and the client.
+"""State of a worker process between tasks, and the messages between it and the client.
 
-Work is lent to a worker once; a task then carries a few numbers. Arrays travel as files of plain
-numbers in the folder of the run, which lies in the workspace: nothing big goes through the
-scheduler. The folder is also a licence: once it is gone, because the run ended or another one
-began, its workers stop before their next block.
+A payload is installed on a worker once; a task then carries a few numbers. Arrays are passed as
+files of plain numbers in the folder of the run, which lies in the workspace: nothing big goes
+through the scheduler. The folder also holds the run token: once it is gone, because the run ended
+or another one began, its workers stop before their next block.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from typing import Any
 
 from krepes_ooc.core import resources
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.cluster.array_transfer import spill_arrays
+from krepes_ooc.engine.cluster.array_transfer import run_ended, spill_arrays
 from krepes_ooc.engine.executor import tree_reduce
 from krepes_ooc.engine.machine import ResourceMeter
 from krepes_ooc.engine.run_control import StopFlag
-from krepes_ooc.errors import Stopped, UsageError, WorkspaceError
+from krepes_ooc.errors import UsageError, WorkspaceError
 
-RUN_TOKEN = "licence"
+RUN_TOKEN = "run-token"
 ARRIVAL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class TaskRef:
-    """What a task names.
+    """Reference to an installed payload, and what a worker must be to compute it.
 
     Args:
         folder: of the run, in the workspace.
-        key: of the work that was lent.
+        key: of the payload.
         package: digest of the client's krepes_ooc.
-        numerics: libraries and processor of the client; empty: any are welcome.
+        numerics: libraries and processor of the client; empty: any are allowed.
     """
 
     folder: str
@@ -53,12 +53,12 @@ class TaskRef:
 
 @dataclass(frozen=True)
 class TaskPayload:
-    """One call of an executor.
+    """Function and items of one call of an executor.
 
     Args:
         function: of one item.
         items: all of them.
-        add: adds two results of a fold.
+        add: adds two results of a reduction.
         finish: called after every task, when its results are on disk.
     """
 
@@ -70,11 +70,11 @@ class TaskPayload:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task gives back.
+    """Result of a task.
 
     Args:
-        value: its result; large arrays are the files that hold them.
-        events: what it told its progress, as (method, arguments).
+        value: the result itself; large arrays are replaced by their files.
+        events: calls of its progress, as (method, arguments).
         anonymous: peak of the worker's anonymous memory meanwhile, in bytes.
     """
 
@@ -84,7 +84,7 @@ class TaskResult:
 
 
 class WorkerStopFlag(StopFlag):
-    """The stop flag of a worker: raised as soon as the folder of its run is gone."""
+    """Stop flag of a worker: set as soon as the token of its run is gone."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -92,7 +92,8 @@ class WorkerStopFlag(StopFlag):
 
     @property
     def requested(self) -> bool:
-        """Whether the run has ended; opening asks a network file system anew, stat may not."""
+        """Whether the run has ended: its token cannot be opened any more."""
+        # stat may be answered from a cache of the network file system.
         try:
             os.close(os.open(self._path, os.O_RDONLY))
         except OSError:
@@ -101,10 +102,10 @@ class WorkerStopFlag(StopFlag):
 
 
 class ProgressRecorder:
-    """A progress that keeps what tasks tell, so that the client can be told with their results."""
+    """Progress of a worker: records the calls of each thread, to send them with the results."""
 
     def __init__(self) -> None:
-        self._own = threading.local()
+        self._local = threading.local()
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Said by the client alone."""
@@ -114,36 +115,38 @@ class ProgressRecorder:
 
     def advance(self, units: int = 1, n_bytes: int = 0) -> None:
         """Units finished and bytes written."""
-        self._told.append(("advance", (units, n_bytes)))
+        self._events.append(("advance", (units, n_bytes)))
 
     def note(self, text: str) -> None:
         """One line that the user should read."""
-        self._told.append(("note", (text,)))
+        self._events.append(("note", (text,)))
 
     def collect(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-        """What this thread has told since it was last asked; advances are summed."""
-        told, self._own.told = self._told, []
-        notes = [entry for entry in told if entry[0] != "advance"]
-        steps = [arguments for method, arguments in told if method == "advance"]
+        """Calls of this thread since the last collection; advances are summed."""
+        events = self._events
+        self._local.events = []
+        notes = [event for event in events if event[0] != "advance"]
+        steps = [arguments for method, arguments in events if method == "advance"]
         sums = tuple(map(sum, zip(*steps, strict=True)))
         return (*notes, ("advance", sums)) if steps else tuple(notes)
 
     @property
-    def _told(self) -> list[tuple[str, tuple[Any, ...]]]:
-        if not hasattr(self._own, "told"):
-            self._own.told = []
-        told: list[tuple[str, tuple[Any, ...]]] = self._own.told
-        return told
+    def _events(self) -> list[tuple[str, tuple[Any, ...]]]:
+        # Threads of Distributed come and go: each gets its list when it first needs one.
+        if not hasattr(self._local, "events"):
+            self._local.events = []
+        events: list[tuple[str, tuple[Any, ...]]] = self._local.events
+        return events
 
 
 @dataclass
 class WorkerState:
-    """What a worker process keeps between tasks: the work at hand, and what stages opened for it.
+    """State of a worker process between tasks: installed payloads, and objects that stages opened.
 
     Attributes:
-        owner: names this process among all that write into a workspace.
-        stop: the licence of the run.
-        progress: what tasks tell.
+        owner: name of this process among all that write into a workspace.
+        stop: set when the run has ended.
+        progress: recorder of what tasks report.
     """
 
     owner: str = field(
@@ -152,12 +155,12 @@ class WorkerState:
     progress: ProgressRecorder = field(default_factory=ProgressRecorder)
     stop: StopFlag = field(default_factory=StopFlag)
     _folder: str = ""
-    _lent: dict[str, TaskPayload] = field(default_factory=dict)
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    _payloads: dict[str, TaskPayload] = field(default_factory=dict)
+    _cache: dict[Hashable, Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def enter(self, folder: str) -> None:
-        """Work for the run of this folder; what was kept for another one goes.
+        """Join the run of this folder; state of another run is dropped.
 
         Raises:
             WorkspaceError: this machine does not see the folder.
@@ -165,6 +168,7 @@ class WorkerState:
         with self._lock:
             if folder == self._folder:
                 return
+            # The token shows that both machines see the same file system.
             if not (Path(folder) / RUN_TOKEN).exists():
                 raise WorkspaceError(
                     f"the worker on {socket.gethostname()} does not see this folder",
@@ -172,122 +176,140 @@ class WorkerState:
                     expected="a workspace on a file system that all workers share",
                     advice="choose another --workspace",
                 )
-            self._folder, self.stop = folder, WorkerStopFlag(Path(folder))
-            self._lent, self._kept = {}, {}
+            self._folder = folder
+            self.stop = WorkerStopFlag(Path(folder))
+            self._payloads = {}
+            self._cache = {}
 
-    def install(self, key: str, work: TaskPayload) -> None:
-        """Take work that a client lends."""
+    def install(self, key: str, payload: TaskPayload) -> None:
+        """Store a payload until its tasks are done."""
         with self._lock:
-            self._lent[key] = work
+            self._payloads[key] = payload
 
     def remove(self, key: str) -> None:
-        """The client has all results."""
+        """Drop a payload: the client has all results."""
         with self._lock:
-            self._lent.pop(key, None)
+            self._payloads.pop(key, None)
 
-    def work(self, call: TaskRef) -> TaskPayload:
-        """The work of a call.
+    def payload(self, task: TaskRef) -> TaskPayload:
+        """The payload of a task.
 
         Raises:
-            Stopped: the run has ended, or lends this work no more.
+            Stopped: the run has ended, or the payload was removed.
         """
-        # The work comes by another connection than the task, and may be a moment behind it.
+        # The payload comes by another connection than the task, and may be a moment behind it.
         deadline = time.monotonic() + ARRIVAL_SECONDS
         while True:
             self.stop.check()
             with self._lock:
-                if call.key in self._lent:
-                    return self._lent[call.key]
+                if task.key in self._payloads:
+                    return self._payloads[task.key]
             if time.monotonic() > deadline:
-                raise Stopped("stopped, because its run has ended")
+                raise run_ended()
             time.sleep(0.02)
 
     def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The one object of this key in this process, as long as the run lasts."""
+        """The one object of this key in this process; ``make`` is called where there is none."""
         with self._lock:
-            if key not in self._kept:
+            if key not in self._cache:
                 # Stages follow each other: what the last one opened is not needed any more.
-                self._kept = {key: make()}
-            return self._kept[key]
+                self._cache = {key: make()}
+            return self._cache[key]
 
 
 @cache
 def worker_state() -> WorkerState:
-    """The station of this process."""
+    """The state of this process."""
     return WorkerState()
 
 
-def run_range(call: TaskRef, start: int, stop: int) -> TaskResult:
-    """The results of a range of items, as a list; none for work that is done for its effect."""
-    return _result(call, lambda work: [work.function(item) for item in work.items[start:stop]])
+def run_range(task: TaskRef, start: int, stop: int) -> TaskResult:
+    """The results of a range of items, as a list."""
+
+    def compute(payload: TaskPayload) -> list[Any]:
+        return [payload.function(item) for item in payload.items[start:stop]]
+
+    return _result(task, compute)
 
 
-def reduce_range(call: TaskRef, start: int, stop: int) -> TaskResult:
+def reduce_range(task: TaskRef, start: int, stop: int) -> TaskResult:
     """The sum of a range of items that is a whole branch of the reduction tree."""
 
-    def fold(work: TaskPayload) -> Any:
-        assert work.add is not None
-        return tree_reduce(stop - start, lambda i: work.function(work.items[start + i]), work.add)
+    def compute(payload: TaskPayload) -> Any:
+        assert payload.add is not None
+        items = payload.items[start:stop]
+        return tree_reduce(len(items), lambda i: payload.function(items[i]), payload.add)
 
-    return _result(call, fold, keep=True)
+    return _result(task, compute, in_memory=True)
 
 
-def add_results(call: TaskRef, left: TaskResult, right: TaskResult) -> TaskResult:
+def add_results(task: TaskRef, left: TaskResult, right: TaskResult) -> TaskResult:
     """The sum of two sums, which other workers may have computed."""
 
-    def add(work: TaskPayload) -> Any:
-        assert work.add is not None
-        return work.add(left.value, right.value)
+    def compute(payload: TaskPayload) -> Any:
+        assert payload.add is not None
+        return payload.add(left.value, right.value)
 
-    done = _result(call, add, keep=True)
-    peak = max(left.anonymous, right.anonymous, done.anonymous)
-    return TaskResult(done.value, left.events + right.events + done.events, peak)
+    result = _result(task, compute, in_memory=True)
+    # The sum carries the events and the peak of both branches to the client.
+    peak = max(left.anonymous, right.anonymous, result.anonymous)
+    return TaskResult(result.value, left.events + right.events + result.events, peak)
 
 
-def spill_result(call: TaskRef, part: TaskResult) -> TaskResult:
-    """A sum on its way to the client: a file if it is large."""
-    return TaskResult(spill_arrays(part.value, Path(call.folder)), part.events, part.anonymous)
+def spill_result(task: TaskRef, result: TaskResult) -> TaskResult:
+    """The whole sum for the client: its large arrays as files."""
+    value = spill_arrays(result.value, Path(task.folder))
+    return TaskResult(value, result.events, result.anonymous)
 
 
 def _result(
-    call: TaskRef, compute: Callable[[TaskPayload], Any], *, keep: bool = False
+    task: TaskRef, compute: Callable[[TaskPayload], Any], *, in_memory: bool = False
 ) -> TaskResult:
+    """Compute on this worker with one thread, and measure its memory.
+
+    Args:
+        task: which payload.
+        compute: result of the payload.
+        in_memory: whether the result stays in this worker's memory, for another task to add.
+    """
     from krepes_ooc.network.torch_device import one_torch_thread
 
-    check_worker(call)
-    here = worker_state()
-    here.progress.collect()
+    check_worker(task)
+    state = worker_state()
+    # Events of a task that failed on this thread belong to no result.
+    state.progress.collect()
     with machine.one_blas_thread(), one_torch_thread(), ResourceMeter() as meter:
-        work = here.work(call)
+        payload = state.payload(task)
         try:
-            value = compute(work)
+            value = compute(payload)
         finally:
-            if work.finish is not None:
-                work.finish()
-    value = value if keep else spill_arrays(value, Path(call.folder))
-    return TaskResult(value, here.progress.collect(), int(meter.facts()["anonymous_peak"]))
+            if payload.finish is not None:
+                payload.finish()
+    if not in_memory:
+        value = spill_arrays(value, Path(task.folder))
+    return TaskResult(value, state.progress.collect(), int(meter.facts()["anonymous_peak"]))
 
 
-def check_worker(call: TaskRef) -> None:
+def check_worker(task: TaskRef) -> None:
     """Refuse to work with other code, or with libraries that give other bits.
 
     Raises:
         UsageError: this worker's krepes_ooc is not the client's.
         WorkspaceError: its libraries or processor are not those of the client.
     """
-    if package_sha256() != call.package:
+    if package_sha256() != task.package:
         raise UsageError(
             f"krepes_ooc of the worker on {socket.gethostname()} has digest "
             f"{package_sha256()[:12]}",
             where="--cluster",
-            expected=f"{call.package[:12]}, as here",
+            expected=f"{task.package[:12]}, as here",
             advice="install the same version where the workers start",
         )
-    if call.numerics and machine.numerics() != call.numerics:
+    if task.numerics and machine.numerics() != task.numerics:
         raise WorkspaceError(
             f"the worker on {socket.gethostname()} computes with {machine.numerics()!r}",
             where="--cluster",
-            expected=f"{call.numerics!r}",
+            expected=f"{task.numerics!r}",
             advice="start krepes on the same kind of machine, or accept other bits with "
             "--allow-mixed-numerics",
         )
@@ -296,7 +318,9 @@ def check_worker(call: TaskRef) -> None:
 @cache
 def package_sha256() -> str:
     """Digest of the package's code and of the declarations it ships."""
-    root, digest = Path(str(files("krepes_ooc"))), hashlib.sha256()
+    root = Path(str(files("krepes_ooc")))
+    digest = hashlib.sha256()
+    # Names and bytes; contracts may lie beside the package, so their names begin at their folder.
     stores = resources.folder("stores")
     for path in (*sorted(root.rglob("*.py")), *sorted(stores.glob("*.yaml"))):
         name = path.relative_to(stores if path.parent == stores else root)

@@ -1,4 +1,4 @@
-"""Plugins of Distributed: they install payloads on workers and give each worker one device."""
+"""Plugins of Distributed that install payloads on workers and give each worker one device."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from krepes_ooc.engine.cuda_device import VISIBLE
 
 
 class PayloadPlugin(WorkerPlugin):
-    """Work at the station of a worker, for as long as the client needs it.
+    """Worker plugin that installs a payload on current and future workers.
 
     Args:
         folder: of the run.
-        key: of the work.
-        work: function and items.
+        key: of the payload; also the plugin's name, by which it is unregistered.
+        payload: function and items.
     """
 
-    def __init__(self, folder: str, key: str, work: TaskPayload) -> None:
-        self.name, self.folder, self.work = key, folder, work
+    def __init__(self, folder: str, key: str, payload: TaskPayload) -> None:
+        self.name = key
+        self.folder = folder
+        self.payload = payload
 
     def setup(self, worker: Worker) -> None:
-        """Borrow the work."""
+        """Install the payload; called in the worker."""
         worker_state().enter(self.folder)
-        worker_state().install(self.name, self.work)
+        worker_state().install(self.name, self.payload)
 
     def teardown(self, worker: Worker) -> None:
-        """Give it back."""
+        """Remove the payload; called in the worker."""
         worker_state().remove(self.name)
 
 
 class OneGpuPerWorker(WorkerPlugin):  # type: ignore[misc,unused-ignore]
-    """Lets a worker see one device, by its number among the workers, before it has used any.
+    """Worker plugin that shows a worker one device, by its number, before it has used any.
 
     Args:
         visible: devices as ``CUDA_VISIBLE_DEVICES`` names them.

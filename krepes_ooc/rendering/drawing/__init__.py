@@ -1,1 +1,1 @@
-"""What panels are drawn with: HTML elements, charts as SVG, thumbnails, sample views."""
+"""HTML elements, charts as SVG, thumbnails and sample views for the panels."""

@@ -20,10 +20,14 @@ from krepes_ooc.rendering.drawing.markup import (
     table,
 )
 
+# Drawing units of the view box; the page scales it
 WIDTH, HEIGHT = 560, 280
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 30, 46
+# Height of one line of text
 LINE_GAP = 15
+# With more points than this, dots would merge into a band
 MAX_DOTS = 40
+# Rows of a table before its steps widen
 ALL_ROWS = 16
 
 Point = tuple[float, float]
@@ -31,7 +35,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axis:
-    """What runs along an axis, in words, and whether it is logarithmic."""
+    """Label of an axis, and whether it is logarithmic."""
 
     words: str
     log: bool = False
@@ -78,29 +82,34 @@ class Chart:
         )
 
     def _drawing(self) -> Markup:
-        across = fit_scale(
+        x_scale = fit_scale(
             [self.x, list(self.marks.values())], self.x_axis.log, LEFT, WIDTH - RIGHT
         )
+        # Levels are to be seen even where no line reaches them
         heights = [*self.lines.values(), list(self.levels.values())]
-        up = fit_scale(heights, self.y_axis.log, HEIGHT - BOTTOM, TOP, margin=0.08)
-        if across is None or up is None:
+        y_scale = fit_scale(heights, self.y_axis.log, HEIGHT - BOTTOM, TOP, margin=0.08)
+        if x_scale is None or y_scale is None:
             return element("p", "Nothing to draw: no value was measured.", class_="none")
-        marks = [(words, across.at(value)) for words, value in self.marks.items()]
+        # Marks without a place, such as 0 on a logarithmic axis, are left out below
+        marks = [(words, x_scale.at(value)) for words, value in self.marks.items()]
         levels = [
-            _level(words, up.at(y), self._left_is_free(y)) for words, y in self.levels.items()
+            _level(words, y_scale.at(y), self._left_is_free(y)) for words, y in self.levels.items()
         ]
         return element(
             "svg",
             element("title", self.title, id=f"{self.key}-title"),
             element("desc", self.words, id=f"{self.key}-desc"),
-            _grid(across, up),
+            _grid(x_scale, y_scale),
             _axis_words(self.x_axis, self.y_axis),
             levels,
             _marks([(words, place) for words, place in marks if math.isfinite(place)]),
             [
-                _line(order, [(across.at(a), up.at(b)) for a, b in zip(self.x, y, strict=True)])
+                _line(
+                    order, [(x_scale.at(a), y_scale.at(b)) for a, b in zip(self.x, y, strict=True)]
+                )
                 for order, y in enumerate(self.lines.values())
             ],
+            # A single line is named by its axis
             self._names() if len(self.lines) > 1 else None,
             viewBox=f"0 0 {WIDTH} {HEIGHT}",
             role="img",
@@ -108,7 +117,8 @@ class Chart:
         )
 
     def _left_is_free(self, level: float) -> bool:
-        """Whether the lines begin farther from a level than they end: its words go there."""
+        """True if the lines begin farther from a level than they end: its words go there."""
+        # First and last measured value of every line
         ends = [
             line[np.isfinite(line)][[0, -1]]
             for line in self.lines.values()
@@ -124,6 +134,7 @@ class Chart:
             stroke = element("line", x1=place, x2=place + 18, y1=10, y2=10)
             words = element("text", name, x=place + 24, y=14)
             parts.append(element("g", stroke, words, class_=f"key line-{order}"))
+            # 44 units for stroke and gaps, 6.6 for a character of the font
             place += 44 + 6.6 * len(name)
         return join(parts)
 
@@ -137,10 +148,13 @@ class Chart:
 
 def thinned_indices(length: int) -> list[int]:
     """All positions of a short series; of a long one the first sixteen, then ever wider steps."""
-    chosen, place = [], 0
+    chosen = []
+    place = 0
     while place < length:
         chosen.append(place)
+        # A quarter more each time: about 8 rows for a decade
         place += 1 if place < ALL_ROWS else max(1, place // 4)
+    # The last value is the one that is quoted
     if length and chosen[-1] != length - 1:
         chosen.append(length - 1)
     return chosen
@@ -154,17 +168,19 @@ def bar(share: float, kind: str) -> Markup:
     return element("svg", track, fill, class_="bar", aria_hidden="true")
 
 
-def _grid(across: Scale, up: Scale) -> Markup:
+def _grid(x_scale: Scale, y_scale: Scale) -> Markup:
     parts: list[Child] = []
-    for value in up.ticks():
-        y = f"{up.at(value):.1f}"
+    for value in y_scale.ticks():
+        y = f"{y_scale.at(value):.1f}"
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+        # Six digits hide the rounding of index times step
         words = format_number(float(f"{value:.6g}"))
         parts.append(element("text", words, x=LEFT - 8, y=y, dy="0.32em", class_="tick end"))
+    # The x axis; a y axis line would add nothing to the grid
     base = HEIGHT - BOTTOM
     parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, class_="base"))
-    for value in across.ticks():
-        x = f"{across.at(value):.1f}"
+    for value in x_scale.ticks():
+        x = f"{x_scale.at(value):.1f}"
         parts.append(element("line", x1=x, x2=x, y1=base, y2=base + 4, class_="base"))
         parts.append(
             element(
@@ -199,6 +215,7 @@ def _marks(marks: list[tuple[str, float]]) -> Markup:
         line = element(
             "line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=TOP, y2=HEIGHT - BOTTOM, class_="mark"
         )
+        # Words of a mark in the right half go to its left, inside the drawing
         late = x > (LEFT + WIDTH - RIGHT) / 2
         text = element(
             "text",
@@ -217,6 +234,7 @@ def _line(order: int, points: list[Point]) -> Markup:
         element("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in run)) for run in runs
     ]
     every = [point for run in runs for point in run]
+    # Of a long series only points that no stroke would show
     shown = every if len(points) <= MAX_DOTS else [run[0] for run in runs if len(run) == 1]
     dots = [element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3) for x, y in shown]
     return element("g", strokes, dots, class_=f"line line-{order}")
@@ -228,11 +246,13 @@ def _runs(points: list[Point]) -> list[list[Point]]:
     for point in points:
         if all(map(math.isfinite, point)):
             runs[-1].append(point)
+        # NaN ends a run; several in a row end it once
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
 
 
+# More labels would overprint
 MAX_DECADE_TICKS = 6
 
 
@@ -250,6 +270,7 @@ class Scale:
         """The place of a value; NaN where it cannot be drawn."""
         value = float(value)
         if self.log:
+            # A logarithmic scale is linear in the exponent
             value = math.log10(value) if value > 0 else math.nan
         if not math.isfinite(value):
             return math.nan
@@ -257,10 +278,12 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Round values inside the range: powers of ten, or steps of 1, 2 or 5."""
+        # Powers of ten alone would leave one tick or none
         if self.log and self.high - self.low < 2:
             return self._fine_ticks()
         if self.log:
             first, last = math.ceil(self.low - 1e-9), math.floor(self.high + 1e-9)
+            # As few decades apart as the labels allow
             every = max(1, -(-(last - first + 1) // MAX_DECADE_TICKS))
             return [10.0**power for power in range(first, last + 1, every)]
         return _even_ticks(self.low, self.high)
@@ -287,6 +310,7 @@ def fit_scale(
         margin: free share at both ends.
     """
     flat = np.concatenate([np.asarray(v, dtype=np.float64).ravel() for v in values])
+    # What cannot be drawn must not stretch the scale
     flat = flat[np.isfinite(flat) & ((flat > 0) | (not log))]
     if not flat.size:
         return None
@@ -304,5 +328,6 @@ def _even_ticks(low: float, high: float) -> list[float]:
 
 
 def _round_step(rough: float) -> float:
+    # The smallest of 1, 2, 5, 10 times a power of ten that is not below the rough step
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)

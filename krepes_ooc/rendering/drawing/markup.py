@@ -1,27 +1,42 @@
 """HTML that cannot be unbalanced or unescaped: elements are built, never pasted.
 
-A plain ``str`` is always escaped; only ``Markup``, which ``element`` returns, passes as it is.
+A plain ``str`` is always escaped; only ``Markup`` of markupsafe, which ``element`` returns, passes
+as it is.
 """
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+from markupsafe import Markup, escape
+
+__all__ = [
+    "DASH",
+    "MINUS",
+    "Child",
+    "Markup",
+    "element",
+    "format_number",
+    "format_seconds",
+    "join",
+    "number",
+    "table",
+    "to_plain",
+    "user_text",
+]
+
+# Elements without children or end tag
 VOID = frozenset({"img", "meta", "br", "hr", "input", "link"})
 MAX_TEXT = 160
-MINUS, TIMES, DASH = "\u2212", "\u00d7", "\u2013"
+MINUS = "\u2212"
+TIMES = "\u00d7"
+DASH = "\u2013"
+# Control characters, lone surrogates and non-characters, which HTML refuses
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class Markup(str):
-    """Text that is already HTML."""
-
-    __slots__ = ()
 
 
 Child: TypeAlias = "str | Markup | Iterable[Child] | None"
@@ -34,6 +49,7 @@ def element(name: str, /, *children: Child, **attributes: Any) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
+    # Attribute values are always escaped, even those that are markup
     opening = f"<{name}{''.join(pairs)}>"
     return Markup(opening if name in VOID else f"{opening}{join(*children)}</{name}>")
 
@@ -42,6 +58,7 @@ def join(*children: Child) -> Markup:
     """Children one after the other; text is escaped, None is nothing."""
     parts: list[str] = []
     for child in children:
+        # Nothing but Markup passes as it is; an iterable is joined
         if isinstance(child, Markup):
             parts.append(child)
         elif isinstance(child, str):
@@ -56,6 +73,7 @@ def user_text(text: str, limit: int = MAX_TEXT) -> Markup:
 
     ``bdi`` keeps right-to-left marks in a name from turning the rest of the line around.
     """
+    # Line breaks of a name must not break the layout
     text = " ".join(str(text).split())
     return element("bdi", text if len(text) <= limit else text[: limit - 1] + "…")
 
@@ -78,8 +96,10 @@ def number(value: Any, *, signed: bool = False, digits: int = 3, words: str = ""
 
 def to_plain(value: Any) -> Any:
     """Any value as JSON: arrays become lists, NaN and infinity None, what JSON lacks its words."""
+    # NumPy scalars and arrays become plain Python
     if hasattr(value, "tolist"):
         value = value.tolist()
+    # JSON has neither NaN nor infinity
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -100,11 +120,14 @@ def format_number(value: float, *, signed: bool = False, digits: int = 3) -> str
         return f"{sign}{size:,}"
     if size == 0:
         return "0"
+    # Plain digits for sizes that a reader can count, powers of ten beyond
     exponent = math.floor(math.log10(size))
     if -5 < exponent < 6:
         shown = f"{size:,.{max(0, digits - 1 - exponent)}f}"
+        # Zeros are cut only where they add no digit
         exact = float(shown.replace(",", "")) == size and "." in shown
         return sign + (shown.rstrip("0").rstrip(".") if exact else shown)
+    # Scientific notation, without a mantissa of 1
     mantissa, power = f"{size:.{digits - 1}e}".split("e")
     if float(f"{mantissa}e{power}") == size and "." in mantissa:
         mantissa = mantissa.rstrip("0").rstrip(".")
@@ -145,5 +168,6 @@ def table(head: list[Child], rows: list[list[Child]], *, caption: str, class_: s
     )
 
 
-def _escape(text: str) -> str:
-    return html.escape(_FORBIDDEN.sub("�", text))
+def _escape(text: str) -> Markup:
+    # A plain str: whatever says of itself that it is HTML, by ``__html__``, is not believed
+    return escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(text)))

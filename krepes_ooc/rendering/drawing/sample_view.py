@@ -1,4 +1,4 @@
-"""How one sample is shown: its name, its class, its picture or text, its table cells."""
+"""View of one sample: its name, its class, its picture or text, its table cells."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from krepes_ooc.rendering.data import Array, AuditData, Column, Samples
 from krepes_ooc.rendering.drawing.markup import Child, Markup, element, to_plain, user_text
 from krepes_ooc.rendering.drawing.thumbnails import data_uri
 
+# Agreement from which a table cell is marked
 AGREES_FROM = 0.9
 NAME_LIMIT = 40
 
@@ -26,6 +27,7 @@ class SampleView:
     def name(self, row: int) -> str:
         """The user's name of a sample, or ``#`` and its position in the source."""
         names = self.samples.sample_name
+        # A name that only repeats the position says nothing
         given = "" if names is None else str(names[row]).strip()
         position = str(int(self.samples.sample_id[row]))
         return f"#{position}" if given in ("", position) else given
@@ -43,6 +45,7 @@ class SampleView:
         if self.samples.image is not None:
             image = self.samples.image[row]
             alt = f"{self.name(row)}, {self.class_name(row) or 'no label'}"
+            # Small pictures are enlarged without smoothing
             coarse = "pixels" if max(image.shape[:2]) <= 48 else None
             return element("img", src=data_uri(image), alt=alt, class_=coarse)
         if self.samples.text is not None:
@@ -56,7 +59,8 @@ class SampleView:
             row: which sample.
             beside: class code of the sample it explains; the same class stands out.
         """
-        words, name = self.class_name(row), self.name(row)
+        words = self.class_name(row)
+        name = self.name(row)
         same = beside >= 0 and beside == self.code(row)
         return element(
             "span",
@@ -68,6 +72,7 @@ class SampleView:
 
     def record(self, row: int) -> dict[str, Any]:
         """The same as JSON."""
+        # A new sample has no position in the source
         position = int(self.samples.sample_id[row])
         known: dict[str, Any] = {
             "sample_id": None if position < 0 else position,
@@ -89,6 +94,7 @@ class LandmarkSamples:
 
     @cached_property
     def _index(self) -> tuple[Array, Array]:
+        # np.unique sorts by value; landmark samples are numbered by first appearance
         _, first, inverse = np.unique(
             self.landmarks.sample_id, return_index=True, return_inverse=True
         )
@@ -108,6 +114,7 @@ class LandmarkSamples:
     def total(self, values: Array) -> Array:
         """Sum [..., landmark] over the rows of each sample, [..., landmark sample]."""
         summed = np.zeros((len(self.first_row), *values.T.shape[1:]))
+        # Rows of one sample may repeat, which plain indexing would add once
         np.add.at(summed, self.sample_of_row, values.T)
         return summed.T
 
@@ -125,6 +132,7 @@ def class_name(code: int, classes: tuple[str, ...]) -> str:
 
 def column_spans(audit: AuditData) -> Array:
     """The 1-99 % range of each column over landmarks and audited samples, [column]."""
+    # One range for landmarks and samples, so that agreement is symmetric
     parts = [s.values for s in (audit.landmarks, audit.audited) if s is not None]
     stacked = [p for p in parts if p is not None and len(p)]
     if not stacked:
@@ -134,15 +142,18 @@ def column_spans(audit: AuditData) -> Array:
     for column in range(values.shape[1]):
         known = values[np.isfinite(values[:, column]), column]
         if known.size:
+            # Not the extremes: one outlier would make all others agree
             low, high = np.quantile(known, [0.01, 0.99])
             spans[column] = high - low
     return spans
 
 
 def agreement(one: Array, other: Array, columns: tuple[Column, ...], spans: Array) -> Array:
-    """How far two rows agree, [column] in [0, 1]; the feature agreement v of the alignment gap."""
+    """Agreement of two rows [column] in [0, 1]: the v of the alignment gap."""
+    # Missing values give NaN here, and count as disagreement below
     difference = np.abs(np.asarray(one, dtype=np.float64) - other)
     number = 1.0 - np.minimum(difference / np.where(spans > 0, spans, 1.0), 1.0)
+    # A category, or a number without range, agrees only if it is the same
     category = (difference == 0).astype(np.float64)
     kinds = np.array([column.kind == "category" for column in columns], dtype=bool)
     return np.where(np.isfinite(difference), np.where(kinds | (spans <= 0), category, number), 0.0)
@@ -161,6 +172,7 @@ def plain_cell(value: float, column: Column) -> str:
     if not np.isfinite(value):
         return "missing"
     if column.kind == "category":
+        # Codes without a name occur in tables that were coded before
         code = int(value)
         return column.categories[code] if 0 <= code < len(column.categories) else f"code {code}"
     return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"

@@ -21,7 +21,9 @@ from krepes_ooc.rendering.drawing.markup import (
 from krepes_ooc.rendering.measured import ALIGNMENT_CONTROLS, Alignment
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
-WIDTH, ROW = 300, 16
+WIDTH = 300
+ROW = 16
+# More rows than this are in the JSON only
 MAX_COLUMNS = 40
 LEAD = (
     "The gap says how much more a sample agrees with its top landmarks in this column than with "
@@ -33,55 +35,60 @@ LEAD = (
 
 def alignment_panel(audit: AuditData) -> Panel:
     """Alignment gaps, largest first, with standard errors and all controls."""
-    key, title = "alignment", "Which columns the influence follows"
-    found = audit.alignment
+    key = "alignment"
+    title = "Which columns the influence follows"
+    alignment = audit.alignment
     names = alignment_names(audit)
-    if found is None or not names:
+    if alignment is None or not names:
         return absent(key, title, "No alignment gap was measured: it needs columns or labels.")
-    rank = np.argsort(-np.nan_to_num(found.gap, nan=-np.inf), kind="stable")
+    # Largest gaps first, undefined ones last
+    rank = np.argsort(-np.nan_to_num(alignment.gap, nan=-np.inf), kind="stable")
     order = [int(c) for c in rank[:MAX_COLUMNS]]
-    shown = [name for name in ALIGNMENT_CONTROLS if getattr(found, name) is not None]
+    # Controls that this source has
+    shown = [name for name in ALIGNMENT_CONTROLS if getattr(alignment, name) is not None]
     head: list[Child] = ["column", "gap ± two standard errors", "gap", "standard error"]
     head += [ALIGNMENT_CONTROLS[name][0] for name in shown]
-    across = _scale(found)
-    rows = [_row(found, c, names[c], shown, across) for c in order]
-    left = len(names) - len(order)
+    scale = _scale(alignment)
+    rows = [_row(alignment, c, names[c], shown, scale) for c in order]
+    n_further = len(names) - len(order)
     body = join(
         table(head, rows, caption="Alignment gaps", class_="wide"),
-        element("p", f"{left} columns with smaller gaps are in the JSON only.", class_="quiet")
-        if left
+        element("p", f"{n_further} columns with smaller gaps are in the JSON only.", class_="quiet")
+        if n_further
         else None,
         _legend(shown),
     )
-    same = kernel_says_the_same(found)
+    same = kernel_says_the_same(alignment)
     figures = {
         "columns": list(names),
-        **{name: getattr(found, name) for name in ("gap", "stderr", *ALIGNMENT_CONTROLS)},
-        "difference_stderr": found.difference_stderr,
-        "notes": dict(found.notes),
+        **{name: getattr(alignment, name) for name in ("gap", "stderr", *ALIGNMENT_CONTROLS)},
+        "difference_stderr": alignment.difference_stderr,
+        "notes": dict(alignment.notes),
         "kernel_alone": same,
     }
     return Panel(key, title, join(LEAD, _explanation(same)), body, figures)
 
 
 def alignment_names(audit: AuditData) -> tuple[str, ...]:
-    """What is aligned, in the order of the gaps: the table's columns unless named otherwise."""
+    """Names of the gaps in their order: the table's columns unless named otherwise."""
     if audit.alignment is not None and audit.alignment.names:
         return audit.alignment.names
     return tuple(column.name for column in audit.columns)
 
 
-def kernel_says_the_same(found: Alignment) -> dict[str, float]:
-    """How far the kernel-only control is from the gaps, and how many differ beyond error."""
-    away = np.abs(found.gap - found.kernel_only)
+def kernel_says_the_same(alignment: Alignment) -> dict[str, float]:
+    """Difference of the gaps to the kernel-only control, and number beyond error."""
+    # The difference of the kernel-only control, over columns that are defined
+    away = np.abs(alignment.gap - alignment.kernel_only)
     known = np.isfinite(away)
     if not known.any():
         return {}
-    told = {"largest_difference": float(away[known].max()), "columns": int(known.sum())}
-    if found.difference_stderr is not None:
-        beyond = away[known] > 2 * found.difference_stderr[known]
-        told["beyond_two_standard_errors"] = int(beyond.sum())
-    return told
+    compared = {"largest_difference": float(away[known].max()), "columns": int(known.sum())}
+    if alignment.difference_stderr is not None:
+        # Two standard errors of the paired difference
+        beyond = away[known] > 2 * alignment.difference_stderr[known]
+        compared["beyond_two_standard_errors"] = int(beyond.sum())
+    return compared
 
 
 def _explanation(same: dict[str, float]) -> Markup | None:
@@ -104,43 +111,49 @@ def _legend(shown: list[str]) -> Markup | None:
     if not shown:
         return None
     parts: list[Child] = []
-    for words, said in (ALIGNMENT_CONTROLS[name] for name in shown):
-        parts.append(join("; " if parts else None, element("b", words), f" {said}"))
+    for words, meaning in (ALIGNMENT_CONTROLS[name] for name in shown):
+        parts.append(join("; " if parts else None, element("b", words), f" {meaning}"))
     return element("p", parts, ".", class_="legend")
 
 
-def _scale(found: Alignment) -> Scale | None:
-    error = 2 * np.nan_to_num(found.stderr)
+def _scale(alignment: Alignment) -> Scale | None:
+    # All that is drawn must fit: intervals, controls, zero
+    error = 2 * np.nan_to_num(alignment.stderr)
     return fit_scale(
-        [found.gap - error, found.gap + error, found.kernel_only, [0.0]], False, 0, WIDTH
+        [alignment.gap - error, alignment.gap + error, alignment.kernel_only, [0.0]],
+        False,
+        0,
+        WIDTH,
     )
 
 
 def _row(
-    found: Alignment, c: int, name: str, shown: list[str], across: Scale | None
+    alignment: Alignment, c: int, name: str, shown: list[str], scale: Scale | None
 ) -> list[Child]:
-    if name in found.notes and not math.isfinite(found.gap[c]):
-        said = element("span", user_text(found.notes[name]), class_="none")
-        return [user_text(name, 40), said, *("" for _ in ("gap", "stderr", *shown))]
-    measured: list[Any] = [getattr(found, part)[c] for part in ("gap", "stderr", *shown)]
+    # An undefined column keeps its row: the reason stands in it
+    if name in alignment.notes and not math.isfinite(alignment.gap[c]):
+        meaning = element("span", user_text(alignment.notes[name]), class_="none")
+        return [user_text(name, 40), meaning, *("" for _ in ("gap", "stderr", *shown))]
+    measured: list[Any] = [getattr(alignment, part)[c] for part in ("gap", "stderr", *shown)]
     drawn = None
-    if across is not None:
-        drawn = _drawing(found.gap[c], found.stderr[c], found.kernel_only[c], across)
+    if scale is not None:
+        drawn = _drawing(alignment.gap[c], alignment.stderr[c], alignment.kernel_only[c], scale)
     return [user_text(name, 40), drawn, *(number(value, digits=2) for value in measured)]
 
 
-def _drawing(gap: float, stderr: float, kernel_only: float, across: Scale) -> Markup:
+def _drawing(gap: float, stderr: float, kernel_only: float, scale: Scale) -> Markup:
     middle = ROW / 2
-    zero = f"{across.at(0.0):.1f}"
+    # Zero line, interval, ring of the control, dot of the gap: later ones lie on top
+    zero = f"{scale.at(0.0):.1f}"
     parts: list[Child] = [element("line", x1=zero, x2=zero, y1=0, y2=ROW, class_="base")]
     if math.isfinite(gap):
         error = 2 * stderr if math.isfinite(stderr) else 0.0
-        low, high = f"{across.at(gap - error):.1f}", f"{across.at(gap + error):.1f}"
+        low, high = f"{scale.at(gap - error):.1f}", f"{scale.at(gap + error):.1f}"
         parts.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="error"))
     if math.isfinite(kernel_only):
         parts.append(
-            element("circle", cx=f"{across.at(kernel_only):.1f}", cy=middle, r=5, class_="ring")
+            element("circle", cx=f"{scale.at(kernel_only):.1f}", cy=middle, r=5, class_="ring")
         )
     if math.isfinite(gap):
-        parts.append(element("circle", cx=f"{across.at(gap):.1f}", cy=middle, r=3, class_="dot"))
+        parts.append(element("circle", cx=f"{scale.at(gap):.1f}", cy=middle, r=3, class_="dot"))
     return element("svg", parts, viewBox=f"0 0 {WIDTH} {ROW}", class_="gap", aria_hidden="true")

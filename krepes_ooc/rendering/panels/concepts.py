@@ -19,10 +19,11 @@ from krepes_ooc.rendering.drawing.markup import (
     user_text,
 )
 from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, SampleView
-from krepes_ooc.rendering.measured import Concepts
+from krepes_ooc.rendering.measured import CONCEPT_CONTROLS, Concepts
 from krepes_ooc.rendering.panels.landmarks import Entry, gallery
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
+# Landmarks shown on either side of a concept
 TOP_LANDMARKS = 6
 LEAD = (
     "A concept is believed only if samples held out are told apart better than random concepts on "
@@ -34,70 +35,77 @@ LEAD = (
 
 def concepts_panel(audit: AuditData) -> Panel:
     """Concepts with their accuracies, mean scores and carrying landmarks."""
-    key, title = "concepts", "Concepts"
-    found = audit.concepts
-    if found is None or not found.names:
+    key = "concepts"
+    title = "Concepts"
+    concepts = audit.concepts
+    if concepts is None or not concepts.names:
         return absent(key, title, "No concept was named in the recipe.")
-    chosen = _explained(audit, found)
+    chosen = _explained(audit, concepts)
+    # A concept that is not trusted has no score
     means = [float(np.nanmean(s)) if np.isfinite(s).any() else math.nan for s in chosen.T]
-    head: list[Child] = ["concept", "", "held-out accuracy", *found.controls, "mean score"]
-    rows = [_row(found, i, means[i]) for i in range(len(found.names))]
-    carriers: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    head: list[Child] = ["concept", "", "held-out accuracy"]
+    head += [*(CONCEPT_CONTROLS[key] for key in concepts.controls), "mean score"]
+    rows = [_row(concepts, i, means[i]) for i in range(len(concepts.names))]
+    extremes: dict[str, dict[str, list[dict[str, Any]]]] = {}
     galleries: list[Child] = []
-    if found.landmark_score is not None and audit.landmarks is not None:
-        portraits = SampleView(audit.landmarks, audit)
-        for i, name in enumerate(found.names):
-            if _trusted(found, i):
-                carriers[name] = _top_landmarks(portraits, found.landmark_score[i])
-                galleries.append(_top_landmark(portraits, name, carriers[name]))
+    if concepts.landmark_score is not None and audit.landmarks is not None:
+        view = SampleView(audit.landmarks, audit)
+        for i, name in enumerate(concepts.names):
+            # Landmarks of a concept that is not recognised mean nothing
+            if _trusted(concepts, i):
+                extremes[name] = _top_landmarks(view, concepts.landmark_score[i])
+                galleries.append(_top_landmark(view, name, extremes[name]))
     body = join(
         table(head, rows, caption="Concepts and their controls", class_="lines"),
         galleries,
     )
     figures = {
-        "names": list(found.names),
-        "accuracy": found.accuracy,
-        "trusted": found.trusted,
-        "controls": dict(found.controls),
+        "names": list(concepts.names),
+        "accuracy": concepts.accuracy,
+        "trusted": concepts.trusted,
+        "controls": dict(concepts.controls),
         "mean_score": means,
-        "landmarks": carriers,
+        "landmarks": extremes,
     }
     return Panel(key, title, LEAD, body, figures)
 
 
-def _explained(audit: AuditData, found: Concepts) -> Array:
+def _explained(audit: AuditData, concepts: Concepts) -> Array:
     """Scores of the samples that are audited, not of those that fit probes."""
+    # Samples that fit probes are not explained
     role = None if audit.audited is None else audit.audited.role
-    return found.score if role is None else found.score[role == 0]
+    return concepts.score if role is None else concepts.score[role == 0]
 
 
-def _row(found: Concepts, i: int, mean: float) -> list[Child]:
-    trusted = _trusted(found, i)
+def _row(concepts: Concepts, i: int, mean: float) -> list[Child]:
+    trusted = _trusted(concepts, i)
     accuracy = join(
-        number(found.accuracy[i]),
-        bar((float(found.accuracy[i]) - 0.5) * 2, "attract" if trusted else "neutral"),
+        number(concepts.accuracy[i]),
+        # The bar begins at chance, 0.5
+        bar((float(concepts.accuracy[i]) - 0.5) * 2, "attract" if trusted else "neutral"),
     )
     score = number(mean, signed=True)
     if not trusted:
         score = element("span", "nothing is scored", class_="none")
     return [
-        user_text(found.names[i]),
+        user_text(concepts.names[i]),
         "recognised" if trusted else element("b", "no better than by chance"),
         accuracy,
-        *(number(values[i]) for values in found.controls.values()),
+        *(number(values[i]) for values in concepts.controls.values()),
         score,
     ]
 
 
-def _trusted(found: Concepts, i: int) -> bool:
-    return found.trusted is None or bool(found.trusted[i])
+def _trusted(concepts: Concepts, i: int) -> bool:
+    return concepts.trusted is None or bool(concepts.trusted[i])
 
 
-def _top_landmarks(portraits: SampleView, scores: Array) -> dict[str, list[dict[str, Any]]]:
+def _top_landmarks(view: SampleView, scores: Array) -> dict[str, list[dict[str, Any]]]:
     """The landmarks that carry samples farthest towards a concept and away from it."""
-    marks = LandmarkSamples(portraits.samples)
+    marks = LandmarkSamples(view.samples)
     total = marks.total(scores)
     order = np.argsort(-total, kind="stable")
+    # Only landmarks with the sign of their side
     sides = {
         "towards": [j for j in order[:TOP_LANDMARKS] if total[j] > 0],
         "away": [j for j in order[::-1][:TOP_LANDMARKS] if total[j] < 0],
@@ -105,7 +113,7 @@ def _top_landmarks(portraits: SampleView, scores: Array) -> dict[str, list[dict[
     return {
         side: [
             {
-                **portraits.record(int(marks.first_row[j])),
+                **view.record(int(marks.first_row[j])),
                 "row": int(marks.first_row[j]),
                 "score": float(total[j]),
             }
@@ -115,9 +123,8 @@ def _top_landmarks(portraits: SampleView, scores: Array) -> dict[str, list[dict[
     }
 
 
-def _top_landmark(
-    portraits: SampleView, name: str, sides: dict[str, list[dict[str, Any]]]
-) -> Markup:
+def _top_landmark(view: SampleView, name: str, sides: dict[str, list[dict[str, Any]]]) -> Markup:
+    # One scale for both sides, so that bars compare
     most = max((abs(one["score"]) for side in sides.values() for one in side), default=0.0) or 1.0
     parts = []
     for side, kind in (("towards", "attract"), ("away", "repel")):
@@ -127,5 +134,5 @@ def _top_landmark(
         ]
         if entries:
             parts.append(element("h4", f"carry samples {side}", class_=kind))
-            parts.append(gallery(portraits, entries, f"Landmarks that carry samples {side}"))
+            parts.append(gallery(view, entries, f"Landmarks that carry samples {side}"))
     return element("details", element("summary", "Landmarks of ", user_text(name)), parts)

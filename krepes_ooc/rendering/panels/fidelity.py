@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from krepes_ooc.core.figure_specs import MEASURE_KEYS, MEASURES
+from krepes_ooc.core.figures import Curve, Figure
 from krepes_ooc.rendering.data import AuditData
 from krepes_ooc.rendering.drawing.line_chart import Axis, Chart
 from krepes_ooc.rendering.drawing.markup import (
@@ -14,55 +16,59 @@ from krepes_ooc.rendering.drawing.markup import (
     table,
     user_text,
 )
-from krepes_ooc.rendering.measured import Curve, Figure
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
 
 def fidelity_panel(audit: AuditData) -> Panel:
     """Every fidelity figure with its interval and the controls it must be read beside."""
-    key, title = "fidelity", "How faithful is it?"
+    key = "fidelity"
+    title = "How faithful is it?"
     if not audit.fidelity and not audit.curves:
         return absent(key, title, "No fidelity figure was measured.")
-    rows = [_figure_row(name, figure) for name, figure in audit.fidelity.items()]
+    rows = [_figure_row(audit, figure) for figure in audit.fidelity.values()]
+    # Controls stand in the same row: a figure alone means little
     head: list[Child] = ["figure", "value", "95 % interval", "beside it", "how to read it"]
     body = join(
         table(head, rows, caption="Fidelity figures and their controls", class_="wide")
         if rows
         else None,
-        element("div", [_curve(n, c) for n, c in audit.curves.items()], class_="charts")
+        element("div", [_chart(curve) for curve in audit.curves.values()], class_="charts")
         if audit.curves
         else None,
     )
     figures = {
         "figures": {
-            name: {
-                "value": f.value,
-                "controls": dict(f.controls),
-                "interval": f.interval,
-                "words": f.words or name,
-                "note": f.note,
+            key: {
+                "value": figure.value,
+                "controls": figure.values,
+                "interval": figure.interval,
+                "label": figure.label,
+                "note": figure.note,
             }
-            for name, f in audit.fidelity.items()
+            for key, figure in audit.fidelity.items()
         },
-        "curves": {n: {"x": c.x, "lines": dict(c.lines)} for n, c in audit.curves.items()},
+        "curves": {
+            key: {"x": curve.x, "lines": dict(curve.lines)} for key, curve in audit.curves.items()
+        },
     }
     return Panel(
         key, title, "A figure means little alone; its controls stand beside it.", body, figures
     )
 
 
-def _figure_row(name: str, figure: Figure) -> list[Child]:
+def _figure_row(audit: AuditData, figure: Figure) -> list[Child]:
     controls: list[Child] = [
-        element("div", element("dt", user_text(words)), element("dd", number(value)))
-        for words, value in figure.controls.items()
+        element("div", element("dt", control.label), element("dd", number(control.value)))
+        for control in figure.controls.values()
     ]
+    # A dash, not "not measured": most figures have no interval by design
     low_high = (
         join(number(figure.interval[0]), " to ", number(figure.interval[1]))
         if figure.interval
         else element("span", DASH, class_="none")
     )
     return [
-        user_text(figure.words or name.replace("_", " ")),
+        _title(audit, figure),
         element("strong", number(figure.value)),
         low_high,
         element("dl", controls) if controls else None,
@@ -70,9 +76,22 @@ def _figure_row(name: str, figure: Figure) -> list[Child]:
     ]
 
 
-def _curve(name: str, curve: Curve) -> Markup:
+def _title(audit: AuditData, figure: Figure) -> str:
+    """The label; of a figure about the ranking, with the measure that ranks."""
+    if figure.key != "precision_at_1" or audit.influence is None:
+        return figure.label
+    return f"{figure.label}: {MEASURES[MEASURE_KEYS[audit.influence.measure]]}"
+
+
+def _chart(curve: Curve) -> Markup:
+    spec = curve.spec
     chart = Chart(
-        f"curve-{name}".replace(" ", "-"), curve.words, curve.note or curve.words,
-        Axis(curve.x_words, curve.log_x), Axis(curve.y_words), curve.x, curve.lines,
-    )  # fmt: skip
-    return join(chart.render())
+        f"curve-{curve.key}",
+        spec.label,
+        curve.note,
+        Axis(spec.x_label, log=True),
+        Axis(spec.y_label),
+        curve.x,
+        curve.labelled_lines,
+    )
+    return chart.render()

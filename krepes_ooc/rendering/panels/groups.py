@@ -1,4 +1,4 @@
-"""Group tables: which groups of landmarks hold up the samples of each group."""
+"""Group tables: influence between the groups of samples and of landmarks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ SHADES = 6
 
 def groups_panel(audit: AuditData) -> Panel:
     """One table a column of groups, each with its control and its chance level."""
-    key, title = "groups", "Whose landmarks speak for whom"
+    key = "groups"
+    title = "Whose landmarks speak for whom"
     if not audit.groups:
         sentence = "There is no such table: it needs labels or a column of few categories."
         return absent(key, title, sentence)
@@ -47,15 +48,17 @@ def _part(name: str, groups: Groups) -> Markup:
         note = groups.note or "not defined"
         return join(element("h3", user_text(name)), element("p", user_text(note), class_="quiet"))
     lines, heads = _shown(groups)
+    # A wider table could not be read
     if len(heads) > MAX_GROUPS:
         words = f"There are {len(heads)} groups; a table is drawn for at most {MAX_GROUPS}."
         return join(element("h3", user_text(name)), element("p", words, class_="quiet"))
-    own, chance = own_share(groups)
-    told = join(
-        "On average ", _percent(own), " of the influence on a sample lies on its own group; "
+    share, chance = same_group_share(groups)
+    summary = join(
+        "On average ", _percent(share), " of the influence on a sample lies on its own group; "
         "random landmarks would give ", _percent(chance), ".",
         join(" ", user_text(groups.note, 400)) if groups.note else None,
     )  # fmt: skip
+    # One row a group of samples, then the chance level of every group of landmarks
     rows: list[list[Child]] = [
         [
             join(user_text(groups.categories[g], NAME), " (", number(int(groups.samples[g])), ")"),
@@ -68,24 +71,26 @@ def _part(name: str, groups: Groups) -> Markup:
     caption = f"Share of influence by {name}: from the group of the landmark to that of the sample"
     return join(
         element("h3", user_text(name)),
-        element("p", told, class_="quiet"),
+        element("p", summary, class_="quiet"),
         table(head, rows, caption=caption, class_="shares"),
     )
 
 
-def own_share(groups: Groups) -> tuple[float, float]:
-    """Mean share of the own group over samples, and what chance would give them."""
+def same_group_share(groups: Groups) -> tuple[float, float]:
+    """Mean share of the sample's own group over samples, and its chance level."""
     if not len(groups.categories):
         return float("nan"), float("nan")
+    # Groups without an audited sample have no row
     weight = np.where(np.isfinite(np.diagonal(groups.share)), groups.samples, 0)
     if not weight.sum():
         return float("nan"), float("nan")
-    own = np.nan_to_num(np.diagonal(groups.share))
-    return tuple(float(np.average(values, weights=weight)) for values in (own, groups.chance))  # type: ignore[return-value]
+    share = np.nan_to_num(np.diagonal(groups.share))
+    return tuple(float(np.average(values, weights=weight)) for values in (share, groups.chance))  # type: ignore[return-value]
 
 
 def _shown(groups: Groups) -> tuple[list[int], list[int]]:
     """Groups with audited samples, and groups with audited samples or landmarks."""
+    # A group without samples still has a column if it has landmarks
     lines = np.flatnonzero(groups.samples > 0)
     heads = np.flatnonzero((groups.samples > 0) | (groups.landmarks > 0))
     return lines.tolist(), heads.tolist()
@@ -94,12 +99,12 @@ def _shown(groups: Groups) -> tuple[list[int], list[int]]:
 def _figures(groups: Groups) -> dict[str, Any]:
     if not len(groups.categories):
         return {"note": groups.note}
-    own, chance = own_share(groups)
+    share, chance = same_group_share(groups)
     names = ("samples", "landmarks", "share", "stderr", "kernel_only", "chance")
     return {
         "categories": list(groups.categories),
         **{name: getattr(groups, name) for name in names},
-        "own_mean": own,
+        "own_mean": share,
         "own_chance": chance,
         "note": groups.note,
     }
@@ -109,11 +114,13 @@ def _percent(value: float) -> Markup:
     return number(float(value), words=f"{100 * value:.0f} %" if np.isfinite(value) else "")
 
 
-def _cell(share: Array, control: Array | None = None, own: bool = False) -> Markup:
+def _cell(share: Array, control: Array | None = None, is_same: bool = False) -> Markup:
+    # The shade repeats the number for the eye
     shade = 0 if not np.isfinite(share) else min(SHADES - 1, int(share * SHADES))
     beside = None
+    # The control in brackets, without the percent sign
     if control is not None and np.isfinite(control):
         figure = number(float(control), words=f"{100 * control:.0f}")
         beside = element("small", " (", figure, ")")
-    classes = f"shade shade-{shade}{' own' if own else ''}"
+    classes = f"shade shade-{shade}{' own' if is_same else ''}"
     return element("span", _percent(float(share)), beside, class_=classes)

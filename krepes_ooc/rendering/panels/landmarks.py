@@ -20,6 +20,7 @@ from krepes_ooc.rendering.drawing.markup import (
 from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, SampleView, cell
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
+# Landmarks of the gallery, and columns of a landmark row
 MAX_SHOWN = 24
 MAX_COLUMNS = 6
 
@@ -37,13 +38,17 @@ class Entry:
 
 def landmarks_panel(audit: AuditData) -> Panel:
     """The gallery: landmarks with the longest step rows; by weight if no step was computed."""
-    key, title = "landmarks", "Landmarks"
+    key = "landmarks"
+    title = "Landmarks"
     if audit.landmarks is None or not len(audit.landmarks.sample_id):
         return absent(key, title, "No landmarks were chosen.")
     landmarks = audit.landmarks
     sizes, words = _sizes(audit, landmarks)
+    # One tile a landmark sample, whatever the number of its views
     rows = LandmarkSamples(landmarks).first_row
+    # Stable, so that ties keep the order of the landmarks
     order = [int(i) for i in np.argsort(-sizes, kind="stable")[:MAX_SHOWN]]
+    # Of equal zeros no bar is filled
     most = float(sizes[order[0]]) or 1.0
     weights = None if landmarks.weight is None else landmarks.weight[rows]
     entries = [
@@ -55,32 +60,34 @@ def landmarks_panel(audit: AuditData) -> Panel:
         )
         for place in order
     ]
-    portraits = SampleView(landmarks, audit)
-    records = [{**portraits.record(e.row), "size": e.size, "weight": e.weight} for e in entries]
+    view = SampleView(landmarks, audit)
+    records = [{**view.record(e.row), "size": e.size, "weight": e.weight} for e in entries]
     lead = join(
         "The ", number(len(order)), " of ", number(len(rows)),
         f" landmarks {words}; the bar compares them.",
     )  # fmt: skip
     figures = {"ranked_by": words, "shown": len(order), "total": len(rows), "landmarks": records}
     caption = "Landmarks and the beginning of their rows"
-    return Panel(key, title, lead, gallery(portraits, entries, caption), figures)
+    return Panel(key, title, lead, gallery(view, entries, caption), figures)
 
 
-def gallery(portraits: SampleView, entries: list[Entry], caption: str) -> Markup:
+def gallery(view: SampleView, entries: list[Entry], caption: str) -> Markup:
     """Landmarks as tiles if they are pictures or texts, as lines of a table if they are rows."""
-    if portraits.samples.values is None or portraits.picture(entries[0].row) is not None:
-        tiles = [_tile(portraits, entry) for entry in entries]
+    # Pictures or texts as tiles, table rows as lines
+    if view.samples.values is None or view.picture(entries[0].row) is not None:
+        tiles = [_tile(view, entry) for entry in entries]
         return element("ol", tiles, class_="gallery")
     head: list[Child] = ["landmark", "size"]
     head += ["weight"] if entries[0].weight is not None else []
-    head += [user_text(column.name, 24) for column in portraits.audit.columns[:MAX_COLUMNS]]
-    lines = [_line(portraits, entry) for entry in entries]
+    head += [user_text(column.name, 24) for column in view.audit.columns[:MAX_COLUMNS]]
+    lines = [_line(view, entry) for entry in entries]
     return table(head, lines, caption=caption, class_="lines")
 
 
 def _sizes(audit: AuditData, landmarks: Landmarks) -> tuple[Array, str]:
     samples = LandmarkSamples(landmarks)
     if audit.newton is not None and audit.newton.step is not None:
+        # |dA_l| of a sample with several views: the root of their summed squares
         squares = (audit.newton.step**2).sum(axis=1)
         return np.sqrt(samples.total(squares)), "that the step moves most (length of the step row)"
     if landmarks.weight is not None:
@@ -89,11 +96,11 @@ def _sizes(audit: AuditData, landmarks: Landmarks) -> tuple[Array, str]:
     return np.zeros(len(samples.first_row)), "chosen first (neither step nor weight is known)"
 
 
-def _tile(portraits: SampleView, entry: Entry) -> Markup:
+def _tile(view: SampleView, entry: Entry) -> Markup:
     return element(
         "li",
-        portraits.picture(entry.row),
-        portraits.caption(entry.row),
+        view.picture(entry.row),
+        view.caption(entry.row),
         bar(entry.share, entry.kind),
         element(
             "dl",
@@ -105,12 +112,12 @@ def _tile(portraits: SampleView, entry: Entry) -> Markup:
     )
 
 
-def _line(portraits: SampleView, entry: Entry) -> list[Child]:
-    columns = portraits.audit.columns[:MAX_COLUMNS]
-    values = portraits.samples.values
+def _line(view: SampleView, entry: Entry) -> list[Child]:
+    columns = view.audit.columns[:MAX_COLUMNS]
+    values = view.samples.values
     cells = [] if values is None else list(values[entry.row])
     return [
-        portraits.caption(entry.row),
+        view.caption(entry.row),
         join(number(entry.size), bar(entry.share, entry.kind)),
         *([number(entry.weight)] if entry.weight is not None else []),
         *(cell(value, column) for value, column in zip(cells, columns, strict=False)),

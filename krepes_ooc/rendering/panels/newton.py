@@ -32,10 +32,12 @@ SWEPT = {
 
 def step_panel(audit: AuditData) -> Panel:
     """The step: what was solved, the damping sweep, the solver's convergence."""
-    key, title = "step", "The step"
+    key = "step"
+    title = "The step"
     if audit.newton is None:
         return absent(key, title, "No step was computed.")
     newton = audit.newton
+    # Charts first, the whole sweep as a table behind them
     charts = [chart.render() for chart in (*_sweep_charts(newton), *_residual_chart(newton))]
     lead = (
         "One damped step from the principal components: more damping, a shorter and safer step. "
@@ -71,6 +73,7 @@ def attribute_list(pairs: list[tuple[str, Any]], class_: str = "facts") -> Marku
 
 def format_value(value: Any) -> Markup:
     """One value of unknown type for people."""
+    # bool before int, of which it is a subclass
     if isinstance(value, bool | np.bool_):
         return Markup("yes" if value else "no")
     if value is None or isinstance(value, int | float | np.number):
@@ -79,6 +82,7 @@ def format_value(value: Any) -> Markup:
 
 
 def _attributes(newton: Newton) -> Markup:
+    # Nested settings are flattened by one level; deeper values are diagnostics
     simple = {k: v for k, v in newton.attributes.items() if not isinstance(v, dict | list | tuple)}
     nested = {
         f"{key}: {name}": value
@@ -97,6 +101,7 @@ def _sweep_charts(newton: Newton) -> list[Chart]:
     damping = newton.sweep.get("damping")
     if damping is None or not len(damping):
         return []
+    # Where the sweep is drawn, the chosen damping and the reference levels are marked
     used = newton.attributes.get("damping")
     marks = {} if used is None else {"in use": float(used)}
     start = newton.attributes.get("loss_start")
@@ -104,6 +109,7 @@ def _sweep_charts(newton: Newton) -> list[Chart]:
         "loss": {} if start is None else {"loss at the start": float(start)},
         "rho": {f"least rho to trust: {LEAST_RHO}": LEAST_RHO},
     }
+    # Title and description of every chart, in reading order
     words = {
         "loss": ("Loss after the step", "The loss after the step for each damping."),
         "rho": ("Real over foreseen decrease (rho)", "The ratio rho for each damping."),
@@ -114,10 +120,10 @@ def _sweep_charts(newton: Newton) -> list[Chart]:
         ),
         "entropy": ("Spectral entropy of the step", "The normalised spectral entropy."),
     }
-    across = Axis("damping", log=True)
+    x_axis = Axis("damping", log=True)
     return [
         Chart(
-            f"sweep-{name}", *words[name], across, Axis(SWEPT[name], log=name == "step_norm"),
+            f"sweep-{name}", *words[name], x_axis, Axis(SWEPT[name], log=name == "step_norm"),
             damping, {SWEPT[name]: newton.sweep[name]}, marks, levels.get(name, {}), tabled=False,
         )
         for name in words
@@ -129,6 +135,7 @@ def _residual_chart(newton: Newton) -> list[Chart]:
     residual = newton.residual
     if residual is None or len(residual) < 2:
         return []
+    # The level that the curve must reach
     tolerance = newton.attributes.get("tolerance")
     levels = {} if tolerance is None else {"tolerance": float(tolerance)}
     steps: Array = np.arange(len(residual))
@@ -145,6 +152,7 @@ def _sweep_table(newton: Newton) -> Markup | None:
     damping = newton.sweep.get("damping")
     if damping is None or not len(damping):
         return None
+    # Columns that this objective has
     named = [name for name in SWEPT if name in newton.sweep]
     rows: list[list[Child]] = [
         [number(value), *(number(newton.sweep[name][i]) for name in named)]

@@ -1,4 +1,4 @@
-"""What was audited, how long it took, and from what it was made."""
+"""Panels of the subject, of time and disk, and of provenance."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from krepes_ooc.rendering.drawing.markup import (
 from krepes_ooc.rendering.panels.newton import attribute_list
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
+# Parts of a run and their stages; building the kernel and the solve are compared apart
 PARTS = {
     "building the kernel": ("features", "landmarks", "kernel"),
     "solving for the step": ("moments", "spectrum", "newton"),
     "reading the result": ("audited", "influence", "concepts", "alignment", "fidelity", "report"),
     "training": ("pretrain",),
 }
+# As many digits as tell digests apart at a glance; the title has them all
 DIGEST_LENGTH = 12
 
 
 def subject_panel(audit: AuditData) -> Panel:
-    """What was audited."""
+    """Panel of the network, the data and the objective."""
     subject = audit.subject
+    # Optional lines are left out where the recipe says nothing
     words = [
         ("network", subject.network),
         ("data", subject.source),
@@ -58,15 +61,18 @@ def subject_panel(audit: AuditData) -> Panel:
 
 def timing_panel(audit: AuditData) -> Panel:
     """Wall time per stage, kernel and solve apart."""
-    key, title = "timing", "Time and disk"
+    key = "timing"
+    title = "Time and disk"
     if not audit.stages:
         return absent(key, title, "No stage was timed.")
+    # Big figures first, then one line a stage
     totals = part_seconds(audit.stages)
     noted = any(stage.note for stage in audit.stages)
     big = [
         element("div", element("dd", _seconds(seconds)), element("dt", part))
         for part, seconds in totals.items()
     ]
+    # -1 stands for what a stage does not have
     rows: list[list[Child]] = [
         [
             user_text(stage.name),
@@ -102,6 +108,7 @@ def timing_panel(audit: AuditData) -> Panel:
 
 def provenance_panel(audit: AuditData) -> Panel:
     """Digests, versions, other records and the recipe itself."""
+    # A shortened digest in view, the whole one on hover
     digests: list[list[Child]] = [
         [
             user_text(stage.name),
@@ -112,6 +119,7 @@ def provenance_panel(audit: AuditData) -> Panel:
         ]
         for stage in audit.stages
     ]
+    # Folded: the longest part, and the one that is copied rather than read
     recipe = element(
         "details",
         element("summary", "The recipe as it was run"),
@@ -144,8 +152,10 @@ def part_seconds(stages: tuple[StageRecord, ...]) -> dict[str, float]:
     """Seconds of each part of the run that has a timed stage; NaN if none of it was timed."""
     totals: dict[str, float] = {}
     for part, names in PARTS.items():
+        # A part without any stage of this run is left out
         timed = [stage.seconds for stage in stages if stage.name in names]
         if timed:
+            # fsum: the order of the stages must not show in the last digit
             known = [seconds for seconds in timed if math.isfinite(seconds)]
             totals[part] = math.fsum(known) if known else math.nan
     return totals

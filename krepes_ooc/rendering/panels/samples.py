@@ -20,7 +20,9 @@ from krepes_ooc.rendering.search_data import embed_search_index, search_index
 # Cards that stand in the page unasked; a line opens the others.
 UNFOLDED = 8
 UNFOLDED_ROWS = 3
-KEY, TITLE = "samples", "Sample by sample"
+KEY = "samples"
+TITLE = "Sample by sample"
+# The measure that ranks, in one phrase for the legend
 MEASURES = {
     "is": "the paper's influence score, |kernel| times the length of the landmark's step row",
     "aligned": "kernel times the cosine between the step's changes to sample and landmark",
@@ -34,13 +36,15 @@ def samples_panel(audit: AuditData) -> Panel:
     """Cards of the first audited samples."""
     if audit.audited is None or audit.landmarks is None or audit.influence is None:
         return absent(KEY, TITLE, "No influence was computed, so no sample is explained here.")
+    # Samples that fit probes are not explained
     role = audit.audited.role
     chosen = np.arange(len(audit.audited.sample_id)) if role is None else np.flatnonzero(role == 0)
     if not audit.cards or not len(chosen):
         return absent(KEY, TITLE, "No sample was chosen to be shown.")
-    everyone = explain_rows(audit, [int(row) for row in chosen])
-    cards = [_card(one, place) for place, one in enumerate(everyone[: max(0, audit.cards)])]
-    deck = search_index(audit, everyone)
+    samples = explain_rows(audit, [int(row) for row in chosen])
+    cards = [_card(one, place) for place, one in enumerate(samples[: max(0, audit.cards)])]
+    # Every explained sample can be searched, cards or not
+    index = search_index(audit, samples)
     measure = audit.influence.measure
     lead = join(
         "The landmarks that weigh most on a sample's embedding. ",
@@ -53,22 +57,24 @@ def samples_panel(audit: AuditData) -> Panel:
         "shown": len(cards),
         "total": len(chosen),
         "samples": [figures for _, figures in cards],
-        "deck": deck,
+        "deck": index,
     }
+    # The script fills the empty elements; without it they stay empty
     legend = _legend(MEASURES.get(measure, measure), table=audit.audited.values is not None)
     body = join(
         legend,
-        search_form(audit, deck),
+        search_form(audit, index),
         element("div", _folded([card for card, _ in cards]), id="cards"),
         element("div", class_="cards", id="found"),
         element("button", "Show more", id="more", type="button", hidden=""),
-        embed_search_index(deck, audit, everyone),
+        embed_search_index(index, audit, samples),
     )
     return Panel(KEY, TITLE, lead, body, figures)
 
 
 def _folded(cards: list[Markup]) -> Markup:
     """The first cards, and the others behind one line."""
+    # A page of cards would hide the panels behind it
     rest = len(cards) - UNFOLDED
     if rest <= 0:
         return element("div", cards, class_="cards")
@@ -83,17 +89,19 @@ def _folded(cards: list[Markup]) -> Markup:
     )
 
 
-def search_form(audit: AuditData, deck: dict[str, Any]) -> Markup:
+def search_form(audit: AuditData, index: dict[str, Any]) -> Markup:
     """Search over all audited samples; hidden where no script runs."""
-    codes = sorted({sample["label"] for sample in deck["samples"]} - {-1})
+    # Options for what occurs among the samples; a field without options is left out
+    codes = sorted({sample["label"] for sample in index["samples"]} - {-1})
     labels = [(str(code), class_name(code, audit.classes)) for code in codes]
-    pulls = [("attract", "attracting ones ranked"), ("repel", "repelling ones ranked")]
+    signs = [("attract", "attracting ones ranked"), ("repel", "repelling ones ranked")]
+    # Values are matched by column number, names may repeat
     columns = [(str(c), column.name) for c, column in enumerate(audit.columns)]
     return element(
         "form",
         _field("number or name", element("input", name="query", type="search", size=18)),
         _field("class", _select("label", "any", labels)) if labels else _hidden("label"),
-        _field("landmarks", _select("pull", "any", pulls)),
+        _field("landmarks", _select("pull", "any", signs)),
         _field("column", _select("column", "any", columns)) if columns else None,
         _field("value", element("input", name="value", size=14)) if columns else None,
         element("button", "Clear", type="reset"),
@@ -119,55 +127,67 @@ def _select(name: str, empty: str, options: list[tuple[str, str]]) -> Markup:
     return element("select", element("option", empty, value=""), shown, name=name)
 
 
-def _card(one: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
-    figures, anchor = one.record(), f"sample-{one.row}"
-    title = element("h3", one.sample.caption(one.row), id=anchor)
-    told = _description(one)
-    picture = one.sample.picture(one.row)
-    if picture is None and one.agrees is not None:
-        head = join(title, element("span", told, class_="quiet"))
+def _card(explained: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
+    figures = explained.record()
+    anchor = f"sample-{explained.row}"
+    title = element("h3", explained.sample.caption(explained.row), id=anchor)
+    description = _description(explained)
+    picture = explained.sample.picture(explained.row)
+    # Table rows: the sample beside its landmarks
+    if picture is None and explained.agrees is not None:
+        head = join(title, element("span", description, class_="quiet"))
+        # An empty attribute is a set one
         unfolded = "" if place < UNFOLDED_ROWS else None
-        main = element("details", element("summary", head), row_table(one), open=unfolded)
+        main = element("details", element("summary", head), row_table(explained), open=unfolded)
         return element("article", main, class_="card rows", aria_labelledby=anchor), figures
-    strips = [_strip(sign, one) for sign in HEADINGS]
-    head = element("header", picture, element("div", title, element("p", told, class_="quiet")))
+    # Pictures: one strip for each sign
+    strips = [_strip(sign, explained) for sign in HEADINGS]
+    head = element(
+        "header", picture, element("div", title, element("p", description, class_="quiet"))
+    )
     main = element("div", strips, class_="links")
     return element("article", head, main, class_="card", aria_labelledby=anchor), figures
 
 
-def _description(one: Explained) -> Child:
-    ranked, same, counts = len(one.links), one.same_class, one.counts
+def _description(explained: Explained) -> Child:
+    ranked = len(explained.links)
+    same = explained.same_class
+    counts = explained.counts
     if not ranked:
         return "No landmark weighs on it."
     parts: list[Child] = []
+    # Without labels there is no class to share
     if same is not None:
         parts = [element("span", number(same), " of ", number(ranked), " share its class"), " "]
     if sum(counts.values()):
         attract, repel = number(counts["attract"]), number(counts["repel"])
         parts.append(element("span", attract, " attract, ", repel, " repel"))
-    if one.repelling_only:
-        parts += [" ", element("span", number(len(one.repelling_only)), " more push it away")]
+    if explained.repelling_only:
+        parts += [" ", element("span", number(len(explained.repelling_only)), " more push it away")]
     return join(parts)
 
 
-def _strip(kind: str, one: Explained) -> Markup | None:
+def _strip(kind: str, explained: Explained) -> Markup | None:
     heading = element("h4", HEADINGS[kind], class_=kind)
-    if kind == "repel" and one.nothing_repels:
+    if kind == "repel" and explained.nothing_repels:
         none = element("p", NOTHING_REPELS, class_="quiet")
         return element("div", heading, none, class_="pull")
-    chosen = [link for link in one.displayed if link.kind == kind]
+    # Ranked landmarks of this sign, then those outside the ranking
+    chosen = [link for link in explained.displayed if link.kind == kind]
     if not chosen:
         return None
-    others, mine = one.landmarks, one.sample.code(one.row)
-    # What only pushes has no score; so the bars of all that repel compare the pull.
+    landmarks = explained.landmarks
+    label = explained.sample.code(explained.row)
+    # Landmarks outside the ranking have no score, so bars of repelling ones compare contributions
     name = "contribution" if kind == "repel" else "score"
-    sizes = [abs(getattr(link, name)) for link in one.displayed]
+    sizes = [abs(getattr(link, name)) for link in explained.displayed]
+    # A card of zeros has empty bars
     most = max(size for size in sizes if math.isfinite(size)) or 1.0
     tiles = [
         element(
             "li",
-            others.picture(link.row),
-            others.caption(link.row, mine),
+            landmarks.picture(link.row),
+            landmarks.caption(link.row, label),
             bar(abs(getattr(link, name)) / most, kind),
             link.describe(),
         )

@@ -16,26 +16,29 @@ from krepes_ooc.rendering.panels.panel import Panel, absent
 
 def spectrum_panel(audit: AuditData) -> Panel:
     """Eigenvalues of the landmark kernel, and how many directions are usable and used."""
-    key, title = "spectrum", "Spectrum of the landmark kernel"
+    key = "spectrum"
+    title = "Spectrum of the landmark kernel"
     spectrum = audit.spectrum
     if spectrum is None or not len(spectrum.eigenvalues):
         return absent(key, title, "No spectrum was computed.")
     index = np.arange(1, len(spectrum.eigenvalues) + 1)
-    found = [("components used", spectrum.n_components), ("usable rank", spectrum.rank)]
-    marks = {words: value for words, value in found if value > 0}
+    # -1 stands for unknown
+    ranks = [("components used", spectrum.n_components), ("usable rank", spectrum.rank)]
+    marks = {words: value for words, value in ranks if value > 0}
     chart = Chart(
         "spectrum-chart", "Eigenvalues", "Eigenvalues of the landmark kernel, falling.",
         Axis("eigenvalue number"), Axis("eigenvalue", log=True), index,
         {"eigenvalue": spectrum.eigenvalues}, marks=marks,
     )  # fmt: skip
+    # Rounding leaves tiny negative eigenvalues
     positive = np.clip(spectrum.eigenvalues, 0.0, None)
     used = min(max(spectrum.n_components, 0), len(positive))
-    carried = (
+    share = (
         float(positive[:used].sum() / positive.sum()) if used and positive.sum() > 0 else math.nan
     )
     pairs: list[tuple[str, Any]] = [
         *marks.items(),
-        ("share of the trace in the components", carried),
+        ("share of the trace in the components", share),
         ("effective dimension", spectrum.effective_dimension),
         ("Nystrom error", spectrum.nystrom_error),
         *((f"spectral entropy, {name}", value) for name, value in spectrum.entropy.items()),
@@ -45,7 +48,7 @@ def spectrum_panel(audit: AuditData) -> Panel:
         "eigenvalues": spectrum.eigenvalues,
         "rank": spectrum.rank,
         "n_components": spectrum.n_components,
-        "share_of_trace": carried,
+        "share_of_trace": share,
         "effective_dimension": spectrum.effective_dimension,
         "nystrom_error": spectrum.nystrom_error,
         "entropy": dict(spectrum.entropy),

@@ -1,4 +1,4 @@
-"""The reasons to doubt an audit: each a check, in words with its figures."""
+"""Reliability checks of an audit: each a mark, a sentence and its figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from krepes_ooc.core.figure_specs import STEP
+from krepes_ooc.core.figures import Figure, figure_spec
 from krepes_ooc.rendering.data import AuditData
 from krepes_ooc.rendering.drawing.markup import (
     DASH,
@@ -18,7 +20,6 @@ from krepes_ooc.rendering.drawing.markup import (
     to_plain,
     user_text,
 )
-from krepes_ooc.rendering.measured import Figure
 from krepes_ooc.rendering.panels.panel import Panel
 
 Mark = Literal["good", "care", "bad", "unknown"]
@@ -32,37 +33,36 @@ LIKENESS = {
     "kendall_tau": "The rank agreement of its class probabilities with the network's (tau)",
     "cka": "The likeness of its embedding to the network's (linear CKA)",
 }
-TO_BEAT = ("start", "raw")
-WITHOUT_STEP = "largest |k| (no step)"
+TO_BEAT = ("start", "raw_inputs")
 # The controls that decide how a figure is read, in plain words; the fidelity panel has them all.
 DECIDING = {
     "ridge_ceiling": {
-        "embedding after the step": "the audit's own embedding",
-        "raw inputs": "the raw inputs, without a network",
-        "as many uniform landmarks": "as many landmarks drawn at random",
+        STEP: "the audit's own embedding",
+        "raw_inputs": "the raw inputs, without a network",
+        "uniform_landmarks": "as many landmarks drawn at random",
     },
     "kendall_tau": {
-        "embedding at the start": "before the step",
-        "raw inputs": "a probe on the raw inputs",
-        "ridge ceiling": "the most these landmarks allow",
-        "noise floor: network, two halves of the fit samples": "the network against itself",
+        "start": "before the step",
+        "raw_inputs": "a probe on the raw inputs",
+        "ridge_ceiling": "the most these landmarks allow",
+        "noise_ceiling": "the network against itself",
     },
     "cka": {
-        "embedding at the start": "before the step",
-        "kernel rows": "the plain kernel rows",
+        "start": "before the step",
+        "kernel_rows": "the plain kernel rows",
     },
     "confidence_drop": {
         "random": "random landmarks",
-        WITHOUT_STEP: "the largest in the kernel, without the step",
-        "out of a bank of landmarks": "taken out of a bank that votes",
-        "with an exact refit": "once the others have taken over",
+        "kernel_only": "the largest in the kernel, without the step",
+        "reference_set_removal": "taken out of a bank that votes",
+        "exact_refit": "once the others have taken over",
     },
 }
 
 
 @dataclass(frozen=True)
 class TrustCheck:
-    """One check: how it came out, a headline, one or two sentences, its figures."""
+    """One check: its mark, a headline, one or two sentences, its figures."""
 
     key: str
     mark: Mark
@@ -77,23 +77,24 @@ Check = Callable[[AuditData], TrustCheck]
 def _step(audit: AuditData) -> TrustCheck:
     if audit.newton is None:
         return TrustCheck("step", "unknown", "The step", join("No step was computed."))
-    got = {name: _get(audit, name) for name in STEP_FIGURES}
+    values = {name: _attribute(audit, name) for name in STEP_FIGURES}
+    # Stores without the verdict of the stage: the rule of the page
     trusted = audit.newton.attributes.get("trusted")
-    lowered = got["loss_step"] < got["loss_start"]
+    lowered = values["loss_step"] < values["loss_start"]
     if trusted is None:
-        trusted = lowered and got["rho"] >= LEAST_RHO
+        trusted = lowered and values["rho"] >= LEAST_RHO
     words = join(
         f"It {'lowers' if lowered else 'does not lower'} the loss: ",
-        number(got["loss_start"]), " before, ", number(got["loss_step"]), " after. ",
-        "The quadratic model foresaw a decrease of ", number(got["predicted_decrease"]),
-        "; the ratio of real to foreseen decrease, rho, is ", number(got["rho"]),
+        number(values["loss_start"]), " before, ", number(values["loss_step"]), " after. ",
+        "The quadratic model foresaw a decrease of ", number(values["predicted_decrease"]),
+        "; the ratio of real to foreseen decrease, rho, is ", number(values["rho"]),
         f" (1 is perfect, below {LEAST_RHO} the model is no guide). ",
         "" if trusted else
         "Read the rankings as closeness in the kernel, not as the objective's pull.",
     )  # fmt: skip
     title = "The step is trusted" if trusted else "The step is not trusted"
     return TrustCheck(
-        "step", "good" if trusted else "bad", title, words, {**got, "trusted": bool(trusted)}
+        "step", "good" if trusted else "bad", title, words, {**values, "trusted": bool(trusted)}
     )
 
 
@@ -102,15 +103,18 @@ STEP_FIGURES = ("loss_start", "loss_step", "predicted_decrease", "rho")
 
 def _solver(audit: AuditData) -> TrustCheck:
     title = "The solver"
-    residual, tolerance = _get(audit, "residual_norm"), _get(audit, "tolerance")
+    residual = _attribute(audit, "residual_norm")
+    tolerance = _attribute(audit, "tolerance")
     if audit.newton is None or not math.isfinite(residual):
         return TrustCheck("solver", "unknown", title, join("No residual was measured."))
-    iterations = _get(audit, "iterations")
+    iterations = _attribute(audit, "iterations")
+    # A direct solve takes no iterations
     how = (
         join("after ", number(int(iterations)), " iterations")
         if math.isfinite(iterations) and iterations > 0
         else join("by a direct solve")
     )
+    # Without a tolerance there is nothing to miss
     reached = not math.isfinite(tolerance) or residual <= tolerance
     words = join(
         "The equations of the step are solved to a relative residual of ", number(residual),
@@ -127,15 +131,16 @@ def _solver(audit: AuditData) -> TrustCheck:
 def _ceiling(audit: AuditData) -> TrustCheck:
     title = "What the landmarks can carry"
     figure = audit.fidelity.get("ridge_ceiling")
-    if figure is None or not math.isfinite(figure.value):
+    if figure is None or not figure.is_defined:
         return TrustCheck("ceiling", "unknown", title, join("The ridge ceiling was not measured."))
+    # No coefficients on these landmarks can do better than the ceiling
     good = figure.value >= LEAST_CEILING
     words = join(
         "A ridge regression from kernel rows reproduces ", number(figure.value),
         " of the variance of the network's embedding on samples it has not seen (R²). ",
         "No explanation by these landmarks can carry more.",
         "" if good else f" Below {LEAST_CEILING} they miss much of what the network encodes.",
-        _beside("ridge_ceiling", figure),
+        _beside(figure),
     )  # fmt: skip
     return TrustCheck("ceiling", "good" if good else "care", title, words, _figures(figure))
 
@@ -145,6 +150,7 @@ def _nystrom(audit: AuditData) -> TrustCheck:
     error = math.nan if audit.spectrum is None else audit.spectrum.nystrom_error
     if not math.isfinite(error):
         return TrustCheck("nystrom", "unknown", title, join("The Nystrom error was not measured."))
+    # A rule of thumb; the sentence names the limit
     good = error <= MOST_NYSTROM_ERROR
     words = join(
         "Rebuilding the kernel from the landmarks leaves a relative error of ", number(error),
@@ -157,13 +163,13 @@ def _nystrom(audit: AuditData) -> TrustCheck:
 def _drop(audit: AuditData) -> TrustCheck:
     title = "Do the landmarks matter?"
     figure = audit.fidelity.get("confidence_drop")
-    if figure is None or not math.isfinite(figure.value):
+    if figure is None or not figure.is_defined:
         return TrustCheck("drop", "unknown", title, join("The confidence drop was not measured."))
-    random = figure.controls.get("random", math.nan)
+    random = figure.control("random").value
     ratio = figure.value / random if random > 0 else math.nan
-    # What the plain kernel takes away as well is not owed to the step.
+    # What the plain kernel takes away as well is not owed to the step; NaN is no such level.
     least = figure.value if figure.interval is None else figure.interval[0]
-    level = figure.controls.get(WITHOUT_STEP, -math.inf) >= least
+    level = figure.control("kernel_only").value >= least
     mark: Mark = "unknown"
     matters = False
     if math.isfinite(random):
@@ -174,7 +180,7 @@ def _drop(audit: AuditData) -> TrustCheck:
         number(figure.value), " on average",
         join(" (", number(ratio), " times the drop of random landmarks)")
         if math.isfinite(ratio) else None,
-        ".", _beside("confidence_drop", figure),
+        ".", _beside(figure),
         " So the landmarks matter, but the plain kernel finds them as well: the step adds nothing "
         "to this ranking." if matters and level else None,
     )  # fmt: skip
@@ -183,18 +189,21 @@ def _drop(audit: AuditData) -> TrustCheck:
 
 def _likeness(audit: AuditData) -> TrustCheck:
     title = "Does it behave like the network?"
-    name = next((n for n in LIKENESS if n in audit.fidelity), "")
-    figure = audit.fidelity.get(name)
-    if figure is None or not math.isfinite(figure.value):
+    key = next((key for key in LIKENESS if key in audit.fidelity), "")
+    figure = audit.fidelity.get(key)
+    if figure is None or not figure.is_defined:
         return TrustCheck("likeness", "unknown", title, join("No likeness was measured."))
-    lower = [v for words, v in figure.controls.items() if any(w in words for w in TO_BEAT)]
-    beaten = [figure.value >= value for value in lower if math.isfinite(value)]
+    # Simpler embeddings that it must beat, those that are optional for this figure or this audit
+    names = [name for name in TO_BEAT if name in figure_spec(key).controls]
+    lower = [control for name in names if (control := figure.find_control(name)) is not None]
+    beaten = [figure.value >= control.value for control in lower if control.is_defined]
+    # A likeness that simpler embeddings reach is no evidence
     mark: Mark = "unknown" if not beaten else "good" if all(beaten) else "care"
     words = join(
-        LIKENESS[name], " is ", number(figure.value), ".", _beside(name, figure),
+        LIKENESS[key], " is ", number(figure.value), ".", _beside(figure),
         " What is simpler does as well or better." if mark == "care" else None,
     )  # fmt: skip
-    return TrustCheck("likeness", mark, title, words, {"figure": name, **_figures(figure)})
+    return TrustCheck("likeness", mark, title, words, {"figure": key, **_figures(figure)})
 
 
 def _self_check(audit: AuditData) -> TrustCheck:
@@ -227,24 +236,21 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def _beside(name: str, figure: Figure) -> Markup | None:
-    """The controls that decide, in one sentence."""
-    known = {
-        words: figure.controls[control]
-        for control, words in DECIDING[name].items()
-        if control in figure.controls
-    }
+def _beside(figure: Figure) -> Markup | None:
+    """The controls that decide, in one sentence; optional ones where this audit has them."""
     pairs: list[Child] = []
-    for words, value in known.items():
-        pairs += ["; " if pairs else " Beside it: ", words, " ", number(value)]
+    for key, words in DECIDING[figure.key].items():
+        control = figure.find_control(key)
+        if control is not None:
+            pairs += ["; " if pairs else " Beside it: ", words, " ", number(control.value)]
     return join(pairs, ".") if pairs else None
 
 
 def _figures(figure: Figure) -> dict[str, Any]:
-    return {"value": figure.value, "controls": dict(figure.controls)}
+    return {"value": figure.value, "controls": figure.values}
 
 
-def _get(audit: AuditData, name: str) -> float:
+def _attribute(audit: AuditData, name: str) -> float:
     value = None if audit.newton is None else audit.newton.attributes.get(name)
     return math.nan if value is None else float(value)
 
@@ -264,23 +270,25 @@ SIGNS: dict[Mark, tuple[str, str]] = {
 
 
 def trust_panel(audit: AuditData) -> Panel:
-    """The trust panel: verdict, findings and warnings."""
-    findings = [check(audit) for check in CHECKS]
-    verdict = _verdict(findings, audit.warnings)
+    """The trust panel: verdict, checks and warnings."""
+    checks = [check(audit) for check in CHECKS]
+    verdict = _verdict(checks, audit.warnings)
     body = join(
-        element("ul", [_item(finding) for finding in findings], class_="findings"),
+        element("ul", [_item(check) for check in checks], class_="findings"),
         _warnings(audit.warnings),
     )
     figures = {
         "verdict": verdict,
-        "checks": {f.key: {"mark": f.mark, **to_plain(f.figures)} for f in findings},
+        "checks": {c.key: {"mark": c.mark, **to_plain(c.figures)} for c in checks},
         "warnings": list(audit.warnings),
     }
     return Panel("trust", "Can it be believed?", element("strong", verdict), body, figures)
 
 
-def _verdict(findings: list[TrustCheck], warnings: tuple[str, ...]) -> str:
-    marks = {finding.key: finding.mark for finding in findings}
+def _verdict(checks: list[TrustCheck], warnings: tuple[str, ...]) -> str:
+    """The worst reason first: rows, then the step, then reservations."""
+    marks = {check.key: check.mark for check in checks}
+    # Wrong rows make every figure meaningless, a bad step only the rankings
     if marks["self_check"] == "bad":
         return "Do not rely on this audit: the network's Jacobian rows failed their self-check."
     if marks["step"] == "bad":
@@ -292,17 +300,17 @@ def _verdict(findings: list[TrustCheck], warnings: tuple[str, ...]) -> str:
     return "Nothing that was measured speaks against this audit."
 
 
-def _item(finding: TrustCheck) -> Markup:
-    sign, words = SIGNS[finding.mark]
+def _item(check: TrustCheck) -> Markup:
+    sign, words = SIGNS[check.mark]
     return element(
         "li",
         element("span", sign, class_="sign", aria_hidden="true"),
         element(
             "div",
-            element("h3", finding.title, element("span", f" ({words})", class_="unseen")),
-            element("p", finding.words),
+            element("h3", check.title, element("span", f" ({words})", class_="unseen")),
+            element("p", check.words),
         ),
-        class_=finding.mark,
+        class_=check.mark,
     )
 
 

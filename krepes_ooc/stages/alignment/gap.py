@@ -1,4 +1,4 @@
-"""Alignment gap: does a sample agree with its top landmarks more than with any landmark?
+"""Alignment gap: agreement of a sample with its top landmarks minus its agreement with all.
 
     v(t, l) = 1 - min(|x_t - x_l| / range, 1)   for numbers,   [x_t = x_l]   for categories
     gap     = mean_t [ mean_{l in R_t} v(t, l) - mean_l v(t, l) ]                within [-1, 1]
@@ -42,7 +42,7 @@ class Gap:
 
     Args:
         gap: agreement with the top landmarks minus agreement with all.
-        stderr: its bootstrap standard error over samples, the landmarks held fixed.
+        stderr: its bootstrap standard error over samples, with fixed landmarks.
         chance: standard deviation of the gap were the column shuffled over the landmarks.
         weighted: the same gap, both means weighted by the kernel's size.
     """
@@ -57,22 +57,26 @@ def agreement(column: ColumnValues) -> Float:
     """Agreement v [audited, landmark] in [0, 1]; a missing value agrees with a missing one.
 
     Raises:
-        StageFailed: all values of the column are the same, so agreement tells nothing.
+        StageFailed: all values of the column are the same, so that agreement is not defined.
     """
-    here, there = _known(column.audited, column), _known(column.landmark, column)
-    values = np.concatenate([here, there])
+    audited = _nan_if_missing(column.audited, column)
+    landmark = _nan_if_missing(column.landmark, column)
+    values = np.concatenate([audited, landmark])
     if np.all(np.isnan(values)) or np.all(values == values[0]):
         raise StageFailed(
             "the column is constant",
             where="alignment",
             expected="at least two values among audited samples and landmarks",
         )
-    x, y = here[:, None], there[None, :]
+    x = audited[:, None]
+    y = landmark[None, :]
+    # v = [x = y] for categories, 1 - min(|x - y| / range, 1) for numbers
     if column.span is None or not column.span > 0:
         same = (x == y).astype(np.float64)
     else:
         same = 1.0 - np.minimum(np.abs(np.nan_to_num(x) - np.nan_to_num(y)) / column.span, 1.0)
-    lacks_x, lacks_y = np.isnan(x), np.isnan(y)
+    lacks_x = np.isnan(x)
+    lacks_y = np.isnan(y)
     return np.where(lacks_x | lacks_y, (lacks_x & lacks_y).astype(np.float64), same)
 
 
@@ -128,6 +132,7 @@ def shuffled_deviation(agreed: Float, top: Index) -> float:
     n, m = agreed.shape
     if m < 2:
         return 0.0
+    # M = W^T V / n, doubly centred
     W = np.full((n, m), -1.0 / m)
     np.put_along_axis(W, top, 1.0 / top.shape[1] - 1.0 / m, axis=1)
     M = W.T @ agreed / n
@@ -135,7 +140,7 @@ def shuffled_deviation(agreed: Float, top: Index) -> float:
     return float(np.sqrt(np.sum(centred**2) / (m - 1)))
 
 
-def _known(values: Float, column: ColumnValues) -> Float:
+def _nan_if_missing(values: Float, column: ColumnValues) -> Float:
     """Values with missing ones as NaN."""
     values = np.asarray(values, dtype=np.float64)
     return np.where(values < 0, np.nan, values) if column.span is None else values
@@ -144,8 +149,10 @@ def _known(values: Float, column: ColumnValues) -> Float:
 def _weighted(agreed: Float, top: Index, size: Float) -> Float:
     """The weighted gap of every sample [audited]; 0 where all weights are 0."""
     chosen, weight = (np.take_along_axis(a, top, axis=1) for a in (agreed, size))
-    near, everywhere = weight.sum(axis=1), size.sum(axis=1)
-    safe = (near > 0) & (everywhere > 0)
-    first = (chosen * weight).sum(axis=1) / np.where(safe, near, 1.0)
-    second = (agreed * size).sum(axis=1) / np.where(safe, everywhere, 1.0)
-    return np.asarray(np.where(safe, first - second, 0.0))
+    top_weight = weight.sum(axis=1)
+    all_weight = size.sum(axis=1)
+    is_defined = (top_weight > 0) & (all_weight > 0)
+    # Weighted means over the top landmarks and over all, never divided by 0
+    top_mean = (chosen * weight).sum(axis=1) / np.where(is_defined, top_weight, 1.0)
+    all_mean = (agreed * size).sum(axis=1) / np.where(is_defined, all_weight, 1.0)
+    return np.asarray(np.where(is_defined, top_mean - all_mean, 0.0))

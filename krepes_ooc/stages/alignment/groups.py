@@ -1,4 +1,4 @@
-"""Group audit: which groups of landmarks hold up the samples of each group.
+"""Influence between groups: shares of the top landmarks' scores by group of the landmark.
 
     share[g, g'] = mean_{t in g} [ sum_{l in R_t, l in g'} w_tl / sum_{l in R_t} w_tl ]
 
@@ -38,11 +38,6 @@ class GroupTable:
     samples: Index
     landmarks: Index
 
-    @property
-    def own(self) -> Float:
-        """Share of the own group [group]."""
-        return np.diagonal(self.share).copy()
-
 
 def group_table(
     group: Index, landmark_group: Index, top: Index, score: Float, n_groups: int
@@ -67,6 +62,7 @@ def group_table(
             where="alignment",
             expected="audited samples and landmarks with a value in this column",
         )
+    # Mean over the samples of each group that have any mass, with its standard error
     mass = _mass(landmark_group[top], np.abs(score), n_groups)
     share, stderr = np.full((2, n_groups, n_groups), np.nan)
     for code in np.flatnonzero(samples):
@@ -86,6 +82,7 @@ def group_table(
 def _mass(group: Index, weight: Float, n_groups: int) -> Float:
     """Share of landmark mass by group [audited, group]; a zero row if there is none."""
     mass = np.zeros((len(group), n_groups))
+    # Unknown groups take no part; every row is then normalised to 1
     sample, rank = np.nonzero(group >= 0)
     np.add.at(mass, (sample, group[sample, rank]), weight[sample, rank])
     total = mass.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Stage alignment: which columns the influence follows, and which groups hold up which groups."""
+"""Stage alignment: alignment gaps of all columns, and influence between groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.stages.alignment.gap import (
     ColumnValues,
@@ -21,7 +20,7 @@ from krepes_ooc.stages.alignment.gap import (
 from krepes_ooc.stages.alignment.groups import GroupTable, group_table
 from krepes_ooc.stages.alignment.summary import alignment_lines, group_lines
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost, plain_cost
+from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -35,6 +34,7 @@ from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
 LABEL = "label"
+# Tables of more groups are drawn only if they are named
 MAX_GROUPS = 12
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -46,8 +46,9 @@ ARRAYS = (
     "difference_stderr",
     "weighted",
     "repelling",
-    "by_network",
+    "network_gap",
 )
+INPUT_GAP = "input_gap"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class AlignmentSettings:
 
 @dataclass(frozen=True)
 class _Column:
-    """One column or the label: what is compared, and the names of its categories."""
+    """One column or the label: its values, and the names of its categories."""
 
     name: str
     values: ColumnValues
@@ -72,15 +73,25 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Rankings:
-    """Kernel rows of the audit samples and three rankings of their landmarks."""
+    """Kernel rows of the audit samples and rankings of their landmarks.
+
+    Args:
+        kernel: [audited, landmark].
+        top: by the audit's measure [audited, rank].
+        score: of ``top`` [audited, rank].
+        kernel_only: by |k|, and these values, both [audited, rank].
+        repelling: by contribution, most negative first [audited, rank].
+        network: by the centred cosine of network embeddings [audited, rank].
+        inputs: by the cosine of inputs [audited, rank]; None if they are very long.
+    """
 
     kernel: Float
     top: Index
     score: Float
-    by_kernel: tuple[Index, Float]
+    kernel_only: tuple[Index, Float]
     repelling: Index
-    by_network: Index
-    by_inputs: Index | None
+    network: Index
+    inputs: Index | None
 
 
 @dataclass(frozen=True)
@@ -99,13 +110,15 @@ class AlignmentInputs(StageInputs):
 
 def run(inputs: AlignmentInputs, context: StageContext) -> None:
     """Measure every column, draw up the group tables, seal."""
-    audited, landmarks = context.reader("audited"), context.reader("landmarks")
-    here = np.flatnonzero(audited.array("role") == ROLES["audit"])
-    columns, rankings = _columns(audited, landmarks, here), _rankings(context, here)
+    audit = np.flatnonzero(inputs.audited.array("role") == ROLES["audit"])
+    columns = _columns(inputs.audited, inputs.landmarks, audit)
+    rankings = _rankings(inputs, context, audit)
     context.progress.begin("alignment", len(columns) + 1, 0)
-    asked = _groups(context.settings.groups, columns)
-    kept = ARRAYS if rankings.by_inputs is None else (*ARRAYS, "by_inputs")
-    arrays, notes = {name: np.zeros(len(columns)) for name in kept}, {}
+    grouped = _grouped(context.settings.groups, columns)
+    # Inputs that are very long have no control
+    names = ARRAYS if rankings.inputs is None else (*ARRAYS, INPUT_GAP)
+    arrays = {name: np.zeros(len(columns)) for name in names}
+    notes = {}
     for i, column in enumerate(columns):
         context.stop.check()
         try:
@@ -114,109 +127,135 @@ def run(inputs: AlignmentInputs, context: StageContext) -> None:
         except StageFailed as error:
             notes[column.name] = error.what
         context.progress.advance(1)
-    groups = {column.name: _table(column, rankings) for column in asked}
+    groups = {column.name: _table(column, rankings) for column in grouped}
     attributes = {
         "columns": [column.name for column in columns],
         "notes": notes,
-        "measure": context.reader("influence").attributes["measure"],
+        "measure": inputs.influence.attributes["measure"],
         "top": rankings.top.shape[1],
         "groups": groups,
     }
     for line in [*alignment_lines(arrays, attributes), *group_lines(groups)]:
         context.progress.note(line)
+    defined = np.array([column.name not in notes for column in columns], dtype=np.int64)
     spec = StoreSpec(
         load_contract("alignment"), {"column": len(columns)}, arrays=(*arrays, "defined")
     )
-    defined = np.array([column.name not in notes for column in columns], dtype=np.int64)
     write_whole(context, spec, {**arrays, "defined": defined}, attributes)
 
 
-def _columns(audited: StoreReader, landmarks: StoreReader, here: Index) -> list[_Column]:
-    """All table columns, then the label where there is one."""
-    found = []
+def _columns(audited: StoreReader, landmarks: StoreReader, audit: Index) -> list[_Column]:
+    """All table columns, then the label where there is one.
+
+    Args:
+        audited: store.
+        landmarks: store.
+        audit: rows of the audit samples among the audited ones.
+    """
+    columns = []
     if audited.has("values"):
-        rows, marks = audited.array("values")[here], landmarks.array("values")
+        sample_values = audited.array("values")[audit]
+        landmark_values = landmarks.array("values")
         for i, column in enumerate(audited.attributes["columns"]):
-            numeric = column["kind"] == "numeric"
-            span = float(column["high"] - column["low"]) if numeric else None
-            values = ColumnValues(rows[:, i], marks[:, i], span)
-            found.append(_Column(column["name"], values, tuple(column["categories"])))
-    label = audited.array("label")[here]
+            # Agreement of numbers falls from 1 to 0 within this range
+            is_numeric = column["kind"] == "numeric"
+            span = float(column["high"] - column["low"]) if is_numeric else None
+            values = ColumnValues(sample_values[:, i], landmark_values[:, i], span)
+            columns.append(_Column(column["name"], values, tuple(column["categories"])))
+    label = audited.array("label")[audit]
     classes = tuple(audited.info("label").attributes["categories"])
     if (label >= 0).any() and classes:
-        values = ColumnValues(label.astype(np.float64), landmarks.array("label").astype(np.float64))
-        found.append(_Column(LABEL, values, classes))
-    return found
+        landmark_label = landmarks.array("label").astype(np.float64)
+        values = ColumnValues(label.astype(np.float64), landmark_label)
+        columns.append(_Column(LABEL, values, classes))
+    return columns
 
 
-def _rankings(context: StageContext, here: Index) -> _Rankings:
-    influence, step = context.reader("influence"), context.reader("newton").array("step")
-    kernel = influence.whole("kernel")[here]
-    top = influence.array("top_landmark")[here]
-    signed = contribution(kernel, step, influence.array("embedding")[here])
-    against = np.argsort(signed, axis=1, kind="stable")[:, : top.shape[1]]
-    held, landmarks = audited_rows(context, "audit"), landmark_rows(context)
-    mean = held.network.mean(axis=0)
-    inputs = None
-    if held.inputs is not None and landmarks.inputs is not None:
-        inputs = _nearest(held.inputs, landmarks.inputs, top.shape[1])
+def _rankings(inputs: AlignmentInputs, context: StageContext, audit: Index) -> _Rankings:
+    """The audit's ranking, and those of the controls.
+
+    Args:
+        inputs: of the stage.
+        context: of the stage.
+        audit: rows of the audit samples among the audited ones.
+    """
+    influence = inputs.influence
+    kernel = influence.whole("kernel")[audit]
+    top = influence.array("top_landmark")[audit]
+    count = top.shape[1]
+    # Most negative contributions first: the other end of the ranking
+    signed = contribution(kernel, inputs.newton.array("step"), influence.array("embedding")[audit])
+    repelling = np.argsort(signed, axis=1, kind="stable")[:, :count]
+    # Controls without the step: likeness in the network's embedding and in the inputs
+    samples = audited_rows(inputs, "audit")
+    landmarks = landmark_rows(inputs, context)
+    # Centred by the same mean, so that the angle is about differences
+    mean = samples.network.mean(axis=0)
+    by_inputs = None
+    if samples.inputs is not None and landmarks.inputs is not None:
+        by_inputs = _most_similar(samples.inputs, landmarks.inputs, count)
     return _Rankings(
         kernel,
         top,
-        influence.array("score")[here],
-        top_k(np.abs(kernel), top.shape[1]),
-        against,
-        _nearest(held.network - mean, landmarks.network - mean, top.shape[1]),
-        inputs,
+        influence.array("score")[audit],
+        top_k(np.abs(kernel), count),
+        repelling,
+        _most_similar(samples.network - mean, landmarks.network - mean, count),
+        by_inputs,
     )
 
 
-def _nearest(held: Float, landmarks: Float, count: int) -> Index:
+def _most_similar(samples: Float, landmarks: Float, count: int) -> Index:
     """Landmarks of largest cosine [audited, rank]."""
-    order = np.argsort(-cosine(held, landmarks), axis=1, kind="stable")
+    order = np.argsort(-cosine(samples, landmarks), axis=1, kind="stable")
     return order[:, :count]
 
 
 def _measure(values: ColumnValues, rankings: _Rankings) -> dict[str, float]:
+    """Alignment gap of one column with its controls."""
     agreed = agreement(values)
     measured = alignment_gap(agreed, rankings.top, rankings.kernel)
-    by_kernel = sample_gaps(agreed, rankings.by_kernel[0])
-    found = {
+    kernel_only = sample_gaps(agreed, rankings.kernel_only[0])
+    gaps = {
         "gap": measured.gap,
         "stderr": measured.stderr,
         "chance": measured.chance,
-        "kernel_only": float(by_kernel.mean()),
-        "difference_stderr": bootstrap_error(sample_gaps(agreed, rankings.top) - by_kernel),
+        "kernel_only": float(kernel_only.mean()),
+        # Paired over samples, so that the error is that of the difference
+        "difference_stderr": bootstrap_error(sample_gaps(agreed, rankings.top) - kernel_only),
         "weighted": measured.weighted,
         "repelling": float(sample_gaps(agreed, rankings.repelling).mean()),
-        "by_network": float(sample_gaps(agreed, rankings.by_network).mean()),
+        "network_gap": float(sample_gaps(agreed, rankings.network).mean()),
     }
-    if rankings.by_inputs is not None:
-        found["by_inputs"] = float(sample_gaps(agreed, rankings.by_inputs).mean())
-    return found
+    if rankings.inputs is not None:
+        gaps[INPUT_GAP] = float(sample_gaps(agreed, rankings.inputs).mean())
+    return gaps
 
 
-def _groups(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
+def _grouped(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
     """The columns that get a group table.
 
     Raises:
         UsageError: a name that is no categorical column.
     """
-    able = {column.name: column for column in columns if column.categories}
+    # A numeric column has no groups
+    categorical = {column.name: column for column in columns if column.categories}
     for name in names:
-        if name not in able:
+        if name not in categorical:
+            known = ", ".join(categorical) or "none: the source has no categories"
             raise UsageError(
                 f"{name!r} is no column of groups",
                 where="stages.alignment.groups",
-                expected="one of " + (", ".join(able) or "none: the source has no categories"),
+                expected=f"one of {known}",
             )
     if names:
-        return [able[name] for name in names]
-    return [column for column in able.values() if 1 < len(column.categories) <= MAX_GROUPS]
+        return [categorical[name] for name in names]
+    return [column for column in categorical.values() if 1 < len(column.categories) <= MAX_GROUPS]
 
 
 def _table(column: _Column, rankings: _Rankings) -> dict[str, Any]:
     """One group table as JSON; what is not defined is null."""
+    # NaN is missing: code -1, left out of the table
     codes = [
         np.nan_to_num(values, nan=-1.0).astype(np.int64)
         for values in (column.values.audited, column.values.landmark)
@@ -226,28 +265,29 @@ def _table(column: _Column, rankings: _Rankings) -> dict[str, Any]:
         return group_table(codes[0], codes[1], top, score, len(column.categories))
 
     try:
-        found, control = table(rankings.top, rankings.score), table(*rankings.by_kernel)
+        measured = table(rankings.top, rankings.score)
+        control = table(*rankings.kernel_only)
     except StageFailed as error:
         return {"note": error.what}
     return {
-        "note": group_note(found),
+        "note": group_note(measured),
         "categories": list(column.categories),
-        "samples": found.samples.tolist(),
-        "landmarks": found.landmarks.tolist(),
-        "share": to_json(found.share),
-        "stderr": to_json(found.stderr),
+        "samples": measured.samples.tolist(),
+        "landmarks": measured.landmarks.tolist(),
+        "share": to_json(measured.share),
+        "stderr": to_json(measured.stderr),
         "kernel_only": to_json(control.share),
-        "chance": to_json(found.chance),
+        "chance": to_json(measured.chance),
     }
 
 
-def group_note(found: GroupTable) -> str:
-    """What a reader of the table must know: groups that no landmark belongs to."""
-    unseen = int(np.sum((found.samples > 0) & (found.landmarks == 0)))
+def group_note(table: GroupTable) -> str:
+    """Note of a table with groups that no landmark belongs to; else empty."""
+    unseen = int(np.sum((table.samples > 0) & (table.landmarks == 0)))
     if not unseen:
         return ""
     return (
-        f"{unseen} of {int(np.sum(found.samples > 0))} groups have no landmark, so that nothing of "
+        f"{unseen} of {int(np.sum(table.samples > 0))} groups have no landmark, so that nothing of "
         "their own can hold them up: take more landmarks"
     )
 
@@ -260,20 +300,29 @@ def to_json(values: Float) -> list[Any]:
     ]
 
 
-def predict(shape: AuditSizes, settings: AlignmentSettings) -> Cost:
+def estimate_cost(sizes: AuditSizes, settings: AlignmentSettings) -> Cost:
     """Agreement of every audit sample with every landmark, one column at a time."""
-    n, m = shape.n_explained, shape.n_landmarks
-    need = 64 * n * m + computing_bytes(shape, shape.plan.sub_rows)
-    return plain_cost(1, 2**16, MemoryNeed(need), 2.0 * n * m * m)
+    n = sizes.n_explained
+    m = sizes.n_landmarks
+    rows = computing_bytes(sizes, sizes.plan.sub_rows)
+    memory = Quantity.of(
+        Term("kernel rows, agreement, rankings and what sorting takes", f64(n, m), 8),
+        Term("feature rows of one product and one batch", rows),
+    )
+    return Cost(
+        disk=Quantity.of(Term("gaps of all columns, group tables", 2**16)),
+        memory=memory,
+        flops=Quantity.of(Term("products of rankings and agreement", 2.0 * n * m * m)),
+    )
 
 
 STAGE = Stage(
     name="alignment",
-    version=1,
+    version=2,
     inputs=AlignmentInputs,
     store="alignment",
     settings=AlignmentSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="columns and groups that the influence follows",
 )

@@ -1,4 +1,4 @@
-"""What the audit found as plain lines of text, for the terminal and for logs."""
+"""Alignment gaps and group tables as lines for the terminal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.rendering.measured import ALIGNMENT_CONTROLS, Groups
-from krepes_ooc.rendering.panels.groups import own_share
+from krepes_ooc.rendering.panels.groups import same_group_share
 
 NAME = 24
 MAX_LINES = 5
 HEADS = {
     "gap": "gap",
     "stderr": "s.e.",
-    **{name: ALIGNMENT_CONTROLS[name][0] for name in ("chance", "kernel_only", "by_inputs")},
+    **{name: ALIGNMENT_CONTROLS[name][0] for name in ("chance", "kernel_only", "input_gap")},
 }
 
 
@@ -29,10 +29,12 @@ def alignment_lines(
         arrays: those of the store, each [column].
         attributes: those of the store.
     """
+    # A source of images without labels has nothing to compare
     names = attributes["columns"]
     if not names:
         return ["alignment: the source has no columns and no labels to compare"]
     shown = [name for name in HEADS if name in arrays]
+    # Largest gaps first, then columns whose gap is not defined
     known = np.array([name not in attributes["notes"] for name in names])
     ranked = np.flatnonzero(known)[np.argsort(-arrays["gap"][known], kind="stable")]
     order = np.concatenate([ranked[:MAX_LINES], np.flatnonzero(~known)[:MAX_LINES]])
@@ -48,33 +50,37 @@ def alignment_lines(
         lines.append(
             f"{_short(names[i]):<{NAME}} " + " ".join(f"{arrays[name][i]:11.3f}" for name in shown)
         )
+    # The terminal shows the largest gaps only
     if len(names) > len(order):
         left = len(names) - len(order)
         lines.append(f"and {left} columns with smaller gaps; the report has every control")
-    return [*lines, _same(arrays, known)]
+    return [*lines, _kernel_comparison(arrays, known)]
 
 
 def group_lines(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One line a group table: how far the top landmarks are of the sample's own group."""
+    """One line a group table: share of the top landmarks in the sample's own group."""
     lines = []
-    for name, kept in groups.items():
-        table = Groups.from_attributes(kept)
-        own, chance = own_share(table)
-        if not np.isfinite(own):
+    for name, attributes in groups.items():
+        table = Groups.from_attributes(attributes)
+        share, chance = same_group_share(table)
+        if not np.isfinite(share):
             lines.append(f"groups of {_short(name)}: {table.note or 'no sample is in any'}")
             continue
         lines.append(
-            f"groups of {_short(name)}: {100 * own:.0f} % of the influence on a sample lies on its "
-            f"own group, by chance {100 * chance:.0f} %; the report has the table"
+            f"groups of {_short(name)}: {100 * share:.0f} % of the influence on a sample lies on "
+            f"its own group, by chance {100 * chance:.0f} %; the report has the table"
         )
     return lines
 
 
-def _same(arrays: Mapping[str, npt.NDArray[np.float64]], known: npt.NDArray[np.bool_]) -> str:
-    """Whether the control without the step tells the same."""
+def _kernel_comparison(
+    arrays: Mapping[str, npt.NDArray[np.float64]], known: npt.NDArray[np.bool_]
+) -> str:
+    """Difference of the gaps to the control without the step."""
     away = np.abs(arrays["gap"] - arrays["kernel_only"])[known]
     if not away.size:
         return "no column could be measured"
+    # Two standard errors of the paired difference
     beyond = int(np.sum(away > 2 * arrays["difference_stderr"][known]))
     return (
         f"the kernel alone gives the same gaps within {away.max():.3f}; {beyond} of {away.size} "

@@ -12,11 +12,9 @@ import numpy.typing as npt
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.display import describe_columns, display_arrays
-from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.inputs import CLEAN
+from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -26,6 +24,7 @@ from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
 ROLES = {"audit": 0, "fit": 1, "concept": 2}
 _CHOICE_STREAM = 311
@@ -46,7 +45,12 @@ class AuditedSettings:
 
 
 def check_sample_ids(settings: AuditedSettings, n_samples: int, n_landmarks: int) -> None:
-    """Refuse a choice that cannot be made.
+    """Raise if no audited samples can be chosen.
+
+    Args:
+        settings: settings of the stage.
+        n_samples: samples of the source.
+        n_landmarks: landmarks m.
 
     Raises:
         UsageError: a sample id outside the source, or nothing is left to explain.
@@ -70,21 +74,29 @@ def check_sample_ids(settings: AuditedSettings, n_samples: int, n_landmarks: int
 def choose_audited(
     settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int
 ) -> tuple[Ids, Ids]:
-    """Sample ids and their roles; drawn samples are never landmarks.
+    """Sample ids [audited] and their roles [audited]; drawn samples are never landmarks.
+
+    Args:
+        settings: settings of the stage.
+        n_samples: samples of the source.
+        landmarks: sample ids of the landmarks [landmark].
+        seed: seed of the recipe.
 
     Raises:
         UsageError: a sample id outside the source, or nothing is left to explain.
     """
     check_sample_ids(settings, n_samples, len(landmarks))
     named = np.unique(np.array(settings.sample_ids, dtype=np.int64))
-    wanted = 0 if len(named) else min(settings.audit, max(1, n_samples // 4))
+    n_audit = 0 if len(named) else min(settings.audit, max(1, n_samples // 4))
+    # A keyed permutation of the samples, as far as enough remain without landmarks and named ones.
     keyed = int(counter_rng.bits(seed, _CHOICE_STREAM))
     drawn = counter_rng.Bijection(n_samples, keyed)(
-        np.arange(min(n_samples, wanted + settings.fit + len(landmarks) + len(named)))
+        np.arange(min(n_samples, n_audit + settings.fit + len(landmarks) + len(named)))
     )
     free = drawn[~np.isin(drawn, np.concatenate([landmarks, named]))]
-    audit = np.sort(named if len(named) else free[:wanted])
-    fit = np.sort(free[wanted : wanted + settings.fit])
+    # Its first samples are explained, the next ones fit probes: the two sets never overlap.
+    audit = np.sort(named if len(named) else free[:n_audit])
+    fit = np.sort(free[n_audit : n_audit + settings.fit])
     roles = [ROLES["audit"]] * len(audit) + [ROLES["fit"]] * len(fit)
     return np.concatenate([audit, fit]), np.array(roles, dtype=np.int64)
 
@@ -100,13 +112,19 @@ class AuditedInputs(StageInputs):
 
 def run(inputs: AuditedInputs, context: StageContext) -> None:
     """Compute clean feature rows and network embeddings of the audited samples, seal."""
-    n, landmarks = context.plan.n_samples, context.reader("landmarks").array("sample_id")
-    sample_id, role = choose_audited(context.settings, n, landmarks, context.recipe.seed)
-    featurizer = open_featurizer(context)
-    shown = display_arrays(context.recipe.source, sample_id)
-    arrays = {**shown.arrays, "role": role}
+    recipe = inputs.recipe
+    sample_id, role = choose_audited(
+        context.settings,
+        context.plan.n_samples,
+        inputs.landmarks.array("sample_id"),
+        recipe.seed,
+    )
+    featurizer = open_featurizer(inputs.features, recipe, context)
+    # Raw values, images, labels and names of the samples, for report and late stages.
+    display = display_arrays(recipe.source, sample_id)
+    arrays = {**display.arrays, "role": role}
     sizes = {
-        **shown.sizes,
+        **display.sizes,
         "audited": len(sample_id),
         "feature": featurizer.layout.n_features,
         "output": len(featurizer.shared.outputs),
@@ -116,7 +134,7 @@ def run(inputs: AuditedInputs, context: StageContext) -> None:
         sizes,
         block_rows=context.plan.block_rows,
         arrays=(*arrays, "features", "self_kernel", "network_embedding"),
-        array_attributes=shown.array_attributes,
+        array_attributes=display.array_attributes,
     )
     writer = context.workspace.writer(spec, context.digest)
     writer.create()
@@ -133,20 +151,41 @@ def run(inputs: AuditedInputs, context: StageContext) -> None:
 
         return values(), content
 
+    # The audited samples in blocks of the plan's length: resumable like the n-sized stores.
     plan = replace(context.plan, n_samples=len(sample_id))
     files = write_blocks(context, writer, compute, plan)
-    attributes = {"roles": ROLES, "columns": describe_columns(context.recipe.source)}
+    attributes = {"roles": ROLES, "columns": describe_columns(recipe.source)}
     seal_blocks(context, writer, files, arrays, attributes)
 
 
-def predict(shape: AuditSizes, settings: AuditedSettings) -> Cost:
-    """Rows of the audited samples."""
-    width, rows = shape.n_features, min(shape.plan.block_rows, shape.n_audited)
-    blocks = -(-shape.n_audited // shape.plan.block_rows)
-    disk = blocks * shape.plan.block_rows * (2 * width + 4 * shape.n_outputs + 8)
-    per_worker = 14 * rows * width + 16 * shape.plan.forward_batch * width
-    return plain_cost(
-        blocks, disk, MemoryNeed(0, per_worker, blocks), 6.0 * shape.n_parameters * shape.n_audited
+def estimate_cost(sizes: AuditSizes, settings: AuditedSettings) -> Cost:
+    """Clean rows of the audited samples."""
+    width = sizes.n_features
+    block_rows = sizes.plan.block_rows
+    n_blocks = -(-sizes.n_audited // block_rows)
+    stored_rows = n_blocks * block_rows
+    # A short block is computed at its own length and stored at full length.
+    rows = min(block_rows, sizes.n_audited)
+    return Cost(
+        units=n_blocks,
+        disk=Quantity.of(
+            Term("feature rows", f16(stored_rows, width)),
+            Term("network embedding", f32(stored_rows, sizes.n_outputs)),
+            Term("k(x, x)", f64(stored_rows)),
+        ),
+        worker_memory=Quantity.of(
+            Term("feature rows of a block in float16, in batches and joined", f16(rows, width), 3),
+            Term("unscaled feature rows of a block and their squares", f32(rows, width), 2),
+            Term(
+                "activations, gradients and rows of a batch",
+                f32(sizes.plan.forward_batch, width),
+                4,
+            ),
+        ),
+        parallel_tasks=n_blocks,
+        flops=Quantity.of(
+            Term("forward and backward passes", 6.0 * sizes.n_parameters * sizes.n_audited)
+        ),
     )
 
 
@@ -157,7 +196,7 @@ STAGE = Stage(
     store="audited",
     settings=AuditedSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="samples that are explained, and those that fit probes",
     parallel="passes",
 )

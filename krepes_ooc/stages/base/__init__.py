@@ -1,1 +1,1 @@
-"""What stages share: the definition of a stage, its context, inputs, sizes, cost and writing."""
+"""Base of all stages: definition, context, inputs, sizes, cost and writing of stores."""

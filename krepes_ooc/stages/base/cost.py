@@ -2,7 +2,7 @@
 
 A quantity (bytes or operations) is a sum of terms, or the largest of several phases that follow one
 another, each a sum of terms. ``krepes plan --json`` prints them, so every number can be traced to
-the array that it stands for.
+the array or operation that it counts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Self
 
 from krepes_ooc.engine.budget import ALLOCATOR_BYTES, MemoryNeed
 
-# Constants of a process, measured in a fresh one per stage.
+# Constants of a process in bytes, measured in a fresh one per stage.
 SLACK_BYTES = 32 * 2**20  # readers of the source, journals, thread stacks
-LEFT_BYTES = 24 * 2**20  # what the stages before leave in the process, measured up to a million
-NETWORK_BYTES = 80 * 2**20  # the part of torch that differentiates: it loads with a network
-SKLEARN_BYTES = 40 * 2**20
+LEFT_BYTES = 24 * 2**20  # left in the process by earlier stages, measured up to a million rows
+NETWORK_BYTES = 80 * 2**20  # autograd of torch, which loads with a network
+SKLEARN_BYTES = 40 * 2**20  # scikit-learn with its own libraries
 
 
 def f64(*sizes: int) -> int:
@@ -43,7 +43,7 @@ class Term:
     Args:
         label: the array or operation, in words.
         size: bytes or operations of one.
-        times: how many there are at once; negative: what is not there yet in this phase.
+        times: how many exist at once; negative: counted elsewhere, and not needed in this phase.
     """
 
     label: str
@@ -82,9 +82,9 @@ class Quantity:
         return max(0, int(self.total))
 
     def plus(self, *terms: Term) -> Quantity:
-        """The same with more terms in every phase."""
+        """The quantity with more terms in every phase."""
         phases = self.phases or {"": ()}
-        return Quantity({name: (*own, *terms) for name, own in phases.items()})
+        return Quantity({name: (*before, *terms) for name, before in phases.items()})
 
     def to_json(self) -> dict[str, Any]:
         """The total and the terms of every phase."""
@@ -101,23 +101,20 @@ class Cost:
 
     Args:
         units: blocks, shards, rounds or epochs.
-        disk: bytes that the stage leaves on the disk.
+        disk: bytes of its store.
         memory: anonymous bytes of the process, whatever the number of workers.
         worker_memory: anonymous bytes of every worker at the same time.
-        parallel_tasks: that can run at the same time at most; None: any number.
+        parallel_tasks: largest number of tasks at the same time; None: any number.
         flops: floating-point operations.
         scratch: bytes of partial results, removed when the stage is sealed.
-        bytes_read: bytes that are read from memory again and again, beyond what the operations
-            wait for.
+        bytes_read: bytes streamed from memory, for operations that are bound by bandwidth.
         float64: whether the operations are in float64.
-        network: whether it runs the network, for a stage that does so only sometimes.
-        freed_early: bytes of one worker and the fixed part that are gone when the network is
-            loaded.
+        network: whether it runs the network, for a stage that does so only with some settings.
+        freed_early: bytes of the process and one worker that are freed before the network loads.
         skipped: whether these settings leave it nothing to do, so that it loads neither the network
             nor scikit-learn.
-        device_memory: bytes of a device that computes the blocks, at least, for any number of
-            tasks.
-        device_task_memory: bytes of a device for every task on it.
+        device_memory: bytes on a device that computes the blocks, for any number of tasks.
+        device_task_memory: further bytes on the device for every task.
     """
 
     units: int = 1
@@ -137,12 +134,12 @@ class Cost:
 
     @property
     def need(self) -> MemoryNeed:
-        """Anonymous memory, for the budget."""
+        """Anonymous host memory, for the budget."""
         return MemoryNeed(self.memory.bytes, self.worker_memory.bytes, self.parallel_tasks)
 
     @property
     def device(self) -> MemoryNeed:
-        """Memory of a device, for the number of its tasks."""
+        """Device memory, for the number of tasks on it."""
         return MemoryNeed(self.device_memory.bytes, self.device_task_memory.bytes)
 
     def in_process(
@@ -154,11 +151,11 @@ class Cost:
         sklearn: bool,
         follows: bool,
     ) -> Cost:
-        """The same with what its process holds besides.
+        """The cost with the memory of source, network and libraries in its process.
 
         Args:
-            source: bytes that the source keeps; 0: it is not read.
-            network: bytes of its parameters and their gradients; None: it is not loaded.
+            source: resident bytes of the source; 0: it is not read.
+            network: bytes of parameters and gradients; None: the network is not loaded.
             network_loaded: whether an earlier stage has loaded it.
             sklearn: whether scikit-learn is loaded.
             follows: whether another stage ran before in this process.
@@ -171,53 +168,15 @@ class Cost:
         if sklearn:
             terms.append(Term("scikit-learn", SKLEARN_BYTES))
         if network is not None:
-            # What the stage has given back by the time the network loads makes room for it.
+            # The peak is the larger of two phases: before the network loads, and after it.
             freed = 0 if network_loaded else self.freed_early.bytes
             terms.append(Term("network and torch", max(0, NETWORK_BYTES + network - freed)))
-        # The empty phase keeps what is added from being set off against a negative sum.
+        # The empty phase: a negative sum must not offset the terms that are added.
         memory = Quantity({**self.memory.phases, "before": ()})
         return replace(self, memory=memory.plus(*terms))
 
     def to_json(self) -> dict[str, Any]:
         """Every quantity with its named terms."""
-        names = ("memory", "worker_memory", "disk", "scratch", "flops", "bytes_read")
+        host = ("memory", "worker_memory", "disk", "scratch", "flops", "bytes_read")
         device = ("device_memory", "device_task_memory")
-        return {name: getattr(self, name).to_json() for name in (*names, *device)}
-
-
-def plain_cost(  # noqa: D103, PLR0913
-    units: int = 1,
-    disk: float = 0,
-    need: MemoryNeed | None = None,
-    flops: float = 0.0,
-    scratch: float = 0,
-    *,
-    bytes_read: float = 0.0,
-    float64: bool = False,
-    network: bool = False,
-    freed_early: float = 0,
-    skipped: bool = False,
-    device: MemoryNeed | None = None,
-) -> Cost:
-    need = need or MemoryNeed()
-    device = device or MemoryNeed()
-
-    def one(value: float) -> Quantity:
-        return Quantity.of(Term("total", value))
-
-    return Cost(
-        units,
-        one(disk),
-        one(need.fixed),
-        one(need.per_worker),
-        need.tasks,
-        one(flops),
-        one(scratch),
-        one(bytes_read),
-        float64,
-        network,
-        one(freed_early),
-        skipped,
-        one(device.fixed),
-        one(device.per_worker),
-    )
+        return {name: getattr(self, name).to_json() for name in (*host, *device)}

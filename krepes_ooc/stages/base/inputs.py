@@ -13,25 +13,26 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
-from krepes_ooc.errors import DataError, WorkspaceError
-from krepes_ooc.network.spec import NetworkSpec
-from krepes_ooc.sources.base import Source, SourceSpec
+from krepes_ooc.errors import DamageError, WorkspaceError
+from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
+from krepes_ooc.sources.base import Source, SourceSpec, check_finite
 from krepes_ooc.sources.open import open_source, row_order
 from krepes_ooc.sources.row_order import ShuffledOrder
-from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.storage.file_checks import file_problem
+from krepes_ooc.storage.stage_record import StageRecord
+from krepes_ooc.views.spec import CLEAN, ViewSpec
 from krepes_ooc.views.views import Views
 
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
 
-CLEAN = -1
 CALIBRATION_ROWS = 64
 Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class AuditInputs:
-    """What is audited.
+    """Source, network, views and seed of an audit.
 
     Args:
         source_spec: recipe key ``source``.
@@ -52,7 +53,7 @@ class AuditInputs:
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach another process as what was declared; it opens everything anew."""
+        """Pickle the declarations; another process opens source and network anew."""
         spec = (self.source_spec, self.network_spec, self.view_spec)
         return AuditInputs, (*spec, self.seed, self.base, self.private)
 
@@ -81,8 +82,29 @@ class AuditInputs:
         """The frozen network, loaded and checked."""
         from krepes_ooc.network.spec import load_network
 
-        path = self.pretrained if self.network_spec.weights == "pretrain" else None
-        return load_network(self.network_spec, path, self.base)
+        if self.network_spec.weights != PRETRAIN:
+            return load_network(self.network_spec, None, self.base)
+        self._check_pretrained()
+        return load_network(self.network_spec, self.pretrained, self.base)
+
+    def _check_pretrained(self) -> None:
+        """Refuse a checkpoint of the demo trainer that is not the one its stage sealed.
+
+        Raises:
+            DamageError: another file, or a damaged one.
+        """
+        record = StageRecord(PRETRAIN, self.private / "stages" / PRETRAIN, None, self.private)
+        files, sealed = record.recorded_files()
+        key = self.pretrained.relative_to(self.private.parent).as_posix()
+        if not sealed or key not in files:
+            return  # ``load_network`` says that the stage has not run
+        if problem := file_problem(self.pretrained, *files[key], suffixed=False):
+            raise DamageError(
+                problem,
+                where=str(self.pretrained),
+                expected="the checkpoint that stage pretrain sealed",
+                advice="`krepes run --repair` trains it again to the same bits",
+            )
 
     def encode(self, positions: npt.NDArray[np.int64], view: int) -> tuple[Rows, str]:
         """Network inputs [sample, ...] of source samples in one view, and the hash of the raw rows.
@@ -91,9 +113,10 @@ class AuditInputs:
             DataError: an input is not finite; names the sample.
         """
         raw = self.source.read(positions)
+        # The hash is of the raw rows, so that every view of a block records the same one.
         content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
-        seen = raw if view == CLEAN else self.views.apply(raw, positions, view)
-        inputs = self.source.encode(seen)
+        augmented = raw if view == CLEAN else self.views.apply(raw, positions, view)
+        inputs = self.source.encode(augmented)
         check_finite(inputs, positions, "network input")
         return inputs, content
 
@@ -103,11 +126,12 @@ class AuditInputs:
         """The feature map of the network, its scale fixed from calibration samples; opened once.
 
         Args:
-            settings: how rows are taken.
-            probes: the probes of a store that exists: the same bits, without choosing them again.
+            settings: kind, outputs and probes of the feature rows.
+            probes: output probes of an existing features store; None: they are drawn.
         """
         from krepes_ooc.jacobian.feature_map import open_features
 
+        # Scales and probes cost a pass over calibration samples: one map per settings.
         if settings not in self._opened:
             self._opened[settings] = open_features(
                 self.network, settings, self.calibration(), probes, self.seed
@@ -115,7 +139,7 @@ class AuditInputs:
         return self._opened[settings]
 
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
-        """The feature map of the network before its training: for sizes alone."""
+        """The feature map of the untrained network, which has the same sizes as the trained one."""
         from krepes_ooc.jacobian.feature_map import open_features
         from krepes_ooc.network.frozen import freeze
         from krepes_ooc.network.spec import build_network
@@ -124,28 +148,30 @@ class AuditInputs:
         return open_features(network, settings, self.calibration(), seed=self.seed)
 
     def calibration(self) -> Rows:
-        """Network inputs [sample, ...] of the samples that scales and costs are taken from."""
+        """Network inputs [sample, ...] of the samples that scales and row costs are measured on."""
         rows = self.order.positions(0, min(CALIBRATION_ROWS, self.source.n_samples))
         return self.encode(rows, 0)[0]
 
     def feature_map(self, shared: FeatureMap, where: str = "cpu") -> FeatureMap:
-        """This thread's own copy of a feature map: hooks are never shared between threads.
+        """This thread's copy of a feature map: hooks are never shared between threads.
 
         Args:
             shared: the map, which stays on the host.
             where: device of torch that the copy runs on, if torch can use it.
         """
+        # A new shared map replaces the copy: one thread works with one network at a time.
         if getattr(self._local, "shared", None) is not shared:
             from krepes_ooc.network.torch_device import available_device
 
-            there = available_device(where)
-            self._local.own = shared.clone() if there == "cpu" else shared.to(there)
+            torch_device = available_device(where)
+            on_host = torch_device == "cpu"
+            self._local.copy = shared.clone() if on_host else shared.to(torch_device)
             self._local.shared = shared
-        own: FeatureMap = self._local.own
-        return own
+        copy: FeatureMap = self._local.copy
+        return copy
 
     def check_network_outputs(self, digest: str) -> None:
-        """Refuse a network that gives other outputs than when the features were begun.
+        """Raise if the network's outputs differ from those when the features were begun.
 
         Args:
             digest: digest of the features stage; the first check under it records the bits.
@@ -156,10 +182,12 @@ class AuditInputs:
         """
         from krepes_ooc.network.checkpoint import outputs_sha256
 
+        # Weights and factory code have digests; torch, kernels and imported code do not.
         rows = self.order.positions(0, min(2, self.source.n_samples))
         bits = outputs_sha256(self.network, self.encode(rows, CLEAN)[0])
         path = self.private / "network.json"
         known = read_checksummed_file(path)
+        # Features of another digest are computed anew, so their outputs are the new reference.
         if known is None or known["digest"] != digest:
             record = checksummed_json({"digest": digest, "bits": bits})
             write_atomic(path, record, self.private / "temp", sync=True)
@@ -170,20 +198,3 @@ class AuditInputs:
                 expected="the same code, torch version and kind of processor",
                 advice="undo the change, or start over in another --workspace",
             )
-
-
-def check_finite(values: npt.NDArray[Any], positions: npt.NDArray[np.int64], what: str) -> None:
-    """Refuse values [sample, ...] that are not finite.
-
-    Raises:
-        DataError: naming the first such sample and where in its row.
-    """
-    good = np.isfinite(values)
-    if not good.all():
-        at = tuple(int(i) for i in np.argwhere(~good)[0])
-        raise DataError(
-            f"{what} is {values[at]}",
-            where=f"sample {int(positions[at[0]])}, position {list(at[1:])}",
-            expected="finite numbers",
-            advice="clean the source or exclude the column",
-        )

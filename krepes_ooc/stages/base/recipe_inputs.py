@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ from krepes_ooc.errors import UndeclaredInputError
 from krepes_ooc.network.spec import NetworkSpec
 from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.row_order import ShuffledOrder
-from krepes_ooc.stages.base.inputs import CLEAN, AuditInputs, Rows
-from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.stages.base.inputs import AuditInputs, Rows
+from krepes_ooc.views.spec import CLEAN, ViewSpec
 from krepes_ooc.views.views import Views
 
 if TYPE_CHECKING:
@@ -23,19 +23,38 @@ if TYPE_CHECKING:
 RECIPE_PARTS = ("source", "labels", "views", "factory", "network")
 
 
+class RecipeContext(Protocol):
+    """Context that recipe inputs are opened in: a ``StageContext``."""
+
+    @property
+    def stage_name(self) -> str:
+        """Name of the running stage."""
+        ...
+
+    @property
+    def audit_inputs(self) -> AuditInputs:
+        """Source, network and views of the recipe, opened on first use."""
+        ...
+
+
 @dataclass(frozen=True)
 class RecipeInputs:
     """Source, network and views of the recipe, as far as a stage declares them.
 
+    They pickle by their context, so that all tasks of a worker use one open source and network.
+
     Args:
-        stage: the stage, for messages.
-        parts: what it declares, of ``RECIPE_PARTS``.
-        audit: all inputs of the recipe, opened on first use and shared by all stages.
+        context: the running stage.
+        parts: the declared ones of ``RECIPE_PARTS``.
     """
 
-    stage: str
+    context: RecipeContext = field(repr=False, compare=False)
     parts: tuple[str, ...]
-    audit: AuditInputs
+
+    @property
+    def audit(self) -> AuditInputs:
+        """All inputs of the recipe, shared by all stages."""
+        return self.context.audit_inputs
 
     @property
     def seed(self) -> int:
@@ -49,17 +68,17 @@ class RecipeInputs:
 
     @property
     def network_spec(self) -> NetworkSpec:
-        """The recipe key ``network``, as text: it loads nothing."""
+        """Recipe key ``network``; loads nothing."""
         return self.audit.network_spec
 
     @property
     def source_spec(self) -> SourceSpec:
-        """The recipe key ``source``, as text: it opens nothing."""
+        """Recipe key ``source``; opens nothing."""
         return self.audit.source_spec
 
     @property
     def view_spec(self) -> ViewSpec:
-        """The recipe key ``views``, as text."""
+        """Recipe key ``views``."""
         return self.audit.view_spec
 
     @property
@@ -71,8 +90,7 @@ class RecipeInputs:
     def source(self) -> Source:
         """The source; without labels and names where these are not declared."""
         self._require("source")
-        source = self.audit.source
-        return source if "labels" in self.parts else cast(Source, _Unlabelled(self.stage, source))
+        return self.audit.source if "labels" in self.parts else cast(Source, _Unlabelled(self))
 
     @property
     def order(self) -> ShuffledOrder:
@@ -99,9 +117,15 @@ class RecipeInputs:
             DataError: an input is not finite; names the sample.
         """
         self._require("source")
+        # A clean sample passes no augmentation, so its row does not depend on the views.
         if view != CLEAN:
             self._require("views")
         return self.audit.encode(positions, view)
+
+    def calibration(self) -> Rows:
+        """Network inputs [sample, ...] of the calibration samples; see ``AuditInputs``."""
+        self._require("source")
+        return self.audit.calibration()
 
     def open_features(
         self, settings: FeatureSettings, probes: npt.ArrayLike | None = None
@@ -111,7 +135,7 @@ class RecipeInputs:
         return self.audit.open_features(settings, probes)
 
     def feature_map(self, shared: FeatureMap, where: str = "cpu") -> FeatureMap:
-        """This thread's own copy of a feature map; see ``AuditInputs.feature_map``."""
+        """This thread's copy of a feature map; see ``AuditInputs.feature_map``."""
         self._require("network")
         return self.audit.feature_map(shared, where)
 
@@ -126,19 +150,27 @@ class RecipeInputs:
 
     def _require(self, part: str) -> None:
         if part not in self.parts:
-            raise UndeclaredInputError(self.stage, part)
+            raise UndeclaredInputError(self.context.stage_name, part)
 
 
 class _Unlabelled:
-    """A source whose labels and names are refused."""
+    """The source of a recipe, whose labels and names are refused.
+
+    Args:
+        recipe: inputs of a stage that does not declare the labels.
+    """
 
     _REFUSED = ("labels", "names", "label_fingerprint")
 
-    def __init__(self, stage: str, source: Source) -> None:
-        self._stage = stage
-        self._source = source
+    def __init__(self, recipe: RecipeInputs) -> None:
+        self._recipe = recipe
 
     def __getattr__(self, name: str) -> Any:
+        # The digest of the source covers the samples; labels have another digest.
         if name in self._REFUSED:
-            raise UndeclaredInputError(self._stage, "labels")
-        return getattr(self._source, name)
+            raise UndeclaredInputError(self._recipe.context.stage_name, "labels")
+        return getattr(self._recipe.audit.source, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the inputs, so that a worker opens the source once."""
+        return _Unlabelled, (self._recipe,)

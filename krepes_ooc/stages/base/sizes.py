@@ -1,4 +1,4 @@
-"""Sizes of an audit, known before its first block: what plan and budget are computed from."""
+"""Sizes of an audit, known before its first block; plan and budget are computed from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEATURE_SIZES = ("n_views", "n_features", "n_moments", "n_outputs", "n_parameter
 
 @dataclass(frozen=True)
 class AuditSizes:
-    """Integers only.
+    """Numbers of views, samples, features, landmarks and components of an audit.
 
     Args:
         n_views: views of a sample.
@@ -54,10 +54,12 @@ class AuditSizes:
     @property
     def n_selection(self) -> int:
         """Columns of the rows that landmarks are chosen by."""
+        # Without stored feature rows, landmarks are chosen by condensed rows.
         return self.n_features if self.keeps_features else CONDENSED_WIDTH
 
     def of_features(self) -> dict[str, Any]:
-        """The sizes that the features fix for good, as JSON, for their ticket."""
+        """The sizes that are fixed when the features are begun, as JSON, for their fingerprint."""
+        # Later stages choose their sizes anew when their settings change; these are fixed.
         sizes = {key: getattr(self, key) for key in FEATURE_SIZES}
         return sizes | {"keeps_features": self.keeps_features, "plan": self.plan.to_attributes()}
 

@@ -1,8 +1,7 @@
-"""What a stage is, and what it is given."""
+"""Definition of a stage, and the context that it runs in."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from krepes_ooc.core.blocks import BlockPlan
-from krepes_ooc.core.files import Files, to_json
-from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.core.digests import canonical_digest
+from krepes_ooc.core.files import Files
+from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget
 from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder, WorkerPool
@@ -22,12 +22,13 @@ from krepes_ooc.engine.machine import ResourceMeter
 from krepes_ooc.engine.run_control import Progress, StopFlag
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
+
+BINDS_PARTIALS = "binds_partials"
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Stage:
     Args:
         name: the stage, and its key in a recipe.
         version: raised when its bytes or their meaning change.
-        inputs: what it reads, a frozen dataclass of stores and parts of the recipe.
+        inputs: frozen dataclass of the stores and parts of the recipe that it reads.
         store: the store that it writes, or None.
         settings: frozen dataclass of its recipe keys.
         run: computes and seals, from its inputs and context; called only if it is not sealed.
         estimate_cost: expected cost from sizes and settings, for ``plan`` and the budget.
-        about: one line for people.
+        about: one line for plan and documentation.
         parallel: whether its passes run on the workers of a cluster, and whether its shards can
             also be computed apart.
         uses_sklearn: whether it loads scikit-learn.
@@ -61,11 +62,11 @@ class Stage:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Stages and parts of the recipe whose results it reads, from its inputs."""
+        """Stages and parts of the recipe whose digests its own digest holds."""
         return self.inputs.reads()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach another process by the name of its module."""
+        """Pickle the name of its module."""
         return _stage_of, (self.run.__module__,)
 
 
@@ -75,33 +76,33 @@ def _stage_of(module: str) -> Stage:
 
 
 class ShardDone(Exception):
-    """The share of this process is on disk; sealing is left to a plain run."""
+    """The shard of this process is on disk; a run without ``--shard`` seals the stage."""
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """Everything that one stage is given.
+    """Settings, workspace, resources and control of one running stage.
 
     Args:
         stage: the stage itself.
         settings: its frozen settings.
         workspace: where stores are written; it gives readers of declared inputs only.
         audit_inputs: source, network and views of the recipe, for ``inputs``.
-        fingerprint: what the digest is made of.
+        fingerprint: version, settings and input digests, whose sha256 is the digest.
         sizes: sizes of the audit.
         budget: memory and workers.
-        stop: asked between units.
-        progress: told after every unit.
-        seal_facts: what the seal records besides.
-        meter: what the stage costs this process.
+        stop: checked between units.
+        progress: advanced after every unit.
+        seal_facts: further entries of the seal.
+        meter: time and memory of the stage in this process.
         recipe_text: the recipe as it was read, for the report.
-        base: anonymous memory of the process before any stage, in bytes; 0: what it holds now.
-        pool: the workers of a cluster, where there is one.
-        transfer: through which work and large results pass to them.
+        base: anonymous memory of the process before any stage, in bytes; 0: measured now.
+        pool: the workers of a cluster, if one is used.
+        transfer: folder through which payloads and large results pass to them.
         owner: names the writer among several of one workspace.
-        peaks: anonymous memory of workers at most, in bytes.
+        peaks: largest anonymous memory of the workers, in bytes.
         shard: number of the part that this process computes, from 1, and of how many; None: all.
-        stages_before: stages that ran earlier in this process; what they loaded is still there.
+        stages_before: stages that ran earlier in this process, whose libraries stay loaded.
         device: where blocks are computed.
     """
 
@@ -138,13 +139,18 @@ class StageContext:
 
     @property
     def numerics(self) -> str:
-        """What decides the bits of this process: libraries, processor and device."""
+        """Libraries, processor and device, which decide the bits of this process."""
         return machine.numerics(self.device.name)
 
     @cached_property
     def record(self) -> StageRecord:
         """The stage's record in the workspace."""
         return self.workspace.record(self.stage.name, self.stage.store, self.owner)
+
+    @cached_property
+    def binds_partials(self) -> bool:
+        """Whether partial results carry the stage's digest; those of earlier versions do not."""
+        return bool((self.record.begun() or {}).get(BINDS_PARTIALS))
 
     @property
     def plan(self) -> BlockPlan:
@@ -166,22 +172,17 @@ class StageContext:
         """The declared inputs, opened."""
         return self.stage.inputs.open(self)
 
-    @property
-    def recipe(self) -> RecipeInputs:
-        """Shim."""
-        return RecipeInputs(self.stage.name, self.stage.inputs.parts(), self.audit_inputs)
-
-    def reader(self, store: str) -> StoreReader:
-        """Shim."""
-        return self.workspace.reader(store)
-
     def output(self) -> StoreReader:
         """The reader of the store that this stage writes."""
         assert self.stage.store is not None
         return self.workspace.reader(self.stage.store)
 
     def seal(self, files: Files) -> None:
-        """Seal the stage with its files and what this process measured."""
+        """Seal the stage with its files and the measurements of this process.
+
+        Args:
+            files: size and checksum of every file of the stage, by path.
+        """
         facts = {
             **self.meter.facts(),
             "peak_bytes": machine.peak_bytes(),
@@ -190,16 +191,18 @@ class StageContext:
             "numerics": self.numerics,
             "bytes": sum(size for size, _ in files.values()),
         }
+        # On a cluster the blocks ran in other processes: their number and peak replace the budget.
         if self.pool is not None:
             facts |= {"workers": self.pool.n_workers, "anonymous_worker": max(self.peaks)}
         self.record.seal_with(files, facts | self.seal_facts)
 
     def executor(self) -> Executor:
-        """Where blocks are computed: the cluster, or threads that fit the budget.
+        """The executor of block tasks: the cluster, or as many threads as fit the budget.
 
         Raises:
             PlanRefused: not even one worker fits.
         """
+        # A stage without passes over blocks would gain nothing from workers.
         if self.pool is None or self.transfer is None or self.stage.parallel == "no":
             return self._threads()
         return ClusterExecutor(
@@ -213,6 +216,7 @@ class StageContext:
         )
 
     def _threads(self) -> Executor:
+        # Two limits on the threads: host memory above the base, then memory of the device.
         base = self.base or machine.anonymous_bytes()
         cost = self.cost
         workers = self.budget.workers_for(self.stage.name, cost.need, base)
@@ -220,27 +224,33 @@ class StageContext:
         return Executor(fitting, self.stop, self.progress)
 
     def my_shards(self, shards: Iterable[int]) -> list[int]:
-        """Those shards of the plan that fall to this process; consecutive ones stay together."""
+        """The shards that this process computes; consecutive ones stay together.
+
+        Args:
+            shards: all shards of the plan.
+        """
         if self.shard is None:
             return list(shards)
+        # Shard i of n goes to process floor(i count / n): contiguous ranges of almost equal size.
         number, count = self.shard
         return [i for i in shards if i * count // self.plan.n_shards == number - 1]
 
     def stop_after_shard(self) -> None:
-        """Leave the stage here if this process computes a part of it only.
+        """End the stage before its seal if this process computes one shard of it.
 
         Raises:
-            ShareDone: it does.
+            ShardDone: this process computes one shard.
         """
         if self.shard is not None:
             raise ShardDone
 
     def finish_task(self) -> None:
-        """What a worker of a cluster does after a task: others will read its journal."""
+        """Close the journal after a task of a cluster, so that other processes can read it."""
         self.record.journal.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what a worker needs to reopen the context."""
+        # Executors, meters and seal facts belong to the client; a worker measures its own.
         assert self.transfer is not None
         declared = (self.settings, self.workspace, self.audit_inputs)
         stored = (dict(self.fingerprint), self.sizes)
@@ -263,7 +273,7 @@ def _on_worker(
 ) -> StageContext:
     """The context of a stage on a worker: one for all tasks, so that sources and stores stay open.
 
-    The worker stops with its run, and what tasks tell goes back with their results.
+    Stop flag, progress and journal owner are those of the worker process.
     """
     state = worker_state()
     state.enter(folder)
@@ -284,6 +294,7 @@ def _on_worker(
             device=device,
         )
 
+    # The digest is part of the key: a later run of other settings opens its inputs anew.
     context: StageContext = state.cached((stage.name, digest_of(fingerprint)), make)
     return context
 
@@ -295,19 +306,26 @@ def stage_cost(
     inputs: AuditInputs,
     before: Iterable[Stage] = (),
 ) -> Cost:
-    """Expected cost of a stage; what reads source or network holds their memory too.
+    """Expected cost of a stage with the memory of source, network and libraries.
 
-    Source, network and libraries stay in memory, so those of the stages ``before`` it in the same
-    process count as well. Where none of them loaded the network, what the stage has given back by
-    then makes room for it.
+    Args:
+        stage: the stage.
+        sizes: sizes of the audit.
+        settings: settings of the stage.
+        inputs: source, network and views of the recipe.
+        before: stages that ran earlier in the same process; source, network and libraries stay in
+            memory, so theirs count as well.
     """
     cost = stage.estimate_cost(sizes, settings)
     ran = list(before)
+    # A stage that is skipped loads nothing itself.
     loaded = ran if cost.skipped else [*ran, stage]
     reads_before = {name for each in ran for name in each.reads}
     reads = {name for each in loaded for name in each.reads}
+    # Rows that are not stored are computed again, by stages that otherwise read stores alone.
     if cost.network:
         reads |= {"source", "network"}
+    # Memory that the stage frees before the network loads offsets it only at its first load.
     return cost.in_process(
         source=inputs.source.resident_bytes if "source" in reads else 0,
         network=8 * sizes.n_parameters if "network" in reads else None,
@@ -319,4 +337,4 @@ def stage_cost(
 
 def digest_of(fingerprint: Mapping[str, Any]) -> str:
     """sha256 over the canonical JSON of a stage's fingerprint."""
-    return hashlib.sha256(to_json(to_mapping(fingerprint)).encode()).hexdigest()
+    return canonical_digest(digest_mapping(fingerprint))

@@ -1,4 +1,4 @@
-"""Declared inputs: what a stage reads is a frozen dataclass, opened in one place."""
+"""Declared inputs: a frozen dataclass of the stores and recipe parts that a stage reads."""
 
 from __future__ import annotations
 
@@ -6,29 +6,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.base.recipe_inputs import RECIPE_PARTS, RecipeInputs
+from krepes_ooc.stages.base.recipe_inputs import RECIPE_PARTS, RecipeContext, RecipeInputs
+from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.workspace import Workspace
 
 _PARTS = "recipe_parts"
+_COVERED_BY = "covered_by"
 
 
-class InputContext(Protocol):
-    """What opening inputs takes: a ``StageContext``."""
-
-    @property
-    def stage_name(self) -> str:
-        """Name of the running stage."""
-        ...
+class InputContext(RecipeContext, Protocol):
+    """Context that inputs are opened in: a ``StageContext``."""
 
     @property
     def workspace(self) -> Workspace:
         """Workspace that gives readers of declared stores only."""
-        ...
-
-    @property
-    def audit_inputs(self) -> AuditInputs:
-        """Source, network and views of the recipe."""
         ...
 
     @property
@@ -37,19 +28,49 @@ class InputContext(Protocol):
         ...
 
 
-def recipe_parts(*parts: str) -> Any:
+def recipe_parts(*parts: str, covered_by: str = "") -> Any:
     """A field of ``StageInputs`` that gives parts of the recipe.
 
     Args:
         parts: of ``RECIPE_PARTS``: ``source`` (its samples), ``labels`` (labels and names of its
             samples), ``views``, ``factory`` (the network before its weights), ``network``.
+        covered_by: a declared store whose digest holds these parts already; the stage's digest
+            then does not repeat them.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: a part is unknown.
     """
     if unknown := set(parts) - set(RECIPE_PARTS):
         raise ValueError(f"no recipe part {sorted(unknown)}; known: {', '.join(RECIPE_PARTS)}")
-    return dataclasses.field(metadata={_PARTS: parts})
+    return dataclasses.field(metadata={_PARTS: parts, _COVERED_BY: covered_by})
+
+
+class DeclaredReader(StoreReader):
+    """Reader of a declared store, which pickles as a field of the inputs.
+
+    A worker keeps one context for all tasks of a stage; through it every task uses one reader, so
+    that a chunk is verified once per worker and not once per pass.
+
+    Args:
+        reader: the workspace's reader; opened arrays and verified chunks are shared with it.
+        context: the running stage.
+        field: name of the field, which is the name of the store.
+    """
+
+    def __init__(self, reader: StoreReader, context: InputContext, field: str) -> None:
+        # The same dictionaries: a chunk verified through either reader is not verified again.
+        vars(self).update(vars(reader))
+        self._context = context
+        self._field = field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the context and the name of the field."""
+        return _declared_reader, (self._context, self._field)
+
+
+def _declared_reader(context: InputContext, field: str) -> StoreReader:
+    reader: StoreReader = getattr(context.inputs, field)
+    return reader
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ class StageInputs:
     declared by ``recipe_parts`` and holds ``RecipeInputs``.
 
     Args:
-        context: the running stage; how these inputs are opened again on a worker.
+        context: the running stage; a worker opens the inputs anew from it.
     """
 
     context: InputContext = dataclasses.field(repr=False, compare=False)
@@ -79,25 +100,44 @@ class StageInputs:
 
     @classmethod
     def reads(cls) -> tuple[str, ...]:
-        """All that the stage reads: its digest holds the digest of each."""
-        return (*cls.stores(), *cls.parts())
+        """Stores and recipe parts whose digests the stage's digest holds."""
+        declared = dataclasses.fields(cls)[1:]
+        # Parts that the digest of a store holds would be in this digest twice.
+        named = [field for field in declared if not field.metadata.get(_COVERED_BY)]
+        parts = [part for field in named for part in field.metadata.get(_PARTS, ())]
+        return (*cls.stores(), *parts)
+
+    @classmethod
+    def covered(cls) -> dict[str, tuple[str, ...]]:
+        """Recipe parts that the digest of a declared store holds, by the name of that store."""
+        covered: dict[str, tuple[str, ...]] = {}
+        for field in dataclasses.fields(cls)[1:]:
+            if store := field.metadata.get(_COVERED_BY):
+                covered[store] = (*covered.get(store, ()), *field.metadata[_PARTS])
+        return covered
 
     @classmethod
     def open(cls, context: InputContext) -> Self:
-        """Open everything declared; the only place that opens stores."""
+        """Open the declared stores and recipe parts; no other code opens a store for a stage.
+
+        Args:
+            context: the running stage.
+        """
         opened: dict[str, Any] = {}
         for field in dataclasses.fields(cls)[1:]:
             parts = field.metadata.get(_PARTS)
             if parts is None:
-                opened[field.name] = context.workspace.reader(field.name)
+                # The workspace is limited to the declared stores, so an undeclared one raises.
+                reader = context.workspace.reader(field.name)
+                opened[field.name] = DeclaredReader(reader, context, field.name)
             else:
-                opened[field.name] = RecipeInputs(context.stage_name, parts, context.audit_inputs)
+                opened[field.name] = RecipeInputs(context, parts)
         return cls(context, **opened)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach a worker as the stage's context, which opens the inputs there once."""
-        return _opened, (self.context,)
+        """Pickle the context, which opens the inputs once per worker."""
+        return _inputs_of, (self.context,)
 
 
-def _opened(context: InputContext) -> StageInputs:
+def _inputs_of(context: InputContext) -> StageInputs:
     return context.inputs

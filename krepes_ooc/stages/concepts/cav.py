@@ -1,4 +1,4 @@
-"""Concepts: a direction of the embedding that tells two sample sets apart, and influence along it.
+"""Concept activation vectors: directions between two sample sets, and influence along them.
 
 The concept vector v_c is the unit normal of a linear discriminant between positive and negative
 samples, with shrinkage: (0.9 S + 0.1 tr(S)/h I)^-1 (mean of positive - of negative), S the mean
@@ -23,12 +23,13 @@ Mask = npt.NDArray[np.bool_]
 
 FOLDS = 5
 SHRINKAGE = 0.1
-_FOLD, _RANDOM = 401, 402
+_FOLD = 401
+_RANDOM = 402
 
 
 @dataclass(frozen=True)
 class ConceptVector:
-    """A concept vector, and whether it may be believed.
+    """A concept vector with its held-out accuracy and that of random concepts.
 
     Args:
         vector: v_c [component], unit length; points from the negative to the positive set.
@@ -47,7 +48,7 @@ class ConceptVector:
 
     @property
     def trusted(self) -> bool:
-        """Whether the concept is recognised better than chance at the 5 % level."""
+        """True if the concept is recognised better than chance at the 5 % level."""
         return self.p_value <= 0.05
 
 
@@ -66,6 +67,7 @@ def concept_vector(
         seed: of folds and random concepts.
         draws: random concepts; 5 % needs at least 19.
     """
+    # Control: random positive sets of the same size, keyed by sample id
     random = np.empty(draws)
     for draw in range(draws):
         order = np.argsort(counter_rng.bits(seed, _RANDOM, draw, key), kind="stable")
@@ -93,17 +95,21 @@ def classifier(rows: Float, positive: Mask) -> tuple[Float, float]:
         rows: [sample, component].
         positive: [sample]; both kinds occur.
     """
+    # Standardised embeddings of both sets; a constant component stays as it is
     spread = rows.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     sets = [rows[kind] / scale for kind in (positive, ~positive)]
     means = [part.mean(axis=0) for part in sets]
+    # Pooled within-set covariance
     S = sum(
         (part - mean).T @ (part - mean) / len(part) for part, mean in zip(sets, means, strict=True)
     )
     S = np.asarray(S) / 2.0
+    # Shrinkage towards the mean eigenvalue: (0.9 S + 0.1 tr(S)/h I)^-1 (mean_+ - mean_-)
     ridge = SHRINKAGE * np.trace(S) / len(S) + np.finfo(float).tiny
     shrunk = (1.0 - SHRINKAGE) * S + ridge * np.eye(len(S))
     weight = np.linalg.lstsq(shrunk, means[0] - means[1], rcond=None)[0]
+    # Back to the scale of the rows; the threshold lies midway between the means
     return weight / scale, float(weight @ (means[0] + means[1]) / 2.0)
 
 
@@ -118,11 +124,13 @@ def held_out_accuracy(rows: Float, positive: Mask, key: Index, seed: int) -> flo
     """
     fold = folds(positive, key, seed)
     hit = np.empty(len(rows))
-    for turn in range(int(fold.max()) + 1):
-        held = fold == turn
-        weight, threshold = classifier(rows[~held], positive[~held])
-        side = np.sign(rows[held] @ weight - threshold)
-        hit[held] = (1.0 + side * np.where(positive[held], 1.0, -1.0)) / 2.0
+    for k in range(int(fold.max()) + 1):
+        test = fold == k
+        weight, threshold = classifier(rows[~test], positive[~test])
+        side = np.sign(rows[test] @ weight - threshold)
+        # 1 for a hit, 0 for a miss, 1/2 on the threshold
+        hit[test] = (1.0 + side * np.where(positive[test], 1.0, -1.0)) / 2.0
+    # Balanced: each set counts as half
     return float((hit[positive].mean() + hit[~positive].mean()) / 2.0)
 
 
@@ -140,7 +148,7 @@ def folds(positive: Mask, key: Index, seed: int) -> Index:
 def sample_scores(kernel: Float, step: Float, vectors: Float) -> Float:
     """Influence of all landmarks along every concept: sum_l k_lt <dA_l, v_c> [audited, concept].
 
-    This is <df_t, v_c>: how far the step carries the sample towards the concept.
+    This is <df_t, v_c>, the displacement of the sample by the step along the concept.
 
     Args:
         kernel: [audited, landmark].

@@ -1,4 +1,4 @@
-"""Concept sets: which samples show a concept, said in the recipe, found by one scan of the source.
+"""Concept sets: samples that show a concept, declared in the recipe, found by one source scan.
 
     women: {positive: {column: gender, equals: Female}, negative: {column: gender, equals: Male}}
 
@@ -22,6 +22,7 @@ from krepes_ooc.sources.base import Column, Source
 from krepes_ooc.stages.landmarks.sampling import top_m
 
 MIN_SAMPLES = 10
+# Rows of the source that are read at a time
 SCAN_ROWS = 4096
 TESTS = ("equals", "in", "above", "below")
 _CHOICE_STREAM = 411
@@ -31,7 +32,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Selector:
-    """Which samples belong to a set: exactly one of ids, column with a test, or label.
+    """Condition for a sample set: exactly one of ids, column with a test, or label.
 
     Args:
         ids: positions in the source.
@@ -63,25 +64,30 @@ def read_sets(declared: Mapping[str, Any], where: str) -> tuple[ConceptSets, ...
     Raises:
         RecipeError: an unknown or missing key, or a value of the wrong kind.
     """
-    found = []
+    sets = []
     for name, parts in declared.items():
-        here = f"{where}.{name}"
+        key_path = f"{where}.{name}"
         if not isinstance(parts, Mapping):
-            raise RecipeError(f"{parts!r} is no mapping", where=here, expected="positive, negative")
+            raise RecipeError(
+                f"{parts!r} is no mapping", where=key_path, expected="positive, negative"
+            )
         for key in parts:
             if key not in ("positive", "negative"):
-                raise unknown_key(str(key), ["positive", "negative"], here)
+                raise unknown_key(str(key), ["positive", "negative"], key_path)
         if "positive" not in parts:
-            raise RecipeError("key 'positive' is missing", where=here, expected="a set of samples")
+            raise RecipeError(
+                "key 'positive' is missing", where=key_path, expected="a set of samples"
+            )
+        # No negative set: all other samples
         negative = parts.get("negative")
-        found.append(
+        sets.append(
             ConceptSets(
                 str(name),
-                read_selector(parts["positive"], f"{here}.positive"),
-                None if negative is None else read_selector(negative, f"{here}.negative"),
+                read_selector(parts["positive"], f"{key_path}.positive"),
+                None if negative is None else read_selector(negative, f"{key_path}.negative"),
             )
         )
-    return tuple(found)
+    return tuple(sets)
 
 
 def read_selector(given: Any, where: str) -> Selector:
@@ -95,6 +101,7 @@ def read_selector(given: Any, where: str) -> Selector:
     for key in given:
         if key not in ("ids", "column", "label", *TESTS):
             raise unknown_key(str(key), ["ids", "column", "label", *TESTS], where)
+    # Exactly one way to say the set, and a test with a column only
     ways = [key for key in ("ids", "column", "label") if key in given]
     tests = [key for key in TESTS if key in given]
     if len(ways) != 1 or len(tests) != int(ways == ["column"]):
@@ -123,31 +130,32 @@ def choose_concept_samples(
         UsageError: an unknown column, category, label or sample; sets that overlap or are
             too small.
     """
+    # Names are resolved before the scan, so that a typing error costs no pass
     matchers = [
         (_matcher(source, c.positive, c.name), _matcher(source, c.negative, c.name))
         for c in concepts
     ]
+    # Positions and labels need no row, and reading rows is what takes time
     rows_needed = any(
         selector is not None and selector.column
         for concept in concepts
         for selector in (concept.positive, concept.negative)
     )
-    kept: list[list[tuple[npt.NDArray[np.float64], Ids]]] = [
+    # Random numbers and positions of the largest so far, of either side of every concept
+    chosen: list[list[tuple[npt.NDArray[np.float64], Ids]]] = [
         [(np.empty(0), np.empty(0, dtype=np.int64)) for _ in range(2)] for _ in concepts
     ]
     for start in range(0, source.n_samples if concepts else 0, SCAN_ROWS):
         positions = np.arange(start, min(start + SCAN_ROWS, source.n_samples))
         rows = np.asarray(source.read(positions), dtype=np.float64) if rows_needed else None
-        labels, keys = (
-            source.labels(positions),
-            counter_rng.uniform(seed, _CHOICE_STREAM, positions),
-        )
-        for concept, pair, best in zip(concepts, matchers, kept, strict=True):
+        labels = source.labels(positions)
+        keys = counter_rng.uniform(seed, _CHOICE_STREAM, positions)
+        for concept, pair, best in zip(concepts, matchers, chosen, strict=True):
             for side, mask in enumerate(_masks(concept, pair, positions, rows, labels)):
-                known, ids = best[side]
-                joined = np.append(known, keys[mask]), np.append(ids, positions[mask])
-                best[side] = top_m(*joined, count)
-    return [_checked(concept, best) for concept, best in zip(concepts, kept, strict=True)]
+                best_keys, ids = best[side]
+                all_keys = np.append(best_keys, keys[mask])
+                best[side] = top_m(all_keys, np.append(ids, positions[mask]), count)
+    return [_checked(concept, best) for concept, best in zip(concepts, chosen, strict=True)]
 
 
 def _masks(
@@ -155,6 +163,7 @@ def _masks(
 ) -> tuple[Mask, Mask]:
     positive = pair[0](positions, rows, labels)
     negative = ~positive if pair[1] is None else pair[1](positions, rows, labels)
+    # An ambiguous sample would stand on both sides of the classifier
     both = positions[positive & negative]
     if both.size:
         raise UsageError(
@@ -183,6 +192,7 @@ def _matcher(source: Source, selector: Selector | None, name: str) -> Any:
     if selector is None:
         return None
     if selector.ids:
+        # Positions are those of the source, not of the shuffled store
         outside = [i for i in selector.ids if i >= source.n_samples]
         if outside:
             raise UsageError(
@@ -199,6 +209,7 @@ def _matcher(source: Source, selector: Selector | None, name: str) -> Any:
 
 
 def _column_test(at: int, column: Column, selector: Selector, where: str) -> Any:
+    # An order makes sense for numbers only
     if selector.test in ("above", "below"):
         if column.kind != "numeric":
             raise UsageError(
@@ -219,6 +230,7 @@ def _column_test(at: int, column: Column, selector: Selector, where: str) -> Any
 
 def _code(name: str, known: tuple[str, ...], what: str, where: str) -> int:
     if name not in known:
+        # A column may have thousands of categories
         shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
         raise UsageError(f"no {what} {name!r}", where=where, expected=f"one of {shown or 'none'}")
     return known.index(name)
@@ -245,6 +257,7 @@ def _number(value: Any, where: str) -> float:
 
 
 def _ids(given: Any, where: str) -> tuple[int, ...]:
+    # bool is an int in Python, and no position
     whole = isinstance(given, list | tuple) and all(
         isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in given
     )

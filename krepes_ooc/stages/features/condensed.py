@@ -1,6 +1,6 @@
-"""Condensed rows: a short sketch of feature rows, enough to choose landmarks by.
+"""Condensed rows: a short sketch of feature rows, from which landmarks are chosen.
 
-Where feature rows are not kept, the landmark samplers still need distances between samples. A
+Where feature rows are not stored, the landmark samplers still need distances between samples. A
 condensed row has a few hundred columns, and inner products of condensed rows estimate the kernel.
 For a sketch it is a count sketch of the row (Charikar et al. 2002); for exact factors the sum over
 layers of a TensorSketch of [a, bias] (x) d (Pham and Pagh 2013): a circular convolution of two
@@ -20,13 +20,14 @@ from krepes_ooc.core import counter_rng
 from krepes_ooc.core.feature_layout import CONDENSED_WIDTH, FeatureLayout
 
 _STREAM = 231
-_LEFT, _RIGHT = 0, 1
+_LEFT = 0
+_RIGHT = 1
 Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class CountSketch:
-    """The map from feature rows to condensed rows; one seed, one map.
+    """The linear map from feature rows to condensed rows, fixed by its seed.
 
     Args:
         layout: the factors of a feature row.
@@ -42,15 +43,19 @@ class CountSketch:
         """Condensed rows [sample, column] of unscaled feature rows [sample, feature]."""
         total = np.zeros((len(features), self.n_columns), dtype=np.float32)
         for factor, (left, right) in zip(self.layout.factors, self._maps, strict=True):
-            first, last = factor.gradients[0][0], factor.gradients[-1][1]
-            gradients = (right @ features[:, first:last].T).T
+            # Count sketch of the gradients d of all probes.
+            start = factor.gradients[0][0]
+            stop = factor.gradients[-1][1]
+            gradients = (right @ features[:, start:stop].T).T
             if left is None:
                 total += gradients
                 continue
+            # Count sketch of the layer's input with its bias, [a, 1].
             assert factor.inputs is not None
             entry = features[:, slice(*factor.inputs)]
             if factor.bias:
                 entry = np.concatenate([entry, np.ones((len(entry), 1), np.float32)], axis=1)
+            # The sketch of the outer product is their circular convolution: a product of spectra.
             spectrum = np.fft.rfft((left @ entry.T).T) * np.fft.rfft(gradients)
             total += np.fft.irfft(spectrum, self.n_columns).astype(np.float32)
         return total
@@ -72,8 +77,9 @@ class CountSketch:
         """The sparse matrix [column, entry] with one random sign in every column."""
         from scipy import sparse
 
+        # Column and sign of an entry depend on seed, layer and side alone, not on the block.
         entry = np.arange(width)
-        place = counter_rng.integers(self.seed, self.n_columns, _STREAM, *keys, _LEFT, entry)
-        drawn = counter_rng.bits(self.seed, _STREAM, *keys, _RIGHT, entry) >> np.uint64(63)
-        signs = (1.0 - 2.0 * drawn.astype(np.float64)).astype(np.float32)
-        return sparse.csr_matrix((signs, (place, entry)), shape=(self.n_columns, width))
+        column = counter_rng.integers(self.seed, self.n_columns, _STREAM, *keys, _LEFT, entry)
+        bit = counter_rng.bits(self.seed, _STREAM, *keys, _RIGHT, entry) >> np.uint64(63)
+        signs = (1.0 - 2.0 * bit.astype(np.float64)).astype(np.float32)
+        return sparse.csr_matrix((signs, (column, entry)), shape=(self.n_columns, width))

@@ -12,12 +12,15 @@ from array_api_compat import array_namespace
 
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.feature_layout import FeatureLayout
-from krepes_ooc.core.settings import read_settings, setting
+from krepes_ooc.core.settings import read_recorded_settings, setting
 from krepes_ooc.engine.device import HOST, Array, Device, is_host
 from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
 from krepes_ooc.jacobian.float16_rows import store_rows
-from krepes_ooc.stages.base.inputs import Rows, check_finite
+from krepes_ooc.sources.base import check_finite
+from krepes_ooc.stages.base.cost import Quantity, Term, f16, f32
+from krepes_ooc.stages.base.inputs import Rows
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features import inner_products
@@ -25,7 +28,10 @@ from krepes_ooc.storage.store_reader import StoreReader
 
 Half = npt.NDArray[np.float16]
 Ids = npt.NDArray[np.int64]
-PART_ROWS = 512  # decides bits of the centre: a constant
+# Rows of one product over stored rows: a constant, because it decides bits of the centre.
+PART_ROWS = 512
+# Relative difference of k(x, x): rounding of another processor is smaller, another sample larger.
+SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -43,32 +49,46 @@ class FeaturesSettings(FeatureSettings):
     forward_batch: int = setting(256, about="samples of one forward pass", minimum=1)
 
     def keeps_rows(self, layout: FeatureLayout, kernel_row_bytes: int) -> bool:
-        """Whether feature rows are stored, decided once, when the features are begun."""
+        """Whether feature rows are stored; decided once, when the features are begun.
+
+        Args:
+            layout: the factors of a feature row.
+            kernel_row_bytes: bytes of a stored kernel row.
+        """
         if self.persist != "auto":
             return self.persist == "always"
+        # Exact factors longer than a kernel row are cheaper to compute again than to store.
         return layout.is_sketch or 2 * layout.n_features <= kernel_row_bytes
 
 
 @dataclass(frozen=True)
 class Featurizer:
-    """Stored rows of samples: encode, differentiate, scale and round.
+    """Stored feature rows of any samples: encode, differentiate, scale and round.
 
     Args:
-        context: the stage; its settings or the features store say how.
-        shared: the feature map; every thread works on its own copy.
-        layout: the layout of the store.
-        batch: samples of one forward pass.
+        recipe: source, network and views.
+        context: the running stage, for device and stop flag.
+        settings: settings of the features stage.
+        shared: the feature map; every thread works on a copy.
+        layout: layout of the stored rows.
     """
 
+    recipe: RecipeInputs
     context: StageContext
+    settings: FeaturesSettings
     shared: FeatureMap
     layout: FeatureLayout
-    batch: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach a worker as the probes: it loads the network from its files."""
+        """Pickle the probes; a worker loads the network from its files."""
         probes = self.shared.describe()["probes"]
-        return WorkerFeaturizer, (self.context, None, self.layout, self.batch, probes)
+        declared = (self.recipe, self.context, self.settings)
+        return WorkerFeaturizer, (*declared, None, self.layout, probes)
+
+    @property
+    def batch(self) -> int:
+        """Samples of one forward pass."""
+        return self.settings.forward_batch
 
     def opened(self) -> FeatureMap:
         """The shared feature map."""
@@ -80,21 +100,24 @@ class Featurizer:
         Raises:
             DataError: a row is not finite; names the sample.
         """
-        own = self.context.recipe.feature_map(self.opened(), self.context.device.torch)
-        inputs, content = self.context.recipe.encode(positions, view)
-        features, embeddings = [], []
+        feature_map = self.recipe.feature_map(self.opened(), self.context.device.torch)
+        inputs, content = self.recipe.encode(positions, view)
+        features = []
+        embeddings = []
+        # One forward and backward pass per batch bounds the memory of activations.
         for start in range(0, len(positions), self.batch):
             self.context.stop.check()
-            part, embedding = own.rows(inputs[start : start + self.batch])
+            part, embedding = feature_map.rows(inputs[start : start + self.batch])
             check_finite(part, positions[start : start + self.batch], "feature row")
             features.append(store_rows(part, self.layout))
             embeddings.append(embedding)
         return np.concatenate(features), np.concatenate(embeddings), content
 
     def rows_on_device(self, positions: Ids, view: int) -> tuple[Array, str]:
-        """The same stored rows for work on the device, and the source hash.
+        """Stored rows [sample, feature] as ``rows`` gives them, for products on the device.
 
-        They are left there if torch has made them there, else they are the host's.
+        Rows that torch computed on the device stay there; otherwise they are on the host. The
+        second value is the source hash.
 
         Raises:
             DataError: a row is not finite; names the sample.
@@ -105,28 +128,29 @@ class Featurizer:
             return stored, content
         from krepes_ooc.jacobian.float16_rows import store_rows_on_device
 
-        own = self.context.recipe.feature_map(self.opened(), device.torch)
-        inputs, content = self.context.recipe.encode(positions, view)
+        feature_map = self.recipe.feature_map(self.opened(), device.torch)
+        inputs, content = self.recipe.encode(positions, view)
         parts = []
         for start in range(0, len(positions), self.batch):
             self.context.stop.check()
             part = slice(start, start + self.batch)
-            made, _ = own.tensors(inputs[part])
-            rounded, sound = store_rows_on_device(made, self.layout)
-            if not sound:
-                self._look_at(made, positions[part])
+            features, _ = feature_map.tensors(inputs[part])
+            rounded, is_valid = store_rows_on_device(features, self.layout)
+            # The device returns one flag per batch; the host finds the row and names its sample.
+            if not is_valid:
+                self._check_on_host(features, positions[part])
             parts.append(device.from_torch(rounded))
         return array_namespace(*parts).concat(parts), content
 
-    def _look_at(self, made: Any, positions: Ids) -> None:
-        """Let the host say what is wrong with the rows of a batch, if anything is.
+    def _check_on_host(self, features: Any, positions: Ids) -> None:
+        """Check the rows of a batch, a tensor of the device, by the checks of the host.
 
         Raises:
-            DataError: a row is not finite; names the sample.
+            DataError: a row is not finite, or outside the range of float16; names the sample.
         """
-        features = made.cpu().numpy()
-        check_finite(features, positions, "feature row")
-        store_rows(features, self.layout)
+        on_host = features.cpu().numpy()
+        check_finite(on_host, positions, "feature row")
+        store_rows(on_host, self.layout)
 
     @property
     def _is_on_device(self) -> bool:
@@ -138,10 +162,10 @@ class Featurizer:
 
 @dataclass(frozen=True)
 class WorkerFeaturizer(Featurizer):
-    """The featurizer of a stage on a worker: the network is opened with the first rows.
+    """Featurizer on a worker, which opens the network with the first rows.
 
     Args:
-        probes: those of the client.
+        probes: output probes that the client uses.
     """
 
     probes: npt.ArrayLike
@@ -152,14 +176,12 @@ class WorkerFeaturizer(Featurizer):
         Raises:
             WorkspaceError: the network has other scales here: other weights or libraries.
         """
-        known = self.context.settings
-        own = isinstance(known, FeaturesSettings)
-        settings = known if own else features_settings(self.context)
-        shared = self.context.recipe.open_features(settings, self.probes)
+        # Scales are measured on calibration samples: other weights or libraries change them.
+        shared = self.recipe.open_features(self.settings, self.probes)
         if shared.layout != self.layout:
             raise WorkspaceError(
                 "the network gives other feature scales on this worker",
-                where=self.context.recipe.network_spec.factory,
+                where=self.recipe.network_spec.factory,
                 expected="the same weights, code and libraries on every worker",
                 advice="check that all workers see the same files",
             )
@@ -167,19 +189,19 @@ class WorkerFeaturizer(Featurizer):
 
 
 def unscale_rows(values: Array, layout: FeatureLayout, device: Device = HOST) -> Any:
-    """Float32 feature rows behind stored ones, on the device."""
+    """Float32 feature rows of stored rows, on the device: unscaled by their powers of two."""
     return inner_products.unscale(device.to_float32(values), layout)
 
 
 def on_host(stored: Array, device: Device) -> Half:
-    """Stored rows of either place, on the host."""
+    """Stored rows of host or device, on the host."""
     return np.asarray(
         stored if isinstance(stored, np.ndarray) else device.to_host(stored), dtype=np.float16
     )
 
 
 def row_chunks(stored: Array) -> Iterator[Array]:
-    """Short row ranges of a block, whose float32 copies stay in the cache."""
+    """Short row ranges of a block, whose float32 copies fit the processor's cache."""
     rows = stored.shape[0]
     return (stored[i : min(i + PART_ROWS, rows), ...] for i in range(0, rows, PART_ROWS))
 
@@ -194,69 +216,81 @@ def self_kernel(
     )
 
 
-def open_featurizer(context: StageContext) -> Featurizer:
-    """The featurizer of a sealed features store, for landmarks, audited and new samples."""
-    attributes = context.reader("features").attributes
+def open_featurizer(
+    features: StoreReader, recipe: RecipeInputs, context: StageContext
+) -> Featurizer:
+    """The featurizer of a sealed features store, for landmarks, audited and further samples.
+
+    Args:
+        features: the store ``features``.
+        recipe: source and network, and views for other rows than clean ones.
+        context: the running stage.
+    """
+    attributes = features.attributes
     settings = features_settings(context)
-    shared = context.recipe.open_features(settings, attributes["probes"])
-    context.recipe.check_network_outputs(str(attributes["krepes"]["digest"]))
+    shared = recipe.open_features(settings, attributes["probes"])
+    # The same weights and factory can still give other outputs, under another torch for example.
+    recipe.check_network_outputs(str(attributes["krepes"]["digest"]))
     layout = FeatureLayout.from_attributes(attributes["layout"])
-    return Featurizer(context, shared, layout, settings.forward_batch)
+    return Featurizer(recipe, context, settings, shared, layout)
 
 
 def features_settings(context: StageContext) -> FeaturesSettings:
     """Settings that the sealed features were computed with."""
     begun = context.workspace.record("features", "features").begun() or {}
-    return read_settings(FeaturesSettings, begun.get("settings"), "features")
-
-
-# Rounding of another processor stays far below, another sample far above.
-SAME = 1e-3
+    return read_recorded_settings(FeaturesSettings, begun.get("settings"), "features")
 
 
 class RowSource(Protocol):
-    """Stored feature rows of blocks; the same bits from any supply."""
+    """Source of the stored feature rows of blocks; every implementation gives the same bits."""
 
     def rows(self, block: Block, view: int) -> Array:
-        """Stored feature rows [sample, feature] of one block in one view, for the device.
-
-        They lie there already, or on the host.
-        """
+        """Stored feature rows [sample, feature] of one block in one view, on host or device."""
 
 
 @dataclass(frozen=True)
 class StoredRowSource:
-    """Rows that the features store keeps."""
+    """Rows read from the features store.
+
+    Args:
+        features: the store ``features``.
+    """
 
     features: StoreReader
 
     def rows(self, block: Block, view: int) -> Half:
-        """Rows as they lie on the disk."""
+        """Float16 rows [sample, feature] of one block in one view."""
         return self.features.block("values", block, view)
 
 
 @dataclass(frozen=True)
 class ComputedRowSource:
-    """Rows computed through the network, for a features store that keeps none."""
+    """Rows computed by the network, for a features store without rows.
+
+    Args:
+        featurizer: of the sealed features.
+        features: the store ``features``.
+    """
 
     featurizer: Featurizer
     features: StoreReader
 
     def rows(self, block: Block, view: int) -> Array:
-        """Rows as the features stage computed them.
+        """Rows [sample, feature] as the features stage computed them.
 
         Raises:
-            DataError: k(x, x) is no longer what that stage noted; names the sample.
+            DataError: k(x, x) differs from the stored one; names the sample.
         """
-        context = self.featurizer.context
-        positions = context.recipe.order.positions(block.start, block.stop)
-        stored, _ = self.featurizer.rows_on_device(positions, view)
-        noted = self.features.block("self_kernel", block, view)
-        own = self_kernel(stored, self.featurizer.layout, context.device)
-        wrong = np.flatnonzero(~(np.abs(own - noted) <= SAME * np.abs(noted)))
+        featurizer = self.featurizer
+        positions = featurizer.recipe.order.positions(block.start, block.stop)
+        stored, _ = featurizer.rows_on_device(positions, view)
+        # The stored k(x, x) detects a source, view or network that changed since the features.
+        expected = self.features.block("self_kernel", block, view)
+        computed = self_kernel(stored, featurizer.layout, featurizer.context.device)
+        wrong = np.flatnonzero(~(np.abs(computed - expected) <= SAME * np.abs(expected)))
         if len(wrong):
             raise DataError(
-                f"k(x, x) is {own[wrong[0]]:.6g} and was {noted[wrong[0]]:.6g}",
+                f"k(x, x) is {computed[wrong[0]]:.6g} and was {expected[wrong[0]]:.6g}",
                 where=f"sample {int(positions[wrong[0]])}, view {view}",
                 expected="the sample that the features stage saw",
                 advice="undo the change of source, view or network, or set features.persist to "
@@ -266,30 +300,50 @@ class ComputedRowSource:
 
 
 def keeps_features(context: StageContext) -> bool:
-    """Whether the features store keeps its rows, decided once."""
+    """Whether the features store holds feature rows, as decided when it was begun."""
     assert context.sizes is not None
     return context.sizes.keeps_features
 
 
-def open_row_source(context: StageContext) -> RowSource:
-    """The rows behind a sealed features store."""
-    features = context.reader("features")
-    if keeps_features(context):
-        return StoredRowSource(features)
-    return ComputedRowSource(open_featurizer(context), features)
-
-
-def computing_bytes(shape: AuditSizes, rows: int | None = None) -> int:
-    """Memory of a worker that computes some rows of one view: joining its batches, and one batch.
+def open_row_source(
+    features: StoreReader, recipe: RecipeInputs, context: StageContext
+) -> RowSource:
+    """The row source of a sealed features store.
 
     Args:
-        shape: sizes.
-        rows: how many, by default those of a block.
+        features: the store ``features``.
+        recipe: source, network and views; used only if the store holds no rows.
+        context: the running stage.
     """
-    rows, width = shape.plan.block_rows if rows is None else rows, shape.n_features
-    return rows * width * 6 + 16 * shape.plan.forward_batch * width
+    if keeps_features(context):
+        return StoredRowSource(features)
+    return ComputedRowSource(open_featurizer(features, recipe, context), features)
 
 
-def computing_flops(shape: AuditSizes) -> float:
-    """Operations that all rows of all views take: three times the forward pass."""
-    return 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views
+def computing_terms(sizes: AuditSizes, rows: int | None = None) -> tuple[Term, ...]:
+    """Memory of a worker that computes rows of one view.
+
+    Args:
+        sizes: sizes of the audit.
+        rows: number of rows (default: those of a block).
+    """
+    rows = sizes.plan.block_rows if rows is None else rows
+    batch = f32(sizes.plan.forward_batch, sizes.n_features)
+    return (
+        Term(
+            "feature rows of a view in float16, in batches and joined",
+            f16(rows, sizes.n_features),
+            3,
+        ),
+        Term("activations, gradients and rows of a batch", batch, 4),
+    )
+
+
+def computing_bytes(sizes: AuditSizes, rows: int | None = None) -> int:
+    """Sum of ``computing_terms``, in bytes."""
+    return Quantity.of(*computing_terms(sizes, rows)).bytes
+
+
+def computing_flops(sizes: AuditSizes) -> float:
+    """Operations of the rows of all views: a backward pass costs two forward passes."""
+    return 6.0 * sizes.n_parameters * sizes.plan.n_samples * sizes.n_views

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.core.feature_layout import FeatureLayout
 
 CENTRE_ROWS = 512
@@ -18,6 +18,7 @@ def unscale(values: Array, layout: FeatureLayout) -> Array:
     Powers of two: exact, unless a value leaves the range of its float type.
     """
     xp = array_namespace(values)
+    # One factor per column, so that the multiplication is a single pass over the rows.
     factor = xp.ones(values.shape[-1], dtype=values.dtype, device=device(values))
     for start, stop, exponent in layout.scales:
         factor[start:stop] = 2.0**-exponent
@@ -28,7 +29,9 @@ def gram(x: Array, y: Array, layout: FeatureLayout) -> Array:
     """Raw kernel k [x, y] of unscaled feature rows; for a sketch one matrix product."""
     total = None
     for factor in layout.factors:
+        # sum_r <d_r, d'_r>
         part = _sum(x[:, a:b] @ y[:, a:b].T for a, b in _joined(factor.gradients))
+        # times <a, a'> + bias, for a layer whose gradient is the outer product of a and d
         if factor.inputs is not None:
             a, b = factor.inputs
             inner = x[:, a:b] @ y[:, a:b].T
@@ -43,6 +46,7 @@ def self_kernel(x: Array, layout: FeatureLayout) -> Array:
     """Raw k(x, x) [x] of unscaled feature rows, summed in float64."""
     parts = []
     for factor in layout.factors:
+        # (|a|^2 + bias) sum_r |d_r|^2
         part = _sum(_row_dot(x[:, a:b], x[:, a:b]) for a, b in _joined(factor.gradients))
         if factor.inputs is not None:
             a, b = factor.inputs
@@ -59,6 +63,7 @@ def centre_sum(x: Array, layout: FeatureLayout) -> Array:
     """
     xp = array_namespace(x)
     total = xp.zeros(layout.n_moments, dtype=xp.float64, device=device(x))
+    # Fixed row ranges: the length of a product decides its rounding.
     for start in range(0, x.shape[0], CENTRE_ROWS):
         rows = x[start : min(start + CENTRE_ROWS, x.shape[0]), :]
         total += xp.concat(list(_moments(rows, layout)))
@@ -70,19 +75,23 @@ def centre_kernel(x: Array, centre: Array, layout: FeatureLayout) -> Array:
     xp = array_namespace(x, centre)
     centre = xp.astype(centre, x.dtype)
     total = xp.zeros(x.shape[0], dtype=xp.float64, device=device(x))
-    at = 0
+    offset = 0
     for factor in layout.factors:
         for start, stop in factor.gradients:
-            d, width = x[:, start:stop], stop - start
+            d = x[:, start:stop]
+            width = stop - start
             mapped: Array = 0.0
+            # a M_lr, where M_lr = mean of a^T d_r is the next part of the centre
             if factor.inputs is not None:
                 a = x[:, factor.inputs[0] : factor.inputs[1]]
-                M = xp.reshape(centre[at : at + a.shape[1] * width], (a.shape[1], width))
+                M = xp.reshape(centre[offset : offset + a.shape[1] * width], (a.shape[1], width))
                 mapped = a @ M
-                at += a.shape[1] * width
+                offset += a.shape[1] * width
+            # plus the mean of d_r, the part of the centre that belongs to the bias
             if factor.bias:
-                mapped = mapped + centre[None, at : at + width]
-                at += width
+                mapped = mapped + centre[None, offset : offset + width]
+                offset += width
+            # <a M_lr, d_r>
             total += _row_dot(mapped, d)
     return total
 
@@ -94,10 +103,12 @@ def centre_self(centre: Array) -> float:
 
 
 def _moments(rows: Array, layout: FeatureLayout) -> Iterator[Array]:
+    """Parts of the feature moment summed over rows, in the order of the centre."""
     xp = array_namespace(rows)
     for factor in layout.factors:
         for start, stop in factor.gradients:
             d = rows[:, start:stop]
+            # a^T d_r summed over the rows, then the sum of d_r for the bias
             if factor.inputs is not None:
                 a = rows[:, factor.inputs[0] : factor.inputs[1]]
                 yield xp.astype(xp.reshape(a.T @ d, (-1,)), xp.float64)

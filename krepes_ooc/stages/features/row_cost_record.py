@@ -1,16 +1,16 @@
-"""What the rows of an audit are made of and what they cost, in words: for plan, log and report.
+"""Description and measured cost of the feature rows, for plan, log and report.
 
-The measured cost lies beside the stores, because it is no part of their bits.
+The measured cost is stored beside the stores, because it is no part of their bits.
 """
 
 from __future__ import annotations
 
 from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
-from krepes_ooc.core.settings import read_settings
+from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.jacobian.feature_map import FeatureMap
 from krepes_ooc.jacobian.row_cost import RowCost, row_words
-from krepes_ooc.stages.base.inputs import AuditInputs
+from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.features.featurizer import FeaturesSettings
 from krepes_ooc.storage.workspace import Workspace
 
@@ -18,19 +18,25 @@ _FILE = "row-cost.json"
 
 
 def describe_rows(
-    inputs: AuditInputs, shared: FeatureMap, settings: FeaturesSettings
+    shared: FeatureMap, settings: FeaturesSettings, calibration: Rows
 ) -> tuple[dict[str, str], RowCost]:
-    """The rows of a feature map in words, and their cost, measured now."""
+    """Description of the rows of a feature map, and their cost, measured now.
+
+    Args:
+        shared: the feature map.
+        settings: settings of the features.
+        calibration: network inputs [sample, ...] whose rows are timed.
+    """
     from krepes_ooc.jacobian.row_cost import measure_rows
 
     described = shared.describe()
     words = row_words(described, len(described["probes"]), shared.layout.n_features, settings)
-    cost = measure_rows(shared, inputs.calibration())
+    cost = measure_rows(shared, calibration)
     return words | {"cost": cost.words}, cost
 
 
 def save_row_cost(workspace: Workspace, cost: RowCost) -> None:
-    """Keep the measured cost for plan and report."""
+    """Write the measured cost into the workspace."""
     path = workspace.private / _FILE
     write_atomic(
         path, checksummed_json(cost.to_attributes()), workspace.private / "temp", sync=True
@@ -38,14 +44,15 @@ def save_row_cost(workspace: Workspace, cost: RowCost) -> None:
 
 
 def load_row_description(workspace: Workspace) -> tuple[dict[str, str], RowCost | None] | None:
-    """The rows of a features store that was begun, in words, and their cost if it is known."""
+    """Description of the rows of a features store that was begun, and their cost if recorded."""
     begun = workspace.record("features", "features").begun()
     if begun is None or "features" not in workspace.stores():
         return None
     attributes = workspace.reader("features").attributes
-    if "network" not in attributes:  # begun, and killed before it said how
+    # A run killed between creating the store and writing its attributes left no description.
+    if "network" not in attributes:
         return None
-    settings = read_settings(FeaturesSettings, begun.get("settings"), "features")
+    settings = read_recorded_settings(FeaturesSettings, begun.get("settings"), "features")
     layout = FeatureLayout.from_attributes(attributes["layout"])
     n_probes = len(attributes["probes"])
     words = row_words(attributes["network"], n_probes, layout.n_features, settings)

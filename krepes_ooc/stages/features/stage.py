@@ -1,7 +1,7 @@
 """Stage features: Jacobian rows of every view of every sample, written block by block.
 
-With ``persist: never`` the rows are computed, folded into the centre and condensed, and only what
-later stages cannot do without is kept: k(x, x), the centre and the condensed rows of view 0.
+With ``persist: never`` the rows are computed, summed into the centre and condensed, but not stored;
+the store then holds k(x, x), the centre and the condensed rows of view 0.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.feature_layout import CONDENSED_WIDTH, FeatureLayout, sketch_layout
-from krepes_ooc.core.files import Files, read_arrays, write_arrays
+from krepes_ooc.core.files import Files
 from krepes_ooc.core.settings import to_mapping
-from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.executor import tree_reduce
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.inputs import CLEAN
+from krepes_ooc.jacobian.feature_map import FeatureMap
+from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
-from krepes_ooc.stages.base.writing import block_name, partial_path, seal_blocks, write_unit
+from krepes_ooc.stages.base.writing import (
+    block_name,
+    partial_path,
+    read_partial,
+    seal_blocks,
+    write_partial,
+    write_unit,
+)
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.condensed import CountSketch
 from krepes_ooc.stages.features.featurizer import (
@@ -37,8 +43,8 @@ from krepes_ooc.stages.features.featurizer import (
     Featurizer,
     RowSource,
     StoredRowSource,
-    computing_bytes,
     computing_flops,
+    computing_terms,
     keeps_features,
     on_host,
     row_chunks,
@@ -47,11 +53,15 @@ from krepes_ooc.stages.features.featurizer import (
 )
 from krepes_ooc.stages.features.row_cost_record import describe_rows, save_row_cost
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
+from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.store_writer import StoreWriter
+from krepes_ooc.views.spec import CLEAN
 
 Values = list[tuple[str, int, npt.NDArray[Any]]]
+# Arrays of every features store, of one with feature rows, and of one without.
 _ALWAYS = ("self_kernel", "sample_id", "centre")
-_FULL, _CONDENSED = ("values",), ("condensed", "condensed_self", "condensed_centre")
+_FULL = ("values",)
+_CONDENSED = ("condensed", "condensed_self", "condensed_centre")
 
 
 @dataclass(frozen=True)
@@ -62,52 +72,82 @@ class FeaturesInputs(StageInputs):
 
 
 def run(inputs: FeaturesInputs, context: StageContext) -> None:
-    """Compute and write the missing blocks, fold the centre, seal."""
-    from krepes_ooc.jacobian.self_check import self_check
-
-    settings, recipe, plan = context.settings, inputs.recipe, context.plan
+    """Compute and write the missing blocks, reduce the centre, seal."""
+    recipe = inputs.recipe
+    # A resumed run takes probes and scales of the store that was begun: the same bits.
     begun = _begun_attributes(context)
-    shared = recipe.open_features(settings, begun.get("probes"))
+    shared = recipe.open_features(context.settings, begun.get("probes"))
     known = begun.get("layout")
     layout = shared.layout if known is None else FeatureLayout.from_attributes(known)
+    # Before the first block: the network gives the outputs and the gradients that are expected.
     recipe.check_network_outputs(context.digest)
-    _note_placement(context)
-    check_rows = recipe.order.positions(0, min(2, plan.n_samples))
-    report = self_check(recipe.network, shared, recipe.encode(check_rows, CLEAN)[0])
-    context.progress.note(f"self-check: {report.words}")
-    words, cost = describe_rows(context.audit_inputs, shared, settings)
-    save_row_cost(context.workspace, cost)
-    context.progress.note("; ".join(f"{key}: {text}" for key, text in words.items()))
-    writer = context.workspace.writer(_spec(context, layout), context.digest)
+    _note_network_device(context)
+    check = _check_gradients(recipe, context, shared)
+    _record_row_cost(recipe, context, shared)
+    writer = context.workspace.writer(_spec(recipe, context, layout), context.digest)
     writer.create()
+    attributes = _attributes(recipe, context, shared, layout, check)
+    # Attributes precede the first block, so that an interrupted run can be resumed from them.
+    writer.set_attributes(attributes)
+    featurizer = Featurizer(recipe, context, context.settings, shared, layout)
+    shards = FeatureShards(recipe, context, featurizer, writer)
+    files = shards.run()
+    seal_blocks(context, writer, files, shards.centres(), attributes)
+
+
+def _attributes(
+    recipe: RecipeInputs,
+    context: StageContext,
+    shared: FeatureMap,
+    layout: FeatureLayout,
+    check: dict[str, Any],
+) -> dict[str, Any]:
+    """Attributes of the store, with the outcome of the self-check."""
     described = shared.describe()
-    attributes = {
+    return {
         "probes": described.pop("probes"),
         "layout": layout.to_attributes(),
         "network": described,
-        "self_check": {k: v for k, v in to_mapping(report).items() if k != "seconds"},
-        "block_plan": plan.to_attributes(),
+        "self_check": check,
+        "block_plan": context.plan.to_attributes(),
         "views": recipe.views.describe(),
         "order": {"kind": recipe.source_spec.order, "seed": recipe.seed},
     }
-    # Before the first block: a resumed run goes on with the same probes and scales.
-    writer.set_attributes(attributes)
-    work = FeatureShards(context, Featurizer(context, shared, layout, plan.forward_batch), writer)
-    seal_blocks(context, writer, work.run(), work.write_centres(), attributes)
+
+
+def _check_gradients(
+    recipe: RecipeInputs, context: StageContext, shared: FeatureMap
+) -> dict[str, Any]:
+    """Outcome of the self-check on two clean samples, as attributes."""
+    from krepes_ooc.jacobian.self_check import self_check
+
+    positions = recipe.order.positions(0, min(2, context.plan.n_samples))
+    report = self_check(recipe.network, shared, recipe.encode(positions, CLEAN)[0])
+    context.progress.note(f"self-check: {report.words}")
+    # Attributes hold no times: a store has the same bytes in every run.
+    return {key: value for key, value in to_mapping(report).items() if key != "seconds"}
+
+
+def _record_row_cost(recipe: RecipeInputs, context: StageContext, shared: FeatureMap) -> None:
+    """Measure the cost of a row, note it for the user and keep it for plan and report."""
+    words, cost = describe_rows(shared, context.settings, recipe.calibration())
+    save_row_cost(context.workspace, cost)
+    context.progress.note("; ".join(f"{key}: {text}" for key, text in words.items()))
 
 
 def _begun_attributes(context: StageContext) -> dict[str, Any]:
-    """Attributes of this very store, if an earlier run began it."""
+    """Attributes of this stage's store if an earlier run began it under the same digest."""
     if "features" not in context.workspace.stores():
         return {}
-    attributes = context.reader("features").attributes
+    attributes = context.output().attributes
+    # The store is written next, and a cached reader would keep its old metadata.
     context.workspace.drop_reader("features")
-    own = dict(attributes.get("krepes", {})).get("digest") == context.digest
-    return attributes if own else {}
+    same_digest = dict(attributes.get("krepes", {})).get("digest") == context.digest
+    return attributes if same_digest else {}
 
 
-def _note_placement(context: StageContext) -> None:
-    """Say where the network runs, if that is not where blocks are computed."""
+def _note_network_device(context: StageContext) -> None:
+    """Note that the network runs on the CPU although blocks are computed on a device."""
     from krepes_ooc.network.torch_device import available_device
 
     if available_device(context.device.torch) != context.device.torch:
@@ -117,59 +157,82 @@ def _note_placement(context: StageContext) -> None:
 
 @dataclass(frozen=True)
 class FeatureShards:
-    """The shards of one run: a shard writes its missing blocks and folds all of its rows."""
+    """The shards of one run: a shard writes its missing blocks and sums all of its rows.
 
+    Args:
+        recipe: source, network and views.
+        context: the running stage.
+        featurizer: computes stored rows.
+        writer: of the features store, already created.
+    """
+
+    recipe: RecipeInputs
     context: StageContext
     featurizer: Featurizer
     writer: StoreWriter
 
     @property
     def layout(self) -> FeatureLayout:
+        """Layout of the stored rows."""
         return self.featurizer.layout
 
     @property
     def keeps_rows(self) -> bool:
+        """Whether feature rows are stored."""
         return keeps_features(self.context)
 
     @property
     def views(self) -> range:
-        return range(self.context.recipe.view_spec.count)
+        """Indices of the views."""
+        return range(self.recipe.view_spec.count)
 
     @cached_property
     def condenser(self) -> CountSketch:
-        return CountSketch(self.layout, self.context.recipe.seed)
+        """The map to condensed rows."""
+        return CountSketch(self.layout, self.recipe.seed)
 
     @cached_property
     def recompute_source(self) -> RowSource:
-        """Rows of blocks that an earlier run wrote but did not fold."""
-        features = self.context.reader("features")
-        return (
-            StoredRowSource(features)
-            if self.keeps_rows
-            else ComputedRowSource(self.featurizer, features)
-        )
+        """Rows of blocks that an earlier run wrote but did not add to the centre."""
+        features: StoreReader = self.context.output()
+        if self.keeps_rows:
+            return StoredRowSource(features)
+        return ComputedRowSource(self.featurizer, features)
 
     def run(self) -> Files:
-        context, plan = self.context, self.context.plan
+        """Compute the missing blocks of all shards of this process.
+
+        Returns:
+            Files of all blocks, for the seal.
+        """
+        context = self.context
+        plan = context.plan
         done = context.record.done()
         context.progress.begin("features", plan.n_blocks, len(done))
         files = {key: value for unit in done.values() for key, value in unit.files.items()}
+        # A task is a shard, because the centre is summed shard by shard in a fixed order.
         shards = context.my_shards(range(plan.n_shards))
         for written in context.executor().map(partial(self._shard, done=set(done)), shards):
             files |= written
         context.stop_after_shard()
         return files
 
-    def write_centres(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Mean feature moment over all views and samples, folded in fixed order, and condensed."""
-        total = tree_reduce(self.context.plan.n_shards, self._partial, np.add)
+    def centres(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Mean feature moment over all views and samples; without stored rows the condensed too."""
+        # A fixed tree over the shards gives the same bits for any number of workers.
+        total = tree_reduce(self.context.plan.n_shards, self._shard_sum, np.add)
         mean = np.asarray(total / (self.context.plan.n_samples * len(self.views)))
         centre, condensed = np.split(mean, [self.layout.n_moments])
         return {"centre": centre} | ({} if self.keeps_rows else {"condensed_centre": condensed})
 
-    def _partial(self, index: int) -> npt.NDArray[np.float64]:
-        folded, total = self._folded(index)
-        if folded < len(self.context.plan.shard(index)):
+    def _shard_sum(self, index: int) -> npt.NDArray[np.float64]:
+        """Moment sum of a finished shard, from its partial result.
+
+        Raises:
+            StageFailed: the partial result was damaged after it was written.
+        """
+        n_summed, total = self._partial_sum(index)
+        if n_summed < len(self.context.plan.shard(index)):
             raise StageFailed(
                 f"the partial centre of shard {index} is damaged",
                 where="features",
@@ -177,44 +240,56 @@ class FeatureShards:
             )
         return total
 
-    def _folded(self, index: int) -> tuple[int, npt.NDArray[np.float64]]:
-        """How many blocks of a shard are folded, and their sum."""
-        part = read_arrays(partial_path(self.context, "centre", index))
+    def _partial_sum(self, index: int) -> tuple[int, npt.NDArray[np.float64]]:
+        """Number of blocks of a shard that are summed already, and their moment sum."""
+        part = read_partial(self.context, partial_path(self.context, "centre", index))
         if part is not None:
             return int(part["blocks"]), part["centre"]
         return 0, np.zeros(self.layout.n_moments + (0 if self.keeps_rows else CONDENSED_WIDTH))
 
     def _shard(self, index: int, done: set[str]) -> Files:
-        """Write the missing blocks of one shard and fold all of its rows; files written.
+        """Write the missing blocks of one shard and sum the moments of all of its rows.
 
-        Rows that are not kept are folded at once, and the sum is kept after every block, so that a
-        killed run computes none of them again.
+        Args:
+            index: of the shard.
+            done: names of the blocks on disk.
+
+        Returns:
+            The files written.
         """
         written: Files = {}
         blocks = self.context.plan.shard(index)
-        folded, total = self._folded(index)
-        for place, block in enumerate(blocks):
+        n_summed, total = self._partial_sum(index)
+        for position, block in enumerate(blocks):
             self.context.stop.check()
             rows: list[Any] = []
             if block_name(block) not in done:
                 rows, files = self._block(block)
                 written |= files
-            if place >= folded:
-                total = total + self._fold(
-                    rows or [self.recompute_source.rows(block, view) for view in self.views]
-                )
-                if not self.keeps_rows or place == len(blocks) - 1:
-                    part = {"centre": total, "blocks": np.array(place + 1)}
-                    path = partial_path(self.context, "centre", index)
-                    write_arrays(path, part, self.context.record.temp)
+            if position < n_summed:
+                continue
+            # A block on disk whose moments are not summed yet: its rows are read or recomputed.
+            rows = rows or [self.recompute_source.rows(block, view) for view in self.views]
+            total = total + self._moment_sum(rows)
+            # Rows that are not stored are expensive to sum again: their sum is saved every block.
+            if not self.keeps_rows or position == len(blocks) - 1:
+                part = {"centre": total, "blocks": np.array(position + 1)}
+                path = partial_path(self.context, "centre", index)
+                write_partial(self.context, path, part)
         return written
 
     def _block(self, block: Block) -> tuple[list[Any], Files]:
-        """Compute and write one block; its stored rows view by view, where they lie, and files."""
+        """Compute and write one block.
+
+        Returns:
+            Its stored rows [sample, feature] for each view, on host or device, and its files.
+        """
         device = self.context.device
-        positions = self.context.recipe.order.positions(block.start, block.stop)
+        positions = self.recipe.order.positions(block.start, block.stop)
         values: Values = [("sample_id", 0, positions)]
-        rows, content = [], ""
+        rows = []
+        content = ""
+        # Rows and k(x, x) of every view, from one featurizer pass each.
         for view in self.views:
             stored, content = self.featurizer.rows_on_device(positions, view)
             values.append(("self_kernel", view, self_kernel(stored, self.layout, device)))
@@ -224,31 +299,39 @@ class FeatureShards:
                 ("values", view, on_host(stored, device)) for view, stored in enumerate(rows)
             ]
         else:
+            # Landmarks are chosen on view 0, so only its condensed rows are stored.
             parts = row_chunks(on_host(rows[0], device))
             condensed = np.concatenate(
                 [self.condenser.rows(unscale_rows(part, self.layout)) for part in parts]
             )
-            own = inner_products.self_kernel(condensed, sketch_layout(CONDENSED_WIDTH))
-            values += [("condensed", 0, condensed), ("condensed_self", 0, np.asarray(own))]
+            k_xx = inner_products.self_kernel(condensed, sketch_layout(CONDENSED_WIDTH))
+            values += [("condensed", 0, condensed), ("condensed_self", 0, np.asarray(k_xx))]
         return rows, write_unit(self.context, self.writer, block, values, content)[1]
 
-    def _fold(self, rows: Sequence[Any]) -> npt.NDArray[np.float64]:
-        """Sum of the stored rows' moments, and of their condensed form where that is needed."""
+    def _moment_sum(self, rows: Sequence[Any]) -> npt.NDArray[np.float64]:
+        """Summed feature moment [moment] of stored rows, followed by that of condensed rows.
+
+        Args:
+            rows: stored rows [sample, feature] of every view.
+        """
         total: Any = 0.0
-        condensed, device = np.zeros(CONDENSED_WIDTH), self.context.device
+        condensed = np.zeros(CONDENSED_WIDTH)
+        device = self.context.device
         for part in (part for stored in rows for part in row_chunks(stored)):
-            exact = unscale_rows(part, self.layout, device)
-            total += inner_products.centre_sum(exact, self.layout)
+            unscaled = unscale_rows(part, self.layout, device)
+            total += inner_products.centre_sum(unscaled, self.layout)
+            # The centre of condensed rows is only needed where landmarks are chosen by them.
             if not self.keeps_rows:
-                short = self.condenser.rows(device.to_host(exact))
+                short = self.condenser.rows(device.to_host(unscaled))
                 condensed += short.sum(axis=0, dtype=np.float64)
         centre: npt.NDArray[np.float64] = device.to_host(total)
         return centre if self.keeps_rows else np.concatenate([centre, condensed])
 
 
-def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
+def _spec(recipe: RecipeInputs, context: StageContext, layout: FeatureLayout) -> StoreSpec:
+    """Sizes and arrays of the features store."""
     sizes = {
-        "view": context.recipe.view_spec.count,
+        "view": recipe.view_spec.count,
         "sample": context.plan.n_samples,
         "feature": layout.n_features,
         "moment": layout.n_moments,
@@ -259,29 +342,54 @@ def _spec(context: StageContext, layout: FeatureLayout) -> StoreSpec:
     return StoreSpec(contract, sizes, block_rows=context.plan.block_rows, arrays=arrays)
 
 
-def predict(shape: AuditSizes, settings: FeaturesSettings) -> Cost:
-    """Three times the forward pass for each probe, and what is kept on disk.
-
-    A worker holds one block of every view in float16, one view of it once more while its batches
-    are joined, the activations and gradients of one batch, and the sums of the centre.
-    """
-    rows, width, views = shape.plan.block_rows, shape.n_features, shape.n_views
-    need = MemoryNeed(
-        8 * shape.n_moments,
-        2 * rows * width * views + computing_bytes(shape) + 24 * shape.n_moments,
-        shape.plan.n_shards,
+def estimate_cost(sizes: AuditSizes, settings: FeaturesSettings) -> Cost:
+    """Three times the forward pass for each probe, and the arrays of the store."""
+    plan = sizes.plan
+    width = sizes.n_features
+    views = sizes.n_views
+    block = f16(plan.block_rows, width)
+    moments = f64(sizes.n_moments)
+    disk = [
+        Term("centre", moments),
+        Term("k(x, x) of every view", f64(sizes.stored_rows), views),
+        Term("sample ids", f64(sizes.stored_rows)),
+    ]
+    scratch = []
+    if sizes.keeps_features:
+        disk.append(Term("feature rows of every view", f16(sizes.stored_rows, width), views))
+    else:
+        disk += [
+            Term("condensed rows", f32(sizes.stored_rows, CONDENSED_WIDTH)),
+            Term("k(x, x) of condensed rows", f64(sizes.stored_rows)),
+            Term("centre of condensed rows", f64(CONDENSED_WIDTH)),
+        ]
+        # With stored rows the sums are small beside them, and not counted.
+        scratch.append(Term("moment sums", f64(sizes.n_moments + CONDENSED_WIDTH), plan.n_shards))
+    sums = Term("moment sums of shard, block and product", moments, 3)
+    return Cost(
+        units=plan.n_blocks,
+        disk=Quantity.of(*disk),
+        memory=Quantity.of(Term("centre", moments)),
+        worker_memory=Quantity.of(
+            Term("stored rows of a block in every view", block, views),
+            *computing_terms(sizes),
+            sums,
+        ),
+        parallel_tasks=plan.n_shards,
+        flops=Quantity.of(
+            Term("forward and backward passes", computing_flops(sizes)),
+            Term("moment sums", 2.0 * sizes.n_moments * plan.n_samples * views),
+        ),
+        scratch=Quantity.of(*scratch),
+        # Rows that torch computed on the device stay there until their moments are summed.
+        device_task_memory=Quantity.of(
+            Term(
+                "stored rows of a block in every view, one of them being joined", block, views + 1
+            ),
+            Term("unscaled rows of a product", f32(PART_ROWS, width), 4),
+            sums,
+        ),
     )
-    # What torch has made there stays there until it is folded; a view once more while it is joined.
-    there = 2 * rows * width * (views + 1) + 16 * PART_ROWS * width + 24 * shape.n_moments
-    device = MemoryNeed(0, there)
-    flops = computing_flops(shape) + 2.0 * shape.n_moments * shape.plan.n_samples * views
-    fixed = 8 * shape.n_moments + 8 * shape.stored_rows * (views + 1)
-    if shape.keeps_features:
-        disk = fixed + 2 * shape.stored_rows * views * width
-        return plain_cost(shape.plan.n_blocks, disk, need, flops, device=device)
-    disk = fixed + shape.stored_rows * (4 * CONDENSED_WIDTH + 8) + 8 * CONDENSED_WIDTH
-    scratch = 8 * shape.plan.n_shards * (shape.n_moments + CONDENSED_WIDTH)
-    return plain_cost(shape.plan.n_blocks, disk, need, flops, scratch, device=device)
 
 
 STAGE = Stage(
@@ -291,7 +399,7 @@ STAGE = Stage(
     store="features",
     settings=FeaturesSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="Jacobian rows of every view of every sample",
     parallel="shards",
 )

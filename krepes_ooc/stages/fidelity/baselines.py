@@ -1,4 +1,4 @@
-"""Other ways to explain or to approximate, measured by the same figures as the audit itself.
+"""Baselines: other attributions and kernels, measured by the same figures as the audit.
 
     cosine                 cosine of two embeddings or inputs
     random Fourier         cos(W x + b), a kernel of the inputs that knows no network
@@ -27,7 +27,8 @@ Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
 MAX_UNKNOWNS = 4096
-_FREQUENCY, _PHASE = 501, 502
+_FREQUENCY = 501
+_PHASE = 502
 
 
 def cosine(first: Float, second: Float) -> Float:
@@ -56,13 +57,16 @@ class FourierMap:
         Raises:
             StageFailed: all rows are the same.
         """
+        # Median heuristic: the width is the median distance of the first rows
         few = rows[:512]
         square = np.sum(few**2, axis=1)
         distance = square[:, None] + square[None, :] - 2.0 * few @ few.T
         width = np.sqrt(np.median(distance[np.triu_indices(len(few), 1)])) if len(few) > 1 else 0.0
         if not width > 0:
             raise StageFailed("the inputs are alike", where="fidelity", expected="varied inputs")
-        component, feature = np.arange(rows.shape[1])[:, None], np.arange(n_features)
+        # W ~ N(0, I / width^2), phase ~ U(0, 2 pi), each entry keyed by its place
+        component = np.arange(rows.shape[1])[:, None]
+        feature = np.arange(n_features)
         W = counter_rng.normal(seed, _FREQUENCY, component, feature) / width
         return cls(W, 2.0 * np.pi * counter_rng.uniform(seed, _PHASE, feature))
 
@@ -109,20 +113,22 @@ class LinearProbe:
         spread = rows.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
         probe = cls(np.zeros((rows.shape[1] + 1, n_classes)), rows.mean(axis=0), scale, damping)
-        X, Y = probe.design(rows), np.eye(n_classes)[label]
+        X = probe.design(rows)
+        Y = np.eye(n_classes)[label]
 
         def loss(flat: Float) -> tuple[float, Float]:
             W = flat.reshape(X.shape[1], n_classes)
             logits = X @ W
             value = np.mean(logsumexp(logits, axis=1) - np.sum(logits * Y, axis=1))
-            slope = X.T @ (softmax(logits, axis=1) - Y) / len(X) + damping * W
-            return float(value + damping * np.sum(W**2) / 2), slope.ravel()
+            gradient = X.T @ (softmax(logits, axis=1) - Y) / len(X) + damping * W
+            return float(value + damping * np.sum(W**2) / 2), gradient.ravel()
 
-        found = minimize(
+        # The representer theorem holds at the exact optimum only, hence the tight tolerances
+        solution = minimize(
             loss, probe.W.ravel(), jac=True, method="L-BFGS-B",
             options={"maxiter": 2000, "gtol": 1e-9, "ftol": 1e-14},
         )  # fmt: skip
-        return cls(found.x.reshape(X.shape[1], n_classes), probe.mean, scale, damping)
+        return cls(solution.x.reshape(X.shape[1], n_classes), probe.mean, scale, damping)
 
     def design(self, rows: Float) -> Float:
         """Standardised rows with a constant column [sample, component + 1]."""
@@ -147,6 +153,7 @@ def representer_values(probe: LinearProbe, fitted: Float, label: Index, rows: Fl
         label: their class codes [fitted].
         rows: rows to explain [sample, component].
     """
+    # alpha_i = (y_i - p_i) / (damping n), then alpha_i <phi_i, phi_t> of the predicted class
     error = np.eye(probe.W.shape[1])[label] - probe.probability(fitted)
     alpha = error / (probe.damping * len(fitted))
     predicted = probe.probability(rows).argmax(axis=1)
@@ -154,7 +161,7 @@ def representer_values(probe: LinearProbe, fitted: Float, label: Index, rows: Fl
 
 
 def influence_functions(probe: LinearProbe, fitted: Float, label: Index, rows: Float) -> Float:
-    """How much each fitted row lowers the loss of the predicted class [sample, fitted].
+    """Decrease of the predicted class's loss by every fitted row [sample, fitted].
 
     g_t^T H^-1 g_i with H the exact Hessian of the probe's objective; above 0: training on the
     fitted row helps the sample.
@@ -165,16 +172,20 @@ def influence_functions(probe: LinearProbe, fitted: Float, label: Index, rows: F
         label: their class codes [fitted].
         rows: rows to explain [sample, component].
     """
-    X, P = probe.design(fitted), probe.probability(fitted)
-    D, C = X.shape[1], P.shape[1]
+    X = probe.design(fitted)
+    P = probe.probability(fitted)
+    D = X.shape[1]
+    C = P.shape[1]
+    # H[d c, e c'] = damping delta + mean_i x_id x_ie p_ic (delta_cc' - p_ic')
     H = probe.damping * np.eye(D * C)
     blocks = H.reshape(D, C, D, C)
     for c in range(C):
         for other in range(C):
             weight = P[:, c] * (float(c == other) - P[:, other])
             blocks[:, c, :, other] += (X * weight[:, None]).T @ X / len(X)
+    # g = x (p - y)^T, flat; y is the predicted class of the row, the label of the fitted row
     p = probe.probability(rows)
-    wrong = p - np.eye(C)[p.argmax(axis=1)]
-    gradient = np.einsum("td,tc->tdc", probe.design(rows), wrong).reshape(len(rows), -1)
+    residual = p - np.eye(C)[p.argmax(axis=1)]
+    gradient = np.einsum("td,tc->tdc", probe.design(rows), residual).reshape(len(rows), -1)
     fitted_gradient = np.einsum("id,ic->idc", X, P - np.eye(C)[label]).reshape(len(X), -1)
     return np.asarray(gradient @ np.linalg.solve(H, fitted_gradient.T))

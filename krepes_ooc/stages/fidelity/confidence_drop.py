@@ -1,8 +1,8 @@
-"""Confidence: how much a nearest-neighbour vote loses when the landmarks of a sample are removed.
+"""Deletion of landmarks: k-NN confidence before and after, with bootstrap intervals.
 
-The vote is a k-NN classifier on embeddings f = K A + gamma. Removing the landmarks R of sample t
-takes their share out of the representer sum, f_t - sum_{l in R} k_lt A_l, or their rows out of a
-bank of landmarks; random landmarks are the control.
+The k-NN classifier works on embeddings f = K A + gamma. Removing the landmarks R of sample t takes
+their share out of the representer sum, f_t - sum_{l in R} k_lt A_l, or their rows out of the
+reference set; random landmarks are the control.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from krepes_ooc.stages.fidelity.metrics import undefined
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
-_RANDOM_LANDMARKS, _BOOTSTRAP = 202, 203
+_RANDOM_LANDMARKS = 202
+_BOOTSTRAP = 203
 _ROWS = 256
 
 
@@ -31,36 +32,38 @@ class Interval:
     high: float
 
 
-def vote_shares(
+def knn_shares(
     query: Float,
-    bank: Float,
-    bank_label: Index,
+    reference: Float,
+    reference_label: Index,
     n_classes: int,
     *,
     neighbours: int = 50,
     temperature: float = 0.1,
     without: Index | None = None,
 ) -> Float:
-    """Class shares [sample, class] of a k-nearest-neighbour vote by cosine, weights exp(cos / T).
+    """Class shares [sample, class] of a k-NN classifier by cosine, weights exp(cos / T).
 
     Args:
         query: embeddings [sample, component].
-        bank: embeddings that vote [bank, component].
-        bank_label: their class codes [bank]; rows below 0 do not vote.
+        reference: embeddings of the reference set [reference, component].
+        reference_label: their class codes [reference]; rows below 0 are left out.
         n_classes: number of classes.
-        neighbours: k; all of the bank if it is smaller.
+        neighbours: k; the whole reference set if it is smaller.
         temperature: T.
-        without: bank rows that must not vote, per sample [sample, rank]; -1 for none.
+        without: reference rows to leave out, per sample [sample, rank]; -1 for none.
 
     Raises:
-        StageFailed: the bank is empty, or nothing of it is left for a sample.
+        StageFailed: the reference set is empty, or nothing of it is left for a sample.
     """
-    members = np.eye(n_classes)[np.maximum(bank_label, 0)]
-    unit, shares = _unit(bank), np.empty((len(query), n_classes))
+    members = np.eye(n_classes)[np.maximum(reference_label, 0)]
+    unit = _unit(reference)
+    shares = np.empty((len(query), n_classes))
     for start in range(0, len(query), _ROWS):
         rows = slice(start, start + _ROWS)
         cosine = _unit(query[rows]) @ unit.T
-        cosine[:, bank_label < 0] = -np.inf
+        # Rows that are left out are farther than any other
+        cosine[:, reference_label < 0] = -np.inf
         if without is not None:
             sample, rank = np.nonzero(without[rows] >= 0)
             cosine[sample, without[rows][sample, rank]] = -np.inf
@@ -68,7 +71,8 @@ def vote_shares(
         nearest = largest(cosine, neighbours)
         near = np.take_along_axis(cosine, nearest, axis=1)
         if not near.size or not np.isfinite(near[:, 0]).all():
-            raise undefined("the neighbour vote", "at least one voting row for every sample")
+            raise undefined("the k-NN classifier", "at least one reference row for every sample")
+        # The largest exponent is 0, so that no weight overflows; the shares do not change
         weight = np.exp((near - near[:, :1]) / temperature)
         shares[rows] = np.einsum("tk,tkc->tc", weight, members[nearest])
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
@@ -86,16 +90,20 @@ def largest(score: Float, k: int) -> Index:
         return np.empty((len(score), 0), dtype=np.int64)
     smallest = -score
     kth = np.partition(smallest, k - 1, axis=1)[:, k - 1 : k]
-    beyond, equal = smallest < kth, smallest == kth
+    # All beyond the k-th value, then as many that equal it as there is room for, by position
+    beyond = smallest < kth
+    equal = smallest == kth
     room = k - beyond.sum(axis=1, keepdims=True)
     chosen = np.nonzero(beyond | (equal & (equal.cumsum(axis=1) <= room)))[1].reshape(-1, k)
+    # Largest first; a stable sort keeps ties by position
     order = np.argsort(np.take_along_axis(smallest, chosen, axis=1), axis=1, kind="stable")
     return np.take_along_axis(chosen, order, axis=1)
 
 
 def confidence_drop(before: Float, after: Float) -> Float:
-    """How much the share of the class predicted before falls [sample]; shares [sample, class]."""
-    sample, predicted = np.arange(len(before)), before.argmax(axis=1)
+    """Drop of the share of the class predicted before [sample], from shares [sample, class]."""
+    sample = np.arange(len(before))
+    predicted = before.argmax(axis=1)
     return np.asarray(before[sample, predicted] - after[sample, predicted])
 
 
@@ -127,7 +135,7 @@ def refit_inverse(second: Float, relative: float = 1e-6) -> Float:
 def refit_without(
     embedding: Float, kernel: Float, coefficients: Float, removed: Index, inverse: Float
 ) -> Float:
-    """f_t when the other landmarks take over the part of the removed ones [sample, component].
+    """f_t after a least-squares refit of the remaining landmarks [sample, component].
 
     The least-squares fit of K_R A_R by the columns of the other landmarks, over all samples, is
     exact in moment space: with P = S^-1 what they cannot express at t is (k_t P)_R (P_RR)^-1 A_R.
@@ -139,12 +147,14 @@ def refit_without(
         removed: landmarks R per sample [sample, rank], distinct.
         inverse: P [landmark, landmark_] of ``refit_inverse``.
     """
-    mapped = np.take_along_axis(kernel @ inverse, removed, axis=1)
-    left = np.empty_like(embedding)
+    # (k_t P)_R for every sample
+    projected = np.take_along_axis(kernel @ inverse, removed, axis=1)
+    unexpressed = np.empty_like(embedding)
     for sample, rows in enumerate(removed):
+        # (P_RR)^-1 A_R: the Schur complement of the remaining landmarks
         lost = np.linalg.solve(inverse[np.ix_(rows, rows)], coefficients[rows])
-        left[sample] = mapped[sample] @ lost
-    return np.asarray(embedding - left)
+        unexpressed[sample] = projected[sample] @ lost
+    return np.asarray(embedding - unexpressed)
 
 
 def random_landmarks(sample_id: Index, n_landmarks: int, count: int, seed: int) -> Index:
@@ -172,17 +182,19 @@ def drop_ratio(targeted: Float, random: Float, seed: int, resamples: int = 1000)
     control = random.mean(axis=0)
     if not control.mean() > 0:
         raise undefined("the drop ratio", "a random drop above 0")
-    n, ratios = len(targeted), np.full(resamples, np.inf)
+    n = len(targeted)
+    ratios = np.full(resamples, np.inf)
     for resample in range(resamples):
         picked = counter_rng.integers(seed, n, _BOOTSTRAP, resample, np.arange(n))
         if (below := control[picked].mean()) > 0:
             ratios[resample] = targeted[picked].mean() / below
+    # An order statistic: interpolation between infinite ratios is not defined
     low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")
     return Interval(float(targeted.mean() / control.mean()), float(low), float(high))
 
 
 def mean_interval(values: Float, seed: int, resamples: int = 1000) -> Interval:
-    """Mean of figures [sample] with its bootstrap interval of 95 %."""
+    """Mean of values [sample] with its bootstrap interval of 95 %."""
     n = len(values)
     means = [
         values[counter_rng.integers(seed, n, _BOOTSTRAP, resample, np.arange(n))].mean()

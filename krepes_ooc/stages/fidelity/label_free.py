@@ -1,41 +1,44 @@
-"""Figures that need no label: ridge ceiling, likeness, entropy, Nystrom error, stability."""
+"""Figures that need no label: ridge ceiling, CKA, entropy, Nystrom error, stability."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
+from krepes_ooc.core.figure_specs import ALL_SAMPLES, LM_STEPS, START, STEP, UNIFORM_LANDMARKS
+from krepes_ooc.core.figures import Curve, Figure, curve, figure
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint, streaming_note
-from krepes_ooc.stages.fidelity.linear_probes import fourier
-from krepes_ooc.stages.fidelity.rows import (
-    EvaluationRows,
-    Figure,
-    control_or_none,
-    curve,
-    figure,
-    powers_of_two,
-)
+from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint
+from krepes_ooc.stages.fidelity.linear_probes import fourier_space
+from krepes_ooc.stages.fidelity.metrics import linear_cka, ridge_ceiling
+from krepes_ooc.stages.fidelity.rows import EvaluationRows, control_or_none, powers_of_two
 from krepes_ooc.stages.fidelity.uniform_landmarks import LandmarkSubspace, UniformBaseline
+from krepes_ooc.stages.spectrum.nystrom import spectral_entropy
 from krepes_ooc.storage.store_reader import StoreReader
 
+# With fewer landmarks a curve shows little but the draw
+LEAST_LANDMARKS = 8
+_SUBSET_STREAM = 422
 Float = npt.NDArray[np.float64]
 
 
-def ceiling(
-    fit: EvaluationRows, held: EvaluationRows, uniform: Callable[[], UniformBaseline], seed: int
+def ceiling_figure(
+    fit: EvaluationRows, audit: EvaluationRows, uniform: Callable[[], UniformBaseline], seed: int
 ) -> Figure:
     """R^2 of linear maps to the network's embedding, scored on audit samples.
+
+    Args:
+        fit: samples that the maps are fitted on.
+        audit: samples that they are scored on.
+        uniform: uniform landmarks on the same samples.
+        seed: of the random Fourier frequencies.
 
     Raises:
         StageFailed: fewer than two fit samples, or rows that are constant.
     """
-    from krepes_ooc.stages.fidelity.metrics import ridge_ceiling
-
     if len(fit.kernel) < 2:
         raise StageFailed(
             "the ridge ceiling is not defined",
@@ -44,169 +47,116 @@ def ceiling(
             advice="raise stages.audited.fit",
         )
 
-    def score(rows: Float, other: Float) -> float:
-        return ridge_ceiling(rows, fit.network, other, held.network).r_squared
+    def score(fit_rows: Float, audit_rows: Float) -> float:
+        return ridge_ceiling(fit_rows, fit.network, audit_rows, audit.network).r_squared
 
+    # What this audit reaches of the ceiling
     controls: dict[str, float | None] = {
-        "embedding at the start": score(fit.start, held.start),
-        "embedding after the step": score(fit.step, held.step),
+        START: score(fit.embedding_start, audit.embedding_start),
+        STEP: score(fit.embedding, audit.embedding),
     }
-    if fit.coefficients_lm is not None and held.coefficients_lm is not None:
-        controls["embedding after further steps"] = score(fit.coefficients_lm, held.coefficients_lm)
-    if fit.inputs is not None and held.inputs is not None:
-        inputs = fit.inputs, held.inputs
-        controls["raw inputs"] = control_or_none(lambda: score(*inputs))
-        for name, rows in fourier(*inputs, fit.kernel.shape[1], seed).items():
-            controls[name] = score(*rows)
-    controls["as many uniform landmarks"] = control_or_none(lambda: uniform().ceiling)
-    return figure(
-        score(fit.kernel, held.kernel),
-        "Variance of the network's embedding that kernel rows explain (ridge ceiling)",
-        "Held-out R squared of a ridge regression. The ceiling is what any coefficients could "
-        "reach; start and step are what the audit's own embedding reaches.",
-        controls,
-    )
+    if fit.embedding_lm is not None and audit.embedding_lm is not None:
+        controls[LM_STEPS] = score(fit.embedding_lm, audit.embedding_lm)
+    # What rows without any network reach
+    if fit.inputs is not None and audit.inputs is not None:
+        inputs = fit.inputs, audit.inputs
+        controls["raw_inputs"] = control_or_none(lambda: score(*inputs))
+        for key, rows in fourier_space(*inputs, fit.kernel.shape[1], seed).items():
+            controls[key] = score(*rows)
+    controls["uniform_landmarks"] = control_or_none(lambda: uniform().ceiling)
+    return figure("ridge_ceiling", score(fit.kernel, audit.kernel), controls)
 
 
-def cka(held: EvaluationRows) -> Figure:
-    """Likeness of the embeddings of the audit and of the network."""
-    from krepes_ooc.stages.fidelity.metrics import linear_cka
-
-    return figure(
-        linear_cka(held.step, held.network),
-        "Similarity of the audit's embedding and the network's (linear CKA)",
-        "1 means the same geometry up to rotation and scale.",
-        {
-            "embedding at the start": linear_cka(held.start, held.network),
-            "kernel rows": linear_cka(held.kernel, held.network),
-        },
-    )
+def cka_figure(audit: EvaluationRows) -> Figure:
+    """Linear CKA of the audit's embedding and the network's."""
+    controls = {
+        START: linear_cka(audit.embedding_start, audit.network),
+        "kernel_rows": linear_cka(audit.kernel, audit.network),
+    }
+    return figure("cka", linear_cka(audit.embedding, audit.network), controls)
 
 
-def entropy(newton: StoreReader, spectrum: StoreReader) -> Figure:
-    """Spread of the coefficients over directions."""
-    from krepes_ooc.stages.spectrum.nystrom import spectral_entropy
-
-    return figure(
-        spectral_entropy(newton.array("coefficients")),
-        "Spectral entropy of the coefficients",
-        "1 means that all directions are used alike, 0 that a single one is.",
-        {
-            "start": spectral_entropy(spectrum.array("start")),
-            "step": spectral_entropy(newton.array("step")),
-        },
-    )
+def entropy_figure(newton: StoreReader, spectrum: StoreReader) -> Figure:
+    """Spectral entropy of the coefficients over directions."""
+    controls = {
+        START: spectral_entropy(spectrum.array("start")),
+        STEP: spectral_entropy(newton.array("step")),
+    }
+    return figure("spectral_entropy", spectral_entropy(newton.array("coefficients")), controls)
 
 
-def nystrom_error(spectrum: StoreReader, uniform: Callable[[], UniformBaseline]) -> Figure:
-    """What the landmarks miss of the kernel, beside uniform ones."""
-    facts, m = spectrum.attributes, spectrum.info("eigenvalues").shape[0]
-    return figure(
-        float(facts["nystrom_error"]),
-        "Share of the kernel that the landmarks miss (Nystrom error)",
-        "Mean of k(x, x) - k_x K_mm^+ k_x over all samples and views, over the mean k(x, x).",
-        {
-            "usable rank over landmarks": facts["usable_rank"] / m,
-            "on the audit samples": control_or_none(lambda: uniform().chosen.error()),
-            "on the audit samples, as many uniform landmarks": control_or_none(
-                lambda: uniform().uniform.error()
-            ),
-        },
-    )
+def nystrom_figure(spectrum: StoreReader, uniform: Callable[[], UniformBaseline]) -> Figure:
+    """Nystrom error of the landmarks, beside that of uniform ones."""
+    attributes = spectrum.attributes
+    n_landmarks = spectrum.info("eigenvalues").shape[0]
+    controls = {
+        "usable_rank_share": attributes["usable_rank"] / n_landmarks,
+        "audit_samples": control_or_none(lambda: uniform().chosen.nystrom_error()),
+        "uniform_landmarks": control_or_none(lambda: uniform().uniform.nystrom_error()),
+    }
+    return figure("nystrom_error", float(attributes["nystrom_error"]), controls)
 
 
-def stability(newton: StoreReader) -> Figure:
-    """Whether the ranking survives another damping."""
+def stability_figure(newton: StoreReader) -> Figure:
+    """Overlap of the ranking with that of the next larger damping."""
+    stability = newton.array("stability")
+    # The damping of the sweep that is nearest to the one in use
     chosen = int(np.argmin(np.abs(newton.array("damping") - newton.attributes["damping"])))
-    return figure(
-        float(newton.array("stability")[chosen]),
-        "Top-10 landmarks that survive the next larger damping",
-        "Mean overlap under the paper's influence score; low: the damping decides the ranking.",
-        {"lowest over the sweep": float(newton.array("stability").min())},
-    )
+    return figure("stability", float(stability[chosen]), {"lowest": float(stability.min())})
 
 
-LEAST_LANDMARKS = 8
-ALL_ROWS = "all samples"
-AUDIT_ROWS = "audit samples"
-UNIFORM = "uniform landmarks"
-_SUBSET_STREAM = 422
-
-
-def entropy_curve(newton: StoreReader, spectrum: StoreReader) -> dict[str, Any]:
+def entropy_curve(newton: StoreReader, spectrum: StoreReader) -> Curve:
     """Spectral entropy of start + step over the damping sweep, beside that of the start."""
-    from krepes_ooc.stages.spectrum.nystrom import spectral_entropy
-
-    found = newton.array("entropy")
-    start = spectral_entropy(spectrum.array("start"))
-    return curve(
-        "Spectral entropy over the damping",
-        ("relative damping", "entropy of A, 1 = all directions alike"),
-        newton.array("damping_relative"),
-        {"start + step": found, "start": np.full(len(found), start)},
-        "Each point is a step of its own; the chosen damping is in the panel of the step.",
-    )
+    entropy = newton.array("entropy")
+    at_start = spectral_entropy(spectrum.array("start"))
+    lines = {"coefficients": entropy, START: np.full(len(entropy), at_start)}
+    return curve("spectral_entropy", newton.array("damping_relative"), lines)
 
 
 def ceiling_curve(
-    fit: EvaluationRows, held: EvaluationRows, audits: list[ComponentSweepPoint]
-) -> dict[str, Any]:
-    """R squared of the network's embedding from the embeddings of narrower audits.
+    fit: EvaluationRows, audit: EvaluationRows, sweep: list[ComponentSweepPoint]
+) -> Curve:
+    """R squared of the network's embedding from the embeddings of audits with h components.
 
     Raises:
         StageFailed: fewer than two fit samples, or as ``ridge_ceiling``.
     """
-    from krepes_ooc.stages.fidelity.metrics import ridge_ceiling
-
     if len(fit.kernel) < 2:
         raise StageFailed("too few fit samples", where="fidelity", expected="at least two")
 
-    def score(audit: ComponentSweepPoint, name: str) -> float:
-        first, second = (audit.embedding(name, part.kernel) for part in (fit, held))
-        return ridge_ceiling(first, fit.network, second, held.network).r_squared
+    def score(point: ComponentSweepPoint, key: str) -> float:
+        fit_rows, audit_rows = (point.embedding(key, part.kernel) for part in (fit, audit))
+        return ridge_ceiling(fit_rows, fit.network, audit_rows, audit.network).r_squared
 
-    return curve(
-        "What h components carry of the network's embedding",
-        ("components h", "held-out R squared"),
-        [audit.n_components for audit in audits],
-        {name: [score(audit, name) for audit in audits] for name in audits[-1].coefficients},
-        "Ridge regression from the embedding of an audit with h components; its steps are solved "
-        "anew. " + streaming_note(audits),
-    )
+    lines = {key: [score(point, key) for point in sweep] for key in sweep[-1].coefficients}
+    return curve("ceiling_over_components", [point.n_components for point in sweep], lines)
 
 
-def landmark_curves(spans: Mapping[str, LandmarkSubspace], seed: int) -> dict[str, Any]:
+def landmark_curves(subspaces: Mapping[str, LandmarkSubspace], seed: int) -> dict[str, Curve]:
     """Nystrom error and effective dimension of nested random subsets of landmarks.
 
     Args:
-        spans: equally many landmarks before their populations, by name in words.
+        subspaces: equally many landmarks before their populations, by key.
         seed: of the order in which landmarks are added.
     """
-    m = len(next(iter(spans.values())).landmark_kernel)
+    m = len(next(iter(subspaces.values())).landmark_kernel)
+    # Nested subsets: each is the beginning of one random order
     order = np.argsort(counter_rng.bits(seed, _SUBSET_STREAM, np.arange(m)), kind="stable")
     counts = [count for count in powers_of_two(m) if count >= min(m, LEAST_LANDMARKS)]
-    parts = {name: [span.subset(order[:count]) for count in counts] for name, span in spans.items()}
-    subsets = "Random subsets of the landmarks, each holding the one before."
+    subsets = {
+        key: [subspace.subset(order[:count]) for count in counts]
+        for key, subspace in subspaces.items()
+    }
+    errors = {key: [part.nystrom_error() for part in line] for key, line in subsets.items()}
+    # The effective dimension depends on the landmarks alone, not on the population
+    dimensions = {
+        key: [part.effective_dimension() for part in subsets[key]]
+        for key in (ALL_SAMPLES, UNIFORM_LANDMARKS)
+        if key in subsets
+    }
     return {
-        "nystrom_error_over_landmarks": curve(
-            "Share of the kernel that is missed, against the number of landmarks",
-            ("landmarks m", "Nystrom error"),
-            counts,
-            {name: [part.error() for part in line] for name, line in parts.items()},
-            subsets + " Where the curve is still falling at its end, more landmarks would help. "
-            "Over all samples and views, over the audit samples, and for as many uniform landmarks "
-            "over the same audit samples.",
-        ),
+        "nystrom_error_over_landmarks": curve("nystrom_error_over_landmarks", counts, errors),
         "effective_dimension_over_landmarks": curve(
-            "Effective dimension against the number of landmarks",
-            ("landmarks m", "effective dimension"),
-            counts,
-            {
-                name: [part.dimension() for part in parts[name]]
-                for name in (ALL_ROWS, UNIFORM)
-                if name in parts
-            },
-            "Sum of Lambda / (Lambda + mean k(x, x)). " + subsets + " It levels off once the "
-            "landmarks span the data.",
+            "effective_dimension_over_landmarks", counts, dimensions
         ),
     }

@@ -1,7 +1,8 @@
-"""Label figures about removal: how much a neighbour vote loses without a sample's top landmarks.
+"""Deletion test: loss of k-NN confidence when a sample's top landmarks are removed.
 
-The vote is by the fit samples on the audit's embedding. A removal is taken out of the representer
-sum, out of a bank of landmarks, or followed by an exact refit of the other landmarks.
+The k-NN classifier has the fit samples as its reference set, on the audit's embedding. Landmarks
+are removed from the representer sum, from a reference set of landmarks, or from the sum with an
+exact refit of the other landmarks.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.figure_specs import RANKED_BY
+from krepes_ooc.core.figures import Figure, figure
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity.confidence_drop import (
     confidence_drop,
     drop_ratio,
+    knn_shares,
     largest,
     mean_interval,
     random_landmarks,
     refit_inverse,
     refit_without,
     remove_from_sum,
-    vote_shares,
 )
-from krepes_ooc.stages.fidelity.rows import EvaluationRows, Figure, control_or_none, figure
+from krepes_ooc.stages.fidelity.metrics import coverage, random_coverage
+from krepes_ooc.stages.fidelity.rows import EvaluationRows, control_or_none
 
+# Random draws of landmarks; their mean is the control
 DRAWS = 5
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -34,84 +39,77 @@ Index = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LandmarkRemoval:
-    """The landmarks of every audit sample, and what is needed to take them away.
+    """The top landmarks of every audit sample, and what their removal is measured with.
 
     Args:
-        fit: labelled fit samples, who vote.
-        held: labelled audit samples.
+        fit: labelled fit samples, the reference set.
+        audit: labelled audit samples.
         landmarks: the landmarks.
         coefficients: A [landmark, component].
         second: un-centred S [landmark, landmark_].
         top: landmarks to remove [audited, rank].
         n_classes: number of classes.
         seed: of random landmarks and intervals.
-        others: scores [audited, landmark] of other ways to rank the landmarks, by name in words.
+        rankings: scores [audited, landmark] of other ways to rank the landmarks, by key.
     """
 
     fit: EvaluationRows
-    held: EvaluationRows
+    audit: EvaluationRows
     landmarks: EvaluationRows
     coefficients: Float
     second: Float
     top: Index
     n_classes: int
     seed: int
-    others: Mapping[str, Float] = field(default_factory=dict)
+    rankings: Mapping[str, Float] = field(default_factory=dict)
 
-    def drop(self) -> Figure:
-        """The drop after removal from the representer sum, with all its controls."""
-        found = mean_interval(self._targeted, self.seed)
-        random = self._random.mean(axis=1)
+    def drop_figure(self) -> Figure:
+        """Drop after removal from the representer sum, with all its controls."""
+        drop = mean_interval(self._targeted, self.seed)
         error = float(self._random.mean(axis=0).std() / np.sqrt(self._random.shape[1]))
-        return figure(
-            found.value,
-            "Confidence lost without the top landmarks",
-            "A vote of the 50 nearest fit samples; the share of the class predicted before, minus "
-            "its share after. Removal is from the representer sum, unless a control says "
-            "otherwise; after an exact refit the other landmarks take over what they can express "
-            "of the embedding by least squares over all samples.",
-            {
-                "random": float(random.mean()),
-                "random, two standard errors": 2 * error,
-                "largest |k| (no step)": self._mean(self._by_size(np.abs(self.held.kernel))),
-                "largest |k| |A_l|": self._mean(
-                    self._by_size(
-                        np.abs(self.held.kernel) * np.linalg.norm(self.coefficients, axis=1)
-                    )
-                ),
-                "out of a bank of landmarks": control_or_none(lambda: self._bank(self.top)),
-                "out of a bank of landmarks, random ones": control_or_none(
-                    lambda: self._bank(self._drawn(0))
-                ),
-                "with an exact refit": float(self._refit(self.top).mean()),
-                "with an exact refit, random ones": float(self._refit(self._drawn(0)).mean()),
-                **{
-                    f"ranked by {name}": self._mean(self._by_size(scores))
-                    for name, scores in self.others.items()
-                },
-            },
-            (found.low, found.high),
+        # The same removal, of landmarks that are chosen without the step
+        controls: dict[str, float | None] = {
+            "random": float(self._random.mean(axis=1).mean()),
+            "random_two_standard_errors": 2 * error,
+            "kernel_only": self._mean_drop(self._kernel_size),
+            "kernel_times_coefficients": self._mean_drop(self._kernel_times_coefficients),
+        }
+        # The top landmarks, removed in other ways; each beside random landmarks
+        random = self._random_landmarks(0)
+        controls["reference_set_removal"] = control_or_none(
+            lambda: self._reference_set_drop(self.top)
         )
+        controls["reference_set_removal_random"] = control_or_none(
+            lambda: self._reference_set_drop(random)
+        )
+        controls["exact_refit"] = float(self._refit_drop(self.top).mean())
+        controls["exact_refit_random"] = float(self._refit_drop(random).mean())
+        for key, scores in self.rankings.items():
+            controls[f"{RANKED_BY}{key}"] = self._mean_drop(scores)
+        return figure("confidence_drop", drop.value, controls, (drop.low, drop.high))
 
-    def ratio(self) -> Figure:
-        """The drop over the drop of random landmarks."""
-        found = drop_ratio(self._targeted, self._random, self.seed)
-        return figure(
-            found.value,
-            "Drop without the top landmarks over the drop without random ones",
-            "Quote it with its interval: the random drop is close to its own noise.",
-            {
-                "largest |k| (no step)": self._ratio(np.abs(self.held.kernel)),
-                "largest |k| |A_l|": self._ratio(
-                    np.abs(self.held.kernel) * np.linalg.norm(self.coefficients, axis=1)
-                ),
-            },
-            (found.low, found.high),
-        )
+    def ratio_figure(self) -> Figure:
+        """Drop over the drop of random landmarks."""
+        ratio = drop_ratio(self._targeted, self._random, self.seed)
+        controls = {
+            "kernel_only": self._ratio_to_random(self._kernel_size),
+            "kernel_times_coefficients": self._ratio_to_random(self._kernel_times_coefficients),
+        }
+        return figure("drop_ratio", ratio.value, controls, (ratio.low, ratio.high))
+
+    @property
+    def _kernel_size(self) -> Float:
+        """|k_lt| [audited, landmark]."""
+        return np.abs(self.audit.kernel)
+
+    @property
+    def _kernel_times_coefficients(self) -> Float:
+        """|k_lt| |A_l| [audited, landmark]."""
+        return np.asarray(self._kernel_size * np.linalg.norm(self.coefficients, axis=1))
 
     @cached_property
-    def _before(self) -> Float:
-        return self._vote(self.held.step)
+    def _shares(self) -> Float:
+        return self._classify(self.audit.embedding)
 
     @cached_property
     def _targeted(self) -> Float:
@@ -120,63 +118,59 @@ class LandmarkRemoval:
     @cached_property
     def _random(self) -> Float:
         """Drops without random landmarks [draw, sample]."""
-        return np.stack([self._sum_drop(self._drawn(draw)) for draw in range(DRAWS)])
+        return np.stack([self._sum_drop(self._random_landmarks(draw)) for draw in range(DRAWS)])
 
-    def _drawn(self, draw: int) -> Index:
+    def _random_landmarks(self, draw: int) -> Index:
         count = self.top.shape[1]
         return random_landmarks(
-            self.held.sample_id, len(self.coefficients), count, self.seed + draw
+            self.audit.sample_id, len(self.coefficients), count, self.seed + draw
         )
 
-    def _vote(self, embedding: Float) -> Float:
-        return vote_shares(embedding, self.fit.step, self.fit.label, self.n_classes)
+    def _classify(self, embedding: Float) -> Float:
+        return knn_shares(embedding, self.fit.embedding, self.fit.label, self.n_classes)
 
     def _sum_drop(self, removed: Index) -> Float:
-        left = remove_from_sum(self.held.step, self.held.kernel, self.coefficients, removed)
-        return confidence_drop(self._before, self._vote(left))
+        audit = self.audit
+        # f_t without its removed landmarks, classified by the same reference set
+        left = remove_from_sum(audit.embedding, audit.kernel, self.coefficients, removed)
+        return confidence_drop(self._shares, self._classify(left))
 
-    def _mean(self, removed: Index) -> float:
-        return float(self._sum_drop(removed).mean())
+    def _mean_drop(self, scores: Float) -> float:
+        """Mean drop without the landmarks of largest score."""
+        return float(self._sum_drop(largest(scores, self.top.shape[1])).mean())
 
-    def _ratio(self, size: Float) -> float | None:
+    def _ratio_to_random(self, scores: Float) -> float | None:
         random = float(self._random.mean())
-        return self._mean(self._by_size(size)) / random if random > 0 else None
+        return self._mean_drop(scores) / random if random > 0 else None
 
-    def _by_size(self, size: Float) -> Index:
-        return largest(size, self.top.shape[1])
-
-    def _refit(self, removed: Index) -> Float:
+    def _refit_drop(self, removed: Index) -> Float:
+        audit = self.audit
         left = refit_without(
-            self.held.step, self.held.kernel, self.coefficients, removed, self._inverse
+            audit.embedding, audit.kernel, self.coefficients, removed, self._inverse
         )
-        return confidence_drop(self._before, self._vote(left))
+        return confidence_drop(self._shares, self._classify(left))
 
     @cached_property
     def _inverse(self) -> Float:
         return refit_inverse(self.second)
 
-    def _bank(self, removed: Index) -> float:
-        """Mean drop of a vote by landmarks alone."""
-        known = self.landmarks.label >= 0
-        if int(known.sum()) <= removed.shape[1]:
+    def _reference_set_drop(self, removed: Index) -> float:
+        """Mean drop of a k-NN classifier whose reference set is the landmarks."""
+        n_labelled = int(self.landmarks.labelled.sum())
+        # Someone must be left in the reference set
+        if n_labelled <= removed.shape[1]:
             raise StageFailed(
-                f"{int(known.sum())} landmarks with labels", where="fidelity", expected="more"
+                f"{n_labelled} landmarks with labels", where="fidelity", expected="more"
             )
-        bank = self.landmarks.step, self.landmarks.label, self.n_classes
-        before = vote_shares(self.held.step, *bank)
-        after = vote_shares(self.held.step, *bank, without=removed)
+        reference = self.landmarks.embedding, self.landmarks.label, self.n_classes
+        before = knn_shares(self.audit.embedding, *reference)
+        after = knn_shares(self.audit.embedding, *reference, without=removed)
         return float(confidence_drop(before, after).mean())
 
 
 def coverage_figure(landmarks: EvaluationRows, step: Float, n_classes: int, seed: int) -> Figure:
     """Landmarks in order of |dA_l| until all classes are covered (kappa)."""
-    from krepes_ooc.stages.fidelity.metrics import coverage, random_coverage
-
+    # |dA_l|
     size = np.linalg.norm(step, axis=1)
-    return figure(
-        float(coverage(size, landmarks.label, n_classes)),
-        "Landmarks needed to cover all classes (kappa)",
-        "In descending order of |dA_l|. If it is no better than random orders, the size of a "
-        "landmark's step says nothing about the classes.",
-        {"random order": random_coverage(landmarks.label, n_classes, seed)},
-    )
+    controls = {"random": random_coverage(landmarks.label, n_classes, seed)}
+    return figure("coverage", float(coverage(size, landmarks.label, n_classes)), controls)

@@ -21,7 +21,8 @@ Index = npt.NDArray[np.int64]
 
 PROBE_ITERATIONS = 1000
 RIDGE_GRID = tuple(10.0**power for power in range(-8, 3))
-_SHUFFLES, _TAU = 201, 204
+_SHUFFLES = 201
+_TAU = 204
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class RidgeFit:
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier on fixed features, seen on held-out rows.
+    """Predictions of a linear classifier on held-out rows.
 
     Args:
         accuracy: share of held-out rows that are classified rightly.
@@ -84,18 +85,13 @@ def tau_interval(
     Raises:
         StageFailed: as ``kendall_tau``.
     """
-    n, found = len(first), []
+    n = len(first)
+    taus = []
     for resample in range(resamples):
         picked = counter_rng.integers(seed, n, _TAU, resample, np.arange(n))
-        found.append(kendall_tau(first[picked], second[picked]))
-    low, high = np.quantile(found, [0.025, 0.975])
+        taus.append(kendall_tau(first[picked], second[picked]))
+    low, high = np.quantile(taus, [0.025, 0.975])
     return float(low), float(high)
-
-
-def top_overlap(first: Index, second: Index) -> float:
-    """Mean share of landmarks that two rankings [sample, rank] have in common."""
-    both = (first[:, :, None] == second[:, None, :]).any(axis=2)
-    return float(both.mean())
 
 
 def linear_cka(first: Float, second: Float) -> float:
@@ -106,7 +102,9 @@ def linear_cka(first: Float, second: Float) -> float:
     Raises:
         StageFailed: one embedding is constant.
     """
-    X, Y = first - first.mean(axis=0), second - second.mean(axis=0)
+    X = first - first.mean(axis=0)
+    Y = second - second.mean(axis=0)
+    # |X^T Y|^2 / (|X^T X| |Y^T Y|), Frobenius norms of centred rows
     size = np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y)
     if not size > 0:
         raise undefined("CKA", "two embeddings that are not constant")
@@ -128,11 +126,11 @@ def r_squared(target: Float, predicted: Float) -> float:
 def ridge_ceiling(
     kernel_fit: Float,
     target_fit: Float,
-    kernel_held: Float,
-    target_held: Float,
+    kernel_audit: Float,
+    target_audit: Float,
     grid: tuple[float, ...] = RIDGE_GRID,
 ) -> RidgeFit:
-    """The best linear map from kernel rows to the network's embedding: what any step could reach.
+    """Ridge regression from kernel rows to the network's embedding: a bound on any coefficients.
 
     The damping is the one of the grid with the least leave-one-out error on the fitted rows, in
     closed form from one eigendecomposition; the held-out rows are only scored.
@@ -140,20 +138,24 @@ def ridge_ceiling(
     Args:
         kernel_fit: rows to fit on [sample, landmark].
         target_fit: network embedding of them [sample, output].
-        kernel_held: held-out rows [sample, landmark].
-        target_held: network embedding of them [sample, output].
+        kernel_audit: held-out rows [sample, landmark].
+        target_audit: network embedding of them [sample, output].
         grid: dampings relative to the mean eigenvalue of the covariance.
 
     Raises:
         StageFailed: the kernel rows or the held-out target are constant.
     """
-    k_mean, t_mean = kernel_fit.mean(axis=0), target_fit.mean(axis=0)
-    X, Y = kernel_fit - k_mean, target_fit - t_mean
+    kernel_mean = kernel_fit.mean(axis=0)
+    target_mean = target_fit.mean(axis=0)
+    X = kernel_fit - kernel_mean
+    Y = target_fit - target_mean
+    # X^T X = V diag(eigenvalues) V^T: every damping of the grid from one decomposition
     eigenvalues, V = np.linalg.eigh(X.T @ X)
     eigenvalues = np.maximum(eigenvalues, 0.0)
     if not eigenvalues[-1] > 0:
         raise undefined("the ridge ceiling", "kernel rows that are not constant")
-    scores, projected = X @ V, V.T @ (X.T @ Y)
+    scores = X @ V
+    projected = V.T @ (X.T @ Y)
     n_samples = len(X)
     del X  # as large as the scores, and as their squares below
     mean = eigenvalues.mean()
@@ -161,30 +163,32 @@ def ridge_ceiling(
     for relative in grid:
         shrink = 1.0 / (eigenvalues + relative * mean)
         residual = Y - scores @ (shrink[:, None] * projected)
+        # Leave-one-out residual e_i / (1 - h_i), with the leverage h of the centred fit
         leverage = 1.0 / n_samples + (scores**2) @ shrink
         left_out = residual / np.maximum(1.0 - leverage, 1e-9)[:, None]
         errors.append(float(np.sum(left_out**2)))
     damping = grid[int(np.argmin(errors))]
+    # A = (X^T X + damping mean I)^-1 X^T Y, gamma restores the means
     A = V @ (projected / (eigenvalues + damping * mean)[:, None])
-    gamma = t_mean - k_mean @ A
-    return RidgeFit(A, gamma, damping, r_squared(target_held, kernel_held @ A + gamma))
+    gamma = target_mean - kernel_mean @ A
+    return RidgeFit(A, gamma, damping, r_squared(target_audit, kernel_audit @ A + gamma))
 
 
 def linear_probe(
     fit: Float,
     fit_label: Index,
-    held: Float,
-    held_label: Index,
-    strength: float = 1.0,
+    audit: Float,
+    audit_label: Index,
+    C: float = 1.0,
 ) -> Probe:
     """Logistic regression on standardised features, fitted on one split and scored on another.
 
     Args:
         fit: features to fit on [sample, component].
         fit_label: class codes [sample], at least 0.
-        held: held-out features [sample, component].
-        held_label: class codes [sample]; a class that was never fitted counts as missed.
-        strength: inverse regularisation C.
+        audit: held-out features [sample, component].
+        audit_label: class codes [sample]; a class that was never fitted counts as missed.
+        C: inverse regularisation.
 
     Raises:
         StageFailed: only one class is there to fit.
@@ -196,15 +200,16 @@ def linear_probe(
     if len(np.unique(fit_label)) < 2:
         raise undefined("the linear probe", "at least two classes among the fitted samples")
     scale = StandardScaler().fit(fit)
-    model = LogisticRegression(C=strength, max_iter=PROBE_ITERATIONS)
+    model = LogisticRegression(C=C, max_iter=PROBE_ITERATIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told by the result
+        warnings.simplefilter("ignore", ConvergenceWarning)  # ``converged`` says it
         model.fit(scale.transform(fit), fit_label)
-    n_classes = int(max(fit_label.max(), held_label.max())) + 1
-    probability = np.zeros((len(held), n_classes))
-    probability[:, model.classes_] = model.predict_proba(scale.transform(held))
-    hit = probability.argmax(axis=1) == held_label
-    truth = probability[np.arange(len(held)), held_label]
+    # Classes that were never fitted have probability 0
+    n_classes = int(max(fit_label.max(), audit_label.max())) + 1
+    probability = np.zeros((len(audit), n_classes))
+    probability[:, model.classes_] = model.predict_proba(scale.transform(audit))
+    hit = probability.argmax(axis=1) == audit_label
+    truth = probability[np.arange(len(audit)), audit_label]
     return Probe(float(hit.mean()), probability, truth, bool(model.n_iter_[0] < PROBE_ITERATIONS))
 
 
@@ -232,7 +237,7 @@ def majority_share(label: Index) -> float:
 
 
 def coverage(score: Float, label: Index, n_classes: int) -> int:
-    """How many landmarks, from the highest score down, cover all classes (kappa).
+    """Number of landmarks, from the highest score down, that cover all classes (kappa).
 
     Args:
         score: of every landmark [landmark], usually |dA_l|; ties go to the lower index.
@@ -258,13 +263,8 @@ def random_coverage(label: Index, n_classes: int, seed: int, shuffles: int = 200
     return float(np.mean(counts))
 
 
-def mean_with_error(values: Float) -> tuple[float, float]:
-    """Mean of figures [sample] and its standard error (0 for a single one)."""
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return float(np.mean(values)), float(error)
-
-
 def _covered(label: Index, n_classes: int) -> int:
+    # Position of the first landmark of every class
     first = [np.flatnonzero(label == code)[:1] for code in range(n_classes)]
     missing = [code for code, position in enumerate(first) if not position.size]
     if missing:

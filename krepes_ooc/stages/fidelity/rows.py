@@ -1,25 +1,74 @@
-"""What the fidelity figures are measured on, and the form in which a figure is kept."""
+"""Samples that the fidelity figures are measured on, and what becomes of an undefined figure."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.figures import Figure, undefined_figure
 from krepes_ooc.errors import NetworkError, StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.inputs import CLEAN
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features.featurizer import open_featurizer
+from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
+# Longer inputs would make the controls slower than the audit
 MAX_INPUTS = 4096
+# Bounds the memory of encoding, whatever the number of samples
+ENCODED_ROWS = 1024
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
-Figure = dict[str, Any]
+
+
+class RowInputs(Protocol):
+    """The declared inputs of a stage that reads evaluation rows."""
+
+    @property
+    def features(self) -> StoreReader:
+        """Store features."""
+        ...
+
+    @property
+    def landmarks(self) -> StoreReader:
+        """Store landmarks."""
+        ...
+
+    @property
+    def audited(self) -> StoreReader:
+        """Store audited."""
+        ...
+
+    @property
+    def kernel(self) -> StoreReader:
+        """Store kernel."""
+        ...
+
+    @property
+    def spectrum(self) -> StoreReader:
+        """Store spectrum."""
+        ...
+
+    @property
+    def newton(self) -> StoreReader:
+        """Store newton."""
+        ...
+
+    @property
+    def influence(self) -> StoreReader:
+        """Store influence."""
+        ...
+
+    @property
+    def recipe(self) -> RecipeInputs:
+        """Source and network."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,9 +79,9 @@ class EvaluationRows:
         sample_id: position in the source [sample].
         label: class code, -1 for none [sample].
         kernel: [sample, landmark].
-        start: embedding at the start [sample, component].
-        step: embedding after the step [sample, component].
-        coefficients_lm: embedding after further steps, if the newton stage took them.
+        embedding_start: embedding at the start [sample, component].
+        embedding: embedding after the step [sample, component].
+        embedding_lm: embedding after further steps, if the newton stage took them.
         network: the network's embedding [sample, output].
         inputs: the network's input, flat [sample, input]; None if it is very long.
     """
@@ -40,90 +89,94 @@ class EvaluationRows:
     sample_id: Ids
     label: Ids
     kernel: Float
-    start: Float
-    step: Float
-    coefficients_lm: Float | None
+    embedding_start: Float
+    embedding: Float
+    embedding_lm: Float | None
     network: Float
     inputs: Float | None
 
     @property
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """Which samples have a label [sample]."""
+        """Mask of the samples with a label [sample]."""
         return self.label >= 0
 
+    def take(self, chosen: npt.NDArray[np.bool_]) -> EvaluationRows:
+        """Some of the samples; all of them are not copied.
 
-def audited_rows(context: StageContext, role: str) -> EvaluationRows:
-    """The samples of one role."""
-    audited, influence = context.reader("audited"), context.reader("influence")
+        Args:
+            chosen: [sample].
+        """
+        taken: dict[str, Any] = {
+            name: value if value is None else take_rows(value, chosen)
+            for name, value in vars(self).items()
+        }
+        return EvaluationRows(**taken)
+
+
+def take_rows(values: npt.NDArray[Any], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Some of the rows; all of them are not copied."""
+    return values if chosen.all() else values[chosen]
+
+
+def audited_rows(inputs: RowInputs, role: str) -> EvaluationRows:
+    """The audited samples of one role."""
+    audited = inputs.audited
     # Samples lie sorted by role, so that their kernel rows are a part of the map: not copied.
     code = ROLES[role]
-    here = slice(*np.searchsorted(audited.array("role"), [code, code + 1]))
-    return _rows(
-        context,
-        audited.array("sample_id")[here],
-        audited.array("label")[here],
-        influence.whole("kernel")[here],
-        audited.array("network_embedding")[here].astype(np.float64),
+    rows = slice(*np.searchsorted(audited.array("role"), [code, code + 1]))
+    return _evaluation_rows(
+        inputs,
+        audited.array("sample_id")[rows],
+        audited.array("label")[rows],
+        inputs.influence.whole("kernel")[rows],
+        audited.array("network_embedding")[rows].astype(np.float64),
     )
 
 
-def landmark_rows(context: StageContext) -> EvaluationRows:
-    """The landmarks; their network embedding is computed here."""
-    landmarks = context.reader("landmarks")
-    sample_id = landmarks.array("sample_id")
-    featurizer, size = open_featurizer(context), context.plan.sub_rows
+def landmark_rows(inputs: RowInputs, context: StageContext) -> EvaluationRows:
+    """The landmarks; their network embedding is computed here, in short row ranges."""
+    sample_id = inputs.landmarks.array("sample_id")
+    # The store landmarks has no network embedding
+    featurizer = open_featurizer(inputs.features, inputs.recipe, context)
+    size = context.plan.sub_rows
     parts = [
         featurizer.rows(sample_id[start : start + size], CLEAN)[1]
         for start in range(0, len(sample_id), size)
     ]
     network = np.concatenate(parts).astype(np.float64)
-    kernel = context.reader("kernel").whole("landmark_kernel")
-    return _rows(context, sample_id, landmarks.array("label"), kernel, network)
+    label = inputs.landmarks.array("label")
+    kernel = inputs.kernel.whole("landmark_kernel")
+    return _evaluation_rows(inputs, sample_id, label, kernel, network)
 
 
-def _rows(
-    context: StageContext, ids: Ids, label: Ids, kernel: Float, network: Float
+def _evaluation_rows(
+    inputs: RowInputs, ids: Ids, label: Ids, kernel: Float, network: Float
 ) -> EvaluationRows:
-    newton, spectrum = context.reader("newton"), context.reader("spectrum")
-    offset = spectrum.array("offset")
-    further = newton.array("coefficients_lm") if newton.has("coefficients_lm") else None
+    newton = inputs.newton
+    offset = inputs.spectrum.array("offset")
+    # f = K A + gamma at the start, after the step and after further steps
+    embedding_lm = None
+    if newton.has("coefficients_lm"):
+        embedding_lm = kernel @ newton.array("coefficients_lm") + offset
     return EvaluationRows(
         ids,
         label,
         kernel,
-        kernel @ spectrum.array("start") + offset,
+        kernel @ inputs.spectrum.array("start") + offset,
         kernel @ newton.array("coefficients") + offset,
-        None if further is None else kernel @ further + offset,
+        embedding_lm,
         network,
-        flat_inputs(context, ids),
+        flat_inputs(inputs.recipe, ids),
     )
 
 
-def flat_inputs(context: StageContext, ids: Ids) -> Float | None:
+def flat_inputs(recipe: RecipeInputs, ids: Ids) -> Float | None:
     """The network's inputs of some samples [sample, input]; None if they are very long."""
-    if int(np.prod(context.recipe.source.input_shape)) > MAX_INPUTS or not len(ids):
+    if int(np.prod(recipe.source.input_shape)) > MAX_INPUTS or not len(ids):
         return None
-    size = context.plan.block_rows
-    parts = [context.recipe.encode(ids[i : i + size], CLEAN)[0] for i in range(0, len(ids), size)]
+    starts = range(0, len(ids), ENCODED_ROWS)
+    parts = [recipe.encode(ids[i : i + ENCODED_ROWS], CLEAN)[0] for i in starts]
     return np.concatenate([part.reshape(len(part), -1) for part in parts]).astype(np.float64)
-
-
-def figure(
-    value: float,
-    words: str,
-    note: str,
-    controls: Mapping[str, float | None],
-    interval: tuple[float, float] | None = None,
-) -> Figure:
-    """A figure beside its controls."""
-    return {
-        "value": value,
-        "controls": dict(controls),
-        "order": list(controls),
-        "words": words,
-        "note": note,
-        "interval": None if interval is None else list(interval),
-    }
 
 
 @contextlib.contextmanager
@@ -149,14 +202,18 @@ def refuse_failing(error: StageFailed) -> None:
         raise error
 
 
-def figure_or_reason(measure: Callable[[], Figure], words: str = "") -> Figure:
-    """A figure, or why it is not defined here: a reduced result, never a silent NaN."""
+def figure_or_reason(key: str, measure: Callable[[], Figure]) -> Figure:
+    """A figure, or why it is not defined here: a reduced result, never a silent NaN.
+
+    Args:
+        key: of the figure.
+        measure: measures it.
+    """
     try:
         return measure()
     except StageFailed as error:
         refuse_failing(error)
-        nothing: Figure = {"controls": {}, "order": [], "interval": None}
-        return {"value": None, "words": words, "note": str(error), **nothing}
+        return undefined_figure(key, str(error))
 
 
 def control_or_none(measure: Callable[[], float]) -> float | None:
@@ -166,28 +223,6 @@ def control_or_none(measure: Callable[[], float]) -> float | None:
     except StageFailed as error:
         refuse_failing(error)
         return None
-
-
-def curve(
-    words: str,
-    axes: tuple[str, str],
-    x: Any,
-    lines: Mapping[str, Any],
-    note: str,
-    *,
-    log_x: bool = True,
-) -> dict[str, Any]:
-    """A curve as JSON."""
-    return {
-        "words": words,
-        "x_words": axes[0],
-        "y_words": axes[1],
-        "x": [float(value) for value in x],
-        "lines": {name: [float(value) for value in values] for name, values in lines.items()},
-        "order": list(lines),
-        "log_x": log_x,
-        "note": note,
-    }
 
 
 def powers_of_two(most: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""Comparator: as many landmarks drawn uniformly, measured on the same samples.
+"""Baseline: as many landmarks drawn uniformly, measured on the same samples.
 
 Source: Rudi, Camoriano and Rosasco (2015), "Less is more: Nystrom computational regularization".
-The uniform landmarks are fit samples, whose clean rows are at hand; the ceiling is fitted without
+The uniform landmarks are fit samples, whose clean rows are stored; the ceiling is fitted without
 them.
 """
 
@@ -17,17 +17,20 @@ from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features.featurizer import unscale_rows
-from krepes_ooc.stages.kernel.kernel_map import kernel_map
-from krepes_ooc.stages.kernel.kernel_map import landmark_kernel as kernel_between
+from krepes_ooc.stages.fidelity.metrics import ridge_ceiling
+from krepes_ooc.stages.fidelity.rows import RowInputs
+from krepes_ooc.stages.kernel import kernel_map
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, open_landmark_kernel
 from krepes_ooc.stages.spectrum import nystrom
 
+_CHOICE_STREAM = 423
+Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class LandmarkSubspace:
-    """Landmarks before a population of samples.
+    """The span of landmarks, and a population of samples that is projected on it.
 
     Args:
         landmark_kernel: K_mm [landmark, landmark_].
@@ -47,26 +50,22 @@ class LandmarkSubspace:
         return float(np.sqrt(np.trace(self.second) / len(self.second)))
 
     def subset(self, landmarks: Index) -> LandmarkSubspace:
-        """The span of some of the landmarks, before the same population."""
+        """The span of some of the landmarks, with the same population."""
         part = np.ix_(landmarks, landmarks)
         return LandmarkSubspace(
             self.landmark_kernel[part], self.second[part], self.self_kernel_mean, self.dtype
         )
 
-    def error(self) -> float:
-        """Nystrom error: the share of the kernel's trace that the landmarks miss."""
+    def nystrom_error(self) -> float:
+        """Share of the kernel's trace that the landmarks miss."""
         values, vectors = nystrom.eigenpairs(self.landmark_kernel)
         rank = max(1, nystrom.usable_rank(values, self.rms, len(values), self.dtype))
         return nystrom.nystrom_error(self.self_kernel_mean, self.second, values, vectors, rank)
 
-    def dimension(self) -> float:
+    def effective_dimension(self) -> float:
         """Effective dimension at a damping of the landmarks' mean self kernel."""
         values, _ = nystrom.eigenpairs(self.landmark_kernel)
         return nystrom.effective_dimension(values, float(np.mean(np.diag(self.landmark_kernel))))
-
-
-_CHOICE_STREAM = 423
-Float = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -87,64 +86,82 @@ class UniformBaseline:
     rows: tuple[Float, Float]
 
 
-def measure_uniform(context: StageContext, seed: int) -> UniformBaseline:
+def measure_uniform(inputs: RowInputs, context: StageContext) -> UniformBaseline:
     """Measure uniform landmarks drawn from the fit samples.
 
     Raises:
         StageFailed: fewer fit samples than twice the landmarks.
     """
-    from krepes_ooc.stages.fidelity.metrics import ridge_ceiling
-
-    audited, influence = context.reader("audited"), context.reader("influence")
-    role, ids = audited.array("role"), audited.array("sample_id")
-    m = influence.info("kernel").shape[1]
-    pool = np.flatnonzero(role == ROLES["fit"])
-    if len(pool) < 2 * m:
-        raise StageFailed(
-            f"{len(pool)} fit samples for {m} uniform landmarks",
-            where="fidelity",
-            expected=f"at least {2 * m}",
-            advice="raise stages.audited.fit",
-        )
-    drawn = pool[np.argsort(counter_rng.bits(seed, _CHOICE_STREAM, ids[pool]), kind="stable")]
-    chosen, held = drawn[:m], np.flatnonzero(role == ROLES["audit"])
-    own_map = open_landmark_kernel(context, context.reader("kernel").attributes["normalise"])
-    features, self_kernel = audited.array("features"), audited.array("self_kernel")
-    uniform = _uniform(own_map, features[chosen])
-    between = kernel_between(
+    audited = inputs.audited
+    role = audited.array("role")
+    fit = np.flatnonzero(role == ROLES["fit"])
+    audit = np.flatnonzero(role == ROLES["audit"])
+    # As many fit samples as there are landmarks, in an order keyed by sample id
+    chosen = _draw(
+        fit,
+        audited.array("sample_id"),
+        inputs.influence.info("kernel").shape[1],
+        inputs.recipe.seed,
+    )
+    landmark_kernel = open_landmark_kernel(
+        inputs.features, inputs.landmarks, inputs.kernel.attributes["normalise"], context
+    )
+    features = audited.array("features")
+    self_kernel = audited.array("self_kernel")
+    uniform = _with_landmarks(landmark_kernel, features[chosen])
+    uniform_kernel = kernel_map.landmark_kernel(
         uniform.kernel_map.landmarks.astype(np.float64),
         uniform.layout,
         uniform.kernel_map.centre,
         uniform.kernel_map.normalisation,
     )
-    rows_fit, rows_held = (
-        uniform.rows(features[part], self_kernel[part]).astype(np.float64) for part in (pool, held)
+    # Kernel rows of both roles against the uniform landmarks
+    fit_rows, audit_rows = (
+        uniform.rows(features[part], self_kernel[part]).astype(np.float64) for part in (fit, audit)
     )
+    # The landmarks themselves are left out of the fit: their rows hold their own self kernel
     network = audited.array("network_embedding").astype(np.float64)
-    own_mean = _self_kernel_mean(own_map, self_kernel[held])
-    others = ~np.isin(pool, chosen)
-    ceiling = ridge_ceiling(rows_fit[others], network[pool[others]], rows_held, network[held])
+    others = ~np.isin(fit, chosen)
+    ceiling = ridge_ceiling(fit_rows[others], network[fit[others]], audit_rows, network[audit])
+    self_mean = _self_kernel_mean(landmark_kernel, self_kernel[audit])
+    own_rows = inputs.influence.whole("kernel")[audit]
     return UniformBaseline(
-        _subspace(
-            context.reader("kernel").whole("landmark_kernel"),
-            influence.whole("kernel")[held],
-            own_mean,
-        ),
-        _subspace(np.asarray(between), rows_held, own_mean),
+        _subspace(inputs.kernel.whole("landmark_kernel"), own_rows, self_mean),
+        _subspace(np.asarray(uniform_kernel), audit_rows, self_mean),
         ceiling.r_squared,
-        (rows_fit, rows_held),
+        (fit_rows, audit_rows),
     )
 
 
-def _uniform(own_map: LandmarkKernel, stored: npt.NDArray[np.float16]) -> LandmarkKernel:
-    mapped = own_map.kernel_map
-    rows = unscale_rows(stored, own_map.layout)
-    other = kernel_map(rows, own_map.layout, mapped.centre, mapped.normalisation)
-    return LandmarkKernel(other, own_map.layout, own_map.sub_rows)
+def _draw(fit: Index, ids: Index, count: int, seed: int) -> Index:
+    """Rows of ``count`` fit samples drawn uniformly.
+
+    Raises:
+        StageFailed: fewer fit samples than twice as many.
+    """
+    if len(fit) < 2 * count:
+        raise StageFailed(
+            f"{len(fit)} fit samples for {count} uniform landmarks",
+            where="fidelity",
+            expected=f"at least {2 * count}",
+            advice="raise stages.audited.fit",
+        )
+    order = np.argsort(counter_rng.bits(seed, _CHOICE_STREAM, ids[fit]), kind="stable")
+    return fit[order][:count]
 
 
-def _self_kernel_mean(own_map: LandmarkKernel, raw: Float) -> float:
-    normalisation = own_map.kernel_map.normalisation
+def _with_landmarks(kernel: LandmarkKernel, stored: npt.NDArray[np.float16]) -> LandmarkKernel:
+    """The same kernel against other landmarks [landmark, feature], as they are stored."""
+    rows = unscale_rows(stored, kernel.layout)
+    other = kernel_map.kernel_map(
+        rows, kernel.layout, kernel.kernel_map.centre, kernel.kernel_map.normalisation
+    )
+    return LandmarkKernel(other, kernel.layout, kernel.sub_rows)
+
+
+def _self_kernel_mean(kernel: LandmarkKernel, raw: Float) -> float:
+    """Mean normalised self kernel of samples with raw k(x, x) [sample]."""
+    normalisation = kernel.kernel_map.normalisation
     if normalisation.mode in ("ccos", "cosine"):
         return 1.0
     return float(raw.mean() / normalisation.scale)

@@ -2,14 +2,14 @@
 
 With k_lt = k(x_l, x_t), dA_l the step row of landmark l and f = K A + gamma:
 
-    is          |k_lt| |dA_l|                                   the paper's influence score
-    aligned     k_lt cos(df_t, df_l),  df = K dA                same direction of change
-    unique      (K_t S^-1)_l / (S^-1)_ll                        leave-one-out kernel
-    kernel      k_lt                                            control without the step
-    attraction  k_lt <dA_l, f_t / |f_t|>                        > 0 pulls, < 0 pushes away
-    contribution   <k_lt A_l, f_t>                              share of landmark l in |f_t|^2
+    is                      |k_lt| |dA_l|                      the paper's influence score
+    aligned                 k_lt cos(df_t, df_l), df = K dA    same direction of change
+    unique                  (K_t S^-1)_l / (S^-1)_ll           leave-one-out kernel
+    kernel                  k_lt                               control without the step
+    contribution            k_lt <dA_l, f_t / |f_t|>           > 0 attracts, < 0 repels
+    embedding_contribution  <k_lt A_l, f_t>                    share of landmark l in |f_t|^2
 
-Source of the first: KREPES (arXiv 2509.24467); attraction and the others are this project's choice.
+Source of the first: KREPES (arXiv 2509.24467); the others are this project's choice.
 Blocks are [audited, landmark]; the functions speak the array API and are meant for float64.
 """
 
@@ -63,7 +63,9 @@ def grouped_influence_score(kernel: Array, step: Array, groups: Index) -> Array:
         groups: rows of every landmark sample, as ``group_rows`` lists them.
     """
     xp = array_namespace(kernel, step)
-    k, rows = _by_group(kernel, groups, 1), _by_group(step, groups, 0)
+    k = _by_view(kernel, groups, 1)
+    rows = _by_view(step, groups, 0)
+    # |sum_i k_i r_i|^2 = sum_ij k_i k_j <r_i, r_j>; the Gram matrix is symmetric
     total = 0.0
     for i in range(len(k)):
         for j in range(i, len(k)):
@@ -73,7 +75,7 @@ def grouped_influence_score(kernel: Array, step: Array, groups: Index) -> Array:
 
 
 def aligned(kernel: Array, step: Array, landmark_kernel: Array) -> Array:
-    """k_lt cos(df_t, df_l) [audited, landmark]; 0 where sample or landmark does not move."""
+    """k_lt cos(df_t, df_l) [audited, landmark]; 0 where sample or landmark has no displacement."""
     return aligned_with(kernel, step, landmark_kernel @ step)
 
 
@@ -94,8 +96,9 @@ def leave_one_out(second: Float) -> Float:
     from scipy.linalg import inv  # on first use: scipy costs 0.2 s
 
     m = len(second)
-    extremes = np.linalg.eigvalsh(second)[[0, -1]]
-    ridge = _RIDGE * np.trace(second) / m if extremes[0] <= _SINGULAR * extremes[1] else 0.0
+    smallest, largest = np.linalg.eigvalsh(second)[[0, -1]]
+    ridge = _RIDGE * np.trace(second) / m if smallest <= _SINGULAR * largest else 0.0
+    # A matrix of zeros needs a ridge as well
     inverse = inv(second + max(ridge, np.finfo(float).tiny) * np.eye(m))
     return np.asarray(inverse / np.diagonal(inverse)[None, :])
 
@@ -108,8 +111,8 @@ def kernel_score(kernel: Array) -> Array:
 def positive_only(score: Callable[[Array], Array], kernel: Array) -> Array:
     """The scores [audited, landmark] of landmarks with a positive kernel; 0 for the others."""
     xp = array_namespace(kernel)
-    found = score(kernel)
-    return xp.where(kernel > 0, found, xp.zeros_like(found))
+    values = score(kernel)
+    return xp.where(kernel > 0, values, xp.zeros_like(values))
 
 
 def unique(kernel: Array, weights: Array) -> Array:
@@ -123,7 +126,7 @@ def unique(kernel: Array, weights: Array) -> Array:
 
 
 def contribution(kernel: Array, step: Array, embedding: Array) -> Array:
-    """k_lt <dA_l, f_t / |f_t|> [audited, landmark]: the step pulls f_t outward (> 0) or back (< 0).
+    """k_lt <dA_l, f_t / |f_t|> [audited, landmark]: > 0 attracts, < 0 repels.
 
     Args:
         kernel: [audited, landmark].
@@ -145,10 +148,10 @@ def unit_rows(rows: Array) -> Array:
     """Rows divided by their length; a zero row stays zero."""
     xp = array_namespace(rows)
     length = row_norms(rows)
-    moved = length > 0
-    return (
-        rows * xp.where(moved, 1.0 / xp.where(moved, length, xp.ones_like(length)), length)[:, None]
-    )
+    is_nonzero = length > 0
+    # Never 1 / 0, not even where it would be thrown away
+    divisor = xp.where(is_nonzero, length, xp.ones_like(length))
+    return rows * xp.where(is_nonzero, 1.0 / divisor, length)[:, None]
 
 
 def scorer(
@@ -165,7 +168,7 @@ def scorer(
     Args:
         measure: one of ``MEASURES``.
         step: dA [landmark, component].
-        landmark_kernel: K_mm [landmark, landmark_].
+        landmark_kernel: K_mm [landmark, landmark_]; only ``aligned`` reads it.
         second: un-centred S [landmark, landmark_], needed by ``unique``.
         groups: rows of every landmark sample, as ``group_rows`` lists them; None = one row each.
 
@@ -202,6 +205,7 @@ def group_rows(landmark_sample: Index) -> Index:
     order = np.argsort(landmark_sample, kind="stable")
     counts = np.bincount(landmark_sample)
     rows = np.full((len(counts), int(counts.max())), -1, dtype=np.int64)
+    # Place of each row among those of its sample, in order of landmark rows
     first = np.cumsum(counts) - counts
     column = np.arange(len(order)) - np.repeat(first, counts)
     rows[landmark_sample[order], column] = order
@@ -210,7 +214,7 @@ def group_rows(landmark_sample: Index) -> Index:
 
 def group_views(score: Array, groups: Index) -> Array:
     """Scores [audited, landmark row] summed over every sample's rows [audited, landmark sample]."""
-    parts = _by_group(score, groups, 1)
+    parts = _by_view(score, groups, 1)
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -230,10 +234,10 @@ def top_k(score: Array, k: int, first_landmark: int = 0) -> tuple[Array, Array]:
 
 
 def repelling(signed: Array, count: int) -> tuple[Array, Array]:
-    """Landmarks [audited, repelled] that push most, strongest first, and their signed values.
+    """The most repelling landmarks [audited, repelled], strongest first, and their contributions.
 
     Ties go to the lower landmark index. Where fewer than ``count`` values are below 0, the places
-    left hold landmark -1 and value 0: nothing pushes there.
+    left hold landmark -1 and value 0.
 
     Args:
         signed: of ``contribution`` [audited, landmark].
@@ -242,32 +246,20 @@ def repelling(signed: Array, count: int) -> tuple[Array, Array]:
     xp = array_namespace(signed)
     order = xp.argsort(signed, axis=1, stable=True)[:, : min(count, signed.shape[1])]
     value = xp.take_along_axis(signed, order, axis=1)
-    pushes = value < 0
-    landmark = xp.where(pushes, order, xp.full_like(order, -1))
-    return landmark, xp.where(pushes, value, xp.zeros_like(value))
+    repels = value < 0
+    landmark = xp.where(repels, order, xp.full_like(order, -1))
+    return landmark, xp.where(repels, value, xp.zeros_like(value))
 
 
-def merge_top_k(
-    left: tuple[Array, Array], right: tuple[Array, Array], k: int
-) -> tuple[Array, Array]:
-    """The top k of two results of ``top_k``; the left one holds the lower landmark indices."""
-    xp = array_namespace(left[1], right[1])
-    landmark = xp.concat([left[0], right[0]], axis=1)
-    score = xp.concat([left[1], right[1]], axis=1)
-    order = xp.argsort(-xp.abs(score), axis=1, stable=True)
-    order = order[:, : min(k, score.shape[1])]
-    return xp.take_along_axis(landmark, order, axis=1), xp.take_along_axis(score, order, axis=1)
-
-
-def _by_group(values: Array, groups: Index, axis: int) -> list[Array]:
-    """For every view the entries of its row in each group along ``axis``; a missing row gives 0."""
+def _by_view(values: Array, groups: Index, axis: int) -> list[Array]:
+    """Entries of each group's row along ``axis``, by view; a missing row gives 0."""
     xp = array_namespace(values)
     parts = []
     for rows in groups.T:
         index = xp.asarray(np.maximum(rows, 0), device=device(values))
         picked = xp.take(values, index, axis=axis)
         if rows.min() < 0:
-            there = xp.asarray((rows >= 0).astype(np.float64), device=device(values))
-            picked = picked * (there[None, :] if axis == 1 else there[:, None])
+            exists = xp.asarray((rows >= 0).astype(np.float64), device=device(values))
+            picked = picked * (exists[None, :] if axis == 1 else exists[:, None])
         parts.append(picked)
     return parts

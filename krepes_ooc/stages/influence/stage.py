@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from array_api_compat import array_namespace
 
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.device import to_device
-from krepes_ooc.stages.base.cost import Cost, plain_cost
+from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs
 from krepes_ooc.stages.base.writing import write_whole
-from krepes_ooc.stages.influence.scores import (
-    contribution,
-    embedding,
-    positive_only,
-    repelling,
-    scorer,
-    top_k,
+from krepes_ooc.stages.influence.ranking import (
+    REPELLING_KEPT,
+    InfluenceScorer,
+    RankedLandmarks,
+    ranking_score,
 )
 from krepes_ooc.stages.kernel.landmark_kernel import open_landmark_kernel
 from krepes_ooc.stages.kernel.normalisation import Mode
-from krepes_ooc.stages.kernel.stage import Float
 from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
 ROWS = 1024
-# Landmarks that push most are kept besides the ranked ones, which seldom hold any of them.
-REPELLING_KEPT = 3
-# What is found for every audited sample beside its kernel row, in the order of a task's results.
-ARRAYS = (
-    *("embedding", "top_landmark", "score", "contribution"),
-    *("repelling_landmark", "repelling"),
-)
+Float = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -68,114 +57,144 @@ class InfluenceInputs(StageInputs):
 
 def run(inputs: InfluenceInputs, context: StageContext) -> None:
     """Kernel rows, embedding and top landmarks of the audited samples, in short row ranges."""
-    audited, newton = context.reader("audited"), context.reader("newton")
-    kernel_store, spectrum = context.reader("kernel"), context.reader("spectrum")
-    normalise: Mode = kernel_store.attributes["normalise"]
-    landmark_kernel = kernel_store.whole("landmark_kernel")
-    step, coefficients = newton.array("step"), newton.array("coefficients")
-    offset = spectrum.array("offset")
-    own_map = open_landmark_kernel(context, normalise)
-    features, own = audited.array("features"), audited.array("self_kernel")
-    second = read_moments(context).mean_uncentred()
-    score = ranking_score(context.settings.measure, step, landmark_kernel, second)
-    top = min(context.settings.top, len(step))
-    starts, kernel_rows = range(0, len(features), ROWS), np.empty((len(features), len(step)))
-    context.progress.begin("influence", len(starts), 0)
     device = context.device
+    normalise: Mode = inputs.kernel.attributes["normalise"]
+    landmark_kernel = open_landmark_kernel(inputs.features, inputs.landmarks, normalise, context)
+    features = inputs.audited.array("features")
+    self_kernel = inputs.audited.array("self_kernel")
+    # The same scorer explains new samples later
+    displacement, scorer = _scorer(inputs, context)
+    n_landmarks = len(scorer.step)
+    kernel_rows = np.empty((len(features), n_landmarks))
+    starts = range(0, len(features), ROWS)
+    context.progress.begin("influence", len(starts), 0)
 
-    look = InfluenceScorer(step, coefficients, offset, score, top)
-
-    def task(start: int) -> tuple[Float, ...]:
+    def task(start: int) -> RankedLandmarks:
         rows = slice(start, start + ROWS)
-        there = to_device(device, look)
-        kernel, *found = there.at(own_map.rows_on_device(features[rows], own[rows]))
+        on_device = to_device(device, scorer)
+        stored = landmark_kernel.rows_on_device(features[rows], self_kernel[rows])
+        xp = array_namespace(stored)
+        # Scores in float64, though kernel rows are computed in float32
+        kernel = xp.astype(stored, xp.float64)
+        ranked = on_device.rank(kernel)
         kernel_rows[rows] = device.to_host(kernel)
         context.progress.advance(1)
-        return tuple(device.to_host(values) for values in found)
+        return RankedLandmarks(*(device.to_host(values) for values in ranked))
 
+    # Row ranges of a fixed length, so that the bits do not depend on the workers
     parts = list(context.executor().map(task, starts))
-    arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(ARRAYS)}
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in RankedLandmarks._fields
+    }
     arrays["kernel"] = kernel_rows
     for name in ("top_landmark", "repelling_landmark"):
         arrays[name] = arrays[name].astype(np.int64)
-    arrays["landmark_displacement"] = landmark_kernel @ step
+    # With it a new sample is scored without the landmark kernel
+    arrays["landmark_displacement"] = displacement
     sizes = {
         "audited": len(features),
-        "landmark": len(step),
-        "component": step.shape[1],
-        "rank": top,
+        "landmark": n_landmarks,
+        "component": scorer.step.shape[1],
+        "rank": scorer.top,
         "repelled": arrays["repelling"].shape[1],
     }
-    spec = StoreSpec(load_contract("influence"), sizes)
     attributes = {
         "measure": context.settings.measure,
-        "trusted": bool(newton.attributes["trusted"]),
+        # Copied, so that explaining reads small stores only
+        "trusted": bool(inputs.newton.attributes["trusted"]),
         "normalise": normalise,
-        "scale": own_map.kernel_map.normalisation.scale,
+        "scale": landmark_kernel.kernel_map.normalisation.scale,
     }
-    write_whole(context, spec, arrays, attributes)
+    write_whole(context, StoreSpec(load_contract("influence"), sizes), arrays, attributes)
 
 
-@dataclass(frozen=True)
-class InfluenceScorer:
-    """What is asked of the kernel rows of audited samples.
+def _scorer(inputs: InfluenceInputs, context: StageContext) -> tuple[Float, InfluenceScorer]:
+    """K_mm dA [landmark, component], and the scorer of the recipe's measure."""
+    step = inputs.newton.array("step")
+    displacement = inputs.kernel.whole("landmark_kernel") @ step
+    second = read_moments(inputs.moments).mean_uncentred()
+    scorer = InfluenceScorer(
+        step,
+        inputs.newton.array("coefficients"),
+        inputs.spectrum.array("offset"),
+        ranking_score(context.settings.measure, step, displacement, second),
+        min(context.settings.top, len(step)),
+    )
+    return displacement, scorer
 
-    Args:
-        step: dA [landmark, component].
-        coefficients: A [landmark, component].
-        offset: gamma [component].
-        score: from a kernel block to the scores that rank its landmarks.
-        top: landmarks kept for every sample.
+
+def estimate_cost(sizes: AuditSizes, settings: InfluenceSettings) -> Cost:
+    """Kernel rows of the audited samples, and the scores of every landmark on them."""
+    n = sizes.n_audited
+    m = sizes.n_landmarks
+    h = sizes.n_components
+    n_tasks = -(-n // ROWS)
+    worker_memory = _worker_memory(sizes)
+    disk = Quantity.of(
+        Term("kernel rows", f64(n, m)),
+        Term("embedding", f64(n, h)),
+        Term("top landmarks, scores, contributions", f64(n, settings.top), 3),
+        Term("repelling landmarks and contributions", f64(n, REPELLING_KEPT), 2),
+    )
+    return Cost(
+        units=n_tasks,
+        disk=disk,
+        memory=_memory(sizes, worker_memory.bytes),
+        worker_memory=worker_memory,
+        parallel_tasks=n_tasks,
+        flops=Quantity.of(Term("inner products of feature rows", 2.0 * n * m * sizes.n_features)),
+        device_memory=Quantity.of(
+            Term("landmark kernel", f64(m, m)),
+            Term("landmark feature rows", f32(m, sizes.n_features)),
+            Term("step and coefficients", f64(m, h), 2),
+        ),
+        device_task_memory=Quantity.of(Term("kernel, scores and order", f64(ROWS, m), 7)),
+    )
+
+
+def _memory(sizes: AuditSizes, worker_bytes: int) -> Quantity:
+    """Bytes besides the workers': while they run, and while the stage opens its inputs.
+
+    The landmarks and the moments are opened before the workers begin, so that what these take makes
+    room for it.
     """
-
-    step: Any
-    coefficients: Any
-    offset: Any
-    score: Callable[[Any], Any]
-    top: int
-
-    def at(self, rows: Any) -> tuple[Any, ...]:
-        """The rows in float64, then ``ARRAYS`` in their order, all where the rows are."""
-        xp = array_namespace(rows)
-        kernel = xp.astype(rows, xp.float64)
-        f = embedding(kernel, self.coefficients, self.offset)
-        landmark, value = top_k(self.score(kernel), self.top)
-        pulls = contribution(kernel, self.step, f)
-        signed = xp.take_along_axis(pulls, landmark, axis=1)
-        return kernel, f, landmark, value, signed, *repelling(pulls, REPELLING_KEPT)
-
-
-def ranking_score(
-    measure: str, step: Float, landmark_kernel: Float, second: Float
-) -> Callable[[Float], Float]:
-    """The scores that rank landmarks for people, from a kernel block [audited, landmark].
-
-    They are those of ``scorer``, but ``aligned`` is max(k, 0) cos(df_t, df_l): a landmark that is
-    less like the sample than the average is no example of it, even where both moved the same way.
-    Measured against |k cos| on one network each, as the share of top-1 / top-10 landmarks that have
-    the sample's label: digits .937 / .768 against .937 / .765; Adult .799 / .781, .797 / .778.
-    """
-    score = scorer(measure, step, landmark_kernel, second)
-    if measure != "aligned":
-        return score
-    return partial(positive_only, score)
+    n = sizes.n_audited
+    m = sizes.n_landmarks
+    stored = Term("stored feature rows of audited samples", f16(n, sizes.n_features))
+    return Quantity(
+        {
+            "passes": (
+                stored,
+                Term("kernel rows", f64(n, m)),
+                Term("embeddings", f64(n, sizes.n_components), 2),
+                Term("landmark feature rows", f32(m, sizes.n_features)),
+                Term("landmark kernel", f64(m, m)),
+            ),
+            "opening": (
+                stored,
+                Term("landmark feature rows, float32 and float64", f32(m, sizes.n_features), 5),
+                Term("second moments", f64(m, m), 3),
+                Term("no worker yet", worker_bytes, -1),
+            ),
+        }
+    )
 
 
-def predict(shape: AuditSizes, settings: InfluenceSettings) -> Cost:
-    """Kernel rows of the audited samples.
-
-    A worker holds the kernel of its rows, the scores, and their order with what sorting takes;
-    before the passes the landmarks are there in float32 and float64, and the moments three times.
-    """
-    n, m, width = shape.n_audited, shape.n_landmarks, shape.n_features
-    per_worker = max(ROWS * 40 * m, ROWS * 4 * m + shape.plan.sub_rows * (8 * width + 12 * m))
-    passing = n * (2 * width + 8 * m + 16 * shape.n_components) + 4 * m * width + 8 * m * m
-    opening = 2 * n * width + 20 * m * width + 24 * m * m
-    fixed = max(passing, opening - per_worker)
-    disk = n * 8 * (m + shape.n_components + 3 * settings.top + 2 * REPELLING_KEPT)
-    need = MemoryNeed(fixed, per_worker, -(-n // ROWS))
-    device = MemoryNeed(8 * m * m + 4 * m * (width + 4 * shape.n_components), ROWS * 56 * m)
-    return plain_cost(-(-n // ROWS), disk, need, 2.0 * n * m * width, device=device)
+def _worker_memory(sizes: AuditSizes) -> Quantity:
+    """Bytes of a worker: it computes the kernel of its rows, then sorts the scores."""
+    m = sizes.n_landmarks
+    sub_rows = sizes.plan.sub_rows
+    return Quantity(
+        {
+            "kernel rows": (
+                Term("kernel rows", f32(ROWS, m)),
+                Term("unscaled feature rows of one product", f64(sub_rows, sizes.n_features)),
+                Term("kernel rows of one product", f32(sub_rows, m), 3),
+            ),
+            "scores": (Term("kernel, scores, their order, what sorting takes", f64(ROWS, m), 5),),
+        }
+    )
 
 
 STAGE = Stage(
@@ -185,6 +204,6 @@ STAGE = Stage(
     store="influence",
     settings=InfluenceSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="landmarks that attract and repel every audited sample",
 )

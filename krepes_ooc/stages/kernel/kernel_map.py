@@ -14,7 +14,7 @@ from functools import cached_property
 
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.features.inner_products import centre_kernel, gram, self_kernel, to_float64
@@ -23,7 +23,7 @@ from krepes_ooc.stages.kernel.normalisation import Normalisation, normalise, nor
 
 @dataclass(frozen=True)
 class KernelMap:
-    """The map from feature rows to kernel rows: everything known about the landmarks.
+    """The map from feature rows to kernel rows: landmarks, centre and normalisation.
 
     Args:
         layout: the factors of a feature row.
@@ -59,8 +59,9 @@ class KernelMap:
         Args:
             x: unscaled feature rows.
             self_kernel_x: k(x, x) [sample] where it is stored; computed where it is not.
-            centre_x: what ``centre_rows`` gave for x, if it is known.
+            centre_x: c_x [sample], the result of ``centre_rows``, where it is known.
         """
+        # The cosine modes divide by the norms of both rows.
         if self.normalisation.mode in ("ccos", "cosine") and self_kernel_x is None:
             self_kernel_x = self_kernel(x, self.layout)
         return normalise(
@@ -82,6 +83,7 @@ def kernel_map(
         UsageError: the mode is ``ccos`` and no centre is given.
     """
     centre = _needed_centre(centre, normalisation)
+    # Values that every kernel row depends on are computed in float64, once.
     exact = to_float64(landmarks)
     c_l = None if centre is None else centre_kernel(exact, centre, layout)
     return KernelMap(layout, normalisation, centre, landmarks, c_l, self_kernel(exact, layout))
@@ -90,44 +92,49 @@ def kernel_map(
 def landmark_kernel(
     landmarks: Array, layout: FeatureLayout, centre: Array | None, normalisation: Normalisation
 ) -> Array:
-    """K_mm [landmark, landmark_] in float64: exactly symmetric, its diagonal what the mode says.
+    """K_mm [landmark, landmark_] in float64: exactly symmetric, with the diagonal of its mode.
 
     Raises:
         UsageError: the mode is ``ccos`` and no centre is given.
     """
-    mapped = kernel_map(to_float64(landmarks), layout, centre, normalisation)
-    everything = slice(0, landmarks.shape[0])
-    return landmark_tile(mapped, everything, everything)
+    exact = kernel_map(to_float64(landmarks), layout, centre, normalisation)
+    all_landmarks = slice(0, landmarks.shape[0])
+    return landmark_tile(exact, all_landmarks, all_landmarks)
 
 
-def landmark_tile(mapped: KernelMap, left: slice, right: slice) -> Array:
-    """Rows ``left`` and columns ``right`` of K_mm; the same range twice, or two that are disjoint.
+def landmark_tile(exact: KernelMap, left: slice, right: slice) -> Array:
+    """Rows ``left`` and columns ``right`` of K_mm; the same range twice, or two disjoint ranges.
 
     The tile [right, left] is the transpose, so that K_mm is exactly symmetric tile by tile.
 
     Args:
-        mapped: of landmarks in float64.
+        exact: kernel map of landmarks in float64.
         left: landmarks of the rows.
         right: landmarks of the columns.
     """
-    c_l, own = mapped.landmark_centre, mapped.landmark_self
-    there = dataclasses.replace(
-        mapped,
-        landmarks=mapped.landmarks[right, :],
+    # K[left, right]: kernel rows of the landmarks ``left`` against the landmarks ``right``.
+    c_l = exact.landmark_centre
+    s_l = exact.landmark_self
+    columns = dataclasses.replace(
+        exact,
+        landmarks=exact.landmarks[right, :],
         landmark_centre=None if c_l is None else c_l[right],
-        landmark_self=own[right],
+        landmark_self=s_l[right],
     )
-    K = there.rows(mapped.landmarks[left, :], own[left], None if c_l is None else c_l[left])
+    K = columns.rows(exact.landmarks[left, :], s_l[left], None if c_l is None else c_l[left])
     if left != right:
         return K
+    # On the diagonal products round differently above and below: the mean is exactly symmetric.
     xp = array_namespace(K)
     K = (K + K.T) / 2
-    own = normalised_self(there.landmark_centre, there.landmark_self, mapped.normalisation)
+    # Its diagonal is known without rounding: 1 for the cosine modes, 0 for a collapsed landmark.
+    k_ll = normalised_self(columns.landmark_centre, columns.landmark_self, exact.normalisation)
     diagonal = xp.eye(K.shape[0], dtype=xp.bool, device=device(K))
-    return xp.where(diagonal, own[:, None], K)
+    return xp.where(diagonal, k_ll[:, None], K)
 
 
 def _needed_centre(centre: Array | None, normalisation: Normalisation) -> Array | None:
+    """The centre where the mode needs one, else None."""
     if normalisation.mode != "ccos":
         return None
     if centre is None:

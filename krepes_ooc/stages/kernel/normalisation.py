@@ -1,4 +1,4 @@
-"""How raw kernel values are centred and normalised.
+"""Centring and normalisation of raw kernel values.
 
     kc(x, y) = k(x, y) - c_x - c_y + c0,    c_x = <phi_x, centre>,  c0 = <centre, centre>
     k^(x, y) = kc(x, y) / sqrt(kc(x, x) kc(y, y))                                (ccos)
@@ -26,7 +26,7 @@ COLLAPSED = 2.0**-20
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How kernel values are normalised; the same object for landmarks, store, audit and samples.
+    """Normalisation of kernel values, the same for landmarks, store, audit and new samples.
 
     Args:
         mode: ``ccos`` (centred, then cosine), ``cosine``, ``mean-diagonal`` or ``none``.
@@ -35,7 +35,7 @@ class Normalisation:
 
     Raises:
         UsageError: no such mode.
-        DataError: ``centre_self`` is no finite number of at least 0.
+        DataError: ``centre_self`` is negative or not finite.
         StageFailed: ``scale`` is not above 0, so every feature row is zero.
     """
 
@@ -50,6 +50,7 @@ class Normalisation:
                 where="stages.kernel.normalise",
                 expected="one of " + ", ".join(get_args(Mode)),
             )
+        # Both numbers come from stores, and a NaN would spread to every kernel value.
         if not (math.isfinite(self.centre_self) and self.centre_self >= 0):
             raise DataError(
                 f"centre_self is {self.centre_self}",
@@ -92,10 +93,13 @@ def normalise(
         return k
     if normalisation.mode == "mean-diagonal":
         return k / normalisation.scale
+    # kc(x, y), for ccos alone
     if normalisation.mode == "ccos":
         k = _centred(k, c_x, c_y, normalisation.centre_self)
+    # kc(x, y) / sqrt(kc(x, x) kc(y, y)); the roots are taken in float64
     root_x = xp.astype(_inverse_root(c_x, s_x, normalisation), k.dtype)
     root_y = xp.astype(_inverse_root(c_y, s_y, normalisation), k.dtype)
+    # float32 products can exceed the bound of Cauchy and Schwarz by rounding
     return xp.clip(k * root_x[:, None] * root_y[None, :], -1.0, 1.0)
 
 
@@ -123,14 +127,17 @@ def is_collapsed(c_x: Array, s_x: Array, normalisation: Normalisation) -> Array:
 
 
 def _inverse_root(c_x: Array, s_x: Array, normalisation: Normalisation) -> Array:
+    """1 / sqrt(kc(x, x)) [x] in float64, 0 for a collapsed row."""
     xp = array_namespace(s_x)
-    own, collapsed = centred_self(c_x, s_x, normalisation), is_collapsed(c_x, s_x, normalisation)
-    root = xp.sqrt(xp.where(collapsed, xp.ones_like(own), own))
-    return xp.where(collapsed, xp.zeros_like(own), 1.0 / root)
+    kc_xx = centred_self(c_x, s_x, normalisation)
+    collapsed = is_collapsed(c_x, s_x, normalisation)
+    # 1 in place of a collapsed value, so that no branch divides by zero
+    root = xp.sqrt(xp.where(collapsed, xp.ones_like(kc_xx), kc_xx))
+    return xp.where(collapsed, xp.zeros_like(kc_xx), 1.0 / root)
 
 
 def _centred(k: Array, c_x: Array, c_y: Array, c0: float) -> Array:
-    """Kc [x, y] without losing digits: k, c_x and c_y are all close to c0, so c0 leaves first."""
+    """Kc [x, y] without cancellation: k, c_x and c_y are all close to c0, subtracted first."""
     xp = array_namespace(k)
     rounded = xp.astype(xp.full((1,), c0, dtype=xp.float64, device=device(k)), k.dtype)
     row = xp.astype(c_x - c0, k.dtype)

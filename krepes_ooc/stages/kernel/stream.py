@@ -1,4 +1,4 @@
-"""The stored kernel as a stream of blocks, and a memory for what passes over it have found."""
+"""The stored kernel as a stream of blocks, with checkpoints of computations that pass over it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import read_arrays, write_arrays
 from krepes_ooc.engine.device import Device, Speed, is_host, to_device
 from krepes_ooc.errors import Stopped
 from krepes_ooc.stages.base.stage import StageContext
+from krepes_ooc.stages.base.writing import read_partial, write_partial
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, read_landmark_kernel
+from krepes_ooc.storage.store_reader import StoreReader
 
 BlockFunction = Callable[[tuple[Any, ...], Block], tuple[Any, ...]]
 Sums = tuple[Any, ...]
@@ -30,16 +31,20 @@ class KernelStream:
     """Kernel blocks of all views, summed in a fixed order: shard by shard, then a balanced tree.
 
     Args:
-        context: a stage that reads the sealed kernel.
-
-    Attributes:
-        passes: how often the kernel was read for this result, in this process or before it.
+        kernel: the store ``kernel``.
+        features: the store ``features``, from which a device may recompute kernel rows.
+        landmarks: the store ``landmarks``, for the same.
+        context: the running stage.
+        passes: passes over the kernel so far, in this process or before a resume.
     """
 
+    kernel: StoreReader
+    features: StoreReader
+    landmarks: StoreReader
     context: StageContext
-    passes: int = field(default=0, init=False)
-    _noted_passes: int = field(default=0, init=False, repr=False)
-    _noted: float = field(default_factory=time.monotonic, init=False, repr=False)
+    passes: int = 0
+    _saved_passes: int = field(default=0, init=False, repr=False)
+    _saved_at: float = field(default_factory=time.monotonic, init=False, repr=False)
 
     @property
     def n_samples(self) -> int:
@@ -49,76 +54,89 @@ class KernelStream:
     @property
     def n_views(self) -> int:
         """Number of views."""
-        return int(self.context.reader("kernel").info("values").shape[0])
+        return int(self.kernel.info("values").shape[0])
 
     @cached_property
     def blocks(self) -> KernelBlocks:
-        """Its blocks, on the device of the stage."""
-        return KernelBlocks(self.context)
+        """Kernel blocks on the device of the stage."""
+        return KernelBlocks(self.kernel, self.features, self.landmarks, self.context)
 
     def reduce(self, function: BlockFunction) -> Sums:
         """Sum ``function(kernel blocks of all views, block)`` over all blocks; one pass.
 
-        The function and what it carries go to the device with the blocks; the sums of a shard come
-        back.
+        The function and the arrays that it holds go to the device with the blocks; the sums of a
+        shard return to the host.
         """
-        device, kernel = self.context.device, self.blocks
+        context = self.context
+        device = context.device
+        kernel = self.blocks
 
         def shard_sums(shard: int) -> Sums:
-            there = to_device(device, function)
+            on_device = to_device(device, function)
             total: Sums = ()
-            for block in self.context.plan.shard(shard):
-                self.context.stop.check()
-                part = there(kernel.views(block), block)
+            for block in context.plan.shard(shard):
+                context.stop.check()
+                part = on_device(kernel.views(block), block)
                 total = add(total, part) if total else part
             return tuple(device.to_host(value) for value in total)
 
-        total = self.context.executor().reduce(shard_sums, range(self.context.plan.n_shards), add)
+        # Blocks are added in order, shards by a balanced tree: the same bits with any workers.
+        total = context.executor().reduce(shard_sums, range(context.plan.n_shards), add)
         self.passes += 1
         return total
 
     def cached(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        """What ``compute`` returns, from the disk if it was computed before.
+        """Arrays of ``compute``, from a checkpoint of that name if there is one.
 
-        It is written if it took passes or long, or if the run is asked to stop.
+        Args:
+            name: of the checkpoint.
+            compute: returns the arrays; they are saved if it took a pass or long, or if the run is
+                asked to stop.
         """
-        known = self.load_checkpoint(name)
-        if known is not None:
-            return known
-        before, begun = self.passes, time.monotonic()
-        found = compute()
-        if self.passes > before or self._is_due(begun):
-            self.save_checkpoint(name, found)
-        return found
+        saved = self.load_checkpoint(name)
+        if saved is not None:
+            return saved
+        passes_before = self.passes
+        started = time.monotonic()
+        arrays = compute()
+        if self.passes > passes_before or self._is_due(started):
+            self.save_checkpoint(name, arrays)
+        return arrays
 
     def checkpoint(self, name: str, arrays: Callable[[], Arrays]) -> None:
-        """Note how far a computation came, if the way there was long; the place to stop at.
+        """Save the state of a computation if it is due, and stop here if the run is asked to.
+
+        Args:
+            name: of the checkpoint.
+            arrays: returns the state.
 
         Raises:
-            Stopped: the run was asked to stop; it goes on from here.
+            Stopped: the run was asked to stop; it resumes from this state.
         """
         try:
             self.context.stop.check()
         except Stopped:
             self.save_checkpoint(name, arrays())
             raise
-        if self.passes > self._noted_passes or self._is_due(self._noted):
+        if self.passes > self._saved_passes or self._is_due(self._saved_at):
             self.save_checkpoint(name, arrays())
 
     def load_checkpoint(self, name: str) -> Arrays | None:
-        """What was noted under this name, if anything; ``passes`` goes on from there."""
-        known = read_arrays(self.context.record.partials / f"{name}.npz")
-        if known is not None:
-            self.passes = max(self.passes, int(known.pop(PASSES)))
-        return known
+        """Arrays of a checkpoint, None if there is none; ``passes`` counts on from its number."""
+        saved = read_partial(self.context, self.context.record.partials / f"{name}.npz")
+        if saved is not None:
+            self.passes = max(self.passes, int(saved.pop(PASSES)))
+        return saved
 
     def save_checkpoint(self, name: str, arrays: Arrays) -> None:
-        """Keep arrays, and how many passes it took to get there, until the stage is sealed."""
+        """Write arrays and the number of passes; removed when the stage is sealed."""
         path = self.context.record.partials / f"{name}.npz"
-        write_arrays(path, {**arrays, PASSES: np.array(self.passes)}, self.context.record.temp)
-        self._noted_passes, self._noted = self.passes, time.monotonic()
+        write_partial(self.context, path, {**arrays, PASSES: np.array(self.passes)})
+        self._saved_passes = self.passes
+        self._saved_at = time.monotonic()
 
     def _is_due(self, since: float) -> bool:
+        """Whether a checkpoint is worth its write: the run stops, or much time has passed."""
         return self.context.stop.requested or time.monotonic() - since > KEEP_SECONDS
 
 
@@ -128,8 +146,8 @@ def add(left: Sums, right: Sums) -> Sums:
 
 
 Placement = Literal["resident", "recomputed", "streamed"]
-RESIDENT = 0.5  # of the memory of a device
-STORED_BYTES = 2  # of a feature
+RESIDENT = 0.5  # largest share of a device's memory for resident kernel rows
+STORED_BYTES = 2  # bytes of a stored feature
 
 
 @dataclass(frozen=True)
@@ -137,55 +155,67 @@ class KernelBlocks:
     """The stored kernel, block by block, on the device of its stage.
 
     Args:
-        context: a stage that reads the sealed kernel.
+        kernel: the store ``kernel``.
+        features: the store ``features``; read only if rows are recomputed.
+        landmarks: the store ``landmarks``; read only if rows are recomputed.
+        context: the running stage.
     """
 
+    kernel: StoreReader
+    features: StoreReader
+    landmarks: StoreReader
     context: StageContext
 
     def views(self, block: Block) -> tuple[Any, ...]:
         """Kernel rows [sample, landmark] of one block, one array for each view, as float32."""
-        views = range(self.context.reader("kernel").info("values").shape[0])
+        views = range(self.kernel.info("values").shape[0])
         return tuple(self._rows(block, view) for view in views)
 
     @cached_property
     def placement(self) -> Placement:
-        """How rows come to the device, decided once for a stage."""
-        info = self.context.reader("kernel").info("values")
-        size = info.dtype.itemsize
+        """Placement of the kernel rows, decided once for a stage."""
+        info = self.kernel.info("values")
+        n_values = int(np.prod(info.shape))
+        m = info.shape[-1]
         assert self.context.sizes is not None
         width = self.context.sizes.n_features if self.context.sizes.keeps_features else 0
-        values, m = int(np.prod(info.shape)), info.shape[-1]
-        return choose_placement(self.context.device, values, m, size, width)
+        return choose_placement(self.context.device, n_values, m, info.dtype.itemsize, width)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach a worker, which looks at its own device."""
-        return KernelBlocks, (self.context,)
+        """Pickle the stores; a worker decides the placement for its own device."""
+        return KernelBlocks, (self.kernel, self.features, self.landmarks, self.context)
 
     def _rows(self, block: Block, view: int) -> Any:
-        kernel, device = self.context.reader("kernel"), self.context.device
+        """Kernel rows [sample, landmark] of one block in one view, as float32 on the device."""
+        kernel = self.kernel
+        device = self.context.device
+        # Streamed: the stored values cross to the device in every pass.
         if is_host(device) or self.placement == "streamed":
             return device.to_float32(kernel.block("values", block, view))
+        # Resident: they cross once and stay, in their stored type.
         if self.placement == "resident":
             key = ("kernel", block.index, view)
-            held = device.cached(key, lambda: device.upload(kernel.block("values", block, view)))
-            return device.to_float32(held)
-        features, dtype = self.context.reader("features"), kernel.info("values").dtype.name
-        stored = features.block("values", block, view)
-        rows = self._map.rows_on_device(stored, features.block("self_kernel", block, view))
-        return device.round_trip(rows, dtype)
+            rows = device.cached(key, lambda: device.upload(kernel.block("values", block, view)))
+            return device.to_float32(rows)
+        # Recomputed: the shorter feature rows cross, and the result is rounded as it was stored.
+        stored = self.features.block("values", block, view)
+        self_kernel_x = self.features.block("self_kernel", block, view)
+        rows = self._landmark_kernel.rows_on_device(stored, self_kernel_x)
+        return device.round_trip(rows, kernel.info("values").dtype.name)
 
     @cached_property
-    def _map(self) -> LandmarkKernel:
-        """The map that the kernel was computed with."""
-        facts, sub_rows = self.context.reader("kernel").attributes, self.context.plan.sub_rows
-        landmarks, device = self.context.reader("landmarks"), self.context.device
-        return read_landmark_kernel(landmarks, facts["normalise"], facts["scale"], sub_rows, device)
+    def _landmark_kernel(self) -> LandmarkKernel:
+        """The kernel map that the stored kernel was computed with."""
+        normalise = self.kernel.attributes["normalise"]
+        scale = self.kernel.attributes["scale"]
+        sub_rows = self.context.plan.sub_rows
+        return read_landmark_kernel(self.landmarks, normalise, scale, sub_rows, self.context.device)
 
 
 def choose_placement(
     device: Device, values: int, landmarks: int, itemsize: int, width: int
 ) -> Placement:
-    """How kernel rows come to a device.
+    """Placement of kernel rows: resident on the device, recomputed from features, or streamed.
 
     Args:
         device: where passes run.
@@ -196,6 +226,7 @@ def choose_placement(
     """
     if device.memory is None or device.speed is None:
         return "streamed"
+    # Resident rows cost one transfer for all passes, so they come first where they fit.
     if itemsize * values <= RESIDENT * device.memory:
         return "resident"
     pays = width > 0 and recompute_pays(width, landmarks, itemsize, device.speed)
@@ -203,10 +234,16 @@ def choose_placement(
 
 
 def recompute_pays(width: int, landmarks: int, itemsize: int, speed: Speed) -> bool:
-    """Whether a kernel value is sooner computed from its feature row than read: 2 D / F < s / B.
+    """Whether a kernel value is computed from its feature row faster than read: 2 D / F < s / B.
 
     D features, F operations and B bytes a second, s bytes of a stored value. The feature row itself
-    comes over the same wire, shared by the m landmarks: the slower of the two counts.
+    crosses the same bus, once for the m landmarks: the slower of the two counts.
+
+    Args:
+        width: D.
+        landmarks: m.
+        itemsize: s.
+        speed: F and B.
     """
     reading = itemsize / speed.bandwidth
     computing = 2.0 * width / speed.flops

@@ -1,6 +1,6 @@
-"""Passes of a landmark sampler over view 0 of the feature store, in the centred cosine kernel.
+"""Passes of a landmark sampler over view 0 of the features store, in the centred cosine kernel.
 
-The rows are the feature rows, or condensed ones where those are not kept.
+The rows are feature rows, or condensed rows where feature rows are not stored.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Float = npt.NDArray[np.float64]
 
 
 class _CandidateRows(NamedTuple):
-    """Arrays of the features store that landmarks are chosen by."""
+    """Names of the arrays of the features store that landmarks are chosen by."""
 
     rows: str
-    own: str
+    self_kernel: str
     centre: str
 
 
@@ -45,135 +45,146 @@ CONDENSED_ROWS = _CandidateRows("condensed", "condensed_self", "condensed_centre
 
 @dataclass(frozen=True)
 class SelectionPasses:
-    """What every sampler reads of the features.
+    """Passes over the features that every sampler is made of.
 
     Args:
+        features: the store ``features``.
         context: the landmarks stage.
+        seed: seed of the recipe.
         count: number of landmarks.
     """
 
+    features: StoreReader
     context: StageContext
+    seed: int
     count: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reach a worker without what this process has found."""
-        return type(self), (self.context, self.count)
-
-    @property
-    def seed(self) -> int:
-        """Seed of the recipe."""
-        return self.context.recipe.seed
+        """Pickle the arguments; a worker computes layout, centre and c_x itself."""
+        return type(self), (self.features, self.context, self.seed, self.count)
 
     def partial(self, name: str) -> Path:
         """File of one finished round; removed when the stage is sealed."""
         return self.context.record.partials / f"{name}.npz"
 
     def weights(self, chosen: Ids) -> Float:
-        """Number of samples nearest to each of the chosen store rows; one pass."""
-        mapped = self.map(chosen)
+        """Number of samples nearest to each of the chosen store rows [landmark]; one pass."""
+        to_chosen = self.kernel_to(chosen)
 
         def count(block: Block) -> Float:
-            owner = self.per_rows(block, mapped, nearest)
+            owner = self.per_rows(block, to_chosen, nearest)
             return np.bincount(owner, minlength=len(chosen)).astype(np.float64)
 
         return self.context.executor().reduce(count, list(self.context.plan.blocks()), np.add)
 
     def per_rows(
-        self, block: Block, mapped: KernelMap, reduce: Callable[[Any], Any]
+        self, block: Block, kernel: KernelMap, reduce: Callable[[Any], Any]
     ) -> npt.NDArray[Any]:
-        """Apply a row-wise reduction to the kernel of one block, in short row ranges.
+        """Apply a row-wise reduction to the kernel rows of one block, in short row ranges.
 
-        Map and reduction go to the device, what it gives comes back.
+        Args:
+            block: of samples, in view 0.
+            kernel: map to the kernel rows; it goes to the device, and so does the reduction.
+            reduce: from kernel rows [sample, landmark] to [sample, ...], an array of the host
+                again in the result.
         """
-        device, stored = self.context.device, self.features.block(self._names.rows, block)
-        own = self.features.block(self._names.own, block)
-        there, reduce = to_device(device, mapped), to_device(device, reduce)
-        known, parts = self._centre_rows.get(block.index), []
-        centre = np.empty(block.rows) if known is None else known
-        row_bytes = 16 * len(mapped.landmarks) + 8 * self.layout.n_features
+        device = self.context.device
+        stored = self.features.block(self._names.rows, block)
+        s_x = self.features.block(self._names.self_kernel, block)
+        on_device = to_device(device, kernel)
+        reduce = to_device(device, reduce)
+        # c_x does not depend on the landmarks: the first pass computes it for all later ones.
+        known = self._centre_rows.get(block.index)
+        c_x = np.empty(block.rows) if known is None else known
+        # One product at a time: its rows in two types, the kernel and what its normalisation takes.
+        row_bytes = 16 * len(kernel.landmarks) + 8 * self.layout.n_features
         step = device.rows_per_product(self.context.plan.sub_rows, block.rows, row_bytes)
+        parts = []
         for start in range(0, block.rows, step):
             part = slice(start, start + step)
             rows = unscale_rows(stored[part], self.layout, device)
             if known is None:
-                centre[part] = device.to_host(there.centre_rows(rows))
-            near = there.rows(rows, device.to_device(own[part]), device.to_device(centre[part]))
-            parts.append(device.to_host(reduce(near)))
-        self._centre_rows[block.index] = centre
+                c_x[part] = device.to_host(on_device.centre_rows(rows))
+            K = on_device.rows(rows, device.to_device(s_x[part]), device.to_device(c_x[part]))
+            parts.append(device.to_host(reduce(K)))
+        self._centre_rows[block.index] = c_x
         return np.concatenate(parts)
 
-    def map(self, rows: Ids) -> KernelMap:
-        """The kernel against some store rows."""
+    def kernel_to(self, rows: Ids) -> KernelMap:
+        """The kernel map of some store rows [row]."""
         return kernel_map.kernel_map(
             self.read_rows(rows), self.layout, self._centre, self._normalisation
         )
 
-    def kernel_to(self, rows: Ids) -> Float:
+    def kernel_among(self, rows: Ids) -> Float:
         """Kernel of some store rows among themselves [row, row_], in float64."""
-        device, exact = self.context.device, self.read_rows(rows).astype(np.float64)
-        there = (
-            device.to_device(exact),
-            self.layout,
-            device.to_device(self._centre),
-            self._normalisation,
-        )
-        found: Float = device.to_host(kernel_map.landmark_kernel(*there))
-        return found
+        device = self.context.device
+        exact = device.to_device(self.read_rows(rows).astype(np.float64))
+        centre = device.to_device(self._centre)
+        K = kernel_map.landmark_kernel(exact, self.layout, centre, self._normalisation)
+        values: Float = device.to_host(K)
+        return values
 
-    def kernel_among(self, rows: Rows) -> Callable[[Ids], Float]:
-        """The function from indices to kernel values [index, row] among gathered rows.
+    def kernel_rows_among(self, rows: Rows) -> Callable[[Ids], Float]:
+        """The function from indices to kernel values [index, row] among the given rows.
 
-        What a row needs of the centre is computed once, not for every index.
+        Args:
+            rows: unscaled rows [row, column]; they stay on the device while the function lives.
         """
-        layout, device = self.layout, self.context.device
+        layout = self.layout
+        device = self.context.device
         row_bytes = 8 * self.layout.n_features
         step = device.rows_per_product(self.context.plan.sub_rows, len(rows), row_bytes)
-        spans = [slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step)]
-        there, middle = device.to_device(rows), device.to_device(self._centre)
-        parts = [there[span, :] for span in spans]
-        own = [device.to_host(inner_products.self_kernel(part, layout)) for part in parts]
-        centred = [
-            device.to_host(inner_products.centre_kernel(part, middle, layout)) for part in parts
-        ]
-        ends = np.concatenate(centred), np.concatenate(own)
-        beside = [tuple(device.to_device(end[span]) for end in ends) for span in spans]
+        ranges = [slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step)]
+        on_device = device.to_device(rows)
+        parts = [on_device[part, :] for part in ranges]
+        # c_x and k(x, x) of all rows, once and not for every index.
+        centre = device.to_device(self._centre)
+        s = np.concatenate(
+            [device.to_host(inner_products.self_kernel(part, layout)) for part in parts]
+        )
+        c = np.concatenate(
+            [device.to_host(inner_products.centre_kernel(part, centre, layout)) for part in parts]
+        )
+        ends = [(device.to_device(c[part]), device.to_device(s[part])) for part in ranges]
 
-        def against(index: Ids) -> Float:
-            near, found = device.to_device(rows[index]), []
-            to_centre, near_own = (device.to_device(end[index]) for end in ends)
-            for part, (c_x, s_x) in zip(parts, beside, strict=True):
-                raw = inner_products.gram(part, near, layout)
-                k = normalise(raw, c_x, to_centre, s_x, near_own, self._normalisation)
-                found.append(device.to_host(k))
-            return np.concatenate(found).astype(np.float64).T
+        def kernel_rows(index: Ids) -> Float:
+            # Few rows y against all rows x, whose products are those of a tall matrix.
+            y = device.to_device(rows[index])
+            c_y = device.to_device(c[index])
+            s_y = device.to_device(s[index])
+            values = []
+            for part, (c_x, s_x) in zip(parts, ends, strict=True):
+                raw = inner_products.gram(part, y, layout)
+                k = normalise(raw, c_x, c_y, s_x, s_y, self._normalisation)
+                values.append(device.to_host(k))
+            return np.concatenate(values).astype(np.float64).T
 
-        return against
+        return kernel_rows
 
     def read_rows(self, rows: Ids) -> Rows:
         """Unscaled rows of view 0 [row, column], read block by block."""
         out = np.empty((len(rows), self.layout.n_features), dtype=np.float32)
+        # Chunks are read once each, whatever the order of the rows.
         index = rows // self.context.plan.block_rows
         for block_index in np.unique(index).tolist():
-            block, here = self.context.plan.block(block_index), index == block_index
-            stored = self.features.block(self._names.rows, block)[rows[here] - block.start]
-            out[here] = unscale_rows(stored, self.layout)
+            block = self.context.plan.block(block_index)
+            in_block = index == block_index
+            stored = self.features.block(self._names.rows, block)[rows[in_block] - block.start]
+            out[in_block] = unscale_rows(stored, self.layout)
         return out
-
-    @property
-    def features(self) -> StoreReader:
-        """The feature store."""
-        return self.context.reader("features")
 
     @cached_property
     def layout(self) -> FeatureLayout:
         """Layout of a row."""
+        # A condensed row is a plain vector: its kernel is the inner product, as of a sketch.
         if not keeps_features(self.context):
             return sketch_layout(CONDENSED_WIDTH)
         return FeatureLayout.from_attributes(self.features.attributes["layout"])
 
     @cached_property
     def _centre_rows(self) -> dict[int, Float]:
-        """c_x of view 0 [sample] of every block that a pass has seen in this process."""
+        """c_x of view 0 [sample] by block, computed in the first pass of this process."""
         return {}
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The pure pieces of the landmark samplers; a stage drives their passes over the blocks.
+"""Mathematics of the landmark samplers: distances, draws, seeding and leverage scores.
 
 Every draw is keyed by (seed, stream, round or step, sample id), so the chosen landmarks do not
 depend on block size, workers or the order of calls. Distances are squared distances in kernel
@@ -25,7 +25,11 @@ Index = npt.NDArray[np.int64]
 
 # Below this share of k(x, x) + k(y, y) a squared distance is rounding noise of float32 products.
 SAME = 2.0**-20
-_OVERSAMPLE, _GUMBEL = 101, 103
+# Streams of the keyed draws.
+_OVERSAMPLE = 101
+_SEEDING = 102
+_GUMBEL = 103
+KernelRows = Callable[[Index], Float]
 
 
 def choose_uniform(n_samples: int, count: int, seed: int) -> Index:
@@ -54,11 +58,13 @@ def squared_distance(
         self_y: k(y, y) [y]; None means 1.
     """
     xp = array_namespace(kernel)
-    own_x = 1.0 if self_x is None else xp.astype(self_x, kernel.dtype)[:, None]
-    own_y = 1.0 if self_y is None else xp.astype(self_y, kernel.dtype)[None, :]
-    own = own_x + own_y
-    distance = own - 2.0 * kernel
-    return xp.where(distance > SAME * own, distance, xp.zeros_like(distance))
+    # k(x, x) + k(y, y) - 2 k(x, y)
+    k_xx = 1.0 if self_x is None else xp.astype(self_x, kernel.dtype)[:, None]
+    k_yy = 1.0 if self_y is None else xp.astype(self_y, kernel.dtype)[None, :]
+    largest = k_xx + k_yy
+    distance = largest - 2.0 * kernel
+    # A duplicate must have distance 0: rounding noise would draw it as another landmark.
+    return xp.where(distance > SAME * largest, distance, xp.zeros_like(distance))
 
 
 def oversample(
@@ -118,15 +124,16 @@ def pilot_damping(eigenvalues: Float, n_samples: int, n_pilot: int, n_landmarks:
     Raises:
         StageFailed: the pilot kernel is zero.
     """
+    # Rounding can make the smallest eigenvalues negative.
     values = np.sort(np.maximum(eigenvalues, 0.0))[::-1]
-    whole = float(values.sum())
-    if not whole > 0:
+    trace = float(values.sum())
+    if not trace > 0:
         raise StageFailed(
             "the kernel of the pilot samples is zero",
             where="stages.landmarks",
             expected="samples that differ",
         )
-    tail = max(float(values[n_landmarks:].sum()), 1e-10 * whole)
+    tail = max(float(values[n_landmarks:].sum()), 1e-10 * trace)
     return n_samples / n_pilot * tail / n_landmarks
 
 
@@ -153,10 +160,12 @@ def leverage_scores(
         damping: of ``pilot_damping``.
     """
     xp = array_namespace(pilot_rows)
+    # |L^-1 k_iC|^2: the part of k_ii in the span of the pilot samples
     projected = pilot_rows @ xp.astype(whitening, pilot_rows.dtype).T
     explained = xp.sum(projected * projected, axis=1, dtype=xp.float64)
-    missing = xp.astype(self_kernel, xp.float64) - explained
-    return xp.clip(missing / damping, 2.0**-52, 1.0)
+    residual = xp.astype(self_kernel, xp.float64) - explained
+    # A floor above 0, because the keys of the draw take logarithms of the scores.
+    return xp.clip(residual / damping, 2.0**-52, 1.0)
 
 
 def unit_scores(pilot_rows: Array, whitening: Array, damping: float) -> Array:
@@ -174,6 +183,7 @@ def gumbel_keys(log_scores: Float, sample_id: Index, seed: int) -> Float:
 
     Source: Efraimidis and Spirakis (2006) in the form of the Gumbel trick.
     """
+    # Gumbel noise -log(-log u); the offset keeps u = 0 from giving minus infinity.
     drawn = counter_rng.uniform(seed, _GUMBEL, sample_id) + 2.0**-54
     return np.asarray(log_scores - np.log(-np.log(drawn)))
 
@@ -181,15 +191,10 @@ def gumbel_keys(log_scores: Float, sample_id: Index, seed: int) -> Float:
 def top_m(keys: Float, sample_id: Index, count: int) -> tuple[Float, Index]:
     """The ``count`` largest keys, descending, with their ids; ties by lower id.
 
-    Streams: the result joined with the next block's keys and ids and cut again is the top of both.
+    The result joined with the keys and ids of the next block and cut again is the top of both.
     """
     order = np.lexsort((sample_id, -np.asarray(keys)))[:count]
     return keys[order], sample_id[order]
-
-
-KernelRows = Callable[[Index], Float]
-
-_SEEDING = 102
 
 
 def kmeans_plus_plus(
@@ -203,8 +208,8 @@ def kmeans_plus_plus(
 ) -> tuple[Index, Index]:
     """Choose ``count`` of c candidates by weighted greedy k-means++ in kernel space.
 
-    The chosen come in the order of choice, so a prefix is a choice of its own. Once every candidate
-    coincides with a chosen one, the unused candidates of lowest index fill the rest.
+    They are returned in the order of choice, so a prefix is the choice of a smaller count. Once
+    every candidate coincides with a chosen one, the unused ones of lowest index fill the rest.
     Source: Arthur and Vassilvitskii (2007); greedy trials as in its section 8.
 
     Args:
@@ -213,23 +218,23 @@ def kmeans_plus_plus(
         seed: of the sampler.
         weights: samples that a candidate stands for [candidate]; default 1.
         self_kernel: k(c, c) [candidate]; default the diagonal of an array, else 1.
-        trials: candidates drawn per step, the best is kept; default 2 + ln(count).
+        trials: candidates drawn per step, the best is chosen; default 2 + ln(count).
 
     Returns:
         indices of the chosen [landmark] and, for every candidate, the position of its nearest
         chosen one [candidate].
     """
-    rows, own = _rows_and_diagonal(kernel, self_kernel, weights)
-    mass = np.ones(len(own)) if weights is None else np.asarray(weights, dtype=np.float64)
+    rows, k_cc = _rows_and_diagonal(kernel, self_kernel, weights)
+    mass = np.ones(len(k_cc)) if weights is None else np.asarray(weights, dtype=np.float64)
     trials = seeding_trials(count) if trials is None else trials
-    seeding = Seeding.begin(len(own))
-    seeding = extend_seeding(seeding, rows, own, mass, min(count, len(own)), seed, trials)
+    seeding = Seeding.begin(len(k_cc))
+    seeding = extend_seeding(seeding, rows, k_cc, mass, min(count, len(k_cc)), seed, trials)
     return seeding.chosen, seeding.owner
 
 
 @dataclass(frozen=True)
 class Seeding:
-    """How far k-means++ has come; enough to go on.
+    """State of k-means++ after some steps, from which it continues.
 
     Args:
         chosen: candidates in order of choice [landmark].
@@ -243,7 +248,7 @@ class Seeding:
 
     @classmethod
     def begin(cls, n_candidates: int) -> Seeding:
-        """Nothing chosen yet."""
+        """The state before the first step."""
         return cls(
             np.empty(0, dtype=np.int64),
             np.full(n_candidates, np.inf),
@@ -259,34 +264,39 @@ def seeding_trials(count: int) -> int:
 def extend_seeding(
     seeding: Seeding,
     rows: KernelRows,
-    own: Float,
+    self_kernel: Float,
     mass: Float,
-    upto: int,
+    target: int,
     seed: int,
     trials: int,
 ) -> Seeding:
-    """Go on with k-means++ until ``upto`` candidates are chosen; draws are keyed by the step.
+    """Continue k-means++ until ``target`` candidates are chosen; draws are keyed by the step.
 
     Args:
-        seeding: where to begin.
+        seeding: the state to continue from.
         rows: from indices to kernel values [index, candidate].
-        own: k(c, c) [candidate].
+        self_kernel: k(c, c) [candidate].
         mass: samples that a candidate stands for [candidate].
-        upto: number of chosen candidates at the end, at most all.
+        target: number of chosen candidates at the end, at most all.
         seed: of the sampler.
-        trials: candidates drawn per step, the best is kept.
+        trials: candidates drawn per step, the best is chosen.
     """
     chosen = seeding.chosen.tolist()
-    distance, owner = seeding.distance.copy(), seeding.owner
-    for step in range(len(chosen), upto):
+    distance = seeding.distance.copy()
+    owner = seeding.owner
+    for step in range(len(chosen), target):
+        # Trials drawn in proportion to the squared distance; the first step by mass alone.
         potential = mass * distance if step else mass
         drawn = _draw(potential, seed, step, trials if step else 1)
+        # Every candidate coincides with a chosen one: the first unused index fills the place.
         if not drawn.size:
-            drawn = np.setdiff1d(np.arange(len(own)), chosen)[:1]
-        away = squared_distance(rows(drawn), own[drawn], own)
-        best = int(np.argmin(np.minimum(away, distance) @ mass))
-        closer = away[best] < distance
-        distance, owner = np.minimum(away[best], distance), np.where(closer, step, owner)
+            drawn = np.setdiff1d(np.arange(len(self_kernel)), chosen)[:1]
+        # The trial that lowers the summed distance most is chosen.
+        to_drawn = squared_distance(rows(drawn), self_kernel[drawn], self_kernel)
+        best = int(np.argmin(np.minimum(to_drawn, distance) @ mass))
+        closer = to_drawn[best] < distance
+        distance = np.minimum(to_drawn[best], distance)
+        owner = np.where(closer, step, owner)
         # A chosen candidate never comes again, and belongs to itself unless it is a duplicate.
         distance[drawn[best]] = 0.0
         chosen.append(int(drawn[best]))
@@ -318,14 +328,15 @@ def reduce_candidates(
 def _rows_and_diagonal(
     kernel: Float | KernelRows, self_kernel: Float | None, weights: Float | None
 ) -> tuple[KernelRows, Float]:
+    """The function from indices to kernel rows, and k(c, c) [candidate]."""
     if callable(kernel):
         if self_kernel is None and weights is None:
             raise ValueError("a kernel function needs weights or a self kernel to tell its size")
-        own = np.ones(len(weights)) if self_kernel is None else self_kernel  # type: ignore[arg-type]
-        return kernel, np.asarray(own, dtype=np.float64)
+        k_cc = np.ones(len(weights)) if self_kernel is None else self_kernel  # type: ignore[arg-type]
+        return kernel, np.asarray(k_cc, dtype=np.float64)
     values = np.asarray(kernel)
-    own = np.diagonal(values) if self_kernel is None else self_kernel
-    return lambda index: values[index], np.asarray(own, dtype=np.float64)
+    k_cc = np.diagonal(values) if self_kernel is None else self_kernel
+    return lambda index: values[index], np.asarray(k_cc, dtype=np.float64)
 
 
 def _draw(potential: Float, seed: int, step: int, trials: int) -> Index:
@@ -333,6 +344,7 @@ def _draw(potential: Float, seed: int, step: int, trials: int) -> Index:
     cumulated = np.cumsum(potential)
     if not cumulated[-1] > 0:
         return np.zeros(0, dtype=np.int64)
-    wanted = counter_rng.uniform(seed, _SEEDING, step, np.arange(trials)) * cumulated[-1]
-    found = np.searchsorted(cumulated, wanted, side="right")
-    return np.unique(np.minimum(found, np.flatnonzero(potential)[-1])).astype(np.int64)
+    # Inverse of the cumulative distribution; rounding may point beyond the last positive entry.
+    levels = counter_rng.uniform(seed, _SEEDING, step, np.arange(trials)) * cumulated[-1]
+    index = np.searchsorted(cumulated, levels, side="right")
+    return np.unique(np.minimum(index, np.flatnonzero(potential)[-1])).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,11 +12,9 @@ import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.display import describe_columns, display_arrays
-from krepes_ooc.stages.base.cost import Cost, plain_cost
-from krepes_ooc.stages.base.inputs import CLEAN
+from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -34,6 +33,7 @@ from krepes_ooc.stages.landmarks.samplers import (
 from krepes_ooc.stages.landmarks.sampling import choose_uniform, seeding_trials
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
 # Measured on digits and Adult: docs/results.md.
 MIN_AUTO = 1000
@@ -63,6 +63,10 @@ class LandmarksSettings:
 def count_landmarks(settings: LandmarksSettings, n_samples: int) -> int:
     """Number of landmarks m.
 
+    Args:
+        settings: settings of the stage.
+        n_samples: samples of the source.
+
     Raises:
         UsageError: more landmarks than samples.
     """
@@ -87,26 +91,32 @@ class LandmarksInputs(StageInputs):
 
 
 def run(inputs: LandmarksInputs, context: StageContext) -> None:
-    """Choose landmarks over the feature store, compute their clean rows, seal."""
-    rows, weight = choose_landmarks(context)
-    sample_id = _positions(context, rows)
+    """Choose landmarks over the features store, compute their clean rows, seal."""
+    features = inputs.features
+    recipe = inputs.recipe
+    rows, weight = choose_landmarks(inputs, context)
+    # Landmarks are ordered by sample id, whatever the order of the store and of the choice.
+    sample_id = _positions(recipe, rows)
     order = np.argsort(sample_id, kind="stable")
-    sample_id, weight = sample_id[order], weight[order]
-    featurizer = open_featurizer(context)
+    sample_id = sample_id[order]
+    weight = weight[order]
+    # Their rows are those of the clean samples, not of the view that they were chosen on.
+    featurizer = open_featurizer(features, recipe, context)
     stored, _, _ = featurizer.rows(sample_id, CLEAN)
-    layout, centre = featurizer.layout, context.reader("features").array("centre")
-    shown = display_arrays(context.recipe.source, sample_id)
-    own = inner_products.self_kernel(unscale_rows(stored, layout), layout)
+    layout = featurizer.layout
+    self_kernel = inner_products.self_kernel(unscale_rows(stored, layout), layout)
+    centre = features.array("centre")
+    display = display_arrays(recipe.source, sample_id)
     arrays = {
-        **shown.arrays,
+        **display.arrays,
         "view": np.full(len(sample_id), CLEAN, dtype=np.int64),
         "weight": weight,
-        "self_kernel": np.asarray(own),
+        "self_kernel": np.asarray(self_kernel),
         "features": stored,
         "centre": centre,
     }
     sizes = {
-        **shown.sizes,
+        **display.sizes,
         "landmark": len(sample_id),
         "feature": layout.n_features,
         "moment": layout.n_moments,
@@ -115,97 +125,217 @@ def run(inputs: LandmarksInputs, context: StageContext) -> None:
         load_contract("landmarks"),
         sizes,
         arrays=tuple(arrays),
-        array_attributes=shown.array_attributes,
+        array_attributes=display.array_attributes,
     )
+    # Layout, centre and probes are copied, so that new samples are explained from this store alone.
     attributes = {
         "sampler": context.settings.sampler,
         "layout": layout.to_attributes(),
         "centre_self": inner_products.centre_self(centre),
-        "columns": describe_columns(context.recipe.source),
-        "probes": context.reader("features").attributes["probes"],
+        "columns": describe_columns(recipe.source),
+        "probes": features.attributes["probes"],
     }
     write_whole(context, spec, arrays, attributes)
 
 
-def choose_landmarks(context: StageContext) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Store rows of the landmarks, and how many samples each stands for."""
-    n, settings = context.plan.n_samples, context.settings
-    count = count_landmarks(settings, n)
-    if settings.sampler == "uniform" or count == n:
+def choose_landmarks(
+    inputs: LandmarksInputs, context: StageContext
+) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """Store rows of the landmarks [landmark], and the number of samples nearest to each [landmark].
+
+    Args:
+        inputs: features and seed.
+        context: the running stage.
+    """
+    settings = context.settings
+    seed = inputs.recipe.seed
+    n_samples = context.plan.n_samples
+    count = count_landmarks(settings, n_samples)
+    # A uniform choice, or one of all samples, needs no pass: each landmark counts the same.
+    if settings.sampler == "uniform" or count == n_samples:
         context.progress.begin("landmarks", 1, 0)
-        rows = choose_uniform(n, count, context.recipe.seed)
-        return rows, np.full(count, n / count)
-    rows, weight = SAMPLERS[settings.sampler](context, count).choose()
-    return _topped_up(rows, weight, count, n, context.recipe.seed)
+        rows = choose_uniform(n_samples, count, seed)
+        return rows, np.full(count, n_samples / count)
+    sampler = SAMPLERS[settings.sampler](inputs.features, context, seed, count)
+    rows, weight = sampler.choose()
+    return _topped_up(rows, weight, count, n_samples, seed)
 
 
 def _topped_up(
-    rows: Ids, weight: npt.NDArray[np.float64], count: int, n: int, seed: int
+    rows: Ids, weight: npt.NDArray[np.float64], count: int, n_samples: int, seed: int
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Fill up with uniform rows of weight 0 where duplicates left too few candidates."""
-    if len(rows) < count:
-        keyed = int(counter_rng.bits(seed, _TOP_UP_STREAM))
-        others = counter_rng.Bijection(n, keyed)(np.arange(min(n, count + len(rows))))
-        extra = others[~np.isin(others, rows)][: count - len(rows)]
-        rows, weight = np.concatenate([rows, extra]), np.append(weight, np.zeros(len(extra)))
-    return rows, weight
+    """Rows and weights, filled up with uniform rows of weight 0 where duplicates left too few."""
+    if len(rows) >= count:
+        return rows, weight
+    # count + len(rows) distinct rows hold at least ``count`` that are not chosen yet.
+    keyed = int(counter_rng.bits(seed, _TOP_UP_STREAM))
+    drawn = counter_rng.Bijection(n_samples, keyed)(np.arange(min(n_samples, count + len(rows))))
+    extra = drawn[~np.isin(drawn, rows)][: count - len(rows)]
+    return np.concatenate([rows, extra]), np.append(weight, np.zeros(len(extra)))
 
 
-def _positions(context: StageContext, rows: Ids) -> Ids:
-    """Source positions of store rows."""
-    order = context.recipe.order
+def _positions(recipe: RecipeInputs, rows: Ids) -> Ids:
+    """Source positions [landmark] of store rows [landmark]."""
+    order = recipe.order
     return np.array([order.positions(row, row + 1)[0] for row in rows.tolist()], dtype=np.int64)
 
 
-def predict(shape: AuditSizes, settings: LandmarksSettings) -> Cost:
+def estimate_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
     """A choice in passes over view 0, then the clean rows of the chosen through the network."""
-    m, width = shape.n_landmarks, shape.n_features
-    chosen, closing = _choosing(shape, settings), 20 * m * width
-    need = chosen.need
-    first = need.fixed + need.per_worker
-    # A map to the landmarks or candidates lies there, a short row range and their own kernel.
-    many = max(m, round(m * settings.oversampling * settings.rounds))
-    own = 4 * many * shape.n_selection + 16 * shape.n_moments
-    device = MemoryNeed(
-        own, shape.plan.sub_rows * (8 * shape.n_selection + 16 * many) + 32 * many**2
-    )
-    return plain_cost(
-        chosen.units,
-        m * (2 * width + 64) + 8 * shape.n_moments,
-        replace(need, fixed=max(need.fixed, closing - need.per_worker)),
-        chosen.flops.total,
-        chosen.scratch.total,
-        freed_early=max(0, first - closing),
-        device=device,
+    m = sizes.n_landmarks
+    width = sizes.n_features
+    choice = _CHOICES[settings.sampler](sizes, settings)
+    worker = choice.worker_memory.bytes
+    clean_rows = Term("clean rows: float16 and float32, batches and self kernels", f32(m, width), 5)
+    # Phases: the passes of the choice, then the clean rows, when no worker computes any more.
+    phases = dict(choice.memory.phases)
+    phases["clean rows"] = (clean_rows, Term("memory of one worker", worker, -1))
+    by_then_free = Term(clean_rows.label, clean_rows.size, -clean_rows.times)
+    return replace(
+        choice,
+        disk=Quantity.of(
+            Term("feature rows", f16(m, width)),
+            Term("ids, weights, k(x, x) and display of a landmark", f64(m), 8),
+            Term("centre", f64(sizes.n_moments)),
+        ),
+        memory=Quantity(phases),
+        freed_early=choice.memory.plus(Term("memory of one worker", worker), by_then_free),
+        device_memory=_device_memory(sizes, settings),
+        device_task_memory=_device_task_memory(sizes, settings),
     )
 
 
-def _choosing(shape: AuditSizes, settings: LandmarksSettings) -> Cost:
-    """Passes over view 0; a worker holds a short row range against all candidates."""
-    n, m, width = shape.plan.n_samples, shape.n_landmarks, shape.n_selection
-    sub_rows, tasks = shape.plan.sub_rows, shape.plan.n_blocks
-    if settings.sampler == "uniform":
-        return Cost()
-    if settings.sampler == "kmeans++":
-        pool = min(n, POOL * m)
-        need = MemoryNeed(pool * (4 * width + 128), sub_rows * (8 * width + 12 * m), tasks)
-        flops = 2.0 * m * seeding_trials(m) * pool * width + 2.0 * n * width * m
-        return plain_cost(-(-m // ROUND) + 2, need=need, flops=flops, scratch=24 * pool)
-    if settings.sampler == "leverage":
-        pilot = min(n, PILOT * m)
-        per_worker = sub_rows * (8 * width + 24 * pilot) + 16 * shape.plan.block_rows
-        need = MemoryNeed(20 * pilot * width + 40 * pilot**2, per_worker, tasks)
-        return plain_cost(3, need=need, flops=2.0 * n * pilot * (width + pilot))
-    drawn = m * settings.oversampling * settings.rounds  # on average
+def _device_memory(sizes: AuditSizes, settings: LandmarksSettings) -> Quantity:
+    """Device memory of the kernel map to the landmarks or candidates."""
+    return Quantity.of(
+        Term("landmarks or candidates", f32(_n_columns(sizes, settings), sizes.n_selection)),
+        Term("centre in both types", f64(sizes.n_moments), 2),
+    )
+
+
+def _device_task_memory(sizes: AuditSizes, settings: LandmarksSettings) -> Quantity:
+    """Device memory of one product, or of the kernel among landmarks or candidates."""
+    sub_rows = sizes.plan.sub_rows
+    n_columns = _n_columns(sizes, settings)
+    return Quantity.of(
+        Term("rows of a product in float32", f32(sub_rows, sizes.n_selection), 2),
+        Term("kernel values of a product", f32(sub_rows, n_columns), 4),
+        Term("kernel among landmarks or candidates", f64(n_columns, n_columns), 4),
+    )
+
+
+def _n_columns(sizes: AuditSizes, settings: LandmarksSettings) -> int:
+    """Landmarks, or the candidates that the rounds draw on average if these are more."""
+    drawn = round(sizes.n_landmarks * settings.oversampling * settings.rounds)
+    return max(sizes.n_landmarks, drawn)
+
+
+def _uniform_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
+    """A uniform choice needs no pass."""
+    return Cost(memory=Quantity.of())
+
+
+def _kmeans_plus_plus_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
+    """Greedy k-means++ on a pool, then a pass for the weights."""
+    n_samples = sizes.plan.n_samples
+    m = sizes.n_landmarks
+    width = sizes.n_selection
+    sub_rows = sizes.plan.sub_rows
+    # The pool stays in memory: every landmark needs kernel values to all of its samples.
+    pool = min(n_samples, POOL * m)
+    return Cost(
+        units=-(-m // ROUND) + 2,
+        memory=Quantity.of(
+            Term("rows of the pool", f32(pool, width)),
+            Term("distances, draws and kernel rows of the pool", f64(pool), 16),
+        ),
+        worker_memory=Quantity.of(
+            Term("rows of a product in float32", f32(sub_rows, width), 2),
+            Term("kernel values of a product", f32(sub_rows, m), 3),
+        ),
+        parallel_tasks=sizes.plan.n_blocks,
+        flops=Quantity.of(
+            Term("seeding", 2.0 * m * seeding_trials(m) * pool * width),
+            Term("weights", 2.0 * n_samples * width * m),
+        ),
+        scratch=Quantity.of(Term("chosen, distances and owners", f64(pool), 3)),
+    )
+
+
+def _leverage_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
+    """A pilot kernel, a pass for the scores and one for the weights."""
+    n_samples = sizes.plan.n_samples
+    width = sizes.n_selection
+    sub_rows = sizes.plan.sub_rows
+    # The pilot kernel is factorised whole; a worker projects short row ranges on it.
+    pilot = min(n_samples, PILOT * sizes.n_landmarks)
+    return Cost(
+        units=3,
+        memory=Quantity.of(
+            Term("rows of the pilot samples in float32 and float64", f32(pilot, width), 5),
+            Term("pilot kernel, its factor and whitening", f64(pilot, pilot), 5),
+        ),
+        worker_memory=Quantity.of(
+            Term("rows of a product in float32", f32(sub_rows, width), 2),
+            Term("kernel values of a product, whitened", f64(sub_rows, pilot), 3),
+            Term("scores and keys of a block", f64(sizes.plan.block_rows), 2),
+        ),
+        parallel_tasks=sizes.plan.n_blocks,
+        flops=Quantity.of(Term("scores", 2.0 * n_samples * pilot * (width + pilot))),
+    )
+
+
+def _kmeans_parallel_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
+    """Rounds of k-means||, then weighted k-means++ among the candidates."""
+    n_samples = sizes.plan.n_samples
+    width = sizes.n_selection
+    sub_rows = sizes.plan.sub_rows
+    # The number of candidates is random: four standard deviations above its mean.
+    drawn = sizes.n_landmarks * settings.oversampling * settings.rounds
     candidates = math.ceil(drawn + 4 * math.sqrt(drawn)) + 1
-    per_worker = sub_rows * (8 * width + 12 * candidates)
-    # After the passes, three kernels among the candidates in float64, while one is normalised.
-    passing = 60 * n + 8 * candidates * width + 24 * shape.n_moments
-    ending = 60 * n + 16 * candidates * width + 25 * candidates**2 + 24 * shape.n_moments
-    need = MemoryNeed(max(passing, ending - per_worker), per_worker, tasks)
-    flops = 2.0 * n * (width * candidates + shape.n_moments)
-    scratch = (settings.rounds + 1) * (12 * n + 8 * candidates)
-    return plain_cost(settings.rounds + 2, need=need, flops=flops, scratch=scratch)
+    worker = (
+        Term("rows of a product in float32", f32(sub_rows, width), 2),
+        Term("kernel values of a product", f32(sub_rows, candidates), 3),
+    )
+    state = Term("distance and owner of every sample, their copies and order", 60 * n_samples)
+    centre = Term("centre in both types", f64(sizes.n_moments), 3)
+    rows = f32(candidates, width)
+    return Cost(
+        units=settings.rounds + 2,
+        memory=Quantity(
+            {
+                "rounds": (state, Term("rows of the candidates", rows, 2), centre),
+                # While one is normalised there are three kernels of the candidates in float64.
+                "reduction": (
+                    state,
+                    Term("rows of the candidates in float32 and float64", rows, 4),
+                    Term("kernels of the candidates and a mask", 25 * candidates**2),
+                    centre,
+                    Term("memory of one worker", Quantity.of(*worker).bytes, -1),
+                ),
+            }
+        ),
+        worker_memory=Quantity.of(*worker),
+        parallel_tasks=sizes.plan.n_blocks,
+        flops=Quantity.of(
+            Term("distances and centre", 2.0 * n_samples * (width * candidates + sizes.n_moments))
+        ),
+        scratch=Quantity.of(
+            Term(
+                "distance, owner and candidates of a round",
+                12 * n_samples + f64(candidates),
+                settings.rounds + 1,
+            )
+        ),
+    )
+
+
+_CHOICES: dict[str, Callable[[AuditSizes, LandmarksSettings], Cost]] = {
+    "kmeans-parallel": _kmeans_parallel_cost,
+    "kmeans++": _kmeans_plus_plus_cost,
+    "leverage": _leverage_cost,
+    "uniform": _uniform_cost,
+}
 
 
 STAGE = Stage(
@@ -215,7 +345,7 @@ STAGE = Stage(
     store="landmarks",
     settings=LandmarksSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="the samples that span the kernel subspace",
     parallel="passes",
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.moments.moments import Moments
+from krepes_ooc.storage.store_reader import StoreReader
 
 
-def read_moments(context: StageContext) -> Moments:
-    """The sealed moments; second moments of a single tile are mapped, not copied."""
-    reader = context.reader("moments")
+def read_moments(moments: StoreReader) -> Moments:
+    """The sealed moments; second moments of a single tile are mapped, not copied.
+
+    Args:
+        moments: reader of the store ``moments``.
+    """
     return Moments(
-        reader.array("mean"), reader.whole("second"), int(reader.attributes["n_samples"])
+        moments.array("mean"), moments.whole("second"), int(moments.attributes["n_samples"])
     )

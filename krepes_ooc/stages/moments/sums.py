@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.core.blocks import tile_slices
 from krepes_ooc.errors import StageFailed
-
-Array = Any
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class MomentSums:
 
 
 def pair_index(n_views: int) -> tuple[tuple[int, int], ...]:
-    """All view pairs (a, b) with a <= b, in the order in which products are kept."""
+    """All view pairs (a, b) with a <= b, in the order of ``MomentSums.products``."""
     return tuple((a, b) for a in range(n_views) for b in range(a, n_views))
 
 
@@ -57,6 +55,7 @@ def block_shift(views: Sequence[Array]) -> Array:
     xp = array_namespace(*views)
     total = sum(xp.sum(K, axis=0, dtype=xp.float64) for K in views)
     mean = total / (len(views) * views[0].shape[0])
+    # Round to the type of the block: K - shift is then exact where both are close.
     return xp.astype(xp.astype(mean, views[0].dtype), xp.float64)
 
 
@@ -77,23 +76,27 @@ def moment_sums(
     if sub_rows < 1 or any(K.shape != views[0].shape for K in views):
         raise ValueError(f"shapes {[K.shape for K in views]} with sub_rows {sub_rows}")
     xp = array_namespace(*views)
-    (rows, m), pairs = views[0].shape, pair_index(len(views))
-    shift, here = xp.astype(shift, views[0].dtype), {"device": device(views[0])}
+    rows, m = views[0].shape
+    pairs = pair_index(len(views))
+    placement = {"device": device(views[0])}
+    shift = xp.astype(shift, views[0].dtype)
+    # Accumulators in float64; products stay in the type of the block.
     total = into or MomentSums(
         0,
         xp.astype(shift, xp.float64),
-        xp.zeros((len(views), m), dtype=xp.float64, **here),
-        xp.zeros((len(pairs), m, m), dtype=xp.float64, **here),
+        xp.zeros((len(views), m), dtype=xp.float64, **placement),
+        xp.zeros((len(pairs), m, m), dtype=xp.float64, **placement),
     )
     for start in range(0, rows, sub_rows):
         stop = min(start + sub_rows, rows)
+        # Deviations B_a = K_a - shift, small against K: no cancellation at the end.
         B = [K[start:stop, :] - shift for K in views]
-        # Column sums as a product: the deviations are small, and it is as exact as their Gram.
-        ones = xp.ones((1, stop - start), dtype=shift.dtype, **here)
+        # s_a += 1^T B_a. As a product it is as exact as the Gram matrix of the deviations.
+        ones = xp.ones((1, stop - start), dtype=shift.dtype, **placement)
         for a, deviation in enumerate(B):
             total.sums[a, :] += xp.astype((ones @ deviation)[0, :], xp.float64)
+        # G_ab += B_a^T B_b; for a == b both factors are one array, so BLAS runs syrk.
         for index, (a, b) in enumerate(pairs):
-            # a == b: one array, so BLAS runs syrk.
             total.products[index, :, :] += B[a].T @ B[b]
     return MomentSums(total.rows + rows, total.shift, total.sums, total.products)
 
@@ -127,11 +130,14 @@ def finish(sums: MomentSums) -> tuple[Array, Array]:
         raise StageFailed("no sample", where="moments", expected="at least one kernel row")
     xp = array_namespace(sums.sums)
     p, m = sums.sums.shape
+    # s_a / n: the mean about the shift.
     deviation = sums.sums / sums.rows
     second = xp.empty((p, p, m, m), dtype=xp.float64, device=device(sums.sums))
     for index, (a, b) in enumerate(pair_index(p)):
+        # C_ab = G_ab / n - (s_a / n)(s_b / n)^T; the shift cancels.
         C = sums.products[index, :, :] / sums.rows
         C = C - deviation[a, :, None] * deviation[b, None, :]
+        # Off-diagonal rounding of a product that was not syrk is averaged out.
         if a == b:
             C = (C + C.T) / 2
         second[a, b, :, :] = C
@@ -139,7 +145,7 @@ def finish(sums: MomentSums) -> tuple[Array, Array]:
     return deviation + sums.shift[None, :], second
 
 
-def tiles(n_landmarks: int) -> tuple[tuple[slice, slice], ...]:
+def landmark_tiles(n_landmarks: int) -> tuple[tuple[slice, slice], ...]:
     """Landmark ranges (left, right), left <= right, that cover one triangle of the moments.
 
     A single tile up to ``blocks.TILE`` landmarks. Moments too large for memory are summed tile
@@ -185,23 +191,27 @@ def cross_sums(
         into: sums to which these are added in place; not to be used again.
     """
     xp = array_namespace(*left, *right)
-    p, (rows, m), width = len(left), left[0].shape, right[0].shape[1]
-    here = {"dtype": xp.float64, "device": device(left[0])}
+    p = len(left)
+    rows, m = left[0].shape
+    width = right[0].shape[1]
+    placement = {"dtype": xp.float64, "device": device(left[0])}
     left_shift = xp.astype(left_shift, left[0].dtype)
     right_shift = xp.astype(right_shift, left[0].dtype)
     total = into or CrossSums(
         0,
-        xp.zeros((p, m), **here),
-        xp.zeros((p, width), **here),
-        xp.zeros((p, p, m, width), **here),
+        xp.zeros((p, m), **placement),
+        xp.zeros((p, width), **placement),
+        xp.zeros((p, p, m, width), **placement),
     )
     for start in range(0, rows, sub_rows):
         stop = min(start + sub_rows, rows)
+        # Deviations of both landmark ranges from their shifts.
         B = [K[start:stop, :] - left_shift for K in left]
         D = [K[start:stop, :] - right_shift for K in right]
         for a in range(p):
             total.left[a, :] += xp.sum(B[a], axis=0, dtype=xp.float64)
             total.right[a, :] += xp.sum(D[a], axis=0, dtype=xp.float64)
+            # G_ab += B_a^T D_b. Off the diagonal no symmetry links (a, b) to (b, a): all pairs.
             for b in range(p):
                 total.products[a, b, :, :] += B[a].T @ D[b]
     return CrossSums(total.rows + rows, total.left, total.right, total.products)
@@ -222,5 +232,7 @@ def finish_cross(sums: CrossSums) -> Array:
 
     The mirrored tile is C_ba[right, left] = C_ab[left, right]^T.
     """
-    left, right = sums.left / sums.rows, sums.right / sums.rows
+    left = sums.left / sums.rows
+    right = sums.right / sums.rows
+    # C_ab = G_ab / n - (s_a / n)(s_b / n)^T.
     return sums.products / sums.rows - left[:, None, :, None] * right[None, :, None, :]

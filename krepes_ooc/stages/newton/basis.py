@@ -1,9 +1,8 @@
-"""Solve in another basis of coefficients: A = T B, so that damping is measured in another norm.
+"""Change of basis of the coefficients, A = T B, so that damping is measured in another norm.
 
-With T = U_r Lambda_r^(-1/2) of the landmark kernel K_mm = U Lambda U^T, the plain norm of B is the
-norm of the embedding's function, |B|^2 = tr(A^T K_mm A): damping in the kernel's own (RKHS) metric.
-An objective in B is the same objective on kernel rows k^T T, hence on T^T C T, so that nothing but
-its input changes.
+With T = U_r Lambda_r^(-1/2) of the landmark kernel K_mm = U Lambda U^T, the Euclidean norm of B is
+the RKHS norm of the embedding function, |B|^2 = tr(A^T K_mm A). An objective in B is the same
+objective on kernel rows k^T T, hence on T^T C T: only its input changes.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, BlockFunction
+from krepes_ooc.core.array_columns import Array, BlockFunction
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.interface import Stream
@@ -36,18 +35,21 @@ class Basis:
 
     @classmethod
     def rkhs(cls, eigenvalues: Array, eigenvectors: Array, rank: int) -> Basis:
-        """The basis in which the plain norm is the RKHS norm.
+        """The basis in which the Euclidean norm is the RKHS norm.
 
         Args:
             eigenvalues: of the landmark kernel, descending [landmark].
             eigenvectors: U [landmark, landmark_].
-            rank: directions to keep, at most the usable rank.
+            rank: number of directions r, at most the usable rank.
         """
-        root, U = np.sqrt(eigenvalues[:rank]), eigenvectors[:, :rank]
+        root = np.sqrt(eigenvalues[:rank])
+        U = eigenvectors[:, :rank]
+        # T = U Lambda^(-1/2) and T^+ = Lambda^(1/2) U^T.
         return cls(U / root, (U * root).T)
 
     def moments(self, moments: Moments) -> Moments:
-        """Moments of the rows k^T T."""
+        """Moments of the rows k^T T: mu_a^T T and T^T C_ab T."""
+        # E[T^T k_a] = T^T mu_a; a linear map of the rows acts on C_ab from both sides.
         second = self.T.T @ moments.second @ self.T
         return Moments(moments.mean @ self.T, second, moments.n_samples)
 
@@ -91,13 +93,13 @@ def in_basis(stream: Stream, T: Array) -> ChangedStream:
     return ChangedStream(stream, partial(_times, T))
 
 
-def in_double(stream: Stream) -> ChangedStream:
-    """The stream in float64, so that every product is.
+def in_float64(stream: Stream) -> ChangedStream:
+    """The stream in float64, so that every product is in float64.
 
     Products of float32 blocks leave a relative residual of about 1e-6 where the damping is small;
     a solve that starts from such a step reaches rounding level in a few passes over this stream.
     """
-    return ChangedStream(stream, _double)
+    return ChangedStream(stream, _to_float64)
 
 
 def _changed(
@@ -110,6 +112,6 @@ def _times(T: Array, K: Any) -> Any:
     return K @ array_namespace(K).astype(T, K.dtype, copy=False)
 
 
-def _double(K: Any) -> Any:
+def _to_float64(K: Any) -> Any:
     xp = array_namespace(K)
     return xp.astype(K, xp.float64)

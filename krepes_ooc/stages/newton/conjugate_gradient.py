@@ -1,9 +1,9 @@
 """Preconditioned conjugate gradients for several damped systems that share their products.
 
-The method does not know where products come from. Several dampings, and several right-hand sides,
+The method is independent of how products are computed. Several dampings, and right-hand sides,
 are columns of one solve: they share every product, hence every pass over the data. A solve that
-does not converge is a result with advice, never an exception. All arrays lie where the right-hand
-side lies; which columns go on is all that the host asks of them in an iteration.
+does not converge is a result with advice, never an exception. All arrays are on the device of the
+right-hand side; an iteration transfers nothing to the host but the indices of active columns.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array, asarray_like, dots, put_columns, take_columns
+from krepes_ooc.core.array_columns import Array, asarray_like, dots, put_columns, take_columns
 
 Operator = Callable[[Array], Array]
-Mask = Any  # of booleans, where the arrays lie
-Counts = Any  # of whole numbers, where the arrays lie
+Mask = Any  # booleans, on the device of the arrays
+Counts = Any  # integers, on the device of the arrays
 
 
 class Preconditioner(Protocol):
@@ -33,9 +33,9 @@ class Preconditioner(Protocol):
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solver found; one column for each damping or right-hand side.
+    """Solution of damped systems; one column for each damping or right-hand side.
 
-    A system of one column given without column axis has no column axis here either.
+    A system of one column given without column axis has a solution without column axis.
 
     Args:
         step: X [landmark, component, column].
@@ -97,37 +97,43 @@ def conjugate_gradient(
     """Solve (H + damping I) X = R by preconditioned conjugate gradients (Hestenes, Stiefel 1952).
 
     Columns share each product and stop one by one. When the recursion says that all are done, the
-    true residual is computed; a column that is not within the tolerance goes on from it, as long
+    true residual is computed; a column that is not within the tolerance restarts from it, as long
     as that at least halves it.
 
     Args:
         product: V -> H V for V [landmark, component, column], H symmetric and >= 0.
         rhs: R [landmark, component] for all dampings, or [landmark, component, column].
-        damping: one positive number, or one for each column; on the host.
+        damping: lambda > 0, one number or one for each column; on the host.
         preconditioner: ``apply(R, damping)``, near the inverse of H + damping I.
         tolerance: largest allowed |residual| / |R|, per column.
         max_iterations: largest number of iterations, one product each.
-        guess: where to start, shaped like the step (default 0).
-        state: what an earlier solve of the same system handed to ``checkpoint``; the solve goes on
-            from it, bit for bit as if it had not been interrupted.
+        guess: first iterate, shaped like the step (default 0).
+        state: last state that an earlier solve of the same system passed to ``checkpoint``; the
+            solve resumes from it, bit for bit as if it had not been interrupted.
         checkpoint: called with the state after every product that led to a new one.
 
     Raises:
         ValueError: a damping is not positive, or the shapes do not belong together.
     """
-    xp, plain = array_namespace(rhs), rhs.ndim == 2 and is_scalar(damping)
-    rhs = rhs if rhs.ndim == 3 else rhs[..., None]
-    system = _System(product, *_together(rhs, as_dampings(damping)), preconditioner)
+    xp = array_namespace(rhs)
+    single_column = rhs.ndim == 2 and is_scalar(damping)
+    # One right-hand side and one damping for every column.
+    columns = rhs if rhs.ndim == 3 else rhs[..., None]
+    system = _System(product, *_broadcast_columns(columns, as_dampings(damping)), preconditioner)
     rhs = system.rhs
     if state is None:
         start = xp.zeros_like(rhs) if guess is None else xp.reshape(guess, rhs.shape)
         state = system.begin(start, guess is not None)
-    image, restart = xp.zeros_like(rhs), True
+    image = xp.zeros_like(rhs)
+    restart = True
     while restart:
-        while _goes_on(state, max_iterations) and (active := _active(state, tolerance)).size:
+        # Iterate until the recursion reports convergence of every column.
+        while _below(state, max_iterations) and (active := _active(state, tolerance)).size:
             state = system.advance(state, active)
             if checkpoint is not None:
                 checkpoint(state)
+        # The recursion drifts from the true residual R - (H + lambda I) X: compute that, and
+        # restart the columns where it is still too large.
         image = product(state.step)
         state, restart = system.verify(state, image, tolerance)
         if restart and checkpoint is not None:
@@ -141,7 +147,7 @@ def conjugate_gradient(
         residual=state.history,
         advice=_advice(state, tolerance),
     )
-    return without_columns(solution) if plain else solution
+    return without_columns(solution) if single_column else solution
 
 
 @dataclass(frozen=True)
@@ -154,35 +160,46 @@ class _System:
     preconditioner: Preconditioner | None
 
     def begin(self, step: Array, guessed: bool) -> CGState:
+        """The state before the first iteration, at X = step; X = 0 costs no product."""
+        # R_0 = R - (H + lambda I) X_0, Z_0 = M^(-1) R_0, P_0 = Z_0.
         R = residual_of(self.product(step), self.rhs, self.shifts, step) if guessed else self.rhs
-        xp, (columns,), here = array_namespace(R), self.shifts.shape, device(R)
         Z = self._precondition(R, self.shifts)
+        xp = array_namespace(R)
+        (columns,) = self.shifts.shape
+        placement = device(R)
         return CGState(
             step=step,
             residual=R,
             direction=Z,
             rz=dots(R, Z),
             relative=norms(R) / rhs_norm(self.rhs),
-            verified=xp.full(columns, math.inf, dtype=xp.float64, device=here),
-            used=xp.zeros(columns, dtype=xp.int64, device=here),
-            history=xp.empty((0, columns), dtype=xp.float64, device=here),
+            verified=xp.full(columns, math.inf, dtype=xp.float64, device=placement),
+            used=xp.zeros(columns, dtype=xp.int64, device=placement),
+            history=xp.empty((0, columns), dtype=xp.float64, device=placement),
         )
 
     def advance(self, state: CGState, active: Counts) -> CGState:
         """One iteration of the active columns; the others keep their bits."""
-        xp, P = array_namespace(state.rz), take_columns(state.direction, active)
-        rz, shifts = take_columns(state.rz, active), take_columns(self.shifts, active)
+        xp = array_namespace(state.rz)
+        P = take_columns(state.direction, active)
+        rz = take_columns(state.rz, active)
+        shifts = take_columns(self.shifts, active)
+        # Q = (H + lambda I) P.
         Q = self.product(P) + shifts * P
         curvature = dots(P, Q)
-        # No positive curvature (or a NaN) means that rounding has taken over: stop the column.
-        sound = curvature > 0
-        length = xp.where(sound, rz, 0.0) / xp.where(sound, curvature, 1.0)
-        X = take_columns(state.step, active) + length * P
-        R = take_columns(state.residual, active) - length * xp.where(sound, Q, 0.0)
+        # Not positive (or NaN): rounding has taken over; the column stops with alpha = 0.
+        positive = curvature > 0
+        # alpha = <R, Z> / <P, Q>.
+        alpha = xp.where(positive, rz, 0.0) / xp.where(positive, curvature, 1.0)
+        # X <- X + alpha P,  R <- R - alpha Q.
+        X = take_columns(state.step, active) + alpha * P
+        R = take_columns(state.residual, active) - alpha * xp.where(positive, Q, 0.0)
+        # Z = M^(-1) R and beta = <R, Z>_next / <R, Z>; the next direction is Z + beta P.
         Z = self._precondition(R, shifts)
-        rz_next = xp.where(sound, xp.maximum(dots(R, Z), 0.0), 0.0)
-        reached = norms(R) / rhs_norm(take_columns(self.rhs, active))
-        relative = put_columns(state.relative, active, reached)
+        rz_next = xp.where(positive, xp.maximum(dots(R, Z), 0.0), 0.0)
+        # |R| / |rhs| of the recursion decides which columns stay active.
+        relative_residual = norms(R) / rhs_norm(take_columns(self.rhs, active))
+        relative = put_columns(state.relative, active, relative_residual)
         return CGState(
             step=put_columns(state.step, active, X),
             residual=put_columns(state.residual, active, R),
@@ -195,58 +212,70 @@ class _System:
         )
 
     def verify(self, state: CGState, image: Array, tolerance: float) -> tuple[CGState, bool]:
-        """True residuals from H X; restart the columns that the recursion gave up too early."""
+        """True residuals from the image H X; restart the columns that stopped too early.
+
+        Returns:
+            The state with true residuals, and whether a column was restarted.
+        """
         R = residual_of(image, self.rhs, self.shifts, state.step)
         true = norms(R) / rhs_norm(self.rhs)
+        # Too early: the recursion says converged, the true residual does not. Halving it since the
+        # last check is the condition to try again: below that, products are too inexact.
         early = (true > tolerance) & (state.relative <= tolerance) & (2 * true < state.verified)
         xp = array_namespace(early)
-        (again,) = xp.nonzero(early)
-        if not again.size:
+        (restarted,) = xp.nonzero(early)
+        if not restarted.size:
             return replace(state, verified=true), False
-        Z = self._precondition(take_columns(R, again), take_columns(self.shifts, again))
-        restarted = replace(
+        # Steepest descent from the true residual: P = Z = M^(-1) R.
+        R_restarted = take_columns(R, restarted)
+        Z = self._precondition(R_restarted, take_columns(self.shifts, restarted))
+        state_restarted = replace(
             state,
-            residual=put_columns(state.residual, again, take_columns(R, again)),
-            direction=put_columns(state.direction, again, Z),
-            rz=put_columns(state.rz, again, dots(take_columns(R, again), Z)),
+            residual=put_columns(state.residual, restarted, R_restarted),
+            direction=put_columns(state.direction, restarted, Z),
+            rz=put_columns(state.rz, restarted, dots(R_restarted, Z)),
             relative=xp.where(early, true, state.relative),
             verified=true,
         )
-        return restarted, True
+        return state_restarted, True
 
     def _precondition(self, R: Array, shifts: Array) -> Array:
         return R if self.preconditioner is None else self.preconditioner.apply(R, shifts)
 
 
-def _together(rhs: Array, shifts: npt.NDArray[np.float64]) -> tuple[Array, Array]:
-    """Right-hand sides and dampings, one of each for every column, where the first lie.
+def _broadcast_columns(rhs: Array, shifts: npt.NDArray[np.float64]) -> tuple[Array, Array]:
+    """Right-hand sides and dampings, one of each for every column, on the device of the first.
 
     Raises:
         ValueError: their numbers do not belong together.
     """
     if rhs.shape[-1] != len(shifts) and 1 not in (rhs.shape[-1], len(shifts)):
         raise ValueError(f"{rhs.shape[-1]} right-hand sides for {len(shifts)} dampings")
-    there = asarray_like(shifts + np.zeros(rhs.shape[-1]), rhs)
-    return rhs + array_namespace(there).zeros_like(there), there
+    columns = asarray_like(shifts + np.zeros(rhs.shape[-1]), rhs)
+    return rhs + array_namespace(columns).zeros_like(columns), columns
 
 
-def _goes_on(state: CGState, max_iterations: int) -> bool:
+def _below(state: CGState, max_iterations: int) -> bool:
     return int(state.history.shape[0]) < max_iterations
 
 
 def _active(state: CGState, tolerance: float) -> Counts:
-    """Indices of the columns that go on; the host waits for them."""
-    going = (state.relative > tolerance) & (state.rz > 0)
-    return array_namespace(going).nonzero(going)[0]
+    """Indices of the columns that iterate; the host waits for them."""
+    active = (state.relative > tolerance) & (state.rz > 0)
+    return array_namespace(active).nonzero(active)[0]
 
 
 def _advice(state: CGState, tolerance: float) -> str:
-    missed, some = state.verified > tolerance, array_namespace(state.rz).any
-    if not some(missed):
+    """Advice for the columns that did not converge; empty if all did."""
+    any_column = array_namespace(state.rz).any
+    missed = state.verified > tolerance
+    if not any_column(missed):
         return ""
-    if some(missed & (state.relative <= tolerance)):
+    # The recursion converged, the true residual did not.
+    if any_column(missed & (state.relative <= tolerance)):
         return "products are too inexact for this tolerance: loosen it or raise the damping"
-    if some(missed & (state.rz <= 0)):
+    # <R, M^(-1) R> was set to 0: no positive curvature along the direction.
+    if any_column(missed & (state.rz <= 0)):
         return "the curvature lost its sign to rounding: raise the damping"
     return "raise max_iterations or the damping, or take another preconditioner"
 

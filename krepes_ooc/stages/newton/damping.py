@@ -1,8 +1,9 @@
-"""Choose the damping of the Newton step by what the step does to the loss itself.
+"""Choice of the damping of the Newton step by the actual loss after the step.
 
-The curvature leaves out part of the second derivative, so a full step can go uphill. Each damping
-of a grid is therefore judged by its actual loss, by the gain ratio rho, actual over predicted
-decrease (Levenberg 1944, Marquardt 1963), and by how far it moves coefficients and embedding.
+The Gauss-Newton curvature leaves out part of the second derivative, so a full step can increase the
+loss. Each damping of a grid is therefore evaluated by its actual loss, by the gain ratio rho,
+actual over predicted decrease (Levenberg 1944, Marquardt 1963), and by the change of coefficients
+and embedding.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.arrays import Number
+from krepes_ooc.core.array_columns import Number
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.newton.conjugate_gradient import Solution
 from krepes_ooc.stages.newton.objectives.interface import Gradient
 
 Array = npt.NDArray[np.float64]
+# Curvature times squared coefficients below this share of the loss is rounding.
 FLAT = 1e-13
 RELATIVE_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 
 
-class Sizes(Protocol):
-    """Moments of the kernel, wherever they lie."""
+class EmbeddingSizes(Protocol):
+    """Moments of the kernel, on the host or on a device."""
 
     def embedding_rms(self, A: Array, offset: Array | None = None) -> Number:
         """Root mean square of |K A + gamma| over samples and views."""
@@ -32,21 +34,21 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True)
 class DampingSweep:
-    """One Newton step for each damping, judged.
+    """One Newton step for each damping, evaluated.
 
     Args:
         damping: lambda, as added to the curvature [damping].
         damping_relative: lambda in units of the curvature's mean diagonal [damping].
         loss: L(A0 + dA) [damping].
-        predicted: decrease that the quadratic model promises, without damping [damping].
-        rho: (L(A0) - L(A0 + dA)) / predicted; 0 if nothing is promised [damping].
+        predicted: decrease of the quadratic model, without damping [damping].
+        rho: (L(A0) - L(A0 + dA)) / predicted; 0 where the model predicts no decrease [damping].
         step_norm: |dA| [damping].
         embedding_change: rms |K dA| / rms |f| [damping].
         solved: whether the step solves its system [damping].
         loss_start: L(A0).
         start_norm: |A0|.
-        stability: overlap of top landmarks with the step at ten times the damping [damping]; NaN
-            until ``stability`` has been computed from kernel rows.
+        stability: ``top_landmark_overlap`` with the next larger damping [damping]; NaN until it has
+            been computed from kernel rows.
     """
 
     damping: Array
@@ -63,13 +65,14 @@ class DampingSweep:
 
     @property
     def admissible(self) -> npt.NDArray[np.bool_]:
-        """Solved steps that move neither coefficients nor embedding by more than their size."""
+        """Solved steps that change neither coefficients nor embedding by more than their size."""
+        # |dA| <= |A0| and rms |K dA| <= rms |f|: the model is local.
         near = (self.step_norm <= self.start_norm) & (self.embedding_change <= 1.0)
         return near & self.solved & np.isfinite(self.loss)
 
 
 def absolute_damping(relative: npt.ArrayLike, linearisation: Gradient, start: Array) -> Array:
-    """Dampings to solve for: relative ones times the curvature's mean diagonal.
+    """Absolute dampings lambda: relative ones times the mean diagonal tr(H) / (m h).
 
     Args:
         relative: dampings in units of the mean diagonal.
@@ -80,6 +83,7 @@ def absolute_damping(relative: npt.ArrayLike, linearisation: Gradient, start: Ar
         StageFailed: the curvature is zero up to rounding, so that no damping has a meaning.
     """
     unit = float(linearisation.mean_diagonal)
+    # <A0, H A0> is about unit |A0|^2: compared with the loss, it tells curvature from rounding.
     if not unit * np.sum(start**2) > FLAT * abs(linearisation.value):
         raise StageFailed(
             f"the loss {linearisation.value:g} has no curvature at the start (mean {unit:g})",
@@ -93,7 +97,13 @@ def absolute_damping(relative: npt.ArrayLike, linearisation: Gradient, start: Ar
 
 @dataclass(frozen=True)
 class DampingChoice:
-    """The damping that was chosen, whether its step is trusted, and why."""
+    """The chosen damping, whether its step is trusted, and the reason.
+
+    Args:
+        index: of the damping in the sweep.
+        trusted: whether the step is a solved one that lowers the loss and stays near the start.
+        reason: in words.
+    """
 
     index: int
     trusted: bool
@@ -108,26 +118,32 @@ def choose_damping(sweep: DampingSweep) -> DampingChoice:
     lowers = sweep.admissible & (sweep.loss < sweep.loss_start)
     if lowers.any():
         index = int(np.argmin(np.where(lowers, sweep.loss, np.inf)))
-        why = f"lowest loss of {lowers.sum()} admissible dampings that lower it"
-        return DampingChoice(index, True, why)
-    # Prefer a step that was solved, then one that stays near, then the better model.
+        reason = f"lowest loss of {lowers.sum()} admissible dampings that lower it"
+        return DampingChoice(index, True, reason)
+    # Prefer a solved step, then an admissible one, then the larger gain ratio (the last key of
+    # lexsort is the first criterion).
     ratio = np.nan_to_num(sweep.rho, nan=-np.inf, posinf=-np.inf)
     order = np.lexsort((ratio, sweep.admissible, sweep.solved))
-    why = "no admissible damping lowers the loss; largest gain ratio taken"
-    return DampingChoice(int(order[-1]), False, why)
+    reason = "no admissible damping lowers the loss; largest gain ratio taken"
+    return DampingChoice(int(order[-1]), False, reason)
 
 
 def check_fixed_damping(sweep: DampingSweep, index: int) -> DampingChoice:
-    """The damping that a recipe has fixed, and whether its step is one to trust."""
+    """The damping that a recipe has fixed, and whether its step is trusted.
+
+    Args:
+        sweep: with the fixed damping among its dampings.
+        index: of the fixed damping.
+    """
     faults = [
         (not sweep.solved[index], "the step does not reach the tolerance"),
         (not sweep.loss[index] < sweep.loss_start, "the step does not lower the loss"),
         (sweep.step_norm[index] > sweep.start_norm, "the step is longer than the start"),
         (sweep.embedding_change[index] > 1.0, "the step moves the embedding by more than its size"),
     ]
-    found = [words for fault, words in faults if fault]
-    verdict = "; ".join(found) or "the step lowers the loss"
-    return DampingChoice(index, not found, f"damping fixed by the recipe; {verdict}")
+    reasons = [words for fault, words in faults if fault]
+    verdict = "; ".join(reasons) or "the step lowers the loss"
+    return DampingChoice(index, not reasons, f"damping fixed by the recipe; {verdict}")
 
 
 def evaluate_sweep(
@@ -136,10 +152,10 @@ def evaluate_sweep(
     start: Array,
     solution: Solution,
     damping_relative: npt.ArrayLike,
-    moments: Sizes,
+    moments: EmbeddingSizes,
     offset: Array | None = None,
 ) -> DampingSweep:
-    """Judge the steps of a solve by what they did to the loss: no pass.
+    """Evaluate the steps of a solve from their losses: no pass over the data.
 
     Args:
         loss: after the step of each damping, L(A0 + dA) [column].
@@ -147,23 +163,26 @@ def evaluate_sweep(
         start: A0 [landmark, component].
         solution: one step for each damping, [landmark, component, column].
         damping_relative: the dampings in units of the mean diagonal [column].
-        moments: of the kernel, for the size of the embedding.
+        moments: of the kernel, for rms |f| and rms |K dA|.
         offset: gamma [component] of the embedding f = K A + gamma.
     """
-    relative, steps = np.asarray(damping_relative, dtype=np.float64), solution.step
+    relative = np.asarray(damping_relative, dtype=np.float64)
+    steps = solution.step
+    # rho = (L(A0) - L(A0 + dA)) / predicted.
     predicted = predicted_decrease(linearisation, solution)
-    promised = predicted > 0
+    decreases = predicted > 0
     decrease = linearisation.value - loss
+    # rms |K dA| / rms |K A0 + gamma|; the offset does not change.
     size = moments.embedding_rms(start, offset)
-    moved = [moments.embedding_rms(steps[..., column]) for column in range(steps.shape[-1])]
+    change = [moments.embedding_rms(steps[..., column]) for column in range(steps.shape[-1])]
     return DampingSweep(
         damping=relative * linearisation.mean_diagonal,
         damping_relative=relative,
         loss=loss,
         predicted=predicted,
-        rho=np.where(promised, decrease, 0.0) / np.where(promised, predicted, 1.0),
+        rho=np.where(decreases, decrease, 0.0) / np.where(decreases, predicted, 1.0),
         step_norm=np.sqrt(np.einsum("lkc,lkc->c", steps, steps)),
-        embedding_change=np.array(moved) / size if size > 0 else np.full(len(moved), np.inf),
+        embedding_change=np.array(change) / size if size > 0 else np.full(len(change), np.inf),
         solved=solution.converged,
         loss_start=linearisation.value,
         start_norm=float(np.linalg.norm(start)),
@@ -172,29 +191,38 @@ def evaluate_sweep(
 
 
 def predicted_decrease(linearisation: Gradient, solution: Solution) -> Array:
-    """-(<G, dA> + <dA, H dA> / 2), one number for each column of the solution if it has any."""
+    """-(<G, dA> + <dA, H dA> / 2) [column], or one number for a solution without columns.
+
+    The decrease of the undamped quadratic model; H dA is the solution's image, so no product.
+
+    Args:
+        linearisation: the gradient G at the start.
+        solution: steps dA and images H dA.
+    """
     linear = np.einsum("lk,lk...->...", linearisation.gradient, solution.step)
     quadratic = np.einsum("lk...,lk...->...", solution.step, solution.image)
     return np.asarray(-(linear + quadratic / 2.0))
 
 
-def stability(kernel: Array, step: Array, other: Array, count: int = 10) -> float:
-    """Mean overlap of the ``count`` most influential landmarks under two steps.
+def top_landmark_overlap(kernel: Array, step: Array, other: Array, count: int = 10) -> float:
+    """Mean share of the ``count`` most influential landmarks that two steps have in common.
 
-    Influence is |k| |dA_l|, the source method's score.
+    Influence is |k_l| |dA_l|, the source method's score.
 
     Args:
-        kernel: kernel rows of audited samples [audited, landmark].
+        kernel: kernel rows [sample, landmark].
         step: the step of one damping [landmark, component].
         other: the step of another damping.
         count: landmarks compared per sample.
     """
-    top = [_top(kernel, one, count) for one in (step, other)]
-    shared = (top[0][:, :, None] == top[1][:, None, :]).any(axis=2)
-    return float(shared.mean())
+    first = _top_landmarks(kernel, step, count)
+    second = _top_landmarks(kernel, other, count)
+    # Members of the first ranking that occur anywhere in the second.
+    common = (first[:, :, None] == second[:, None, :]).any(axis=2)
+    return float(common.mean())
 
 
-def _top(kernel: Array, step: Array, count: int) -> npt.NDArray[np.intp]:
-    """Indices of the largest scores [audited, rank]; the lower index first among equals."""
+def _top_landmarks(kernel: Array, step: Array, count: int) -> npt.NDArray[np.intp]:
+    """Indices of the largest scores [sample, rank]; the lower index first among equals."""
     score = np.abs(kernel) * np.linalg.norm(step, axis=1)
     return np.argsort(-score, axis=1, kind="stable")[:, :count]

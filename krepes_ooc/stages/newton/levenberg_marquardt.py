@@ -1,8 +1,10 @@
-"""More than one Newton step: Levenberg-Marquardt for objectives that may be iterated.
+"""Levenberg-Marquardt steps for objectives that may be iterated.
 
-One step explains which landmarks move the embedding; several show how far the loss goes from the
-principal components (Levenberg 1944, Marquardt 1963). The bookkeeping is the host's: a step, a
-gradient and a few numbers of each trial.
+One step explains which landmarks change the embedding; several show how low the loss gets from the
+principal components. All arrays of this module are on the host: a step, a gradient and a few
+numbers of each trial.
+Source: Levenberg (1944), Marquardt (1963); acceptance and damping update as a trust region by the
+gain ratio.
 """
 
 from __future__ import annotations
@@ -13,22 +15,26 @@ from typing import Protocol
 
 import numpy as np
 
-from krepes_ooc.core.arrays import Array, Number
+from krepes_ooc.core.array_columns import Array, Number
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.newton.damping import FLAT, predicted_decrease
 from krepes_ooc.stages.newton.objectives.interface import Gradient
 from krepes_ooc.stages.newton.solvers import Solver
 
-ACCEPT, GOOD, POOR = 1e-3, 0.75, 0.25
+# Gain ratios rho: a step is accepted above the first; damping falls above the second and grows
+# below the third.
+ACCEPT = 1e-3
+GOOD = 0.75
+POOR = 0.25
 TRIALS_PER_STEP = 8
 
 
 class Loss(Protocol):
-    """What a descent asks of an objective."""
+    """The part of an objective that the iteration uses."""
 
     @property
     def name(self) -> str:
-        """Of the objective."""
+        """Name of the objective."""
 
     @property
     def can_iterate(self) -> bool:
@@ -40,7 +46,7 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class LMResult:
-    """Where several damped steps led.
+    """Iterate and history of the Levenberg-Marquardt steps.
 
     Args:
         coefficients: A after the last accepted step [landmark, component].
@@ -50,7 +56,7 @@ class LMResult:
         trials: steps that were computed, accepted or not.
         products: products with the curvature over all trials.
         next_damping: relative damping of the next trial.
-        reason: what ended the descent; empty while it goes on.
+        reason: why the iteration ended; empty while it runs.
     """
 
     coefficients: Array
@@ -76,17 +82,17 @@ def levenberg_marquardt(
 ) -> LMResult:
     """Take up to ``steps`` damped steps that each lower the loss.
 
-    A step is accepted if it keeps a thousandth of the decrease that the model promises; the damping
-    is divided by 3 after a good step and multiplied by 4 after a poor or rejected one.
+    A step is accepted if rho, actual over predicted decrease, exceeds 1e-3; the damping is divided
+    by 3 for rho > 3/4 and multiplied by 4 for rho < 1/4 or a rejected step.
 
     Args:
         objective: the loss.
         start: A0 [landmark, component].
-        prepare: the linearisation at coefficients, and a solver for it; both give host arrays.
+        prepare: the linearisation at coefficients, and a solver for it; both return host arrays.
         steps: accepted steps at most.
         damping_relative: first damping in units of the curvature's mean diagonal.
-        tolerance: promised decrease, relative to the loss, that ends the descent.
-        state: what an earlier descent handed to ``checkpoint``; the descent goes on from it.
+        tolerance: predicted decrease, relative to the loss, that ends the iteration.
+        state: last state that an earlier call passed to ``checkpoint``, to resume from.
         checkpoint: called after every trial.
 
     Raises:
@@ -95,47 +101,54 @@ def levenberg_marquardt(
     if not objective.can_iterate:
         raise UsageError(
             f"{objective.name} pulls the embedding towards its own start and collapses if repeated",
-            where="stages.newton.steps",
+            where="stages.newton.lm_steps",
             expected="0",
         )
-    here, solver = prepare(start if state is None else state.coefficients)
+    # Linearise at the current coefficients: value, gradient G, curvature H.
+    linearisation, solver = prepare(start if state is None else state.coefficients)
     if state is None:
         none = np.empty(0)
-        state = LMResult(start, np.array([here.value]), none, none, 0, 0, damping_relative)
+        first_loss = np.array([linearisation.value])
+        state = LMResult(start, first_loss, none, none, 0, 0, damping_relative)
     while not state.reason:
-        before, state = state, _trial(objective, here, solver, state, tolerance)
-        state = replace(state, reason=state.reason or _end(state, steps))
+        accepted = len(state.rho)
+        state = _trial(objective, linearisation, solver, state, tolerance)
+        state = replace(state, reason=state.reason or _end_reason(state, steps))
         if checkpoint is not None:
             checkpoint(state)
-        if len(state.rho) > len(before.rho) and not state.reason:
-            here, solver = prepare(state.coefficients)
+        # A rejected step changes the damping only: the linearisation stays valid.
+        if len(state.rho) > accepted and not state.reason:
+            linearisation, solver = prepare(state.coefficients)
     return state
 
 
 def _trial(
-    objective: Loss, here: Gradient, solver: Solver, state: LMResult, tolerance: float
+    objective: Loss, linearisation: Gradient, solver: Solver, state: LMResult, tolerance: float
 ) -> LMResult:
     """One step from the current coefficients, accepted or not."""
     damping = state.next_damping
-    if not here.mean_diagonal * np.sum(state.coefficients**2) > FLAT * abs(here.value):
+    unit = linearisation.mean_diagonal
+    if not unit * np.sum(state.coefficients**2) > FLAT * abs(linearisation.value):
         return replace(state, reason="the loss has no curvature left")
-    solution = solver.solve(damping * here.mean_diagonal)
-    tried = replace(
-        state, trials=state.trials + 1, products=state.products + int(solution.iterations)
-    )
-    promised = float(predicted_decrease(here, solution))
-    if not promised > tolerance * abs(here.value):
+    # dA = -(H + damping unit I)^(-1) G.
+    solution = solver.solve(damping * unit)
+    trials = state.trials + 1
+    products = state.products + int(solution.iterations)
+    tried = replace(state, trials=trials, products=products)
+    predicted = float(predicted_decrease(linearisation, solution))
+    if not predicted > tolerance * abs(linearisation.value):
         return replace(tried, reason="the model promises no further decrease")
+    # rho = (L(A) - L(A + dA)) / predicted; a loss that is not finite rejects the step.
     A = state.coefficients + solution.step
     loss = objective.value(A)
-    rho = (here.value - loss) / promised if np.isfinite(loss) else -np.inf
-    changed = replace(
-        tried, next_damping=damping * (1 / 3 if rho > GOOD else 4 if rho < POOR else 1)
-    )
+    rho = (linearisation.value - loss) / predicted if np.isfinite(loss) else -np.inf
+    # Trust the model more where it predicted well, less where it did not.
+    factor = 1 / 3 if rho > GOOD else 4 if rho < POOR else 1
+    updated = replace(tried, next_damping=damping * factor)
     if not rho > ACCEPT:
-        return changed
+        return updated
     return replace(
-        changed,
+        updated,
         coefficients=A,
         loss=np.append(state.loss, loss),
         damping_relative=np.append(state.damping_relative, damping),
@@ -143,8 +156,8 @@ def _trial(
     )
 
 
-def _end(state: LMResult, steps: int) -> str:
-    """Why the descent ends now, or nothing."""
+def _end_reason(state: LMResult, steps: int) -> str:
+    """The reason to end the iteration now; empty to go on."""
     if len(state.rho) >= steps:
         return "all steps taken"
     if state.trials >= steps * TRIALS_PER_STEP:

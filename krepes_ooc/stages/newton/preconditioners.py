@@ -11,19 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, Eigh, Number, asarray_like
+from krepes_ooc.core.array_columns import Array, Eigh, Number, asarray_like
 from krepes_ooc.core.counter_rng import normal
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.conjugate_gradient import Operator
 from krepes_ooc.stages.newton.objectives.interface import Linearisation
 
-TINY, EPSILON = float(np.finfo(float).tiny), float(np.finfo(np.float64).eps)
+TINY = float(np.finfo(float).tiny)
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 def eigh_in_place(S: Array) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, where it lies."""
-    found = array_namespace(S).linalg.eigh(S)
-    return found[0], found[1]
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, on its device."""
+    eigenpairs = array_namespace(S).linalg.eigh(S)
+    return eigenpairs[0], eigenpairs[1]
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,24 @@ class Kronecker:
 
     def apply(self, R: Array, damping: Array) -> Array:
         """M^(-1) R for R [landmark, component, column] and damping [column]."""
-        (s, U_s), (q, U_q) = self.left, self.right
+        s, U_s = self.left
+        q, U_q = self.right
         xp = array_namespace(R)
+        # Into the eigenbases of both factors: U_s^T R U_q [column, landmark, component].
         rotated = U_s.T @ xp.moveaxis(R, -1, 0) @ U_q
+        # S (x) Q + damping I is diagonal there.
         rotated /= xp.linalg.outer(s, q) + damping[:, None, None]
+        # Back: U_s (...) U_q^T.
         return xp.moveaxis(U_s @ rotated @ U_q.T, 0, -1)
 
 
 @dataclass(frozen=True)
 class RotationDeflation:
-    """Another preconditioner, kept away from the directions in which the embedding only turns.
+    """A Kronecker preconditioner with the rotations of the embedding deflated.
 
-    A loss of inner products between embeddings does not see a rotation of them: its curvature is
+    A loss of inner products between embeddings is invariant to a rotation of them: its curvature is
     zero along A W, W antisymmetric, and every gradient is orthogonal to these directions. S (x) Q
-    does not know that. With P the projector off them,
+    is not. With P the orthogonal projector onto their complement,
 
         M^(-1) R = P inner(P R) + (R - P R) / (curvature + damping).
 
@@ -91,20 +96,26 @@ class RotationDeflation:
 
     def apply(self, R: Array, damping: Array) -> Array:
         """M^(-1) R for R [landmark, component, column] and damping [column]."""
-        turned = self.along(R)
-        Z = self.inner.apply(R - turned, damping)
-        return Z - self.along(Z) + turned / (self.curvature + damping)
+        # R = P R + A W, the part along the rotations split off.
+        rotation = self.along(R)
+        # Z = inner(P R); its part along the rotations is projected out again.
+        Z = self.inner.apply(R - rotation, damping)
+        # Along the rotations H acts as a number.
+        return Z - self.along(Z) + rotation / (self.curvature + damping)
 
     def along(self, R: Array) -> Array:
         """The part A W of each column of R [landmark, component, column], W antisymmetric.
 
         |R - A W| is least if A^T A W + W A^T A = A^T R - R^T A, a division in the eigenbasis.
         """
-        (w, basis), xp = self.eigenpairs, array_namespace(R)
-        lean = self.A.T @ xp.moveaxis(R, -1, 0)
-        lean = basis.T @ (lean - xp.matrix_transpose(lean)) @ basis
+        xp = array_namespace(R)
+        w, basis = self.eigenpairs
+        # A^T R - R^T A, antisymmetric, in the eigenbasis of A^T A.
+        skew = self.A.T @ xp.moveaxis(R, -1, 0)
+        skew = basis.T @ (skew - xp.matrix_transpose(skew)) @ basis
+        # Diagonal there: W_ij = skew_ij / (w_i + w_j), and 0 where both eigenvalues are 0.
         sums = w[:, None] + w
-        W = basis @ (lean / xp.where(sums > 0, sums, 1.0)) @ basis.T
+        W = basis @ (skew / xp.where(sums > 0, sums, 1.0)) @ basis.T
         return xp.moveaxis(self.A @ W, 0, -1)
 
 
@@ -116,11 +127,14 @@ def rotation_curvature(A: Array, product: Operator, seed: int = 0) -> Number:
         product: V -> H V.
         seed: of the random rotation.
     """
-    xp, random = array_namespace(A), asarray_like(_drawn(seed, A.shape[1], A.shape[1]), A)
+    xp = array_namespace(A)
+    # V = A W with W = N - N^T antisymmetric, N standard normal.
+    random = asarray_like(_normal_matrix(seed, A.shape[1], A.shape[1]), A)
     V = A @ (random - random.T)
+    # Rayleigh quotient <V, H V> / <V, V>; 0 for A = 0.
     size = xp.sum(V * V)
-    found = xp.sum(V * product(V)) / xp.where(size > 0, size, 1.0)
-    return xp.maximum(found, 0.0)
+    quotient = xp.sum(V * product(V)) / xp.where(size > 0, size, 1.0)
+    return xp.maximum(quotient, 0.0)
 
 
 @dataclass(frozen=True)
@@ -157,21 +171,25 @@ class RandomizedNystrom:
             rank: columns of the sketch; needs 3 x landmarks x components x rank numbers.
             seed: of the random columns.
             precision: relative rounding error of a product; use that of float32 for streams.
-            like: an array that lies where the product takes its columns; None: on the host.
+            like: an array on the device of the products; None: the host.
         """
         unknowns = shape[0] * shape[1]
         rank = min(rank, unknowns)
-        random = _drawn(seed, unknowns, rank)
+        random = _normal_matrix(seed, unknowns, rank)
         random = random if like is None else asarray_like(random, like)
         xp = array_namespace(random)
+        # Omega: orthonormal test columns; Y = H Omega, one pass.
         Omega = xp.linalg.qr(random)[0]
         Y = xp.reshape(product(xp.reshape(Omega, (*shape, rank))), (unknowns, rank))
-        # A shift of the size of the rounding errors keeps the core positive; it is taken off below.
+        # A shift of the size of rounding makes the core positive definite: Y = (H + shift I) Omega.
         shift = math.sqrt(unknowns) * precision * xp.linalg.matrix_norm(Y, ord=2)
         Y = Y + shift * Omega
+        # Core Omega^T Y = W diag(w) W^T; B = Y W w^(-1/2) has B B^T = Y (Omega^T Y)^(-1) Y^T,
+        # the Nystrom approximation of H + shift I.
         core = Omega.T @ Y
         w, W = eigh_in_place((core + core.T) / 2.0)
         root = (Y @ W) / xp.sqrt(xp.maximum(w, xp.maximum(shift, TINY)))
+        # B = U diag(sigma) V^T gives l = sigma^2 - shift.
         vectors, singular, _ = xp.linalg.svd(root, full_matrices=False)
         return cls(xp.maximum(singular**2 - shift, 0.0), vectors)
 
@@ -179,9 +197,10 @@ class RandomizedNystrom:
         """M^(-1) R for R [landmark, component, column] and damping [column]."""
         xp = array_namespace(R)
         flat = xp.reshape(R, (-1, R.shape[-1]))
-        seen = self.vectors.T @ flat
+        # Coordinates U^T R, scaled by (l_r + damping) / (l + damping); the complement is unchanged.
+        coordinates = self.vectors.T @ flat
         gain = (self.values[-1] + damping) / (self.values[:, None] + damping)
-        return xp.reshape(flat + self.vectors @ ((gain - 1.0) * seen), R.shape)
+        return xp.reshape(flat + self.vectors @ ((gain - 1.0) * coordinates), R.shape)
 
 
 def _eigenpairs(S: Array, eigh: Eigh = eigh_in_place) -> tuple[Array, Array]:
@@ -190,6 +209,6 @@ def _eigenpairs(S: Array, eigh: Eigh = eigh_in_place) -> tuple[Array, Array]:
     return array_namespace(values).maximum(values, 0.0), vectors
 
 
-def _drawn(seed: int, rows: int, columns: int) -> Array:
-    """Standard normal numbers [row, column], the same wherever they are used."""
+def _normal_matrix(seed: int, rows: int, columns: int) -> Array:
+    """Standard normal numbers [row, column], a function of the seed alone; on the host."""
     return normal(seed, np.arange(rows)[:, None], np.arange(columns))

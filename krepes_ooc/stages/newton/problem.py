@@ -1,16 +1,17 @@
-"""The objective at the start of its step, built from the sealed stores, or refused in words."""
+"""The Newton problem: an objective linearised at the start, built from the sealed stores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.engine.device import HOST, Device, eigh_on, to_device
+from krepes_ooc.engine.device import HOST, Device, to_device
 from krepes_ooc.errors import StageFailed, UsageError
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.kernel.stream import KernelStream
 from krepes_ooc.stages.moments.moments import Moments
@@ -18,24 +19,57 @@ from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.stages.newton.basis import Basis
 from krepes_ooc.stages.newton.damping import absolute_damping
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.objectives.base import SampleObjective
 from krepes_ooc.stages.newton.objectives.byol import BYOLSettings, Predictor, fit_predictor
+from krepes_ooc.stages.newton.objectives.families import SampleObjective
 from krepes_ooc.stages.newton.objectives.interface import (
     Linearisation,
     Objective,
     Stream,
     require_views,
 )
-from krepes_ooc.stages.spectrum import nystrom
+from krepes_ooc.stages.newton.stored_basis import read_rkhs_basis
+from krepes_ooc.storage.store_reader import StoreReader
+
+Float = npt.NDArray[np.float64]
+# Gradients below this share of curvature times coefficients are rounding.
+FLAT_STEP = 1e-5
+
+
+class NewtonStores(Protocol):
+    """The declared inputs of the stage."""
+
+    @property
+    def features(self) -> StoreReader:
+        """Feature rows, from which a device may recompute kernel rows."""
+
+    @property
+    def landmarks(self) -> StoreReader:
+        """Landmarks, for the same."""
+
+    @property
+    def kernel(self) -> StoreReader:
+        """Kernel rows and K_mm."""
+
+    @property
+    def moments(self) -> StoreReader:
+        """Moments of the kernel rows."""
+
+    @property
+    def spectrum(self) -> StoreReader:
+        """Start, offset and usable rank."""
+
+    @property
+    def recipe(self) -> RecipeInputs:
+        """The recipe's seed."""
 
 
 @dataclass(frozen=True)
 class DeviceMoments:
-    """Moments of the kernel rows.
+    """Moments of the kernel rows on a device, with host numbers as results.
 
     Args:
-        on_device: the moments, where they lie.
-        device: that place.
+        on_device: the moments, their arrays on the device.
+        device: the device.
     """
 
     on_device: Moments
@@ -44,18 +78,17 @@ class DeviceMoments:
     def embedding_rms(self, A: Float, offset: Float | None = None) -> float:
         """As ``Moments``, of coefficients on the host."""
         gamma = None if offset is None else self.device.to_device(offset)
-        return float(
-            self.device.to_host(self.on_device.embedding_rms(self.device.to_device(A), gamma))
-        )
+        rms = self.on_device.embedding_rms(self.device.to_device(A), gamma)
+        return float(self.device.to_host(rms))
 
 
 @dataclass(frozen=True)
 class DeviceGradient:
-    """A linearisation.
+    """A linearisation on a device, its value, gradient and mean diagonal on the host.
 
     Args:
-        on_device: the linearisation, its arrays where they lie.
-        device: that place.
+        on_device: the linearisation, its arrays on the device; products are taken with it.
+        device: the device.
     """
 
     on_device: Linearisation
@@ -77,18 +110,18 @@ class DeviceGradient:
         return float(self.device.to_host(self.on_device.mean_diagonal))
 
     def number(self, name: str) -> float | None:
-        """Another number that this kind of linearisation knows, or None."""
-        found: Any = getattr(self.on_device, name, None)
-        return None if found is None else float(self.device.to_host(found))
+        """Another number of this kind of linearisation, or None if it has none of this name."""
+        number: Any = getattr(self.on_device, name, None)
+        return None if number is None else float(self.device.to_host(number))
 
 
 @dataclass(frozen=True)
 class DeviceObjective:
-    """A loss.
+    """An objective on a device, as a function of host coefficients.
 
     Args:
-        on_device: the objective, its moments where they lie.
-        device: that place; the host for an objective that streams, whose passes move themselves.
+        on_device: the objective, its moments on the device.
+        device: the device; the host for an objective that streams, whose passes move their arrays.
     """
 
     on_device: Objective
@@ -96,7 +129,7 @@ class DeviceObjective:
 
     @property
     def name(self) -> str:
-        """Of the loss."""
+        """Name of the objective."""
         return self.on_device.name
 
     @property
@@ -117,37 +150,37 @@ class DeviceObjective:
         return DeviceGradient(self.on_device.linearise(self.device.to_device(A)), self.device)
 
 
-Float = npt.NDArray[np.float64]
-FLAT_STEP = 1e-5
-
-
 @dataclass(frozen=True)
 class NewtonProblem:
     """The objective at the start of its step, in the coordinates of the chosen metric.
 
     Args:
         context: the stage.
-        stream: the kernel, and what passes over it have found.
+        seed: key of random draws.
+        stream: passes over the kernel, and checkpoints of their results.
         objective: the loss.
         at_start: its value, gradient and curvature at the start.
         start: A0, or its coordinates [landmark or direction, component].
+        coefficients_start: A0 [landmark, component], in every metric.
         offset: gamma [component].
         moments: of the kernel rows, in the same coordinates.
         basis: from coordinates to coefficients; None for the euclidean metric.
     """
 
     context: StageContext
+    seed: int
     stream: KernelStream
     objective: DeviceObjective
     at_start: DeviceGradient
     start: Float
+    coefficients_start: Float
     offset: Float
     moments: DeviceMoments
     basis: Basis | None
 
     @property
-    def place(self) -> Device:
-        """Where products are taken and iterates lie."""
+    def device(self) -> Device:
+        """The device of products and iterates."""
         return self.objective.device
 
     def coefficients(self, values: Float) -> Float:
@@ -155,101 +188,125 @@ class NewtonProblem:
         return values if self.basis is None else self.basis.from_basis(values)
 
 
-def open_newton_problem(context: StageContext) -> NewtonProblem:
-    """The Newton system from the sealed stores; moments that products are taken with are moved.
+def open_newton_problem(inputs: NewtonStores, context: StageContext) -> NewtonProblem:
+    """The Newton problem from the sealed stores, moments on the device of the products.
 
     Raises:
         StageFailed: the loss has no curvature or no slope at the start, as for a collapsed network.
         UsageError: as ``check_settings``.
     """
-    settings, spectrum = context.settings, context.reader("spectrum")
-    coefficients = settings.objective_constants()
-    moments, start, basis = read_moments(context), spectrum.array("start"), _basis(context)
-    check_settings(settings, moments.n_views, start.shape[1], context.plan.block_rows)
-    offset, kernel = spectrum.array("offset"), KernelStream(context)
+    settings = context.settings
+    constants = settings.objective_constants()
+    # mu and C of the kernel, start A0 and offset gamma of the spectrum.
+    moments = read_moments(inputs.moments)
+    A0 = inputs.spectrum.array("start")
+    offset = inputs.spectrum.array("offset")
+    check_settings(settings, moments.n_views, A0.shape[1], context.plan.block_rows)
+    kernel = KernelStream(inputs.kernel, inputs.features, inputs.landmarks, context)
+    # Moment objectives work on the device; a streamed one moves what each pass needs.
+    device = context.device if registry.uses_moments(settings.objective) else HOST
+    moments = to_device(device, moments)
     stream: Any = kernel
-    place = context.device if registry.uses_moments(settings.objective) else HOST
-    moments = to_device(place, moments)
-    if basis is not None:
-        moments, stream = to_device(place, basis).moments(moments), basis.stream(stream)
-        start = basis.to_basis(start)
-    there = registry.create(
+    start = A0
+    # RKHS metric: everything in coordinates B with A = T B.
+    basis = None
+    if settings.metric != "euclidean":
+        basis = read_rkhs_basis(inputs.kernel, inputs.spectrum, context.device)
+        moments = to_device(device, basis).moments(moments)
+        stream = basis.stream(stream)
+        start = basis.to_basis(A0)
+    on_device = registry.create(
         settings.objective,
-        coefficients,
+        constants,
         moments=moments,
         stream=stream,
         start=start,
         offset=offset,
-        predictor=_predictor(kernel, stream, coefficients, start, offset),
+        predictor=_predictor(kernel, stream, constants, start, offset),
         sub_rows=product_rows(context, start.shape[1]),
     )
-    objective = DeviceObjective(there, place)
+    objective = DeviceObjective(on_device, device)
     at_start = linearised(kernel, objective, start, "linearised-step-0")
+    # Refuse a start without curvature or slope before any solve.
     absolute_damping(settings.damping_values, at_start, start)
     _check_gradient(settings.objective, at_start, start)
-    placed = DeviceMoments(moments, place)
-    return NewtonProblem(context, kernel, objective, at_start, start, offset, placed, basis)
+    return NewtonProblem(
+        context,
+        inputs.recipe.seed,
+        kernel,
+        objective,
+        at_start,
+        start,
+        A0,
+        offset,
+        DeviceMoments(moments, device),
+        basis,
+    )
 
 
 def linearised(
     stream: KernelStream, objective: DeviceObjective, A: Float, name: str
 ) -> DeviceGradient:
-    """The linearisation at A; a streamed one is kept, since it costs a pass."""
+    """The linearisation at A; a streamed one is checkpointed, since it costs a pass.
+
+    Args:
+        stream: keeps checkpoints.
+        objective: the loss.
+        A: coefficients [landmark, component].
+        name: of the checkpoint.
+    """
+    # Moment objectives linearise in memory: nothing to save.
     streamed = objective.on_device
     if not isinstance(streamed, SampleObjective):
         return objective.linearise(A)
-    kept = stream.cached(name, lambda: streamed.linearise(A).arrays())
-    return DeviceGradient(streamed.restore(A, kept), objective.device)
+    arrays = stream.cached(name, lambda: streamed.linearise(A).arrays())
+    return DeviceGradient(streamed.restore(A, arrays), objective.device)
 
 
 def product_rows(context: StageContext, n_components: int) -> int:
-    """Rows of one product of a streamed objective; it holds their embeddings for every damping."""
-    plan, columns = context.plan, len(context.settings.damping_values)
-    return context.device.rows_per_product(
-        plan.sub_rows, plan.block_rows, 64 * n_components * columns
-    )
+    """Rows of one product of a streamed objective, whose embeddings have a column per damping."""
+    plan = context.plan
+    row_bytes = 64 * n_components * len(context.settings.damping_values)
+    return context.device.rows_per_product(plan.sub_rows, plan.block_rows, row_bytes)
 
 
-def to_host_arrays(record: Any, place: Device = HOST) -> dict[str, npt.NDArray[Any]]:
-    """The fields of a flat dataclass as arrays of the host, to be kept on the disk.
+def to_host_arrays(record: Any, device: Device = HOST) -> dict[str, npt.NDArray[Any]]:
+    """The fields of a flat dataclass as host arrays, for a checkpoint.
 
     Args:
         record: the dataclass.
-        place: where its arrays lie.
+        device: the device of its arrays.
     """
+    # Text has no device; numbers become arrays without dimension.
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {
-        name: np.asarray(value if isinstance(value, str) else place.to_host(value))
+        name: np.asarray(value if isinstance(value, str) else device.to_host(value))
         for name, value in values.items()
     }
 
 
-def _basis(context: StageContext) -> Basis | None:
-    """Coordinates of the RKHS metric: damping is then the norm of the embedding's function."""
-    if context.settings.metric == "euclidean":
-        return None
-    K = context.reader("kernel").whole("landmark_kernel")
-    values, vectors = nystrom.eigenpairs(K, eigh_on(context.device))
-    rank = int(context.reader("spectrum").attributes["usable_rank"])
-    return Basis.rkhs(values, vectors, rank)
-
-
 def _predictor(
-    kernel: KernelStream, stream: Stream, coefficients: Any, start: Float, offset: Float
+    kernel: KernelStream, stream: Stream, constants: Any, start: Float, offset: Float
 ) -> Predictor | None:
-    """BYOL's fitted predictor, kept, since it costs a pass."""
-    if not isinstance(coefficients, BYOLSettings) or coefficients.predictor != "ridge":
+    """BYOL's fitted predictor, checkpointed, since it costs a pass; None for other objectives."""
+    if not isinstance(constants, BYOLSettings) or constants.predictor != "ridge":
         return None
     rows = product_rows(kernel.context, start.shape[1])
 
     def fit() -> dict[str, Float]:
-        return to_host_arrays(fit_predictor(stream, start, offset, coefficients.ridge, rows))
+        return to_host_arrays(fit_predictor(stream, start, offset, constants.ridge, rows))
 
     return Predictor(**kernel.cached("predictor", fit))
 
 
 def check_settings(settings: Any, n_views: int, n_components: int, block_rows: int) -> None:
-    """Refuse what the objective cannot do with these sizes: at plan time, and again at its start.
+    """Refuse settings that the objective does not allow for these sizes; plan and run call it.
+
+    Args:
+        settings: of the stage.
+        n_views: views of a sample.
+        n_components: components h.
+        block_rows: rows of a block.
 
     Raises:
         UsageError: too few views or components, further steps of an objective that may not be
@@ -257,6 +314,7 @@ def check_settings(settings: Any, n_views: int, n_components: int, block_rows: i
     """
     name = settings.objective
     require_views(name, n_views)
+    # Objectives of directions alone: one component is +1 or -1, whatever the step.
     least = registry.least_components(name)
     if n_components < least:
         raise UsageError(
@@ -269,9 +327,10 @@ def check_settings(settings: Any, n_views: int, n_components: int, block_rows: i
         raise UsageError(
             f"{settings.lm_step_limit} further steps of {name}, whose target is its own start: it "
             "would collapse",
-            where="stages.newton.steps",
+            where="stages.newton.lm_steps",
             expected="0",
         )
+    # Batches are consecutive rows of one block; the nearest power of two is the advice.
     batch = getattr(settings.objective_constants(), "batch", None)
     if batch is not None and block_rows % batch:
         divisors = [2**i for i in range(1, block_rows.bit_length())]
@@ -285,6 +344,7 @@ def check_settings(settings: Any, n_views: int, n_components: int, block_rows: i
 
 def _check_gradient(name: str, at_start: DeviceGradient, start: Float) -> None:
     """Refuse a gradient of rounding size: a step along it would explain noise."""
+    # |G| against |H A0|, roughly: far below, the loss is stationary at the start.
     slope = np.linalg.norm(at_start.gradient)
     if not slope > FLAT_STEP * at_start.mean_diagonal * np.linalg.norm(start):
         raise StageFailed(

@@ -1,4 +1,4 @@
-"""What the newton stage found, as the arrays, attributes and lines of text that it leaves."""
+"""Result of the newton stage as arrays, attributes and lines of text."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class NewtonResult:
         problem: the objective at the start.
         solver: name of the solver.
         solution: one step for each damping, in the coordinates of the problem.
-        sweep: the steps, judged.
-        choice: the damping that was chosen, and whether to believe its step.
-        lm_result: several steps, if asked for.
+        sweep: the steps, evaluated.
+        choice: the chosen damping, and whether its step is trusted.
+        lm_result: Levenberg-Marquardt steps from the start; None: none were taken.
     """
 
     problem: NewtonProblem
@@ -40,32 +40,36 @@ class NewtonResult:
 
     @property
     def products(self) -> dict[str, int]:
-        """Products with the curvature: one for each column of every look at it."""
-        grid = 0 if self.solver == "direct" else int(self.solution.iterations.sum())
-        asked = self.problem.context.settings.preconditioner
-        built = 0
-        if self.solver != "direct" and asked != "none":
-            size = self.problem.start.size
-            rank = min(self.problem.context.settings.rank, size)
-            built = (
-                rank
-                if asked == "nystrom"
-                else int(self.problem.objective.on_device.rotation_invariant)
-            )
+        """Products with the curvature by purpose: one for each column of every product."""
+        direct = self.solver == "direct"
         return {
-            "grid": grid,
-            "preconditioner": built,
+            "grid": 0 if direct else int(self.solution.iterations.sum()),
+            "preconditioner": 0 if direct else self._preconditioner_products(),
             "residuals": len(self.sweep.damping),
             "descent": self.lm_result.products if self.lm_result else 0,
         }
 
+    def _preconditioner_products(self) -> int:
+        """Products that built the preconditioner."""
+        settings = self.problem.context.settings
+        if settings.preconditioner == "none":
+            return 0
+        if settings.preconditioner == "nystrom":
+            return int(settings.sketch_columns(self.problem.start.size))
+        # Kronecker: one product measures the curvature along the rotations, where there are any.
+        return int(self.problem.objective.on_device.rotation_invariant)
+
     def arrays(self) -> dict[str, Float]:
-        """The arrays of the store, in coefficients whatever the metric."""
-        sweep, problem, at = self.sweep, self.problem, self.choice.index
+        """The arrays of the store; steps as coefficients, whatever the metric."""
+        sweep = self.sweep
+        problem = self.problem
+        at = self.choice.index
         steps = problem.coefficients(self.solution.step)
         step = np.ascontiguousarray(steps[..., at])
-        start = problem.context.reader("spectrum").array("start")
+        start = problem.coefficients_start
+        # A breakdown of the recursion leaves NaN: no residual of an iteration.
         history = self.solution.residual[:, at]
+        # step_norm is relative to |A0|: audits of different scale compare.
         arrays = {
             "step": step,
             "coefficients": start + step,
@@ -81,6 +85,7 @@ class NewtonResult:
             "relative_residual": self.solution.relative_residual,
             "entropy": _entropies(start, steps),
         }
+        # Optional arrays of the contract.
         if self.lm_result is not None:
             arrays["coefficients_lm"] = problem.coefficients(self.lm_result.coefficients)
         predictor = getattr(problem.objective.on_device, "predictor", None)
@@ -90,7 +95,9 @@ class NewtonResult:
 
     def attributes(self) -> dict[str, Any]:
         """The attributes of the store."""
-        sweep, solution, at = self.sweep, self.solution, self.choice.index
+        sweep = self.sweep
+        solution = self.solution
+        at = self.choice.index
         settings = self.problem.context.settings
         return {
             "objective": settings.objective,
@@ -113,11 +120,13 @@ class NewtonResult:
         }
 
     def _diagnostics(self) -> dict[str, Any]:
-        """What else says how the step went."""
-        at_start, step = self.problem.at_start, self.solution.step[..., self.choice.index]
+        """Direction, passes, products and advice; hinges and Levenberg-Marquardt steps if any."""
+        at_start = self.problem.at_start
+        step = self.solution.step[..., self.choice.index]
+        # cos(dA, -G).
         size = float(np.linalg.norm(step) * np.linalg.norm(at_start.gradient))
         aligned = float(np.sum(step * at_start.gradient))
-        found: dict[str, Any] = {
+        diagnostics: dict[str, Any] = {
             "cosine_to_descent": -aligned / size if size else 0.0,
             "passes": self.problem.stream.passes,
             "products": self.products,
@@ -125,23 +134,27 @@ class NewtonResult:
         }
         active_hinge = at_start.number("active_hinge")
         if active_hinge is not None:
-            found["active_hinge"] = active_hinge
+            diagnostics["active_hinge"] = active_hinge
         if self.lm_result is not None:
-            found["descent"] = {
+            # Public names of the contract.
+            diagnostics["descent"] = {
                 "loss": self.lm_result.loss,
                 "damping_relative": self.lm_result.damping_relative,
                 "rho": self.lm_result.rho,
                 "trials": self.lm_result.trials,
                 "why": self.lm_result.reason,
             }
-        return found
+        return diagnostics
 
     def lines(self) -> list[str]:
-        """The outcome for people."""
-        sweep, at, products = self.sweep, self.choice.index, self.products
-        name, passes = self.problem.context.settings.objective, self.problem.stream.passes
+        """Summary of the result for people."""
+        sweep = self.sweep
+        at = self.choice.index
+        products = self.products
+        objective = self.problem.context.settings.objective
+        passes = self.problem.stream.passes
         lines = [
-            f"{name}: {products['grid']} products over {len(sweep.damping)} dampings, "
+            f"{objective}: {products['grid']} products over {len(sweep.damping)} dampings, "
             f"{products['preconditioner']} for the preconditioner, {products['residuals']} to "
             f"check residuals; {passes} passes over the kernel in all",
             f"damping {sweep.damping_relative[at]:g}: loss {sweep.loss_start:.4g} -> "
@@ -152,14 +165,18 @@ class NewtonResult:
         if not self.choice.trusted:
             lines.append("this step is NOT to be trusted")
         if self.lm_result is not None:
-            lines.append(
-                f"{len(self.lm_result.rho)} further steps: loss {self.lm_result.loss[-1]:.4g} after "
-                f"{self.lm_result.trials} trials and {products['descent']} products; "
-                f"{self.lm_result.reason}"
-            )
+            lines.append(_lm_line(self.lm_result))
         return lines
 
 
+def _lm_line(result: LMResult) -> str:
+    """Summary of the Levenberg-Marquardt steps."""
+    return (
+        f"{len(result.rho)} Levenberg-Marquardt steps: loss {result.loss[-1]:.4g} after "
+        f"{result.trials} trials and {result.products} products; {result.reason}"
+    )
+
+
 def _entropies(start: Float, steps: Float) -> Float:
-    """Spectral entropy of the coefficients at every damping."""
+    """Spectral entropy of A0 + dA at every damping [damping]."""
     return np.array([spectral_entropy(start + steps[..., i]) for i in range(steps.shape[-1])])

@@ -1,7 +1,7 @@
 """Solve (H + damping I) dA = -G for the Newton step: operator, solver and solution as three nouns.
 
 ``DirectSolver`` is exact for least-squares curvature with few rows; ``KrylovSolver`` needs products
-only. Both take several dampings at once and return a ``Solution`` that knows its true residual.
+only. Both take several dampings at once and return a ``Solution`` with its true residual.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from krepes_ooc.core.arrays import Array, Eigh, asarray_like
+from krepes_ooc.core.array_columns import Array, Eigh, asarray_like
 from krepes_ooc.stages.newton.conjugate_gradient import (
     CGState,
     Preconditioner,
@@ -60,6 +60,11 @@ class DirectSolver:
     dA = -J^T (J J^T + damping I)^(-1) y, and one eigendecomposition of J J^T serves every damping.
     The solution in the rows is refined against products with J, because a small damping amplifies
     the rounding errors of the eigenvectors.
+
+    Args:
+        problem: the least-squares problem at the start.
+        tolerance: relative residual that counts as converged.
+        eigh: the eigendecomposition of J J^T.
     """
 
     problem: LeastSquares
@@ -68,6 +73,7 @@ class DirectSolver:
 
     @cached_property
     def _eigenpairs(self) -> tuple[Array, Array]:
+        """Eigenvalues l, negative ones of rounding size set to 0, and eigenvectors V of J J^T."""
         values, vectors = self.eigh(self.problem.gram())
         return array_namespace(values).maximum(values, 0.0), vectors
 
@@ -82,25 +88,39 @@ class DirectSolver:
 
     def _columns(self, shifts: Array) -> Solution:
         """The step of each damping [column]."""
-        (values, vectors), xp = self._eigenpairs, array_namespace(shifts)
+        xp = array_namespace(shifts)
+        values, vectors = self._eigenpairs
         columns = shifts.shape[0]
         y = xp.broadcast_to(self.problem.residual, (columns, values.shape[0]))
-        weights, rest = xp.zeros_like(y), y
+        weights = xp.zeros_like(y)
+        residual = y
         for _ in range(1 + REFINEMENTS):
-            weights = weights + (rest @ vectors / (values + shifts[:, None])) @ vectors.T
+            # w <- w + V (l + damping)^(-1) V^T r, the inverse of J J^T + damping I applied to r.
+            weights = weights + (residual @ vectors / (values + shifts[:, None])) @ vectors.T
+            # r = y - (J J^T + damping I) w, with J J^T w from products, not from eigenvectors.
             image = self.problem.jacobian(self.problem.adjoint(weights))
-            rest = y - image - shifts[:, None] * weights
+            residual = y - image - shifts[:, None] * weights
+        # dA = -J^T w.
         step = -xp.moveaxis(self.problem.adjoint(weights), 0, -1)
+        # True residual of the Newton system (H + damping I) dA = -G.
         rhs = xp.repeat(-self.problem.gradient[..., None], columns, axis=-1)
         image = self.problem.product(step)
         error = norms(residual_of(image, rhs, shifts, step)) / rhs_norm(rhs)
+        # One product per column: the one that checks the residual.
         once = xp.ones(columns, dtype=xp.int64, device=device(shifts))
         return Solution(step, image, error <= self.tolerance, error, once, error[None, :])
 
 
 @dataclass(frozen=True)
 class KrylovSolver:
-    """Preconditioned conjugate gradients on the Newton system of a linearisation."""
+    """Preconditioned conjugate gradients on the Newton system of a linearisation.
+
+    Args:
+        problem: the linearisation.
+        preconditioner: an approximate inverse of H + damping I.
+        tolerance: relative residual to reach.
+        max_iterations: largest number of products.
+    """
 
     problem: Linearisation
     preconditioner: Preconditioner | None = None
@@ -133,22 +153,23 @@ def choose_solver(
     Args:
         problem: the linearisation at the start.
         preconditioner: builds the preconditioner; called only if one is needed.
-        memory_bytes: what the direct solver may use.
+        memory_bytes: limit for the direct solver.
         tolerance: relative residual to reach.
         max_iterations: largest number of products.
         eigh: the eigendecomposition of the exact solver.
     """
     if hasattr(problem, "gram"):
         exact = cast("LeastSquares", problem)
+        # The decision depends on sizes alone: the same on every machine.
         if direct_bytes(exact.residual.shape[0], exact.gradient.shape[0]) <= memory_bytes:
             return DirectSolver(exact, tolerance, eigh)
     return KrylovSolver(problem, preconditioner(), tolerance, max_iterations)
 
 
 def direct_bytes(rows: int, landmarks: int) -> int:
-    """Bytes of the exact solver for J with so many rows.
+    """Peak bytes of the exact solver: J J^T [row, row_] for J [row, landmark x component].
 
-    First J J^T and the rows it is made of, three times; when these are gone, J J^T, its copy, the
-    workspace of LAPACK (twice) and the eigenvectors.
+    First J J^T and the factors of its rows; when these are freed, J J^T, its copy, the workspace of
+    LAPACK (twice) and the eigenvectors.
     """
     return 8 * rows * max(5 * rows, rows + 6 * landmarks)

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksum
-from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.network.pretrain import PretrainSettings
-from krepes_ooc.stages.base.cost import Cost, plain_cost
+from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32
 from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
@@ -29,25 +28,29 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
     """Train the missing epochs, publish the weights, seal."""
     from krepes_ooc.network import pretrain
 
-    recipe, settings = inputs.recipe, context.settings
-    context.executor()
+    recipe = inputs.recipe
+    settings = context.settings
     spec = recipe.network_spec
+    # Training runs on this thread alone; the executor checks its memory against the budget.
+    context.executor()
+    # An interrupted training goes on after its last finished epoch, with the same bits.
     saved = context.record.folder / "training.pt"
     if saved.exists():
         state = pretrain.load_state(saved, spec, settings, recipe.base, recipe.seed)
     else:
         state = pretrain.new_state(spec, settings, recipe.base, recipe.seed)
     context.progress.begin("pretrain", settings.epochs, state.epoch)
-    n, output = recipe.source.n_samples, spec.output
+    n_samples = recipe.source.n_samples
 
     def batch_views(positions: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
         context.stop.check()
         return recipe.views.batch(positions, epoch)
 
     while state.epoch < settings.epochs:
-        pretrain.train_epoch(state, settings, n, batch_views, output)
+        pretrain.train_epoch(state, settings, n_samples, batch_views, spec.output)
         pretrain.save_state(state, saved)
         context.progress.advance(1)
+    # The checkpoint lies outside the stores; its path and checksum are the files of the seal.
     recipe.pretrained.parent.mkdir(parents=True, exist_ok=True)
     pretrain.save_checkpoint(state, recipe.pretrained)
     data = recipe.pretrained.read_bytes()
@@ -57,11 +60,21 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
     saved.unlink(missing_ok=True)
 
 
-def predict(shape: AuditSizes, settings: PretrainSettings) -> Cost:
+def estimate_cost(sizes: AuditSizes, settings: PretrainSettings) -> Cost:
     """Epochs of the demo trainer: three forward passes a view, and Adam's moments."""
-    flops = 6.0 * shape.n_parameters * shape.plan.n_samples * shape.n_views * settings.epochs
-    need = MemoryNeed(24 * shape.n_parameters + 64 * settings.batch * shape.n_features)
-    return plain_cost(settings.epochs, 4 * shape.n_parameters, need, flops, 12 * shape.n_parameters)
+    weights = f32(sizes.n_parameters)
+    # A backward pass costs two forward passes, each two operations a parameter.
+    flops = 6.0 * sizes.n_parameters * sizes.plan.n_samples * sizes.n_views * settings.epochs
+    return Cost(
+        units=settings.epochs,
+        disk=Quantity.of(Term("weights", weights)),
+        memory=Quantity.of(
+            Term("weights, gradients, Adam moments, target network, saved state", weights, 6),
+            Term("activations of a batch", f32(settings.batch, sizes.n_features), 16),
+        ),
+        flops=Quantity.of(Term("forward and backward passes of all epochs", flops)),
+        scratch=Quantity.of(Term("training state: weights and Adam moments", weights, 3)),
+    )
 
 
 STAGE = Stage(
@@ -71,6 +84,6 @@ STAGE = Stage(
     store=None,
     settings=PretrainSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="a small demo trainer for recipes without weights",
 )

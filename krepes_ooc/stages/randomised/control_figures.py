@@ -12,8 +12,8 @@ import numpy.typing as npt
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.alignment.gap import ColumnValues, agreement, sample_gaps
 from krepes_ooc.stages.audited.stage import ROLES
+from krepes_ooc.stages.influence.ranking import ranking_score
 from krepes_ooc.stages.influence.scores import top_k
-from krepes_ooc.stages.influence.stage import ranking_score
 from krepes_ooc.stages.randomised.drawn_network import (
     KernelRows,
     RandomisedInputs,

@@ -16,8 +16,9 @@ from krepes_ooc.engine.executor import Executor
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.jacobian.feature_map import FeatureMap
 from krepes_ooc.jacobian.float16_rows import store_rows
+from krepes_ooc.sources.base import check_finite
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.inputs import CALIBRATION_ROWS, CLEAN, check_finite
+from krepes_ooc.stages.base.inputs import CALIBRATION_ROWS
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
@@ -28,6 +29,7 @@ from krepes_ooc.stages.kernel.kernel_map import landmark_kernel as kernel_betwee
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel
 from krepes_ooc.stages.kernel.normalisation import Normalisation
 from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
 TRAINED = 0
 _FIT_STREAM = 702

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.arrays import BlockFunction
+from krepes_ooc.core.array_columns import BlockFunction
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import StageFailed

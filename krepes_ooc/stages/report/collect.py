@@ -1,116 +1,279 @@
-"""What the last stages measured, as the report takes it: figures, gaps, group tables, concepts."""
+"""Everything that the report shows, collected from the small stores."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from krepes_ooc import rendering
-from krepes_ooc.stages.alignment.stage import ARRAYS
+from krepes_ooc.core import resources
+from krepes_ooc.stages.audited.stage import ROLES
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
+from krepes_ooc.stages.base.stage import StageContext
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
+from krepes_ooc.stages.features.row_cost_record import load_row_description
+from krepes_ooc.stages.report.results import (
+    read_alignment,
+    read_concepts,
+    read_curves,
+    read_fidelity,
+    read_groups,
+)
 from krepes_ooc.storage.store_reader import StoreReader
 
-FIGURES = (
-    "ridge_ceiling",
-    "kendall_tau",
-    "accuracy_gap",
-    "cka",
-    "precision_at_1",
-    "confidence_drop",
-    "drop_ratio",
-    "coverage",
-    "nystrom_error",
-    "spectral_entropy",
-    "stability",
+LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
+# Arrays over the dampings
+SWEEP = ("damping", "loss", "predicted", "rho", "step_norm", "stability")
+INFLUENCE = (
+    *("top_landmark", "score", "contribution", "kernel", "embedding"),
+    *("repelling_landmark", "repelling"),
 )
-CURVES = (
-    "tau_over_components",
-    "gap_over_components",
-    "ceiling_over_components",
-    "nystrom_error_over_landmarks",
-    "effective_dimension_over_landmarks",
-    "spectral_entropy",
-)
-GAPS = (*ARRAYS, "by_inputs")
-RECOGNISED = {
-    "chance": "random concepts",
-    "chance_high": "random, at most",
-    "p_value": "p",
-    "accuracy_start": "at the start",
-    "accuracy_network": "network",
-    "accuracy_inputs": "inputs",
+# Longer names of samples that show nothing else are sentences, that is the samples themselves.
+NAME_LENGTH = 32
+# More landmarks than this at the mean feature: the network maps everything to one point.
+MOST_COLLAPSED = 0.5
+OBJECTIVES = {
+    "barlow-twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "spectral-contrastive": "spectral contrastive",
 }
+STAGE_ORDER = (
+    "pretrain",
+    "features",
+    "landmarks",
+    "audited",
+    "kernel",
+    "moments",
+    "spectrum",
+    "newton",
+    "influence",
+    "concepts",
+    "alignment",
+    "fidelity",
+)
 
 
-def read_fidelity(store: StoreReader) -> dict[str, rendering.Figure]:
-    """All fidelity figures, those first that people read first."""
-    kept = store.attributes["figures"]
-    return {name: _figure(kept[name]) for name in _ordered(kept, FIGURES)}
+@dataclass(frozen=True)
+class ReportInputs(StageInputs):
+    """Stores and parts of the recipe that the stage reads."""
+
+    features: StoreReader
+    landmarks: StoreReader
+    audited: StoreReader
+    kernel: StoreReader
+    spectrum: StoreReader
+    newton: StoreReader
+    influence: StoreReader
+    concepts: StoreReader
+    alignment: StoreReader
+    fidelity: StoreReader
+    recipe: RecipeInputs = recipe_parts("source")
 
 
-def _figure(kept: Mapping[str, Any]) -> rendering.Figure:
-    return rendering.Figure(
-        value=_value(kept["value"]),
-        controls={name: _value(kept["controls"][name]) for name in kept["order"]},
-        interval=tuple(kept["interval"]) if kept["interval"] else None,
-        words=kept["words"],
-        note=kept["note"],
+def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
+    """Everything that the report shows, from the small stores.
+
+    Args:
+        inputs: of the stage.
+        context: of the stage; names the recipe and gives the records of the stages before.
+    """
+    landmarks = inputs.landmarks
+    audited = inputs.audited
+    # Samples that fit probes are not explained
+    role = audited.array("role")
+    explained = np.flatnonzero(role == ROLES["audit"])
+    columns = landmarks.attributes["columns"]
+    versions = {"python": platform.python_version()}
+    versions |= {name: version(name) for name in LIBRARIES}
+    return rendering.AuditData(
+        subject=_subject(inputs, context),
+        landmarks=rendering.Landmarks(
+            **display_columns(landmarks, slice(None)),
+            weight=landmarks.array("weight"),
+            view=landmarks.array("view"),
+        ),
+        audited=rendering.Audited(**display_columns(audited, explained), role=role[explained]),
+        influence=_influence(inputs.influence, explained),
+        spectrum=_spectrum(inputs),
+        newton=_newton(inputs.newton),
+        fidelity=read_fidelity(inputs.fidelity),
+        curves=read_curves(inputs.fidelity),
+        alignment=read_alignment(inputs.alignment),
+        groups=read_groups(inputs.alignment),
+        concepts=read_concepts(inputs.concepts, explained),
+        self_check=_self_check(inputs.features),
+        stages=tuple(_stages(context)),
+        classes=tuple(landmarks.info("label").attributes["categories"]),
+        columns=tuple(column_text(column) for column in columns),
+        warnings=tuple(_warnings(inputs)),
+        recipe_text=context.recipe_text,
+        versions=versions,
+        record={"processor and numerics": str(_seal(context, "features")["numerics"])},
+        cards=context.settings.samples,
     )
 
 
-def read_curves(store: StoreReader) -> dict[str, rendering.Curve]:
-    """All measured curves, those first that people read first."""
-    curves, plain = store.attributes["curves"], ("words", "x_words", "y_words", "log_x", "note")
-    return {
-        name: rendering.Curve(
-            **{key: curves[name][key] for key in plain},
-            x=np.array(curves[name]["x"]),
-            lines={line: np.array(curves[name]["lines"][line]) for line in curves[name]["order"]},
+def _subject(inputs: ReportInputs, context: StageContext) -> rendering.Subject:
+    n_views, n_samples = inputs.features.info("self_kernel").shape
+    n_landmarks, n_components = inputs.spectrum.info("start").shape
+    # The text is parsed again: ``about`` is not part of any settings
+    recipe = resources.parse_value(context.recipe_text)
+    objective = str(inputs.newton.attributes["objective"])
+    described = load_row_description(context.workspace)
+    return rendering.Subject(
+        recipe=context.workspace.recipe() or "",
+        network=_describe_network(inputs),
+        source=_describe_source(inputs),
+        objective=OBJECTIVES.get(objective, objective),
+        about=str(recipe.get("about", "")) if isinstance(recipe, dict) else "",
+        rows=described[0] if described else {},
+        counts={
+            "samples": n_samples,
+            "views": n_views,
+            "features": inputs.landmarks.info("features").shape[1],
+            "landmarks": n_landmarks,
+            "components": n_components,
+            "audited": inputs.audited.info("role").shape[0],
+        },
+    )
+
+
+def _describe_network(inputs: ReportInputs) -> str:
+    """The network's factory, size and origin of its weights, in words."""
+    spec = inputs.recipe.network_spec
+    described = inputs.features.attributes["network"]
+    # module:function, as a recipe names code
+    module, _, name = spec.factory.rpartition(":")
+    size = f"{len(described['parameters'])} parameter arrays, {len(described['outputs'])} outputs"
+    weights = {"pretrain": "trained by this run", "factory": "weights from the factory"}
+    return f"{name} from {module}, {size}, {weights.get(spec.weights, f'weights {spec.weights}')}"
+
+
+def _describe_source(inputs: ReportInputs) -> str:
+    """Kind, path and shape of the source, in words."""
+    spec = inputs.recipe.source_spec
+    landmarks = inputs.landmarks
+    words = "handwritten digits inside scikit-learn" if spec.kind == "digits" else spec.path
+    if landmarks.has("values"):
+        return f"table {words}, {landmarks.info('values').shape[1]} columns"
+    if landmarks.has("image"):
+        _, height, width, channels = landmarks.info("image").shape
+        return f"{words}, images of {height} x {width} x {channels}"
+    return words or f"data set {spec.factory}"
+
+
+def display_columns(store: StoreReader, rows: Any) -> dict[str, Any]:
+    """Visible columns of the samples of one store: fields of ``rendering.Samples``.
+
+    Args:
+        store: landmarks or audited.
+        rows: index of its samples.
+    """
+    texts = np.array(store.info("sample_name").attributes["categories"], dtype=object)
+    columns: dict[str, Any] = {
+        "sample_id": store.array("sample_id")[rows],
+        "sample_name": texts[store.array("sample_name")[rows]],
+        "label": store.array("label")[rows],
+    }
+    for name in ("image", "values"):
+        if store.has(name):
+            columns[name] = store.array(name)[rows]
+    # Samples that show nothing else are shown by their texts
+    if not {"image", "values"} & set(columns) and _are_sentences(texts):
+        columns |= {"text": columns["sample_name"], "sample_name": None}
+    return columns
+
+
+def _are_sentences(names: npt.NDArray[Any]) -> bool:
+    """True if names of samples that show nothing else are whole sentences: the samples."""
+    return bool(len(names)) and float(np.median([len(name) for name in names])) > NAME_LENGTH
+
+
+def _influence(store: StoreReader, rows: Any) -> rendering.Influence:
+    # Rows of explained samples only
+    arrays = {name: store.whole(name)[rows] for name in INFLUENCE}
+    return rendering.Influence(measure=str(store.attributes["measure"]), **arrays)
+
+
+def _spectrum(inputs: ReportInputs) -> rendering.Spectrum:
+    store = inputs.spectrum
+    attributes = store.attributes
+    # The entropy is shown beside the spectrum as well
+    entropy = inputs.fidelity.attributes["figures"]["spectral_entropy"]
+    return rendering.Spectrum(
+        eigenvalues=store.array("eigenvalues"),
+        rank=int(attributes["usable_rank"]),
+        n_components=store.info("start").shape[1],
+        nystrom_error=float(attributes["nystrom_error"]),
+        effective_dimension=float(attributes["effective_dimension"]),
+        entropy={"coefficients": entropy["value"], **entropy["controls"]},
+    )
+
+
+def _newton(store: StoreReader) -> rendering.Newton:
+    return rendering.Newton(
+        attributes={key: value for key, value in store.attributes.items() if key != "krepes"},
+        step=store.array("step"),
+        residual=store.array("residual"),
+        sweep={name: store.array(name) for name in SWEEP},
+    )
+
+
+def _self_check(features: StoreReader) -> rendering.SelfCheck:
+    check = features.attributes["self_check"]
+    return rendering.SelfCheck(True, float(check["max_relative_error"]), str(check["words"]))
+
+
+def column_text(column: Mapping[str, Any]) -> rendering.Column:
+    """A table column as the report draws it, from the attributes of a store."""
+    kind = "category" if column["kind"] == "categorical" else "number"
+    return rendering.Column(column["name"], kind, tuple(column["categories"]))
+
+
+def _seal(context: StageContext, stage: str) -> dict[str, Any]:
+    return context.workspace.record(stage, None).seal() or {}
+
+
+def _stages(context: StageContext) -> list[rendering.StageRecord]:
+    """Time, size and digest of every sealed stage, from its seal."""
+    records = []
+    for name in STAGE_ORDER:
+        if seal := _seal(context, name):
+            # Blocks of the first view; a store without views has none
+            n_blocks = sum(1 for key in seal["files"] if key.startswith("values/c/0/"))
+            records.append(
+                rendering.StageRecord(
+                    name=name,
+                    seconds=float(seal.get("seconds", float("nan"))),
+                    blocks=n_blocks or -1,
+                    bytes_written=int(seal.get("bytes", -1)),
+                    digest=str(seal["digest"]),
+                    version=int(seal["versions"]["stage"]),
+                )
+            )
+    return records
+
+
+def _warnings(inputs: ReportInputs) -> list[str]:
+    """Reasons to read the audit with care, worst first."""
+    newton = inputs.newton.attributes
+    warnings = []
+    if not newton["trusted"]:
+        warnings.append(f"The step is not trusted: {newton['reason']}.")
+    warnings += [f"Source: {text}" for text in inputs.recipe.source.warnings]
+    if inputs.recipe.source_spec.order == "source":
+        warnings.append("Rows keep the order of the source: neighbouring rows may belong together.")
+    collapsed = inputs.kernel.attributes["collapsed_share"]
+    if collapsed > MOST_COLLAPSED:
+        warnings.append(
+            f"The network looks collapsed: {collapsed:.0%} of landmarks lie at the mean feature."
         )
-        for name in _ordered(curves, CURVES)
-    }
-
-
-def _ordered(found: Mapping[str, Any], first: tuple[str, ...]) -> list[str]:
-    """Attributes come back in alphabetical order; people read in another."""
-    known = [name for name in first if name in found]
-    return known + [name for name in found if name not in known]
-
-
-def read_alignment(store: StoreReader) -> rendering.Alignment | None:
-    """The gaps of the table's columns, and of the label, which comes last."""
-    facts = store.attributes
-    if not facts["columns"]:
-        return None
-    defined = store.array("defined") == 1
-    arrays = {
-        name: np.where(defined, store.array(name), np.nan) for name in GAPS if store.has(name)
-    }
-    return rendering.Alignment(**arrays, names=tuple(facts["columns"]), notes=facts["notes"])
-
-
-def read_groups(store: StoreReader) -> dict[str, rendering.Groups]:
-    """All group tables; one that is not defined keeps its note alone."""
-    tables = store.attributes["groups"]
-    return {name: rendering.Groups.from_attributes(table) for name, table in tables.items()}
-
-
-def read_concepts(store: StoreReader, rows: Any) -> rendering.Concepts | None:
-    """The concepts with scores of some audited rows; None if none was named."""
-    names = tuple(store.attributes["names"])
-    if not names:
-        return None
-    trusted = store.array("trusted") == 1
-    controls = {words: store.array(name) for name, words in RECOGNISED.items()}
-    if not controls[RECOGNISED["accuracy_inputs"]].any():  # 0: the inputs are too long
-        del controls[RECOGNISED["accuracy_inputs"]]
-    scores = np.where(trusted, store.array("score")[rows], np.nan)
-    return rendering.Concepts(
-        names, store.array("accuracy"), scores, trusted, controls, store.array("landmark_score")
-    )
-
-
-def _value(value: float | None) -> float:
-    """A figure for the report: what was not measured is NaN there, and shown in words."""
-    return float("nan") if value is None else float(value)
+    return warnings

@@ -1,4 +1,4 @@
-"""The Nystrom eigendecomposition of the landmark kernel and what it says about rank and error.
+"""Nystrom eigendecomposition of the landmark kernel: start, usable rank, approximation error.
 
     K_mm = U diag(Lambda) U^T,   start A0 = U_h Lambda_h^(-1/2),   offset gamma = -A0^T kbar
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.arrays import Eigh
+from krepes_ooc.core.array_columns import Eigh
 from krepes_ooc.errors import DataError, StageFailed
 
 Float = npt.NDArray[np.float64]
@@ -33,7 +33,7 @@ def eigenpairs(landmark_kernel: Float, eigh: Eigh = np.linalg.eigh) -> tuple[Flo
 
     Args:
         landmark_kernel: K_mm [landmark, landmark_].
-        eigh: the eigendecomposition, where a device has one of its own.
+        eigh: the eigendecomposition of a symmetric matrix, ascending; a device has another one.
 
     Raises:
         DataError: the kernel holds NaN or infinity.
@@ -46,8 +46,10 @@ def eigenpairs(landmark_kernel: Float, eigh: Eigh = np.linalg.eigh) -> tuple[Flo
             where="kernel.landmark_kernel",
             expected="finite numbers",
         )
-    eigenvalues, U = eigh(landmark_kernel)
-    eigenvalues, U = eigenvalues[::-1].copy(), U[:, ::-1].copy()
+    # LAPACK sorts ascending; components are numbered from the largest eigenvalue.
+    ascending, vectors = eigh(landmark_kernel)
+    eigenvalues = ascending[::-1].copy()
+    U = vectors[:, ::-1].copy()
     if eigenvalues[0] <= 0:
         raise StageFailed(
             f"the largest eigenvalue of {len(U)} landmarks is {eigenvalues[0]:g}",
@@ -61,12 +63,13 @@ def eigenpairs(landmark_kernel: Float, eigh: Eigh = np.linalg.eigh) -> tuple[Flo
 def column_signs(U: Float) -> Float:
     """+1 or -1 for every column of U [landmark, component]: the sign of its deciding entry."""
     size = np.abs(U)
+    # argmax takes the first of the entries within 1e-6 of the largest.
     deciding = np.argmax(size >= (1 - _TIE) * size.max(axis=0), axis=0)
     return np.where(U[deciding, np.arange(U.shape[1])] < 0, -1.0, 1.0)
 
 
 def usable_rank(eigenvalues: Float, rms: float, n_landmarks: int, dtype: str) -> int:
-    """How many leading components stand above the rounding of the stored kernel.
+    """Number of leading components above the rounding noise of the stored kernel.
 
     Column j of K A0 has the noise-to-signal ratio eps rms(K) sqrt(m) / Lambda_j, with eps the
     rounding of ``dtype``; it must stay below 0.05, and Lambda_j above 1e-10 Lambda_1.
@@ -82,13 +85,14 @@ def usable_rank(eigenvalues: Float, rms: float, n_landmarks: int, dtype: str) ->
     """
     if dtype not in _ROUNDING:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(_ROUNDING)}")
+    # eps rms(K) sqrt(m) / Lambda_j < limit, solved for Lambda_j.
     noise = _ROUNDING[dtype] * rms * np.sqrt(n_landmarks) / _NOISE_LIMIT
     usable = (eigenvalues > noise) & (eigenvalues > _RELATIVE_FLOOR * eigenvalues[0])
     return int(np.count_nonzero(usable))
 
 
 def check_rank(n_components: int, rank: int) -> None:
-    """Make sure that the kernel carries as many components as the recipe asks for.
+    """Refuse more components than the usable rank of the kernel.
 
     Raises:
         StageFailed: ``n_components`` exceeds the usable rank.
@@ -103,7 +107,13 @@ def check_rank(n_components: int, rank: int) -> None:
 
 
 def start(eigenvalues: Float, U: Float, n_components: int) -> Float:
-    """Principal-component start A0 = U_h Lambda_h^(-1/2) [landmark, component]."""
+    """Principal-component start A0 = U_h Lambda_h^(-1/2) [landmark, component].
+
+    Args:
+        eigenvalues: Lambda, descending.
+        U: eigenvectors [landmark, component].
+        n_components: h, at most the usable rank.
+    """
     return U[:, :n_components] / np.sqrt(eigenvalues[:n_components])
 
 
@@ -129,7 +139,7 @@ def effective_dimension(eigenvalues: Float, damping: float) -> float:
 def nystrom_error(
     self_kernel_mean: float, second: Any, eigenvalues: Float, U: Float, rank: int
 ) -> float:
-    """Share of the trace that the landmarks miss: mean of k(x,x) - k_x^T K_mm^+ k_x, relative.
+    """Nystrom approximation error: mean of k(x,x) - k_x^T K_mm^+ k_x over mean of k(x,x).
 
     The mean runs over all samples and views, and mean(k_x^T K_mm^+ k_x) = tr(K_mm^+ S), so the
     moments suffice. 0 = the landmarks span every row, 1 = they span nothing.
@@ -137,7 +147,7 @@ def nystrom_error(
     Args:
         self_kernel_mean: mean normalised self kernel over all samples and views.
         second: un-centred S [landmark, landmark_], mean over samples and views of k_x k_x^T;
-            only ``second @ V`` is asked of it.
+            any object with ``second @ V``.
         eigenvalues: of K_mm, descending.
         U: eigenvectors [landmark, component].
         rank: components of the pseudo-inverse (the usable rank).
@@ -149,8 +159,10 @@ def nystrom_error(
         raise StageFailed(
             f"the mean self kernel is {self_kernel_mean:g}", where="kernel", expected="more than 0"
         )
-    kept = U[:, :rank]
-    explained = np.sum(np.sum(kept * (second @ kept), axis=0) / eigenvalues[:rank])
+    leading = U[:, :rank]
+    # tr(K_mm^+ S) = sum_j u_j^T S u_j / Lambda_j.
+    explained = np.sum(np.sum(leading * (second @ leading), axis=0) / eigenvalues[:rank])
+    # Rounding of a float16 kernel can leave the interval by a little.
     return float(np.clip(1.0 - explained / self_kernel_mean, 0.0, 1.0))
 
 
@@ -162,8 +174,10 @@ def spectral_entropy(A: Float) -> float:
     """
     from scipy.special import entr  # on first use: scipy costs 0.2 s
 
+    # Squared singular values of A; negative ones are rounding.
     eigenvalues = np.maximum(np.linalg.eigvalsh(A.T @ A), 0.0)
     total = eigenvalues.sum()
     if len(eigenvalues) < 2 or not total > 0:
         return 0.0
+    # entr(p) = -p ln p, and 0 at 0.
     return float(np.sum(entr(eigenvalues / total)) / np.log(len(eigenvalues)))

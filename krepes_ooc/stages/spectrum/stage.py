@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import blocks
 from krepes_ooc.core.settings import setting
-from krepes_ooc.engine.budget import MemoryNeed
 from krepes_ooc.engine.device import eigh_on
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.base.cost import Cost, plain_cost
+from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f64
+from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
-from krepes_ooc.stages.base.stage_inputs import StageInputs
+from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
+from krepes_ooc.stages.moments.moments import TiledUncentredMoment
 from krepes_ooc.stages.spectrum import nystrom
 from krepes_ooc.stages.spectrum.subspace_iteration import leading_eigenpairs
-from krepes_ooc.stages.spectrum.tiled import TiledKernel, UncentredMoment
+from krepes_ooc.stages.spectrum.tiled import TiledKernel
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
@@ -52,25 +54,34 @@ class SpectrumSettings:
 
 @dataclass(frozen=True)
 class SpectrumInputs(StageInputs):
-    """Stores and parts of the recipe that the stage reads."""
+    """Stores that the stage reads, and the seed of the recipe."""
 
     features: StoreReader
     kernel: StoreReader
     moments: StoreReader
+    recipe: RecipeInputs = recipe_parts()
 
 
 def run(inputs: SpectrumInputs, context: StageContext) -> None:
     """Decompose the landmark kernel, check the rank, seal."""
     context.progress.begin("spectrum", 1, 0)
-    kernel, mean = context.reader("kernel"), context.reader("moments").array("mean")
-    K, second = TiledKernel(context), UncentredMoment(context, mean)
+    mean = inputs.moments.array("mean")
+    K = TiledKernel(inputs.kernel, context)
+    S = TiledUncentredMoment(
+        mean, lambda row, column: np.asarray(inputs.moments.tile("second", row, column))
+    )
     m = K.n_landmarks
-    values, vectors = decompose(context, K)
-    rms = float(np.sqrt(second.trace() / m))
-    dtype = kernel.info("values").dtype.name
+    # K_mm = U diag(Lambda) U^T.
+    values, vectors = decompose(inputs, context, K)
+    # Usable rank: rms(K) = (tr S / m)^(1/2) sets the rounding noise of a stored value.
+    rms = float(np.sqrt(S.trace() / m))
+    dtype = inputs.kernel.info("values").dtype.name
     rank = nystrom.usable_rank(values, rms, m, dtype)
-    components = _components(context, rank)
+    components = _components(
+        context.settings.components, inputs.features.attributes["network"], rank
+    )
     nystrom.check_rank(components, rank)
+    # Start A0 = U_h Lambda_h^(-1/2), offset gamma = -A0^T kbar.
     start = nystrom.start(values, vectors, components)
     arrays = {
         "eigenvalues": values,
@@ -78,19 +89,19 @@ def run(inputs: SpectrumInputs, context: StageContext) -> None:
         "start": start,
         "offset": nystrom.offset(start, mean.mean(axis=0)),
     }
-    own = float(kernel.attributes["self_kernel_mean"])
+    self_kernel_mean = float(inputs.kernel.attributes["self_kernel_mean"])
     attributes = {
         "usable_rank": rank,
-        "nystrom_error": nystrom.nystrom_error(own, second, values, vectors, rank),
+        "nystrom_error": nystrom.nystrom_error(self_kernel_mean, S, values, vectors, rank),
         "effective_dimension": nystrom.effective_dimension(
-            _with_rest(values, m, K.trace()), K.trace() / m
+            _complete(values, m, K.trace()), K.trace() / m
         ),
     }
     sizes = {"landmark": m, "component": components, "eigenvalue": len(values)}
     write_whole(context, StoreSpec(load_contract("spectrum"), sizes), arrays, attributes)
 
 
-def decompose(context: StageContext, K: TiledKernel) -> tuple[Float, Float]:
+def decompose(inputs: SpectrumInputs, context: StageContext, K: TiledKernel) -> tuple[Float, Float]:
     """Eigenvalues of K_mm, descending, and eigenvectors [landmark, eigenvalue].
 
     All of them from a dense decomposition, or the leading ones by subspace iteration.
@@ -101,53 +112,76 @@ def decompose(context: StageContext, K: TiledKernel) -> tuple[Float, Float]:
     settings: SpectrumSettings = context.settings
     m = K.n_landmarks
     if not settings.iterates(m):
-        whole = context.reader("kernel").whole("landmark_kernel")
+        whole = inputs.kernel.whole("landmark_kernel")
         return nystrom.eigenpairs(whole, eigh_on(context.device))
-    asked = AUTO_COMPONENTS if settings.components == "auto" else settings.components
-    found = leading_eigenpairs(K.product, m, min(asked, m), context.recipe.seed)
-    if not found.converged:
+    wanted = AUTO_COMPONENTS if settings.components == "auto" else settings.components
+    pairs = leading_eigenpairs(K.product, m, min(wanted, m), inputs.recipe.seed)
+    if not pairs.converged:
         raise StageFailed(
-            f"{found.products} products left a residual of {found.residual.max():.1e}",
+            f"{pairs.products} products left a residual of {pairs.residual.max():.1e}",
             where="spectrum",
             expected="at most 1e-9",
             advice="take stages.spectrum.solver=dense, or fewer components",
         )
-    return found.eigenvalues, found.U
+    return pairs.eigenvalues, pairs.U
 
 
-def _with_rest(values: Float, n_landmarks: int, trace: float) -> Float:
-    """The eigenvalues, those not found as equal shares of the rest of the trace."""
-    left = n_landmarks - len(values)
-    if not left:
+def _complete(values: Float, n_landmarks: int, trace: float) -> Float:
+    """All m eigenvalues: those that were not computed share the rest of the trace equally."""
+    missing = n_landmarks - len(values)
+    if not missing:
         return values
-    share = max(0.0, trace - float(values.sum())) / left
-    return np.append(values, np.full(left, share))
+    share = max(0.0, trace - float(values.sum())) / missing
+    return np.append(values, np.full(missing, share))
 
 
-def _components(context: StageContext, rank: int) -> int:
-    asked = context.settings.components
-    if asked != "auto":
-        return int(asked)
-    features = context.reader("features").attributes["network"]
-    outputs = len(features["outputs"]) if "outputs" in features else AUTO_COMPONENTS
+def _components(setting: int | Literal["auto"], network: Mapping[str, Any], rank: int) -> int:
+    """Components h: as set, or one for each output of the network within limits."""
+    if setting != "auto":
+        return int(setting)
+    outputs = len(network["outputs"]) if "outputs" in network else AUTO_COMPONENTS
     return max(1, min(AUTO_COMPONENTS, outputs, rank))
 
 
-def predict(shape: AuditSizes, settings: SpectrumSettings) -> Cost:
+def estimate_cost(sizes: AuditSizes, settings: SpectrumSettings) -> Cost:
     """A dense eigendecomposition of the landmark kernel, or about fifty products with it.
 
-    Dense: the copy that becomes the eigenvectors, the workspace of LAPACK (twice), and the vectors
-    in descending order; the kernel is mapped. Iterated: two Krylov spaces of four blocks, their
-    products and the copies that join them; the tiles are mapped.
+    The kernel itself is mapped in both cases.
     """
-    m, h = shape.n_landmarks, shape.n_components
-    disk = 8 * m * (2 * h + 1)
+    m = sizes.n_landmarks
+    h = sizes.n_components
+    disk = Quantity.of(
+        Term("eigenvectors U_h and start A0", f64(m, h), 2),
+        Term("eigenvalues of K_mm", f64(m)),
+    )
     if settings.iterates(m):
-        need = MemoryNeed(8 * m * (h + 8) * 20, 8 * min(m, blocks.TILE) * (h + 8) * 2)
-        device = MemoryNeed(0, 8 * min(m, blocks.TILE) * (blocks.TILE + 2 * (h + 8)))
-        return plain_cost(1, disk, need, 2.0 * 50 * m * m * h, float64=True, device=device)
-    need = MemoryNeed(8 * m * m * 4)
-    return plain_cost(1, disk, need, 9.0 * m**3, float64=True, device=need)
+        tile = min(m, blocks.TILE)
+        width = h + 8
+        krylov = Term("two Krylov bases of 4 blocks, products, copies", f64(m, width), 20)
+        rows = Term("rows of a product and of its block", f64(tile, width), 2)
+        return Cost(
+            disk=disk,
+            memory=Quantity.of(krylov),
+            worker_memory=Quantity.of(rows),
+            flops=Quantity.of(Term("50 products with K_mm", 2.0 * 50 * m * m * h)),
+            float64=True,
+            device_task_memory=Quantity.of(
+                Term("tile of K_mm", f64(tile, blocks.TILE)),
+                Term("rows of a product and of its block", f64(tile, width), 2),
+            ),
+        )
+    dense = Quantity.of(
+        Term("eigenvectors of K_mm, overwriting its copy", f64(m, m)),
+        Term("workspace of LAPACK", f64(m, m), 2),
+        Term("eigenvectors in descending order", f64(m, m)),
+    )
+    return Cost(
+        disk=disk,
+        memory=dense,
+        flops=Quantity.of(Term("eigendecomposition of K_mm", 9.0 * m**3)),
+        float64=True,
+        device_memory=dense,
+    )
 
 
 STAGE = Stage(
@@ -157,6 +191,6 @@ STAGE = Stage(
     store="spectrum",
     settings=SpectrumSettings,
     run=run,
-    estimate_cost=predict,
+    estimate_cost=estimate_cost,
     about="eigenpairs of the landmark kernel and the start of the step",
 )

@@ -25,7 +25,7 @@ _EXTRA = 8
 
 @dataclass(frozen=True)
 class LeadingPairs:
-    """Eigenpairs found, and how well; not having converged is a result, not an error.
+    """Leading eigenpairs and their residuals; not having converged is a result, not an error.
 
     Args:
         eigenvalues: descending [component].
@@ -63,36 +63,49 @@ def leading_eigenpairs(
         seed: of the random start, drawn by key.
         tolerance: on the relative residual of every pair.
         depth: blocks of one Krylov space, at least 2.
-        max_products: products after which the iteration gives up.
+        max_products: products after which the iteration stops.
     """
+    # Guard columns: the last wanted pairs converge at the rate of the gap behind them.
     width = n_components + _EXTRA
-    if 2 * width > n_landmarks:  # one block spans everything
+    # Two blocks would fill the space: one block spans everything, and the first Ritz step is exact.
+    if 2 * width > n_landmarks:
         width = n_landmarks
     depth = min(depth, n_landmarks // width)
+    # An orthonormal random start X, drawn by key: the same under any chunking.
     index = np.arange(n_landmarks)[:, None], np.arange(width)[None, :]
     X = np.linalg.qr(counter_rng.normal(seed, _START, *index))[0]
-    KX, products = product(X), 1
+    KX = product(X)
+    products = 1
     while True:
-        B, KB = X, KX
+        # Krylov basis B = orth[X, K X, ..., K^(depth-1) X] and its image K B.
+        B = X
+        KB = KX
         for _ in range(depth - 1):
             fresh = _orthonormal(KB[:, -width:], B)
-            B, KB = np.hstack([B, fresh]), np.hstack([KB, product(fresh)])
+            B = np.hstack([B, fresh])
+            KB = np.hstack([KB, product(fresh)])
             products += 1
+        # Rayleigh-Ritz: T = B^T K B = W diag(values) W^T; symmetrised against rounding.
         T = B.T @ KB
-        values, W = np.linalg.eigh((T + T.T) / 2)
-        values, W = values[::-1][:width], W[:, ::-1][:, :width]
-        X, KX = B @ W, KB @ W
+        ascending, W = np.linalg.eigh((T + T.T) / 2)
+        values = ascending[::-1][:width]
+        W = W[:, ::-1][:, :width]
+        # Ritz vectors X = B W restart the iteration; K X = (K B) W costs no product.
+        X = B @ W
+        KX = KB @ W
+        # Residuals |K x - Lambda x| / Lambda_1 of the wanted pairs.
         size = max(float(np.abs(values).max()), np.finfo(float).tiny)
         residual = np.linalg.norm(KX - X * values, axis=0)[:n_components] / size
         converged = bool((residual <= tolerance).all())
         if converged or depth < 2 or products + depth - 1 > max_products:
             U = X[:, :n_components]
-            kept = values[:n_components].copy()
-            return LeadingPairs(kept, U * column_signs(U), residual, products, converged)
+            eigenvalues = values[:n_components].copy()
+            return LeadingPairs(eigenvalues, U * column_signs(U), residual, products, converged)
 
 
 def _orthonormal(block: Float, basis: Float) -> Float:
-    """An orthonormal block outside the basis; again after scaling, for blocks almost inside it."""
+    """An orthonormal block [landmark, column] in the complement of an orthonormal basis."""
+    # Block Gram-Schmidt, three times: a block almost inside the basis loses digits in each.
     for _ in range(3):
         block = np.linalg.qr(block - basis @ (basis.T @ block))[0]
     return block

@@ -46,36 +46,36 @@ PARTS = (_rng.normal(size=(300, 8)) * 10.0 ** _rng.integers(-8, 8, size=(300, 1)
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    wish = parse_cluster("local", None)
-    with open_cluster(wish, 2, tmp_path_factory.mktemp("logs")) as cluster:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    spec = parse_cluster("local", None)
+    with open_cluster(spec, 2, tmp_path_factory.mktemp("logs")) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[TransferFolder]:
+def transfer(tmp_path: Path) -> Iterator[TransferFolder]:
     opened = TransferFolder.open(tmp_path / "temp", machine.numerics())
     yield opened
     opened.close()
 
 
 class Near:
-    """A crowd of one: computes the graph here, the last task first."""
+    """A pool of one worker: computes the graph here, the last task first."""
 
     n_workers = 2
 
     @contextlib.contextmanager
-    def publish(self, folder: Path, key: str, work: TaskPayload) -> Iterator[None]:
+    def publish(self, folder: Path, key: str, payload: TaskPayload) -> Iterator[None]:
         self.sent = b""
         with arrays_as_files(folder):
-            self.sent = cloudpickle.dumps(work)
+            self.sent = cloudpickle.dumps(payload)
         worker_state().enter(str(folder))
         worker_state().install(key, cloudpickle.loads(self.sent))
         yield
         worker_state().remove(key)
 
     def compute(
-        self, graph: Any, names: Any, check: Any, tell: Any
+        self, graph: Any, names: Any, check: Any, notify: Any
     ) -> Iterator[tuple[str, TaskResult]]:
         from dask import get
 
@@ -84,25 +84,25 @@ class Near:
             yield name, get(graph, name)
 
 
-def near(desk: TransferFolder, **more: Any) -> ClusterExecutor:
-    return ClusterExecutor(2, pool=Near(), transfer=desk, **more)
+def near(transfer: TransferFolder, **more: Any) -> ClusterExecutor:
+    return ClusterExecutor(2, pool=Near(), transfer=transfer, **more)
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 31, 300])
-def test_sums_and_results_are_those_of_threads(desk: TransferFolder, count: int):
+def test_sums_and_results_are_those_of_threads(transfer: TransferFolder, count: int):
     def part(index: int) -> np.ndarray:
         return PARTS[index] * 1
 
     expected = Executor(2).reduce(part, range(count), np.add)
-    assert near(desk).reduce(part, range(count), np.add).tobytes() == expected.tobytes()
-    assert list(near(desk).map(lambda i: i * i, range(count))) == [i * i for i in range(count)]
+    assert near(transfer).reduce(part, range(count), np.add).tobytes() == expected.tobytes()
+    assert list(near(transfer).map(lambda i: i * i, range(count))) == [i * i for i in range(count)]
 
 
-def test_waves_do_not_change_the_tree(desk: TransferFolder, monkeypatch: pytest.MonkeyPatch):
+def test_waves_do_not_change_the_tree(transfer: TransferFolder, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cluster_executor, "WAVE_TASKS", 4)
-    pair = near(desk).reduce(lambda i: i, range(45), lambda a, b: (a, b))
+    pair = near(transfer).reduce(lambda i: i, range(45), lambda a, b: (a, b))
     assert pair == Executor(1).reduce(lambda i: i, range(45), lambda a, b: (a, b))
-    assert list(near(desk).map(str, range(45))) == list(map(str, range(45)))
+    assert list(near(transfer).map(str, range(45))) == list(map(str, range(45)))
 
 
 @pytest.mark.parametrize(
@@ -112,36 +112,36 @@ def test_a_task_is_a_range_of_a_power_of_two(count: int, workers: int, expected:
     assert task_items(count, workers) == expected
 
 
-def test_nothing_is_mapped_and_nothing_cannot_be_folded(desk: TransferFolder):
-    assert list(near(desk).map(str, [])) == []
-    with pytest.raises(ValueError, match="nothing to fold"):
-        near(desk).reduce(str, [], pair := lambda a, b: (a, b)) and pair
+def test_nothing_is_mapped_and_nothing_cannot_be_folded(transfer: TransferFolder):
+    assert list(near(transfer).map(str, [])) == []
+    with pytest.raises(ValueError, match="nothing to reduce"):
+        near(transfer).reduce(str, [], pair := lambda a, b: (a, b)) and pair
 
 
-def test_big_results_and_big_work_are_files_not_messages(desk: TransferFolder):
+def test_big_results_and_big_work_are_files_not_messages(transfer: TransferFolder):
     big = np.arange(200_000.0)
     sent = []
 
     class Watched(Near):
         def compute(
-            self, graph: Any, names: Any, check: Any, tell: Any
+            self, graph: Any, names: Any, check: Any, notify: Any
         ) -> Iterator[tuple[str, TaskResult]]:
             sent.append(len(pickle.dumps(graph)))
-            for name, part in super().compute(graph, names, check, tell):
+            for name, part in super().compute(graph, names, check, notify):
                 sent.append(len(pickle.dumps(part)))
                 yield name, part
 
     watched = Watched()
-    executor = ClusterExecutor(2, pool=watched, transfer=desk)
+    executor = ClusterExecutor(2, pool=watched, transfer=transfer)
     found = list(executor.map(lambda i: big + i, range(3)))
     assert all((values == big + i).all() for i, values in enumerate(found))
     assert executor.reduce(lambda i: big, range(3), np.add)[1] == 3
     assert max(sent) < 10_000
     assert len(watched.sent) < 10_000
-    assert [path.name for path in desk.folder.iterdir()] == [RUN_TOKEN]
+    assert [path.name for path in transfer.folder.iterdir()] == [RUN_TOKEN]
 
 
-def test_what_tasks_tell_reaches_the_client(desk: TransferFolder):
+def test_what_tasks_tell_reaches_the_client(transfer: TransferFolder):
     told: list[Any] = []
 
     class Listener(Silent):
@@ -156,7 +156,7 @@ def test_what_tasks_tell_reaches_the_client(desk: TransferFolder):
         if index == 2:
             worker_state().progress.note("two")
 
-    near(desk, progress=Listener()).run(task, range(4))
+    near(transfer, progress=Listener()).run(task, range(4))
     assert sorted(map(str, told)) == ["(1, 0)", "(1, 1)", "(1, 2)", "(1, 3)", "two"]
 
 
@@ -170,22 +170,22 @@ def test_a_tally_sums_advances_and_begins_anew():
     assert tally.collect() == ()
 
 
-def test_the_peak_of_the_workers_memory_is_kept(desk: TransferFolder):
-    executor = near(desk)
+def test_the_peak_of_the_workers_memory_is_kept(transfer: TransferFolder):
+    executor = near(transfer)
     executor.run(lambda i: None, range(3))
     assert 2**20 < executor.peaks[0] <= machine.peak_bytes()
 
 
-def test_a_worker_of_another_version_is_refused(desk: TransferFolder):
-    other = replace(desk, package="0" * 64)
+def test_a_worker_of_another_version_is_refused(transfer: TransferFolder):
+    other = replace(transfer, package="0" * 64)
     with pytest.raises(UsageError, match=r"has digest .*expected 000000000000, as here; install"):
         near(other).run(str, range(2))
 
 
-def test_a_worker_that_gives_other_bits_is_refused_unless_told(desk: TransferFolder):
+def test_a_worker_that_gives_other_bits_is_refused_unless_told(transfer: TransferFolder):
     with pytest.raises(WorkspaceError, match=r"computes with .*--allow-mixed-numerics"):
-        near(replace(desk, numerics="another processor")).run(str, range(2))
-    near(replace(desk, numerics="")).run(str, range(2))
+        near(replace(transfer, numerics="another processor")).run(str, range(2))
+    near(replace(transfer, numerics="")).run(str, range(2))
 
 
 def test_the_digest_of_the_package_covers_code_and_contracts(monkeypatch, tmp_path: Path):
@@ -249,21 +249,22 @@ def test_values_are_put_away_and_taken_back(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_its_licence_a_worker_stops_before_its_next_block(
-    desk: TransferFolder, monkeypatch: pytest.MonkeyPatch
+def test_without_its_run_token_a_worker_stops_before_its_next_block(
+    transfer: TransferFolder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(worker_module, "ARRIVAL_SECONDS", 0.1)
-    own, call = WorkerState(), desk.call()
-    own.enter(call.folder)
-    own.install(call.key, TaskPayload(str, range(2)))
-    assert own.work(call).function(3) == "3"
-    assert not own.stop.requested
-    own.remove(call.key)
+    state = WorkerState()
+    task = transfer.new_task()
+    state.enter(task.folder)
+    state.install(task.key, TaskPayload(str, range(2)))
+    assert state.payload(task).function(3) == "3"
+    assert not state.stop.requested
+    state.remove(task.key)
     with pytest.raises(Stopped, match="its run has ended"):
-        own.work(call)
-    (desk.folder / RUN_TOKEN).unlink()
+        state.payload(task)
+    (transfer.folder / RUN_TOKEN).unlink()
     with pytest.raises(Stopped, match="its run has ended"):
-        own.stop.check()
+        state.stop.check()
 
 
 def test_a_worker_that_does_not_see_the_workspace_is_refused(tmp_path: Path):
@@ -272,12 +273,12 @@ def test_a_worker_that_does_not_see_the_workspace_is_refused(tmp_path: Path):
 
 
 def test_a_station_keeps_one_object_at_a_time_and_none_of_another_run(
-    desk: TransferFolder, tmp_path: Path
+    transfer: TransferFolder, tmp_path: Path
 ):
     own = WorkerState()
-    own.enter(str(desk.folder))
+    own.enter(str(transfer.folder))
     first = own.cached("kernel", object)
-    own.enter(str(desk.folder))
+    own.enter(str(transfer.folder))
     assert own.cached("kernel", object) is first
     assert own.cached("newton", object) is not first
     assert own.cached("kernel", object) is not first
@@ -286,7 +287,7 @@ def test_a_station_keeps_one_object_at_a_time_and_none_of_another_run(
     assert own.cached("kernel", object) is not last
 
 
-def test_finish_follows_every_task_even_one_that_fails(desk: TransferFolder, tmp_path: Path):
+def test_finish_follows_every_task_even_one_that_fails(transfer: TransferFolder, tmp_path: Path):
     def finish() -> None:
         with (tmp_path / "finished").open("a") as file:
             file.write("x")
@@ -295,18 +296,18 @@ def test_finish_follows_every_task_even_one_that_fails(desk: TransferFolder, tmp
         if index == 1:
             raise DataError("row 1 is NaN")
 
-    near(desk, finish=finish).run(str, range(3))
+    near(transfer, finish=finish).run(str, range(3))
     assert (tmp_path / "finished").read_text() == "xxx"
     with pytest.raises(DataError, match="row 1 is NaN"):
-        near(desk, finish=finish).run(task, [1])
+        near(transfer, finish=finish).run(task, [1])
     assert (tmp_path / "finished").read_text() == "xxxx"
 
 
-def test_processes_give_the_bits_of_threads(crowd: Cluster, desk: TransferFolder):
+def test_processes_give_the_bits_of_threads(pool: Cluster, transfer: TransferFolder):
     def part(index: int) -> np.ndarray:
         return PARTS[index] * 1
 
-    executor = ClusterExecutor(2, pool=crowd, transfer=desk)
+    executor = ClusterExecutor(2, pool=pool, transfer=transfer)
     expected = Executor(2).reduce(part, range(300), np.add)
     assert executor.reduce(part, range(300), np.add).tobytes() == expected.tobytes()
     assert list(executor.map(lambda i: os.getpid() != 0 and i, range(20))) == list(range(20))
@@ -319,7 +320,7 @@ def test_processes_give_the_bits_of_threads(crowd: Cluster, desk: TransferFolder
         )
 
 
-def test_everything_listens_on_this_machine_alone(crowd: Cluster):
+def test_everything_listens_on_this_machine_alone(pool: Cluster):
     me = psutil.Process()
     found = {
         connection.laddr.ip
@@ -331,7 +332,7 @@ def test_everything_listens_on_this_machine_alone(crowd: Cluster):
 
 
 def test_a_killed_worker_costs_its_tasks_alone(
-    crowd: Cluster, desk: TransferFolder, tmp_path: Path
+    pool: Cluster, transfer: TransferFolder, tmp_path: Path
 ):
     def task(index: int) -> int:
         time.sleep(0.05)
@@ -340,14 +341,14 @@ def test_a_killed_worker_costs_its_tasks_alone(
             os.kill(os.getpid(), signal.SIGKILL)
         return index
 
-    assert list(ClusterExecutor(2, pool=crowd, transfer=desk).map(task, range(40))) == list(
+    assert list(ClusterExecutor(2, pool=pool, transfer=transfer).map(task, range(40))) == list(
         range(40)
     )
     assert (tmp_path / "killed").exists()
 
 
 def test_a_stop_request_ends_the_wait_and_the_tasks(
-    crowd: Cluster, desk: TransferFolder, tmp_path: Path
+    pool: Cluster, transfer: TransferFolder, tmp_path: Path
 ):
     stop = StopFlag()
 
@@ -371,8 +372,8 @@ def test_a_stop_request_ends_the_wait_and_the_tasks(
 
     begun = time.monotonic()
     with pytest.raises(Stopped, match="SIGTERM was received"):
-        ClusterExecutor(2, Flag(), Soon(), crowd, desk).run(task, range(50))
+        ClusterExecutor(2, Flag(), Soon(), pool, transfer).run(task, range(50))
     assert time.monotonic() - begun < 10
-    desk.close()
+    transfer.close()
     assert not stop.requested
     assert len(list(tmp_path.glob("0*"))) < 10

@@ -54,16 +54,16 @@ class When(StopFlag):
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[TransferFolder]:
+def transfer(tmp_path: Path) -> Iterator[TransferFolder]:
     opened = TransferFolder.open(tmp_path / "temp", machine.numerics())
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def crowd(tmp_path: Path) -> Iterator[Cluster]:
+def pool(tmp_path: Path) -> Iterator[Cluster]:
     with open_cluster(parse_cluster("local", None), 2, tmp_path / "logs") as cluster:
-        cluster.stall_seconds, cluster.hand_over_seconds = 3.0, 2.0
+        cluster.stall_seconds, cluster.transfer_seconds = 3.0, 2.0
         yield cluster
 
 
@@ -79,7 +79,7 @@ def is_frozen(marker: Path) -> bool:
 
 
 def test_a_frozen_worker_that_holds_results_is_named_and_replaced(
-    crowd: Cluster, desk: TransferFolder, tmp_path: Path
+    pool: Cluster, transfer: TransferFolder, tmp_path: Path
 ):
     marker, notes = tmp_path / "frozen", Notes()
 
@@ -91,7 +91,7 @@ def test_a_frozen_worker_that_holds_results_is_named_and_replaced(
     def until_frozen() -> None:
         outside.wait_for(lambda: is_frozen(marker), "the frost")
 
-    executor = ClusterExecutor(2, When(until_frozen), notes, crowd, desk)
+    executor = ClusterExecutor(2, When(until_frozen), notes, pool, transfer)
     assert list(executor.map(task, range(4))) == [0, 1, 4, 9]
     (line,) = notes.saying("holds a result and does not answer for 2 s: it is started again")
     assert line.startswith("tcp://127.0.0.1:")
@@ -99,7 +99,7 @@ def test_a_frozen_worker_that_holds_results_is_named_and_replaced(
 
 
 def test_those_that_wait_for_a_frozen_worker_are_not_to_blame(
-    crowd: Cluster, desk: TransferFolder, tmp_path: Path
+    pool: Cluster, transfer: TransferFolder, tmp_path: Path
 ):
     marker, notes = tmp_path / "frozen", Notes()
 
@@ -111,7 +111,7 @@ def test_those_that_wait_for_a_frozen_worker_are_not_to_blame(
             file.write(f"{os.getpid()}\n")
         return np.full(8, index / 3)
 
-    found = ClusterExecutor(2, progress=notes, pool=crowd, transfer=desk).reduce(
+    found = ClusterExecutor(2, progress=notes, pool=pool, transfer=transfer).reduce(
         part, range(16), np.add
     )
     expected = Executor(1).reduce(lambda i: np.full(8, i / 3), range(16), np.add)
@@ -125,18 +125,20 @@ def test_those_that_wait_for_a_frozen_worker_are_not_to_blame(
 
 
 def test_a_frozen_worker_holds_up_no_work_that_is_handed_out(
-    crowd: Cluster, desk: TransferFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: Cluster, transfer: TransferFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cluster_module, "HAND_OUT_SECONDS", 2)
+    monkeypatch.setattr(cluster_module, "BROADCAST_SECONDS", 2)
     marker, notes = tmp_path / "frozen", Notes()
-    executor = ClusterExecutor(2, progress=notes, pool=crowd, transfer=desk)
+    executor = ClusterExecutor(2, progress=notes, pool=pool, transfer=transfer)
     executor.run(lambda i: freeze_soon(marker) if i == 1 else None, range(4))
     outside.wait_for(lambda: is_frozen(marker), "the frost")
     assert list(executor.map(lambda i: i * i, range(8))) == [i * i for i in range(8)]
     assert notes.saying("started again"), notes.lines
 
 
-def test_a_suspended_job_is_struck_off_and_the_others_go_on(desk: TransferFolder, tmp_path: Path):
+def test_a_suspended_job_is_struck_off_and_the_others_go_on(
+    transfer: TransferFolder, tmp_path: Path
+):
     """Worker and nanny stand still together, as in a job that its queue suspends."""
     notes = Notes()
 
@@ -149,28 +151,28 @@ def test_a_suspended_job_is_struck_off_and_the_others_go_on(desk: TransferFolder
         outside.workers(address, tmp_path, 2) as jobs,
         open_cluster(parse_cluster(address, None), 2, tmp_path) as cluster,
     ):
-        cluster.stall_seconds, cluster.hand_over_seconds = 3.0, 2.0
+        cluster.stall_seconds, cluster.transfer_seconds = 3.0, 2.0
         outside.wait_for(lambda: len(cluster.client.nthreads()) == 2, "two workers")
         suspend = When(lambda: os.killpg(jobs[1].pid, signal.SIGSTOP))
-        found = list(ClusterExecutor(2, suspend, notes, cluster, desk).map(task, range(20)))
+        found = list(ClusterExecutor(2, suspend, notes, cluster, transfer).map(task, range(20)))
         assert found == [i * i for i in range(20)]
         assert notes.saying("started again, its tasks are repeated")
         assert len(cluster.client.nthreads()) == 1
 
 
 def test_a_connection_that_nobody_accepts_is_a_lost_scheduler(
-    crowd: Cluster, monkeypatch: pytest.MonkeyPatch
+    pool: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(*_: object, **__: object) -> None:
         raise OSError("Timed out trying to connect to tcp://127.0.0.1:1 after 10 s")
 
-    monkeypatch.setattr(crowd.client, "sync", refuse)
+    monkeypatch.setattr(pool.client, "sync", refuse)
     with pytest.raises(Stopped, match="the scheduler is lost; nothing is lost on disk: run"):
-        crowd._look_after(WorkerWatchdog(crowd.client, str))
+        pool._check_workers(WorkerWatchdog(pool.client, str))
 
 
 def test_a_frozen_scheduler_is_a_lost_one(
-    desk: TransferFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    transfer: TransferFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(cluster_module, "SCHEDULER_SECONDS", 2)
     with (
@@ -179,4 +181,4 @@ def test_a_frozen_scheduler_is_a_lost_one(
     ):
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(Stopped, match="the scheduler is lost; nothing is lost on disk: run"):
-            ClusterExecutor(2, pool=cluster, transfer=desk).run(str, range(4))
+            ClusterExecutor(2, pool=cluster, transfer=transfer).run(str, range(4))

@@ -48,7 +48,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[TransferFolder]:
+def transfer(tmp_path: Path) -> Iterator[TransferFolder]:
     opened = TransferFolder.open(tmp_path / "temp", "")
     yield opened
     opened.close()
@@ -60,7 +60,7 @@ def jobs_of(queue: Path) -> list[int]:
 
 
 def test_a_job_of_two_processes_that_is_killed_is_replaced(
-    queue: Path, desk: TransferFolder, tmp_path: Path
+    queue: Path, transfer: TransferFolder, tmp_path: Path
 ):
     def task(index: int) -> int:
         time.sleep(0.1)
@@ -71,14 +71,14 @@ def test_a_job_of_two_processes_that_is_killed_is_replaced(
 
     asked = ClusterSpec("site", site=Site("slurm", jobs=1, processes=2, patience=60))
     with open_cluster(asked, 1, tmp_path / "logs") as cluster:
-        found = list(ClusterExecutor(2, pool=cluster, transfer=desk).map(task, range(12)))
+        found = list(ClusterExecutor(2, pool=cluster, transfer=transfer).map(task, range(12)))
     assert found == [i * i for i in range(12)]
     assert (tmp_path / "killed").exists()
     assert len(jobs_of(queue)) == 2
 
 
 def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
-    queue: Path, desk: TransferFolder, tmp_path: Path
+    queue: Path, transfer: TransferFolder, tmp_path: Path
 ):
     def task(index: int) -> int:
         time.sleep(0.4)
@@ -89,7 +89,7 @@ def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
     site = Site("slurm", jobs=1, walltime="00:01:00", patience=60)
     assert site.lifetime_seconds == (27, 3)
     with open_cluster(ClusterSpec("site", site=site), 1, tmp_path / "logs") as cluster:
-        found = list(ClusterExecutor(1, pool=cluster, transfer=desk).map(task, range(96)))
+        found = list(ClusterExecutor(1, pool=cluster, transfer=transfer).map(task, range(96)))
     assert found == [i * i for i in range(96)]
     assert len(jobs_of(queue)) >= 2
     # Eight items make a task: the one in hand is done again, what was handed over is not.
@@ -98,7 +98,7 @@ def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
 
 
 def test_a_queue_that_gives_no_job_ends_the_patience(
-    queue: Path, desk: TransferFolder, tmp_path: Path
+    queue: Path, transfer: TransferFolder, tmp_path: Path
 ):
     (queue / "full").touch()
     asked = ClusterSpec("site", site=Site("slurm", jobs=1, patience=2))
@@ -107,11 +107,11 @@ def test_a_queue_that_gives_no_job_ends_the_patience(
         open_cluster(asked, 1, tmp_path / "logs") as cluster,
         pytest.raises(Stopped, match=said),
     ):
-        ClusterExecutor(1, pool=cluster, transfer=desk).run(str, range(3))
+        ClusterExecutor(1, pool=cluster, transfer=transfer).run(str, range(3))
 
 
 def test_mapped_pages_do_not_trip_the_monitor_of_a_small_worker(
-    queue: Path, desk: TransferFolder, tmp_path: Path
+    queue: Path, transfer: TransferFolder, tmp_path: Path
 ):
     """256 MiB are the limit of the worker; it maps and touches twice as much, for a while."""
     path = tmp_path / "mapped"
@@ -133,7 +133,9 @@ def test_mapped_pages_do_not_trip_the_monitor_of_a_small_worker(
 
     with open_cluster(asked, 1, tmp_path / "logs") as cluster:
         found = list(
-            ClusterExecutor(1, progress=Silent(), pool=cluster, transfer=desk).map(task, range(3))
+            ClusterExecutor(1, progress=Silent(), pool=cluster, transfer=transfer).map(
+                task, range(3)
+            )
         )
     assert len({pid for pid, _, _ in found}) == 1
     for _, resident, limit in found:

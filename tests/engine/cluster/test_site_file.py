@@ -145,12 +145,12 @@ def test_a_queue_that_refuses_is_one_line(
     else:
         monkeypatch.setenv("PATH", str(bin_))
     asked = connect.ClusterSpec("site", site=Site("slurm", jobs=1))
-    desk = TransferFolder.open(tmp_path / "temp", "")
+    transfer = TransferFolder.open(tmp_path / "temp", "")
     with (
         pytest.raises(UsageError, match=f"the queue refuses the job: .*{said}.*mend the site"),
         open_cluster(asked, 1, tmp_path / "jobs") as cluster,
     ):
-        ClusterExecutor(1, pool=cluster, transfer=desk).run(str, range(3))
+        ClusterExecutor(1, pool=cluster, transfer=transfer).run(str, range(3))
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(

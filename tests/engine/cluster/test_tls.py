@@ -88,20 +88,20 @@ def scheduler(ours: Path, folder: Path, workers: int = 0) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_an_audit_on_encrypted_processes_has_the_bits_of_threads(tmp_path: Path, ours: Path):
-    wish = parse_cluster(str(site(ours, "scheduler: local", *TLS)), None)
+    spec = parse_cluster(str(site(ours, "scheduler: local", *TLS)), None)
     small.audit(tmp_path / "threads", until="kernel")
-    small.audit(tmp_path / "processes", until="kernel", cluster=wish)
+    small.audit(tmp_path / "processes", until="kernel", cluster=spec)
     assert differences(tmp_path / "threads", tmp_path / "processes") == []
 
 
 def test_everybody_on_this_machine_speaks_tls(tmp_path: Path, ours: Path):
-    wish = parse_cluster(str(site(ours, "scheduler: local", *TLS)), None)
-    desk = TransferFolder.open(tmp_path / "temp", "")
-    with open_cluster(wish, 1, tmp_path) as cluster:
+    spec = parse_cluster(str(site(ours, "scheduler: local", *TLS)), None)
+    transfer = TransferFolder.open(tmp_path / "temp", "")
+    with open_cluster(spec, 1, tmp_path) as cluster:
         assert cluster.client.scheduler.address.startswith("tls://127.0.0.1:")
         workers = cluster.client.scheduler_info()["workers"]
         assert all(worker.startswith("tls://127.0.0.1:") for worker in workers)
-        assert list(ClusterExecutor(1, pool=cluster, transfer=desk).map(str, range(3))) == [
+        assert list(ClusterExecutor(1, pool=cluster, transfer=transfer).map(str, range(3))) == [
             "0",
             "1",
             "2",
@@ -114,10 +114,10 @@ def test_a_running_scheduler_lets_in_who_has_a_certificate_and_nobody_else(
 ):
     with scheduler(ours, tmp_path, workers=1) as address:
         lines = ("scheduler: running", f"address: {address}")
-        desk = TransferFolder.open(tmp_path / "temp", "")
-        wish = parse_cluster(str(site(ours, *lines, *TLS)), None)
-        with open_cluster(wish, 1, tmp_path) as cluster:
-            found = ClusterExecutor(1, pool=cluster, transfer=desk).map(str, range(2))
+        transfer = TransferFolder.open(tmp_path / "temp", "")
+        spec = parse_cluster(str(site(ours, *lines, *TLS)), None)
+        with open_cluster(spec, 1, tmp_path) as cluster:
+            found = ClusterExecutor(1, pool=cluster, transfer=transfer).map(str, range(2))
             assert list(found) == ["0", "1"]
         asked = ("run", "digits", "-w", str(tmp_path / "w"), "--until", "features", "--cluster")
         stranger = site(theirs, *lines, *TLS)
@@ -197,9 +197,9 @@ def test_keys_that_do_not_fit_are_one_line(ours: Path, lines: tuple[str, ...], s
 
 def test_shipped_file_of_a_running_scheduler(tmp_path: Path):
     path = small.ROOT / "pipelines" / "hpc" / "running.yaml"
-    wish = parse_cluster(str(path), 2**30)
-    assert (wish.kind, wish.address, wish.memory) == ("address", "tcp://127.0.0.1:8786", 2**30)
-    assert wish.certificates is None
+    spec = parse_cluster(str(path), 2**30)
+    assert (spec.kind, spec.address, spec.memory) == ("address", "tcp://127.0.0.1:8786", 2**30)
+    assert spec.certificates is None
     with pytest.raises(UsageError, match="scheduler running has no jobs"):
         job_script(read_site(path))
 
@@ -221,9 +221,9 @@ def listening() -> set[str]:
 def test_schedulers_workers_and_dashboards_listen_on_the_loopback_alone(tmp_path: Path, kind: str):
     pytest.importorskip("dask_jobqueue")
     before = listening()
-    wish = parse_cluster(
+    spec = parse_cluster(
         "local" if kind == "local" else str(site(tmp_path, "scheduler: slurm")), None
     )
-    with open_cluster(wish, 1, tmp_path / "jobs"):
+    with open_cluster(spec, 1, tmp_path / "jobs"):
         assert listening() - before <= {"127.0.0.1"}
         assert "127.0.0.1" in listening()

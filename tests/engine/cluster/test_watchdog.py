@@ -29,21 +29,21 @@ class Notes(Silent):
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with open_cluster(parse_cluster("local", None), 2, tmp_path_factory.mktemp("logs")) as cluster:
         # Libraries are loaded by the first task: that may take longer than these tests are patient.
         run(cluster, tmp_path_factory.mktemp("first"), str)
         yield replace(cluster, stall_seconds=2.0)
 
 
-def run(crowd: Cluster, folder: Path, task: Callable[[int], Any]) -> tuple[list[Any], list[str]]:
-    desk, notes = TransferFolder.open(folder / "temp", machine.numerics()), Notes()
+def run(pool: Cluster, folder: Path, task: Callable[[int], Any]) -> tuple[list[Any], list[str]]:
+    transfer, notes = TransferFolder.open(folder / "temp", machine.numerics()), Notes()
     try:
         return list(
-            ClusterExecutor(2, pool=crowd, transfer=desk, progress=notes).map(task, range(4))
+            ClusterExecutor(2, pool=pool, transfer=transfer, progress=notes).map(task, range(4))
         ), (notes.lines)
     finally:
-        desk.close()
+        transfer.close()
 
 
 def wait_for_ever() -> None:
@@ -51,21 +51,21 @@ def wait_for_ever() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_stands_still_is_started_again(crowd: Cluster, tmp_path: Path):
+def test_a_worker_that_stands_still_is_started_again(pool: Cluster, tmp_path: Path):
     def task(index: int) -> int:
         if index == 1 and not (tmp_path / "met").exists():
             (tmp_path / "met").touch()
             wait_for_ever()
         return index
 
-    found, lines = run(crowd, tmp_path, task)
+    found, lines = run(pool, tmp_path, task)
     assert found == [0, 1, 2, 3]
     assert any("did nothing for 2 s" in line and "in wait" in line for line in lines), lines
     assert any("started again, its tasks are repeated" in line for line in lines)
 
 
 @pytest.mark.slow
-def test_a_worker_that_computes_for_long_is_left_alone(crowd: Cluster, tmp_path: Path):
+def test_a_worker_that_computes_for_long_is_left_alone(pool: Cluster, tmp_path: Path):
     def task(index: int) -> int:
         with (tmp_path / f"begun-{index}").open("a") as file:
             file.write("x")
@@ -74,7 +74,7 @@ def test_a_worker_that_computes_for_long_is_left_alone(crowd: Cluster, tmp_path:
             sum(range(1000))
         return index
 
-    found, lines = run(crowd, tmp_path, task)
+    found, lines = run(pool, tmp_path, task)
     assert found == [0, 1, 2, 3]
     assert lines == []
     assert (tmp_path / "begun-1").read_text() == "x"

@@ -56,9 +56,25 @@ def test_text_is_escaped_and_markup_is_not():
     assert isinstance(join("a"), Markup)
 
 
+class Pretender(str):
+    """Text that says of itself that it is HTML."""
+
+    def __html__(self) -> str:
+        return "<script>"
+
+
+def test_what_calls_itself_html_is_escaped_all_the_same():
+    for text in (Pretender("<i>"), np.str_("<i>")):
+        assert element("p", text, title=text) == '<p title="&lt;i&gt;">&lt;i&gt;</p>'
+        assert join(text) == "&lt;i&gt;"
+    assert element("p", title=element("b", "x")) == '<p title="&lt;b&gt;x&lt;/b&gt;"></p>'
+    assert element("p", "a" + join("&")) == "<p>a&amp;</p>"
+    assert join(element("b"), "<") + "<" == "<b></b>&lt;&lt;"
+
+
 def test_attributes():
     made = element("img", alt='"x"', class_="a", data_value=1, title=None)
-    assert made == '<img alt="&quot;x&quot;" class="a" data-value="1">'
+    assert made == '<img alt="&#34;x&#34;" class="a" data-value="1">'
 
 
 def test_user_text_is_isolated_shortened_and_encodable():

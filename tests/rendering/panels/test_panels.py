@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from krepes_ooc.core.figures import undefined_figure
 from krepes_ooc.rendering.data import (
     AuditData,
     Audited,
@@ -26,12 +27,12 @@ from krepes_ooc.rendering.drawing.sample_view import (
 )
 from krepes_ooc.rendering.explanation import Explained, explain_rows
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
-from krepes_ooc.rendering.measured import Figure
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
 from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.panels.samples import samples_panel
 from krepes_ooc.rendering.panels.trust import trust_panel
+from tests.figures import complete
 from tests.rendering.samples import Page, full_audit, table_audit
 
 
@@ -46,10 +47,16 @@ def good(**changes) -> AuditData:
     return full_audit(**{"warnings": (), **changes})
 
 
+def figured(
+    key: str, value: float, interval: tuple[float, float] | None = None, **controls: float
+) -> AuditData:
+    """The same with one fidelity figure."""
+    return good(fidelity={key: complete(key, value, interval, **controls)})
+
+
 def kernel_alone(value: float, control: float, interval: tuple[float, float] | None) -> AuditData:
     """A drop far above chance, beside that of the landmarks the plain kernel ranks first."""
-    controls = {"random": 0.001, "largest |k| (no step)": control}
-    return good(fidelity={"confidence_drop": Figure(value, controls, interval)})
+    return figured("confidence_drop", value, interval, random=0.001, kernel_only=control)
 
 
 # --- trust ---------------------------------------------------------------------------------------
@@ -77,42 +84,47 @@ def kernel_alone(value: float, control: float, interval: tuple[float, float] | N
         (good(self_check=None), "self_check", "unknown", "Nothing that was measured"),
         (good(spectrum=Spectrum(np.ones(3), nystrom_error=0.5)), "nystrom", "care", "Usable"),
         (good(spectrum=None), "nystrom", "unknown", "Nothing that was measured"),
-        (good(fidelity={"ridge_ceiling": Figure(0.5)}), "ceiling", "care", "Usable"),
-        (good(fidelity={"ridge_ceiling": Figure(float("nan"))}), "ceiling", "unknown", "Nothing"),
+        (figured("ridge_ceiling", 0.5), "ceiling", "care", "Usable"),
         (
-            good(fidelity={"confidence_drop": Figure(0.1, {"random": 0.08})}),
+            good(fidelity={"ridge_ceiling": undefined_figure("ridge_ceiling", "no rows")}),
+            "ceiling",
+            "unknown",
+            "Nothing",
+        ),
+        (
+            figured("confidence_drop", 0.1, random=0.08),
             "drop",
             "care",
             "Usable",
         ),
         (
-            good(fidelity={"confidence_drop": Figure(0.1, {"random": -0.01})}),
+            figured("confidence_drop", 0.1, random=-0.01),
             "drop",
             "good",
             "Nothing",
         ),
         (
-            good(fidelity={"confidence_drop": Figure(-0.1, {"random": -0.2})}),
+            figured("confidence_drop", -0.1, random=-0.2),
             "drop",
             "care",
             "Usable",
         ),
-        (good(fidelity={"confidence_drop": Figure(0.1)}), "drop", "unknown", "Nothing that was"),
+        (figured("confidence_drop", 0.1), "drop", "unknown", "Nothing that was"),
         (kernel_alone(0.238, 0.247, (0.22, 0.25)), "drop", "care", "Usable"),
         (kernel_alone(0.238, 0.23, (0.22, 0.25)), "drop", "care", "Usable"),
         (kernel_alone(0.238, 0.21, (0.22, 0.25)), "drop", "good", "Nothing that was"),
         (kernel_alone(0.238, 0.238, None), "drop", "care", "Usable"),
         (kernel_alone(0.238, 0.23, None), "drop", "good", "Nothing that was"),
         (
-            good(fidelity={"cka": Figure(0.6, {"start": 0.5})}),
+            figured("cka", 0.6, start=0.5),
             "likeness",
             "good",
             "Nothing that was",
         ),
-        (good(fidelity={"cka": Figure(0.6, {"start": 0.7})}), "likeness", "care", "Usable"),
-        (good(fidelity={"cka": Figure(0.6, {"seed": 0.7})}), "likeness", "unknown", "Nothing"),
+        (figured("cka", 0.6, start=0.7), "likeness", "care", "Usable"),
+        (figured("cka", 0.6), "likeness", "unknown", "Nothing"),
         (
-            good(fidelity={"kendall_tau": Figure(0.6, {"raw input": 0.7})}),
+            figured("kendall_tau", 0.6, raw_inputs=0.7),
             "likeness",
             "care",
             "Usable",
@@ -142,9 +154,7 @@ def test_what_the_plain_kernel_finds_as_well_is_not_owed_to_the_step():
     said = "the plain kernel finds them as well: the step adds nothing to this ranking"
     assert said in Page(trust_panel(kernel_alone(0.238, 0.247, None)).body).text
     assert said not in Page(trust_panel(kernel_alone(0.238, 0.1, None)).body).text
-    useless = good(
-        fidelity={"confidence_drop": Figure(0.1, {"random": 0.2, "largest |k| (no step)": 0.2})}
-    )
+    useless = figured("confidence_drop", 0.1, random=0.2, kernel_only=0.2)
     assert said not in Page(trust_panel(useless).body).text
 
 

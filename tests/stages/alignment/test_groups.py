@@ -36,7 +36,6 @@ def test_shares_are_the_formula() -> None:
         assert found.stderr[g] == pytest.approx(np.std(rows, axis=0) / np.sqrt(len(rows)))
     assert found.chance == pytest.approx(np.bincount(landmark_group, minlength=3) / 12)
     assert found.samples.tolist() == np.bincount(group, minlength=3).tolist()
-    assert found.own == pytest.approx(np.diag(found.share))
 
 
 @given(st.integers(0, 10**6))

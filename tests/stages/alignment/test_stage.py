@@ -8,7 +8,7 @@ import torch
 
 from krepes_ooc import rendering
 from krepes_ooc.errors import UsageError
-from krepes_ooc.rendering.panels.groups import own_share
+from krepes_ooc.rendering.panels.groups import same_group_share
 from krepes_ooc.stages.alignment.groups import group_table
 from krepes_ooc.stages.alignment.stage import group_note
 from krepes_ooc.stages.alignment.summary import MAX_LINES, alignment_lines, group_lines
@@ -63,8 +63,8 @@ def rankings() -> dict[str, np.ndarray]:
     scores = {
         "kernel_only": np.abs(K),
         "repelling": -np.array(signed),
-        "by_network": cosines(nets[0] - mean, nets[1] - mean),
-        "by_inputs": cosines(*rows),
+        "network_gap": cosines(nets[0] - mean, nets[1] - mean),
+        "input_gap": cosines(*rows),
     }
     return {
         name: np.argsort(-score, axis=1, kind="stable")[:, :10] for name, score in scores.items()
@@ -136,7 +136,7 @@ def test_the_words_hold_every_column_and_group(store):
     arrays = {name: store.array(name) for name in ("gap", "stderr", "chance", "kernel_only")}
     arrays |= {
         name: store.array(name)
-        for name in ("weighted", "repelling", "difference_stderr", "by_network", "by_inputs")
+        for name in ("weighted", "repelling", "difference_stderr", "network_gap", "input_gap")
     }
     lines = alignment_lines(arrays, store.attributes)
     assert lines[1].startswith("column ")
@@ -145,7 +145,7 @@ def test_the_words_hold_every_column_and_group(store):
     assert "the kernel alone gives the same gaps within" in lines[-1]
     tables = store.attributes["groups"]
     town = next(line for line in group_lines(tables) if line.startswith("groups of town"))
-    own, chance = own_share(rendering.Groups.from_attributes(tables["town"]))
+    own, chance = same_group_share(rendering.Groups.from_attributes(tables["town"]))
     assert f" {100 * own:.0f} % of the influence" in town
     assert f"by chance {100 * chance:.0f} %" in town
     assert group_lines({"x": {"note": "no group is known"}}) == ["groups of x: no group is known"]

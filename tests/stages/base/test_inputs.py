@@ -11,10 +11,11 @@ import torch
 from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.runner.audit import Audit
 from krepes_ooc.runner.staleness import _changed
+from krepes_ooc.sources.base import check_finite
 from krepes_ooc.sources.display import display_arrays, picture
-from krepes_ooc.stages.base.inputs import CLEAN, check_finite
 from krepes_ooc.stages.base.stage import digest_of
 from krepes_ooc.storage.workspace import Workspace
+from krepes_ooc.views.spec import CLEAN
 from tests import small
 
 

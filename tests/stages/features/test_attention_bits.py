@@ -56,7 +56,7 @@ REST = """
 recipe: bits
 network: {{factory: 'code.py:{kind}', weights: factory}}
 stages:
-  features: {{sketch: 64, block_rows: {rows}, forward_batch: 32, probes: 2, deflated: 1}}
+  features: {{sketch: 64, block_rows: {rows}, forward_batch: 32, probes: 2, deflated_probes: 1}}
   landmarks: {{count: 16}}
   spectrum: {{components: 4}}
 """

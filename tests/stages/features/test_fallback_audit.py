@@ -15,9 +15,10 @@ from krepes_ooc.runner.audit import Audit, Options
 from krepes_ooc.runner.plan import make_plan
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
-from krepes_ooc.stages.base.inputs import CLEAN, AuditInputs
+from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.storage.workspace import Workspace
+from krepes_ooc.views.spec import CLEAN
 from tests import small
 
 FACTORIES = {

@@ -29,28 +29,28 @@ def test_vote_is_the_naive_vote(k: int) -> None:
     label = RNG.integers(-1, 3, 30)
     barred = np.argsort(RNG.random((300, 30)), axis=1)[:, :3]
     barred[:, 2] = -1
-    got = confidence_drop.vote_shares(query, bank, label, 3, neighbours=k, without=barred)
+    got = confidence_drop.knn_shares(query, bank, label, 3, neighbours=k, without=barred)
     expected = naive_vote(query, bank, label, 3, k, 0.1, barred.tolist())
     np.testing.assert_allclose(got, expected, atol=1e-12)
-    plain = confidence_drop.vote_shares(query, bank, label, 3, neighbours=k, temperature=0.5)
+    plain = confidence_drop.knn_shares(query, bank, label, 3, neighbours=k, temperature=0.5)
     expected = naive_vote(query, bank, label, 3, k, 0.5, [[]] * 300)
     np.testing.assert_allclose(plain, expected, atol=1e-12)
 
 
 def test_vote_of_a_zero_embedding_is_finite() -> None:
-    got = confidence_drop.vote_shares(np.zeros((1, 2)), np.eye(2), np.array([0, 1]), 2)
+    got = confidence_drop.knn_shares(np.zeros((1, 2)), np.eye(2), np.array([0, 1]), 2)
     np.testing.assert_allclose(got, [[0.5, 0.5]])
 
 
 def test_vote_without_voters_is_refused() -> None:
-    with pytest.raises(StageFailed, match="the neighbour vote is not defined; expected at least"):
-        confidence_drop.vote_shares(np.ones((1, 2)), np.ones((0, 2)), np.zeros(0, dtype=int), 2)
-    with pytest.raises(StageFailed, match="the neighbour vote"):
-        confidence_drop.vote_shares(
+    with pytest.raises(StageFailed, match="the k-NN classifier is not defined; expected at least"):
+        confidence_drop.knn_shares(np.ones((1, 2)), np.ones((0, 2)), np.zeros(0, dtype=int), 2)
+    with pytest.raises(StageFailed, match="the k-NN classifier"):
+        confidence_drop.knn_shares(
             np.ones((1, 2)), np.eye(2), np.array([0, 1]), 2, without=np.array([[0, 1]])
         )
-    with pytest.raises(StageFailed, match="the neighbour vote"):
-        confidence_drop.vote_shares(np.ones((1, 2)), np.eye(2), np.array([-1, -1]), 2)
+    with pytest.raises(StageFailed, match="the k-NN classifier"):
+        confidence_drop.knn_shares(np.ones((1, 2)), np.eye(2), np.array([-1, -1]), 2)
 
 
 def test_removal_takes_terms_out_of_the_representer_sum() -> None:

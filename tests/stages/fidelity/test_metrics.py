@@ -45,11 +45,6 @@ def test_kendall_tau_needs_two_samples() -> None:
         metrics.kendall_tau(np.ones(1), np.ones(1))
 
 
-def test_top_overlap_counts_shared_landmarks() -> None:
-    first, second = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 1, 9], [6, 5, 4]])
-    assert metrics.top_overlap(first, second) == pytest.approx((2 / 3 + 1) / 2)
-
-
 def test_linear_cka_ignores_rotation_scale_and_shift() -> None:
     X = RNG.normal(size=(50, 6))
     rotation = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
@@ -181,13 +176,6 @@ def test_random_coverage_is_the_mean_over_orders() -> None:
     assert got == pytest.approx(expected, abs=0.1)
     assert got == metrics.random_coverage(label, 2, seed=1, shuffles=3000)
     assert metrics.random_coverage(label, 2, seed=2) != metrics.random_coverage(label, 2, seed=1)
-
-
-def test_mean_with_error() -> None:
-    mean, error = metrics.mean_with_error(np.array([1.0, 2.0, 3.0, 4.0]))
-    assert mean == 2.5
-    assert error == pytest.approx(np.sqrt(5 / 3) / 2)
-    assert metrics.mean_with_error(np.array([3.0])) == (3.0, 0.0)
 
 
 def test_the_interval_of_tau_holds_tau() -> None:

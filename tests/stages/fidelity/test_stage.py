@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from krepes_ooc.core.figures import Figure, figure
 from krepes_ooc.engine.device import HOST
 from krepes_ooc.engine.run_control import StopFlag
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.stages.fidelity.component_sweep import component_sweep, streaming_note
-from krepes_ooc.stages.fidelity.label_free import ALL_ROWS, AUDIT_ROWS, UNIFORM
-from krepes_ooc.stages.fidelity.rows import control_or_none, figure, figure_or_reason, powers_of_two
+from krepes_ooc.stages.fidelity.component_sweep import component_sweep
+from krepes_ooc.stages.fidelity.rows import control_or_none, figure_or_reason, powers_of_two
 from krepes_ooc.stages.fidelity.summary import fidelity_lines, summary_lines
+from tests.figures import complete
 from tests.stages import audits
 
 
@@ -68,21 +70,21 @@ def test_tau_and_gap_are_those_of_two_probes(figures, rows):
 
 def test_every_figure_has_its_controls(figures):
     needed = {
-        "kendall_tau": ["raw inputs", "embedding at the start", "kernel rows", "ridge ceiling",
-                        "after further steps", "kernel rows of as many uniform landmarks",
-                        "random Fourier features of the inputs",
-                        "noise floor: network, two halves of the fit samples"],
-        "accuracy_gap": ["raw inputs", "always the most frequent class"],
-        "ridge_ceiling": ["as many uniform landmarks", "random Fourier features of the inputs"],
-        "nystrom_error": ["on the audit samples, as many uniform landmarks"],
-        "confidence_drop": ["random", "largest |k| (no step)", "out of a bank of landmarks",
-                            "with an exact refit", "with an exact refit, random ones"],
-        "coverage": ["random order"],
-        "precision_at_1": ["plain kernel", "cosine of inputs", "a random landmark",
-                           "the paper's influence score", "cosine of network embeddings",
-                           "representer values of a probe (labels)",
-                           "influence functions of a probe (labels)",
-                           "always the most frequent class"],
+        "kendall_tau": ["raw_inputs", "start", "kernel_rows", "ridge_ceiling",
+                        "lm_steps", "uniform_landmarks",
+                        "fourier_features",
+                        "noise_ceiling"],
+        "accuracy_gap": ["raw_inputs", "majority_class"],
+        "ridge_ceiling": ["uniform_landmarks", "fourier_features"],
+        "nystrom_error": ["uniform_landmarks"],
+        "confidence_drop": ["random", "kernel_only", "reference_set_removal",
+                            "exact_refit", "exact_refit_random"],
+        "coverage": ["random"],
+        "precision_at_1": ["kernel", "input_cosine", "random",
+                           "paper", "network_cosine",
+                           "representer_values",
+                           "influence_functions",
+                           "majority_class"],
     }  # fmt: skip
     for name, controls in needed.items():
         assert set(controls) <= set(figures[name]["controls"]), name
@@ -97,9 +99,9 @@ def test_precision_is_a_count(figures, rows):
     controls = figures["precision_at_1"]["controls"]
     assert figures["precision_at_1"]["value"] == pytest.approx(np.mean(first == held["label"]))
     plain = landmarks[held["kernel"].argmax(axis=1)]
-    assert controls["plain kernel"] == pytest.approx(np.mean(plain == held["label"]))
+    assert controls["kernel"] == pytest.approx(np.mean(plain == held["label"]))
     chance = np.mean([np.mean(landmarks == code) for code in held["label"]])
-    assert controls["a random landmark"] == pytest.approx(chance)
+    assert controls["random"] == pytest.approx(chance)
 
 
 def vote(query: np.ndarray, bank: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -142,13 +144,13 @@ def test_the_curves_are_complete_and_end_at_the_figure(figures):
     ends = {name: line[-1] for name, line in error["lines"].items()}
     controls = figures["nystrom_error"]["controls"]
     assert ends == {
-        ALL_ROWS: pytest.approx(figures["nystrom_error"]["value"]),
-        AUDIT_ROWS: pytest.approx(controls["on the audit samples"]),
-        UNIFORM: pytest.approx(controls["on the audit samples, as many uniform landmarks"]),
+        "all_samples": pytest.approx(figures["nystrom_error"]["value"]),
+        "audit_samples": pytest.approx(controls["audit_samples"]),
+        "uniform_landmarks": pytest.approx(controls["uniform_landmarks"]),
     }
-    assert np.all(np.diff(error["lines"][ALL_ROWS]) < 0.02)
+    assert np.all(np.diff(error["lines"]["all_samples"]) < 0.02)
     spread = curves["effective_dimension_over_landmarks"]["lines"]
-    assert sorted(spread) == [ALL_ROWS, UNIFORM]
+    assert sorted(spread) == ["all_samples", "uniform_landmarks"]
     for line in spread.values():
         assert (np.diff(line) > 0).all()
     entropy = curves["spectral_entropy"]["lines"]
@@ -162,43 +164,47 @@ def test_curves_over_components_show_start_step_and_further_steps(figures):
         assert shown["x"] == [1, 2, 4]
         controls = figures[figure_name]["controls"]
         assert {line: values[-1] for line, values in shown["lines"].items()} == {
-            "start": pytest.approx(controls["embedding at the start"]),
-            "after the step": pytest.approx(figures[figure_name]["value"]),
-            "after further steps": pytest.approx(controls["after further steps"]),
+            "start": pytest.approx(controls["start"]),
+            "step": pytest.approx(figures[figure_name]["value"]),
+            "lm_steps": pytest.approx(controls["lm_steps"]),
         }
     ceiling = curves["ceiling_over_components"]["lines"]
     controls = figures["ridge_ceiling"]["controls"]
-    assert ceiling["after the step"][-1] == pytest.approx(controls["embedding after the step"])
+    assert ceiling["step"][-1] == pytest.approx(controls["step"])
 
 
 def narrow(folder: Path, h: int, newton: dict[str, Any]) -> list[Any]:
     """Coefficients and offset of a real audit with h components, and its narrower audits."""
-    from krepes_ooc.runner.audit import Audit
-
     stages = {"spectrum": {"components": h}, "newton": newton}
     space = audits.audit(folder, "newton", **stages)
-    recipe = Recipe.load(str(audits.write_recipe(folder, **stages)))
-    context = Readers(space, Audit(recipe, space).inputs)
+    context = Readers(space)
     store = space.reader("newton")
-    own = {"after the step": store.array("coefficients")}
+    own = {"step": store.array("coefficients")}
     if store.has("coefficients_lm"):
-        own["after further steps"] = store.array("coefficients_lm")
-    return [own, space.reader("spectrum").array("offset"), component_sweep(context)]
+        own["lm_steps"] = store.array("coefficients_lm")
+    return [own, space.reader("spectrum").array("offset"), component_sweep(context, context)]
 
 
 class Readers:
-    """As much of a stage's context as narrower audits need."""
+    """As much of a stage's inputs and context as narrower audits need."""
 
-    def __init__(self, space: Any, inputs: Any) -> None:
-        self.workspace, self.inputs = space, inputs
+    def __init__(self, space: Any) -> None:
+        for name in ("kernel", "moments", "spectrum", "newton"):
+            setattr(self, name, space.reader(name))
         self.reader, self.stop, self.device = space.reader, StopFlag(), HOST
 
 
 @pytest.mark.parametrize(
     "newton",
     [
-        {"damping": 10.0, "steps": 2, "grid": [10.0]},
-        {"objective": "vicreg", "damping": 1.0, "metric": "rkhs", "steps": 0, "grid": [1.0]},
+        {"damping": 10.0, "lm_steps": 2, "damping_grid": [10.0]},
+        {
+            "objective": "vicreg",
+            "damping": 1.0,
+            "metric": "rkhs",
+            "lm_steps": 0,
+            "damping_grid": [1.0],
+        },
     ],
 )
 def test_a_narrower_audit_is_the_audit_with_fewer_components(tmp_path: Path, newton):
@@ -211,21 +217,20 @@ def test_a_narrower_audit_is_the_audit_with_fewer_components(tmp_path: Path, new
     for name, coefficients in own.items():
         scale = np.abs(coefficients).max()
         assert found.coefficients[name] == pytest.approx(coefficients, abs=1e-3 * scale), name
-    cut = wide[2].coefficients["after the step"][:, :2]
-    assert np.abs(cut - found.coefficients["after the step"]).max() > 1e-3 * np.abs(cut).max()
+    cut = wide[2].coefficients["step"][:, :2]
+    assert np.abs(cut - found.coefficients["step"]).max() > 1e-3 * np.abs(cut).max()
 
 
 def test_a_streamed_objective_shows_the_start_only(tmp_path: Path):
-    found = narrow(tmp_path, 4, {"objective": "byol", "damping": 1.0, "grid": [1.0]})[2]
+    found = narrow(tmp_path, 4, {"objective": "byol", "damping": 1.0, "damping_grid": [1.0]})[2]
     assert [list(audit.coefficients) for audit in found] == [["start"]] * 3
-    assert streaming_note(found) == "The objective streams the kernel, so only the start is shown."
 
 
 def test_every_comparator_is_removed_and_ranked_alike(figures, rows):
     """The same drop and the same Precision@1 for every way to name landmarks."""
     drop, first = (figures[name]["controls"] for name in ("confidence_drop", "precision_at_1"))
-    ranked = {name.removeprefix("ranked by ") for name in drop if name.startswith("ranked by ")}
-    assert ranked == set(first) - {"always the most frequent class", "a random landmark"}
+    ranked = {name.removeprefix("ranked_by_") for name in drop if name.startswith("ranked_by_")}
+    assert ranked == set(first) - {"majority_class", "random"}
     space, held = audits.finished(), rows["held"]
     A = space.reader("newton").array("coefficients")
     influence = np.abs(held["kernel"]) * np.linalg.norm(
@@ -239,7 +244,7 @@ def test_every_comparator_is_removed_and_ranked_alike(figures, rows):
     before, after = (vote(f, fit["step"], fit["label"]) for f in (held["step"], left))
     each, predicted = np.arange(len(before)), before.argmax(axis=1)
     expected = (before[each, predicted] - after[each, predicted]).mean()
-    assert drop["ranked by the paper's influence score"] == pytest.approx(expected)
+    assert drop["ranked_by_paper"] == pytest.approx(expected)
 
 
 def test_without_labels_there_are_no_label_figures(tmp_path: Path):
@@ -262,16 +267,16 @@ def test_one_class_gives_words_instead_of_figures(tmp_path: Path):
     figures = run_own(path, tmp_path)
     for name in ("kendall_tau", "accuracy_gap"):
         assert figures[name]["value"] is None
-        assert "1 classes among 150 fit samples" in figures[name]["note"]
+        assert "1 classes among 150 fit samples" in figures[name]["reason"]
     assert figures["precision_at_1"]["value"] == 1.0
-    assert figures["precision_at_1"]["controls"]["always the most frequent class"] == 1.0
+    assert figures["precision_at_1"]["controls"]["majority_class"] == 1.0
     assert figures["coverage"]["value"] == 1
 
 
 def test_few_fit_samples_leave_the_uniform_control_out(tmp_path: Path):
     space = audits.audit(tmp_path, "fidelity", audited={"audit": 30, "fit": 30})
     figures = space.reader("fidelity").attributes["figures"]
-    assert figures["ridge_ceiling"]["controls"]["as many uniform landmarks"] is None
+    assert figures["ridge_ceiling"]["controls"]["uniform_landmarks"] is None
     assert figures["ridge_ceiling"]["value"] is not None
 
 
@@ -279,10 +284,10 @@ def test_no_fit_samples_leave_most_figures_undefined_in_words(tmp_path: Path):
     space = audits.audit(tmp_path, audited={"audit": 30, "fit": 0})
     store = space.reader("fidelity")
     figures = store.attributes["figures"]
-    assert "raise stages.audited.fit" in figures["ridge_ceiling"]["note"]
+    assert "raise stages.audited.fit" in figures["ridge_ceiling"]["reason"]
     for name in ("ridge_ceiling", "kendall_tau", "accuracy_gap", "confidence_drop", "drop_ratio"):
         assert figures[name]["value"] is None, name
-        assert figures[name]["note"], name
+        assert figures[name]["reason"], name
     for name in ("cka", "nystrom_error", "precision_at_1", "coverage"):
         assert figures[name]["value"] is not None, name
     assert "ceiling_over_components" not in store.attributes["curves"]
@@ -290,7 +295,6 @@ def test_no_fit_samples_leave_most_figures_undefined_in_words(tmp_path: Path):
 
 def run_own(path: Path, folder: Path) -> dict[str, Any]:
     from krepes_ooc.runner.audit import Options
-    from krepes_ooc.runner.recipe import Recipe
     from krepes_ooc.runner.run import run
     from krepes_ooc.storage.workspace import Workspace
 
@@ -304,26 +308,27 @@ def test_powers_of_two_end_at_the_whole():
     assert powers_of_two(6) == [1, 2, 4, 6]
 
 
-def test_an_undefined_figure_says_why():
-    def fail() -> float:
-        raise StageFailed("nothing there", expected="something")
+NEWTON = {"trusted": False, "reason": "r", "loss_start": 1.0, "loss_step": 2.0, "rho": -1.0}
 
-    found = figure_or_reason(lambda: figure(fail(), "a", "b", {}), "A figure")
-    assert found["value"] is None
-    assert found["note"] == "nothing there; expected something"
-    assert control_or_none(fail) is None
-    newton = {"trusted": False, "reason": "r", "loss_start": 1.0, "loss_step": 2.0, "rho": -1.0}
-    lines = fidelity_lines({"a": found, "b": figure(0.5, "B", "", {"c": None}, (0, 1))}, newton)
+
+def test_an_undefined_figure_says_why():
+    found = figure_or_reason("coverage", nothing)
+    assert math.isnan(found.value)
+    assert found.reason == "fidelity: nothing there; expected something"
+    assert control_or_none(nothing) is None
+    lines = fidelity_lines(
+        {"a": found, "b": figure("coverage", 0.5, {"random": None}, (0, 1))}, NEWTON
+    )
     assert "is NOT trusted (r)" in lines[0]
-    assert lines[1] == "A figure: not defined: nothing there; expected something"
+    title = "Landmarks needed to cover all classes (kappa)"
+    assert lines[1] == f"{title}: not defined: fidelity: nothing there; expected something"
     assert lines[2] == "all 2 figures, each beside its controls: report.html, report.json"
 
 
 def test_the_summary_says_on_which_side_of_its_interval_a_control_lies(figures):
-    tau = figure(0.8, "tau", "", {"embedding at the start": 0.79, "raw inputs": 0.5}, (0.78, 0.82))
-    tau["controls"]["noise floor: network, two halves of the fit samples"] = 0.9
-    alone = {"value": 0.5, "controls": {}, "interval": None}
-    missing = figure_or_reason(nothing)
+    tau = complete("kendall_tau", 0.8, (0.78, 0.82), start=0.79, raw_inputs=0.5, noise_ceiling=0.9)
+    alone = complete("precision_at_1", 0.5)
+    missing = figure_or_reason("confidence_drop", nothing)
     lines = summary_lines({"kendall_tau": tau, "precision_at_1": alone, "confidence_drop": missing})
     assert lines == [
         "in short:",
@@ -332,7 +337,7 @@ def test_the_summary_says_on_which_side_of_its_interval_a_control_lies(figures):
         "    first landmarks of the same class: 0.500, without a control",
     ]
     assert summary_lines({"confidence_drop": missing}) == []
-    real = summary_lines(figures)
+    real = summary_lines({key: Figure.from_attributes(key, one) for key, one in figures.items()})
     assert len(real) == 5
     assert real[-1].startswith("    kernel rows carry ")
 

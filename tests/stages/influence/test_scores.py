@@ -155,14 +155,6 @@ def test_top_k_sorts_by_size_and_then_by_index(score: np.ndarray, k: int) -> Non
         assert top[row].tolist() == score[row, expected].tolist()
 
 
-@given(score=small, cut=st.integers(1, 10), k=st.integers(1, 14))
-def test_top_k_of_ranges_merge_to_the_whole(score: np.ndarray, cut: int, k: int) -> None:
-    left = scores.top_k(score[:, :cut], k)
-    right = scores.top_k(score[:, cut:], k, first_landmark=cut)
-    for a, b in zip(scores.merge_top_k(left, right, k), scores.top_k(score, k), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_block_functions_keep_to_the_array_api() -> None:
     here, cpu = strict.Device("device1"), strict.Device("CPU_DEVICE")
     groups = scores.group_rows(SAMPLE)
@@ -185,5 +177,3 @@ def test_block_functions_keep_to_the_array_api() -> None:
         for value, wanted in pairs:
             assert value.device == here
             np.testing.assert_allclose(np.asarray(value.to_device(cpu)), wanted, atol=1e-12)
-    left = scores.top_k(strict.asarray(K, device=here), 4)
-    assert scores.merge_top_k(left, left, 4)[0].device == here

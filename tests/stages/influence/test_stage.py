@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from krepes_ooc.stages.influence.ranking import ranking_score
 from krepes_ooc.stages.influence.scores import scorer
-from krepes_ooc.stages.influence.stage import ranking_score
 from tests.stages import audits
 
 
@@ -14,11 +14,11 @@ def test_aligned_scores_are_zero_where_the_kernel_is_negative() -> None:
     draw = np.random.default_rng(0)
     kernel, step, mm = draw.normal(size=(6, 5)), draw.normal(size=(5, 3)), np.eye(5)
     plain = scorer("aligned", step, mm, mm)(kernel)
-    shown = ranking_score("aligned", step, mm, mm)(kernel)
+    shown = ranking_score("aligned", step, mm @ step, mm)(kernel)
     assert (shown[kernel <= 0] == 0).all()
     assert shown[kernel > 0] == pytest.approx(plain[kernel > 0])
     for measure in ("is", "unique", "kernel"):
-        same = ranking_score(measure, step, mm, mm)(kernel)
+        same = ranking_score(measure, step, mm @ step, mm)(kernel)
         assert same == pytest.approx(scorer(measure, step, mm, mm)(kernel))
 
 

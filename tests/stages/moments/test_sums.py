@@ -143,10 +143,10 @@ def test_misuse_raises() -> None:
 
 
 def test_tiles_cover_one_triangle(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sums.tiles(2048) == ((slice(0, 2048), slice(0, 2048)),)
+    assert sums.landmark_tiles(2048) == ((slice(0, 2048), slice(0, 2048)),)
     monkeypatch.setattr(blocks, "TILE", 4)
     seen = np.zeros((10, 10), dtype=int)
-    for left, right in sums.tiles(10):
+    for left, right in sums.landmark_tiles(10):
         seen[left, right] += 1
         if left != right:
             seen[right, left] += 1
@@ -159,7 +159,7 @@ def test_tiled_moments_are_the_moments(p: int, monkeypatch: pytest.MonkeyPatch) 
     views = kernels(p, 103, 10, mean=30.0)
     shift, true = block_shift([K[:32] for K in views]), naive(views)[1]
     got = np.full((p, p, 10, 10), np.nan)
-    for left, right in sums.tiles(10):
+    for left, right in sums.landmark_tiles(10):
         if left == right:
             tile = [K[:, left] for K in views]
             got[:, :, left, left] = finish(moment_sums(tile, shift[left], 16))[1]

@@ -16,7 +16,7 @@ from krepes_ooc.stages.newton.damping import (
     check_fixed_damping,
     choose_damping,
     evaluate_sweep,
-    stability,
+    top_landmark_overlap,
 )
 from krepes_ooc.stages.newton.objectives.barlow_twins import BarlowTwins
 from krepes_ooc.stages.newton.solvers import DirectSolver
@@ -54,7 +54,7 @@ def test_lowest_actual_loss_among_admissible_steps() -> None:
         ({"loss": np.array([1.0, 2.0, np.nan, 8.0])}, 3),
         ({"start_norm": 30.0}, 0),
         ({"embedding_change": np.array([0.5, 1.0, 0.5, 0.1])}, 1),
-        ({"converged": np.array([True, True, False, True])}, 3),
+        ({"solved": np.array([True, True, False, True])}, 3),
     ],
 )
 def test_every_condition_counts(changes: dict[str, object], index: int) -> None:
@@ -74,8 +74,8 @@ def test_nothing_is_admissible() -> None:
 
 
 def test_unsolved_steps_come_last() -> None:
-    converged = np.array([False, False, False, True])
-    chosen = choose_damping(sweep(loss=np.full(4, 11.0), converged=converged))
+    solved = np.array([False, False, False, True])
+    chosen = choose_damping(sweep(loss=np.full(4, 11.0), solved=solved))
     assert (chosen.index, chosen.trusted) == (3, False)
 
 
@@ -85,7 +85,7 @@ def test_unsolved_steps_come_last() -> None:
         (2, {}, "the step lowers the loss"),
         (2, {"loss": np.full(4, 11.0)}, "does not lower the loss"),
         (2, {"loss": np.full(4, np.nan)}, "does not lower the loss"),
-        (2, {"converged": np.zeros(4, dtype=bool)}, "does not reach the tolerance"),
+        (2, {"solved": np.zeros(4, dtype=bool)}, "does not reach the tolerance"),
         (0, {}, "longer than the start"),
         (1, {}, "moves the embedding by more than its size"),
     ],
@@ -138,9 +138,9 @@ def test_no_curvature_is_said_in_words(name: str) -> None:
         absolute_damping(RELATIVE_GRID, linearisation, case.start)
 
 
-def test_stability_counts_shared_landmarks() -> None:
+def test_the_overlap_counts_shared_landmarks() -> None:
     kernel = np.array([[1.0, -0.9, 0.8, 0.1], [0.1, 0.2, 0.3, -0.4]])
     step = np.ones((4, 2))
     other = step * np.array([1.0, 1.0, 1e-3, 1.0])[:, None]
-    assert stability(kernel, step, step, count=2) == 1.0
-    assert stability(kernel, step, other, count=2) == pytest.approx((1.0 + 0.5) / 2)
+    assert top_landmark_overlap(kernel, step, step, count=2) == 1.0
+    assert top_landmark_overlap(kernel, step, other, count=2) == pytest.approx((1.0 + 0.5) / 2)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krepes_ooc.core import arrays
-from krepes_ooc.core import arrays as arrays_module
+from krepes_ooc.core import array_columns
 from krepes_ooc.engine.device import HOST, Device, to_device
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton import conjugate_gradient as conjugate_gradient_module
@@ -20,8 +19,12 @@ from krepes_ooc.stages.newton.basis import Basis
 from krepes_ooc.stages.newton.conjugate_gradient import CGState, Solution, conjugate_gradient
 from krepes_ooc.stages.newton.objectives import barlow_twins, spectral_contrastive, vicreg
 from krepes_ooc.stages.newton.objectives.registry import create, settings_type
-from krepes_ooc.stages.newton.preconditioners import Kronecker, RandomizedNystrom, RotationDeflation
-from krepes_ooc.stages.newton.preconditioners import rotation_curvature as turning
+from krepes_ooc.stages.newton.preconditioners import (
+    Kronecker,
+    RandomizedNystrom,
+    RotationDeflation,
+    rotation_curvature,
+)
 from krepes_ooc.stages.newton.solvers import DirectSolver
 from tests import cases, dense
 from tests.foreign import THERE, StrictDevice
@@ -34,34 +37,36 @@ DAMPING = np.array([1e-2, 1.0, 1e2])
 @pytest.fixture
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy, too, by the calls of the array API, so that both ways have the same bits."""
-    monkeypatch.setattr(arrays_module, "is_numpy_array", lambda values: False)
+    monkeypatch.setattr(array_columns, "is_numpy_array", lambda values: False)
 
 
 def linearised(name: str, device: Device, views: str = "three-views") -> tuple[Any, Moments, Any]:
     """A linearisation, its moments and the coefficients, on a device."""
     case = cases.case(views)
     moments = Moments(*dense.moments(case.kernels), case.kernels.shape[1])
-    there, A = to_device(device, moments), device.to_device(case.start)
+    on_device = to_device(device, moments)
+    A = device.to_device(case.start)
     settings = settings_type(name)()
-    objective: Any = create(name, settings, moments=there, start=A, offset=case.offset)
-    return objective.linearise(A), there, A
+    objective: Any = create(name, settings, moments=on_device, start=A, offset=case.offset)
+    return objective.linearise(A), on_device, A
 
 
-def preconditioner(how: str, here: Any, moments: Moments, A: Any) -> Any:
+def preconditioner(how: str, linearisation: Any, moments: Moments, A: Any) -> Any:
     if how == "none":
         return None
     if how == "nystrom":
-        return RandomizedNystrom.build(here.product, A.shape, 9, like=A)
-    model = Kronecker.build(here, moments)
+        return RandomizedNystrom.build(linearisation.product, A.shape, 9, like=A)
+    model = Kronecker.build(linearisation, moments)
     return RotationDeflation.build(model, A, 0.5) if how == "rotations" else model
 
 
 def solved(name: str, how: str, device: Device, **more: Any) -> Solution:
-    here, moments, A = linearised(name, device)
-    unit = float(device.to_host(here.mean_diagonal)) if device is not HOST else here.mean_diagonal
-    chosen = preconditioner(how, here, moments, A)
-    arguments = (here.product, -here.gradient, DAMPING * unit)
-    return conjugate_gradient(*arguments, preconditioner=chosen, tolerance=1e-6, **more)
+    linearisation, moments, A = linearised(name, device)
+    unit = linearisation.mean_diagonal
+    unit = unit if device is HOST else float(device.to_host(unit))
+    inverse = preconditioner(how, linearisation, moments, A)
+    arguments = (linearisation.product, -linearisation.gradient, DAMPING * unit)
+    return conjugate_gradient(*arguments, preconditioner=inverse, tolerance=1e-6, **more)
 
 
 def returned(record: Any, device: Device) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("one_way")
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", NAMES)
-def test_conjugate_gradients_stay_where_the_moments_lie(name: str, how: str):
+def test_conjugate_gradients_stay_on_the_device(name: str, how: str):
     device = StrictDevice()
     wanted = returned(solved(name, how, HOST), HOST)
     found = solved(name, how, device)
@@ -88,33 +93,37 @@ def test_conjugate_gradients_stay_where_the_moments_lie(name: str, how: str):
 
 
 @pytest.mark.usefixtures("one_way")
-def test_the_exact_solver_stays_there():
+def test_the_exact_solver_stays_on_the_device():
     device = StrictDevice()
-    (here, _, _), (there, _, _) = (linearised("barlow-twins", one) for one in (HOST, device))
-    wanted = returned(DirectSolver(here).solve(DAMPING), HOST)
-    found = DirectSolver(there).solve(DAMPING)
+    on_host = linearised("barlow-twins", HOST)[0]
+    on_device = linearised("barlow-twins", device)[0]
+    wanted = returned(DirectSolver(on_host).solve(DAMPING), HOST)
+    found = DirectSolver(on_device).solve(DAMPING)
     assert found.step.device == THERE
     assert device.came == 0
     assert_same(returned(found, device), wanted)
-    single = DirectSolver(there).solve(0.5)
-    assert single.step.shape == here.gradient.shape
+    single = DirectSolver(on_device).solve(0.5)
+    assert single.step.shape == on_host.gradient.shape
     assert single.relative_residual.shape == ()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_seen_of_a_linearisation_has_the_bits_of_the_host(name: str):
+def test_a_linearisation_has_the_bits_of_the_host(name: str):
     device = StrictDevice()
-    (here, moments, A), (there, moved, B) = (linearised(name, one) for one in (HOST, device))
+    on_host, moments, A = linearised(name, HOST)
+    on_device, device_moments, B = linearised(name, device)
     for what in ("value", "mean_diagonal", "gradient", "active_hinge"):
-        if hasattr(here, what):
-            np.testing.assert_array_equal(device.back(getattr(there, what)), getattr(here, what))
-    pairs = zip(there.kronecker(moved), here.kronecker(moments), strict=True)
-    assert all(np.array_equal(device.back(found), wanted) for found, wanted in pairs)
-    assert device.back(turning(B, there.product)) == turning(A, here.product)
-    assert device.back(moved.embedding_rms(B)) == moments.embedding_rms(A)
+        if hasattr(on_host, what):
+            found = device.to_host(getattr(on_device, what))
+            np.testing.assert_array_equal(found, getattr(on_host, what))
+    pairs = zip(on_device.kronecker(device_moments), on_host.kronecker(moments), strict=True)
+    assert all(np.array_equal(device.to_host(found), wanted) for found, wanted in pairs)
+    curvature = device.to_host(rotation_curvature(B, on_device.product))
+    assert curvature == rotation_curvature(A, on_host.product)
+    assert device.to_host(device_moments.embedding_rms(B)) == moments.embedding_rms(A)
 
 
-def test_moments_in_another_basis_stay_there():
+def test_moments_in_another_basis_stay_on_the_device():
     device, case = StrictDevice(), cases.case("two-views")
     moments = Moments(*dense.moments(case.kernels), case.kernels.shape[1])
     m = case.start.shape[0]
@@ -122,40 +131,44 @@ def test_moments_in_another_basis_stay_there():
     basis = Basis(draw.normal(size=(m, m - 2)), draw.normal(size=(m - 2, m)))
     wanted = basis.moments(moments)
     found = to_device(device, basis).moments(to_device(device, moments))
-    np.testing.assert_array_equal(device.back(found.second), wanted.second)
-    np.testing.assert_array_equal(device.back(found.mean), wanted.mean)
+    np.testing.assert_array_equal(device.to_host(found.second), wanted.second)
+    np.testing.assert_array_equal(device.to_host(found.mean), wanted.mean)
 
 
 @pytest.mark.usefixtures("one_way")
-def test_a_state_that_went_to_the_disk_goes_on_there():
+def test_a_saved_state_resumes_on_the_device():
     device, states = StrictDevice(), []
     whole = solved("vicreg", "kronecker", device, checkpoint=states.append)
     assert len(states) > 3
     for state in states[:: len(states) // 3]:
-        kept = CGState(**returned(state, device))
-        again = solved("vicreg", "kronecker", device, state=to_device(device, kept))
+        saved = CGState(**returned(state, device))
+        again = solved("vicreg", "kronecker", device, state=to_device(device, saved))
         assert_same(returned(again, device), returned(whole, device))
 
 
 def test_the_ways_of_host_and_device_differ_by_rounding_alone():
     device, draw = StrictDevice(), np.random.default_rng(0)
     X, Y, new = (draw.normal(size=(7, 3, count)) for count in (5, 5, 2))
-    there, active = [device.to(one) for one in (X, Y, new)], np.array([3, 1])
-    found = device.back(arrays.dots(there[0], there[1]))
-    np.testing.assert_allclose(found, arrays.dots(X, Y), rtol=1e-12)
-    index = device.to(active)
-    np.testing.assert_array_equal(device.back(arrays.take_columns(there[0], index)), X[..., active])
-    put = arrays.put_columns(there[0], index, there[2])
-    wanted = arrays.put_columns(X, active, new)
-    np.testing.assert_array_equal(device.back(put), wanted)
+    on_device = [device.to_device(one) for one in (X, Y, new)]
+    active = np.array([3, 1])
+    found = device.to_host(array_columns.dots(on_device[0], on_device[1]))
+    np.testing.assert_allclose(found, array_columns.dots(X, Y), rtol=1e-12)
+    index = device.to_device(active)
+    taken = device.to_host(array_columns.take_columns(on_device[0], index))
+    np.testing.assert_array_equal(taken, X[..., active])
+    put = array_columns.put_columns(on_device[0], index, on_device[2])
+    wanted = array_columns.put_columns(X, active, new)
+    np.testing.assert_array_equal(device.to_host(put), wanted)
     np.testing.assert_array_equal(wanted[..., active], new)
     row, counts = X[0, 0], np.arange(5)
     for values in (row, counts):
-        put = arrays.put_columns(device.to(values), index, device.to(values[:2]))
-        np.testing.assert_array_equal(
-            device.back(put), arrays.put_columns(values, active, values[:2])
+        put = array_columns.put_columns(
+            device.to_device(values), index, device.to_device(values[:2])
         )
-    np.testing.assert_array_equal(arrays.diagonal_matrix(row), np.diag(row))
+        np.testing.assert_array_equal(
+            device.to_host(put), array_columns.put_columns(values, active, values[:2])
+        )
+    np.testing.assert_array_equal(array_columns.diagonal_matrix(row), np.diag(row))
 
 
 def late(function: Any, hole: Any) -> Any:
@@ -167,9 +180,9 @@ def late(function: Any, hole: Any) -> Any:
     ("owner", "function", "name"),
     [
         (conjugate_gradient_module, "dots", "vicreg"),
-        (conjugate_gradient_module, "chosen", "vicreg"),
-        (conjugate_gradient_module, "replaced", "vicreg"),
-        (conjugate_gradient_module, "missing", "vicreg"),
+        (conjugate_gradient_module, "take_columns", "vicreg"),
+        (conjugate_gradient_module, "put_columns", "vicreg"),
+        (conjugate_gradient_module, "residual_of", "vicreg"),
         (conjugate_gradient_module._System, "_precondition", "vicreg"),
         (vicreg.VICRegCurvature, "product", "vicreg"),
         (spectral_contrastive.SpectralCurvature, "product", "spectral-contrastive"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ SETTINGS = (
     "stages.audited={audit: 20, fit: 40}",
     f"stages.spectrum.components={COMPONENTS}",
 )
-SIMCLR = ("objective=simclr", "objective_settings={batch: 64}", "grid=[1.0e-1, 10, 1000]")
+SIMCLR = ("objective=simclr", "objective_settings={batch: 64}", "damping_grid=[1.0e-1, 10, 1000]")
 STREAMED = ("simclr", "byol")
 
 
@@ -117,7 +118,7 @@ def test_the_sealed_step_solves_its_system(
     fresh: Callable[..., Path], objective: str, metric: str, views: int
 ) -> None:
     workspace = fresh(views)
-    batch = "objective_settings={batch: 64}" if objective == "simclr" else "steps=auto"
+    batch = "objective_settings={batch: 64}" if objective == "simclr" else "lm_steps=auto"
     group, notes = solve(workspace, views, f"objective={objective}", f"metric={metric}", batch)
     facts = dict(group.attrs)
     name, residual = relative_residual(workspace)
@@ -141,7 +142,7 @@ def test_the_sealed_step_solves_its_system(
 @pytest.mark.parametrize("objective", ["barlow-twins", "byol"])
 def test_a_fixed_damping_is_taken_and_judged(fresh: Callable[..., Path], objective: str) -> None:
     workspace = fresh()
-    group, _ = solve(workspace, 2, f"objective={objective}", "damping=33", "steps=0")
+    group, _ = solve(workspace, 2, f"objective={objective}", "damping=33", "lm_steps=0")
     assert group.attrs["damping_relative"] == 33
     assert 33 in group["damping_relative"][:]
     assert group.attrs["reason"].startswith("damping fixed by the recipe")
@@ -154,9 +155,11 @@ def test_every_preconditioner_reaches_the_same_step(
     fresh: Callable[..., Path], objective: str, how: str
 ) -> None:
     batch = ("objective_settings={batch: 64}",) if objective == "simclr" else ()
-    common = (f"objective={objective}", *batch, "grid=[10]", "damping=10", "tolerance=1e-5")
+    common = (f"objective={objective}", *batch, "damping_grid=[10]", "damping=10", "tolerance=1e-5")
     workspace = fresh()
-    group, _ = solve(workspace, 2, *common, "solver=krylov", f"preconditioner={how}", "rank=20")
+    group, _ = solve(
+        workspace, 2, *common, "solver=krylov", f"preconditioner={how}", "preconditioner_rank=20"
+    )
     assert relative_residual(workspace)[1] < 2e-5
     products = group.attrs["diagnostics"]["products"]["preconditioner"]
     turns = int(objective in ("simclr", "spectral-contrastive"))
@@ -175,7 +178,12 @@ def test_a_solve_that_stops_early_is_not_trusted(fresh: Callable[..., Path]) -> 
 
 def test_a_step_that_raises_the_loss_is_not_trusted(fresh: Callable[..., Path]) -> None:
     group, _ = solve(
-        fresh(), 2, "objective=spectral-contrastive", "damping=0.01", "grid=[0.01]", "steps=0"
+        fresh(),
+        2,
+        "objective=spectral-contrastive",
+        "damping=0.01",
+        "damping_grid=[0.01]",
+        "lm_steps=0",
     )
     facts = dict(group.attrs)
     assert facts["loss_step"] > facts["loss_start"]
@@ -218,7 +226,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> l
 
 @pytest.mark.parametrize(
     "extra",
-    [(), ("steps=2",), ("preconditioner=nystrom", "rank=40")],
+    [(), ("lm_steps=2",), ("preconditioner=nystrom", "preconditioner_rank=40")],
     ids=["kronecker", "descent", "nystrom"],
 )
 def test_a_killed_solve_resumes_to_the_same_bits(
@@ -246,7 +254,7 @@ def test_a_killed_solve_resumes_to_the_same_bits(
 
 KILL = """
 import os, signal, sys
-from krepes_ooc.stages import stream
+from krepes_ooc.stages.kernel import stream
 from tests.stages.newton.test_stage import SIMCLR, solve
 from pathlib import Path
 reduce, done = stream.KernelStream.reduce, []
@@ -295,10 +303,10 @@ def count_checkpoints(monkeypatch: pytest.MonkeyPatch, limit: int | None = None)
 
 
 IN_MEMORY = [
-    ("objective=vicreg", "steps=0", "solver=krylov"),
-    ("objective=barlow-twins", "steps=1", "solver=krylov"),
-    ("objective=barlow-twins", "steps=3"),
-    ("objective=spectral-contrastive", "steps=2"),
+    ("objective=vicreg", "lm_steps=0", "solver=krylov"),
+    ("objective=barlow-twins", "lm_steps=1", "solver=krylov"),
+    ("objective=barlow-twins", "lm_steps=3"),
+    ("objective=spectral-contrastive", "lm_steps=2"),
 ]
 
 
@@ -336,14 +344,14 @@ def test_what_takes_long_in_memory_is_kept(
     monkeypatch.setattr(stream, "KEEP_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         done = count_checkpoints(patch)
-        note = stream.KernelStream.save_checkpoint
+        save = stream.KernelStream.save_checkpoint
 
         def killed(self: Any, name: str, arrays: Any) -> None:
-            note(self, name, arrays)
+            save(self, name, arrays)
             if len(done) == 5:
                 raise Killed
 
-        patch.setattr(stream.KernelStream, "note", killed)
+        patch.setattr(stream.KernelStream, "save_checkpoint", killed)
         with pytest.raises(Killed):
             solve(workspace, 2, *settings)
     with monkeypatch.context() as patch:
@@ -361,7 +369,7 @@ def test_what_takes_long_in_memory_is_kept(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("objective=byol", "steps=1"), r"1 further steps of byol.* collapse; expected 0"),
+        (("objective=byol", "lm_steps=1"), r"1 further steps of byol.* collapse; expected 0"),
         (
             ("objective=simclr", "objective_settings={batch: 100}"),
             r"batch of 100 does not divide blocks of 256 rows; expected a divisor of 256; take 128",
@@ -422,7 +430,6 @@ class Context:
     def __init__(self, kernels: np.ndarray, objective: str, h: int, folder: Path) -> None:
         from krepes_ooc.engine.executor import Executor
         from krepes_ooc.engine.run_control import StopFlag
-        from krepes_ooc.stages.base.inputs import AuditInputs
         from tests import dense
 
         rows = kernels.astype(np.float64)
@@ -430,21 +437,30 @@ class Context:
         m = rows.shape[-1]
         start = np.linalg.qr(np.random.default_rng(0).normal(size=(m, h)))[0]
         offset = -start.T @ rows.mean(axis=(0, 1))
-        self.stores = {
-            "kernel": Store({}, values=kernels, landmark_kernel=np.eye(m)),
-            "moments": Store({"n_samples": rows.shape[1]}, mean=mean, second=second),
-            "spectrum": Store({"usable_rank": m}, start=start, offset=offset),
-        }
+        self.stores = SimpleNamespace(
+            kernel=Store({}, values=kernels, landmark_kernel=np.eye(m)),
+            moments=Store({"n_samples": rows.shape[1]}, mean=mean, second=second),
+            spectrum=Store({"usable_rank": m}, start=start, offset=offset),
+            recipe=SimpleNamespace(seed=0),
+            features=None,
+            landmarks=None,
+        )
         options = {"batch": 16} if objective == "simclr" else {}
         self.settings = newton.NewtonSettings(objective=objective, objective_settings=options)
         self.plan = BlockPlan(rows.shape[1], 32, 16, 16, 1)
-        self.stop, self.inputs = StopFlag(), AuditInputs
+        self.stop = StopFlag()
         self.executor = lambda: Executor(1, self.stop)
         self.record = type("Record", (), {"partials": folder / "p", "temp": folder / "t"})
         self.device = HOST
+        self.binds_partials = False
 
     def reader(self, name: str) -> Store:
-        return self.stores[name]
+        store: Store = getattr(self.stores, name)
+        return store
+
+
+def opened(context: Context) -> problem.NewtonProblem:
+    return problem.open_newton_problem(context.stores, context)  # type: ignore[arg-type]
 
 
 def cloud(views: int = 2, n: int = 48, m: int = 6, noise: float = 0.3) -> np.ndarray:
@@ -455,7 +471,7 @@ def cloud(views: int = 2, n: int = 48, m: int = 6, noise: float = 0.3) -> np.nda
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_an_ordinary_cloud_opens(tmp_path: Path, objective: str) -> None:
-    assert problem.open_newton_problem(Context(cloud(), objective, 3, tmp_path)).at_start.value
+    assert opened(Context(cloud(), objective, 3, tmp_path)).at_start.value
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -465,7 +481,7 @@ def test_a_collapsed_network_is_said(tmp_path: Path, objective: str, value: floa
         pytest.skip("un-centred: a constant embedding can still grow or shrink")
     constant = np.full((2, 48, 6), value, dtype=np.float16)
     with pytest.raises(StageFailed, match=r"no curvature|no slope"):
-        problem.open_newton_problem(Context(constant, objective, 3, tmp_path))
+        opened(Context(constant, objective, 3, tmp_path))
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -473,10 +489,9 @@ def test_equal_views_stop_byol_and_nothing_else(tmp_path: Path, objective: str) 
     context = Context(cloud(noise=0.0), objective, 3, tmp_path)
     if objective == "byol":
         with pytest.raises(StageFailed, match=r"no slope .* views of each sample may be equal"):
-            problem.open_newton_problem(context)
+            opened(context)
     else:
-        opened = problem.open_newton_problem(context)
-        assert np.isfinite(opened.at_start.gradient).all()
+        assert np.isfinite(opened(context).at_start.gradient).all()
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -485,10 +500,9 @@ def test_one_landmark(tmp_path: Path, objective: str) -> None:
     context = Context(cloud(m=1), objective, 1, tmp_path)
     if objective in STREAMED:
         with pytest.raises(UsageError, match=f"1 component of {objective}, which compares"):
-            problem.open_newton_problem(context)
+            opened(context)
     else:
-        opened = problem.open_newton_problem(context)
-        assert opened.at_start.mean_diagonal > 0
+        assert opened(context).at_start.mean_diagonal > 0
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -500,10 +514,10 @@ def test_one_sample_is_refused_or_finite(objective: str, tmp_path: Path) -> None
             objective,
             settings_type(objective)(),
             moments=Moments(mean, second, 1),
-            stream=stream.KernelStream(context),  # type: ignore[arg-type]
-            start=context.stores["spectrum"].array("start"),
+            stream=stream.KernelStream(context.stores.kernel, None, None, context),  # type: ignore[arg-type]
+            start=context.stores.spectrum.array("start"),
             offset=np.zeros(2),
         )
-        assert np.isfinite(found.value(context.stores["spectrum"].array("start")))
+        assert np.isfinite(found.value(context.stores.spectrum.array("start")))
     except KrepesError as error:
         assert "samples" in str(error)  # noqa: PT017

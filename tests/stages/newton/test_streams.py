@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from krepes_ooc.stages.newton.basis import in_double
+from krepes_ooc.stages.newton.basis import in_float64
 from krepes_ooc.stages.newton.conjugate_gradient import conjugate_gradient
 from tests import cases, dense
 from tests.stages.newton.objectives.test_objectives import sample_objective
 
 
 @pytest.mark.parametrize("name", ["simclr", "byol"])
-def test_a_step_in_single_precision_is_polished_in_double(name: str) -> None:
+def test_a_step_in_single_precision_is_polished_in_float64(name: str) -> None:
     case = cases.make("polish", n_samples=32, n_landmarks=12, n_components=4)
     single = sample_objective(name, case, np.float32)
     at_start = single.linearise(case.start)
     damping = 1e-3 * at_start.mean_diagonal
     rough = conjugate_gradient(at_start.product, -at_start.gradient, damping, max_iterations=200)
-    double = replace(single, stream=in_double(single.stream))
+    double = replace(single, stream=in_float64(single.stream))
     assert (double.stream.n_samples, double.stream.n_views) == (32, 2)
     exact = double.linearise(case.start)
     found = conjugate_gradient(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krepes_ooc.stages.report.collect import read_curves, read_fidelity
+from krepes_ooc.stages.report.results import read_curves, read_fidelity
 from tests.stages import audits
 
 
@@ -23,7 +23,7 @@ def test_alignment_with_every_control_and_the_label(shown):
     assert panel["columns"] == store.attributes["columns"]
     assert panel["columns"][-1] == "label"
     for name in ("gap", "stderr", "chance", "kernel_only", "difference_stderr", "weighted",
-                 "repelling", "by_network", "by_inputs"):  # fmt: skip
+                 "repelling", "network_gap", "input_gap"):  # fmt: skip
         values = np.array(panel[name], dtype=float)
         assert values[defined].tolist() == store.array(name)[defined].tolist(), name
         assert np.isnan(values[~defined]).all(), name
@@ -37,10 +37,8 @@ def test_group_tables(shown):
 
 def test_concepts_with_their_controls(shown):
     store, panel = audits.finished().reader("concepts"), shown["concepts"]
-    named = {"chance": "random concepts", "accuracy_network": "network", "p_value": "p",
-             "accuracy_start": "at the start", "accuracy_inputs": "inputs"}  # fmt: skip
-    for name, words in named.items():
-        assert panel["controls"][words] == store.array(name).tolist()
+    for name in ("chance", "accuracy_network", "p_value", "accuracy_start", "accuracy_inputs"):
+        assert panel["controls"][name] == store.array(name).tolist()
     assert panel["trusted"] == (store.array("trusted") == 1).tolist()
     assert sorted(panel["landmarks"]) == ["east", "kind", "old"]
     role = audits.finished().reader("audited").array("role")
@@ -59,7 +57,7 @@ def test_figures_and_curves_come_in_reading_order(shown):
     assert list(figures)[:3] == ["ridge_ceiling", "kendall_tau", "accuracy_gap"]
     assert next(iter(figures["confidence_drop"].controls)) == "random"
     assert next(iter(curves)) == "tau_over_components"
-    lines = ["start", "after the step", "after further steps"]
+    lines = ["start", "step", "lm_steps"]
     assert list(curves["tau_over_components"].lines) == lines
     for name, kept in store.attributes["figures"].items():
         assert shown["fidelity"]["figures"][name]["controls"] == kept["controls"]

@@ -1,10 +1,10 @@
-"""What an objective shows to a solver: value, gradient and curvature at coefficients A.
+"""Interface between objectives and solvers: value, gradient and curvature at coefficients A.
 
 An embedding is f = K A + gamma; an objective is a loss L(A) of the embeddings of all samples. Each
 one is split as L = phi(c(A)) with phi convex, and its curvature is the generalised Gauss-Newton
 operator H = J^T (Hess phi) J >= 0, J the derivative of c (Schraudolph 2002). Moment objectives need
 only means and covariances of kernel rows; sample objectives stream the kernel once per product.
-What is computed here lies where the moments lie, on the host or on a device; so do single numbers.
+All results, single numbers included, are on the device of the moments, which may be the host.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Concatenate, Protocol, TypeVar
 
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, BlockFunction, Number
+from krepes_ooc.core.array_columns import Array, BlockFunction, Number
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.moments.moments import Moments
 
@@ -23,7 +23,7 @@ Owner = TypeVar("Owner")
 
 
 class Gradient(Protocol):
-    """An objective at fixed coefficients, as a damping is chosen."""
+    """Value, gradient and mean curvature of an objective: all that the choice of a damping uses."""
 
     @property
     def value(self) -> Number:
@@ -72,7 +72,7 @@ class Objective(Protocol):
     uses_moments: ClassVar[bool]
     can_iterate: ClassVar[bool]
     rotation_invariant: ClassVar[bool]
-    """Whether rotating every embedding leaves the loss as it is, but for the offset."""
+    """Whether the loss is invariant to a rotation of all embeddings, offset aside."""
 
     def value(self, A: Array) -> Number:
         """The loss L(A)."""
@@ -108,6 +108,7 @@ def require_views(name: str, n_views: int) -> None:
     Raises:
         UsageError: fewer than two views.
     """
+    # Positive pairs are two views of one sample.
     if n_views < 2:
         raise UsageError(
             f"{name} compares views, the kernel holds {n_views}",
@@ -126,6 +127,7 @@ def vectorise_columns(
     def wrapped(self: Owner, V: Array) -> Array:
         if V.ndim == 2:
             return product(self, V)
+        # Columns become a leading batch axis of the product, and the last axis of the result.
         xp = array_namespace(V)
         return xp.moveaxis(product(self, xp.moveaxis(V, -1, 0)), 0, -1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from krepes_ooc.core.arrays import Array
+from krepes_ooc.core.array_columns import Array
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.barlow_twins import BarlowTwins, BarlowTwinsSettings
@@ -31,14 +31,15 @@ __all__ = [
     "SpectralContrastiveSettings",
     "VICReg",
     "VICRegSettings",
+    "can_iterate",
     "create",
     "fit_predictor",
-    "uses_moments",
-    "can_iterate",
     "least_components",
     "settings_type",
+    "uses_moments",
 ]
 
+# Name in recipes: the objective and its settings.
 OBJECTIVES = MappingProxyType(
     {
         "barlow-twins": (BarlowTwins, BarlowTwinsSettings),
@@ -112,9 +113,10 @@ def create(
     Raises:
         UsageError: no objective of this name, or too few views.
         StageFailed: too few samples.
-        ValueError: a sample objective was given no stream.
+        ValueError: no stream for a sample objective.
     """
     kind, _ = _entry(name)
+    # Moment objectives need neither stream nor offset: their losses are functions of C and mu.
     if kind.uses_moments:
         moment: Objective = kind(moments, settings)
         return moment
@@ -122,6 +124,7 @@ def create(
         raise ValueError(f"{name} reads kernel blocks and was given no stream")
     if kind is SimCLR:
         return SimCLR(stream, offset, settings)
+    # BYOL: one more pass for the fitted predictor, unless the caller has it.
     if predictor is None and settings.predictor == "ridge":
         predictor = fit_predictor(stream, start, offset, settings.ridge, sub_rows)
     return BYOL(stream, offset, start, predictor, sub_rows)

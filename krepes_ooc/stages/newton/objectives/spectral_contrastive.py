@@ -16,9 +16,9 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, Number
+from krepes_ooc.core.array_columns import Array, Number
 from krepes_ooc.stages.moments.moments import Moments
-from krepes_ooc.stages.newton.objectives.base import MomentObjective
+from krepes_ooc.stages.newton.objectives.families import MomentObjective
 from krepes_ooc.stages.newton.objectives.interface import vectorise_columns
 
 
@@ -38,7 +38,9 @@ class SpectralContrastive(MomentObjective):
 
     def linearise(self, A: Array) -> SpectralCurvature:
         """Value, gradient and curvature at A [landmark, component]."""
-        times, views = self.moments.uncentred_times, range(self.moments.n_views)
+        times = self.moments.uncentred_times
+        views = range(self.moments.n_views)
+        # Q_a = S_aa A of each view, T = sum over a != b of S_ab A.
         Q = [times(a, a, A) for a in views]
         T = sum(times(a, b, A) for a in views for b in views if a != b)
         return SpectralCurvature(self.moments, A, tuple(Q), T)
@@ -46,7 +48,7 @@ class SpectralContrastive(MomentObjective):
 
 @dataclass(frozen=True)
 class SpectralCurvature:
-    """The loss at A, by what each view meets in all other views.
+    """The loss at A, as a sum over views of products with the sums over all other views.
 
     With Q_a = S_aa A, T = sum_{a != b} S_ab A and, over b != a, N_a = sum M_b, R_a = sum Q_b,
 
@@ -62,6 +64,7 @@ class SpectralCurvature:
     @cached_property
     def _others(self) -> list[tuple[Array, Array, Array]]:
         """(Q_a, R_a, N_a) of each view."""
+        # R_a = sum of Q_b over b != a, and N_a = A^T R_a since M_b = A^T Q_b.
         total = sum(self.Q)
         return [(Q, total - Q, self.A.T @ (total - Q)) for Q in self.Q]
 
@@ -73,32 +76,37 @@ class SpectralCurvature:
     def value(self) -> Number:
         """The loss."""
         xp = array_namespace(self.A)
-        repelled = sum(xp.sum((self.A.T @ Q) * N) for Q, _, N in self._others) / 2.0
-        return (repelled - xp.sum(self.A * self.T)) / self._pairs
+        # sum_a <M_a, N_a> counts each pair of views twice.
+        quartic = sum(xp.sum((self.A.T @ Q) * N) for Q, _, N in self._others) / 2.0
+        return (quartic - xp.sum(self.A * self.T)) / self._pairs
 
     @cached_property
     def gradient(self) -> Array:
         """G [landmark, component]."""
-        repelled = sum(Q @ N for Q, _, N in self._others)
-        return 2.0 * (repelled - self.T) / self._pairs
+        quartic = sum(Q @ N for Q, _, N in self._others)
+        return 2.0 * (quartic - self.T) / self._pairs
 
     @vectorise_columns
     def product(self, V: Array) -> Array:
         """H V; V [landmark, component] or [landmark, component, column]."""
         xp = array_namespace(V)
-        total, turned = xp.zeros_like(V), xp.matrix_transpose(V)
+        total = xp.zeros_like(V)
+        V_transposed = xp.matrix_transpose(V)
         for a, (Q, R, N) in enumerate(self._others):
-            total += self.moments.uncentred_times(a, a, V) @ N + Q @ (turned @ R)
+            # ds_ij = dz_i . z_j + z_i . dz_j, averaged over samples of both views and applied to A:
+            # S_aa V N_a + Q_a V^T R_a.
+            total += self.moments.uncentred_times(a, a, V) @ N + Q @ (V_transposed @ R)
         return 2.0 * total / self._pairs
 
     @cached_property
     def mean_diagonal(self) -> Number:
         """tr(H) / (m h) in closed form."""
-        xp, (m, h) = array_namespace(self.A), self.A.shape
-        trace, total = xp.linalg.trace, 0.0
+        xp = array_namespace(self.A)
+        m, h = self.A.shape
+        total = 0.0
         for a, (Q, R, N) in enumerate(self._others):
-            mass = trace(self.moments.second[a, a, ...]) + xp.sum(self.moments.mean[a, :] ** 2)
-            total = total + (mass * trace(N) + xp.sum(Q * R))
+            # tr(V -> S_aa V N_a) = tr(S_aa) tr(N_a); tr(V -> Q_a V^T R_a) = <Q_a, R_a>.
+            total = total + (self.moments.uncentred_trace(a) * xp.linalg.trace(N) + xp.sum(Q * R))
         return 2.0 * total / self._pairs / (m * h)
 
     def kronecker(self, moments: Moments) -> tuple[Array, Array]:

@@ -136,6 +136,24 @@ def test_views_of_vectors_corrupt_cells(tmp_path: Path) -> None:
     np.testing.assert_allclose((noisy - values).std(axis=0), 0.5 * values.std(axis=0), rtol=0.15)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_views_of_whole_numbers_have_no_noise(tmp_path: Path, dtype: str) -> None:
+    tokens = np.random.default_rng(2).integers(0, 90, (60, 5)).astype(dtype)
+    np.save(tmp_path / "x.npy", tokens)
+    source = opened(tmp_path, kind="arrays", path="x.npy")
+    views = Views(ViewSpec(noise=0.5), source, 3)
+    made = views.apply(source.read(np.arange(60)), np.arange(60), 0)
+    assert (made != tokens).any()
+    for column in range(5):
+        assert np.isin(made[:, column], tokens[:, column]).all()
+    assert views.describe()["noise_of_integers"] == 0
+    # Digests of sources that always had noise, or none, stay as they are.
+    assert "noise_of_integers" not in Views(ViewSpec(noise=0.0), source, 3).describe()
+    np.save(tmp_path / "f.npy", tokens.astype("f4"))
+    other = opened(tmp_path, kind="arrays", path="f.npy")
+    assert "noise_of_integers" not in Views(ViewSpec(), other, 3).describe()
+
+
 def test_nan_is_found_when_the_file_is_opened_and_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +166,8 @@ def test_nan_is_found_when_the_file_is_opened_and_only_once(
     monkeypatch.undo()
     values[33, 2] = np.nan
     np.save(tmp_path / "x.npy", values)
-    with pytest.raises(DataError, match=r"x.npy, sample 33 \(from 0\): NaN or infinity; expected"):
+    message = r"x.npy, sample 33, position \[2\]: a value is nan; expected"
+    with pytest.raises(DataError, match=message):
         opened(tmp_path, kind="arrays", path="x.npy")
     assert opened(tmp_path, kind="arrays", path="x.npy", limit=33).n_samples == 33
 
@@ -206,7 +225,7 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
             "4 labels for 3 samples; expected one label for each sample",
         ),
         (
-            {"x": np.ones((3, 2)), "y": np.ones(3)},
+            {"x": np.ones((3, 2)), "y": np.full(3, 0.5)},
             {"array": "x", "label_array": "y"},
             r"labels are float64 of shape \[3\]; expected whole numbers or text",
         ),

@@ -1,4 +1,4 @@
-"""What the objectives of each kind share: moments at hand, or passes over kernel blocks."""
+"""Base classes of the objectives, by moments or by passes over kernel blocks, and row products."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.arrays import Array, BlockFunction, Number
+from krepes_ooc.core.array_columns import Array, BlockFunction, Number
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives.interface import Linearisation, Stream, require_views
 
+# Embeddings shorter than this have no direction.
 NORM_FLOOR = 1e-12
 TINY = float(np.finfo(float).tiny)
 
@@ -51,20 +52,21 @@ class MomentObjective(ABC):
 
     def values(self, A: Array) -> Array:
         """The loss of each column of A [landmark, component, column]."""
+        # Each value is a few products with matrices of m^2 numbers: no pass to share.
         losses = [self.value(A[..., column]) for column in range(A.shape[-1])]
         return array_namespace(A).stack(losses)
 
 
 @dataclass
 class SampleObjective(ABC):
-    """A loss that needs the embedding of every sample: one pass over the kernel for each look.
+    """A loss of the embeddings of all samples: each evaluation is one pass over the kernel.
 
     Args:
         stream: kernel blocks of all views.
         offset: gamma [component] of the embedding f = K A + gamma, constant during the solve.
 
     Attributes:
-        passes: how often the kernel was read.
+        passes: number of passes over the kernel.
 
     Raises:
         UsageError: the stream holds fewer than two views.
@@ -74,7 +76,7 @@ class SampleObjective(ABC):
     uses_moments: ClassVar[bool] = False
     can_iterate: ClassVar[bool] = True
     rotation_invariant: ClassVar[bool] = False
-    # Both sample objectives look at directions u = z / |z| alone.
+    # Sample objectives depend on u = z / |z| alone, which one component leaves constant.
     least_components: ClassVar[int] = 2
 
     stream: Stream
@@ -112,6 +114,7 @@ class SampleObjective(ABC):
 
     def read(self, function: BlockFunction) -> tuple[Array, ...]:
         """Sum a block function over the kernel, and count the pass."""
+        # The totals of a stream are on the host, whatever the device of its blocks.
         self.passes += 1
         return tuple(np.asarray(total) for total in self.stream.reduce(function))
 
@@ -135,7 +138,7 @@ class StreamedCurvature:
     multiply: Callable[[Array], Array]
 
     def arrays(self) -> dict[str, Array]:
-        """Everything but the product, to be saved: it has cost a pass."""
+        """Everything but the product, for a checkpoint: it has cost a pass."""
         return {
             "value": np.array(self.value),
             "gradient": self.gradient,
@@ -170,7 +173,7 @@ def flat_columns(V: Array, like: Any) -> Any:
 
 
 def times_flat(K: Any, flat: Any, components: int) -> Any:
-    """K V [sample, column, component] for V as ``flat_columns`` leaves it."""
+    """K V [sample, column, component] for V as returned by ``flat_columns``."""
     return array_namespace(K).reshape(K @ flat, (K.shape[0], -1, components))
 
 
@@ -178,6 +181,7 @@ def transposed_times(K: Any, Z: Any) -> Any:
     """K^T Z [landmark, column, component] in float64 for Z [sample, column, component]."""
     xp = array_namespace(K, Z)
     _, columns, components = Z.shape
+    # One product in the precision of K; sums over blocks continue in float64.
     product = K.T @ xp.astype(xp.reshape(Z, (-1, columns * components)), K.dtype)
     return xp.reshape(xp.astype(product, xp.float64), (-1, columns, components))
 
@@ -187,7 +191,7 @@ def columns_last(sums: Array) -> Array:
     return np.ascontiguousarray(np.moveaxis(sums, 1, -1))
 
 
-def unit_rows(Z: Any) -> tuple[Any, Any]:
+def unit_vectors(Z: Any) -> tuple[Any, Any]:
     """Unit vectors u = z / |z| and 1 / |z| along the last axis; both 0 where z has no direction.
 
     Args:
@@ -195,12 +199,16 @@ def unit_rows(Z: Any) -> tuple[Any, Any]:
     """
     xp = array_namespace(Z)
     length = xp.sqrt(xp.vecdot(Z, Z))[..., None]
+    # 1 / |z| where |z| > 1e-12, else 0, without a division by 0 on the way.
     directed = xp.astype(length > NORM_FLOOR, Z.dtype)
     inverse = directed / (length + (1 - directed))
     return Z * inverse, inverse
 
 
 def tangent(U: Any, V: Any) -> Any:
-    """(I - u u^T) v along the last axis: what is left of v when u may only turn."""
+    """(I - u u^T) v along the last axis: the part of v tangent to the sphere at u.
+
+    |z| times the derivative of u = z / |z|; symmetric, so it serves as J v and as J^T v.
+    """
     xp = array_namespace(U, V)
     return V - U * xp.vecdot(U, V)[..., None]

@@ -17,7 +17,7 @@ Eigh = Callable[[Array], tuple[Array, Array]]  # of a symmetric matrix, eigenval
 
 
 def dots(X: Array, Y: Array) -> Array:
-    """<X, Y> of each column."""
+    """Inner products <X, Y> of each column: [landmark, component, column] to [column]."""
     if is_numpy_array(X):
         return _dots_on_host(X, Y)
     return array_namespace(X, Y).sum(X * Y, axis=(0, 1))
@@ -35,10 +35,11 @@ def put_columns(values: Array, active: Array, new: Array) -> Array:
     if is_numpy_array(values):
         return _put_columns_on_host(values, active, new)
     xp = array_namespace(values, active, new)
+    # The array API has no scatter: find the position of each column in ``active``, then select.
     columns = xp.arange(values.shape[-1], dtype=active.dtype, device=device(values))
-    own = active[:, None] == columns
-    source = xp.argmax(xp.astype(own, active.dtype), axis=0)
-    return xp.where(xp.any(own, axis=0), xp.take(new, source, axis=-1), values)
+    matches = active[:, None] == columns
+    source = xp.argmax(xp.astype(matches, active.dtype), axis=0)
+    return xp.where(xp.any(matches, axis=0), xp.take(new, source, axis=-1), values)
 
 
 def asarray_like(values: Any, like: Array) -> Array:
@@ -49,6 +50,7 @@ def asarray_like(values: Any, like: Array) -> Array:
 def diagonal_matrix(values: Array) -> Array:
     """diag(v) [component, component_], exact zeros beside it."""
     xp = array_namespace(values)
+    # The array API builds no diagonal matrix from a vector.
     index = xp.arange(values.shape[0], device=device(values))
     return xp.where(index[:, None] == index, values, xp.zeros_like(values))
 
@@ -59,6 +61,7 @@ def identity_like(S: Array) -> Array:
 
 
 def _dots_on_host(X: Array, Y: Array) -> Array:
+    # einsum forms no product array of the size of X.
     return np.asarray(np.einsum("lkc,lkc->c", X, Y))
 
 

@@ -1,0 +1,30 @@
+"""The cost of stage alignment, quantity by quantity, for audits of several sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from krepes_ooc.stages.alignment.stage import AlignmentSettings, estimate_cost
+from tests.stages.cost_cases import SIZES, labels, totals
+
+SETTINGS = [AlignmentSettings()]
+# Name of the sizes, place of the settings, totals
+TOTALS: list[tuple[str, int, dict[str, Any]]] = [
+    ("digits", 0, {"units": 1, "disk": 65536, "memory": 10518528, "flops": 39321600.0}),
+    ("unlabelled", 0, {"units": 1, "disk": 65536, "memory": 87068672, "flops": 2000000000.0}),
+    ("wide", 0, {"units": 1, "disk": 65536, "memory": 319635456, "flops": 6400000000.0}),
+    ("few", 0, {"units": 1, "disk": 65536, "memory": 2176, "flops": 72.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "expected"), TOTALS)
+def test_totals_of_every_quantity(name: str, place: int, expected: dict[str, Any]) -> None:
+    assert totals(estimate_cost(SIZES[name], SETTINGS[place])) == expected
+
+
+def test_every_term_names_its_array() -> None:
+    found = labels(estimate_cost(SIZES["digits"], SETTINGS[-1]))
+    assert all(len(label) > 5 for label in found)
+    assert "total" not in found
