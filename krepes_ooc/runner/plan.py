@@ -16,7 +16,7 @@ from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.sizing import feature_map
 from krepes_ooc.runner.staleness import StageState
-from krepes_ooc.sources.source_summary import describe_source
+from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.features.row_cost_record import describe_rows, load_row_description
 from krepes_ooc.storage.workspace import Workspace

@@ -17,10 +17,12 @@ from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import DataError, KrepesError, SourceError
 from krepes_ooc.sources import image_check
 from krepes_ooc.sources.base import Source, SourceSpec
+from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.sources.display import display_arrays
 from krepes_ooc.sources.new_samples import read_new_samples
 from krepes_ooc.sources.open import open_source
-from krepes_ooc.sources.source_summary import describe_source
+from krepes_ooc.views.spec import ViewSpec
+from krepes_ooc.views.views import Views
 
 N = 6
 Array = npt.NDArray[Any]
@@ -502,3 +504,12 @@ def test_a_new_array_with_channels_first(tmp_path: Path) -> None:
     np.save(tmp_path / "new.npy", first(x)[1])
     new = read_new_samples(source, spec_of(**keys), tmp_path / "new.npy")
     assert np.array_equal(new.raw, x[1:2])
+
+
+def test_arrays_that_may_be_pictures_are_refused_with_the_key(tmp_path: Path) -> None:
+    floats = opened_array(tmp_path, first(colours() / 255))
+    with pytest.raises(SourceError, match=r"\(6, 3, 8, 8\)\) holds pictures .*layout: nchw"):
+        Views(ViewSpec(), floats, 0, tmp_path)
+    numbers = opened_array(tmp_path, colours().astype("i2"))
+    with pytest.raises(SourceError, match=r"x.npy \(int16 of shape .* set source.range"):
+        Views(ViewSpec(), numbers, 0, tmp_path)

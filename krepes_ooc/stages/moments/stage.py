@@ -67,8 +67,10 @@ def run(inputs: MomentsInputs, context: StageContext) -> None:
     views, n, m = inputs.kernel.info("values").shape
     tiles = [MomentTile(inputs.kernel, context, left, right) for left, right in landmark_tiles(m)]
     # One fixed shift for all blocks, so that sums of any two blocks can be added.
-    first = block_views(inputs.kernel, context.device, plan.block(0))
-    shift = context.device.to_host(block_shift(first))
+    # The rows it is taken from have no name: they would stay in memory through all passes.
+    shift = context.device.to_host(
+        block_shift(block_views(inputs.kernel, context.device, plan.block(0)))
+    )
     # Partial sums of earlier runs stay; the others are computed.
     pending = [tile.pending() for tile in tiles]
     total = plan.n_shards * len(tiles)
