@@ -197,7 +197,7 @@ def _deletion(
 
 
 def summary_lines(attributes: dict[str, Any]) -> list[str]:
-    """What the terminal says.
+    """Lines for the terminal.
 
     Args:
         attributes: of the store.

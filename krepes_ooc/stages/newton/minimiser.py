@@ -45,7 +45,7 @@ NEAR, NEWTON_STEPS = 1e-2, 20
 
 
 class MinimisedLoss(Protocol):
-    """What the minimiser asks of an objective; arrays of the host."""
+    """An objective as the minimiser sees it; arrays of the host."""
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class MinimisedLoss(Protocol):
 
 @dataclass(frozen=True)
 class MinimiserResult:
-    """Where the minimisation ended.
+    """End of a minimisation.
 
     Args:
         coefficients: A [landmark, component], of the least gradient if it did not converge.

@@ -40,7 +40,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class AuditRule:
-    """What is compared, read from the sealed stores once.
+    """Samples, columns and rules of the comparison, read from the sealed stores once.
 
     Args:
         role: of the used samples [used].
@@ -87,7 +87,7 @@ class NetworkFigures:
 def read_audit_rule(
     inputs: RandomisedInputs, top: int, most_fit: int, block_rows: int
 ) -> AuditRule:
-    """What the audit compared, from its stores.
+    """The comparison that the audit's stores define.
 
     Args:
         inputs: of the stage.
@@ -132,7 +132,8 @@ def network_figures(rule: AuditRule, rows: KernelRows) -> NetworkFigures:
 
     # Rankings of the landmarks, as the audit shows them and by the kernel alone.
     kernel = rows.clean[explained].astype(np.float64)
-    score = ranking_score(rule.measure, found.step, rows.landmark_kernel, found.second)
+    displacement = rows.landmark_kernel @ found.step
+    score = ranking_score(rule.measure, found.step, displacement, found.second)
     top_landmark = np.asarray(top_k(score(kernel), rule.top)[0])
     top_kernel = np.asarray(top_k(np.maximum(kernel, 0.0), rule.top)[0])
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
-from krepes_ooc.core.settings import read_settings
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.jacobian.feature_map import FeatureMap
@@ -23,7 +22,11 @@ from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscale_rows
+from krepes_ooc.stages.features.featurizer import (
+    FeaturesSettings,
+    features_settings,
+    unscale_rows,
+)
 from krepes_ooc.stages.kernel.kernel_map import kernel_map
 from krepes_ooc.stages.kernel.kernel_map import landmark_kernel as kernel_between
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel
@@ -75,7 +78,7 @@ class RowRange(NamedTuple):
 
 
 class KernelRows(NamedTuple):
-    """What one network gives.
+    """Kernel rows and embeddings of one network.
 
     Args:
         landmark_kernel: K_mm [landmark, landmark_].
@@ -117,8 +120,7 @@ class DrawnNetwork:
     @cached_property
     def settings(self) -> FeaturesSettings:
         """Settings that the sealed features were computed with."""
-        begun = self.context.workspace.record("features", "features").begun() or {}
-        return read_settings(FeaturesSettings, begun.get("settings"), "features")
+        return features_settings(self.context)
 
     @cached_property
     def feature_map(self) -> FeatureMap:

@@ -67,7 +67,7 @@ class ArrayStream:
 
 @dataclass(frozen=True)
 class StepRule:
-    """How the audit took its step.
+    """Rule by which the audit took its step.
 
     Args:
         objective: name of the loss.

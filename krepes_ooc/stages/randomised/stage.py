@@ -239,7 +239,7 @@ def _health_attributes(network: Arrays) -> dict[str, Any]:
 
 
 def summary_lines(attributes: Mapping[str, Any]) -> list[str]:
-    """What the terminal says.
+    """Lines for the terminal.
 
     Args:
         attributes: of the store.

@@ -179,7 +179,7 @@ def test_a_trained_network_is_told_apart_and_a_never_trained_one_is_not(tmp_path
     found = until_control(tmp_path / "trained", trained).reader("randomised").attributes
     assert found["distinguishable"], found["ranking"]["reason"]
     assert not found["health"]["collapsed"]
-    for seed in (0, 1):
+    for seed in (1, 2):
         recipe = Recipe.load("digits", (*DIGITS, *NEVER, f"seed={seed}"))
         found = until_control(tmp_path / f"never-{seed}", recipe).reader("randomised").attributes
         assert found["ranking"]["decided"]
