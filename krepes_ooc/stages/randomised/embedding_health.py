@@ -50,7 +50,7 @@ class EmbeddingHealth:
 
     @property
     def collapse(self) -> str:
-        """Why the embedding counts as collapsed; empty if it does not."""
+        """Reason that the embedding counts as collapsed; empty if it does not."""
         if self.dead_dimensions == self.n_outputs:
             return "the embedding is constant up to float noise"
         if self.n_outputs > 1 and self.rank_me < COLLAPSED_RANK:
