@@ -1,16 +1,20 @@
 """krepes_ooc: out-of-core audits of frozen self-supervised networks."""
 
-from krepes_ooc.errors import KrepesError
-from krepes_ooc.rendering.explanation import Explained
-from krepes_ooc.runner.audit import Options
-from krepes_ooc.runner.explain import explain
-from krepes_ooc.runner.plan import make_plan as plan
-from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.runner.run import run
-from krepes_ooc.runner.run_history import Summary
-from krepes_ooc.runner.status import read_status as status
-from krepes_ooc.runner.status import verify_workspace as verify
-from krepes_ooc.runner.workspace import Workspace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from krepes_ooc.errors import KrepesError
+    from krepes_ooc.rendering.explanation import Explained
+    from krepes_ooc.runner.audit import Options
+    from krepes_ooc.runner.explain import explain
+    from krepes_ooc.runner.plan import make_plan as plan
+    from krepes_ooc.runner.recipe import Recipe
+    from krepes_ooc.runner.run import run
+    from krepes_ooc.runner.run_history import Summary
+    from krepes_ooc.runner.status import read_status as status
+    from krepes_ooc.runner.status import verify_workspace as verify
+    from krepes_ooc.runner.workspace import Workspace
 
 __all__ = [  # noqa: RUF022  grouped, in the order of use
     # what is run
@@ -28,3 +32,34 @@ __all__ = [  # noqa: RUF022  grouped, in the order of use
     # what goes wrong on purpose
     "KrepesError",
 ]
+
+# Loaded on first use: a worker or a single stage imports only what it needs.
+_HOMES = {
+    "KrepesError": ("krepes_ooc.errors", "KrepesError"),
+    "Explained": ("krepes_ooc.rendering.explanation", "Explained"),
+    "Options": ("krepes_ooc.runner.audit", "Options"),
+    "explain": ("krepes_ooc.runner.explain", "explain"),
+    "plan": ("krepes_ooc.runner.plan", "make_plan"),
+    "Recipe": ("krepes_ooc.runner.recipe", "Recipe"),
+    "run": ("krepes_ooc.runner.run", "run"),
+    "Summary": ("krepes_ooc.runner.run_history", "Summary"),
+    "status": ("krepes_ooc.runner.status", "read_status"),
+    "verify": ("krepes_ooc.runner.status", "verify_workspace"),
+    "Workspace": ("krepes_ooc.runner.workspace", "Workspace"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported from its module on first use.
+
+    Raises:
+        AttributeError: there is no such name.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module 'krepes_ooc' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,15 +16,14 @@ from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
-from krepes_ooc.sources.open import open_source, row_order
 from krepes_ooc.sources.row_order import ShuffledOrder
 from krepes_ooc.storage.file_checks import file_problem
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.views.spec import CLEAN, ViewSpec
-from krepes_ooc.views.views import Views
 
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
+    from krepes_ooc.views.views import Views
 
 CALIBRATION_ROWS = 64
 Rows = npt.NDArray[np.float32]
@@ -65,16 +64,22 @@ class AuditInputs:
     @cached_property
     def source(self) -> Source:
         """The source, opened."""
+        from krepes_ooc.sources.open import open_source
+
         return open_source(self.source_spec, self.base, self.private / "cache")
 
     @cached_property
     def order(self) -> ShuffledOrder:
         """Store row to source position."""
+        from krepes_ooc.sources.open import row_order
+
         return row_order(self.source, self.source_spec, self.seed)
 
     @cached_property
     def views(self) -> Views:
         """The seeded augmentations."""
+        from krepes_ooc.views.views import Views
+
         return Views(self.view_spec, self.source, self.seed, self.base)
 
     @cached_property

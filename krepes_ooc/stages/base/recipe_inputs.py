@@ -15,10 +15,10 @@ from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.row_order import ShuffledOrder
 from krepes_ooc.stages.base.inputs import AuditInputs, Rows
 from krepes_ooc.views.spec import CLEAN, ViewSpec
-from krepes_ooc.views.views import Views
 
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
+    from krepes_ooc.views.views import Views
 
 RECIPE_PARTS = ("source", "labels", "views", "factory", "network")
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from krepes_ooc import rendering
 from krepes_ooc.core import resources
+from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
@@ -45,20 +46,6 @@ OBJECTIVES = {
     "byol": "BYOL",
     "spectral-contrastive": "spectral contrastive",
 }
-STAGE_ORDER = (
-    "pretrain",
-    "features",
-    "landmarks",
-    "audited",
-    "kernel",
-    "moments",
-    "spectrum",
-    "newton",
-    "influence",
-    "concepts",
-    "alignment",
-    "fidelity",
-)
 
 
 @dataclass(frozen=True)
@@ -245,7 +232,8 @@ def _seal(context: StageContext, stage: str) -> dict[str, Any]:
 def _stages(context: StageContext) -> list[rendering.StageRecord]:
     """Time, size and digest of every sealed stage, from its seal."""
     records = []
-    for name in STAGE_ORDER:
+    # Every stage but the report itself, which is not sealed yet.
+    for name in STAGE_ORDER[:-1]:
         if seal := _seal(context, name):
             # Blocks of the first view; a store without views has none
             n_blocks = sum(1 for key in seal["files"] if key.startswith("values/c/0/"))
