@@ -18,5 +18,7 @@ STAGE_ORDER = (
     "concepts",
     "alignment",
     "fidelity",
+    "distilled",
+    "randomised",
     "report",
 )

@@ -7,6 +7,7 @@ from krepes_ooc.stages.alignment import stage as alignment
 from krepes_ooc.stages.audited import stage as audited
 from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.concepts import stage as concepts
+from krepes_ooc.stages.distilled import stage as distilled
 from krepes_ooc.stages.features import stage as features
 from krepes_ooc.stages.fidelity import stage as fidelity
 from krepes_ooc.stages.group_influence import stage as group_influence
@@ -18,6 +19,7 @@ from krepes_ooc.stages.landmarks import stage as landmarks
 from krepes_ooc.stages.moments import stage as moments
 from krepes_ooc.stages.newton import stage as newton
 from krepes_ooc.stages.pretrain import stage as pretrain
+from krepes_ooc.stages.randomised import stage as randomised
 from krepes_ooc.stages.report import stage as report
 from krepes_ooc.stages.spectrum import stage as spectrum
 
@@ -25,6 +27,7 @@ _MODULES = (
     alignment,
     audited,
     concepts,
+    distilled,
     features,
     fidelity,
     group_influence,
@@ -36,6 +39,7 @@ _MODULES = (
     moments,
     newton,
     pretrain,
+    randomised,
     report,
     spectrum,
 )
