@@ -195,8 +195,10 @@ class StalenessChecker:
 
     def _files(self, stage: Stage) -> dict[str, str]:
         """sha256 of every file that the settings of a stage name, by its name."""
-        cache, base = self.inputs.private / "cache", self.inputs.base
         files: tuple[str, ...] = getattr(self.settings[stage.name], "files", ())
+        if not files:
+            return {}
+        cache, base = self.inputs.private / "cache", self.inputs.base
         return {f"{name}: sha256": remembered_sha256(base / name, cache) for name in files}
 
     def _needs_training(self, stage: Stage) -> bool:
