@@ -245,6 +245,7 @@ MATHEMATICS = [
     "randomised/single_step",
     "spectrum/nystrom",
     "spectrum/subspace_iteration",
+    "verdict/criteria",
 ]
 ARRAY_LIBRARIES = {"numpy", "scipy", "array_api_compat", *sys.stdlib_module_names}
 USES_SKLEARN = {"concepts/cav", "fidelity/metrics"}
@@ -273,6 +274,7 @@ STORES = [
     "fidelity/precision_at_1",
     "fidelity/rows",
     "fidelity/stage",
+    "fidelity/stored_figures",
     "fidelity/summary",
     "fidelity/uniform_landmarks",
     "group_influence/group_problem",
@@ -305,6 +307,7 @@ STORES = [
     "report/stage",
     "spectrum/stage",
     "spectrum/tiled",
+    "verdict/stage",
 ]
 
 

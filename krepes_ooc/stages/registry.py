@@ -22,6 +22,7 @@ from krepes_ooc.stages.pretrain import stage as pretrain
 from krepes_ooc.stages.randomised import stage as randomised
 from krepes_ooc.stages.report import stage as report
 from krepes_ooc.stages.spectrum import stage as spectrum
+from krepes_ooc.stages.verdict import stage as verdict
 
 _MODULES = (
     alignment,
@@ -42,6 +43,7 @@ _MODULES = (
     randomised,
     report,
     spectrum,
+    verdict,
 )
 STAGES: tuple[Stage, ...] = tuple(
     sorted((module.STAGE for module in _MODULES), key=lambda stage: STAGE_ORDER.index(stage.name))
