@@ -33,7 +33,7 @@ SETTINGS = (
     # Stages that repeat a computation: a few times are enough.
     "stages.groups.clusters=3",
     "stages.groups.columns={label: ['3', '8']}",
-    "stages.group_influence.max_steps=10",
+    "stages.group_influence.max_evaluations=10",
     "stages.randomised.draws=3",
 )
 

@@ -16,6 +16,7 @@ from krepes_ooc.stages.groups import stage as groups
 from krepes_ooc.stages.influence import stage as influence
 from krepes_ooc.stages.kernel import stage as kernel
 from krepes_ooc.stages.landmarks import stage as landmarks
+from krepes_ooc.stages.minimiser import stage as minimiser
 from krepes_ooc.stages.moments import stage as moments
 from krepes_ooc.stages.newton import stage as newton
 from krepes_ooc.stages.pretrain import stage as pretrain
@@ -37,6 +38,7 @@ _MODULES = (
     influence,
     kernel,
     landmarks,
+    minimiser,
     moments,
     newton,
     pretrain,

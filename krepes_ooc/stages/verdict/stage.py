@@ -51,7 +51,7 @@ def make_checks(inputs: VerdictInputs) -> Iterator[Check]:
     figures = read_fidelity(inputs.fidelity)
     randomised = inputs.randomised.attributes
     # What makes every figure meaningless.
-    yield criteria.random_weights(randomised["ranking"])
+    yield criteria.random_weights(randomised["ranking"], randomised["figures"]["cka"])
     yield criteria.collapse(randomised["health"])
     yield criteria.kernel_rows(figures["ridge_ceiling"])
     yield criteria.objective(inputs.recipe.training_objective, str(newton["objective"]))
@@ -63,6 +63,7 @@ def make_checks(inputs: VerdictInputs) -> Iterator[Check]:
     yield criteria.raw_inputs(figures)
     yield criteria.plain_kernel(figures)
     yield criteria.noise_ceiling(figures)
+    yield criteria.learned_ranking(randomised["ranking"])
     yield criteria.learned_figures(randomised["figures"])
     yield criteria.nystrom(float(inputs.spectrum.attributes["nystrom_error"]))
     yield criteria.landmarks(int(inputs.landmarks.info("sample_id").shape[0]))

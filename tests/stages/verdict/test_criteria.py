@@ -29,6 +29,8 @@ RANKING = {
     "interval": [-0.15, -0.05],
     "reason": "",
 }
+SAME = RANKING | {"distinguishable": False, "interval": [-0.1, 0.05]}
+UNDECIDED = {"decided": False, "reason": "2 {draws}"}
 HEALTH = {
     "rank_me": 6.0,
     "n_outputs": 64,
@@ -37,6 +39,12 @@ HEALTH = {
     "collapsed": False,
     "reason": "",
 }
+
+
+def agreement(learned: bool | None) -> dict[str, Any]:
+    """The figure cka beside random weights."""
+    known = learned is not None
+    return {"learned": learned, "value": 0.8 if known else None, "most": 0.7 if known else None}
 
 
 def paired(key: str, difference: str, low: float, high: float) -> Figure:
@@ -48,9 +56,17 @@ def paired(key: str, difference: str, low: float, high: float) -> Figure:
 @pytest.mark.parametrize(
     ("found", "outcome", "blocking"),
     [
-        (criteria.random_weights(RANKING), "pass", True),
-        (criteria.random_weights(RANKING | {"distinguishable": False}), "fail", True),
-        (criteria.random_weights({"decided": False, "reason": "2 {draws}"}), "unknown", True),
+        (criteria.random_weights(RANKING, agreement(None)), "pass", True),
+        (criteria.random_weights(RANKING, agreement(False)), "pass", True),
+        (criteria.random_weights(SAME, agreement(True)), "pass", True),
+        (criteria.random_weights(SAME, agreement(False)), "fail", True),
+        (criteria.random_weights(SAME, agreement(None)), "fail", True),
+        (criteria.random_weights(UNDECIDED, agreement(True)), "pass", True),
+        (criteria.random_weights(UNDECIDED, agreement(False)), "fail", True),
+        (criteria.random_weights(UNDECIDED, agreement(None)), "unknown", True),
+        (criteria.learned_ranking(RANKING), "pass", False),
+        (criteria.learned_ranking(SAME), "fail", False),
+        (criteria.learned_ranking(UNDECIDED), "unknown", False),
         (criteria.collapse(HEALTH), "pass", True),
         (criteria.collapse(HEALTH | {"collapsed": True, "rank_me": 1.2}), "fail", True),
         (criteria.collapse({"collapsed": False, "reason": "no rows"}), "unknown", True),

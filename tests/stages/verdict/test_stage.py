@@ -13,7 +13,7 @@ from krepes_ooc.storage.workspace import Workspace
 from tests import small
 
 # A large constant beside little that depends on the sample: an effective rank of about 1.
-COLLAPSED = '''
+COLLAPSED = """
 import torch
 
 def build() -> torch.nn.Module:
@@ -23,7 +23,7 @@ def build() -> torch.nn.Module:
         last.weight *= 1e-3
         last.bias.fill_(10.0)
     return torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.Tanh(), last)
-'''
+"""
 
 
 def audited(folder: Path, *changes: str) -> tuple[Summary, Verdict]:
