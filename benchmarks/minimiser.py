@@ -16,11 +16,11 @@ import numpy as np
 
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.stages.fidelity.metrics import kendall_tau, linear_probe
-from krepes_ooc.stages.moments.moments import Moments
-from krepes_ooc.stages.newton.levenberg_marquardt import levenberg_marquardt
 from krepes_ooc.stages.minimiser.likeness import choose_damping, network_likeness
 from krepes_ooc.stages.minimiser.minimise import minimise
 from krepes_ooc.stages.minimiser.stage import RELATIVE_GRID
+from krepes_ooc.stages.moments.moments import Moments
+from krepes_ooc.stages.newton.levenberg_marquardt import levenberg_marquardt
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.stages.newton.preconditioners import Kronecker
 from krepes_ooc.stages.newton.solvers import choose_solver
