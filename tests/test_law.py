@@ -210,8 +210,12 @@ MATHEMATICS = [
     "features/condensed",
     "features/inner_products",
     "fidelity/baselines",
+    "fidelity/centred_rows",
     "fidelity/confidence_drop",
+    "fidelity/logistic_regression",
     "fidelity/metrics",
+    "fidelity/sample_estimates",
+    "fidelity/sample_estimates",
     "influence/ranking",
     "influence/scores",
     "kernel/kernel_map",
@@ -237,7 +241,7 @@ MATHEMATICS = [
     "spectrum/subspace_iteration",
 ]
 ARRAY_LIBRARIES = {"numpy", "scipy", "array_api_compat", *sys.stdlib_module_names}
-USES_SKLEARN = {"concepts/cav", "fidelity/metrics"}
+USES_SKLEARN = {"concepts/cav"}
 # Open stores, or hand their arrays on.
 STORES = [
     "alignment/stage",
@@ -259,7 +263,10 @@ STORES = [
     "fidelity/label_free",
     "fidelity/landmark_removal",
     "fidelity/linear_probes",
+    "fidelity/neighbour_overlap",
+    "fidelity/neighbour_overlap",
     "fidelity/precision_at_1",
+    "fidelity/regressions",
     "fidelity/rows",
     "fidelity/stage",
     "fidelity/summary",

@@ -18,6 +18,14 @@ SUMMARISED = {
             "noise_ceiling": "the network against itself",
         },
     ),
+    "neighbour_overlap": (
+        "first landmarks that are the network's own nearest",
+        {
+            "kernel": "the plain kernel",
+            "input_cosine": "cosine of the inputs",
+            "random": "random landmarks",
+        },
+    ),
     "confidence_drop": (
         "confidence lost without the top landmarks",
         {
@@ -31,6 +39,7 @@ SUMMARISED = {
         {
             "kernel": "the plain kernel",
             "network_cosine": "cosine of the network's embeddings",
+            "input_cosine": "cosine of the inputs",
             "majority_class": "the most frequent class",
         },
     ),
@@ -92,4 +101,6 @@ def _compared(figure: Figure, title: str, controls: Mapping[str, str]) -> str:
             side = "above" if value < low else "below" if value > high else "level with"
             sides[side].append(f"{words} ({value:.3f})")
     compared = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
-    return f"{title}: {figure.value:.3f}, {compared or 'without a control'}"
+    # Above its noise ceiling a figure is no better than at it
+    ceiling = " (at the ceiling)" if figure.at_ceiling else ""
+    return f"{title}: {figure.value:.3f}{ceiling}, {compared or 'without a control'}"
