@@ -112,17 +112,13 @@ class Figure(Control):
         """The figure as JSON: keys and values, no label."""
         return {
             "value": _null_if_nan(self.value),
-            # An open end is infinite, which JSON does not have
-            "interval": None if self.interval is None else [*map(_null_if_nan, self.interval)],
+            "interval": _ends(self.interval),
             "controls": {key: _null_if_nan(value) for key, value in self.values.items()},
             "reason": self.reason,
             "unconverged": list(self.unconverged),
             "at_ceiling": self.at_ceiling,
             "paired": {
-                key: {
-                    "value": pair.value,
-                    "interval": None if not pair.interval else [*pair.interval],
-                }
+                key: {"value": _null_if_nan(pair.value), "interval": _ends(pair.interval)}
                 for key, pair in self.paired.items()
             },
         }
@@ -138,7 +134,7 @@ class Figure(Control):
             return undefined_figure(key, str(attributes["reason"]))
         # Stores of earlier versions have no paired differences
         paired = {
-            name: (float(pair["value"]), _interval(pair["interval"]))
+            name: (_nan_if_null(pair["value"]), _interval(pair["interval"]))
             for name, pair in attributes.get("paired", {}).items()
         }
         return figure(
@@ -336,6 +332,11 @@ def _interval(low_high: Sequence[float | None] | None) -> Interval | None:
         -math.inf if low is None else float(low),
         math.inf if high is None else float(high),
     )
+
+
+def _ends(interval: Interval | None) -> list[float | None] | None:
+    """An interval as JSON: an open end is infinite, which JSON does not have."""
+    return None if interval is None else [_null_if_nan(end) for end in interval]
 
 
 def _null_if_nan(value: float) -> float | None:

@@ -27,6 +27,8 @@ from krepes_ooc.core.figures import (
 from krepes_ooc.errors import KrepesError
 from tests.figures import complete
 
+DROP = ("kernel_only", "kernel_times_coefficients")
+
 
 @pytest.mark.parametrize("key", FIGURES)
 def test_a_figure_survives_its_store(key: str):
@@ -65,6 +67,12 @@ def test_paired_differences_survive_their_store_and_may_be_missing():
     assert again.to_attributes() == stored
     assert again.paired[STEP_AGAINST_KERNEL].interval == (-0.1, 0.3)
     assert again.paired[AGAINST_INPUTS].interval is None
+    # One sample: both ends are open
+    alone = {STEP_AGAINST_KERNEL: (0.1, (-math.inf, math.inf))}
+    stored_alone = figure("drop_ratio", 2.0, dict.fromkeys(DROP), paired=alone).to_attributes()
+    assert stored_alone["paired"][STEP_AGAINST_KERNEL]["interval"] == [None, None]
+    again = Figure.from_attributes("drop_ratio", stored_alone)
+    assert again.paired[STEP_AGAINST_KERNEL].interval == (-math.inf, math.inf)
     # A store of an earlier version has none
     for name in ("paired", "at_ceiling"):
         del stored[name]

@@ -40,7 +40,9 @@ class SampleEstimate:
 
     @property
     def error(self) -> float:
-        """Standard error."""
+        """Standard error; infinite for one sample, which tells nothing of it."""
+        if len(self.influence) < 2:
+            return float("inf")
         return float(np.sqrt(np.sum(self.influence**2)) / len(self.influence))
 
     @property

@@ -66,7 +66,7 @@ from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
 Float = npt.NDArray[np.float64]
-# Steps of all probes on rows as wide as the landmarks; each reads the rows twice. From two audits.
+# Steps of all probes on rows as wide as the landmarks; each reads the rows twice. From Adult.
 PROBE_ITERATIONS = 150
 
 

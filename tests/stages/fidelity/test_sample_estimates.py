@@ -131,6 +131,12 @@ def test_the_interval_covers_in_about_19_of_20_cases() -> None:
     assert 270 <= covered <= 298
 
 
+def test_one_sample_says_nothing_of_its_error() -> None:
+    found = estimates.mean_estimate(np.array([3.0]))
+    assert found.value == 3.0
+    assert found.minus(found).interval == (-np.inf, np.inf)
+
+
 def test_what_is_constant_is_refused_in_words() -> None:
     flat = np.ones((9, 2))
     with pytest.raises(StageFailed, match="Kendall's tau is not defined; expected two rankings"):
