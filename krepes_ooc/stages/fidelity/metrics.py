@@ -67,17 +67,54 @@ class Probe:
 
 
 def kendall_tau(first: Float, second: Float) -> float:
-    """Rank correlation tau-b of two figures of the same samples [sample].
+    """Rank correlation tau-b of two figures of the same samples [sample], in n log(n)^2 steps.
+
+    tau_b = (pairs in the same order - pairs in the other) / sqrt(pairs untied in x, in y), from the
+    inversions of y after a sort by x. Source: Knight (1966). scipy.stats alone loads in a second.
 
     Raises:
-        StageFailed: fewer than two samples, or one side is constant.
+        StageFailed: fewer than two samples, or one side is constant or not finite.
     """
-    from scipy.stats import kendalltau  # on first use: half a second
+    n = len(first)
+    needed = "two rankings that are not constant"
+    if n < 2 or not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise undefined("Kendall's tau", needed)
+    # Ranks in which ties are equal
+    x, x_counts = np.unique(first, return_inverse=True, return_counts=True)[1:]
+    y, y_counts = np.unique(second, return_inverse=True, return_counts=True)[1:]
+    both_counts = np.unique(x * (y.max() + 1) + y, return_counts=True)[1]
+    pairs = n * (n - 1) // 2
+    tied_x, tied_y, tied_both = (
+        int(np.sum(counts * (counts - 1) // 2)) for counts in (x_counts, y_counts, both_counts)
+    )
+    if tied_x == pairs or tied_y == pairs:
+        raise undefined("Kendall's tau", needed)
+    # Sorted by x, ties in x by y: an inversion of y is a pair in the other order
+    discordant = _inversions(y[np.lexsort((y, x))])
+    concordant = pairs - tied_x - tied_y + tied_both - discordant
+    size = np.sqrt(float(pairs - tied_x) * float(pairs - tied_y))
+    return float(np.clip((concordant - discordant) / size, -1.0, 1.0))
 
-    tau = kendalltau(first, second).statistic if len(first) > 1 else np.nan
-    if not np.isfinite(tau):
-        raise undefined("Kendall's tau", "two rankings that are not constant")
-    return float(tau)
+
+def _inversions(rank: Index) -> int:
+    """Number of pairs i < j with rank_i > rank_j, by the levels of a merge sort."""
+    n = len(rank)
+    position = np.arange(n)
+    key_size = int(rank.max()) + 1
+    count = 0
+    width = 1
+    while width < n:
+        # Neighbouring blocks: of every right element the left ones above it
+        pair = position // (2 * width)
+        is_left = position // width % 2 == 0
+        key = pair * key_size + rank
+        left = np.sort(key[is_left])
+        right = ~is_left
+        not_above = np.searchsorted(left, key[right], side="right")
+        # Left blocks before a right element are whole
+        count += int(np.sum((pair[right] + 1) * width - not_above))
+        width *= 2
+    return count
 
 
 def linear_cka(first: Float, second: Float) -> float:

@@ -40,6 +40,26 @@ def test_kendall_tau_counts_pairs(pairs: list[tuple[int, int]]) -> None:
         assert metrics.kendall_tau(x, y) == pytest.approx(signs_x @ signs_y / size)
 
 
+@pytest.mark.parametrize("n", [2, 3, 17, 64, 1000, 4097])
+@pytest.mark.parametrize("levels", [3, 40, 10**6])
+def test_kendall_tau_is_that_of_scipy_with_and_without_ties(n: int, levels: int) -> None:
+    from scipy.stats import kendalltau
+
+    x = RNG.integers(0, levels, n) / 7
+    x[-1] = x[0] + 1.0
+    y = RNG.permutation(x) - 0.3 * x
+    if len(np.unique(y)) > 1:
+        expected = kendalltau(x, y).statistic
+        assert metrics.kendall_tau(x, y) == pytest.approx(expected, abs=1e-12)
+    assert metrics.kendall_tau(x, np.exp(x / levels)) == 1.0
+    assert metrics.kendall_tau(x, -x) == -1.0
+
+
+def test_kendall_tau_of_values_that_are_not_finite_is_not_defined() -> None:
+    with pytest.raises(StageFailed, match="Kendall's tau is not defined"):
+        metrics.kendall_tau(np.array([0.0, np.nan, 1.0]), np.arange(3.0))
+
+
 def test_kendall_tau_needs_two_samples() -> None:
     with pytest.raises(StageFailed, match="Kendall's tau"):
         metrics.kendall_tau(np.ones(1), np.ones(1))
