@@ -301,7 +301,7 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
     h = sizes.n_components
     squares = Term("landmark kernels, moments and their eigenvectors", f64(m, m), 5)
     kept = (
-        Term("kernel rows of uniform landmarks, those of labelled samples", f64(n, m), 2),
+        Term("kernel rows of uniform landmarks", f64(n, m)),
         Term("embeddings", f64(n, h), 6),
         Term("network embeddings", f64(n, sizes.n_outputs), 2),
         squares,
@@ -314,16 +314,22 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
         Term("logits and errors of a probe", f64(n, sizes.n_classes), 6),
         Term("weights, gradients and steps of a probe", f64(m, sizes.n_classes), 2 * MEMORY + 8),
     )
+    # Before and after the regressions there are none of their rows
+    none = Term(wide_rows.label, wide_rows.size, -wide_rows.times)
     memory = {
         "regressions": kept,
-        "rankings": (*kept, Term("scores of the landmarks", f64(sizes.n_explained, m), 24)),
+        "rankings": (
+            *kept,
+            Term("kernel rows of labelled samples", f64(n, m)),
+            Term("scores of the landmarks", f64(sizes.n_explained, m), 24),
+            none,
+        ),
         "kernel rows of uniform landmarks": (
             Term("feature rows of audited samples", f16(n, sizes.n_features), 2),
             Term("feature rows of both sets of landmarks", f32(m, sizes.n_features), 5),
             Term("kernel rows", f64(n, m), 4),
             squares,
-            # No regression has begun
-            Term(wide_rows.label, wide_rows.size, -wide_rows.times),
+            none,
         ),
     }
     # Without labels no probe is fitted

@@ -18,7 +18,7 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 1,
             "disk": 32768,
-            "memory": 25354240,
+            "memory": 17367040,
             "worker_memory": 11691392,
             "flops": 1523056640.0,
             "bytes_read": 798720000.0,
@@ -31,7 +31,7 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 1,
             "disk": 32768,
-            "memory": 531904000,
+            "memory": 390144000,
             "worker_memory": 296000000,
             "flops": 150000000000.0,
             "float64": True,
@@ -56,7 +56,7 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 1,
             "disk": 32768,
-            "memory": 3304,
+            "memory": 2944,
             "worker_memory": 3432,
             "flops": 1530.0,
             "bytes_read": 36000.0,
