@@ -100,7 +100,7 @@ _OPTIONAL_RANKINGS = frozenset(
     {*MEASURES, "input_cosine", "representer_values", "influence_functions"}
 )
 
-# Rankings that see no label and are no ranking by the network's own embedding.
+# Rankings without labels; the centred cosine is the network's own likeness once more.
 _LABEL_FREE_RANKINGS = {
     key: label
     for key, label in RANKINGS.items()
