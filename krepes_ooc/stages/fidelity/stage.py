@@ -306,30 +306,32 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
         Term("network embeddings", f64(n, sizes.n_outputs), 2),
         squares,
     )
-    # One regression: rows, centred rows and a copy; Gram matrix, eigenvectors, curvature, factor
-    wide_rows = Term("rows of one space, centred and copied", f64(n, m), 3)
-    worker = (
-        wide_rows,
-        Term("Gram matrix and its factors", f64(m, m), 4),
+    # Rows of the widest space are made, then centred and multiplied; ridge and probe may differ in
+    # their samples
+    made = Term("rows of one space and what they are made of", f64(n, m), 3)
+    centred = Term("rows of one space, centred", f64(n, m), 2)
+    factors = Term("Gram matrices and their factors", f64(m, m), 5)
+    probe = (
         Term("logits and errors of a probe", f64(n, sizes.n_classes), 6),
         Term("weights, gradients and steps of a probe", f64(m, sizes.n_classes), 2 * MEMORY + 8),
     )
+    worker = {"rows": (made,), "fits": (centred, factors, *probe)}
     # Before and after the regressions there are none of their rows
-    none = Term(wide_rows.label, wide_rows.size, -wide_rows.times)
+    none = tuple(Term(term.label, term.size, -term.times) for term in (centred, factors))
     memory = {
         "regressions": kept,
         "rankings": (
             *kept,
             Term("kernel rows of labelled samples", f64(n, m)),
-            Term("scores of the landmarks", f64(sizes.n_explained, m), 24),
-            none,
+            Term("scores of the landmarks", f64(sizes.n_explained, m), 16),
+            *none,
         ),
         "kernel rows of uniform landmarks": (
             Term("feature rows of audited samples", f16(n, sizes.n_features), 2),
             Term("feature rows of both sets of landmarks", f32(m, sizes.n_features), 5),
-            Term("kernel rows", f64(n, m), 4),
+            Term("kernel rows", f64(n, m), 2),
             squares,
-            none,
+            *none,
         ),
     }
     # Without labels no probe is fitted
@@ -337,7 +339,7 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
     return Cost(
         disk=Quantity.of(Term("figures and curves", 2**15)),
         memory=Quantity(memory),
-        worker_memory=Quantity.of(*worker),
+        worker_memory=Quantity(worker),
         flops=Quantity.of(
             Term("Gram matrices, scores and kernel rows", 10.0 * n * m * m),
             Term("eigenvectors", 40.0 * m**3),

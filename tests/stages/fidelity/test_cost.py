@@ -18,8 +18,8 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 1,
             "disk": 32768,
-            "memory": 17367040,
-            "worker_memory": 11691392,
+            "memory": 12492800,
+            "worker_memory": 9553280,
             "flops": 1523056640.0,
             "bytes_read": 798720000.0,
             "float64": True,
@@ -31,8 +31,8 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 1,
             "disk": 32768,
-            "memory": 390144000,
-            "worker_memory": 296000000,
+            "memory": 262144000,
+            "worker_memory": 264000000,
             "flops": 150000000000.0,
             "float64": True,
         },
@@ -43,8 +43,8 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 1,
             "disk": 32768,
-            "memory": 7353600000,
-            "worker_memory": 995552000,
+            "memory": 6553600000,
+            "worker_memory": 963552000,
             "flops": 3360000000000.0,
             "bytes_read": 48000000000.0,
             "float64": True,
@@ -56,8 +56,8 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 1,
             "disk": 32768,
-            "memory": 2944,
-            "worker_memory": 3432,
+            "memory": 1936,
+            "worker_memory": 3384,
             "flops": 1530.0,
             "bytes_read": 36000.0,
             "float64": True,
