@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from krepes_ooc.sources.base import (
     check_positions,
     locate,
 )
+from krepes_ooc.sources.column_checks import null_words
+from krepes_ooc.sources.csv_batches import head_warnings, read_head
 from krepes_ooc.sources.parquet import TableFile, as_parquet
+from krepes_ooc.sources.table_columns import resolve_columns
 from krepes_ooc.sources.table_scan import (
     SCAN_VERSION,
     Scan,
     TableColumns,
     load_scan,
-    resolve_columns,
     save_scan,
     scan_table,
 )
@@ -60,15 +63,24 @@ def open_table(
         schema = file.schema_arrow
         metadata = file.metadata
     rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
-    table_columns = resolve_columns(spec, schema, rows, str(path))
+    charset = parquet.csv.charset if parquet.csv else ""
+    table_columns = resolve_columns(spec, schema, rows, str(path), charset)
     # Everything that the result of a scan depends on names its folder.
     key = canonical_digest(
-        [SCAN_VERSION, sha256, parquet.path.name, table_columns.kinds, table_columns.label, rows]
+        [
+            *(SCAN_VERSION, sha256, parquet.path.name),
+            *(table_columns.kinds, table_columns.label, rows, sorted(table_columns.declared)),
+            *(list(parquet.missing), list(table_columns.warnings)),
+        ]
     )
     folder = cache / f"scan-{key[:16]}"
     scan = load_scan(folder)
     if scan is None:
         scan = scan_table(parquet, table_columns, str(path))
+        found = [*table_columns.warnings, *scan.warnings]
+        if parquet.csv is not None:
+            found += head_warnings(read_head(path, parquet.csv), table_columns.kinds)
+        scan = replace(scan, warnings=tuple(found))
         save_scan(folder, scan)
     groups = _group_rows(metadata, rows)
     return TableSource(spec, path, parquet, sha256, table_columns, scan, groups, buffer_bytes)
@@ -118,6 +130,11 @@ class TableSource:
         shown = [c for c in scan.columns if c.shown]
         self.input_shape: tuple[int, ...] = (sum(len(c.categories) or 1 for c in shown),)
 
+    @property
+    def table_file(self) -> TableFile:
+        """The Parquet file that the rows are read from."""
+        return self._parquet
+
     def read(self, positions: Int64) -> Float64:
         """Raw rows [sample, column] at these positions.
 
@@ -145,7 +162,14 @@ class TableSource:
             text = to_text(self._table(group, [self._spec.name]).column(0).combine_chunks())
             selected = np.flatnonzero(groups == group)
             inside = positions[selected] - self._first(group)
-            names[selected] = text.take(pa.array(inside)).to_pylist()
+            try:
+                names[selected] = text.take(pa.array(inside)).to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"column {self._spec.name!r} (source.name) holds bytes that are not UTF-8",
+                    where=str(self._path),
+                    expected="text in UTF-8",
+                ) from error
         return [str(name) for name in names]
 
     def encode(self, raw: npt.NDArray[Any]) -> Float32:
@@ -218,7 +242,9 @@ class TableSource:
             if column.kind == "numeric":
                 decoded[:, index] = to_numbers(values, column.name, first, str(self._path))
                 continue
-            decoded[:, index] = codes = to_codes(values, pa.array(column.categories, pa.string()))
+            names = pa.array(column.categories, pa.string())
+            words = null_words(column.categories) if self._parquet.csv else ()
+            decoded[:, index] = codes = to_codes(values, names, words)
             # The scan saw every category, so an unknown one means that the file changed.
             if codes.size and codes.min() < 0:
                 raise self._changed()
