@@ -115,12 +115,12 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
     Raises:
         SourceError: unknown or damaged format, or the cache folder cannot be written.
     """
-    file_format = _file_format(path)
+    file_format = table_format(path)
     if file_format == "parquet" and _groups_fit(path):
         return TableFile(path, missing=spec.missing)
     form = csv_format(path, spec) if file_format == "csv" else None
     target = cache / f"rows-{_conversion_digest(spec, sha256, form)[:16]}.parquet"
-    if (cached := _find_converted(target)) is not None:
+    if (cached := find_converted(target)) is not None:
         return TableFile(target, cached, spec.missing, form)
     try:
         if form is not None:
@@ -128,7 +128,7 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
         else:
             parquet = file_format == "parquet"
             batches = _parquet_batches(path) if parquet else _arrow_batches(path)
-            _write(batches, path, target)
+            write_parquet(batches, path, target)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"cannot be converted into the cache: {error}",
@@ -147,7 +147,7 @@ def _conversion_digest(spec: SourceSpec, sha256: str, form: CsvFormat | None) ->
     return canonical_digest([CONVERTER_VERSION, sha256, options])
 
 
-def _find_converted(target: Path) -> CachedFile | None:
+def find_converted(target: Path) -> CachedFile | None:
     """File that an earlier run converted, or None if it must be converted again."""
     cached = find_cached(target)
     if cached is not None:
@@ -158,7 +158,12 @@ def _find_converted(target: Path) -> CachedFile | None:
     return cached
 
 
-def _file_format(path: Path) -> str:
+def table_format(path: Path) -> str:
+    """Format by the suffix: parquet, arrow or csv.
+
+    Raises:
+        SourceError: the suffix is that of no table.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _PARQUET:
         return "parquet"
@@ -216,7 +221,7 @@ def _convert_csv(path: Path, spec: SourceSpec, form: CsvFormat, target: Path) ->
         for column in text_columns(spec, batches.head):
             types.setdefault(column, pa.string())
         try:
-            _write(batches, path, target)
+            write_parquet(batches, path, target)
             return
         except pa.ArrowInvalid as error:
             # Arrow infers types from the first block.
@@ -254,8 +259,17 @@ def wider_type(narrow: Any, message: str) -> Any:
     return pa.float64() if whole else pa.string()
 
 
-def _write(batches: Any, path: Path, target: Path) -> None:
-    """Write batches as row groups of ``GROUP_ROWS`` rows; published by rename."""
+def write_parquet(batches: Any, path: Path, target: Path) -> None:
+    """Write batches as row groups of ``GROUP_ROWS`` rows; published by rename.
+
+    Args:
+        batches: record batches of one schema.
+        path: the user's file, for messages.
+        target: the file in the cache.
+
+    Raises:
+        SourceError: there is no row.
+    """
     with writing_cached(target) as temporary:
         writer: Any = None
         pending: list[Any] = []

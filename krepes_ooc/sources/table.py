@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from krepes_ooc.core.digests import canonical_digest, remembered_sha256
+from krepes_ooc.core.digests import canonical_digest
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.arrow_columns import to_codes, to_numbers, to_text
 from krepes_ooc.sources.base import (
@@ -23,12 +23,12 @@ from krepes_ooc.sources.base import (
     SampleKind,
     SourceSpec,
     check_positions,
-    locate,
 )
 from krepes_ooc.sources.column_checks import null_words
 from krepes_ooc.sources.csv_batches import head_warnings, read_head
-from krepes_ooc.sources.parquet import TableFile, as_parquet
+from krepes_ooc.sources.parquet import TableFile
 from krepes_ooc.sources.table_columns import resolve_columns
+from krepes_ooc.sources.table_folder import locate_table, open_parts
 from krepes_ooc.sources.table_scan import (
     SCAN_VERSION,
     Scan,
@@ -56,9 +56,8 @@ def open_table(
             used, or no rows.
         DataError: a number that is missing, NaN or infinite.
     """
-    path = locate(spec.path, base)
-    sha256 = remembered_sha256(path, cache)
-    parquet = as_parquet(path, spec, sha256, cache)
+    path = locate_table(spec.path, base)
+    sha256, parquet, notes = open_parts(path, spec, cache)
     with parquet.open() as file:
         schema = file.schema_arrow
         metadata = file.metadata
@@ -70,15 +69,15 @@ def open_table(
         [
             *(SCAN_VERSION, sha256, parquet.path.name),
             *(table_columns.kinds, table_columns.label, rows, sorted(table_columns.declared)),
-            *(list(parquet.missing), list(table_columns.warnings)),
+            *(list(parquet.missing), list(table_columns.warnings), notes),
         ]
     )
     folder = cache / f"scan-{key[:16]}"
     scan = load_scan(folder)
     if scan is None:
         scan = scan_table(parquet, table_columns, str(path))
-        found = [*table_columns.warnings, *scan.warnings]
-        if parquet.csv is not None:
+        found = [*notes, *table_columns.warnings, *scan.warnings]
+        if parquet.csv is not None and path.is_file():
             found += head_warnings(read_head(path, parquet.csv), table_columns.kinds)
         scan = replace(scan, warnings=tuple(found))
         save_scan(folder, scan)
