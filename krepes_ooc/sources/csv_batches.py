@@ -42,7 +42,7 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """How a CSV file is written.
+    """Format of a CSV file.
 
     Args:
         delimiter: separator of fields, one character.
@@ -324,7 +324,7 @@ def not_decodable(path: Path, form: CsvFormat, what: str) -> SourceError:
 
 
 def csv_problem(head: CsvHead, error: pa.ArrowInvalid) -> tuple[str, str]:
-    """What Arrow says of a file that it cannot divide into rows, in one line, and advice."""
+    """Message of Arrow about a file that it cannot divide into rows, in one line, and advice."""
     problem = " ".join(str(error).split())[:200]
     separator = head.other_separator()
     if separator and "Expected" in problem:
