@@ -93,7 +93,7 @@ def check_numbers(name: str, texts: TextCounts, where: str, *, from_csv: bool) -
                 found,
                 where=where,
                 expected="numbers, or a list of what stands for a missing one",
-                advice=f"set source.missing: {absent[:5]}, or list it under categorical",
+                advice=f"set source.missing: {absent[:5]}, or list it under source.categorical",
             )
         return [f"{found}: its values are taken as {len(known)} categories", *warnings]
     if from_csv and known and not others:

@@ -97,7 +97,7 @@ def csv_format(path: Path, spec: SourceSpec) -> CsvFormat:
             expected="a character encoding that Python knows, such as utf-8, latin-1 or cp1252",
         ) from error
     charset = "utf-8" if charset == "utf-8-sig" else charset
-    missing = tuple(sorted({text.strip() for text in spec.missing}))
+    missing = tuple(sorted({str(value).strip() for value in spec.missing}))
     return CsvFormat(delimiter, bool(spec.delimiter), spec.header, charset, spec.decimal, missing)
 
 
