@@ -235,10 +235,11 @@ def _convert_csv(path: Path, spec: SourceSpec, form: CsvFormat, target: Path) ->
                     expected="a readable table",
                     advice=advice,
                 ) from error
-            # Bytes accept everything: another failure is an error of the file.
-            if types.get(name) == pa.binary():
+            wider = wider_type(batches.type_of(name), str(error))
+            # Text and bytes accept everything: another failure is an error of the file.
+            if types.get(name) == wider:
                 raise
-            types[name] = wider_type(batches.type_of(name), str(error))
+            types[name] = wider
 
 
 def text_columns(spec: SourceSpec, head: CsvHead) -> set[str]:
