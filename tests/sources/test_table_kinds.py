@@ -255,6 +255,20 @@ def test_decimal_commas(tmp_path: Path) -> None:
     assert "separates the fields too" in refusal(tmp_path, decimal=",")
 
 
+def test_one_text_among_decimal_commas(tmp_path: Path) -> None:
+    spelled = [str(v).replace(".", ",") for v in NUMBERS]
+    keys = {"delimiter": ";", "decimal": ","}
+    write(tmp_path, {"x": [*spelled[:8], "?", *spelled[9:]], "y": NUMBERS}, split=";")
+    message = refusal(tmp_path, **keys, exclude=["y"])
+    assert "column 'x' holds numbers, but '?' in row 9 (sample 8)" in message
+    write(tmp_path, {"x": [*spelled[:8], "old", *spelled[9:]]}, split=";")
+    assert warned(opened(tmp_path, **keys), "'x' holds numbers, but 'old' in row 9")
+    # Points where the recipe says commas.
+    write(tmp_path, {"x": spelled, "y": NUMBERS}, split=";")
+    source = opened(tmp_path, **keys)
+    assert warned(source, "column 'y' holds what look like numbers", "write them as plain")
+
+
 @pytest.mark.parametrize(
     "spell",
     [
