@@ -150,7 +150,11 @@ class TableSource:
         return self._gather(positions)[:, -1].astype(np.int64)
 
     def names(self, positions: Int64) -> list[str]:
-        """The declared name column as text, else the positions."""
+        """The declared name column as text, else the positions.
+
+        Raises:
+            DataError: a name is not UTF-8, or the file changed or is damaged.
+        """
         positions = check_positions(positions, self.n_samples)
         if not self._spec.name:
             return [str(position) for position in positions.tolist()]
