@@ -8,6 +8,7 @@ from krepes_ooc.sources.array_source import ArraySource, ImageSource
 from krepes_ooc.sources.base import Source
 
 MAX_CLASSES = 12
+MAX_INPUTS = 24
 
 
 def describe_source(source: Source) -> list[str]:
@@ -29,3 +30,17 @@ def describe_source(source: Source) -> list[str]:
         lines.append(f"{len(named)} classes: {', '.join(named[:MAX_CLASSES])}{more}{unlabelled}")
     lines += getattr(source, "summary", ())
     return lines + [f"warning: {text}" for text in source.warnings]
+
+
+def list_inputs(source: Source) -> str:
+    """Inputs of the network by the columns of a table, for messages; "" for other sources."""
+    shown = [column for column in source.columns if column.shown]
+    numbers = [column.name for column in shown if column.kind == "numeric"]
+    codes = [(column.name, len(column.categories)) for column in shown if column.categories]
+    named = [*numbers, *(f"{count} codes of {name}" for name, count in codes)]
+    width = len(numbers) + sum(count for _, count in codes)
+    # Another layout than that of the columns is not spelled out.
+    if not named or source.input_shape != (width,):
+        return ""
+    more = f" and {len(named) - MAX_INPUTS} more columns" if len(named) > MAX_INPUTS else ""
+    return f"{width} inputs ({', '.join(named[:MAX_INPUTS])}{more})"

@@ -154,7 +154,14 @@ def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[A
 def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
     import pyarrow as pa
 
-    table = _arrow(path)
+    from krepes_ooc.sources.new_rows import read_new_rows
+    from krepes_ooc.sources.table import TableSource
+
+    assert isinstance(source, TableSource)
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".csv", ".tsv"):
+        raise UsageError(suffix or "no suffix", where=str(path), expected=READ_TABLE)
+    table = read_new_rows(source, spec, path, _json(path) if suffix == ".json" else None)
     rows = table.num_rows
     if not rows:
         raise DataError("no row", where=str(path), expected="at least one")
@@ -177,30 +184,19 @@ def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
 
         label_column = table.column(spec.label).combine_chunks()
         labels = to_codes(label_column, pa.array(source.classes, pa.string()))
-    has_names = spec.name in table.column_names
-    names = [str(n) for n in table.column(spec.name).to_pylist()] if has_names else []
+        unknown = np.flatnonzero((labels < 0) & np.asarray(label_column.is_valid()))
+        if unknown.size:
+            raise DataError(
+                f"label {label_column[int(unknown[0])].as_py()!r} in column {spec.label!r}",
+                where=str(path),
+                expected="one of " + _listed(list(source.classes)),
+                advice="leave the label out if it is not known",
+            )
+    from krepes_ooc.sources.arrow_columns import to_text
+
+    named = spec.name and spec.name in table.column_names
+    names = to_text(table.column(spec.name)).to_pylist() if named else []
     return NewSamples(raw, names or _name_rows(raw, path).names, labels)
-
-
-def _arrow(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.csv
-
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".csv", ".tsv"):
-            parse = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
-            return pyarrow.csv.read_csv(path, parse_options=parse)
-        if suffix == ".json":
-            rows = _json(path)
-            # One object is one row.
-            rows = [rows] if isinstance(rows, dict) else rows
-            if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-                raise DataError("holds no row", where=str(path), expected='{"column": value, ...}')
-            return pa.Table.from_pylist(rows)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot be read: {error}", where=str(path)) from error
-    raise UsageError(suffix or "no suffix", where=str(path), expected=READ_TABLE)
 
 
 def _cells(values: Any, column: Column, path: Path) -> npt.NDArray[np.float64]:

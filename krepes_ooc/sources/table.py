@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from krepes_ooc.core.digests import canonical_digest, remembered_sha256
+from krepes_ooc.core.digests import canonical_digest
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.arrow_columns import to_codes, to_numbers, to_text
 from krepes_ooc.sources.base import (
@@ -22,15 +23,17 @@ from krepes_ooc.sources.base import (
     SampleKind,
     SourceSpec,
     check_positions,
-    locate,
 )
-from krepes_ooc.sources.parquet import TableFile, as_parquet
+from krepes_ooc.sources.column_checks import null_words
+from krepes_ooc.sources.csv_batches import head_warnings, read_head
+from krepes_ooc.sources.parquet import TableFile
+from krepes_ooc.sources.table_columns import resolve_columns
+from krepes_ooc.sources.table_folder import locate_table, open_parts
 from krepes_ooc.sources.table_scan import (
     SCAN_VERSION,
     Scan,
     TableColumns,
     load_scan,
-    resolve_columns,
     save_scan,
     scan_table,
 )
@@ -53,22 +56,30 @@ def open_table(
             used, or no rows.
         DataError: a number that is missing, NaN or infinite.
     """
-    path = locate(spec.path, base)
-    sha256 = remembered_sha256(path, cache)
-    parquet = as_parquet(path, spec, sha256, cache)
+    path = locate_table(spec.path, base)
+    sha256, parquet, notes = open_parts(path, spec, cache)
     with parquet.open() as file:
         schema = file.schema_arrow
         metadata = file.metadata
     rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
-    table_columns = resolve_columns(spec, schema, rows, str(path))
+    charset = parquet.csv.charset if parquet.csv else ""
+    table_columns = resolve_columns(spec, schema, rows, str(path), charset)
     # Everything that the result of a scan depends on names its folder.
     key = canonical_digest(
-        [SCAN_VERSION, sha256, parquet.path.name, table_columns.kinds, table_columns.label, rows]
+        [
+            *(SCAN_VERSION, sha256, parquet.path.name),
+            *(table_columns.kinds, table_columns.label, rows, sorted(table_columns.declared)),
+            *(list(parquet.missing), list(table_columns.warnings), notes),
+        ]
     )
     folder = cache / f"scan-{key[:16]}"
     scan = load_scan(folder)
     if scan is None:
         scan = scan_table(parquet, table_columns, str(path))
+        found = [*notes, *table_columns.warnings, *scan.warnings]
+        if parquet.csv is not None and path.is_file():
+            found += head_warnings(read_head(path, parquet.csv), table_columns.kinds)
+        scan = replace(scan, warnings=tuple(found))
         save_scan(folder, scan)
     groups = _group_rows(metadata, rows)
     return TableSource(spec, path, parquet, sha256, table_columns, scan, groups, buffer_bytes)
@@ -118,6 +129,11 @@ class TableSource:
         shown = [c for c in scan.columns if c.shown]
         self.input_shape: tuple[int, ...] = (sum(len(c.categories) or 1 for c in shown),)
 
+    @property
+    def table_file(self) -> TableFile:
+        """The Parquet file that the rows are read from."""
+        return self._parquet
+
     def read(self, positions: Int64) -> Float64:
         """Raw rows [sample, column] at these positions.
 
@@ -134,7 +150,11 @@ class TableSource:
         return self._gather(positions)[:, -1].astype(np.int64)
 
     def names(self, positions: Int64) -> list[str]:
-        """The declared name column as text, else the positions."""
+        """The declared name column as text, else the positions.
+
+        Raises:
+            DataError: a name is not UTF-8, or the file changed or is damaged.
+        """
         positions = check_positions(positions, self.n_samples)
         if not self._spec.name:
             return [str(position) for position in positions.tolist()]
@@ -145,7 +165,14 @@ class TableSource:
             text = to_text(self._table(group, [self._spec.name]).column(0).combine_chunks())
             selected = np.flatnonzero(groups == group)
             inside = positions[selected] - self._first(group)
-            names[selected] = text.take(pa.array(inside)).to_pylist()
+            try:
+                names[selected] = text.take(pa.array(inside)).to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"column {self._spec.name!r} (source.name) holds bytes that are not UTF-8",
+                    where=str(self._path),
+                    expected="text in UTF-8",
+                ) from error
         return [str(name) for name in names]
 
     def encode(self, raw: npt.NDArray[Any]) -> Float32:
@@ -218,7 +245,9 @@ class TableSource:
             if column.kind == "numeric":
                 decoded[:, index] = to_numbers(values, column.name, first, str(self._path))
                 continue
-            decoded[:, index] = codes = to_codes(values, pa.array(column.categories, pa.string()))
+            names = pa.array(column.categories, pa.string())
+            words = null_words(column.categories) if self._parquet.csv else ()
+            decoded[:, index] = codes = to_codes(values, names, words)
             # The scan saw every category, so an unknown one means that the file changed.
             if codes.size and codes.min() < 0:
                 raise self._changed()
