@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from krepes_ooc.sources.base import Column, ColumnKind, Float64, SourceSpec
 from krepes_ooc.sources.cache import cache_file, find_cached, read_scan_result, write_scan_result
 from krepes_ooc.sources.parquet import TableFile
 
-SCAN_VERSION = 2
+SCAN_VERSION = 3
 MARGINALS_FILE = "bank.npy"
 MAX_CATEGORIES = 1_024
 
@@ -36,11 +36,13 @@ class TableColumns:
         kinds: (name, kind, shown) of every column that is read, labels excepted.
         label: column of labels, or "".
         n_samples: rows that are used.
+        fillable: numeric columns whose missing numbers are kept as NaN.
     """
 
     kinds: tuple[tuple[str, ColumnKind, bool], ...]
     label: str
     n_samples: int
+    fillable: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -51,12 +53,16 @@ class TableColumns:
 
 @dataclass(frozen=True)
 class Scan:
-    """Result of one pass over a table; ``marginal_rows`` float64 [row, column]."""
+    """Result of one pass over a table; ``marginal_rows`` float64 [row, column].
+
+    ``class_counts`` holds the rows of each class; the others have no label.
+    """
 
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
     marginal_rows: Float64
+    class_counts: tuple[int, ...] = ()
 
 
 def resolve_columns(spec: SourceSpec, schema: Any, rows: int, where: str) -> TableColumns:
@@ -108,7 +114,10 @@ def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> S
         SourceError: too many categories.
         DamageError: the converted table is damaged.
     """
-    statistics = [ColumnStatistics(name, kind, where) for name, kind, _ in table_columns.kinds]
+    statistics = [
+        ColumnStatistics(name, kind, where, name in table_columns.fillable)
+        for name, kind, _ in table_columns.kinds
+    ]
     label = (
         ColumnStatistics(table_columns.label, "categorical", where) if table_columns.label else None
     )
@@ -143,7 +152,9 @@ def load_scan(folder: Path) -> Scan | None:
     try:
         result = read_scan_result(folder / "scan.json")
         columns = tuple(
-            Column(**(entry | {"categories": tuple(entry["categories"])}))
+            Column(
+                **(entry | {key: tuple(entry[key]) for key in ("categories", "counts", "words")})
+            )
             for entry in result["columns"]
         )
         # All pieces are checked here: the file is read whole.
@@ -151,7 +162,13 @@ def load_scan(folder: Path) -> Scan | None:
         if cached is None or cached.problem():
             return None
         marginal_rows = np.load(cached.path, allow_pickle=False)
-        return Scan(columns, tuple(result["classes"]), tuple(result["warnings"]), marginal_rows)
+        return Scan(
+            columns,
+            tuple(result["classes"]),
+            tuple(result["warnings"]),
+            marginal_rows,
+            tuple(result["class_counts"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -165,6 +182,7 @@ def save_scan(folder: Path, scan: Scan) -> None:
         "columns": [asdict(column) for column in scan.columns],
         "classes": list(scan.classes),
         "warnings": list(scan.warnings),
+        "class_counts": list(scan.class_counts),
     }
     write_scan_result(folder / "scan.json", result)
 
@@ -172,11 +190,15 @@ def save_scan(folder: Path, scan: Scan) -> None:
 class ColumnStatistics:
     """Running statistics of one column; categories get provisional codes as they appear."""
 
-    def __init__(self, name: str, kind: str, where: str) -> None:
+    def __init__(self, name: str, kind: str, where: str, keep_missing: bool = False) -> None:
         self.name = name
         self.kind = kind
         self._where = where
+        self._keep_missing = keep_missing
         self.codes: dict[str, int] = {}
+        # Rows of each provisional code, and rows whose number is missing.
+        self._code_rows = np.zeros(0, dtype=np.int64)
+        self._missing_numbers = 0
         self.count = 0
         self.mean = 0.0
         # Sum of squared deviations from the mean.
@@ -195,10 +217,18 @@ class ColumnStatistics:
             self.as_numbers = is_number(values.type)
             return self._update_text(to_text(values.combine_chunks()))
         # The hash sees the values as float64: the file format does not matter.
-        numbers = to_numbers(values.combine_chunks(), self.name, first_row, self._where)
+        numbers = to_numbers(
+            values.combine_chunks(),
+            self.name,
+            first_row,
+            self._where,
+            keep_missing=self._keep_missing,
+        )
         self._content.update(np.ascontiguousarray(numbers).tobytes())
-        if numbers.size:
-            self._merge(numbers)
+        present = numbers[~np.isnan(numbers)] if self._keep_missing else numbers
+        self._missing_numbers += numbers.size - present.size
+        if present.size:
+            self._merge(present)
         return numbers
 
     def _merge(self, numbers: Float64) -> None:
@@ -228,7 +258,20 @@ class ColumnStatistics:
         codes = [self.codes[value] for value in encoded.dictionary.to_pylist()]
         row_codes = np.asarray(codes, dtype=np.float64)[np.asarray(encoded.indices, dtype=np.int64)]
         self._content.update(row_codes.tobytes())
+        rows = np.bincount(row_codes.astype(np.int64), minlength=len(self.codes))
+        rows[: self._code_rows.size] += self._code_rows
+        self._code_rows = rows
         return row_codes
+
+    def rows_of(self, categories: tuple[str, ...]) -> tuple[int, ...]:
+        """Number of rows of each category."""
+        return tuple(int(self._code_rows[self.codes[value]]) for value in categories)
+
+    def missing(self) -> int:
+        """Number of rows without a value."""
+        if self.kind == "categorical":
+            return sum(self.rows_of((MISSING,) if MISSING in self.codes else ()))
+        return self._missing_numbers
 
     def sha256(self) -> str:
         """sha256 of all values in order; categories enter in the order of first appearance."""
@@ -242,7 +285,8 @@ class ColumnStatistics:
         Raises:
             DataError: it overflows float64.
         """
-        spread = float(np.sqrt(self.squares / self.count))
+        # A column without a single number has no spread.
+        spread = float(np.sqrt(self.squares / max(1, self.count)))
         # The square of a number above 1e154 overflows.
         if not np.isfinite(spread):
             raise DataError(
@@ -277,20 +321,24 @@ def _finish(
                 [categories.index(value) for value in column.codes], dtype=np.float64
             )
             marginal_rows[:, index] = final[marginal_rows[:, index].astype(np.int64)]
-            columns.append(Column(name, kind, shown, categories, sha256=column.sha256()))
+            known = Column(name, kind, shown, categories, sha256=column.sha256())
+            counts = column.rows_of(categories)
+            columns.append(replace(known, missing=column.missing(), counts=counts))
             constant = len(categories) < 2
         else:
             spread = column.spread()
-            low, high = np.quantile(marginal_rows[:, index], [0.01, 0.99])
+            drawn = marginal_rows[~np.isnan(marginal_rows[:, index]), index]
+            low, high = np.quantile(drawn, [0.01, 0.99]) if drawn.size else (0.0, 0.0)
             constant = spread == 0.0
             # A constant column is divided by 1, not by 0.
             numbers = (column.mean, spread or 1.0, float(low), float(high), column.sha256())
-            columns.append(Column(name, kind, shown, (), *numbers))
+            columns.append(Column(name, kind, shown, (), *numbers, column.missing()))
         # Allowed, but worth a warning: the network learns nothing from it.
         if constant:
             warnings.append(f"column {name!r} is constant")
     classes = tuple(c for c in label.categories() if c != MISSING) if label else ()
-    return Scan(tuple(columns), classes, tuple(warnings), marginal_rows)
+    class_counts = label.rows_of(classes) if label else ()
+    return Scan(tuple(columns), classes, tuple(warnings), marginal_rows, class_counts)
 
 
 def _check_columns(spec: SourceSpec, names: list[str], where: str) -> None:
