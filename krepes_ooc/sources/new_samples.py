@@ -216,6 +216,7 @@ def _cells(
     import pyarrow as pa
 
     from krepes_ooc.sources.arrow_columns import to_codes, to_numbers
+    from krepes_ooc.sources.encoded_table import ZERO
 
     if column.kind == "numeric":
         keep = column.name in source.keeps_missing
@@ -230,7 +231,7 @@ def _cells(
         return raw, []
     # A category that the network has never seen has no one-hot column.
     shown = f"{str(values[int(unknown[0])].as_py())!r} in column {column.name!r}"
-    if source.encoding_file is None or source.encoding_file.unseen != "zero":
+    if source.encoding_file is None or source.encoding_file.unseen != ZERO:
         expected = "one of " + _listed(list(column.categories))
         raise DataError(shown, where=str(path), expected=expected)
     return raw, [f"{shown} is unknown to {source.encoding_file.name}: encoded as zeros"]

@@ -26,7 +26,7 @@ from krepes_ooc.sources.base import (
     locate,
 )
 from krepes_ooc.sources.decoding import check_decode, decode_classes, decode_columns
-from krepes_ooc.sources.encoded_table import EncodingFile, open_encoding
+from krepes_ooc.sources.encoded_table import ZERO, EncodingFile, open_encoding
 from krepes_ooc.sources.parquet import TableFile, as_parquet
 from krepes_ooc.sources.scanned_table import ScannedTable, ShownTable
 from krepes_ooc.sources.table_encoding import RowEncoder, learn_encoding
@@ -174,7 +174,13 @@ class TableSource:
         self.marginal_rows = shown.marginal_rows
         self.encoding = shown.encoding
         self.encoding_file = shown.encoding_file
-        self._encoder = RowEncoder(shown.encoding, shown.columns)
+        file = shown.encoding_file
+        self._encoder = RowEncoder(
+            shown.encoding,
+            shown.columns,
+            fills=file is not None,
+            zeros=file is not None and file.unseen == ZERO,
+        )
         self.input_shape: tuple[int, ...] = (shown.encoding.width,)
         self.spread = np.asarray([c.std if c.kind == "numeric" else 0.0 for c in shown.columns])
         # float64 columns, and one for the label codes.

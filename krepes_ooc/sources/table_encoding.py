@@ -121,44 +121,58 @@ class RowEncoder:
     Args:
         encoding: means, scales and categories.
         columns: of the table; a categorical one begins with what ``merge_categories`` gave.
+        fills: whether missing numbers get their fill; else they stay NaN.
+        zeros: whether a code of no category is encoded as zeros; else its inputs are NaN.
     """
 
-    def __init__(self, encoding: TableEncoding, columns: Sequence[Column]) -> None:
+    def __init__(
+        self,
+        encoding: TableEncoding,
+        columns: Sequence[Column],
+        *,
+        fills: bool = False,
+        zeros: bool = False,
+    ) -> None:
+        self._fills = fills
+        self._zeros = zeros
         place = {column.name: index for index, column in enumerate(columns)}
         self.width = encoding.width
         self._numbers: list[tuple[int, int, EncodedColumn]] = []
-        self._categorical: list[tuple[int, Int64]] = []
+        self._categorical: list[tuple[int, int, Int64]] = []
         first = 0
         for column in encoding.columns:
             index = place[column.name]
             if column.kind == "numeric":
                 self._numbers.append((first, index, column))
             else:
-                # Input of each code; -1 for dropped and unseen ones, and last for a missing code.
+                # Input of each code; -1 for dropped and unseen ones, last for no category.
                 inputs = np.full(len(columns[index].categories) + 1, -1, dtype=np.int64)
                 inputs[: column.width] = np.arange(first, first + column.width)
-                self._categorical.append((index, inputs))
+                self._categorical.append((index, first, inputs))
             first += column.width
 
     def __call__(self, raw: npt.NDArray[Any]) -> Float32:
         """Inputs float32 [sample, input] of raw rows [sample, column].
 
-        A number that is missing and has no fill stays NaN.
+        What has no encoding becomes NaN, which is refused wherever inputs are checked.
         """
         raw = np.asarray(raw, dtype=np.float64)
         encoded = np.zeros((raw.shape[0], self.width), dtype=np.float32)
         for entry, index, column in self._numbers:
             values = raw[:, index]
-            if column.fill is not None:
+            if self._fills and column.fill is not None:
                 values = np.where(np.isnan(values), column.fill, values)
             # What float32 cannot hold becomes infinite, and is refused with its sample.
             with np.errstate(over="ignore"):
                 encoded[:, entry] = (values - column.mean) / (column.scale or 1.0)
         # One-hot: one 1 in the input of the code.
         rows = np.arange(raw.shape[0])
-        for index, inputs in self._categorical:
-            entry = inputs[np.nan_to_num(raw[:, index], nan=-1.0).astype(np.int64)]
-            encoded[rows[entry >= 0], entry[entry >= 0]] = 1.0
+        for index, first, inputs in self._categorical:
+            nameless = ~((raw[:, index] >= 0) & (raw[:, index] < len(inputs) - 1))
+            entries = inputs[np.where(nameless, -1, raw[:, index]).astype(np.int64)]
+            encoded[rows[entries >= 0], entries[entries >= 0]] = 1.0
+            if not self._zeros and nameless.any():
+                encoded[nameless, first] = np.nan
         return encoded
 
 

@@ -282,6 +282,37 @@ def test_a_column_without_a_single_number_is_filled(tmp_path: Path) -> None:
     assert encoded(source).tolist() == [[0], [0]]
 
 
+def test_views_of_the_user_may_keep_missing_numbers(tmp_path: Path) -> None:
+    column = {"name": "age", "kind": "numeric", "mean": 40, "scale": 10, "fill": 25}
+    write_encoding(tmp_path, [column, column | {"name": "wage"}])
+    rows = {"age": [50.0, None], "wage": [1.0, 2.0], "kind": ["p", "q"]}
+    source = open_rows(tmp_path, rows, encoding="e.json")
+    (tmp_path / "view.py").write_text(
+        "def same(x, s, v, seed):\n    return x\n"
+        "def all_missing(x, s, v, seed):\n    x[:] = float('nan')\n    return x\n"
+    )
+    positions = np.arange(2)
+    views = Views(ViewSpec(function="view.py:same"), source, 0, tmp_path)
+    viewed = source.encode(views.apply(source.read(positions), positions, 0))
+    np.testing.assert_array_equal(viewed, encoded(source))
+    # A number that was there may not be lost.
+    with pytest.raises(DataError, match="returned NaN or infinity"):
+        Views(ViewSpec(function="view.py:all_missing"), source, 0, tmp_path)
+
+
+def test_what_has_no_encoding_is_never_zero_in_silence(tmp_path: Path) -> None:
+    """Codes of no category and, without a file, missing numbers reach the check as NaN."""
+    source = open_rows(tmp_path, training())
+    place = [column.name for column in source.columns].index("job")
+    for code in (-1.0, 3.0, float("nan")):
+        raw = source.read(np.arange(2))
+        raw[0, place] = code
+        assert np.isnan(source.encode(raw)).sum(axis=1).tolist() == [1, 0]
+    raw = source.read(np.arange(2))
+    raw[1, 1] = float("nan")
+    assert np.isnan(source.encode(raw)).sum(axis=1).tolist() == [0, 1]
+
+
 def test_a_scale_of_zero_divides_by_one(tmp_path: Path) -> None:
     """As StandardScaler does with a column that was constant in training."""
     write_encoding(tmp_path, [{"name": "age", "kind": "numeric", "mean": 40, "scale": 0}])
