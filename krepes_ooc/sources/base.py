@@ -39,6 +39,15 @@ class SourceSpec:
     numeric: tuple[str, ...] = setting((), about="columns to take as numbers")
     header: bool = setting(True, about="whether the first line of a CSV file names the columns")
     delimiter: str = setting("", about="separator of a CSV file; default comma, tab for .tsv")
+    charset: str = setting(
+        "", about="character encoding of a CSV file; default UTF-8", digest_omits=""
+    )
+    decimal: Literal[".", ","] = setting(
+        ".", about="decimal mark of the numbers of a CSV file", digest_omits="."
+    )
+    missing: tuple[str, ...] = setting(
+        (), about="texts and numbers of a table that stand for no value", digest_omits=()
+    )
     limit: int | None = setting(None, about="use the first rows only", minimum=1)
     order: Literal["shuffled", "source"] = setting("shuffled", about="order of the store rows")
     array: str = setting("", about="name of the array inside an npz, hdf5 or zarr store")
@@ -111,6 +120,9 @@ _USED_KEYS = {
         "encoding",
         "unseen",
         "decode",
+        "charset",
+        "decimal",
+        "missing",
     },
     "idx": {"path", "labels", "classes", *_PIXELS},
     "arrays": {

@@ -10,6 +10,7 @@ from krepes_ooc.sources.array_source import ArraySource, ImageSource, VectorSour
 from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.table_summary import classes_line
 
+MAX_INPUTS = 24
 CHANNELS = {1: "1 channel (grey)", 3: "3 channels (colour)", 4: "4 channels (colour and alpha)"}
 
 
@@ -59,3 +60,17 @@ def _describe_classes(source: ArraySource) -> str:
     codes = source.labels(np.arange(source.n_samples))
     counts = np.bincount(codes[codes >= 0], minlength=len(source.classes)).tolist()
     return classes_line(source.classes, counts, int((codes < 0).sum()))
+
+
+def list_inputs(source: Source) -> str:
+    """Inputs of the network by the columns of a table, for messages; "" for other sources."""
+    shown = [column for column in source.columns if column.shown]
+    numbers = [column.name for column in shown if column.kind == "numeric"]
+    codes = [(column.name, len(column.categories)) for column in shown if column.categories]
+    named = [*numbers, *(f"{count} codes of {name}" for name, count in codes)]
+    width = len(numbers) + sum(count for _, count in codes)
+    # Another layout than that of the columns is not spelled out.
+    if not named or source.input_shape != (width,):
+        return ""
+    more = f" and {len(named) - MAX_INPUTS} more columns" if len(named) > MAX_INPUTS else ""
+    return f"{width} inputs ({', '.join(named[:MAX_INPUTS])}{more})"

@@ -157,10 +157,14 @@ def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[A
 
 
 def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
+    from krepes_ooc.sources.new_rows import read_new_rows
     from krepes_ooc.sources.table import TableSource
 
     assert isinstance(source, TableSource)
-    table = _arrow(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".csv", ".tsv"):
+        raise UsageError(suffix or "no suffix", where=str(path), expected=READ_TABLE)
+    table = read_new_rows(source, spec, path, _json(path) if suffix == ".json" else None)
     rows = table.num_rows
     if not rows:
         raise DataError("no row", where=str(path), expected="at least one")
@@ -182,31 +186,21 @@ def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
     labels = np.full(rows, -1, dtype=np.int64)
     # A label is optional: without one the new sample is explained all the same.
     if spec.label and spec.label in table.column_names:
-        labels = source.label_codes(table.column(spec.label).combine_chunks())
-    has_names = spec.name in table.column_names
-    names = [str(n) for n in table.column(spec.name).to_pylist()] if has_names else []
+        label_column = table.column(spec.label).combine_chunks()
+        labels = source.label_codes(label_column)
+        unknown = np.flatnonzero((labels < 0) & np.asarray(label_column.is_valid()))
+        if unknown.size:
+            raise DataError(
+                f"label {label_column[int(unknown[0])].as_py()!r} in column {spec.label!r}",
+                where=str(path),
+                expected="one of " + _listed(list(source.label_values)),
+                advice="leave the label out if it is not known",
+            )
+    from krepes_ooc.sources.arrow_columns import to_text
+
+    named = spec.name and spec.name in table.column_names
+    names = to_text(table.column(spec.name)).to_pylist() if named else []
     return NewSamples(raw, names or _name_rows(raw, path).names, labels, tuple(warnings))
-
-
-def _arrow(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.csv
-
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".csv", ".tsv"):
-            parse = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
-            return pyarrow.csv.read_csv(path, parse_options=parse)
-        if suffix == ".json":
-            rows = _json(path)
-            # One object is one row.
-            rows = [rows] if isinstance(rows, dict) else rows
-            if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-                raise DataError("holds no row", where=str(path), expected='{"column": value, ...}')
-            return pa.Table.from_pylist(rows)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot be read: {error}", where=str(path)) from error
-    raise UsageError(suffix or "no suffix", where=str(path), expected=READ_TABLE)
 
 
 def _cells(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from krepes_ooc.core.digests import canonical_digest, remembered_sha256
+from krepes_ooc.core.digests import canonical_digest
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.arrow_columns import to_codes, to_numbers, to_text
 from krepes_ooc.sources.base import (
@@ -23,19 +23,21 @@ from krepes_ooc.sources.base import (
     SampleKind,
     SourceSpec,
     check_positions,
-    locate,
 )
+from krepes_ooc.sources.column_checks import null_words
+from krepes_ooc.sources.csv_batches import head_warnings, read_head
 from krepes_ooc.sources.decoding import check_decode, decode_classes, decode_columns
 from krepes_ooc.sources.encoded_table import ZERO, EncodingFile, open_encoding
-from krepes_ooc.sources.parquet import TableFile, as_parquet
+from krepes_ooc.sources.parquet import TableFile
 from krepes_ooc.sources.scanned_table import ScannedTable, ShownTable
+from krepes_ooc.sources.table_columns import resolve_columns
 from krepes_ooc.sources.table_encoding import RowEncoder, learn_encoding
+from krepes_ooc.sources.table_folder import locate_table, open_parts
 from krepes_ooc.sources.table_scan import (
     SCAN_VERSION,
     Scan,
     TableColumns,
     load_scan,
-    resolve_columns,
     save_scan,
     scan_table,
 )
@@ -99,11 +101,10 @@ def scan_source(
         SourceError: as ``open_table``.
         DataError: as ``open_table``.
     """
-    path = locate(spec.path, base)
+    path = locate_table(spec.path, base)
     where = str(path)
     spec = spec if file is None else file.declared(spec)
-    sha256 = remembered_sha256(path, cache)
-    parquet = as_parquet(path, spec, sha256, cache)
+    sha256, parquet, notes = open_parts(path, spec, cache)
     with parquet.open() as opened:
         schema = opened.schema_arrow
         metadata = opened.metadata
@@ -111,14 +112,15 @@ def scan_source(
         file.check_columns(spec, schema.names, where)
     check_decode(spec, schema.names, where)
     rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
-    table_columns = resolve_columns(spec, schema, rows, where)
+    charset = parquet.csv.charset if parquet.csv else ""
+    table_columns = resolve_columns(spec, schema, rows, where, charset)
     unknown = () if file is None else tuple(file.unknown(table_columns))
     if file is not None:
         table_columns = file.hide_unknown(table_columns, where)
     if keep_missing:
         numeric = frozenset(name for name, kind, _ in table_columns.kinds if kind == "numeric")
         table_columns = replace(table_columns, fillable=numeric)
-    scan = _load_or_scan(parquet, table_columns, sha256, cache, where)
+    scan = _load_or_scan(path, parquet, table_columns, [sha256, notes], cache)
     read = {*table_columns.names, spec.name}
     left_out = tuple(name for name in schema.names if name not in read)
     return ScannedTable(
@@ -135,15 +137,21 @@ def scan_source(
 
 
 def _load_or_scan(
-    parquet: TableFile, table_columns: TableColumns, sha256: str, cache: Path, where: str
+    path: Path, parquet: TableFile, table_columns: TableColumns, content: list[Any], cache: Path
 ) -> Scan:
     # Everything that the result of a scan depends on names its folder.
-    parts: list[Any] = [SCAN_VERSION, sha256, parquet.path.name, table_columns.kinds]
-    parts += [table_columns.label, table_columns.n_samples, sorted(table_columns.fillable)]
+    parts: list[Any] = [SCAN_VERSION, *content, parquet.path.name, list(parquet.missing)]
+    parts += [table_columns.kinds, table_columns.label, table_columns.n_samples]
+    parts += [sorted(table_columns.declared), list(table_columns.warnings)]
+    parts += [sorted(table_columns.fillable)]
     folder = cache / f"scan-{canonical_digest(parts)[:16]}"
     scan = load_scan(folder)
     if scan is None:
-        scan = scan_table(parquet, table_columns, where)
+        scan = scan_table(parquet, table_columns, str(path))
+        found = [*content[1], *table_columns.warnings, *scan.warnings]
+        if parquet.csv is not None and path.is_file():
+            found += head_warnings(read_head(path, parquet.csv), table_columns.kinds)
+        scan = replace(scan, warnings=tuple(found))
         save_scan(folder, scan)
     return scan
 
@@ -201,11 +209,21 @@ class TableSource:
         """Numeric columns whose missing numbers are read as NaN."""
         return self._table_columns.fillable
 
+    @property
+    def label_values(self) -> tuple[str, ...]:
+        """Labels as the table spells them."""
+        return self._table_file.scan.classes
+
     def label_codes(self, values: Any) -> Int64:
         """Codes of ``classes`` [sample] of an Arrow column of labels, -1 where there is none."""
         found = to_codes(values, pa.array(self._table_file.scan.classes, pa.string()))
         # A missing label has code -1, which indexes the last entry.
         return np.append(self._shown.class_codes, -1)[found]
+
+    @property
+    def table_file(self) -> TableFile:
+        """The Parquet file that the rows are read from."""
+        return self._parquet
 
     def read(self, positions: Int64) -> Float64:
         """Raw rows [sample, column] at these positions.
@@ -234,7 +252,14 @@ class TableSource:
             text = to_text(self._table(group, [self._spec.name]).column(0).combine_chunks())
             selected = np.flatnonzero(groups == group)
             inside = positions[selected] - self._first(group)
-            names[selected] = text.take(pa.array(inside)).to_pylist()
+            try:
+                names[selected] = text.take(pa.array(inside)).to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"column {self._spec.name!r} (source.name) holds bytes that are not UTF-8",
+                    where=str(self._path),
+                    expected="text in UTF-8",
+                ) from error
         return [str(name) for name in names]
 
     def encode(self, raw: npt.NDArray[Any]) -> Float32:
@@ -300,7 +325,9 @@ class TableSource:
                     values, column.name, first, str(self._path), keep_missing=keep
                 )
                 continue
-            decoded[:, index] = codes = to_codes(values, pa.array(column.categories, pa.string()))
+            names = pa.array(column.categories, pa.string())
+            words = null_words(column.categories) if self._parquet.csv else ()
+            decoded[:, index] = codes = to_codes(values, names, words)
             # The scan saw every category, so an unknown one means that the file changed.
             if codes.size and codes.min() < 0:
                 raise self._changed()

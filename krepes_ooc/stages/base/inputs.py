@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
-from krepes_ooc.errors import DamageError, WorkspaceError
+from krepes_ooc.errors import DamageError, NetworkError, WorkspaceError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec, wants_inputs, with_inputs
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
 from krepes_ooc.sources.row_order import ShuffledOrder
@@ -164,15 +164,35 @@ class AuditInputs:
         Args:
             settings: kind, outputs and probes of the feature rows.
             probes: output probes of an existing features store; None: they are drawn.
+
+        Raises:
+            NetworkError: the network does not run on the samples, or cannot be trusted.
         """
         from krepes_ooc.jacobian.feature_map import open_features
 
         # Scales and probes cost a pass over calibration samples: one map per settings.
         if settings not in self._opened:
-            self._opened[settings] = open_features(
-                self.network, settings, self.calibration(), probes, self.seed
-            )
+            try:
+                self._opened[settings] = open_features(
+                    self.network, settings, self.calibration(), probes, self.seed
+                )
+            except NetworkError as error:
+                raise self._with_columns(error) from error
         return self._opened[settings]
+
+    def _with_columns(self, error: NetworkError) -> NetworkError:
+        """The error of a network that does not take the inputs, with the columns of a table."""
+        from krepes_ooc.sources.describe import list_inputs
+
+        listed = list_inputs(self.source)
+        if not (listed and error.where.startswith("inputs of shape")):
+            return error
+        return NetworkError(
+            error.what,
+            where=f"{error.where}, {listed}",
+            expected=error.expected,
+            advice=error.advice,
+        )
 
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
         """The feature map of the untrained network, which has the same sizes as the trained one."""
