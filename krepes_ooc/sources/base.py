@@ -45,7 +45,7 @@ class SourceSpec:
     decimal: Literal[".", ","] = setting(
         ".", about="decimal mark of the numbers of a CSV file", digest_omits="."
     )
-    missing: tuple[str, ...] = setting(
+    missing: tuple[str | int | float, ...] = setting(
         (), about="texts and numbers of a table that stand for no value", digest_omits=()
     )
     limit: int | None = setting(None, about="use the first rows only", minimum=1)

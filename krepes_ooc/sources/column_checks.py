@@ -34,14 +34,22 @@ class TextCounts:
     Args:
         rows: number of rows that hold each text.
         first: position of the first of them.
+        decimal: decimal mark of the file.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
+    decimal: str = "."
 
     def known(self) -> list[str]:
         """The texts without the mark of missing ones."""
         return [text for text in self.rows if text != MISSING]
+
+    def is_number(self, text: str) -> bool:
+        """Whether a text is a number with the decimal mark of the file."""
+        # With a decimal comma, points separate thousands.
+        plain = text if self.decimal == "." else text.replace(".", " ").replace(",", ".")
+        return NUMBER.fullmatch(plain) is not None
 
     def total(self, texts: Iterable[str]) -> int:
         """Number of rows that hold one of these texts."""
@@ -81,8 +89,8 @@ def check_numbers(name: str, texts: TextCounts, where: str, *, from_csv: bool) -
         SourceError: the column holds numbers, but for entries that are spelled as missing ones.
     """
     known = texts.known()
-    numbers = [text for text in known if NUMBER.fullmatch(text)]
-    others = [text for text in known if not NUMBER.fullmatch(text)]
+    numbers = [text for text in known if texts.is_number(text)]
+    others = [text for text in known if not texts.is_number(text)]
     warnings = _line_breaks(name, texts, known)
     # Mostly numbers: the rest is what made them texts.
     if others and 2 * texts.total(numbers) >= texts.total(known):
@@ -93,7 +101,7 @@ def check_numbers(name: str, texts: TextCounts, where: str, *, from_csv: bool) -
                 found,
                 where=where,
                 expected="numbers, or a list of what stands for a missing one",
-                advice=f"set source.missing: {absent[:5]}, or list it under categorical",
+                advice=f"set source.missing: {absent[:5]}, or list it under source.categorical",
             )
         return [f"{found}: its values are taken as {len(known)} categories", *warnings]
     if from_csv and known and not others:
@@ -114,7 +122,7 @@ def too_many_categories(
 ) -> SourceError:
     """The error for a column with more different texts than can be categories."""
     known = texts.known()
-    numbers = sum(NUMBER.fullmatch(text) is not None for text in known)
+    numbers = sum(map(texts.is_number, known))
     if label:
         advice = "divide it into classes, or list it under source.exclude in place of source.label"
         if numbers == len(known):
@@ -129,7 +137,7 @@ def too_many_categories(
             advice=advice,
         )
     advice = "list it under source.exclude, or under source.numeric if it holds numbers"
-    others = [text for text in known if not NUMBER.fullmatch(text)]
+    others = [text for text in known if not texts.is_number(text)]
     if others and numbers > len(known) / 2:
         advice = (
             f"it holds numbers, but {texts.place(others[0])}: if that is a missing value, set "
@@ -150,13 +158,14 @@ def too_many_categories(
 def check_label(name: str, texts: TextCounts) -> list[str]:
     """Warning about a label with a fraction in nearly every row."""
     known = texts.known()
-    fractions = [text for text in known if NUMBER.fullmatch(text) and not _whole(text)]
+    plain = [text.replace(texts.decimal, ".") for text in known if texts.is_number(text)]
+    fractions = [text for text in plain if not float(text).is_integer()]
     many = len(known) > CLASSES and 2 * len(known) > texts.total(known)
     if not (many and 2 * len(fractions) > len(known)):
         return []
     return [
         f"label {name!r} has {len(known)} different values in {texts.total(known)} rows, such as "
-        f"{texts.place(fractions[0])}: a label needs classes"
+        f"{fractions[0]}: a label needs classes"
     ]
 
 
@@ -172,13 +181,10 @@ def _line_breaks(name: str, texts: TextCounts, known: list[str]) -> list[str]:
 
 def _formatted_warning(name: str, texts: TextCounts, formatted: list[str]) -> str:
     comma = all(_DECIMAL_COMMA.fullmatch(t) or NUMBER.fullmatch(t) for t in formatted)
-    first = next(text for text in formatted if not NUMBER.fullmatch(text))
+    comma = comma and texts.decimal == "."
+    first = next(text for text in formatted if not texts.is_number(text))
     advice = 'set source.decimal: ","' if comma else "write them as plain numbers"
     return (
         f"column {name!r} holds what look like numbers, such as {texts.place(first)}, taken as "
         f"{len(formatted)} categories: {advice}, or list it under source.categorical"
     )
-
-
-def _whole(text: str) -> bool:
-    return float(text).is_integer()

@@ -42,7 +42,7 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """How a CSV file is written.
+    """Format of a CSV file.
 
     Args:
         delimiter: separator of fields, one character.
@@ -97,7 +97,7 @@ def csv_format(path: Path, spec: SourceSpec) -> CsvFormat:
             expected="a character encoding that Python knows, such as utf-8, latin-1 or cp1252",
         ) from error
     charset = "utf-8" if charset == "utf-8-sig" else charset
-    missing = tuple(sorted({text.strip() for text in spec.missing}))
+    missing = tuple(sorted({str(value).strip() for value in spec.missing}))
     return CsvFormat(delimiter, bool(spec.delimiter), spec.header, charset, spec.decimal, missing)
 
 
@@ -324,7 +324,7 @@ def not_decodable(path: Path, form: CsvFormat, what: str) -> SourceError:
 
 
 def csv_problem(head: CsvHead, error: pa.ArrowInvalid) -> tuple[str, str]:
-    """What Arrow says of a file that it cannot divide into rows, in one line, and advice."""
+    """Message of Arrow about a file that it cannot divide into rows, in one line, and advice."""
     problem = " ".join(str(error).split())[:200]
     separator = head.other_separator()
     if separator and "Expected" in problem:

@@ -91,7 +91,7 @@ def _json_rows(
         raise DataError("holds no row", where=str(path), expected='{"column": value, ...}')
     # Texts of a CSV file are trimmed, and some stand for no value.
     form = source.table_file.csv
-    missing = {*spec.missing, *([""] if form else [])}
+    missing = {*source.table_file.missing, *([""] if form else [])}
 
     def clean(value: Any) -> Any:
         value = value.strip() if form and isinstance(value, str) else value
@@ -99,6 +99,7 @@ def _json_rows(
 
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}
+    # Each column as its type in the source, nothing guessed from a single row.
     for name in names:
         values = [clean(row.get(name)) for row in rows]
         nested = next((value for value in values if isinstance(value, list | dict)), None)

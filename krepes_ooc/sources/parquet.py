@@ -116,12 +116,13 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
         SourceError: unknown or damaged format, or the cache folder cannot be written.
     """
     file_format = table_format(path)
+    missing = tuple(map(str, spec.missing))
     if file_format == "parquet" and _groups_fit(path):
-        return TableFile(path, missing=spec.missing)
+        return TableFile(path, missing=missing)
     form = csv_format(path, spec) if file_format == "csv" else None
     target = cache / f"rows-{_conversion_digest(spec, sha256, form)[:16]}.parquet"
     if (cached := find_converted(target)) is not None:
-        return TableFile(target, cached, spec.missing, form)
+        return TableFile(target, cached, missing, form)
     try:
         if form is not None:
             _convert_csv(path, spec, form, target)
@@ -135,7 +136,7 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
             where=str(path),
             expected="a readable table and a writable workspace",
         ) from error
-    return TableFile(target, find_cached(target), spec.missing, form)
+    return TableFile(target, find_cached(target), missing, form)
 
 
 def _conversion_digest(spec: SourceSpec, sha256: str, form: CsvFormat | None) -> str:
@@ -234,10 +235,11 @@ def _convert_csv(path: Path, spec: SourceSpec, form: CsvFormat, target: Path) ->
                     expected="a readable table",
                     advice=advice,
                 ) from error
-            # Bytes accept everything: another failure is an error of the file.
-            if types.get(name) == pa.binary():
+            wider = wider_type(batches.type_of(name), str(error))
+            # Text and bytes accept everything: another failure is an error of the file.
+            if types.get(name) == wider:
                 raise
-            types[name] = wider_type(batches.type_of(name), str(error))
+            types[name] = wider
 
 
 def text_columns(spec: SourceSpec, head: CsvHead) -> set[str]:

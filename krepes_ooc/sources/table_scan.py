@@ -104,6 +104,7 @@ def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> S
     for column in [*statistics, *([label] if label else [])]:
         column.is_label = column is label
         column.from_csv = parquet.csv is not None
+        column.texts.decimal = parquet.csv.decimal if parquet.csv else "."
     positions = marginal_positions(table_columns.n_samples)
     marginal_rows = np.empty((positions.size, len(statistics)))
     first = 0

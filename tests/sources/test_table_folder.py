@@ -69,9 +69,6 @@ def test_hive_folders(tmp_path: Path, form: str) -> None:
     assert [texts(source, 3)[i] for i in order] == truth["town"].tolist()
     assert source.warnings == ()
     # The order of rows is that of the names of the files.
-    names = sorted(
-        p.relative_to(tmp_path / "d").as_posix() for p in (tmp_path / "d").rglob(f"*.{form}")
-    )
     assert raw[:, 2].tolist() == sorted(raw[:, 2].tolist())
     # Columns of folders can be declared like others.
     declared = opened(tmp_path, label="town", categorical=["year"])

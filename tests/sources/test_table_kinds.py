@@ -255,6 +255,20 @@ def test_decimal_commas(tmp_path: Path) -> None:
     assert "separates the fields too" in refusal(tmp_path, decimal=",")
 
 
+def test_one_text_among_decimal_commas(tmp_path: Path) -> None:
+    spelled = [str(v).replace(".", ",") for v in NUMBERS]
+    keys = {"delimiter": ";", "decimal": ","}
+    write(tmp_path, {"x": [*spelled[:8], "?", *spelled[9:]], "y": NUMBERS}, split=";")
+    message = refusal(tmp_path, **keys, exclude=["y"])
+    assert "column 'x' holds numbers, but '?' in row 9 (sample 8)" in message
+    write(tmp_path, {"x": [*spelled[:8], "old", *spelled[9:]]}, split=";")
+    assert warned(opened(tmp_path, **keys), "'x' holds numbers, but 'old' in row 9")
+    # Points where the recipe says commas.
+    write(tmp_path, {"x": spelled, "y": NUMBERS}, split=";")
+    source = opened(tmp_path, **keys)
+    assert warned(source, "column 'y' holds what look like numbers", "write them as plain")
+
+
 @pytest.mark.parametrize(
     "spell",
     [
@@ -316,14 +330,14 @@ def test_missing_values_of_the_recipe(tmp_path: Path) -> None:
         tmp_path / "e.parquet",
     )
     for path in ("d.csv", "d.parquet", "e.parquet"):
-        source = opened(tmp_path, path=path, label="l", missing=["?", "-9"], exclude=["x"])
+        source = opened(tmp_path, path=path, label="l", missing=["?", -9], exclude=["x"])
         assert source.columns[0].categories == ("a", "b", "(missing)")
         want = [{"a": 0, "b": 1}.get(word, 2) for word in words]
         assert everything(source)[:, 0].tolist() == want
         assert label_texts(source) == [None if v == "?" else v for v in table["l"]]
     numbers = pa.table({"x": NUMBERS, "n": pa.array([1, -9] * 20, pa.int8())})
     pq.write_table(numbers, tmp_path / "n.parquet")
-    assert "row 1 (from 0), column 'n'" in refusal(tmp_path, path="n.parquet", missing=["-9"])
+    assert "row 1 (from 0), column 'n'" in refusal(tmp_path, path="n.parquet", missing=[-9.0])
     # A number that the type cannot hold stands nowhere.
     assert opened(tmp_path, path="n.parquet", missing=["-999", "?"]).n_samples == N
 
