@@ -134,7 +134,13 @@ def explain_input(
             f"{len(new.raw)} samples", where=str(path), expected=f"at most {MOST_SAMPLES}"
         )
     identity = {"sample_id": np.full(len(new.raw), NEW), "label": new.labels}
-    return explainer.through_network(new.raw, new.names, identity, top)
+    explained = explainer.through_network(new.raw, new.names, identity, top)
+    # What was filled or encoded as zeros stands beside the explanation.
+    warnings = (*inputs.encoding_warnings, *(f"{Path(path).name}: {w}" for w in new.warnings))
+    return [
+        replace(e, audit=replace(e.audit, warnings=(*e.audit.warnings, *warnings)))
+        for e in explained
+    ]
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class _Run:
         unsealed = [state for state in picked if state.kind != "sealed"]
         if unsealed:
             # What was left out or brought together is seen before the first block.
-            for warning in self.audit.inputs.source.warnings:
+            for warning in self.audit.inputs.source_warnings:
                 self.progress.note(f"source: {warning}")
             digests = {name: state.digest for name, state in states.items()}
             self._run_stages(picked, unsealed, digests)

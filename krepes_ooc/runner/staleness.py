@@ -214,7 +214,7 @@ class StalenessChecker:
     def _describe(self, name: str) -> Any:
         """The identity of an input: whole where it is short, so that a difference can be named."""
         if name == "source":
-            return canonical_digest(self.inputs.source.fingerprint())
+            return self._source()
         if name == "labels":
             return canonical_digest(self.inputs.source.label_fingerprint())
         if name == "training":
@@ -222,6 +222,13 @@ class StalenessChecker:
         if name == "views":
             return self.inputs.views.describe()
         return self._network(None if name == "factory" else self._weights())
+
+    def _source(self) -> Any:
+        """Digest of the samples, beside that of a table's encoding file where there is one."""
+        fingerprint = dict(self.inputs.source.fingerprint())
+        encoding = fingerprint.pop("encoding", None)
+        samples = canonical_digest(fingerprint)
+        return samples if encoding is None else {"samples": samples, "encoding": encoding}
 
     def _network(self, weights: str | None) -> dict[str, Any]:
         spec = digest_mapping(self.inputs.network_spec)
@@ -274,12 +281,21 @@ def _differences(
     inputs = dict(stored.get("inputs", {}))
     for key, now in fingerprint["inputs"].items():
         if key in INPUTS:
-            reasons += _changed(key, inputs.get(key), now)
+            reasons += _changed(key, *_in_parts(inputs.get(key), now))
         elif inputs.get(key) != now:
             upstream.append(key)
     if not reasons and not upstream:
         reasons.append("its record has another form")
     return tuple(reasons), tuple(upstream)
+
+
+def _in_parts(was: Any, now: Any) -> tuple[Any, Any]:
+    """Two identities of a source in the same parts, where only one has an encoding file."""
+    if isinstance(was, str) and isinstance(now, Mapping):
+        return {"samples": was, "encoding": None}, now
+    if isinstance(was, Mapping) and isinstance(now, str):
+        return was, {"samples": now, "encoding": None}
+    return was, now
 
 
 def _renamed(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

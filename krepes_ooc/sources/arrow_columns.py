@@ -62,7 +62,9 @@ def blank_missing(table: Any, missing: tuple[str, ...]) -> Any:
     return table
 
 
-def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
+def to_numbers(
+    values: Any, name: str, first_row: int, where: str, *, keep_missing: bool = False
+) -> Float64:
     """Finite float64 numbers [sample] of an Arrow column.
 
     Args:
@@ -70,6 +72,7 @@ def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
         name: its column, for the message.
         first_row: position of its first row, for the message.
         where: its file, for the message.
+        keep_missing: null and NaN become NaN and are not refused.
 
     Raises:
         DataError: an entry is missing, NaN, infinite or no number; row and column are named.
@@ -86,7 +89,12 @@ def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
         # Text declared as numbers: parse each entry, so that the bad one can be named.
         numbers = np.asarray([_parse(text) for text in values.to_pylist()], dtype=np.float64)
     # A float cast turns null into NaN: one test finds missing, NaN and infinite entries.
-    bad = np.flatnonzero(~np.isfinite(numbers))
+    refused = ~np.isfinite(numbers)
+    if keep_missing:
+        # Text that is no number is NaN as well, and no missing value.
+        refused &= ~np.asarray(pc.is_null(values, nan_is_null=True), dtype=bool)
+        numbers = np.where(np.isnan(numbers), np.nan, numbers)
+    bad = np.flatnonzero(refused)
     if bad.size:
         entry = values[int(bad[0])].as_py()
         raise DataError(

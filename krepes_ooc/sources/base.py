@@ -30,7 +30,7 @@ class SourceSpec:
     )
     path: str = setting("", about="file or folder, relative to the recipe")
     labels: str = setting("", about="file of labels beside an idx or array file")
-    classes: tuple[str, ...] = setting((), about="names of the labels 0, 1, 2 ... of that file")
+    classes: tuple[str, ...] = setting((), about="names of the labels 0, 1, 2 ...")
     label: str = setting("", about="column of labels, never shown to the network")
     name: str = setting("", about="column with the user's own sample names")
     exclude: tuple[str, ...] = setting((), about="columns that are never read")
@@ -85,6 +85,19 @@ class SourceSpec:
         about="entry of a factory's items (dicts or tuples) that is the sample",
         digest_omits="",
     )
+    encoding: str = setting(
+        "",
+        about="JSON file of the encoding that the network was trained with; see krepes encode",
+        digest_omits="",
+    )
+    unseen: Literal["refuse", "zero"] = setting(
+        "refuse",
+        about="columns and categories that the encoding file does not know: refused, or zeros",
+        digest_omits="refuse",
+    )
+    decode: dict[str, Any] = setting(
+        {}, about="words for codes in table columns, shown to people", digest_omits={}
+    )
 
 
 # Keys that every kind of source reads, that images read, and that each kind reads.
@@ -103,6 +116,10 @@ _USED_KEYS = {
         "numeric",
         "header",
         "delimiter",
+        "classes",
+        "encoding",
+        "unseen",
+        "decode",
         "charset",
         "decimal",
         "missing",
@@ -151,6 +168,9 @@ class Column:
         low: 1 % quantile (numbers).
         high: 99 % quantile (numbers).
         sha256: of its values, as numbers or as texts.
+        missing: rows without a value.
+        counts: rows of each category; () for numbers.
+        words: (code, word) pairs of ``source.decode``.
     """
 
     name: str
@@ -162,6 +182,15 @@ class Column:
     low: float = 0.0
     high: float = 0.0
     sha256: str = ""
+    missing: int = 0
+    counts: tuple[int, ...] = ()
+    words: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """Categories as people see them: decoded where there is a word."""
+        words = dict(self.words)
+        return tuple(words.get(category, category) for category in self.categories)
 
 
 class Source(Protocol):

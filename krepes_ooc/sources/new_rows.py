@@ -145,7 +145,7 @@ def _blank_null_words(source: TableSource, spec: SourceSpec, table: Any) -> Any:
         return table
     categories = {c.name: c.categories for c in source.columns if c.kind == "categorical"}
     if spec.label:
-        categories[spec.label] = source.classes
+        categories[spec.label] = source.label_values
     for index, name in enumerate(table.column_names):
         words = null_words(categories.get(name, ()))
         column = table.column(index)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from krepes_ooc.sources.column_checks import (
 )
 from krepes_ooc.sources.parquet import TableFile
 
-SCAN_VERSION = 3
+SCAN_VERSION = 4
 MARGINALS_FILE = "bank.npy"
 MAX_CATEGORIES = 1_024
+# Fields of a column that JSON holds as lists.
+_COLUMN_LISTS = ("categories", "counts", "words")
 # Float64 holds every whole number up to here.
 EXACT = 2.0**53
 
@@ -47,6 +50,7 @@ class TableColumns:
         n_samples: rows that are used.
         declared: columns whose kind the recipe states.
         warnings: columns that are left out although the recipe does not say so.
+        fillable: numeric columns whose missing numbers are kept as NaN.
     """
 
     kinds: tuple[tuple[str, ColumnKind, bool], ...]
@@ -54,6 +58,7 @@ class TableColumns:
     n_samples: int
     declared: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
+    fillable: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -64,12 +69,16 @@ class TableColumns:
 
 @dataclass(frozen=True)
 class Scan:
-    """Result of one pass over a table; ``marginal_rows`` float64 [row, column]."""
+    """Result of one pass over a table; ``marginal_rows`` float64 [row, column].
+
+    ``class_counts`` holds the rows of each class; the others have no label.
+    """
 
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
     marginal_rows: Float64
+    class_counts: tuple[int, ...] = ()
 
 
 def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> Scan:
@@ -85,7 +94,10 @@ def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> S
         SourceError: too many categories.
         DamageError: the converted table is damaged.
     """
-    statistics = [ColumnStatistics(name, kind, where) for name, kind, _ in table_columns.kinds]
+    statistics = [
+        ColumnStatistics(name, kind, where, name in table_columns.fillable)
+        for name, kind, _ in table_columns.kinds
+    ]
     label = (
         ColumnStatistics(table_columns.label, "categorical", where) if table_columns.label else None
     )
@@ -124,7 +136,7 @@ def load_scan(folder: Path) -> Scan | None:
     try:
         result = read_scan_result(folder / "scan.json")
         columns = tuple(
-            Column(**(entry | {"categories": tuple(entry["categories"])}))
+            Column(**(entry | {key: tuple(entry[key]) for key in _COLUMN_LISTS}))
             for entry in result["columns"]
         )
         # All pieces are checked here: the file is read whole.
@@ -132,7 +144,13 @@ def load_scan(folder: Path) -> Scan | None:
         if cached is None or cached.problem():
             return None
         marginal_rows = np.load(cached.path, allow_pickle=False)
-        return Scan(columns, tuple(result["classes"]), tuple(result["warnings"]), marginal_rows)
+        return Scan(
+            columns,
+            tuple(result["classes"]),
+            tuple(result["warnings"]),
+            marginal_rows,
+            tuple(result["class_counts"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -146,6 +164,7 @@ def save_scan(folder: Path, scan: Scan) -> None:
         "columns": [asdict(column) for column in scan.columns],
         "classes": list(scan.classes),
         "warnings": list(scan.warnings),
+        "class_counts": list(scan.class_counts),
     }
     write_scan_result(folder / "scan.json", result)
 
@@ -153,10 +172,13 @@ def save_scan(folder: Path, scan: Scan) -> None:
 class ColumnStatistics:
     """Running statistics of one column; categories get provisional codes as they appear."""
 
-    def __init__(self, name: str, kind: str, where: str) -> None:
+    def __init__(self, name: str, kind: str, where: str, keep_missing: bool = False) -> None:
         self.name = name
         self.kind = kind
         self.where = where
+        self._keep_missing = keep_missing
+        # Rows whose number is missing.
+        self._missing_numbers = 0
         self.codes: dict[str, int] = {}
         self.count = 0
         self.mean = 0.0
@@ -181,12 +203,20 @@ class ColumnStatistics:
             self.as_numbers = is_number(values.type)
             return self._update_text(to_text(values.combine_chunks()), first_row)
         # The hash sees the values as float64: the file format does not matter.
-        numbers = to_numbers(values.combine_chunks(), self.name, first_row, self.where)
+        numbers = to_numbers(
+            values.combine_chunks(),
+            self.name,
+            first_row,
+            self.where,
+            keep_missing=self._keep_missing,
+        )
         self._content.update(np.ascontiguousarray(numbers).tobytes())
-        if numbers.size:
-            self._merge(numbers)
+        present = numbers[~np.isnan(numbers)] if self._keep_missing else numbers
+        self._missing_numbers += numbers.size - present.size
+        if present.size:
+            self._merge(present)
             whole = is_number(values.type) and not pa.types.is_floating(values.type)
-            self.rounded |= whole and bool(np.abs(numbers).max() > EXACT)
+            self.rounded |= whole and bool(np.abs(present).max() > EXACT)
         return numbers
 
     def _merge(self, numbers: Float64) -> None:
@@ -230,6 +260,17 @@ class ColumnStatistics:
         self._content.update(row_codes.tobytes())
         return row_codes
 
+    def rows_of(self, categories: tuple[str, ...]) -> tuple[int, ...]:
+        """Number of rows of each category."""
+        rows: Counter[str] = Counter()
+        for text, count in self.texts.rows.items():
+            rows[self.category(text)] += count
+        return tuple(rows[name] for name in categories)
+
+    def missing(self) -> int:
+        """Number of rows without a value."""
+        return self._missing_numbers if self.kind == "numeric" else self.rows_of((MISSING,))[0]
+
     def sha256(self) -> str:
         """sha256 of all values in order; categories enter in the order of first appearance."""
         content = self._content.copy()
@@ -242,7 +283,8 @@ class ColumnStatistics:
         Raises:
             DataError: it overflows float64.
         """
-        spread = float(np.sqrt(self.squares / self.count))
+        # A column without a single number has no spread.
+        spread = float(np.sqrt(self.squares / max(1, self.count)))
         # The square of a number above 1e154 overflows.
         if not np.isfinite(spread):
             raise DataError(
@@ -290,7 +332,9 @@ def _finish(
                 dtype=np.float64,
             )
             marginal_rows[:, index] = final[marginal_rows[:, index].astype(np.int64)]
-            columns.append(Column(name, kind, shown, categories, sha256=column.sha256()))
+            known = Column(name, kind, shown, categories, sha256=column.sha256())
+            counts = column.rows_of(categories)
+            columns.append(replace(known, missing=column.missing(), counts=counts))
             constant = len(categories) < 2
             if name not in table_columns.declared:
                 warnings += check_numbers(
@@ -298,11 +342,12 @@ def _finish(
                 )
         else:
             spread = column.spread()
-            low, high = np.quantile(marginal_rows[:, index], [0.01, 0.99])
+            drawn = marginal_rows[~np.isnan(marginal_rows[:, index]), index]
+            low, high = np.quantile(drawn, [0.01, 0.99]) if drawn.size else (0.0, 0.0)
             constant = spread == 0.0
             # A constant column is divided by 1, not by 0.
             numbers = (column.mean, spread or 1.0, float(low), float(high), column.sha256())
-            columns.append(Column(name, kind, shown, (), *numbers))
+            columns.append(Column(name, kind, shown, (), *numbers, column.missing()))
         # Allowed, but worth a warning: the network learns nothing from it.
         if constant:
             warnings.append(f"column {name!r} is constant")
@@ -312,4 +357,5 @@ def _finish(
                 "list it under source.categorical, name or exclude if they are codes"
             )
     classes = tuple(c for c in label.categories() if c != MISSING) if label else ()
-    return Scan(tuple(columns), classes, tuple(warnings), marginal_rows)
+    class_counts = label.rows_of(classes) if label else ()
+    return Scan(tuple(columns), classes, tuple(warnings), marginal_rows, class_counts)

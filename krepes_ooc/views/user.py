@@ -86,6 +86,8 @@ class UserViews:
         self, sample: npt.NDArray[Any], sample_id: int, view: int, seed: int
     ) -> npt.NDArray[Any]:
         where = f"views.function {self._function}, sample {sample_id}, view {view}"
+        # Missing numbers of a table are NaN, and may stay so; the callable may work in place.
+        missing = np.isnan(sample) if sample.dtype.kind == "f" else np.zeros(sample.shape, bool)
         try:
             # A copy: the callable may return one buffer again and again.
             result = np.asarray(self._view(sample, sample_id, view, seed)).copy()
@@ -98,7 +100,7 @@ class UserViews:
                 where=where,
                 expected=f"numbers of shape {list(sample.shape)}",
             )
-        if result.dtype.kind == "f" and not np.isfinite(result).all():
+        if not (np.isfinite(result) | (np.isnan(result) & missing)).all():
             raise DataError("returned NaN or infinity", where=where, expected="finite numbers")
         self._check_codes(result, where)
         return result

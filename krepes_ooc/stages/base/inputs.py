@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.errors import DamageError, NetworkError, WorkspaceError
-from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
+from krepes_ooc.network.spec import PRETRAIN, NetworkSpec, wants_inputs, with_inputs
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
 from krepes_ooc.sources.row_order import ShuffledOrder
 from krepes_ooc.storage.file_checks import file_problem
@@ -35,7 +36,7 @@ class AuditInputs:
 
     Args:
         source_spec: recipe key ``source``.
-        network_spec: recipe key ``network``.
+        declared_network: recipe key ``network``.
         view_spec: recipe key ``views``.
         seed: recipe key ``seed``; every random draw is keyed by it.
         base: folder that relative paths of the recipe start from.
@@ -44,7 +45,7 @@ class AuditInputs:
     """
 
     source_spec: SourceSpec
-    network_spec: NetworkSpec
+    declared_network: NetworkSpec
     view_spec: ViewSpec
     seed: int
     base: Path
@@ -55,7 +56,7 @@ class AuditInputs:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the declarations; another process opens source and network anew."""
-        spec = (self.source_spec, self.network_spec, self.view_spec)
+        spec = (self.source_spec, self.declared_network, self.view_spec)
         return AuditInputs, (*spec, self.seed, self.base, self.private, self.training_objective)
 
     @property
@@ -69,6 +70,36 @@ class AuditInputs:
         from krepes_ooc.sources.open import open_source
 
         return open_source(self.source_spec, self.base, self.private / "cache")
+
+    @cached_property
+    def network_spec(self) -> NetworkSpec:
+        """The declared network; opens the source if its number of inputs is ``auto``."""
+        if not wants_inputs(self.declared_network):
+            return self.declared_network
+        return with_inputs(self.declared_network, math.prod(self.source.input_shape))
+
+    @cached_property
+    def encoding_facts(self) -> dict[str, Any]:
+        """Origin of a table's encoding and what it changes, for records; {} for other sources."""
+        from krepes_ooc.sources.encoding_facts import describe_encoding
+
+        return describe_encoding(self.source, trained_here=self._trained_here)
+
+    @property
+    def source_warnings(self) -> tuple[str, ...]:
+        """Warnings about the source, and about an encoding that the network may not know."""
+        return (*self.source.warnings, *self.encoding_warnings)
+
+    @property
+    def encoding_warnings(self) -> list[str]:
+        """The warning about a table's encoding that the network may not know, or none."""
+        from krepes_ooc.sources.encoding_facts import encoding_warnings
+
+        return encoding_warnings(self.source, trained_here=self._trained_here)
+
+    @property
+    def _trained_here(self) -> bool:
+        return self.declared_network.weights == PRETRAIN
 
     @cached_property
     def order(self) -> ShuffledOrder:

@@ -221,11 +221,19 @@ def _column_test(at: int, column: Column, selector: Selector, where: str) -> Any
         return lambda positions, rows, labels: rows[:, at] < limit
     if column.kind == "categorical":
         what = f"value of {column.name}"
-        codes = [_code(str(value), column.categories, what, where) for value in selector.value]
+        codes = [_category(str(value), column, what, where) for value in selector.value]
         wanted = np.array(codes, dtype=np.float64)
     else:
-        wanted = np.array([_number(v, where) for v in selector.value])
+        # A word of source.decode stands for its code.
+        coded = {word: code for code, word in column.words}
+        wanted = np.array([_number(coded.get(str(v), v), where) for v in selector.value])
     return lambda positions, rows, labels: np.isin(rows[:, at], wanted)
+
+
+def _category(name: str, column: Column, what: str, where: str) -> int:
+    """Code of a category, which is named as the table spells it or by its word."""
+    spelled = name in column.categories
+    return _code(name, column.categories if spelled else column.category_names, what, where)
 
 
 def _code(name: str, known: tuple[str, ...], what: str, where: str) -> int:

@@ -92,6 +92,9 @@ def run(inputs: FeaturesInputs, context: StageContext) -> None:
     featurizer = Featurizer(recipe, context, context.settings, shared, layout)
     shards = FeatureShards(recipe, context, featurizer, writer)
     files = shards.run()
+    if recipe.encoding_facts:
+        # A fact of the run, from which later stages may judge what the network was shown.
+        context.seal_facts["encoding"] = recipe.encoding_facts
     seal_blocks(context, writer, files, shards.centres(), attributes)
 
 
