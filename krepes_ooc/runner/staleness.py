@@ -31,7 +31,12 @@ LONGEST_VALUE = 60
 INPUTS = ("source", "labels", "views", "factory", "network", "training")
 # Declared inputs that digests leave out, because the digest of another input of the stage covers
 # them: so a stage that declares one more input stays the stage that an earlier version sealed.
-COVERED = {"newton": {"features", "landmarks"}, "concepts": {"labels"}, "report": {"source"}, "verdict": {"source"}}
+COVERED = {
+    "newton": {"features", "landmarks"},
+    "concepts": {"labels"},
+    "report": {"source"},
+    "verdict": {"source"},
+}
 
 
 @dataclass(frozen=True)
