@@ -89,7 +89,7 @@ def _complete(
             expected=f"at most {m}",
             advice="lower it, or raise stages.landmarks.count",
         )
-    check_sample_ids(settings["audited"], n, m)
+    check_sample_ids(settings["audited"], inputs.source, m)
     # Audited are explained samples and, beside the landmarks, those that controls are fitted on.
     explained = min(n, _n_explained(settings["audited"], n))
     # auto asks for at most as many components as the network has outputs.

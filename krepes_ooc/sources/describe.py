@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from krepes_ooc.sources.array_source import ArraySource, ImageSource
-from krepes_ooc.sources.base import Source
+from krepes_ooc.sources.base import Source, sample_positions
 
 MAX_CLASSES = 12
 
@@ -20,7 +20,7 @@ def describe_source(source: Source) -> list[str]:
         lines.append(f"pixels from {black:g} to {white:g} are scaled to [0, 1]")
     # Labels of an array are in memory; those of a table would be read from the file.
     if isinstance(source, ArraySource) and source.classes:
-        codes = source.labels(np.arange(source.n_samples))
+        codes = source.labels(sample_positions(source, np.arange(source.n_samples)))
         counts = np.bincount(codes[codes >= 0], minlength=len(source.classes)).tolist()
         named = [f"{name} {count:,}" for name, count in zip(source.classes, counts, strict=True)]
         more = f" and {len(named) - MAX_CLASSES} more" if len(named) > MAX_CLASSES else ""

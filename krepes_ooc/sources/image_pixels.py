@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DataError
 
 Alpha = Literal["drop", "white", "black"]
@@ -119,26 +120,43 @@ def inspect_picture(content: bytes, page: int | None) -> PictureFacts:
 
 
 def decode(path: Path, form: PixelFormat) -> npt.NDArray[Any]:
-    """Pixels [y, x, channel] of one picture in the depth of the format.
+    """Pixels [y, x, channel] of one picture file; see ``decode_bytes``.
 
     Raises:
-        DataError: the file is no image, is damaged, too large to be decoded safely, or deeper than
-            the format.
+        SourceError: the file cannot be read.
+        DataError: as ``decode_bytes``.
     """
-    with _decoding(path):
+    try:
         content = path.read_bytes()
-        with _open(content, form.page) as file:
-            if form.page is None and _pages(file) > 1:
-                raise ValueError(f"holds {_pages(file)} pages, and source.page chooses none")
-            depth = _depth(file)
-            if depth == "uint8" and _has_deep_channels(file, content):
-                depth = "uint16"
-                pixels = _opaque(_deep_colours(content, form.page), form.alpha)
-                pixels = _fitted(pixels, form.side, depth)
-            elif depth == "uint8":
-                pixels = _shallow(ImageOps.exif_transpose(file), form)
-            else:
-                pixels = _fitted(np.asarray(ImageOps.exif_transpose(file)), form.side, depth)
+    except OSError as error:
+        raise unreadable(path, error, source=True) from error
+    return decode_bytes(content, form, str(path))
+
+
+def decode_bytes(content: bytes, form: PixelFormat, where: str) -> npt.NDArray[Any]:
+    """Pixels [y, x, channel] of one picture in the depth of the format.
+
+    Args:
+        content: of the picture's file.
+        form: channels, depth and size.
+        where: name of the picture, for messages.
+
+    Raises:
+        DataError: it is no image, is damaged, too large to be decoded safely, or deeper than the
+            format.
+    """
+    with _decoding(where), _open(content, form.page) as file:
+        if form.page is None and _pages(file) > 1:
+            raise ValueError(f"holds {_pages(file)} pages, and source.page chooses none")
+        depth = _depth(file)
+        if depth == "uint8" and _has_deep_channels(file, content):
+            depth = "uint16"
+            pixels = _opaque(_deep_colours(content, form.page), form.alpha)
+            pixels = _fitted(pixels, form.side, depth)
+        elif depth == "uint8":
+            pixels = _shallow(ImageOps.exif_transpose(file), form)
+        else:
+            pixels = _fitted(np.asarray(ImageOps.exif_transpose(file)), form.side, depth)
     # Eight bits in a folder of sixteen: 257 x / 65535 is x / 255 exactly.
     if (depth, form.depth) == ("uint8", "uint16"):
         pixels = pixels.astype(np.uint16) * np.uint16(257)
@@ -148,7 +166,7 @@ def decode(path: Path, form: PixelFormat) -> npt.NDArray[Any]:
     if deeper or pixels.shape[2] not in (1, form.channels):
         raise DataError(
             f"a picture of {depth} values and {pixels.shape[2]} channels",
-            where=str(path),
+            where=where,
             expected=f"{form.depth} and {form.channels} channels as in the source",
             advice="convert the picture",
         )
@@ -285,14 +303,14 @@ def _is_see_through(image: Image.Image) -> bool:
 
 
 @contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def _decoding(where: str) -> Iterator[None]:
     """Guard around Pillow, whose many decoders raise exceptions of any class."""
     try:
         yield
     except Exception as error:
         raise DataError(
             f"cannot be decoded: {type(error).__name__}: {error}",
-            where=str(path),
+            where=where,
             expected="an image",
             advice="repair or remove the file",
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ class AuditInputs:
         seed: recipe key ``seed``; every random draw is keyed by it.
         base: folder that relative paths of the recipe start from.
         private: the workspace's private folder, for caches and checkpoints.
+        check_stop: raises when the run is to stop, while the source is opened.
     """
 
     source_spec: SourceSpec
@@ -48,6 +50,7 @@ class AuditInputs:
     seed: int
     base: Path
     private: Path
+    check_stop: Callable[[], None] = lambda: None
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
@@ -66,7 +69,7 @@ class AuditInputs:
         """The source, opened."""
         from krepes_ooc.sources.open import open_source
 
-        return open_source(self.source_spec, self.base, self.private / "cache")
+        return open_source(self.source_spec, self.base, self.private / "cache", self.check_stop)
 
     @cached_property
     def order(self) -> ShuffledOrder:
