@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DataError
@@ -22,14 +22,16 @@ Alpha = Literal["drop", "white", "black"]
 FULL_SCALES: dict[str, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
-# Formats whose several pictures are not several samples: the first is the photo, the rest previews.
-_ONE_PICTURE = {"MPO"}
+# Formats of one picture a file; of MPO the first is the photo, the rest previews.
+_ONE_PICTURE = {"JPEG", "MPO"}
 # Pillow keeps the high byte of deep colours; read in the other byte order, that is the low byte.
 _LOW_BYTES = {
     f"{mode};16{order}": f"{mode};16{other}"
     for mode in ("RGB", "RGBA", "RGBX")
     for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
 }
+# Values of the orientation by which x and y change places.
+_TURNED = {5, 6, 7, 8}
 # Formats that store 16 bits in Pillow's 32-bit mode.
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM"}
 
@@ -91,32 +93,34 @@ def inspect_picture(content: bytes, page: int | None) -> PictureFacts:
     Raises:
         Exception: of any class, as Pillow's decoders raise them, with the cause in its text.
     """
-    with _open(content, page) as file:
-        pages = _pages(file)
-        depth = _depth(file)
-        deep_colour = depth == "uint8" and _has_deep_channels(file, content)
-        readable = deep_colour and _low_byte_tiles(file) is not None
-        image = ImageOps.exif_transpose(file)
+    with _open(content, page) as image:
+        pages = _pages(image)
+        depth = _depth(image)
+        deep_colour = depth == "uint8" and _has_deep_channels(image, content)
+        readable = deep_colour and _low_byte_tiles(image) is not None
         image.load()
-    low, high = 0.0, 0.0
-    # Only deeper pictures need a scale: their extremes tell which one.
-    if depth != "uint8" or readable:
-        values = _deep_colours(content, page) if readable else np.asarray(image)
-        depth = "uint16" if readable else depth
-        if not np.isfinite(values).all():
-            raise ValueError("a pixel is NaN or infinite")
-        low, high = float(values.min()), float(values.max())
-    return PictureFacts(
-        width=image.width,
-        height=image.height,
-        depth=depth,
-        grey=image.mode in _GREY_MODES or image.mode.startswith("I;16"),
-        pages=pages,
-        see_through=_is_see_through(image),
-        reduced=deep_colour and not readable,
-        low=low,
-        high=high,
-    )
+        # Cameras store how the picture is turned: the pixels themselves need no turning here.
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        width, height = image.size[::-1] if turned else image.size
+        low, high = 0.0, 0.0
+        # Only deeper pictures need a scale: their extremes tell which one.
+        if depth != "uint8" or readable:
+            values = _deep_colours(content, page) if readable else np.asarray(image)
+            depth = "uint16" if readable else depth
+            if not np.isfinite(values).all():
+                raise ValueError("a pixel is NaN or infinite")
+            low, high = float(values.min()), float(values.max())
+        return PictureFacts(
+            width=width,
+            height=height,
+            depth=depth,
+            grey=image.mode in _GREY_MODES or image.mode.startswith("I;16"),
+            pages=pages,
+            see_through=_is_see_through(image),
+            reduced=deep_colour and not readable,
+            low=low,
+            high=high,
+        )
 
 
 def decode(path: Path, form: PixelFormat) -> npt.NDArray[Any]:
@@ -280,6 +284,8 @@ def _depth(image: Image.Image) -> str:
 
 def _has_deep_channels(image: Image.Image, content: bytes) -> bool:
     """Whether Pillow gives eight bits of deeper values: colours, and grey beside alpha."""
+    if image.format == "JPEG":
+        return False
     if image.format == "PNG":
         # Byte 24 is the bit depth of the header chunk, which comes first.
         return content[24] > 8

@@ -472,8 +472,8 @@ def test_only_a_mended_file_is_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     read: list[str] = []
     check = image_check.check_picture
 
-    def counted(path: Path, page: int | None) -> image_check.PictureCheck:
-        read.append(path.name)
+    def counted(path: str, page: int | None) -> image_check.PictureCheck:
+        read.append(Path(path).name)
         return check(path, page)
 
     monkeypatch.setattr(image_check, "check_picture", counted)
@@ -494,7 +494,9 @@ def test_records_of_checks_are_few_and_survive_damage(
     read: list[str] = []
     check = image_check.check_picture
     monkeypatch.setattr(
-        image_check, "check_picture", lambda path, page: read.append(path.name) or check(path, page)
+        image_check,
+        "check_picture",
+        lambda path, page: read.append(Path(path).name) or check(path, page),
     )
     before = opened(tmp_path).fingerprint()
 
