@@ -19,7 +19,7 @@ from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.sources.base import check_finite
+from krepes_ooc.sources.base import check_finite, check_samples
 from krepes_ooc.sources.display import full_scale, picture
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscale_rows
 from krepes_ooc.stages.features.inner_products import self_kernel
@@ -97,12 +97,7 @@ def explain_sample(
         return explainer.stored(int(rows[0]), top)
     # Any other one is read from the source and goes through the network.
     source = explainer.audit.inputs.source
-    if not 0 <= sample < source.n_samples:
-        raise UsageError(
-            f"no sample {sample}",
-            where=str(workspace),
-            expected=f"0 to {source.n_samples - 1}",
-        )
+    check_samples(source, [sample], str(workspace))
     ids = np.array([sample], dtype=np.int64)
     identity = {"sample_id": ids, "label": source.labels(ids)}
     return explainer.through_network(source.read(ids), source.names(ids), identity, top)[0]

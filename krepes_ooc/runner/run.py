@@ -79,7 +79,7 @@ def run(
             space.remove_stale_files()
             sweep_cache(space.private / "cache")
         with recorded_run(space, options, summary):
-            _Run(Audit(recipe, space), options, progress, flag, summary, device).run()
+            _Run(Audit(recipe, space, flag.check), options, progress, flag, summary, device).run()
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = machine.peak_bytes()
     return summary

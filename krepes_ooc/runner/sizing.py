@@ -90,7 +90,7 @@ def _complete(
             expected=f"at most {m}",
             advice="lower it, or raise stages.landmarks.count",
         )
-    check_sample_ids(settings["audited"], n, m)
+    check_sample_ids(settings["audited"], inputs.source, m)
     partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m)
     # Audited are explained samples and, beside the landmarks, those that controls are fitted on.
     explained = min(n, _n_explained(settings["audited"], n))

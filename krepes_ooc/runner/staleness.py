@@ -17,6 +17,7 @@ from krepes_ooc.core.import_object import factory_sha256
 from krepes_ooc.core.settings import digest_mapping, digest_names
 from krepes_ooc.errors import DamageError
 from krepes_ooc.network.spec import FACTORY, PRETRAIN, resolve_weights
+from krepes_ooc.sources.file_digests import describe_change, read_file_digests
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.stage import Stage, digest_of
 from krepes_ooc.storage.contracts import load_contract
@@ -181,7 +182,8 @@ class StalenessChecker:
         changed: Collection[str],
     ) -> StageState:
         """The state of a stage whose fingerprint on disk is another one, with the reasons."""
-        reasons, upstream = _differences(stored, fingerprint, digest_names(stage.settings))
+        files = self._changed_files(stored, fingerprint)
+        reasons, upstream = _differences(stored, fingerprint, digest_names(stage.settings), files)
         # Without a digest, an upstream stage may still give the result that was read.
         digests = fingerprint["inputs"]
         missing = tuple(name for name in upstream if not (digests[name] or name in changed))
@@ -192,6 +194,16 @@ class StalenessChecker:
             changed_upstream=tuple(name for name in upstream if name not in missing),
             missing_upstream=missing,
         )
+
+    def _changed_files(self, stored: Mapping[str, Any], fingerprint: Fingerprint) -> dict[str, str]:
+        """The change of the source, file by file, where the files of both versions are known."""
+        digests = [each.get("inputs", {}).get("source") for each in (stored, fingerprint)]
+        if digests[0] == digests[1]:
+            return {}
+        cache = self.inputs.private / "cache"
+        then, now = (read_file_digests(cache, digest) for digest in digests)
+        text = "" if then is None or now is None else describe_change(then, now)
+        return {"source": text} if text else {}
 
     def upstream(self, stage: Stage) -> tuple[str, ...]:
         """Stages whose results a stage reads."""
@@ -259,7 +271,10 @@ def units_on_disk(record: StageRecord) -> int:
 
 
 def _differences(
-    stored: Mapping[str, Any], fingerprint: Fingerprint, names: Mapping[str, str]
+    stored: Mapping[str, Any],
+    fingerprint: Fingerprint,
+    names: Mapping[str, str],
+    described: Mapping[str, str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Differences between two fingerprints of one stage.
 
@@ -267,6 +282,7 @@ def _differences(
         stored: the fingerprint on disk.
         fingerprint: that of the recipe.
         names: settings that digests spell otherwise than recipes: digest name to recipe name.
+        described: changes of inputs that are known in more detail than their digest tells.
 
     Returns:
         Changes of the stage itself, in words, and names of upstream stages with another digest.
@@ -285,7 +301,9 @@ def _differences(
     # Inputs from outside are named with the change, stages by their name.
     inputs = dict(stored.get("inputs", {}))
     for key, now in fingerprint["inputs"].items():
-        if key in INPUTS:
+        if key in described:
+            reasons.append(described[key])
+        elif key in INPUTS:
             reasons += _changed(key, *_in_parts(inputs.get(key), now))
         elif inputs.get(key) != now:
             upstream.append(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -31,7 +32,7 @@ class SourceSpec:
     path: str = setting("", about="file or folder, relative to the recipe")
     labels: str = setting("", about="file of labels beside an idx or array file")
     classes: tuple[str, ...] = setting((), about="names of the labels 0, 1, 2 ...")
-    label: str = setting("", about="column of labels, never shown to the network")
+    label: str = setting("", about="column (or tar member) of labels, never shown to the network")
     name: str = setting("", about="column with the user's own sample names")
     exclude: tuple[str, ...] = setting((), about="columns that are never read")
     audit_only: tuple[str, ...] = setting((), about="columns audited, never shown to the network")
@@ -82,7 +83,7 @@ class SourceSpec:
     )
     key: str = setting(
         "",
-        about="entry of a factory's items (dicts or tuples) that is the sample",
+        about="entry of a factory's items, column or tar member that is the sample",
         digest_omits="",
     )
     encoding: str = setting(
@@ -129,7 +130,7 @@ _USED_KEYS = {
         *("path", "labels", "classes", "array", "label_array", "layout", "missing_chunks"),
         *_PIXELS,
     },
-    "images": {"path", "size", "alpha", "page", "skip_damaged", *_PIXELS},
+    "images": {"path", "key", "label", "size", "alpha", "page", "skip_damaged", *_PIXELS},
     "factory": {"factory", "arguments", "key", *_PIXELS},
 }
 
@@ -274,6 +275,38 @@ def check_positions(positions: Int64, n_samples: int) -> Int64:
             f"no sample {int(outside[0])}", where="source", expected=f"0 to {n_samples - 1}"
         )
     return positions
+
+
+def sample_positions(source: Source, indices: Int64) -> Int64:
+    """Positions of the first, second, third ... sample: their index, but for skipped files.
+
+    Args:
+        source: any source; one that skips files lists the positions of its samples.
+        indices: from 0 to ``n_samples - 1`` [sample].
+    """
+    listed: Int64 | None = getattr(source, "valid_positions", None)
+    return indices if listed is None else listed[indices]
+
+
+def check_samples(source: Source, positions: Sequence[int], where: str) -> None:
+    """Raise if a position that the user names is no sample of the source.
+
+    Raises:
+        UsageError: it lies outside the source, or its file is skipped.
+    """
+    listed: Int64 | None = getattr(source, "valid_positions", None)
+    count = source.n_samples if listed is None else int(source.n_positions)  # type: ignore[attr-defined]
+    wrong = [i for i in positions if not 0 <= i < count]
+    if wrong:
+        raise UsageError(f"no sample {wrong[0]}", where=where, expected=f"0 to {count - 1}")
+    skipped = [] if listed is None else np.setdiff1d(positions, listed).tolist()
+    if skipped:
+        raise UsageError(
+            f"the file of sample {skipped[0]} is skipped, because it cannot be decoded",
+            where=where,
+            expected="a sample",
+            advice="repair the file, or name another sample",
+        )
 
 
 def check_finite(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from krepes_ooc.sources.array_source import ArraySource, ImageSource, VectorSource
-from krepes_ooc.sources.base import Source, SourceSpec
+from krepes_ooc.sources.base import Source, SourceSpec, sample_positions
 from krepes_ooc.sources.table_summary import classes_line
 
 MAX_INPUTS = 24
@@ -57,7 +57,7 @@ def _describe_classes(source: ArraySource) -> str:
     """Classes with their counts; labels of an array are in memory."""
     if not source.classes:
         return "no labels"
-    codes = source.labels(np.arange(source.n_samples))
+    codes = source.labels(sample_positions(source, np.arange(source.n_samples)))
     counts = np.bincount(codes[codes >= 0], minlength=len(source.classes)).tolist()
     return classes_line(source.classes, counts, int((codes < 0).sum()))
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.import_object import factory_sha256, load_callable
 from krepes_ooc.errors import DataError
-from krepes_ooc.sources.base import Column, Int64, Source
+from krepes_ooc.sources.base import Column, Int64, Source, sample_positions
 
 CHECKED_SAMPLES = 16
 
@@ -64,7 +64,8 @@ class UserViews:
         count = min(CHECKED_SAMPLES, source.n_samples)
         # Neighbours where random access is not cheap: they lie in one row group.
         spread = np.linspace(0, source.n_samples - 1, count).astype(np.int64)
-        positions = np.unique(spread) if source.row_groups is None else np.arange(count)
+        chosen = np.unique(spread) if source.row_groups is None else np.arange(count)
+        positions = sample_positions(source, chosen)
         raw = source.read(positions)
         calls = [(row, view) for view in view_ids for row in range(len(positions))]
         first = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,7 @@ class AuditInputs:
         base: folder that relative paths of the recipe start from.
         private: the workspace's private folder, for caches and checkpoints.
         training_objective: objective that trained the network; empty: unknown.
+        check_stop: raises when the run is to stop, while the source is opened.
     """
 
     source_spec: SourceSpec
@@ -51,6 +53,7 @@ class AuditInputs:
     base: Path
     private: Path
     training_objective: str = ""
+    check_stop: Callable[[], None] = lambda: None
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
@@ -69,7 +72,7 @@ class AuditInputs:
         """The source, opened."""
         from krepes_ooc.sources.open import open_source
 
-        return open_source(self.source_spec, self.base, self.private / "cache")
+        return open_source(self.source_spec, self.base, self.private / "cache", self.check_stop)
 
     @cached_property
     def network_spec(self) -> NetworkSpec:

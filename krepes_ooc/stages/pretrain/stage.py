@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.files import checksum, write_atomic
 from krepes_ooc.network.pretrain import PretrainSettings
+from krepes_ooc.sources.base import sample_positions
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32
 from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
@@ -45,9 +46,9 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
     context.progress.begin("pretrain", settings.epochs, state.epoch)
     n_samples = recipe.source.n_samples
 
-    def batch_views(positions: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
+    def batch_views(samples: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
         context.stop.check()
-        return recipe.views.batch(positions, epoch)
+        return recipe.views.batch(sample_positions(recipe.source, samples), epoch)
 
     while state.epoch < settings.epochs:
         pretrain.train_epoch(state, settings, n_samples, batch_views, spec.output)
