@@ -14,6 +14,11 @@ from krepes_ooc.core import resources
 from krepes_ooc.core.settings import read_settings, setting, unknown_key
 from krepes_ooc.errors import RecipeError, UsageError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
+from krepes_ooc.network.training_objective import (
+    contradiction,
+    difference,
+    training_objective,
+)
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.registry import BY_NAME, STAGES
@@ -61,6 +66,13 @@ class Recipe:
     settings: Mapping[str, Any]
     base: Path
     text: str
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people on the network: an objective that is not the one that trained it."""
+        trained = training_objective(self.network, self.settings[PRETRAIN].objective)
+        words = difference(trained, self.settings["newton"].objective)
+        return (words,) if words else ()
 
     @property
     def code(self) -> frozenset[str]:
@@ -147,6 +159,18 @@ class Recipe:
             if stage not in BY_NAME:
                 raise unknown_key(stage, list(BY_NAME), f"{where}.stages")
         # Every stage has settings, whether the recipe names it or not.
+        settings = {
+            stage.name: read_settings(
+                stage.settings, file.stages.get(stage.name), f"{where}.stages.{stage.name}"
+            )
+            for stage in STAGES
+        }
+        if words := contradiction(file.network, settings[PRETRAIN].objective):
+            raise RecipeError(
+                words,
+                where=f"{where}.network.objective",
+                expected="the objective of stages.pretrain, or no key",
+            )
         return cls(
             name=file.recipe,
             about=file.about,
@@ -154,12 +178,7 @@ class Recipe:
             source=file.source,
             network=file.network,
             views=file.views,
-            settings={
-                stage.name: read_settings(
-                    stage.settings, file.stages.get(stage.name), f"{where}.stages.{stage.name}"
-                )
-                for stage in STAGES
-            },
+            settings=settings,
             base=base,
             text=resources.dump_yaml(values),
         )

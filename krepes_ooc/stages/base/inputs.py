@@ -87,10 +87,20 @@ class AuditInputs:
         """The frozen network, loaded and checked."""
         from krepes_ooc.network.spec import load_network
 
-        if self.network_spec.weights != PRETRAIN:
-            return load_network(self.network_spec, None, self.base)
-        self._check_pretrained()
-        return load_network(self.network_spec, self.pretrained, self.base)
+        weights = None
+        if self.network_spec.weights == PRETRAIN:
+            self._check_pretrained()
+            weights = self.pretrained
+        return load_network(self.network_spec, weights, self.base, self._example)
+
+    @property
+    def network_notes(self) -> tuple[str, ...]:
+        """Lines for people on how the weights were read; none while the network is not loaded."""
+        return tuple(self.network.notes) if "network" in vars(self) else ()
+
+    def _example(self) -> Rows:
+        """Network input [1, ...] of the first sample."""
+        return self.encode(np.zeros(1, dtype=np.int64), CLEAN)[0]
 
     def _check_pretrained(self) -> None:
         """Refuse a checkpoint of the demo trainer that is not the one its stage sealed.
@@ -146,10 +156,10 @@ class AuditInputs:
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
         """The feature map of the untrained network, which has the same sizes as the trained one."""
         from krepes_ooc.jacobian.feature_map import open_features
-        from krepes_ooc.network.frozen import freeze
-        from krepes_ooc.network.spec import build_network
+        from krepes_ooc.network.spec import build_network, freeze_network
 
-        network = freeze(build_network(self.network_spec, self.base), self.network_spec.output)
+        module = build_network(self.network_spec, self.base)
+        network = freeze_network(self.network_spec, module, self._example)
         return open_features(network, settings, self.calibration(), seed=self.seed)
 
     def calibration(self) -> Rows:
