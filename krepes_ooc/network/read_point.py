@@ -146,7 +146,8 @@ def _unused(network: nn.Module, output: Any, called: set[int]) -> tuple[str, ...
     ]
     reached: set[str] = set()
     if tensors and parameters:
-        total = torch.stack([tensor.sum() for tensor in tensors]).sum()
+        with torch.enable_grad():
+            total = torch.stack([tensor.sum() for tensor in tensors]).sum()
         gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         reached = {n for n, g in zip(parameters, gradients, strict=True) if g is not None}
     # Frozen parameters and buffers have no gradient: they act where their module was entered.

@@ -104,6 +104,7 @@ def load_network(
     weights_path: Path | None,
     base: Path,
     example: Callable[[], npt.NDArray[np.float32]] | None = None,
+    model: nn.Module | None = None,
 ) -> FrozenNetwork:
     """The audited network: weights loaded, eval mode, frozen, float32, every value finite.
 
@@ -112,16 +113,18 @@ def load_network(
         weights_path: the checkpoint; None to take ``spec.weights`` relative to ``base``.
         base: folder of the recipe.
         example: gives one input [1, ...], which ``spec.module`` needs.
+        model: the network of a script, in place of what the factory builds; copied.
 
     Raises:
         UsageError: a path, key or argument is wrong.
         NetworkError: the checkpoint does not fit the network, or the network cannot be trusted.
     """
+    from krepes_ooc.network.live_module import copy_module
     from krepes_ooc.network.state_fit import Filled
 
     # Weights are found before the network is built: building may take minutes.
     path = resolve_weights(spec, weights_path, base)
-    module = build_network(spec, base)
+    module = build_network(spec, base) if model is None else copy_module(model)
     filled = Filled() if path is None else _fill(module, spec, path)
     return freeze_network(spec, module, example, filled)
 

@@ -6,6 +6,7 @@ the recipe leaves out and those whose absence loses nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -34,7 +35,7 @@ class KeyRules:
         strip_prefix: only names that begin so are read, without it.
         ignore: globs of names, after the prefix, that are left out; names of the module that they
             match may be absent.
-        rename: old beginning of a name, up to a dot or whole, to the new one.
+        rename: old beginning of a name, up to a dot or whole, to the new one; a star is any text.
     """
 
     strip_prefix: str = ""
@@ -144,14 +145,14 @@ def _renamed(state: State, path: Path, rename: Mapping[str, str]) -> State:
     Raises:
         UsageError: a rule fits no name, or two tensors get one name.
     """
+    rules = {old: (_pattern(old, new), new) for old, new in rename.items()}
     renamed: State = {}
     used = set()
     for key, value in state.items():
         name = key
-        for old, new in rename.items():
-            # Whole parts of a name only: 'fc' is no beginning of 'fc2.weight'.
-            if key == old or key.startswith(old if old.endswith(".") else old + "."):
-                name = new + key[len(old) :]
+        for old, (pattern, new) in rules.items():
+            if found := pattern.match(key):
+                name = _with_stars(new, found.groups()) + key[found.end() :]
                 used.add(old)
                 break
         if name in renamed:
@@ -169,6 +170,30 @@ def _renamed(state: State, path: Path, rename: Mapping[str, str]) -> State:
                 expected=f"beginnings of its keys, such as {list_few(list(state))}",
             )
     return renamed
+
+
+def _with_stars(text: str, parts: Iterable[str]) -> str:
+    """A text with its stars replaced, in order."""
+    for part in parts:
+        text = text.replace("*", part, 1)
+    return text
+
+
+def _pattern(old: str, new: str) -> re.Pattern[str]:
+    """The beginnings of names that a rule changes; a star stands for any text.
+
+    Raises:
+        UsageError: the new form has another number of stars.
+    """
+    if old.count("*") != new.count("*"):
+        raise UsageError(
+            f"{old!r} and {new!r} have different numbers of stars",
+            where="network.rename",
+            expected="a star in the new form for each in the old one",
+        )
+    text = "(.+?)".join(re.escape(part) for part in old.split("*"))
+    # Whole parts of a name only: 'fc' is no beginning of 'fc2.weight'.
+    return re.compile(text if old.endswith(".") else text + r"(?=\.|$)")
 
 
 def _with_weight_norm_names(state: State, expected: State, notes: list[str]) -> State:

@@ -6,11 +6,12 @@ import difflib
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from krepes_ooc.core import resources
+from krepes_ooc.core.live_objects import LIVE, NOT_LIVE, LiveObjects
 from krepes_ooc.core.settings import read_settings, setting, unknown_key
 from krepes_ooc.errors import RecipeError, UsageError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
@@ -55,6 +56,7 @@ class Recipe:
         settings: settings of every stage by name.
         base: folder that relative paths start from.
         text: the recipe as it was read, overrides included.
+        live: objects of the running script, where the recipe says ``live``.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Recipe:
     settings: Mapping[str, Any]
     base: Path
     text: str
+    live: LiveObjects = field(default=NOT_LIVE, compare=False, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,10 +91,13 @@ class Recipe:
         source = self.source.factory if self.source.kind == "factory" else ""
         place, _, _ = self.network.factory.rpartition(":")
         package = "" if place.endswith(".py") or "." not in place else self.network.factory
+        # What the network states of its input is known when its factory has run.
+        if self.source.transform == "from_model":
+            package = self.network.factory
         return self._user_code([source, self.views.function, package])
 
     def _user_code(self, names: Iterable[str]) -> frozenset[str]:
-        used = [name for name in names if name and not name.startswith(SHIPPED_CODE)]
+        used = [n for n in names if n not in ("", LIVE) and not n.startswith(SHIPPED_CODE)]
         return frozenset(self._with_folder(name) for name in used)
 
     def _with_folder(self, name: str) -> str:

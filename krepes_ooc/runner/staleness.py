@@ -14,6 +14,7 @@ from typing import Any, Literal
 from krepes_ooc.core.digests import canonical_digest, remembered_sha256
 from krepes_ooc.core.files import to_json
 from krepes_ooc.core.import_object import factory_sha256
+from krepes_ooc.core.live_objects import LIVE, object_sha256
 from krepes_ooc.core.settings import digest_mapping, digest_names
 from krepes_ooc.errors import DamageError
 from krepes_ooc.network.spec import FACTORY, PRETRAIN, weight_files
@@ -221,7 +222,10 @@ class StalenessChecker:
         spec.pop("objective", None)
         if weights is not None:
             spec["weights"] = weights
-        code = factory_sha256(self.inputs.network_spec.factory, self.inputs.base)
+        if self.inputs.network_spec.factory == LIVE and self.inputs.live.model is not None:
+            code = object_sha256(self.inputs.live.model)
+        else:
+            code = factory_sha256(self.inputs.network_spec.factory, self.inputs.base)
         return {**spec, "code": code}
 
     def _weights(self) -> str:

@@ -29,6 +29,7 @@ _LOW_BYTES = {
     for mode in ("RGB", "RGBA", "RGBX")
     for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
 }
+_OVERSHOOTING = {"bicubic", "lanczos"}
 # Formats that store 16 bits in Pillow's 32-bit mode.
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM"}
 
@@ -43,6 +44,7 @@ class PixelFormat:
         side: side of the square that is cut from the centre and scaled, or None.
         alpha: what lies behind see-through pixels; ``drop`` shows their stored colour.
         page: page of files that hold several, or None.
+        interpolation: how the square is scaled; empty: bilinear.
     """
 
     mode: str
@@ -50,6 +52,12 @@ class PixelFormat:
     side: int | None = None
     alpha: Alpha = "drop"
     page: int | None = None
+    interpolation: str = ""
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return Image.Resampling[(self.interpolation or "bilinear").upper()]
 
     @property
     def channels(self) -> int:
@@ -134,11 +142,11 @@ def decode(path: Path, form: PixelFormat) -> npt.NDArray[Any]:
             if depth == "uint8" and _has_deep_channels(file, content):
                 depth = "uint16"
                 pixels = _opaque(_deep_colours(content, form.page), form.alpha)
-                pixels = _fitted(pixels, form.side, depth)
+                pixels = _fitted(pixels, form, depth)
             elif depth == "uint8":
                 pixels = _shallow(ImageOps.exif_transpose(file), form)
             else:
-                pixels = _fitted(np.asarray(ImageOps.exif_transpose(file)), form.side, depth)
+                pixels = _fitted(np.asarray(ImageOps.exif_transpose(file)), form, depth)
     # Eight bits in a folder of sixteen: 257 x / 65535 is x / 255 exactly.
     if (depth, form.depth) == ("uint8", "uint16"):
         pixels = pixels.astype(np.uint16) * np.uint16(257)
@@ -172,26 +180,29 @@ def _shallow(image: Image.Image, form: PixelFormat) -> npt.NDArray[Any]:
         image = Image.alpha_composite(back, image.convert("RGBA"))
     image = image.convert(form.mode)
     if form.side:
-        image = ImageOps.fit(image, (form.side, form.side), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(image, (form.side, form.side), form.resampling)
     return np.asarray(image, dtype=np.uint8)
 
 
-def _fitted(values: npt.NDArray[Any], side: int | None, depth: str) -> npt.NDArray[Any]:
+def _fitted(values: npt.NDArray[Any], form: PixelFormat, depth: str) -> npt.NDArray[Any]:
     """Deep pixels [y, x, ...], scaled as floats, which hold each level of 16 bits."""
-    if not side:
+    if not form.side:
         return values.astype(depth)
     # One channel at a time: Pillow has no deep colours.
     channels = [
         np.asarray(
             ImageOps.fit(
                 Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32)),
-                (side, side),
-                Image.Resampling.BILINEAR,
+                (form.side, form.side),
+                form.resampling,
             )
         )
         for channel in np.moveaxis(np.atleast_3d(values), 2, 0)
     ]
     scaled = np.stack(channels, axis=-1)
+    # Cubic curves reach beyond the levels that they pass through.
+    if depth != "float32" and form.interpolation in _OVERSHOOTING:
+        scaled = np.clip(scaled, np.iinfo(depth).min, np.iinfo(depth).max)
     return scaled.astype(depth) if depth == "float32" else np.rint(scaled).astype(depth)
 
 

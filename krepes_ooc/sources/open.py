@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.base import BUFFER_BYTES, Column, Source, SourceSpec, Tabular, check_keys
@@ -11,13 +12,14 @@ from krepes_ooc.sources.row_order import WINDOW_ROWS, ShuffledOrder
 __all__ = ["Column", "Source", "SourceSpec", "Tabular", "open_source", "row_order"]
 
 
-def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
+def open_source(spec: SourceSpec, base: Path, cache: Path, dataset: Any = None) -> Source:
     """Open the declared source.
 
     Args:
         spec: the recipe key ``source``.
         base: folder of the recipe; paths are relative to it.
         cache: folder of the workspace for converted files and scan results.
+        dataset: the data set of a script, where the recipe's factory is ``live``.
 
     Raises:
         SourceError: the source cannot be opened as declared.
@@ -25,7 +27,7 @@ def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
     """
     check_keys(spec)
     try:
-        return _open(spec, base, cache)
+        return _open(spec, base, cache, dataset)
     except SourceError as error:
         # Recipes of public data sets name the command that downloads a missing file.
         if not (spec.fetch and error.what.startswith("no such")):
@@ -38,7 +40,7 @@ def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
         ) from error
 
 
-def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
+def _open(spec: SourceSpec, base: Path, cache: Path, dataset: Any) -> Source:
     if spec.kind == "table":
         # pyarrow is imported for tables only.
         from krepes_ooc.sources.table import open_table
@@ -54,7 +56,7 @@ def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
         return array_files.open_arrays(spec, base, cache)
     if spec.kind == "images":
         return image_folder.open_images(spec, base, cache)
-    return map_dataset.open_dataset(spec, base, cache)
+    return map_dataset.open_dataset(spec, base, cache, dataset)
 
 
 def row_order(source: Source, spec: SourceSpec, seed: int) -> ShuffledOrder:

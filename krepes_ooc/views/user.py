@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.import_object import factory_sha256, load_callable
+from krepes_ooc.core.live_objects import object_sha256
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.base import Int64, Source
 
@@ -22,15 +23,17 @@ class UserViews:
     Args:
         function: ``module:callable`` or ``file.py:callable``.
         base: folder of the recipe.
+        live: the callable of a script, where the recipe says ``live``.
 
     Raises:
         SourceError: the callable cannot be loaded.
     """
 
-    def __init__(self, function: str, base: Path) -> None:
+    def __init__(self, function: str, base: Path, live: Callable[..., Any] | None = None) -> None:
         self._function = function
         self._base = base
-        self._view: Callable[..., Any] = load_callable(function, base, "views.function")
+        self._live = live
+        self._view: Callable[..., Any] = live or load_callable(function, base, "views.function")
 
     def __call__(
         self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int
@@ -99,9 +102,11 @@ class UserViews:
         return result
 
     def describe(self) -> dict[str, Any]:
-        """sha256 of the file that defines the callable, as JSON."""
+        """sha256 of the file that defines the callable, or of its own code, as JSON."""
+        if self._live is not None:
+            return {"function_sha256": object_sha256(self._live)}
         return {"function_sha256": factory_sha256(self._function, self._base)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by name: another process loads the callable again."""
-        return (UserViews, (self._function, self._base))
+        return (UserViews, (self._function, self._base, self._live))

@@ -157,6 +157,11 @@ def test_keys_are_renamed(folder: Path) -> None:
         {"stem.weight": "0.weight", "stem.bias": "0.bias"},
     ):
         assert_same(load(folder, "batch_norm", "w.pth", strip_prefix="m.", rename=rename), net)
+    starred = {k.replace("3.", "deep.x.3.old."): v for k, v in net.state_dict().items()}
+    torch.save(starred, folder / "s.pth")
+    assert_same(load(folder, "batch_norm", "s.pth", rename={"deep.x.*.old": "*"}), net)
+    with pytest.raises(UsageError, match=r"'deep.\*.old' and '3' have different numbers of stars"):
+        load(folder, "batch_norm", "s.pth", rename={"deep.*.old": "3"})
     with pytest.raises(UsageError, match=r"network.rename: no key of w.pth is 'ste' or begins"):
         load(folder, "batch_norm", "w.pth", strip_prefix="m.", rename={"ste": "0"})
     with pytest.raises(UsageError, match=r"two tensors of w.pth get the name '3.weight'"):

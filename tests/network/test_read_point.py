@@ -86,7 +86,8 @@ def test_a_module_inside_is_read_in_a_run_of_the_whole(
     folder: Path, path: str, given: dict[str, Any], used: int
 ) -> None:
     """Parameters behind it are left out; the layer after it works in place."""
-    network = load(folder, path, arguments=given)
+    with torch.no_grad():
+        network = load(folder, path, arguments=given)
     net = whole(folder, **given)
     assert len(network.trainable) == used
     assert not any(name.startswith("spare") for name in network.trainable)

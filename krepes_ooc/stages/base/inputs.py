@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
+from krepes_ooc.core.live_objects import NOT_LIVE, LiveObjects
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
@@ -23,6 +24,7 @@ from krepes_ooc.views.spec import CLEAN, ViewSpec
 
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
+    from krepes_ooc.network.preprocessing import Preprocessing
     from krepes_ooc.views.views import Views
 
 CALIBRATION_ROWS = 64
@@ -40,6 +42,7 @@ class AuditInputs:
         seed: recipe key ``seed``; every random draw is keyed by it.
         base: folder that relative paths of the recipe start from.
         private: the workspace's private folder, for caches and checkpoints.
+        live: objects of a script, where the recipe says ``live``.
     """
 
     source_spec: SourceSpec
@@ -48,13 +51,14 @@ class AuditInputs:
     seed: int
     base: Path
     private: Path
+    live: LiveObjects = NOT_LIVE
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the declarations; another process opens source and network anew."""
         spec = (self.source_spec, self.network_spec, self.view_spec)
-        return AuditInputs, (*spec, self.seed, self.base, self.private)
+        return AuditInputs, (*spec, self.seed, self.base, self.private, self.live)
 
     @property
     def pretrained(self) -> Path:
@@ -66,7 +70,34 @@ class AuditInputs:
         """The source, opened."""
         from krepes_ooc.sources.open import open_source
 
-        return open_source(self.source_spec, self.base, self.private / "cache")
+        cache = self.private / "cache"
+        source = open_source(self.opened_source_spec, self.base, cache, self.live.dataset)
+        if self._preprocessing is not None:
+            source.warnings = (*source.warnings, *self._preprocessing.lines())
+        return source
+
+    @cached_property
+    def opened_source_spec(self) -> SourceSpec:
+        """Recipe key ``source``, completed by what the network states of its input."""
+        stated = self._preprocessing
+        if stated is None:
+            return self.source_spec
+        # Keys of the recipe win; only picture files are scaled.
+        spec = self.source_spec
+        keys: dict[str, Any] = {"mean": spec.mean or stated.mean, "std": spec.std or stated.std}
+        if spec.kind == "images":
+            keys["size"] = spec.size or stated.size
+            keys["interpolation"] = spec.interpolation or stated.interpolation
+        return replace(spec, **keys)
+
+    @cached_property
+    def _preprocessing(self) -> Preprocessing | None:
+        """Input that the network states, where the recipe asks for it."""
+        if self.source_spec.transform != "from_model":
+            return None
+        from krepes_ooc.network.preprocessing import read_preprocessing
+
+        return read_preprocessing(self.network_spec, self.base, self.live.model)
 
     @cached_property
     def order(self) -> ShuffledOrder:
@@ -80,7 +111,7 @@ class AuditInputs:
         """The seeded augmentations."""
         from krepes_ooc.views.views import Views
 
-        return Views(self.view_spec, self.source, self.seed, self.base)
+        return Views(self.view_spec, self.source, self.seed, self.base, self.live.view)
 
     @cached_property
     def network(self) -> Any:
@@ -91,7 +122,8 @@ class AuditInputs:
         if self.network_spec.weights == PRETRAIN:
             self._check_pretrained()
             weights = self.pretrained
-        return load_network(self.network_spec, weights, self.base, self._example)
+        model = self.live.model
+        return load_network(self.network_spec, weights, self.base, self._example, model)
 
     @property
     def network_notes(self) -> tuple[str, ...]:
