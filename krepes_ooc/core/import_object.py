@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,22 @@ def find_factory(text: str, base: Path = Path()) -> Callable[..., Any]:
             f"no callable {name!r} in {place}", where="network.factory", expected="module:callable"
         )
     return target  # type: ignore[no-any-return]
+
+
+def locate_arguments(arguments: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Arguments of a factory, with paths that start from the recipe's folder made absolute.
+
+    A text that begins with ``./`` or ``../`` is such a path; lists and mappings are searched.
+    """
+
+    def located(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            return str((base / value).resolve())
+        if isinstance(value, Mapping):
+            return {key: located(entry) for key, entry in value.items()}
+        return [located(entry) for entry in value] if isinstance(value, list) else value
+
+    return {key: located(value) for key, value in arguments.items()}
 
 
 def factory_sha256(text: str, base: Path = Path()) -> str:

@@ -15,7 +15,7 @@ from krepes_ooc.errors import UsageError
 # The word in a recipe that stands for such an object.
 LIVE = "live"
 # Packages whose versions a run records: their code is not hashed.
-_LIBRARIES = {"torch", "numpy", "builtins", "typing", "abc", "collections", "pandas"}
+_LIBRARIES = {"torch", "numpy", "builtins", "typing", "abc", "collections", "krepes_ooc"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def object_sha256(value: Any) -> str:
     """sha256 of the code of an object: a function, or the methods of its classes.
 
     Of a network the classes of all its modules count, and what it prints of itself. Comments and
-    line numbers do not count, nor do values that functions close over.
+    line numbers do not count, nor do values that functions close over. An object that has
+    ``content_sha256()`` counts with that as well.
     """
     parts: list[Any] = [
         [kind.__module__, kind.__qualname__, list(_code_of(kind))] for kind in _kinds(value)
@@ -62,6 +63,8 @@ def object_sha256(value: Any) -> str:
     if callable(getattr(value, "modules", None)):
         # Addresses differ in every process.
         parts.append(re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
+    if callable(getattr(value, "content_sha256", None)):
+        parts.append(str(value.content_sha256()))
     return hashlib.sha256(to_json(parts).encode()).hexdigest()
 
 

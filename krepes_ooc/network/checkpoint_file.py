@@ -119,7 +119,7 @@ def _file_of_folder(folder: Path) -> Path:
 
 
 def _form(path: Path) -> Form:
-    """What a file holds, by its first bytes.
+    """Form of a file, by its first bytes.
 
     Raises:
         NetworkError: no weights, in words.
@@ -191,7 +191,7 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
 
 
 def _zip_form(path: Path) -> Form:
-    """What a zip file holds: a file of ``torch.save``, or arrays of NumPy.
+    """Form of a zip file: a file of ``torch.save``, or arrays of NumPy.
 
     Raises:
         NetworkError: a TorchScript archive, or another zip file.

@@ -53,8 +53,11 @@ class FrozenNetwork(nn.Module):
         Raises:
             NetworkError: the result is no floating-point tensor with one row a sample.
         """
-        whole = read_output(self.inner, self.read_at, inputs) if self.read_at else None
-        result = pick_output(self.inner(inputs) if whole is None else whole, self.output)
+        if self.read_at:
+            whole = read_output(self.inner, self.read_at, inputs)
+        else:
+            whole = self.inner(inputs)
+        result = pick_output(whole, self.output)
         if not isinstance(result, torch.Tensor) or not result.is_floating_point():
             raise NetworkError(
                 f"the network returns {type(result).__name__}",

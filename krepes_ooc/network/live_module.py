@@ -73,7 +73,7 @@ def save_live(model: nn.Module, folder: Path) -> Path:
     return path
 
 
-def name_factory(model: nn.Module, example: npt.NDArray[np.float32], base: Path) -> Factory:
+def name_factory(model: nn.Module, example: npt.NDArray[np.float32]) -> Factory:
     """Name and arguments of a factory that builds a network; ``live`` where none is proven to.
 
     A candidate must give the same modules, trainable parameters and, with the same weights, the
@@ -82,12 +82,11 @@ def name_factory(model: nn.Module, example: npt.NDArray[np.float32], base: Path)
     Args:
         model: the network.
         example: one input [1, ...].
-        base: folder that a file would be relative to.
     """
     for factory, arguments in _candidates(model):
         state = torch.get_rng_state()
         try:
-            built = check_module(find_factory(factory, base)(**arguments))
+            built = check_module(find_factory(factory)(**arguments))
             if _is_same(built.float(), copy_module(model), torch.tensor(example)):
                 return factory, arguments
         # Code of the user fails in any way; the live object remains.

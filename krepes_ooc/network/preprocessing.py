@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from krepes_ooc.core.import_object import locate_arguments
 from krepes_ooc.core.live_objects import LIVE
 from krepes_ooc.errors import UsageError
-from krepes_ooc.network.spec import FACTORY, PRETRAIN, NetworkSpec, build_network, locate_arguments
+from krepes_ooc.network.spec import FACTORY, PRETRAIN, NetworkSpec, build_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +44,7 @@ class Preprocessing:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> tuple[str, ...]:
-        """What was taken over, and what was not, for log and report."""
+        """Lines for log and report: all that was taken over, and the rest."""
         size = f"size {self.size}, " if self.size else ""
         taken = f"{size}mean {list(self.mean)}, std {list(self.std)}, {self.interpolation}"
         return (f"transform from_model: {taken}, by {self.origin}", *self.notes)

@@ -17,7 +17,7 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class ReadPoint:
-    """Where the embedding is read.
+    """Place in a network where the embedding is read.
 
     Args:
         module: the network that is run: the named module alone where it takes the network's own

@@ -6,12 +6,12 @@ torch is imported on first use, so that reading a recipe stays fast.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from krepes_ooc.core.import_object import find_factory, signature_text
+from krepes_ooc.core.import_object import find_factory, locate_arguments, signature_text
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import NetworkError, UsageError
 
@@ -242,19 +242,3 @@ def weight_files(spec: NetworkSpec, base: Path) -> tuple[Path, ...]:
 
     path = resolve_weights(spec, None, base)
     return content_files(path) if path is not None else ()
-
-
-def locate_arguments(arguments: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """Arguments of a factory, with paths that start from the recipe's folder made absolute.
-
-    A text that begins with ``./`` or ``../`` is such a path; lists and mappings are searched.
-    """
-
-    def located(value: Any) -> Any:
-        if isinstance(value, str) and value.startswith(("./", "../")):
-            return str((base / value).resolve())
-        if isinstance(value, Mapping):
-            return {key: located(entry) for key, entry in value.items()}
-        return [located(entry) for entry in value] if isinstance(value, list) else value
-
-    return {key: located(value) for key, value in arguments.items()}

@@ -45,7 +45,7 @@ class KeyRules:
 
 @dataclass(frozen=True)
 class Filled:
-    """What became of a checkpoint.
+    """Outcome of loading a checkpoint.
 
     Args:
         notes: lines for people on what was left out or filled in.

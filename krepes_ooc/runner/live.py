@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc.core import resources
-from krepes_ooc.core.files import write_atomic
+from krepes_ooc.core.files import disk_errors, write_atomic
 from krepes_ooc.core.live_objects import LIVE, LiveObjects
 from krepes_ooc.engine.run_control import Progress
 from krepes_ooc.errors import UsageError
@@ -108,21 +108,22 @@ class LiveAudit:
         preflight.refuse_no_folder(root)
         preflight.refuse_other_recipe(self.workspace, self._values["recipe"])
         folder = self.workspace.private / _FOLDER
-        values = {**self._values, "source": self._source(folder)}
-        # Weights lie in the workspace, whose copy of them has a digest.
-        weights = save_live(self.model, folder)
-        network = {"weights": weights.name, **values["network"]}
+        with disk_errors(root):
+            values = {**self._values, "source": self._source(folder)}
+            # Weights lie in the workspace, whose copy of them has a digest.
+            weights = save_live(self.model, folder)
+        network = {"weights": str(weights), **values["network"]}
         values["network"] = {"factory": LIVE, **network}
-        recipe = self._parse(values, folder)
+        recipe = self._parse(values)
         if "factory" in network:
             return recipe
         # Named by import path, if what is built by it gives the same bits.
         example = Audit(recipe, self.workspace).inputs.encode(np.zeros(1, dtype=np.int64), CLEAN)[0]
-        factory, arguments = name_factory(self.model, example, folder)
+        factory, arguments = name_factory(self.model, example)
         if factory == LIVE:
             return recipe
         values["network"] = {"factory": factory, "arguments": arguments, **network}
-        return self._parse(values, folder)
+        return self._parse(values)
 
     def run(
         self,
@@ -167,8 +168,9 @@ class LiveAudit:
         kinds = f"{type(self.model).__name__}, {type(self.dataset).__name__}"
         return f"Audit({kinds}, workspace={str(self.workspace.root)!r})"
 
-    def _parse(self, values: dict[str, Any], folder: Path) -> Recipe:
-        recipe = Recipe.parse(resources.dump_yaml(values), folder, "krepes_ooc.Audit")
+    def _parse(self, values: dict[str, Any]) -> Recipe:
+        # Files that the keys name lie where the script runs.
+        recipe = Recipe.parse(resources.dump_yaml(values), Path.cwd(), "krepes_ooc.Audit")
         model = self.model if recipe.network.factory == LIVE else None
         dataset = self.dataset if recipe.source.factory == LIVE else None
         return replace(recipe, live=LiveObjects(model, dataset, self._view))
@@ -179,7 +181,7 @@ class LiveAudit:
         if self._encoding is None:
             return {"kind": "factory", "factory": LIVE, **given}
         path = _save_table(self.dataset, folder, self.workspace.private / "temp")
-        return {"kind": "table", "path": path.name, **given, **self._encoding}
+        return {"kind": "table", "path": str(path), **given, **self._encoding}
 
 
 class ArrayDataset:
@@ -200,6 +202,14 @@ class ArrayDataset:
 
     def __getitem__(self, index: int) -> Any:
         return self.samples[index]
+
+    def content_sha256(self) -> str:
+        """sha256 of all samples: of an array in memory each value counts."""
+        digest = hashlib.sha256(f"{self.samples.dtype} {self.samples.shape} ".encode())
+        # In parts: the array may fill half of the memory.
+        for sample in self.samples:
+            digest.update(sample.tobytes())
+        return digest.hexdigest()
 
 
 def _map_style(dataset: Any, encoding: Mapping[str, Any] | None) -> Any:
@@ -225,8 +235,8 @@ def _map_style(dataset: Any, encoding: Mapping[str, Any] | None) -> Any:
         )
     if _is_array(dataset):
         return ArrayDataset(dataset)
-    is_pair = isinstance(dataset, tuple) and len(dataset) == 2
-    if is_pair and all(_is_array(part) for part in dataset) and len(dataset[0]) == len(dataset[1]):
+    is_pair = isinstance(dataset, tuple) and len(dataset) == 2 and _is_array(dataset[0])
+    if is_pair and len(dataset[0]) == len(dataset[1]):
         return ArrayDataset(*dataset)
     kind = type(dataset)
     is_loader = hasattr(dataset, "dataset") and hasattr(dataset, "batch_size")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.digests import canonical_digest, write_cache_file
-from krepes_ooc.core.import_object import factory_sha256, load_callable
+from krepes_ooc.core.import_object import factory_sha256, load_callable, locate_arguments
 from krepes_ooc.core.live_objects import object_sha256
 from krepes_ooc.errors import DataError, KrepesError, SourceError, UsageError
 from krepes_ooc.sources.array_labels import index_labels, plain_labels
@@ -141,7 +141,8 @@ class DatasetRows:
         self._lock = threading.Lock()
         try:
             if dataset is None:
-                dataset = load_callable(factory, base, "source.factory")(**arguments)
+                given = locate_arguments(arguments, base)
+                dataset = load_callable(factory, base, "source.factory")(**given)
             self._dataset = dataset
             self.length = len(self._dataset)
         except KrepesError:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from krepes_ooc.core.settings import read_settings
@@ -26,6 +26,7 @@ from krepes_ooc.errors import KrepesError, NetworkError, UsageError
 from krepes_ooc.network.checkpoint_file import content_files
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.spec import NetworkSpec, load_network, weight_files
+from tests import small
 
 FACTORIES = """
 import torch
@@ -598,3 +599,30 @@ def test_whole_numbers_keep_their_values(
 def test_a_network_error_is_told_for_each_of_these(folder: Path) -> None:
     with pytest.raises(NetworkError):
         load(folder, "linear", "nets.py")
+
+
+# the command line ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda v: (v * 9).to(torch.int8), 1, "0.weight is int8; expected float32"),
+        (lambda v: v.numpy(), 0, "network: 4 values of w.pth are NumPy arrays, read as tensors"),
+        (str, 2, "the checkpoint is no state dict"),
+    ],
+)
+def test_a_run_says_it_before_the_first_block(
+    capsys: Any, tmp_path: Path, change: Any, code: int, words: str
+) -> None:
+    recipe = small.own_recipe(tmp_path, small.rows_csv(60))
+    state = load_file(tmp_path / "weights.safetensors")
+    torch.save({key: change(value) for key, value in state.items()}, tmp_path / "w.pth")
+    given = ("run", str(recipe), "-w", str(tmp_path / "ws"), "--set", "network.weights=w.pth")
+    told = small.krepes(capsys, *given, "--until", "features", "--workers", "1")
+    assert told.code == code
+    if code:
+        assert words in told.line
+        assert small.seals(tmp_path / "ws") == {}
+    else:
+        assert told.out.index(words) < told.out.index("features: sealed")

@@ -67,10 +67,10 @@ def test_timm(tmp_path: Path) -> None:
     assert outputs(opened).shape == (PICTURES, 512)
     # A live model of timm is named by its factory.
     example = opened.encode(np.zeros(1, dtype=np.int64), -1)[0]
-    named = name_factory(module, example, tmp_path)
+    named = name_factory(module, example)
     assert named == ("timm:create_model", {"model_name": "resnet18", "num_classes": 0})
     module.conv1.stride = (1, 1)
-    assert name_factory(module, example, tmp_path) == (LIVE, {})
+    assert name_factory(module, example) == (LIVE, {})
 
 
 def test_torchvision(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from krepes_ooc.core.import_object import locate_arguments
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import NetworkError, UsageError
 from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features
 from krepes_ooc.network.frozen import FrozenNetwork
-from krepes_ooc.network.spec import NetworkSpec, load_network, locate_arguments
+from krepes_ooc.network.spec import NetworkSpec, load_network
 
 NETS = """
 import torch

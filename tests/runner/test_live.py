@@ -175,7 +175,7 @@ def audit_of(model: nn.Module, dataset: Any, workspace: Path, **more: Any) -> Li
 
 def test_what_can_be_imported_is_named(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(40, 6)).astype("f4")
-    audit = audit_of(Net(), (x, np.arange(40) % 3), tmp_path / "a", views=shifted)
+    audit = audit_of(Net(), (x, [*range(40)]), tmp_path / "a", views=shifted)
     assert audit.recipe.network.factory == f"{__name__}:Net"
     assert audit.recipe.views.function == f"{__name__}:shifted"
     assert audit.recipe.source.factory == LIVE
@@ -265,6 +265,19 @@ def test_other_arguments_are_refused(tmp_path: Path) -> None:
         small.run(krepes_ooc.Recipe.parse(audit_of(Net(), x, tmp_path).recipe.text, tmp_path, "r"))
 
 
+def test_each_value_of_an_array_counts(tmp_path: Path) -> None:
+    """The samples that a data set is known by are 64 of them; an array is known whole."""
+    x = np.random.default_rng(0).normal(size=(300, 6)).astype("f4")
+    other = x.copy()
+    other[1, 2] += 1
+    digests = set()
+    for values in (x, other, x.copy()):
+        audit = audit_of(nn.Linear(6, 3), values, tmp_path)
+        inputs = krepes_ooc.runner.audit.Audit(audit.recipe, audit.workspace).inputs
+        digests.add(str(inputs.source.fingerprint()))
+    assert len(digests) == 2
+
+
 def test_code_of_objects() -> None:
     """Constants and instructions count; names of files and lines, and addresses, do not."""
 
@@ -290,4 +303,4 @@ def test_a_network_of_older_norms_and_one_with_a_lock() -> None:
     old.lock = threading.Lock()
     with pytest.raises(NetworkError, match=r"the network cannot be copied"):
         copy_module(old)
-    assert name_factory(old, x.numpy(), Path()) == (LIVE, {})
+    assert name_factory(old, x.numpy()) == (LIVE, {})
