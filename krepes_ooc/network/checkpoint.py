@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -131,8 +130,7 @@ def _read_file(file: CheckpointFile) -> Any:
     except pickle.UnpicklingError as error:
         # The same exception for a damaged file, for one that holds code, and for other protocols.
         raise _unpickling_error(file.path, error) from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damage_error(file.path, _cause(error)) from error
+    # Every library refuses damaged files by exceptions of its own.
     except Exception as error:
         raise damage_error(file.path, _cause(error)) from error
 

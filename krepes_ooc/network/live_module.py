@@ -14,7 +14,7 @@ from torch import nn
 
 from krepes_ooc.core.import_object import find_factory
 from krepes_ooc.core.live_objects import LIVE, object_sha256
-from krepes_ooc.errors import KrepesError, NetworkError
+from krepes_ooc.errors import NetworkError
 from krepes_ooc.network.checkpoint import save_weights
 from krepes_ooc.network.frozen import check_module
 
@@ -90,7 +90,7 @@ def name_factory(model: nn.Module, example: npt.NDArray[np.float32]) -> Factory:
             if _is_same(built.float(), copy_module(model), torch.tensor(example)):
                 return factory, arguments
         # Code of the user fails in any way; the live object remains.
-        except (KrepesError, Exception):
+        except Exception:
             continue
         finally:
             # Building draws initial values, which the script's own draws must not notice.

@@ -23,9 +23,11 @@ from torch import nn
 
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import KrepesError, NetworkError, UsageError
+from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features
 from krepes_ooc.network.checkpoint_file import content_files
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.spec import NetworkSpec, load_network, weight_files
+from krepes_ooc.stages.features.inner_products import self_kernel
 from tests import small
 
 FACTORIES = """
@@ -296,6 +298,21 @@ def test_older_norms_are_audited_as_parametrisations(folder: Path, name: str) ->
     # The copies that threads and the self-check make.
     for copied in (network.deep_copy(), network.shared_copy(), network.deep_copy().double()):
         copied(torch.tensor(X, dtype=next(copied.parameters()).dtype))
+
+
+@pytest.mark.parametrize("name", ["old_weight_norm", "old_spectral_norm"])
+def test_rows_of_older_norms_are_their_gradients(folder: Path, name: str) -> None:
+    network = load(folder, name, "factory")
+    settings = FeatureSettings(outputs=(1,), probes=1, deflated_probes=0)
+    shared = open_features(network, settings, X)
+    assert shared.layout.factors
+    got = np.asarray(self_kernel(shared.rows(X)[0], shared.layout))
+    net = network.deep_copy().double()
+    weights = [net.inner.get_parameter(each).requires_grad_(True) for each in network.trainable]
+    assert len(weights) == (5 if "weight_norm" in name else 4)
+    for row, x in zip(got, torch.tensor(X, dtype=torch.float64), strict=True):
+        gradients = torch.autograd.grad(net(x[None])[0, 1], weights)
+        assert abs(row / float(sum((g**2).sum() for g in gradients)) - 1) < 1e-5
 
 
 @pytest.mark.parametrize(
