@@ -8,6 +8,7 @@ even imported. NumPy arrays are built from their bytes, types being checked.
 from __future__ import annotations
 
 import pickletools
+import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -63,6 +64,7 @@ MAPPINGS = frozenset(
 _NUMBER_KINDS = "biufc"
 _TYPE_LENGTH = 4
 _WALK_DEPTH = 6
+_LOADING = threading.Lock()
 
 
 class StandIn:
@@ -142,7 +144,8 @@ def foreign_objects(loaded: Any) -> dict[str, str]:
 
 
 def _load(path: Path, allowed: list[Any]) -> Any:
-    with torch.serialization.safe_globals(allowed):
+    # torch keeps the list for the whole process: one load at a time.
+    with _LOADING, torch.serialization.safe_globals(allowed):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -293,9 +295,49 @@ def test_code_of_objects() -> None:
     assert object_sha256(shifted) != object_sha256(variant)
 
 
-def test_a_network_of_older_norms_and_one_with_a_lock() -> None:
-    import threading
+STRENGTH = 0.1
 
+
+class Shift:
+    """A view with a setting."""
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def __call__(self, x: Any, sample_id: int, view_id: int, seed: int) -> Any:
+        return x + self.by
+
+
+def helper(x: Any) -> Any:
+    return x * 2
+
+
+def test_values_that_a_view_holds_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(strength: Any, default: int = 1) -> Any:
+        def view(x: Any, sample_id: int, view_id: int, seed: int, by: int = default) -> Any:
+            return helper(x) + STRENGTH * strength * by
+
+        return view
+
+    first = object_sha256(make(1.0))
+    assert object_sha256(make(1.0)) == first
+    assert object_sha256(make(2.0)) != first
+    assert object_sha256(make(1.0, 2)) != first
+    assert object_sha256(functools.partial(make(1.0), by=3)) != object_sha256(
+        functools.partial(make(1.0), by=4)
+    )
+    assert object_sha256(Shift(1)) == object_sha256(Shift(1)) != object_sha256(Shift(2))
+    assert object_sha256(Shift(1).__call__) != object_sha256(Shift(2).__call__)
+    monkeypatch.setattr(sys.modules[__name__], "STRENGTH", 0.2)
+    assert object_sha256(make(1.0)) != first
+    monkeypatch.undo()
+    monkeypatch.setattr(sys.modules[__name__], "helper", lambda x: x * 3)
+    assert object_sha256(make(1.0)) != first
+    monkeypatch.undo()
+    assert object_sha256(make(1.0)) == first
+
+
+def test_a_network_of_older_norms_and_one_with_a_lock() -> None:
     with pytest.warns(FutureWarning):
         old = nn.utils.weight_norm(nn.Linear(3, 2))
     x = torch.randn(4, 3)
