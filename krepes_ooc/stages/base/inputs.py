@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
+from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
@@ -23,6 +25,8 @@ from krepes_ooc.views.spec import CLEAN, ViewSpec
 
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
+    from krepes_ooc.jacobian.opening import Opening
+    from krepes_ooc.jacobian.row_size import RowSize
     from krepes_ooc.views.views import Views
 
 CALIBRATION_ROWS = 64
@@ -39,7 +43,8 @@ class AuditInputs:
         view_spec: recipe key ``views``.
         seed: recipe key ``seed``; every random draw is keyed by it.
         base: folder that relative paths of the recipe start from.
-        private: the workspace's private folder, for caches and checkpoints.
+        private: the workspace's private folder, for caches, checkpoints and records of openings.
+        note: receives one line about a long opening of the network; not pickled.
     """
 
     source_spec: SourceSpec
@@ -48,6 +53,7 @@ class AuditInputs:
     seed: int
     base: Path
     private: Path
+    note: Callable[[str], None] = field(default=lambda text: None, compare=False, repr=False)
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
@@ -126,31 +132,86 @@ class AuditInputs:
         return inputs, content
 
     def open_features(
-        self, settings: FeatureSettings, probes: npt.ArrayLike | None = None
+        self,
+        settings: FeatureSettings,
+        probes: npt.ArrayLike | None = None,
+        limit: float | None = None,
     ) -> FeatureMap:
         """The feature map of the network, its scale fixed from calibration samples; opened once.
+
+        What an earlier opening found, also one that was killed, is read from the workspace.
 
         Args:
             settings: kind, outputs and probes of the feature rows.
             probes: output probes of an existing features store; None: they are drawn.
+            limit: processor seconds that the opening may take; None: any.
+
+        Raises:
+            OpeningDeferred: it would take longer.
         """
         from krepes_ooc.jacobian.feature_map import open_features
 
         # Scales and probes cost a pass over calibration samples: one map per settings.
         if settings not in self._opened:
+            calibration = self.calibration()
+            opening = self._opening(settings, calibration, limit)
             self._opened[settings] = open_features(
-                self.network, settings, self.calibration(), probes, self.seed
+                self.network, settings, calibration, probes, self.seed, opening
             )
         return self._opened[settings]
+
+    def measure_rows(
+        self, settings: FeatureSettings, shared: FeatureMap | None, free: int
+    ) -> RowSize:
+        """Memory and operations of feature rows, measured on a few calibration samples.
+
+        Args:
+            settings: kind, outputs and probes of the feature rows.
+            shared: the feature map; None: it is not open, and plain passes are measured.
+            free: bytes that a batch may take.
+        """
+        from krepes_ooc.engine.calibration import peak_growth
+        from krepes_ooc.jacobian.opening import sample_size
+        from krepes_ooc.jacobian.row_size import measure_pass_size, measure_row_size
+        from krepes_ooc.jacobian.selection import select_parameters
+
+        inputs = self.calibration()
+        network = self.network if shared is None else shared.network
+        size = sample_size(network, inputs)
+        if shared is not None:
+            return measure_row_size(shared, inputs, size, free, peak_growth)
+        names = select_parameters(network, settings.parameters)
+        return measure_pass_size(network, names, inputs, size, free, peak_growth)
+
+    def _opening(
+        self, settings: FeatureSettings, calibration: Rows, limit: float | None
+    ) -> Opening:
+        """The recorded opening of this network under these settings."""
+        from krepes_ooc.jacobian.feature_map import FeatureSettings
+        from krepes_ooc.jacobian.opening import Opening, network_identity
+
+        # Of the settings, those of the rows: blocks and batches change nothing here.
+        names = [each.name for each in fields(FeatureSettings)]
+        declared = {
+            "factory": self.network_spec.factory,
+            "arguments": to_mapping(self.network_spec.arguments),
+            "output": self.network_spec.output,
+            "settings": {name: to_mapping(getattr(settings, name)) for name in names},
+            "seed": self.seed,
+        }
+        name = network_identity(self.network, calibration, declared)[:32]
+        return Opening(self.private / "openings" / f"{name}.json", self.note, limit)
 
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
         """The feature map of the untrained network, which has the same sizes as the trained one."""
         from krepes_ooc.jacobian.feature_map import open_features
+        from krepes_ooc.jacobian.opening import Opening
         from krepes_ooc.network.frozen import freeze
         from krepes_ooc.network.spec import build_network
 
         network = freeze(build_network(self.network_spec, self.base), self.network_spec.output)
-        return open_features(network, settings, self.calibration(), seed=self.seed)
+        opening = Opening(note=self.note)
+        return open_features(network, settings, self.calibration(), seed=self.seed, opening=opening)
 
     def calibration(self) -> Rows:
         """Network inputs [sample, ...] of the samples that scales and row costs are measured on."""
