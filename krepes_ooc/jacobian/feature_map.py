@@ -208,7 +208,7 @@ class _Plan:
 
     def _count_rows(self, n_samples: int, n_probes: int) -> float:
         """Passes of the rows that fix the scales: a forward pass is a third of both."""
-        return (n_samples + SINGLE_SAMPLES) * (1 + 2 * n_probes) / 3
+        return (n_samples + min(SINGLE_SAMPLES, self.batch)) * (1 + 2 * n_probes) / 3
 
     def build(
         self,
@@ -301,7 +301,7 @@ def calibrate(feature_map: FeatureMap, calibration: npt.NDArray[Any], batch: int
                 expected="finite numbers",
                 advice="check the inputs' scale and the checkpoint",
             )
-    _check_batch_independence(feature_map, calibration, rows)
+    _check_batch_independence(feature_map, calibration, rows, min(SINGLE_SAMPLES, batch))
     # A power of two for each range brings its largest entry near the top of float16.
     largest = np.abs(rows).max(axis=0)
     exponents = (exponent_for(float(largest[a:b].max())) for a, b, _ in feature_map.layout.scales)
@@ -309,11 +309,11 @@ def calibrate(feature_map: FeatureMap, calibration: npt.NDArray[Any], batch: int
 
 
 def _check_batch_independence(
-    feature_map: FeatureMap, calibration: npt.NDArray[Any], rows: Float32
+    feature_map: FeatureMap, calibration: npt.NDArray[Any], rows: Float32, n_single: int
 ) -> None:
     """Compare rows with those of a batch of one: a network may sort or group its batch."""
     largest = float(np.linalg.norm(rows, axis=1).max())
-    for sample in np.unique(np.linspace(0, len(rows) - 1, SINGLE_SAMPLES).astype(int)):
+    for sample in np.unique(np.linspace(0, len(rows) - 1, n_single).astype(int)):
         single, _ = feature_map.rows(calibration[sample : sample + 1])
         difference = float(np.linalg.norm(single[0] - rows[sample]))
         if not difference <= SINGLE_TOLERANCE * largest:

@@ -26,8 +26,8 @@ PeakGrowth = Callable[[Callable[[], object]], int]
 MAX_SAMPLES = 8
 # Above the measured growth: what a sampled peak misses, and rounding of the allocator.
 MARGIN = 1.15
-# Bytes of the self-check for every weight: two copies in float64 and one gradient.
-CHECK_BYTES = 24
+# Bytes of the self-check for every weight: two copies in float64, one gradient, one on its way.
+CHECK_BYTES = 28
 # Samples of the self-check, in float64.
 CHECK_SAMPLES = 2
 

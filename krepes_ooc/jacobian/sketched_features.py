@@ -33,7 +33,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 CALIBRATION_SAMPLES = 16
 # Outputs up to which the leading directions come from the exact Gram matrix, a backward pass each;
-# beyond, from a randomised range finder. The number decides bits: it stays.
+# beyond, and for large samples, from a randomised range finder. The number decides bits: it stays.
 MAX_GRAM_OUTPUTS = 128
 # Cost of one of the backward passes of the range finder, with the differences of outputs.
 RANGE_PASS = 1.0
@@ -101,6 +101,22 @@ class SketchFeatures:
                 for term in self._jacobian.terms(recording, probe):
                     rows.add(term, index)
         return rows.finish(), apply_probes(outputs, self.outputs)
+
+    def rows_along(self, inputs: npt.NDArray[Any], directions: Float32) -> Float32:
+        """Rows [direction, sample, column] of single output directions [direction, output].
+
+        One forward pass for all; each direction has the sketch of the first probe.
+        """
+        with self._lock:
+            recording = self._jacobian.record(torch.tensor(inputs, device=self._device))
+            outputs = recording.outputs.detach()
+            found = []
+            for direction in expand_probes(directions, self.outputs, outputs):
+                rows = self.sketch.open_rows(len(inputs))
+                for term in self._jacobian.terms(recording, direction):
+                    rows.add(term, 0)
+                found.append(rows.finish().cpu().numpy())
+        return np.stack(found)
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -183,7 +199,7 @@ class SketchPlan:
         # Plain random signs; from as many probes as outputs on they are the identity.
         if not n_deflated or n_deflated + n_random >= len(self.outputs):
             return rademacher_probes(n_deflated + n_random, len(self.outputs), seed)
-        if len(self.outputs) <= MAX_GRAM_OUTPUTS:
+        if uses_gram(len(self.outputs), n_deflated, batch):
             return deflated_probes(self.output_gram(seed, batch), n_deflated, n_random, seed)
         return complete_probes(self.output_range(n_deflated, seed, batch), n_random, seed)
 
@@ -209,14 +225,15 @@ class SketchPlan:
         self, directions: Float32, inputs: npt.NDArray[Any], seed: int, batch: int
     ) -> Float64:
         """D G D^T of directions D [direction, output], G summed over samples."""
+        # The same map for each direction: the sketch depends on the number of probes only.
         single = self.build(np.eye(1, len(self.outputs), dtype=np.float32), seed)
-        rows = []
-        for direction in directions:
-            # The same map for each direction: the sketch depends on the number of probes only.
-            single.probes = direction[None, :]
-            rows.append(rows_in_batches(single, inputs, batch)[0])
+        parts = [
+            single.rows_along(inputs[start : start + batch], directions)
+            for start in range(0, len(inputs), batch)
+        ]
         # The sum over samples of J J^T is that of their concatenation.
-        jacobian = np.stack(rows).reshape(len(directions), -1).astype(np.float64)
+        rows = np.concatenate(parts, axis=1)
+        jacobian = rows.reshape(len(directions), -1).astype(np.float64)
         return np.asarray(jacobian @ jacobian.T)
 
 
@@ -231,13 +248,25 @@ def count_probes(
     )
 
 
+def uses_gram(n_outputs: int, n_deflated: int, batch: int) -> bool:
+    """Whether the exact Gram matrix gives the leading directions; from shapes alone.
+
+    Args:
+        n_outputs: audited outputs.
+        n_deflated: calibrated probes.
+        batch: samples of one calibration pass: fewer than ``MAX_BATCH`` for large samples.
+    """
+    limit = MAX_GRAM_OUTPUTS if batch == MAX_BATCH else count_backward_passes(n_deflated)
+    return n_outputs <= limit
+
+
 def count_calibration(n_outputs: int, n_random: int, n_deflated: int, batch: int) -> float:
     """Forward and backward passes of one sample that the calibrated probes take."""
     if not n_deflated or n_deflated + n_random >= n_outputs:
         return 0.0
     # A backward pass alone is two thirds of both.
-    if n_outputs <= MAX_GRAM_OUTPUTS:
-        return CALIBRATION_SAMPLES * n_outputs * 2 / 3
+    if uses_gram(n_outputs, n_deflated, batch):
+        return min(CALIBRATION_SAMPLES, 2 * batch) * n_outputs * 2 / 3
     return min(RANGE_SAMPLES, batch) * count_backward_passes(n_deflated) * RANGE_PASS
 
 

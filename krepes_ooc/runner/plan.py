@@ -15,7 +15,7 @@ from krepes_ooc.engine.calibration import Rates, calibrate
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.runner.sizing import SizingLimits, feature_map, memory_advice
+from krepes_ooc.runner.sizing import SizingLimits, feature_map, memory_advice, opening_limit
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.stages.base.cost import ROW_PASSES, Cost
@@ -76,7 +76,9 @@ def make_plan(
         # Time needs the rates of this machine and the cost of a feature row.
         rates = calibrate(folder) if timed else None
         source = describe_source(audit.inputs.source)
-        description, row_cost = _row_description(audit, states["features"]) if timed else ({}, None)
+        description, row_cost = (
+            _row_description(audit, states["features"], limits) if timed else ({}, None)
+        )
         timing = Timing(rates, row_cost, sizes.row_operations)
         rows = [
             _row(audit, state, costs[name], budget, base) | timing.of(costs[name], budget)
@@ -122,7 +124,9 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
         raise preflight.disk_refusal(Path(workspace), disk["needed"], disk["free"])
 
 
-def _row_description(audit: Audit, features: StageState) -> tuple[dict[str, str], RowCost | None]:
+def _row_description(
+    audit: Audit, features: StageState, limits: SizingLimits
+) -> tuple[dict[str, str], RowCost | None]:
     """Form and cost of the feature rows, in words, and the cost; None where it is not measured.
 
     As the features were started with; else as they would be, measured on calibration samples.
@@ -137,7 +141,7 @@ def _row_description(audit: Audit, features: StageState) -> tuple[dict[str, str]
     else:
         settings = audit.recipe.settings["features"]
         try:
-            shared = feature_map(audit.inputs, settings, OPENING_SECONDS)
+            shared = feature_map(audit.inputs, settings, opening_limit(audit.inputs, limits))
         except OpeningDeferred as deferred:
             return _unmeasured_words(deferred), None
         words, cost = describe_rows(shared, settings, audit.inputs.calibration())
@@ -150,12 +154,17 @@ def _row_description(audit: Audit, features: StageState) -> tuple[dict[str, str]
 
 def _unmeasured_words(deferred: OpeningDeferred) -> dict[str, str]:
     """Description of rows that a plan does not measure, with the reason."""
+    reason = (
+        f"opening the network takes about {deferred.seconds:.0f} s of processor time, a plan at "
+        f"most {OPENING_SECONDS:.0f} s; the run opens it once and records what it finds"
+    )
+    if deferred.seconds <= OPENING_SECONDS:
+        reason = "the network does not fit the memory"
     return {
         "parameters": f"{len(deferred.parameters)} arrays",
         "outputs": f"{deferred.n_outputs}",
         "not measured": "the ways to the gradients, the calibrated probes and the cost of a row: "
-        f"opening the network takes about {deferred.seconds:.0f} s of processor time, a plan at "
-        f"most {OPENING_SECONDS:.0f} s; the run opens it once and records what it finds",
+        + reason,
         "cost": f"{1e3 * deferred.pass_seconds:.3g} ms of processor time a plain forward and "
         "backward pass of one sample",
     }

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap
 
 LEAST_SAMPLES = 2
+# A limit that every opening exceeds.
+NEVER = -1.0
 # Forward batch that ``auto`` halves until it fits.
 AUTO_BATCH = 256
 
@@ -171,10 +173,9 @@ def _row_form(inputs: AuditInputs, features: Any, limits: SizingLimits) -> _RowF
     from krepes_ooc.jacobian.feature_map import expected_layout
     from krepes_ooc.jacobian.opening import OpeningDeferred
 
-    _refuse_weights(inputs, limits)
     shared: FeatureMap | None = None
     try:
-        shared = feature_map(inputs, features, limits.seconds)
+        shared = feature_map(inputs, features, opening_limit(inputs, limits))
         layout = shared.layout
         names = shared.parameters
         n_outputs = shared.n_outputs
@@ -197,25 +198,30 @@ def _row_form(inputs: AuditInputs, features: Any, limits: SizingLimits) -> _RowF
     return _RowForm(layout, n_outputs, sum(parameters[name].numel() for name in names), measured)
 
 
-def _refuse_weights(inputs: AuditInputs, limits: SizingLimits) -> None:
-    """Refuse a network whose weights and one sample alone exceed the memory, before it is opened.
+def opening_limit(inputs: AuditInputs, limits: SizingLimits) -> float | None:
+    """Processor seconds that opening the network may take; none of them where it cannot fit.
+
+    A plan shows what does not fit, from shapes; a run refuses it before the network is opened.
 
     Raises:
-        PlanRefused: with the bytes needed and allowed.
+        PlanRefused: weights and one sample alone exceed the memory, with both numbers.
     """
     from krepes_ooc.jacobian.opening import sample_size
     from krepes_ooc.jacobian.row_size import CHECK_BYTES
 
     # The demo trainer's network is not trained yet, and small.
     if limits.budget is None or inputs.network_spec.weights == PRETRAIN:
-        return
+        return limits.seconds
     network = inputs.network
     n_weights = sum(parameter.numel() for parameter in network.parameters())
     numbers = sample_size(network, inputs.calibration()).numbers
     needed = limits.base + NETWORK_BYTES + CHECK_BYTES * n_weights + f32(numbers)
-    if needed > limits.budget.memory:
-        advice = "take a smaller network or smaller inputs: no forward batch fits"
-        raise limits.budget.refusal_error("features", needed, advice)
+    if needed <= limits.budget.memory:
+        return limits.seconds
+    if limits.seconds is not None:
+        return NEVER
+    advice = "take a smaller network or smaller inputs: no forward batch fits"
+    raise limits.budget.refusal_error("features", needed, advice)
 
 
 def _complete(

@@ -95,8 +95,21 @@ def test_many_outputs_take_a_few_dozen_backward_passes(monkeypatch: pytest.Monke
     assert opened.probes.shape == (8, 2048)
     np.testing.assert_allclose((opened.probes[:4] @ opened.probes[:4].T), np.eye(4), atol=1e-5)
     assert count_backward_passes(4) == 36
-    # The range finder, and rows for the scales: 8 probes on all samples and on 4 of them alone.
-    assert sum(passes.values()) <= 36 + 8 * 5 + 12
+    total = sum(passes.values())
+    # With the probes given, ways and scales alone: the rest are those of the range finder.
+    open_features(network, AUTO, IMAGES, opened.probes)
+    others = sum(passes.values()) - total
+    assert total - others == 36
+    # Scales take 8 probes on all samples and on 4 of them alone, ways a few trials.
+    assert others <= 8 * 5 + 20
+
+
+def test_shapes_alone_decide_between_both() -> None:
+    assert sketched_features.uses_gram(128, 4, 64)
+    assert not sketched_features.uses_gram(129, 4, 64)
+    # Large samples: no more backward passes than the range finder takes.
+    assert sketched_features.uses_gram(36, 4, 32)
+    assert not sketched_features.uses_gram(37, 4, 32)
 
 
 def test_few_outputs_keep_the_exact_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from krepes_ooc.jacobian import gradient_plan
 from krepes_ooc.jacobian.row_cost import RowCost, measure_rows
 from krepes_ooc.jacobian.row_size import RowSize
 from krepes_ooc.runner import plan as plans
-from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.audit import Audit, Options
 from krepes_ooc.runner.plan import make_plan, refuse_unfit_plan
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
@@ -137,6 +138,12 @@ def test_weights_that_cannot_fit_are_refused_before_the_network_is_opened(
     recipe = Recipe.load(str(pictures(tmp_path)))
     with pytest.raises(PlanRefused, match="no forward batch fits"):
         run(recipe, tmp_path / "w", Options(workers=1, memory=64 * MIB))
+    # The plan shows what does not fit, all the same from shapes, and refuses then.
+    planned = make_plan(recipe, tmp_path / "w", Options(workers=1, memory=64 * MIB), timed=True)
+    assert "does not fit the memory" in planned["rows"]["not measured"]
+    assert features_row(planned)["workers"] == 0
+    with pytest.raises(PlanRefused, match="stage features: one worker needs"):
+        refuse_unfit_plan(planned, tmp_path)
 
 
 def test_table_and_cost_line_tell_one_time(tmp_path: Path) -> None:
@@ -217,13 +224,18 @@ def test_what_a_plan_finds_in_a_workspace_is_kept_for_the_run(
     monkeypatch.setattr(gradient_plan, "_proven_rules", None)
     run(recipe, tmp_path / "w", Options(workers=1, until="features"))
     assert "features" in small.seals(tmp_path / "w")
+    # A worker opens the inputs anew, from their declarations.
+    inputs = pickle.loads(pickle.dumps(Audit(recipe, Workspace(tmp_path / "w")).inputs))
+    opened = inputs.open_features(recipe.settings["features"])
+    layout = Workspace(tmp_path / "w").reader("features").attributes["layout"]
+    assert opened.layout.to_attributes() == layout
 
 
 MEASURE = """
 import json, sys
 from pathlib import Path
 from krepes_ooc.engine import machine
-from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.audit import Audit, Options
 from krepes_ooc.runner.plan import make_plan
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
