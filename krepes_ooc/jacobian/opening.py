@@ -144,11 +144,9 @@ class Opening:
         Args:
             outputs: outputs [sample, output] of the first calibration samples.
         """
-        known = self.found("outputs")
-        largest = float(np.abs(outputs).max())
-        if known is not None and np.allclose(
-            known, outputs, rtol=0, atol=OUTPUT_TOLERANCE * largest
-        ):
+        known = np.asarray(self.found("outputs") or [], dtype=np.float64)
+        near = OUTPUT_TOLERANCE * float(np.abs(outputs).max())
+        if known.shape == outputs.shape and np.allclose(known, outputs, rtol=0, atol=near):
             return
         self._parts = {}
         self.keep("outputs", outputs.astype(float).tolist())

@@ -262,16 +262,18 @@ def test_a_killed_opening_keeps_what_was_finished(
     np.testing.assert_array_equal(resumed.rows(IMAGES)[0], whole.rows(IMAGES)[0])
 
 
-@pytest.mark.parametrize("fault", ["damaged record", "other forward"])
+@pytest.mark.parametrize("fault", ["damaged record", "other forward", "other width"])
 def test_a_record_that_does_not_fit_is_not_used(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "openings" / "one.json"
     module = cnn()
     first = open_features(module, AUTO, IMAGES, opening=Opening(path))
     if fault == "damaged record":
         path.write_bytes(path.read_bytes().replace(b"rules", b"wrong"))
-    else:
+    elif fault == "other forward":
         # The same weights and classes, and another function of them.
         module.register_forward_hook(lambda layer, args, output: output.flip(1))
+    else:
+        module.register_forward_hook(lambda layer, args, output: output[:, :20])
     again = open_features(module, AUTO, IMAGES, opening=Opening(path))
     assert np.array_equal(again.probes, first.probes) == (fault == "damaged record")
 

@@ -215,6 +215,7 @@ def test_what_a_plan_finds_in_a_workspace_is_kept_for_the_run(
     assert len(records) == 1
     body = json.loads(records[0].read_text())["body"]
     assert {key.split(" ")[0] for key in body} == {
+        "layers",
         "outputs",
         "rules",
         "sketches",
