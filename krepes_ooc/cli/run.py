@@ -14,7 +14,7 @@ from krepes_ooc.cli import options
 from krepes_ooc.cli.console import Bars, Lines, on_interrupt, print_json, print_table
 from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
 from krepes_ooc.core.blocks import format_bytes
-from krepes_ooc.errors import StageFailed, UsageError
+from krepes_ooc.errors import StageFailed, UsageError, printable
 
 
 @click.command(short_help="Run a recipe, or resume it.")
@@ -102,7 +102,14 @@ def plan(
 
     loaded = Recipe.load(recipe, overrides)
     root = workspace or default_workspace(loaded)
-    planned = make_plan(loaded, root, Options(memory=memory, workers=workers), timed=True)
+    # Lines about a long opening go to stderr, beside the table or the JSON.
+    planned = make_plan(
+        loaded,
+        root,
+        Options(memory=memory, workers=workers),
+        timed=True,
+        note=lambda text: click.echo(printable(text), err=True),
+    )
     if as_json:
         print_json(planned)
     else:
@@ -113,6 +120,8 @@ def plan(
 
 def _show_plan(planned: Any) -> None:
     """Print a table of stages, then disk, memory, sizes and the form of the feature rows."""
+    from krepes_ooc.runner.plan import format_range
+
     columns = ("stage", "state", "units", "disk", "memory", "workers", "flops", "time")
     rows = [
         (
@@ -123,7 +132,7 @@ def _show_plan(planned: Any) -> None:
             format_bytes(stage["memory_bytes"]) + ("" if stage["workers"] else " (does not fit)"),
             stage["workers"] or "-",
             f"{stage['flops']:.1e}",
-            f"{stage['seconds']:.0f} s",
+            f"{format_range(*stage['seconds_range'])} s",
         )
         for stage in planned["stages"]
     ]

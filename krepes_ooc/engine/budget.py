@@ -69,15 +69,21 @@ class Budget:
             raise self.refusal_error(stage, base + need.fixed + need.per_worker)
         return workers
 
-    def refusal_error(self, stage: str, total: int) -> PlanRefused:
-        """The error for a stage that needs ``total`` bytes, the base included."""
+    def refusal_error(self, stage: str, total: int, other: str = "") -> PlanRefused:
+        """The error for a stage that needs ``total`` bytes, the base included.
+
+        Args:
+            stage: name, for the message.
+            total: bytes of one worker.
+            other: what else to do than raise the limit.
+        """
         # A tenth of slack above the smallest limit that fits.
         enough = format_bytes(1.1 * total)
         return PlanRefused(
             f"one worker needs {format_bytes(total)} of memory",
             where=f"stage {stage}",
             expected=f"at most --memory {format_bytes(self.memory)}",
-            advice=f"raise --memory to {enough}, or lower the number of landmarks",
+            advice=f"raise --memory to {enough}, or {other or 'lower the number of landmarks'}",
         )
 
     def workers_that_fit(self, need: MemoryNeed, base: int) -> int:

@@ -5,6 +5,7 @@ All rates are per CPU-second of one thread, because CPU-seconds stay the same on
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc.engine import machine
+from krepes_ooc.engine.budget import release
 
+SAMPLE_SECONDS = 0.001
 SIDE = 1536
 TRIAL_BYTES = machine.TRIAL_BYTES
 
@@ -59,6 +62,29 @@ def calibrate(folder: Path) -> Rates:
     write = values.nbytes / cpu
     disk = values.nbytes / flushed
     return Rates(single, double, read, write, disk)
+
+
+def peak_growth(work: Callable[[], object]) -> int:
+    """Growth of this process's anonymous memory at its peak while ``work`` runs, in bytes."""
+    release()
+    before = machine.anonymous_bytes()
+    done = threading.Event()
+    peaks = [before]
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            peaks.append(machine.anonymous_bytes())
+
+    # The kernel records no peak of anonymous memory: a thread reads it a thousand times a second.
+    thread = threading.Thread(target=sample, name="krepes-peak", daemon=True)
+    thread.start()
+    try:
+        work()
+        peaks.append(machine.anonymous_bytes())
+    finally:
+        done.set()
+        thread.join()
+    return max(peaks) - before
 
 
 def fastest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,13 +62,13 @@ def gradient_errors(
         for name, values in source.gradients(inputs.clone(), probe):
             tested_gradient = values[sample].reshape(exact[name].shape)
             difference = tested_gradient - missing.pop(name)
-            _update_error(errors, name, difference, exact[name], floor)
+            update_error(errors, name, difference, exact[name], floor)
         for name, gradient in missing.items():
-            _update_error(errors, name, gradient, gradient, floor)
+            update_error(errors, name, gradient, gradient, floor)
     return errors
 
 
-def _update_error(
+def update_error(
     errors: dict[str, float],
     name: str,
     difference: torch.Tensor,
@@ -81,11 +81,14 @@ def _update_error(
     errors[name] = float(np.maximum(errors[name], float(difference.norm()) / scale))
 
 
-def check_function(network: FrozenNetwork, samples: npt.NDArray[Any]) -> float:
+def check_function(
+    network: FrozenNetwork, samples: npt.NDArray[Any]
+) -> tuple[float, npt.NDArray[np.float32]]:
     """Check that f is finite, deterministic and independent of the batch.
 
     Returns:
-        The largest difference between a sample alone and in a batch, relative to max |f|.
+        The largest difference between a sample alone and in a batch, relative to max |f|; and the
+        outputs [sample, output].
 
     Raises:
         NetworkError: one of the three does not hold.
@@ -122,7 +125,7 @@ def check_function(network: FrozenNetwork, samples: npt.NDArray[Any]) -> float:
             expected="outputs that depend on their own sample only",
             advice="look for batch statistics or attention across the batch",
         )
-    return difference
+    return difference, batch.numpy()
 
 
 def used_parameters(
@@ -133,8 +136,8 @@ def used_parameters(
     Raises:
         NetworkError: the outputs depend on none of them, or autograd fails.
     """
-    copied = network.deep_copy()
-    tensors = [copied.inner.get_parameter(name).requires_grad_(True) for name in parameters]
+    copied = network.differentiable_copy(parameters)
+    tensors = [copied.inner.get_parameter(name) for name in parameters]
     outputs = copied(torch.tensor(inputs))
     gradients: Sequence[torch.Tensor | None] = [None] * len(tensors)
     if outputs.requires_grad:
@@ -164,6 +167,59 @@ def random_probe(n_outputs: int, outputs: Sequence[int], dtype: torch.dtype) -> 
     entries = np.cos(1.0 + np.arange(len(outputs)) * np.sqrt(2.0)) + 1.5
     probe[list(outputs)] = torch.from_numpy(entries).to(dtype)
     return probe
+
+
+class AutogradGradients:
+    """Gradients of a few samples by plain autograd, one sample at a time, computed once.
+
+    Args:
+        network: the frozen network; its copy shares the weights.
+        parameters: names of all audited parameters: together they are the scale of a row.
+        inputs: samples [sample, ...].
+        probe: the output direction [output].
+    """
+
+    def __init__(
+        self,
+        network: FrozenNetwork,
+        parameters: Sequence[str],
+        inputs: torch.Tensor,
+        probe: torch.Tensor,
+    ) -> None:
+        copied = network.differentiable_copy(parameters)
+        tensors = [copied.inner.get_parameter(name) for name in parameters]
+        self.samples: list[dict[str, torch.Tensor]] = []
+        self.floors: list[float] = []
+        for sample in range(len(inputs)):
+            value = (copied(inputs[sample : sample + 1].clone()) * probe).sum()
+            gradients = torch.autograd.grad(value, tensors, materialize_grads=True)
+            self.samples.append(dict(zip(parameters, gradients, strict=True)))
+            row_norm = float(torch.stack([g.norm() for g in gradients]).norm())
+            self.floors.append(NEGLIGIBLE[probe.dtype] * row_norm)
+
+    def errors(
+        self, names: Sequence[str], gradients: Iterable[tuple[str, torch.Tensor]]
+    ) -> dict[str, float]:
+        """Largest error over samples of each gradient, relative to its norm.
+
+        Args:
+            names: the parameters to compare; one that is not given has the gradient zero.
+            gradients: name and gradient [sample, *parameter]; samples beyond those of autograd
+                repeat them.
+        """
+        errors = dict.fromkeys(names, 0.0)
+        missing = dict.fromkeys(names)
+        for name, values in gradients:
+            missing.pop(name, None)
+            for sample, value in enumerate(values):
+                known = sample % len(self.samples)
+                exact = self.samples[known][name]
+                difference = value.reshape(exact.shape) - exact
+                update_error(errors, name, difference, exact, self.floors[known])
+        for name in missing:
+            for exact, floor in zip((s[name] for s in self.samples), self.floors, strict=True):
+                update_error(errors, name, exact, exact, floor)
+        return errors
 
 
 def checking_precision(network: FrozenNetwork, inputs: torch.Tensor) -> torch.dtype:

@@ -22,9 +22,10 @@ from torch import nn
 
 from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor
 from krepes_ooc.errors import NetworkError
-from krepes_ooc.jacobian.gradient_plan import plan_rules
+from krepes_ooc.jacobian.gradient_plan import GradientTrial, plan_rules
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
 from krepes_ooc.jacobian.layer_gradients import DenseGradient
+from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
 from krepes_ooc.jacobian.output_probes import apply_probes, expand_probes
 from krepes_ooc.jacobian.tape import Call
 from krepes_ooc.network.frozen import FrozenNetwork
@@ -203,7 +204,8 @@ class FactorFeatures:
             span = self._factors[term.parameter].gradients[probe]
             # A parameter that is used several times collects all its terms.
             total = parts.setdefault(span, self._zeros(n_samples, span))
-            total[term.first : term.first + len(term.values)] += term.values.flatten(1)
+            part = term.values.reshape(len(term.values), -1)
+            total[term.first : term.first + len(part)] += part
 
     def _part(self, parts: Parts, span: tuple[int, int], n_samples: int) -> torch.Tensor:
         """Values of a range of columns; zeros where no call filled it."""
@@ -243,7 +245,11 @@ class FactorFeatures:
 
 
 def plan_factors(
-    network: FrozenNetwork, parameters: Sequence[str], inputs: npt.NDArray[Any]
+    network: FrozenNetwork,
+    parameters: Sequence[str],
+    inputs: npt.NDArray[Any],
+    batch: int = MAX_BATCH,
+    opening: Opening | None = None,
 ) -> tuple[tuple[GradientRule, ...], str]:
     """Rules of exact rows, or the reason why exact rows do not apply.
 
@@ -251,6 +257,8 @@ def plan_factors(
         network: the frozen network.
         parameters: names of the audited parameters.
         inputs: different samples [sample, ...], 2 or more; all of them are run.
+        batch: samples of one pass.
+        opening: record and announcements.
 
     Returns:
         The rules and an empty string; or () and the obstacle.
@@ -265,23 +273,26 @@ def plan_factors(
     tied = [name for name in linear if list(first.values()).count(first[name]) > 1]
     if not linear or tied:
         return (), f"{tied[0]} is shared by two layers" if tied else "there is no Linear layer"
+    # Parameters of other classes alone may be too many: then nothing needs to run.
+    elsewhere = [name for name in parameters if name not in set(linear)]
+    if reason := _too_many(inner, elsewhere):
+        return (), reason
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in linear))
     # Record all Linear layers on the samples, to see what they read and how often.
-    calls = (
-        Jacobian(network, [GradientRule("layer", name, ()) for name in layers])
-        .record(samples)
-        .calls
-    )
-    obstacles = _call_obstacles(calls, layers, len(samples))
+    jacobian = Jacobian(network, [GradientRule("layer", name, ()) for name in layers])
+    obstacles: dict[str, str] = {}
+    calls: tuple[Call, ...] = ()
+    for part in torch.split(samples, batch):
+        calls = jacobian.record(part).calls
+        obstacles = _call_obstacles(calls, layers, len(part)) | obstacles
     linear = [name for name in linear if name.rpartition(".")[0] not in obstacles]
+    # Nor is a layer whose weight is used elsewhere too, without it.
+    wrong = set(_wrong_as_layers(network, parameters, linear, samples[:2], opening))
+    linear = [name for name in linear if name not in wrong]
     # A layer that is no factor may still be small enough for rows of its plain gradient.
     others = [name for name in parameters if name not in set(linear)]
     refusal = next(iter(obstacles.values()), "")
-    # Plain gradients take one column a number, so they must be few.
-    size = sum(inner.get_parameter(name).numel() for name in others)
-    if size > SMALL_PARAMETERS:
-        owner = type(owners[others[0]]).__name__
-        reason = f"{others[0]} and others hold {size} numbers outside Linear layers ({owner})"
+    if reason := _too_many(inner, others):
         return (), refusal or reason
     # Linear layers in the order of their calls: the order of the columns.
     rules = [
@@ -289,12 +300,67 @@ def plan_factors(
             "layer", call.name, tuple(n for n in linear if n.rpartition(".")[0] == call.name)
         )
         for call in calls
-        if call.name not in obstacles
+        if call.name in {name.rpartition(".")[0] for name in linear}
     ]
     # The rest gets proven rules as in a sketch.
-    extra = plan_rules(network, others, samples) if others else ()
-    obstacle = _term_obstacle(Jacobian(network, extra), samples)
+    extra = plan_rules(network, others, samples, batch, opening) if others else ()
+    obstacle = _term_obstacle(Jacobian(network, extra), samples[:batch])
     return ((), refusal or obstacle) if obstacle else ((*rules, *extra), "")
+
+
+def _wrong_as_layers(
+    network: FrozenNetwork,
+    parameters: Sequence[str],
+    linear: Sequence[str],
+    inputs: torch.Tensor,
+    opening: Opening | None,
+) -> list[str]:
+    """Parameters of Linear layers whose gradient is not that of one call of their layer."""
+    opening = opening or Opening()
+    depends = {"parameters": list(parameters), "linear": list(linear)}
+    known = opening.found("layers", **depends)
+    if known is None:
+        trial = GradientTrial(network, parameters, inputs)
+        known = trial.wrong_parameters(
+            {name: (GradientRule("layer", name.rpartition(".")[0], (name,)),) for name in linear}
+        )
+        opening.keep("layers", known, **depends)
+    return list(known)
+
+
+def linear_layout(
+    network: FrozenNetwork, parameters: Sequence[str], n_probes: int
+) -> FeatureLayout | None:
+    """Layout of exact rows if every Linear layer is one factor; None if the rest is too large.
+
+    Args:
+        network: the frozen network; not run.
+        parameters: names of the audited parameters.
+        n_probes: output directions.
+    """
+    inner = network.inner
+    owners = {name: name.rpartition(".")[0] for name in parameters}
+    linear = [n for n in parameters if type(inner.get_submodule(owners[n])) is nn.Linear]
+    others = [name for name in parameters if name not in set(linear)]
+    if not linear or _too_many(inner, others):
+        return None
+    rules = [
+        GradientRule("layer", layer, tuple(n for n in linear if owners[n] == layer))
+        for layer in dict.fromkeys(owners[name] for name in linear)
+    ]
+    rules += [GradientRule("bare", name, (name,)) for name in others]
+    probes = np.zeros((n_probes, 1), dtype=np.float32)
+    return FactorFeatures(network, rules, parameters, probes, (0,)).layout
+
+
+def _too_many(inner: nn.Module, others: Sequence[str]) -> str:
+    """Reason why parameters outside Linear factors are too many; empty if they are few."""
+    # Plain gradients take one column a number, so they must be few.
+    size = sum(inner.get_parameter(name).numel() for name in others)
+    if size <= SMALL_PARAMETERS:
+        return ""
+    owner = type(inner.get_submodule(others[0].rpartition(".")[0])).__name__
+    return f"{others[0]} and others hold {size} numbers outside Linear layers ({owner})"
 
 
 def _call_obstacles(calls: Sequence[Call], layers: Sequence[str], n_samples: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ the plan in float64.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,16 +20,22 @@ from torch import nn
 
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.jacobian import attention, layer_gradients, module_vjp
-from krepes_ooc.jacobian.autograd_reference import TOLERANCE, gradient_errors, random_probe
+from krepes_ooc.jacobian.autograd_reference import TOLERANCE, AutogradGradients, random_probe
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
+from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
 from krepes_ooc.jacobian.tape import Tape
 from krepes_ooc.network.frozen import FrozenNetwork
 
 GradientPath = tuple[GradientRule, ...]
+Paths = dict[str, GradientPath]
 
 
 def plan_rules(
-    network: FrozenNetwork, parameters: Sequence[str], inputs: torch.Tensor
+    network: FrozenNetwork,
+    parameters: Sequence[str],
+    inputs: torch.Tensor,
+    batch: int = MAX_BATCH,
+    opening: Opening | None = None,
 ) -> tuple[GradientRule, ...]:
     """Cheapest proven path to each parameter's gradient.
 
@@ -38,19 +44,41 @@ def plan_rules(
         parameters: canonical names of the audited parameters.
         inputs: different samples [sample, ...], 2 or more: gradients of the first two are compared,
             and all are run once, because a network may branch for some samples.
+        batch: samples of one pass.
+        opening: record and announcements.
 
     Raises:
         NetworkError: no path gives autograd's gradient; the message names the parameter.
     """
-    trial = GradientTrial(network, inputs[:2])
-    paths = {name: _candidate_paths(network.inner, name) for name in parameters}
-    current: dict[str, GradientPath] = {}
+    opening = opening or Opening()
+    known = opening.found("rules", parameters=list(parameters))
+    if known is not None:
+        return tuple(map(GradientRule.from_record, known))
+    with opening.step(f"ways to {len(parameters)} gradients", count_trial_passes(len(inputs))):
+        rules = _proven_rules(network, parameters, inputs, batch)
+    opening.keep("rules", [rule.to_record() for rule in rules], parameters=list(parameters))
+    return rules
+
+
+def count_trial_passes(n_samples: int) -> float:
+    """Forward and backward passes of one sample that trials of the first paths take."""
+    # Autograd on two samples, one trial of three, and a pass over all samples.
+    return 2 + 4 + n_samples
+
+
+def _proven_rules(
+    network: FrozenNetwork, parameters: Sequence[str], inputs: torch.Tensor, batch: int
+) -> tuple[GradientRule, ...]:
+    """Cheapest proven path to each parameter, by rounds over all that failed so far."""
+    trial = GradientTrial(network, parameters, inputs[:2])
+    candidates = {name: _candidate_paths(network.inner, name) for name in parameters}
+    current: Paths = {}
     # Each round tries the next path of every parameter that failed so far.
     pending = list(parameters)
     while pending:
         for name in pending:
             # Generators keep their place: a failed path is never tried twice.
-            path = next(paths[name], None)
+            path = next(candidates[name], None)
             if path is None:
                 raise NetworkError(
                     "no way was found to this parameter's per-sample gradient",
@@ -61,7 +89,8 @@ def plan_rules(
             current[name] = trial.with_sample_axes(path)
         pending = trial.wrong_parameters({name: current[name] for name in pending})
         # Only when all gradients agree: the other samples may take other branches.
-        pending = pending or trial.failing_parameters(current, inputs)
+        for part in torch.split(inputs, batch):
+            pending = pending or trial.failing_parameters(current, part)
     return merge_rules(rule for name in parameters for rule in current[name])
 
 
@@ -79,48 +108,43 @@ def merge_rules(rules: Iterable[GradientRule]) -> tuple[GradientRule, ...]:
 class GradientTrial:
     """Comparison of gradient paths with autograd on two samples.
 
+    Paths are tried together; those that fail to run are found class by class (``_failing``).
+
     Args:
         network: the frozen network.
+        parameters: names of all audited parameters.
         inputs: two different samples [2, ...].
     """
 
-    def __init__(self, network: FrozenNetwork, inputs: torch.Tensor) -> None:
+    def __init__(
+        self, network: FrozenNetwork, parameters: Sequence[str], inputs: torch.Tensor
+    ) -> None:
         self.network = network
         # A third entry, so that an axis of two is not taken for the samples.
         self.inputs = torch.cat([inputs, inputs[:1]])
         with torch.no_grad():
-            n_outputs = network(inputs.clone()).shape[1]
+            self._outputs = network(self.inputs.clone())
+        n_outputs = self._outputs.shape[1]
         dtype = next(network.parameters()).dtype
         self.tolerance = TOLERANCE[dtype]
         self.probe = random_probe(n_outputs, range(n_outputs), dtype)
+        # Once for all rounds, and at the scale of whole rows.
+        self._exact = AutogradGradients(network, parameters, inputs, self.probe)
 
-    def wrong_parameters(self, paths: dict[str, GradientPath]) -> list[str]:
+    def wrong_parameters(self, paths: Paths) -> list[str]:
         """Parameters whose path does not give autograd's gradient."""
-        try:
-            errors = self._errors(paths)
-        except Exception:  # a path may fail in the user's code, in any manner
-            # One path that fails to run spoils all: try each by itself.
-            if len(paths) == 1:
-                return list(paths)
-            return [name for name, path in paths.items() if self.wrong_parameters({name: path})]
-        # Written so that a NaN counts as wrong.
-        return [name for name, error in errors.items() if not error <= self.tolerance]
+        return _failing(self.network.inner, paths, self._wrong)
 
-    def failing_parameters(self, paths: dict[str, GradientPath], inputs: torch.Tensor) -> list[str]:
+    def failing_parameters(self, paths: Paths, inputs: torch.Tensor) -> list[str]:
         """Parameters whose path fails to run on these samples."""
-        jacobian = Jacobian(self.network, merge_rules(u for path in paths.values() for u in path))
-        try:
+
+        def run(some: Paths) -> list[str]:
+            jacobian = Jacobian(self.network, merge_rules(u for p in some.values() for u in p))
             for _ in jacobian.terms(jacobian.record(inputs.clone()), self.probe):
                 pass
-        except Exception:  # as above
-            if len(paths) == 1:
-                return list(paths)
-            return [
-                name
-                for name, path in paths.items()
-                if self.failing_parameters({name: path}, inputs)
-            ]
-        return []
+            return []
+
+        return _failing(self.network.inner, paths, run)
 
     def with_sample_axes(self, path: GradientPath) -> GradientPath:
         """The path with the sample axes of the modules that are run again."""
@@ -129,17 +153,16 @@ class GradientTrial:
             for rule in path
         )
 
-    def _errors(self, paths: dict[str, GradientPath]) -> dict[str, float]:
+    def _wrong(self, paths: Paths) -> list[str]:
+        """Parameters whose gradient is wrong; fails where one of the paths fails to run."""
         jacobian = Jacobian(self.network, merge_rules(u for path in paths.values() for u in path))
-        with torch.no_grad():
-            expected = self.network(self.inputs.clone())
-            recording = jacobian.record(self.inputs.clone())
-        difference = float((expected - recording.outputs.detach()).norm())
-        if difference > self.tolerance * float(expected.norm()):
+        recording = jacobian.record(self.inputs.clone())
+        difference = float((self._outputs - recording.outputs.detach()).norm())
+        if difference > self.tolerance * float(self._outputs.norm()):
             raise NetworkError("recording changes the outputs")
-        return gradient_errors(
-            self.network.deep_copy(), jacobian, list(paths), self.inputs, self.probe
-        )
+        errors = self._exact.errors(list(paths), jacobian.recorded_gradients(recording, self.probe))
+        # Written so that a NaN counts as wrong.
+        return [name for name, error in errors.items() if not error <= self.tolerance]
 
     def _axes(self, name: str) -> module_vjp.Axes:
         tape = Tape(self.network, (name,))
@@ -149,6 +172,53 @@ class GradientTrial:
             return module_vjp.sample_axes(two[0], three[0], 2, 3)
         except Exception:  # never called, or the user's code fails: no path through this module
             return ()
+
+
+def _failing(inner: nn.Module, paths: Paths, run: Callable[[Paths], list[str]]) -> list[str]:
+    """Parameters whose path is wrong or fails to run, in few trials.
+
+    All paths are tried at once. Where one fails to run, the classes of module are bisected; inside
+    a class its first and its last path are tried, and where both fail all of it counts as failing:
+    a deeper search would cost a trial a layer, and what counts as failing gets the next path.
+
+    Args:
+        inner: the user's module.
+        paths: the path to each parameter.
+        run: names of the wrong ones; raises where a path fails to run.
+    """
+    try:
+        return run(paths)
+    except Exception:  # a path may fail in the user's code, in any manner
+        if len(paths) == 1:
+            return list(paths)
+    classes: dict[Any, Paths] = defaultdict(dict)
+    for name, path in paths.items():
+        classes[_path_class(inner, name, path)][name] = path
+    if len(classes) > 1:
+        return [n for half in _halves(list(classes.values())) for n in _failing(inner, half, run)]
+    names = list(paths)
+    ends = [_failing(inner, {name: paths[name]}, run) for name in (names[0], names[-1])]
+    if all(ends):
+        return names
+    inside = {name: paths[name] for name in names[1:-1]}
+    middle = _halves([{name: path} for name, path in inside.items()]) if inside else ()
+    return [*ends[0], *(n for half in middle for n in _failing(inner, half, run)), *ends[1]]
+
+
+def _halves(parts: Sequence[Paths]) -> tuple[Paths, ...]:
+    """Two halves of a list of paths, each as one; the second one may be missing."""
+    half = (len(parts) + 1) // 2
+    joined = (
+        {n: p for part in some for n, p in part.items()} for some in (parts[:half], parts[half:])
+    )
+    return tuple(part for part in joined if part)
+
+
+def _path_class(inner: nn.Module, name: str, path: GradientPath) -> Any:
+    """Class of module, leaf of the parameter and method: members of one class fail alike."""
+    owner, _, leaf = name.rpartition(".")
+    rules = tuple((r.method, r.axis, r.name == "", len(r.axes)) for r in path)
+    return type(inner.get_submodule(owner)), leaf, rules
 
 
 def _candidate_paths(inner: nn.Module, name: str) -> Iterator[GradientPath]:
@@ -162,15 +232,17 @@ def _candidate_paths(inner: nn.Module, name: str) -> Iterator[GradientPath]:
     # Attention projections, once for each layer.
     if all(head is not None for head in heads):
         yield tuple(GradientRule("attention", str(head), (name,)) for head in dict.fromkeys(heads))
-    # Layers with closed per-sample gradients; the sample axis is 0, or 1 for [token, sample, ...].
-    elif all(layer_gradients.is_known(module) for module in modules):
-        for axis in (0, 1):
+    else:
+        # Layers with closed per-sample gradients, subclasses with a forward of their own included;
+        # the sample axis is 0, or 1 for [token, sample, ...].
+        for axis in (0, 1) if all(map(layer_gradients.has_terms, modules)) else ():
             yield tuple(
                 GradientRule("layer", owner, (name,), axis) for owner in dict.fromkeys(owners)
             )
-    # A bare parameter that broadcasts: one copy a sample.
-    elif len(aliases) == 1 and _broadcasts(modules[0]):
-        yield from _bare_paths(name, inner.get_parameter(name))
+        # A bare parameter that broadcasts: one copy a sample.
+        certain = all(map(layer_gradients.inherits_forward, modules))
+        if not certain and len(aliases) == 1 and _broadcasts(modules[0]):
+            yield from _bare_paths(name, inner.get_parameter(name))
     # Last: run the smallest module around it again, by vmap, else in a loop.
     for module_name in _common_ancestors(owners):
         yield (GradientRule("vjp", module_name, (name,)),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -43,6 +43,16 @@ class GradientRule:
     def to_attributes(self) -> dict[str, Any]:
         """The rule as JSON."""
         return {"method": self.method, "name": self.name, "parameters": list(self.parameters)}
+
+    def to_record(self) -> dict[str, Any]:
+        """The rule with its axes as JSON, for the record of an opening."""
+        return self.to_attributes() | {"axis": self.axis, "axes": list(self.axes)}
+
+    @classmethod
+    def from_record(cls, known: Mapping[str, Any]) -> GradientRule:
+        """The rule from ``to_record``."""
+        axes = tuple(known["axes"])
+        return cls(known["method"], known["name"], tuple(known["parameters"]), known["axis"], axes)
 
 
 class Jacobian:
@@ -94,14 +104,20 @@ class Jacobian:
         self, inputs: torch.Tensor, probe: torch.Tensor
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and gradient [sample, *parameter] of <probe, f>, parameter by parameter."""
+        return self.recorded_gradients(self.record(inputs), probe)
+
+    def recorded_gradients(
+        self, recording: Recording, probe: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """As ``gradients``, of a pass that is recorded already."""
         by_name: dict[str, list[GradientTerm]] = {
             name: [] for rule in self.rules for name in rule.parameters
         }
-        for term in self.terms(self.record(inputs), probe):
+        for term in self.terms(recording, probe):
             by_name[term.parameter].append(term)
         for name, terms in by_name.items():
             # Terms of tied parameters and of repeated calls add up.
-            total = probe.new_zeros(len(inputs), *self.shapes[name])
+            total = probe.new_zeros(len(recording.outputs), *self.shapes[name])
             for term in terms:
                 values = layer_gradients.expand(term, self.shapes[name])
                 # Terms of modules that are run again come a few samples at a time.

@@ -136,15 +136,23 @@ GradientTerm = OuterProduct | DenseGradient | EmbeddingGradient | ConvGradient
 LayerTerms = Callable[[Any, torch.Tensor, torch.Tensor, int], Iterator[GradientTerm]]
 
 
-def is_known(layer: nn.Module) -> bool:
-    """Whether the parameters of the layer itself have closed per-sample gradients here."""
-    kind = _known_kind(layer)
-    if kind is None:
+def has_terms(layer: nn.Module) -> bool:
+    """Whether the parameters of the layer itself may have closed per-sample gradients here.
+
+    A subclass with a forward of its own may compute something else: a trial proves it.
+    """
+    if _terms_of(layer) is None:
         return False
     # These options change the weight in the forward pass, or scale gradients by the batch.
     if isinstance(layer, nn.Embedding):
         return layer.max_norm is None and not layer.scale_grad_by_freq
     return True
+
+
+def inherits_forward(layer: nn.Module) -> bool:
+    """Whether the layer has closed gradients and runs the forward of its class in torch."""
+    kinds = (kind for kind in _terms_by_kind() if isinstance(layer, kind))
+    return has_terms(layer) and any(type(layer).forward is kind.forward for kind in kinds)
 
 
 def layer_terms(
@@ -169,9 +177,9 @@ def layer_terms(
     if axis == 1:
         inputs = inputs.transpose(0, 1)
         gradient = gradient.transpose(0, 1)
-    kind = _known_kind(call.layer)
-    assert kind is not None
-    return list(_terms_by_kind()[kind](call.layer, inputs, gradient, n_samples))
+    terms = _terms_of(call.layer)
+    assert terms is not None
+    return list(terms(call.layer, inputs, gradient, n_samples))
 
 
 def projection_terms(call: Call, gradient: torch.Tensor, n_samples: int) -> list[GradientTerm]:
@@ -219,6 +227,17 @@ def _linear(
     gradient = gradient.reshape(n_samples, -1, layer.out_features)
     yield OuterProduct("weight", inputs.reshape(n_samples, -1, layer.in_features), gradient)
     if layer.bias is not None:
+        yield DenseGradient("bias", gradient.sum(dim=1))
+
+
+def _transposed_linear(
+    layer: Any, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
+) -> Iterator[GradientTerm]:
+    """Z = a W + b: dL/dW = sum_t a_t d_t^T."""
+    rows, columns = layer.weight.shape
+    gradient = gradient.reshape(n_samples, -1, columns)
+    yield OuterProduct("weight", gradient, inputs.reshape(n_samples, -1, rows))
+    if getattr(layer, "bias", None) is not None:
         yield DenseGradient("bias", gradient.sum(dim=1))
 
 
@@ -291,18 +310,20 @@ def _pad(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
     return functional.pad(inputs, padding, mode=mode) if any(padding) else inputs
 
 
-def _known_kind(layer: nn.Module) -> type[nn.Module] | None:
-    """Known class whose ``forward`` the layer runs; a subclass may inherit it."""
-    # The method itself is compared: a subclass with another forward is unknown.
-    for kind in _terms_by_kind():
-        if isinstance(layer, kind) and type(layer).forward is kind.forward:
-            return kind
-    return None
+def _terms_of(layer: nn.Module) -> LayerTerms | None:
+    """Closed gradients of the torch class that the layer is of, or of a layer known by its form."""
+    for kind, terms in _terms_by_kind().items():
+        if isinstance(layer, kind):
+            return terms
+    # GPT-2's linear layer in transformers: a weight [input, output], whatever its module is called.
+    weight = getattr(layer, "weight", None)
+    is_transposed = type(layer).__name__ == "Conv1D" and getattr(weight, "ndim", 0) == 2
+    return _transposed_linear if is_transposed else None
 
 
 def _terms_by_kind() -> dict[type[nn.Module], LayerTerms]:
     norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     return {
         nn.Linear: _linear,
         **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),

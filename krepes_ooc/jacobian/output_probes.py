@@ -57,11 +57,24 @@ def deflated_probes(gram: Float64, n_deflated: int, n_random: int, seed: int) ->
         return np.eye(n_outputs, dtype=np.float32)
     _, vectors = np.linalg.eigh(np.asarray(gram, dtype=np.float64))
     # eigh sorts ascending.
-    leading = vectors[:, ::-1][:, :n_deflated].T
+    return complete_probes(vectors[:, ::-1][:, :n_deflated].T, n_random, seed)
+
+
+def complete_probes(leading: Float64, n_random: int, seed: int) -> Float32:
+    """Leading directions, and random signs on their complement.
+
+    Args:
+        leading: orthonormal directions [probe, output].
+        n_random: number of random probes.
+        seed: key of the random signs.
+
+    Returns:
+        probes[probe, output].
+    """
     # An eigenvector's sign is arbitrary: make its largest entry positive, so that runs agree.
     largest = np.take_along_axis(leading, np.abs(leading).argmax(axis=1)[:, None], axis=1)
     leading = leading * np.where(largest < 0, -1.0, 1.0)
-    random = rademacher_probes(n_random, n_outputs, seed).astype(np.float64)
+    random = rademacher_probes(n_random, leading.shape[1], seed).astype(np.float64)
     # Random signs on the complement: (I - U U^T) g.
     random = random - (random @ leading.T) @ leading
     return np.concatenate([leading, random]).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,15 @@ _METHODS = {
 }
 _WHOLE_NETWORK = "the whole network run again, one sample at a time (last resort, slow)"
 TIMED_SAMPLES = 16
+# Repeated until the three fastest differ by this, at most so often and so long.
+LARGEST_SPREAD = 0.1
+MAX_REPEATS = 9
+MAX_SECONDS = 3.0
+LEAST_SECONDS = 0.02
+# Relative error of a rate that was measured on few samples, at least.
+LEAST_SPREAD = 0.1
+# CPU-seconds of the whole features stage over those of its rows, at most.
+WHOLE_STAGE = 1.6
 _SKETCHES = {"tensor": "TensorSketch", "fold": "folded gradients"}
 
 
@@ -32,19 +42,22 @@ class RowCost:
         row: CPU-seconds of one row.
         plain: CPU-seconds of one sample in a plain forward and backward pass.
         n_samples: samples that were measured.
+        spread: half the range of repeated measurements, relative to the cost of a row.
     """
 
     row: float
     plain: float
     n_samples: int
+    spread: float = 0.0
 
     @property
     def words(self) -> str:
         """The cost in one line."""
         factor = _round_factor(self.row / self.plain)
+        repeats = f", repeats within {2 * self.spread:.0%}" if self.spread else ""
         return (
             f"{1e3 * self.row:.3g} ms of processor time a row, {factor} times "
-            f"a plain forward and backward pass (measured on {self.n_samples} samples)"
+            f"a plain forward and backward pass (measured on {self.n_samples} samples{repeats})"
         )
 
     def to_attributes(self) -> dict[str, Any]:
@@ -54,7 +67,15 @@ class RowCost:
     @classmethod
     def from_attributes(cls, known: Mapping[str, Any]) -> Self:
         """The cost from its JSON."""
-        return cls(float(known["row"]), float(known["plain"]), int(known["n_samples"]))
+        numbers = (float(known["row"]), float(known["plain"]), int(known["n_samples"]))
+        return cls(*numbers, float(known.get("spread", 0.0)))
+
+    def seconds(self, n_rows: int) -> tuple[float, float, float]:
+        """CPU-seconds of so many rows: expected, least and most."""
+        total = self.row * n_rows
+        spread = max(self.spread, LEAST_SPREAD)
+        # Reading, augmenting, rounding and writing come on top of the rows themselves.
+        return total, total * (1 - spread), total * (1 + spread) * WHOLE_STAGE
 
 
 def row_words(
@@ -127,30 +148,50 @@ def measure_rows(feature_map: FeatureMap, inputs: npt.NDArray[Any]) -> RowCost:
 
     Args:
         feature_map: the map.
-        inputs: calibration inputs [sample, ...]; the first few are used.
+        inputs: calibration inputs [sample, ...]; the first few are used, fewer if they are large.
     """
     import torch
 
-    few = inputs[:TIMED_SAMPLES]
-    # A copy: its parameters are made to require gradients.
-    network = feature_map.network.deep_copy()
+    from krepes_ooc.jacobian.opening import sample_size
+
+    batch = sample_size(feature_map.network, inputs).batch
+    few = inputs[: min(TIMED_SAMPLES, batch)]
+    # Leaves of its own on the same weights, which require gradients.
+    network = feature_map.network.differentiable_copy(feature_map.parameters)
     parameters = [network.inner.get_parameter(name) for name in feature_map.parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
 
     def plain() -> None:
         # The cheapest comparable work: one forward pass, one backward pass to all parameters.
         total = network(torch.tensor(few)).sum()
         torch.autograd.grad(total, parameters, allow_unused=True)
 
-    row, one = (_cpu_seconds(work) for work in (lambda: feature_map.rows(few), plain))
-    return RowCost(row / len(few), one / len(few), len(few))
+    row, spread = _cpu_seconds(lambda: feature_map.rows(few))
+    one, _ = _cpu_seconds(plain)
+    return RowCost(row / len(few), one / len(few), len(few), spread)
 
 
-def _cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU-seconds of the second of two calls."""
+def _cpu_seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """CPU-seconds of a call, and half the range of the three fastest relative to it.
+
+    Repeated until these three agree, or the time is up.
+    """
     # The first call warms up caches and lazy initialisation.
+    started = time.process_time()
     work()
-    begin = time.process_time()
-    work()
-    return max(time.process_time() - begin, 1e-6)
+    first = time.process_time() - started
+    # Short calls are timed several at a time: the clock is coarse.
+    calls = max(1, math.ceil(LEAST_SECONDS / max(first, 1e-6)))
+    seconds: list[float] = []
+    fastest: list[float] = [first]
+    spread = 0.0
+    while len(seconds) < MAX_REPEATS:
+        begin = time.process_time()
+        for _ in range(calls):
+            work()
+        seconds.append(max(time.process_time() - begin, 1e-6) / calls)
+        fastest = sorted(seconds)[:3]
+        spread = (fastest[-1] - fastest[0]) / (2 * fastest[0])
+        enough = len(fastest) == 3 and spread <= LARGEST_SPREAD / 2
+        if enough or time.process_time() - started > MAX_SECONDS:
+            break
+    return fastest[len(fastest) // 2], spread

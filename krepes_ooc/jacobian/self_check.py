@@ -73,7 +73,7 @@ def self_check(
     begin = time.perf_counter()
     network = module if isinstance(module, FrozenNetwork) else freeze(module)
     # First f itself, then the recorded f, then its gradients.
-    difference = check_function(network, inputs)
+    difference, _ = check_function(network, inputs)
     check_embedding(network, feature_map, inputs)
     errors, precision = _gradient_errors(network, feature_map, inputs)
     # Written so that a NaN counts as wrong.
@@ -106,21 +106,21 @@ def self_check(
 def _check_stored_rows(
     network: FrozenNetwork, feature_map: FeatureMap, inputs: npt.NDArray[Any]
 ) -> None:
-    """Check that exact rows, as they are stored, hold every gradient.
+    """Check that rows, as they are stored, hold every gradient.
 
     Raises:
-        NetworkError: the kernel of stored rows lacks a parameter or has it wrong; names it.
+        NetworkError: a stored row lacks a parameter or has it wrong; names it.
     """
-    if not isinstance(feature_map, FactorFeatures):
-        return
     errors = stored_row_errors(network, feature_map, inputs)
     wrong = {name: e for name, e in errors.items() if not e <= STORED_TOLERANCE}
     if wrong:
         raise NetworkError(
             f"stored rows lack {len(wrong)} of {len(errors)} groups: {_listed(wrong)}",
             where="self-check",
-            expected=f"the kernel that autograd gives, to {STORED_TOLERANCE:g}",
-            advice="set features.kind to sketch",
+            expected=f"what autograd gives, to {STORED_TOLERANCE:g}",
+            advice="set features.kind to sketch"
+            if isinstance(feature_map, FactorFeatures)
+            else "leave these parameters out (features.parameters)",
         )
 
 

@@ -132,6 +132,14 @@ class Sketch:
             parameter_map.move(device)
         return moved
 
+    def dense_rows(self, name: str, gradients: torch.Tensor, probe: int) -> torch.Tensor:
+        """Rows [sample, column] of one parameter's whole gradients [sample, *parameter].
+
+        The same linear map as that of the terms, entry by entry, without any factored form: slow,
+        for checks.
+        """
+        return self.maps[name].dense_rows(gradients, probe)
+
     def open_rows(self, n_samples: int) -> SketchRows:
         """Empty rows for a batch."""
         return SketchRows(self, n_samples)
@@ -212,6 +220,19 @@ class _FoldSketch:
             signs = self.row_signs[probe, term.start : term.start + values.shape[1]]
             folded = rows.folded[term.first : term.first + len(values)]
             self._fold(folded, (values * signs[:, None]).flatten(1), term.start, probe)
+
+    def dense_rows(self, gradients: torch.Tensor, probe: int) -> torch.Tensor:
+        """Rows [sample, column] of whole gradients; see ``Sketch.dense_rows``."""
+        size = self.n_rows * self.width
+        # Entry i goes to column (offset + i) mod prime: with the signs of row, chunk and table.
+        entry = torch.arange(size)
+        position = entry + self.offsets[probe]
+        chunk = position // self.sketch.prime
+        column = position % self.sketch.prime
+        signs = self.sketch.table[(chunk + self.first_row) % TABLE_ROWS, column]
+        signs = signs * self.chunk_signs[chunk] * self.row_signs[probe][entry // self.width]
+        rows = gradients.new_zeros(len(gradients), self.sketch.n_columns)
+        return rows.index_add_(1, column, gradients.reshape(len(gradients), size) * signs)
 
     def _fold_outer(self, rows: SketchRows, term: OuterProduct, probe: int) -> None:
         """Form the gradient tile by tile in one small buffer, and fold each tile."""
@@ -319,6 +340,20 @@ class _TensorSketch:
             product *= self.right.spectrum(outer.inputs[part])
             # Sum over positions: a gradient is a sum of outer products.
             rows.spectrum[part] += product.sum(dim=1)
+
+    def dense_rows(self, gradients: torch.Tensor, probe: int) -> torch.Tensor:
+        """Rows [sample, column] of whole gradients; see ``Sketch.dense_rows``."""
+        left, n_columns = self.left[probe], self.sketch.n_columns
+        rows = gradients.new_zeros(len(gradients), n_columns)
+        values = gradients.reshape(len(gradients), len(left.columns), self.width)
+        # Entry (i, j) goes to column h(i) + h'(j) with both signs; a few rows at a time.
+        step = max(1, SCRATCH // self.width)
+        for first in range(0, len(left.columns), step):
+            part = slice(first, first + step)
+            columns = (left.columns[part, None] + self.right.columns) % n_columns
+            signed = values[:, part] * (left.signs[part, None] * self.right.signs)
+            rows.index_add_(1, columns.flatten(), signed.flatten(1))
+        return rows
 
 
 class _CountSpectrum:

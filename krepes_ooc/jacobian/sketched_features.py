@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +13,37 @@ import torch
 from torch import nn
 
 from krepes_ooc.core.feature_layout import sketch_layout
+from krepes_ooc.jacobian.autograd_reference import checking_precision
 from krepes_ooc.jacobian.gradient_plan import plan_rules
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian
+from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
 from krepes_ooc.jacobian.output_probes import (
     apply_probes,
+    complete_probes,
     deflated_probes,
     expand_probes,
     rademacher_probes,
 )
+from krepes_ooc.jacobian.output_range import RANGE_SAMPLES, OutputRange, count_backward_passes
 from krepes_ooc.jacobian.sketch import ParameterSketch, Sketch, plan_sketches
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.torch_device import device_of, network_on
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 CALIBRATION_SAMPLES = 16
-# Most backward passes for the output Gram matrix.
-CALIBRATION_BACKWARDS = 2048
+# Outputs up to which the leading directions come from the exact Gram matrix, a backward pass each;
+# beyond, and for large samples, from a randomised range finder. The number decides bits: it stays.
+MAX_GRAM_OUTPUTS = 128
+# Cost of one of the backward passes of the range finder, with the differences of outputs.
+RANGE_PASS = 1.0
+
+
+class RowMap(Protocol):
+    """Anything that gives the rows of a batch."""
+
+    def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
+        """Rows [sample, feature] and embedding [sample, output] of a batch."""
 
 
 class SketchFeatures:
@@ -86,6 +101,22 @@ class SketchFeatures:
                 for term in self._jacobian.terms(recording, probe):
                     rows.add(term, index)
         return rows.finish(), apply_probes(outputs, self.outputs)
+
+    def rows_along(self, inputs: npt.NDArray[Any], directions: Float32) -> Float32:
+        """Rows [direction, sample, column] of single output directions [direction, output].
+
+        One forward pass for all; each direction has the sketch of the first probe.
+        """
+        with self._lock:
+            recording = self._jacobian.record(torch.tensor(inputs, device=self._device))
+            outputs = recording.outputs.detach()
+            found = []
+            for direction in expand_probes(directions, self.outputs, outputs):
+                rows = self.sketch.open_rows(len(inputs))
+                for term in self._jacobian.terms(recording, direction):
+                    rows.add(term, 0)
+                found.append(rows.finish().cpu().numpy())
+        return np.stack(found)
 
     def gradients(
         self, inputs: torch.Tensor, probe: torch.Tensor
@@ -153,34 +184,101 @@ class SketchPlan:
             self.network, self.rules, self.parameters, probes, self.outputs, sketch
         )
 
-    def choose_probes(self, n_random: int | None, n_deflated: int | None, seed: int) -> Float32:
-        """Probes [probe, output]; None: 4 + 4 with convolutions or attention, else 1 + 0."""
-        default = (4, 4) if has_spatial_layers(self.network) else (1, 0)
-        n_random = default[0] if n_random is None else n_random
-        n_deflated = default[1] if n_deflated is None else n_deflated
+    def choose_probes(
+        self, n_random: int | None, n_deflated: int | None, seed: int, batch: int = MAX_BATCH
+    ) -> Float32:
+        """Probes [probe, output]; None: 4 + 4 with convolutions or attention, else 1 + 0.
+
+        Args:
+            n_random: random probes.
+            n_deflated: calibrated probes.
+            seed: key of all draws.
+            batch: samples of one pass.
+        """
+        n_random, n_deflated = count_probes(self.network, n_random, n_deflated)
         # Plain random signs; from as many probes as outputs on they are the identity.
         if not n_deflated or n_deflated + n_random >= len(self.outputs):
             return rademacher_probes(n_deflated + n_random, len(self.outputs), seed)
-        return deflated_probes(self.output_gram(seed), n_deflated, n_random, seed)
+        if uses_gram(len(self.outputs), n_deflated, batch):
+            return deflated_probes(self.output_gram(seed, batch), n_deflated, n_random, seed)
+        return complete_probes(self.output_range(n_deflated, seed, batch), n_random, seed)
 
-    def output_gram(self, seed: int) -> npt.NDArray[np.float64]:
+    def output_gram(self, seed: int, batch: int = MAX_BATCH) -> Float64:
         """Output Gram matrix: sum over calibration samples of J J^T [output, output].
 
-        From sketched Jacobian rows, at one backward pass an output; wide networks use fewer
-        samples.
+        From sketched Jacobian rows, at one backward pass an output.
         """
-        n_outputs = len(self.outputs)
-        n_samples = min(CALIBRATION_SAMPLES, max(2, CALIBRATION_BACKWARDS // n_outputs))
-        basis = np.eye(n_outputs, dtype=np.float32)
-        rows = []
-        single = self.build(basis[:1], seed)
-        for probe in basis:
-            # The same map for each unit vector: the sketch depends on the number of probes only.
-            single.probes = probe[None, :]
-            rows.append(single.rows(self.calibration[:n_samples])[0])
+        basis = np.eye(len(self.outputs), dtype=np.float32)
+        return self._gram_along(basis, self.calibration[:CALIBRATION_SAMPLES], seed, batch)
+
+    def output_range(self, n_directions: int, seed: int, batch: int = MAX_BATCH) -> Float64:
+        """Leading directions [direction, output] of the output Gram matrix; see ``OutputRange``."""
+        few = self.calibration[: min(RANGE_SAMPLES, batch)]
+        samples = torch.tensor(few)
+        dtype = checking_precision(self.network, samples[:1])
+        ranges = OutputRange(self.network, self.parameters, self.outputs, samples, dtype, seed)
+        return ranges.leading(
+            n_directions, lambda columns: self._gram_along(columns, few, seed, batch)
+        )
+
+    def _gram_along(
+        self, directions: Float32, inputs: npt.NDArray[Any], seed: int, batch: int
+    ) -> Float64:
+        """D G D^T of directions D [direction, output], G summed over samples."""
+        # The same map for each direction: the sketch depends on the number of probes only.
+        single = self.build(np.eye(1, len(self.outputs), dtype=np.float32), seed)
+        parts = [
+            single.rows_along(inputs[start : start + batch], directions)
+            for start in range(0, len(inputs), batch)
+        ]
         # The sum over samples of J J^T is that of their concatenation.
-        jacobian = np.stack(rows).reshape(n_outputs, -1).astype(np.float64)
+        rows = np.concatenate(parts, axis=1)
+        jacobian = rows.reshape(len(directions), -1).astype(np.float64)
         return np.asarray(jacobian @ jacobian.T)
+
+
+def count_probes(
+    network: FrozenNetwork, n_random: int | None, n_deflated: int | None
+) -> tuple[int, int]:
+    """Random and calibrated probes; None: 4 + 4 with convolutions or attention, else 1 + 0."""
+    default = (4, 4) if has_spatial_layers(network) else (1, 0)
+    return (
+        default[0] if n_random is None else n_random,
+        default[1] if n_deflated is None else n_deflated,
+    )
+
+
+def uses_gram(n_outputs: int, n_deflated: int, batch: int) -> bool:
+    """Whether the exact Gram matrix gives the leading directions; from shapes alone.
+
+    Args:
+        n_outputs: audited outputs.
+        n_deflated: calibrated probes.
+        batch: samples of one calibration pass: fewer than ``MAX_BATCH`` for large samples.
+    """
+    limit = MAX_GRAM_OUTPUTS if batch == MAX_BATCH else count_backward_passes(n_deflated)
+    return n_outputs <= limit
+
+
+def count_calibration(n_outputs: int, n_random: int, n_deflated: int, batch: int) -> float:
+    """Forward and backward passes of one sample that the calibrated probes take."""
+    if not n_deflated or n_deflated + n_random >= n_outputs:
+        return 0.0
+    # A backward pass alone is two thirds of both.
+    if uses_gram(n_outputs, n_deflated, batch):
+        return min(CALIBRATION_SAMPLES, 2 * batch) * n_outputs * 2 / 3
+    return min(RANGE_SAMPLES, batch) * count_backward_passes(n_deflated) * RANGE_PASS
+
+
+def rows_in_batches(
+    feature_map: RowMap, inputs: npt.NDArray[Any], batch: int
+) -> tuple[Float32, Float32]:
+    """Rows [sample, feature] and embedding [sample, output] of inputs, a batch at a time."""
+    parts = [
+        feature_map.rows(inputs[start : start + batch]) for start in range(0, len(inputs), batch)
+    ]
+    rows, embedding = (list(each) for each in zip(*parts, strict=True))
+    return np.concatenate(rows), np.concatenate(embedding)
 
 
 def plan_sketch(
@@ -189,6 +287,8 @@ def plan_sketch(
     outputs: tuple[int, ...],
     calibration: npt.NDArray[Any],
     n_columns: int,
+    batch: int = MAX_BATCH,
+    opening: Opening | None = None,
 ) -> SketchPlan:
     """Plan a proven rule and the cheaper sketch of every parameter.
 
@@ -198,16 +298,26 @@ def plan_sketch(
         outputs: indices of the audited outputs.
         calibration: inputs [sample, ...], 2 or more.
         n_columns: columns of the sketch.
+        batch: samples of one pass.
+        opening: record and announcements.
     """
-    few = torch.tensor(calibration[:2])
+    opening = opening or Opening()
     # All calibration samples: the proof needs two, branches of the network may need more.
-    rules = plan_rules(network, parameters, torch.tensor(calibration))
+    rules = plan_rules(network, parameters, torch.tensor(calibration), batch, opening)
     jacobian = Jacobian(network, rules)
-    recording = jacobian.record(few)
-    # Shapes of the terms of two samples decide, never timings.
-    terms = jacobian.terms(recording, torch.ones(recording.outputs.shape[1]))
     shapes = {name: jacobian.shapes[name] for name in parameters}
-    sketches = plan_sketches(terms, shapes, n_columns)
+    depends = {"parameters": list(parameters), "columns": n_columns}
+    tensored = opening.found("sketches", **depends)
+    if tensored is None:
+        recording = jacobian.record(torch.tensor(calibration[:2]))
+        # Shapes of the terms of two samples decide, never timings.
+        terms = jacobian.terms(recording, torch.ones(recording.outputs.shape[1]))
+        sketches = plan_sketches(terms, shapes, n_columns)
+        tensored = [sketch.parameter for sketch in sketches if sketch.tensor]
+        opening.keep("sketches", tensored, **depends)
+    sketches = tuple(
+        ParameterSketch(name, shape, name in set(tensored)) for name, shape in shapes.items()
+    )
     return SketchPlan(network, rules, parameters, outputs, sketches, n_columns, calibration)
 
 

@@ -1,4 +1,4 @@
-"""Check of exact rows as they are stored: their kernel, group by group, against autograd's.
+"""Check of rows as they are stored, float16 included, against autograd, group by group.
 
 The gradients of the tape may all be right and a row still lack some of them: which part of a row a
 gradient goes to is decided elsewhere. Here the rows that the store gets, float16 rounding included,
@@ -7,6 +7,11 @@ are multiplied with each other, and each factor's share of the kernel
     (<a_l, a'_l> + bias_l) sum_r <d_lr, d'_lr>                             (core/feature_layout)
 
 is compared with sum_r sum_p <J_p^T v_r, J'_p^T v_r> over the parameters p of that factor.
+
+The parameters of a sketched row share its columns: row = sum_p e_p with e_p = sum_r S_pr J_p^T v_r.
+Autograd's whole gradients go through the same maps S_pr, entry by entry, and the difference to the
+stored row is explained by the least squares coefficients c_p of the e_p: c_p = -1 where p is
+missing, 0 where it is whole. What the e_p do not explain is reported under ``row``.
 """
 
 from __future__ import annotations
@@ -19,31 +24,107 @@ import torch
 
 from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor
 from krepes_ooc.jacobian.exact_features import FactorFeatures
+from krepes_ooc.jacobian.feature_map import FeatureMap
 from krepes_ooc.jacobian.float16_rows import store_rows
 from krepes_ooc.jacobian.output_probes import expand_probes
+from krepes_ooc.jacobian.sketched_features import SketchFeatures
 from krepes_ooc.network.frozen import FrozenNetwork
 
 Float64 = npt.NDArray[np.float64]
 # Two float16 factors, each rounded to 2**-11, and float32 sums; a missing weight costs 0.1 to 1.
 STORED_TOLERANCE = 1e-2
+# Rounding of a stored row to float16 along one direction, relative to the row.
+ROUNDING = 2.0**-11
 # Groups below this share of the kernel's trace are compared at that scale.
 NEGLIGIBLE_SHARE = 1e-4
 
 
 def stored_row_errors(
-    network: FrozenNetwork, feature_map: FactorFeatures, inputs: npt.NDArray[np.float32]
+    network: FrozenNetwork, feature_map: FeatureMap, inputs: npt.NDArray[np.float32]
 ) -> dict[str, float]:
-    """Error of each factor's share of the kernel of stored rows, relative to the share's size.
+    """Relative error of each group of parameters in the rows as they are stored.
 
     Args:
         network: the frozen network.
-        feature_map: the exact rows under test.
+        feature_map: the rows under test.
         inputs: different samples [sample, ...].
 
     Returns:
-        Errors by the name of the factor, and under ``parameters`` 1 for each audited parameter
-        that belongs to none.
+        Errors by the name of the factor or parameter. For exact rows also 1 for each parameter
+        that belongs to no factor; for a sketch also the unexplained difference under ``row``.
+
+    Raises:
+        TypeError: rows of another kind.
     """
+    if isinstance(feature_map, FactorFeatures):
+        return _factor_errors(network, feature_map, inputs)
+    if isinstance(feature_map, SketchFeatures):
+        return _sketch_errors(network, feature_map, inputs)
+    raise TypeError(f"no check of rows of {type(feature_map).__name__}")
+
+
+def _sketch_errors(
+    network: FrozenNetwork, feature_map: SketchFeatures, inputs: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """|c_p| of every parameter, and the unexplained part of the difference relative to the row."""
+    features, _ = feature_map.rows(inputs)
+    rows = _stored(features, feature_map.layout)
+    parts = _sketched_gradients(network, feature_map, inputs)
+    expected = sum(parts.values(), np.zeros_like(rows))
+    length = float(np.linalg.norm(expected))
+    # Groups of negligible size cannot be told from rounding, and change no kernel.
+    sizes = {name: float(np.linalg.norm(part)) for name, part in parts.items()}
+    seen = [name for name, size in sizes.items() if size > NEGLIGIBLE_SHARE**0.5 * length]
+    if not seen:
+        # No gradient at all: the stored rows must be zero.
+        return dict.fromkeys(parts, 0.0) | {"row": float(np.abs(rows).max())}
+    basis = np.stack([parts[name].ravel() / sizes[name] for name in seen], axis=1)
+    difference = (rows - expected).ravel()
+    if basis.shape[1] > basis.shape[0] // 2:
+        # Too few columns to separate the groups: each by itself.
+        coefficients: Float64 = basis.T @ difference
+        left = difference
+    else:
+        coefficients = np.asarray(np.linalg.lstsq(basis, difference, rcond=None)[0])
+        left = difference - basis @ coefficients
+    errors = dict.fromkeys(parts, 0.0)
+    for name, coefficient in zip(seen, coefficients, strict=True):
+        errors[name] = _noise_free(abs(float(coefficient)), length) / sizes[name]
+    errors["row"] = float(np.linalg.norm(left)) / length
+    return errors
+
+
+def _noise_free(coefficient: float, length: float) -> float:
+    """A coefficient in units of the row; 0 where rounding to float16 alone explains it."""
+    return coefficient if coefficient > ROUNDING * length else 0.0
+
+
+def _sketched_gradients(
+    network: FrozenNetwork, feature_map: SketchFeatures, inputs: npt.NDArray[np.float32]
+) -> dict[str, Float64]:
+    """e_p [sample, column] of each parameter, from autograd's gradients."""
+    tested = network.differentiable_copy(feature_map.parameters)
+    parameters = [tested.inner.get_parameter(name) for name in feature_map.parameters]
+    shape = (len(inputs), feature_map.sketch.n_columns)
+    parts = {name: np.zeros(shape) for name in feature_map.parameters}
+    for sample in range(len(inputs)):
+        # One sample at a time: what a network without any batching gives.
+        outputs = tested(torch.tensor(inputs[sample : sample + 1]))
+        probes = expand_probes(feature_map.probes, feature_map.outputs, outputs.detach())
+        for index, probe in enumerate(probes):
+            gradients = torch.autograd.grad(
+                (outputs * probe).sum(), parameters, retain_graph=True, materialize_grads=True
+            )
+            for name, gradient in zip(parts, gradients, strict=True):
+                row = feature_map.sketch.dense_rows(name, gradient[None], index)
+                parts[name][sample] += row[0].double().numpy()
+    return parts
+
+
+def _factor_errors(
+    network: FrozenNetwork, feature_map: FactorFeatures, inputs: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """Error of each factor's share of the kernel of stored rows, relative to the share's size."""
     features, _ = feature_map.rows(inputs)
     rows = _stored(features, feature_map.layout)
     exact, trace = _autograd_kernels(network, feature_map, inputs)
@@ -86,9 +167,8 @@ def _autograd_kernels(
     network: FrozenNetwork, feature_map: FactorFeatures, inputs: npt.NDArray[np.float32]
 ) -> tuple[dict[str, Float64], float]:
     """sum_r <J_p^T v_r, J'_p^T v_r> [sample, sample_] of each parameter, and the whole trace."""
-    reference = network.deep_copy()
-    tested = dict(reference.inner.named_parameters())
-    parameters = [tested[name].requires_grad_(True) for name in feature_map.parameters]
+    reference = network.differentiable_copy(feature_map.parameters)
+    parameters = [reference.inner.get_parameter(name) for name in feature_map.parameters]
     gradients: list[list[Sequence[torch.Tensor]]] = []
     for sample in range(len(inputs)):
         # One sample at a time: what a network without any batching gives.

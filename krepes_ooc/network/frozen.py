@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -91,6 +91,23 @@ class FrozenNetwork(nn.Module):
         # Tensors in the memo of deepcopy are not copied.
         tensors = [*self.parameters(), *self.buffers()]
         return _copy(self, {id(tensor): tensor for tensor in tensors})
+
+    def differentiable_copy(self, parameters: Collection[str]) -> FrozenNetwork:
+        """Copy on shared weights whose named parameters take gradients.
+
+        Args:
+            parameters: names inside the user's module.
+
+        Raises:
+            NetworkError: the module cannot be copied.
+        """
+        chosen = {id(p) for name, p in self.inner.named_parameters() if name in set(parameters)}
+        shared: dict[int, Any] = {id(buffer): buffer for buffer in self.buffers()}
+        # New leaves on the same memory: no second copy of the weights.
+        for parameter in self.parameters():
+            leaf = nn.Parameter(parameter.detach(), requires_grad=id(parameter) in chosen)
+            shared[id(parameter)] = leaf
+        return _copy(self, shared)
 
 
 def freeze(module: nn.Module, output: str | None = None) -> FrozenNetwork:

@@ -14,7 +14,7 @@ from krepes_ooc.engine.cluster.connect import ClusterSpec
 from krepes_ooc.engine.device import Device
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.runner.sizing import audit_sizes, measure_sizes
+from krepes_ooc.runner.sizing import SizingLimits, audit_sizes, measure_sizes
 from krepes_ooc.runner.staleness import StageState, StalenessChecker
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
@@ -62,11 +62,13 @@ class Audit:
         recipe: what is run.
         workspace: where.
         check_stop: raises when the run is to stop, while the source is opened.
+        note: receives one line about a long opening of the network.
     """
 
     recipe: Recipe
     workspace: Workspace
     check_stop: Callable[[], None] = lambda: None
+    note: Callable[[str], None] = lambda text: None
 
     @cached_property
     def inputs(self) -> AuditInputs:
@@ -82,6 +84,7 @@ class Audit:
             recipe.training_objective,
             self.check_stop,
             recipe.live,
+            note=self.note,
         )
 
     @cached_property
@@ -93,15 +96,24 @@ class Audit:
         """State of every stage by name, upstream first."""
         return {state.stage.name: state for state in self.staleness.states(self.recipe.stages)}
 
-    def sizes(self, *, anew: bool = False) -> AuditSizes:
+    def sizes(
+        self,
+        *,
+        anew: bool = False,
+        limits: SizingLimits = SizingLimits(),  # noqa: B008  a frozen value
+    ) -> AuditSizes:
         """Sizes of the audit, as its features were started with or measured anew.
+
+        Args:
+            anew: as if the features were not started.
+            limits: memory and time within which sizes are chosen.
 
         Raises:
             UsageError: the recipe asks for sizes that cannot be.
         """
         if anew:
-            return measure_sizes(self.inputs, self.recipe.settings)
-        return audit_sizes(self.workspace, self.inputs, self.recipe.settings)
+            return measure_sizes(self.inputs, self.recipe.settings, limits)
+        return audit_sizes(self.workspace, self.inputs, self.recipe.settings, limits)
 
     def costs(self, states: Sequence[StageState], sizes: AuditSizes) -> dict[str, Cost]:
         """Expected cost of every stage by its name, run in this order in one process."""

@@ -5,24 +5,34 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krepes_ooc.engine.budget import Budget, base_bytes, default_budget
 from krepes_ooc.engine.calibration import Rates, calibrate
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.runner.sizing import feature_map
+from krepes_ooc.runner.sizing import SizingLimits, feature_map, memory_advice, opening_limit
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.sources.describe import describe_source
-from krepes_ooc.stages.base.cost import Cost
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost
+from krepes_ooc.stages.base.sizes import MEASURED
 from krepes_ooc.stages.features.row_cost_record import describe_rows, load_row_description
 from krepes_ooc.storage.workspace import Workspace
 
+if TYPE_CHECKING:
+    from krepes_ooc.jacobian.opening import OpeningDeferred
+    from krepes_ooc.jacobian.row_cost import RowCost
+
 # Whole audits took 1.6 times the CPU-seconds of their arithmetic and bytes.
 EFFICIENCY = 0.6
+# Error of the times of all work but feature rows: from the arithmetic alone to half as much again.
+LEAST, MOST = EFFICIENCY, 1.5
+# Processor seconds that a plan opens a network for; a longer opening is left to the run.
+OPENING_SECONDS = 10.0
 
 
 def make_plan(
@@ -31,14 +41,19 @@ def make_plan(
     options: Options | None = None,
     *,
     timed: bool = False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Expected cost of every stage, as plain values; opens source and network, computes nothing.
+
+    A network whose opening would take more than ``OPENING_SECONDS`` is not opened: its sizes follow
+    from shapes and plain passes, and the plan says what it did not measure.
 
     Args:
         recipe: what would be run.
         workspace: where, by default ``krepes-workspace/<recipe>``; need not exist, and stays so.
         options: memory and workers.
         timed: measure this machine for two seconds and estimate the time of every stage.
+        note: receives one line about what takes time.
 
     Raises:
         UsageError: a setting is not allowed for this source and network.
@@ -48,28 +63,34 @@ def make_plan(
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     preflight.refuse_no_folder(root)
     with trial_folder(root) as folder:
-        audit = Audit(recipe, Workspace(folder))
+        audit = Audit(recipe, Workspace(folder), note=note)
         preflight.refuse_other_recipe(audit.workspace, recipe.name)
         states = audit.states()
         # Memory, then sizes: those of the features that exist, else of those that would be made.
         budget = default_budget(options.memory, options.workers)
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
-        sizes = audit.sizes(anew=states["features"].kind in ("missing", "stale"))
+        anew = states["features"].kind in ("missing", "stale")
+        limits = SizingLimits(budget, base, OPENING_SECONDS)
+        sizes = audit.sizes(anew=anew, limits=limits)
         costs = audit.costs(list(states.values()), sizes)
         # Time needs the rates of this machine and the cost of a feature row.
         rates = calibrate(folder) if timed else None
         source = describe_source(
             audit.inputs.source, audit.inputs.source_spec, audit.inputs.source_warnings
         )
-        description = _row_description(audit, states["features"]) if timed else {}
+        description, row_cost = (
+            _row_description(audit, states["features"], limits) if timed else ({}, None)
+        )
+        timing = Timing(rates, row_cost, sizes.row_operations)
         rows = [
-            _row(audit, state, costs[name], budget, base)
-            | {"seconds": _seconds(costs[name], budget, rates)}
+            _row(audit, state, costs[name], budget, base) | timing.of(costs[name], budget)
             for name, state in states.items()
         ]
+        advice = memory_advice("features", sizes, audit.inputs, recipe.settings, limits)
     # Partial results are removed with every seal: only the largest counts.
     scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
-    facts = {key: value for key, value in sizes.to_attributes().items() if key != "plan"}
+    hidden = {"plan", *MEASURED}
+    facts = {key: value for key, value in sizes.to_attributes().items() if key not in hidden}
     return {
         "stages": rows,
         "source": source,
@@ -80,7 +101,7 @@ def make_plan(
             "parked": _size(root / ".krepes" / "parked"),
             "free": shutil.disk_usage(_existing(root)).free,
         },
-        "memory": {"budget": budget.memory, "base": base},
+        "memory": {"budget": budget.memory, "base": base, "advice": advice},
     }
 
 
@@ -98,31 +119,103 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
     for row in planned["stages"]:
         if row["state"] != "sealed" and not row["workers"]:
             budget = Budget(planned["memory"]["budget"], 1)
-            raise budget.refusal_error(row["stage"], row["memory_bytes"])
+            advice = planned["memory"]["advice"] if row["stage"] == "features" else ""
+            raise budget.refusal_error(row["stage"], row["memory_bytes"], advice)
     disk = planned["disk"]
     if disk["needed"] > disk["free"]:
         raise preflight.disk_refusal(Path(workspace), disk["needed"], disk["free"])
 
 
-def _row_description(audit: Audit, features: StageState) -> dict[str, str]:
-    """Form and cost of the feature rows, in words.
+def _row_description(
+    audit: Audit, features: StageState, limits: SizingLimits
+) -> tuple[dict[str, str], RowCost | None]:
+    """Form and cost of the feature rows, in words, and the cost; None where it is not measured.
 
     As the features were started with; else as they would be, measured on calibration samples.
     """
+    from krepes_ooc.jacobian.opening import OpeningDeferred
+
     known = None
     if features.kind in ("sealed", "started"):
         known = load_row_description(audit.workspace)
     if known is not None and known[1] is not None:
-        words = known[0]
-        cost = known[1]
+        words, cost = known[0], known[1]
     else:
         settings = audit.recipe.settings["features"]
-        shared = feature_map(audit.inputs, settings)
+        try:
+            shared = feature_map(audit.inputs, settings, opening_limit(audit.inputs, limits))
+        except OpeningDeferred as deferred:
+            return _unmeasured_words(deferred), None
         words, cost = describe_rows(shared, settings, audit.inputs.calibration())
     inputs = audit.inputs
     n_rows = inputs.source.n_samples * inputs.view_spec.count
-    total = f"; all {n_rows:,} rows: {cost.row * n_rows:,.0f} s of processor time"
-    return words | {"cost": words["cost"] + total}
+    _, least, most = cost.seconds(n_rows)
+    total = f"; all {n_rows:,} rows: {format_range(least, most)} s of processor time"
+    return words | {"cost": words["cost"] + total}, cost
+
+
+def _unmeasured_words(deferred: OpeningDeferred) -> dict[str, str]:
+    """Description of rows that a plan does not measure, with the reason."""
+    reason = (
+        f"opening the network takes about {deferred.seconds:.0f} s of processor time, a plan at "
+        f"most {OPENING_SECONDS:.0f} s; the run opens it once and records what it finds"
+    )
+    if deferred.seconds <= OPENING_SECONDS:
+        reason = "the network does not fit the memory"
+    return {
+        "parameters": f"{len(deferred.parameters)} arrays",
+        "outputs": f"{deferred.n_outputs}",
+        "not measured": "the ways to the gradients, the calibrated probes and the cost of a row: "
+        + reason,
+        "cost": f"{1e3 * deferred.pass_seconds:.3g} ms of processor time a plain forward and "
+        "backward pass of one sample",
+    }
+
+
+def format_range(least: float, most: float) -> str:
+    """Two numbers of seconds as ``3 to 5``; below ten with one decimal."""
+    return f"{least:.1f} to {most:.1f}" if most < 10 else f"{least:,.0f} to {most:,.0f}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of stages at the measured rates.
+
+    Args:
+        rates: of this machine; None: no times.
+        row: measured cost of a feature row; None: from its operations at the rate of products.
+        row_operations: operations of a feature row.
+    """
+
+    rates: Rates | None
+    row: RowCost | None
+    row_operations: float
+
+    def of(self, cost: Cost, budget: Budget) -> dict[str, Any]:
+        """Wall seconds of a stage, and least and most; one unit keeps one worker busy.
+
+        The larger of processor time over the workers and of bytes over the rate of the disk.
+        """
+        rates = self.rates
+        if rates is None:
+            return {"seconds": None, "seconds_range": None}
+        busy = max(1, min(budget.workers, cost.units))
+        written = cost.disk.bytes + cost.scratch.bytes
+        terms = [term for part in cost.flops.phases.values() for term in part]
+        n_rows = sum(term.total for term in terms if term.label == ROW_PASSES)
+        n_rows /= max(1.0, self.row_operations)
+        # Rows by their measured cost, all else by operations and bytes.
+        in_rows = n_rows * self.row_operations if self.row is not None else 0.0
+        cpu = (
+            rates.cpu_seconds(cost.flops.total - in_rows, written, double=cost.float64)
+            + cost.bytes_read.total / rates.read
+        ) / EFFICIENCY
+        rows = (0.0, 0.0, 0.0) if self.row is None else self.row.seconds(round(n_rows))
+        expected, least, most = (
+            max((factor * cpu + part) / busy, written / rates.disk)
+            for factor, part in zip((1.0, LEAST, MOST), rows, strict=True)
+        )
+        return {"seconds": float(expected), "seconds_range": [float(least), float(most)]}
 
 
 def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int) -> dict[str, Any]:
@@ -141,23 +234,6 @@ def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int)
         "flops": cost.flops.total,
         "cost": cost.to_json(),
     }
-
-
-def _seconds(cost: Cost, budget: Budget, rates: Rates | None) -> float | None:
-    """Wall time in seconds at the measured rates; one unit keeps one worker busy.
-
-    The larger of processor time over the workers and of bytes over the rate of the disk.
-    """
-    if rates is None:
-        return None
-    busy = max(1, min(budget.workers, cost.units))
-    written = cost.disk.bytes + cost.scratch.bytes
-    cpu = (
-        rates.cpu_seconds(cost.flops.total, written, double=cost.float64)
-        + cost.bytes_read.total / rates.read
-    )
-    cpu /= EFFICIENCY
-    return float(max(cpu / busy, written / rates.disk))
 
 
 @contextlib.contextmanager

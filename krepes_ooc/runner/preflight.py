@@ -11,6 +11,7 @@ from krepes_ooc.engine.budget import Budget
 from krepes_ooc.engine.device import HOST, Device, workers_on
 from krepes_ooc.errors import DamageError, PlanRefused, UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, Options
+from krepes_ooc.runner.sizing import SizingLimits, memory_advice
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.sizes import AuditSizes
@@ -160,7 +161,8 @@ def refuse_unfit(
     for state in states:
         cost = costs[state.stage.name]
         # Memory of this process and of the device: one worker must fit.
-        budget.workers_for(state.stage.name, cost.need, base)
+        if not budget.workers_that_fit(cost.need, base):
+            raise _memory_refusal(audit, state.stage.name, sizes, cost, SizingLimits(budget, base))
         workers_on(device, state.stage.name, cost.device, 1)
         # Disk: stores add up; partial results go when their stage is sealed.
         needed += remaining_bytes(audit.staleness.record(state.stage), state, cost)
@@ -169,6 +171,16 @@ def refuse_unfit(
     free = shutil.disk_usage(audit.workspace.root).free
     if needed > free:
         raise disk_refusal(audit.workspace.root, needed, free)
+
+
+def _memory_refusal(
+    audit: Audit, stage: str, sizes: AuditSizes, cost: Cost, limits: SizingLimits
+) -> PlanRefused:
+    """The error for a stage without one worker that fits, with the batch that would."""
+    assert limits.budget is not None
+    total = limits.base + cost.need.fixed + cost.need.per_worker
+    advice = memory_advice(stage, sizes, audit.inputs, audit.recipe.settings, limits)
+    return limits.budget.refusal_error(stage, total, advice)
 
 
 def disk_refusal(root: Path, needed: int, free: int) -> PlanRefused:

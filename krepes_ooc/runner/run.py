@@ -18,6 +18,7 @@ from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.repair import repair, repair_records
 from krepes_ooc.runner.run_history import Summary, recorded_run
 from krepes_ooc.runner.shards import journal_owner, lock_workspace, refuse_shard, start_stage_lock
+from krepes_ooc.runner.sizing import SizingLimits
 from krepes_ooc.runner.staleness import SIZES_KEY, StageState
 from krepes_ooc.runner.workers import OpenWorkers, open_device, open_workers
 from krepes_ooc.sources.cache import remove_stale_files as sweep_cache
@@ -79,7 +80,8 @@ def run(
             space.remove_stale_files()
             sweep_cache(space.private / "cache")
         with recorded_run(space, options, summary):
-            _Run(Audit(recipe, space, flag.check), options, progress, flag, summary, device).run()
+            audit = Audit(recipe, space, flag.check, progress.note)
+            _Run(audit, options, progress, flag, summary, device).run()
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = machine.peak_bytes()
     return summary
@@ -169,7 +171,7 @@ class _Run:
         budget = default_budget(self.options.memory, self.options.workers)
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
         anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in unsealed)
-        sizes = self.audit.sizes(anew=anew)
+        sizes = self.audit.sizes(anew=anew, limits=SizingLimits(budget, base))
         for note in (*self.audit.inputs.network_notes, *self.audit.recipe.notes):
             self.progress.note(f"network: {note}")
         preflight.refuse_unfit(self.audit, unsealed, sizes, budget, base, self.device)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from krepes_ooc.core.blocks import BlockPlan, choose_block_plan
+from krepes_ooc.core.feature_layout import FeatureLayout
+from krepes_ooc.engine.budget import Budget
 from krepes_ooc.errors import UsageError
 from krepes_ooc.network.spec import PRETRAIN
 from krepes_ooc.runner.staleness import SIZES_KEY
 from krepes_ooc.stages.audited.stage import AuditedSettings, check_sample_ids
+from krepes_ooc.stages.base.cost import NETWORK_BYTES, f32
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.sizes import FEATURE_SIZES, AuditSizes
+from krepes_ooc.stages.base.stage import stage_cost
+from krepes_ooc.stages.features.row_cost_record import load_measured
 from krepes_ooc.stages.groups.declared import declare_partitions
 from krepes_ooc.stages.landmarks.stage import count_landmarks
+from krepes_ooc.stages.registry import BY_NAME
 from krepes_ooc.stages.spectrum.stage import AUTO_COMPONENTS
 from krepes_ooc.storage.workspace import Workspace
 
@@ -21,10 +28,37 @@ if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap
 
 LEAST_SAMPLES = 2
+# A limit that every opening exceeds.
+NEVER = -1.0
+# Forward batch that ``auto`` halves until it fits.
+AUTO_BATCH = 256
+
+
+@dataclass(frozen=True)
+class SizingLimits:
+    """Memory, and processor time of the opening, within which the sizes are chosen.
+
+    Args:
+        budget: memory and workers; None: any.
+        base: anonymous bytes of the process before the first stage.
+        seconds: processor seconds that opening the network may take; None: any.
+    """
+
+    budget: Budget | None = None
+    base: int = 0
+    seconds: float | None = None
+
+    @property
+    def free(self) -> int:
+        """Bytes above the base; without a budget, more than any batch takes."""
+        return 1 << 62 if self.budget is None else self.budget.memory - self.base
 
 
 def audit_sizes(
-    workspace: Workspace, inputs: AuditInputs, settings: Mapping[str, Any]
+    workspace: Workspace,
+    inputs: AuditInputs,
+    settings: Mapping[str, Any],
+    limits: SizingLimits = SizingLimits(),
 ) -> AuditSizes:
     """Sizes of an audit: block plan and feature sizes as its features were started, if they were.
 
@@ -33,19 +67,34 @@ def audit_sizes(
     """
     fingerprint = workspace.record("features", "features").begun()
     if fingerprint is None or SIZES_KEY not in fingerprint:
-        return measure_sizes(inputs, settings)
+        return measure_sizes(inputs, settings, limits)
     stored = fingerprint[SIZES_KEY]
     sizes: dict[str, Any] = {key: int(stored[key]) for key in FEATURE_SIZES}
     sizes["keeps_features"] = bool(stored.get("keeps_features", True))
+    # Features that were killed before they recorded it are measured anew.
+    measured = load_measured(workspace)
+    if not measured and not workspace.record("features", "features").is_sealed():
+        measured = _row_form(inputs, settings["features"], limits).measured
+    sizes |= measured
     return _complete(sizes, BlockPlan.from_attributes(stored["plan"]), inputs, settings)
 
 
-def measure_sizes(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditSizes:
+def measure_sizes(
+    inputs: AuditInputs,
+    settings: Mapping[str, Any],
+    limits: SizingLimits = SizingLimits(),
+) -> AuditSizes:
     """Sizes of an audit whose features are not started.
+
+    Args:
+        inputs: source, network and views.
+        settings: settings of every stage by name.
+        limits: memory that ``forward_batch: auto`` fills, and time of the opening.
 
     Raises:
         UsageError: a single sample, more landmarks than samples, more components than landmarks,
             nothing left to audit, or a block plan that is not possible.
+        PlanRefused: not even the weights and one sample fit the memory.
     """
     features = settings["features"]
     n = inputs.source.n_samples
@@ -53,27 +102,127 @@ def measure_sizes(inputs: AuditInputs, settings: Mapping[str, Any]) -> AuditSize
         raise UsageError(f"{n} sample", where="source", expected=f"at least {LEAST_SAMPLES}")
     # Widths: of a kernel row by the landmarks, of a feature row by the network.
     m = count_landmarks(settings["landmarks"], n)
-    shared = feature_map(inputs, features)
-    width = shared.layout.n_features
-    # Blocks fit the longer of the two kinds of row.
-    plan = choose_block_plan(
-        n,
-        2 * max(width, m),
-        block_rows=None if features.block_rows == "auto" else features.block_rows,
-        forward_batch=features.forward_batch,
-        sub_row_bytes=4 * m,
-    )
-    parameters = dict(shared.network.inner.named_parameters())
+    form = _row_form(inputs, features, limits)
+    width = form.layout.n_features
     itemsize = _kernel_itemsize(settings)
     sizes = {
         "n_views": inputs.view_spec.count,
         "n_features": width,
-        "n_moments": shared.layout.n_moments,
-        "n_outputs": shared.n_outputs,
-        "n_parameters": sum(parameters[name].numel() for name in shared.parameters),
-        "keeps_features": features.keeps_rows(shared.layout, m * itemsize),
+        "n_moments": form.layout.n_moments,
+        "n_outputs": form.n_outputs,
+        "n_parameters": form.n_parameters,
+        "keeps_features": features.keeps_rows(form.layout, m * itemsize),
+        **form.measured,
     }
-    return _complete(sizes, plan, inputs, settings)
+
+    def complete(forward_batch: int) -> AuditSizes:
+        # Blocks fit the longer of the two kinds of row.
+        plan = choose_block_plan(
+            n,
+            2 * max(width, m),
+            block_rows=None if features.block_rows == "auto" else features.block_rows,
+            forward_batch=forward_batch,
+            sub_row_bytes=4 * m,
+        )
+        return _complete(sizes, plan, inputs, settings)
+
+    if features.forward_batch != "auto":
+        return complete(features.forward_batch)
+    largest = complete(AUTO_BATCH)
+    return complete(fitting_batch(largest, inputs, settings, limits) or 1)
+
+
+def fitting_batch(
+    sizes: AuditSizes, inputs: AuditInputs, settings: Mapping[str, Any], limits: SizingLimits
+) -> int:
+    """Largest forward batch, halved from that of the plan, whose features fit; 0: none does."""
+    stage = BY_NAME["features"]
+    batch = sizes.plan.forward_batch
+    while batch:
+        smaller = replace(sizes, plan=replace(sizes.plan, forward_batch=batch))
+        need = stage_cost(stage, smaller, settings["features"], inputs).need
+        if limits.budget is None or limits.budget.workers_that_fit(need, limits.base):
+            return batch
+        batch //= 2
+    return 0
+
+
+def memory_advice(
+    stage: str,
+    sizes: AuditSizes,
+    inputs: AuditInputs,
+    settings: Mapping[str, Any],
+    limits: SizingLimits,
+) -> str:
+    """The forward batch with which the features would fit, as advice; else empty."""
+    batch = fitting_batch(sizes, inputs, settings, limits) if stage == "features" else 0
+    return f"set stages.features.forward_batch to {batch}" if batch else ""
+
+
+@dataclass(frozen=True)
+class _RowForm:
+    """Layout, outputs and measured sizes of the rows, from an open network or from shapes."""
+
+    layout: FeatureLayout
+    n_outputs: int
+    n_parameters: int
+    measured: dict[str, Any]
+
+
+def _row_form(inputs: AuditInputs, features: Any, limits: SizingLimits) -> _RowForm:
+    """Form of the rows; where opening takes longer than the limit, from shapes and plain passes."""
+    from krepes_ooc.jacobian.feature_map import expected_layout
+    from krepes_ooc.jacobian.opening import OpeningDeferred
+
+    shared: FeatureMap | None = None
+    try:
+        shared = feature_map(inputs, features, opening_limit(inputs, limits))
+        layout = shared.layout
+        names = shared.parameters
+        n_outputs = shared.n_outputs
+        network = shared.network
+    except OpeningDeferred as deferred:
+        network = inputs.network
+        names = deferred.parameters
+        n_outputs = deferred.n_outputs
+        layout = expected_layout(network, features, names)
+    size = inputs.measure_rows(features, shared, limits.free)
+    parameters = dict(network.inner.named_parameters())
+    measured = {
+        "n_weights": sum(p.numel() for p in parameters.values()),
+        "fixed_bytes": size.fixed_bytes,
+        "sample_bytes": size.sample_bytes,
+        "opening_bytes": size.opening_bytes,
+        # Plain passes have one probe's operations, and no sketch.
+        "row_flops": size.flops if shared is not None else 0.0,
+    }
+    return _RowForm(layout, n_outputs, sum(parameters[name].numel() for name in names), measured)
+
+
+def opening_limit(inputs: AuditInputs, limits: SizingLimits) -> float | None:
+    """Processor seconds that opening the network may take; none of them where it cannot fit.
+
+    A plan shows what does not fit, from shapes; a run refuses it before the network is opened.
+
+    Raises:
+        PlanRefused: weights and one sample alone exceed the memory, with both numbers.
+    """
+    from krepes_ooc.jacobian.opening import sample_size
+    from krepes_ooc.jacobian.row_size import CHECK_BYTES
+
+    # The demo trainer's network is not trained yet, and small.
+    if limits.budget is None or inputs.network_spec.weights == PRETRAIN:
+        return limits.seconds
+    network = inputs.network
+    n_weights = sum(parameter.numel() for parameter in network.parameters())
+    numbers = sample_size(network, inputs.calibration()).numbers
+    needed = limits.base + NETWORK_BYTES + CHECK_BYTES * n_weights + f32(numbers)
+    if needed <= limits.budget.memory:
+        return limits.seconds
+    if limits.seconds is not None:
+        return NEVER
+    advice = "take a smaller network or smaller inputs: no forward batch fits"
+    raise limits.budget.refusal_error("features", needed, advice)
 
 
 def _complete(
@@ -118,11 +267,19 @@ def _n_explained(settings: AuditedSettings, n: int) -> int:
     return len(settings.sample_ids) or min(settings.audit, max(1, n // 4))
 
 
-def feature_map(inputs: AuditInputs, settings: Any) -> FeatureMap:
+def feature_map(inputs: AuditInputs, settings: Any, limit: float | None = None) -> FeatureMap:
     """The feature map; untrained weights have the same shapes as trained ones.
 
     A checkpoint of the demo trainer is not read: it may be that of another architecture.
+
+    Args:
+        inputs: source and network.
+        settings: settings of the features.
+        limit: processor seconds that the opening may take; None: any, as for the demo trainer.
+
+    Raises:
+        OpeningDeferred: it would take longer.
     """
     if inputs.network_spec.weights == PRETRAIN:
         return inputs.open_untrained(settings)
-    return inputs.open_features(settings)
+    return inputs.open_features(settings, limit=limit)

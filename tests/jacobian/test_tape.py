@@ -324,7 +324,7 @@ def test_an_input_overwritten_behind_the_tape_is_run_again() -> None:
 def test_wrong_plans_are_not_believed() -> None:
     """The trial that judges plans sees each planted fault."""
     network, inputs = build("transformer")
-    trial = gradient_plan.GradientTrial(network, inputs[:2])
+    trial = gradient_plan.GradientTrial(network, network.trainable, inputs[:2])
     good = {"head.weight": (GradientRule("layer", "head", ("head.weight",)),)}
     assert trial.wrong_parameters(good) == []
     name = "encoder.layers.0.linear1.weight"

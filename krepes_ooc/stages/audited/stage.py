@@ -15,14 +15,14 @@ from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.base import Source, check_samples, sample_positions
 from krepes_ooc.sources.display import describe_columns, display_arrays
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
+from krepes_ooc.stages.features.featurizer import batch_term, open_featurizer, unscale_rows
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.views.spec import CLEAN
@@ -174,16 +174,10 @@ def estimate_cost(sizes: AuditSizes, settings: AuditedSettings) -> Cost:
         worker_memory=Quantity.of(
             Term("feature rows of a block in float16, in batches and joined", f16(rows, width), 3),
             Term("unscaled feature rows of a block and their squares", f32(rows, width), 2),
-            Term(
-                "activations, gradients and rows of a batch",
-                f32(sizes.plan.forward_batch, width),
-                4,
-            ),
+            batch_term(sizes),
         ),
         parallel_tasks=n_blocks,
-        flops=Quantity.of(
-            Term("forward and backward passes", 6.0 * sizes.n_parameters * sizes.n_audited)
-        ),
+        flops=Quantity.of(Term(ROW_PASSES, sizes.row_operations * sizes.n_audited)),
     )
 
 

@@ -20,6 +20,9 @@ LEFT_BYTES = 24 * 2**20  # left in the process by earlier stages, measured up to
 NETWORK_BYTES = 80 * 2**20  # autograd of torch, which loads with a network
 SKLEARN_BYTES = 40 * 2**20  # scikit-learn with its own libraries
 
+# Label of the operations of feature rows, whose time is measured apart.
+ROW_PASSES = "forward and backward passes"
+
 
 def f64(*sizes: int) -> int:
     """Bytes of a float64 or int64 array with these sizes."""

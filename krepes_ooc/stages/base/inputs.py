@@ -6,7 +6,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.core.live_objects import NOT_LIVE, LiveObjects
+from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.errors import DamageError, NetworkError, WorkspaceError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec, wants_inputs, with_inputs
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
@@ -26,6 +27,8 @@ from krepes_ooc.views.spec import CLEAN, ViewSpec
 
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
+    from krepes_ooc.jacobian.opening import Opening
+    from krepes_ooc.jacobian.row_size import RowSize
     from krepes_ooc.network.preprocessing import Preprocessing
     from krepes_ooc.views.views import Views
 
@@ -43,10 +46,11 @@ class AuditInputs:
         view_spec: recipe key ``views``.
         seed: recipe key ``seed``; every random draw is keyed by it.
         base: folder that relative paths of the recipe start from.
-        private: the workspace's private folder, for caches and checkpoints.
+        private: the workspace's private folder, for caches, checkpoints and records of openings.
         training_objective: objective that trained the network; empty: unknown.
         check_stop: raises when the run is to stop, while the source is opened.
         live: objects of a script, where the recipe says ``live``.
+        note: receives one line about a long opening of the network; not pickled.
     """
 
     source_spec: SourceSpec
@@ -58,6 +62,7 @@ class AuditInputs:
     training_objective: str = ""
     check_stop: Callable[[], None] = lambda: None
     live: LiveObjects = NOT_LIVE
+    note: Callable[[str], None] = field(default=lambda text: None, compare=False, repr=False)
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
@@ -208,24 +213,33 @@ class AuditInputs:
         return inputs, content
 
     def open_features(
-        self, settings: FeatureSettings, probes: npt.ArrayLike | None = None
+        self,
+        settings: FeatureSettings,
+        probes: npt.ArrayLike | None = None,
+        limit: float | None = None,
     ) -> FeatureMap:
         """The feature map of the network, its scale fixed from calibration samples; opened once.
+
+        What an earlier opening found, also one that was killed, is read from the workspace.
 
         Args:
             settings: kind, outputs and probes of the feature rows.
             probes: output probes of an existing features store; None: they are drawn.
+            limit: processor seconds that the opening may take; None: any.
 
         Raises:
+            OpeningDeferred: it would take longer.
             NetworkError: the network does not run on the samples, or cannot be trusted.
         """
         from krepes_ooc.jacobian.feature_map import open_features
 
         # Scales and probes cost a pass over calibration samples: one map per settings.
         if settings not in self._opened:
+            calibration = self.calibration()
+            opening = self._opening(settings, calibration, limit)
             try:
                 self._opened[settings] = open_features(
-                    self.network, settings, self.calibration(), probes, self.seed
+                    self.network, settings, calibration, probes, self.seed, opening
                 )
             except NetworkError as error:
                 raise self._with_columns(error) from error
@@ -245,14 +259,59 @@ class AuditInputs:
             advice=error.advice,
         )
 
+    def measure_rows(
+        self, settings: FeatureSettings, shared: FeatureMap | None, free: int
+    ) -> RowSize:
+        """Memory and operations of feature rows, measured on a few calibration samples.
+
+        Args:
+            settings: kind, outputs and probes of the feature rows.
+            shared: the feature map; None: it is not open, and plain passes are measured.
+            free: bytes that a batch may take.
+        """
+        from krepes_ooc.engine.calibration import peak_growth
+        from krepes_ooc.jacobian.opening import sample_size
+        from krepes_ooc.jacobian.row_size import measure_pass_size, measure_row_size
+        from krepes_ooc.jacobian.selection import select_parameters
+
+        inputs = self.calibration()
+        network = self.network if shared is None else shared.network
+        size = sample_size(network, inputs)
+        if shared is not None:
+            return measure_row_size(shared, inputs, size, free, peak_growth)
+        names = select_parameters(network, settings.parameters)
+        return measure_pass_size(network, names, inputs, size, free, peak_growth)
+
+    def _opening(
+        self, settings: FeatureSettings, calibration: Rows, limit: float | None
+    ) -> Opening:
+        """The recorded opening of this network under these settings."""
+        from krepes_ooc.jacobian.feature_map import FeatureSettings
+        from krepes_ooc.jacobian.opening import Opening, network_identity
+
+        # Of the settings, those of the rows: blocks and batches change nothing here.
+        names = [each.name for each in fields(FeatureSettings)]
+        declared = {
+            "factory": self.network_spec.factory,
+            "arguments": to_mapping(self.network_spec.arguments),
+            "output": self.network_spec.output,
+            "module": self.network_spec.module,
+            "settings": {name: to_mapping(getattr(settings, name)) for name in names},
+            "seed": self.seed,
+        }
+        name = network_identity(self.network, calibration, declared)[:32]
+        return Opening(self.private / "openings" / f"{name}.json", self.note, limit)
+
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
         """The feature map of the untrained network, which has the same sizes as the trained one."""
         from krepes_ooc.jacobian.feature_map import open_features
+        from krepes_ooc.jacobian.opening import Opening
         from krepes_ooc.network.spec import build_network, freeze_network
 
         module = build_network(self.network_spec, self.base)
         network = freeze_network(self.network_spec, module, self._example)
-        return open_features(network, settings, self.calibration(), seed=self.seed)
+        opening = Opening(note=self.note)
+        return open_features(network, settings, self.calibration(), seed=self.seed, opening=opening)
 
     def calibration(self) -> Rows:
         """Network inputs [sample, ...] of the samples that scales and row costs are measured on."""

@@ -9,6 +9,7 @@ from typing import Any
 from krepes_ooc.core.blocks import BlockPlan
 from krepes_ooc.core.feature_layout import CONDENSED_WIDTH
 
+MEASURED = ("n_weights", "fixed_bytes", "sample_bytes", "opening_bytes", "row_flops")
 FEATURE_SIZES = ("n_views", "n_features", "n_moments", "n_outputs", "n_parameters")
 
 
@@ -32,6 +33,11 @@ class AuditSizes:
         plan: block plan of the n-sized stores.
         n_groups: groups of samples that are left out one by one.
         n_partitions: partitions that they belong to.
+        n_weights: numbers in all parameters of the network; 0: not known.
+        fixed_bytes: measured bytes of a batch of feature rows, whatever its samples; 0: not known.
+        sample_bytes: further measured bytes of every sample of the batch.
+        opening_bytes: bytes at the peak of opening and self-check of the network.
+        row_flops: measured operations of one feature row; 0: not known.
     """
 
     n_views: int
@@ -49,6 +55,23 @@ class AuditSizes:
     plan: BlockPlan
     n_groups: int = 0
     n_partitions: int = 0
+    n_weights: int = 0
+    fixed_bytes: int = 0
+    sample_bytes: int = 0
+    opening_bytes: int = 0
+    row_flops: float = 0.0
+
+    @property
+    def batch_bytes(self) -> int:
+        """Measured bytes of the largest batch of feature rows; 0: not known."""
+        n_samples = min(self.plan.forward_batch, self.plan.n_samples)
+        return self.fixed_bytes + self.sample_bytes * n_samples
+
+    @property
+    def row_operations(self) -> float:
+        """Operations of one feature row; from the parameters where they are not measured."""
+        # A backward pass costs two forward passes.
+        return self.row_flops or 6.0 * self.n_parameters
 
     @property
     def stored_rows(self) -> int:

@@ -328,7 +328,7 @@ def stage_cost(
     # Memory that the stage frees before the network loads offsets it only at its first load.
     return cost.in_process(
         source=inputs.source.resident_bytes if "source" in reads else 0,
-        network=8 * sizes.n_parameters if "network" in reads else None,
+        network=max(8 * sizes.n_parameters, 4 * sizes.n_weights) if "network" in reads else None,
         network_loaded="network" in reads_before,
         sklearn=any(each.uses_sklearn for each in loaded),
         follows=bool(ran),

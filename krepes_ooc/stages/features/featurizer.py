@@ -46,7 +46,11 @@ class FeaturesSettings(FeatureSettings):
     block_rows: int | Literal["auto"] = setting(
         "auto", about="samples of one block, a power of two", minimum=1
     )
-    forward_batch: int = setting(256, about="samples of one forward pass", minimum=1)
+    forward_batch: int | Literal["auto"] = setting(
+        256,
+        about="samples of one forward pass; auto: as many, up to 256, as fit the memory",
+        minimum=1,
+    )
 
     def keeps_rows(self, layout: FeatureLayout, kernel_row_bytes: int) -> bool:
         """Whether feature rows are stored; decided once, when the features are begun.
@@ -88,7 +92,7 @@ class Featurizer:
     @property
     def batch(self) -> int:
         """Samples of one forward pass."""
-        return self.settings.forward_batch
+        return self.context.plan.forward_batch
 
     def opened(self) -> FeatureMap:
         """The shared feature map."""
@@ -328,15 +332,22 @@ def computing_terms(sizes: AuditSizes, rows: int | None = None) -> tuple[Term, .
         rows: number of rows (default: those of a block).
     """
     rows = sizes.plan.block_rows if rows is None else rows
-    batch = f32(sizes.plan.forward_batch, sizes.n_features)
     return (
         Term(
             "feature rows of a view in float16, in batches and joined",
             f16(rows, sizes.n_features),
             3,
         ),
-        Term("activations, gradients and rows of a batch", batch, 4),
+        batch_term(sizes),
     )
+
+
+def batch_term(sizes: AuditSizes) -> Term:
+    """Memory of one batch: as measured, and at least its rows in float32."""
+    batch = f32(sizes.plan.forward_batch, sizes.n_features)
+    if sizes.batch_bytes > 4 * batch:
+        return Term("activations, gradients and rows of a batch, measured", sizes.batch_bytes)
+    return Term("activations, gradients and rows of a batch", batch, 4)
 
 
 def computing_bytes(sizes: AuditSizes, rows: int | None = None) -> int:
@@ -345,5 +356,5 @@ def computing_bytes(sizes: AuditSizes, rows: int | None = None) -> int:
 
 
 def computing_flops(sizes: AuditSizes) -> float:
-    """Operations of the rows of all views: a backward pass costs two forward passes."""
-    return 6.0 * sizes.n_parameters * sizes.plan.n_samples * sizes.n_views
+    """Operations of the rows of all views."""
+    return sizes.row_operations * sizes.plan.n_samples * sizes.n_views

@@ -5,12 +5,15 @@ The measured cost is stored beside the stores, because it is no part of their bi
 
 from __future__ import annotations
 
+from typing import Any
+
 from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.jacobian.feature_map import FeatureMap
 from krepes_ooc.jacobian.row_cost import RowCost, row_words
 from krepes_ooc.stages.base.inputs import Rows
+from krepes_ooc.stages.base.sizes import MEASURED, AuditSizes
 from krepes_ooc.stages.features.featurizer import FeaturesSettings
 from krepes_ooc.storage.workspace import Workspace
 
@@ -35,12 +38,21 @@ def describe_rows(
     return words | {"cost": cost.words}, cost
 
 
-def save_row_cost(workspace: Workspace, cost: RowCost) -> None:
-    """Write the measured cost into the workspace."""
+def save_row_cost(workspace: Workspace, cost: RowCost, sizes: AuditSizes) -> None:
+    """Write the measured cost of a row, and its measured sizes, into the workspace."""
     path = workspace.private / _FILE
     write_atomic(
-        path, checksummed_json(cost.to_attributes()), workspace.private / "temp", sync=True
+        path,
+        checksummed_json(cost.to_attributes() | {key: getattr(sizes, key) for key in MEASURED}),
+        workspace.private / "temp",
+        sync=True,
     )
+
+
+def load_measured(workspace: Workspace) -> dict[str, Any]:
+    """The measured sizes of a row by their names in ``AuditSizes``; none where not recorded."""
+    known = read_checksummed_file(workspace.private / _FILE) or {}
+    return {key: known[key] for key in MEASURED if key in known}
 
 
 def load_row_description(workspace: Workspace) -> tuple[dict[str, str], RowCost | None] | None:

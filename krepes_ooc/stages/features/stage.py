@@ -21,7 +21,7 @@ from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.engine.executor import tree_reduce
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.jacobian.feature_map import FeatureMap
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -138,7 +138,8 @@ def _check_gradients(
 def _record_row_cost(recipe: RecipeInputs, context: StageContext, shared: FeatureMap) -> None:
     """Measure the cost of a row, note it for the user and keep it for plan and report."""
     words, cost = describe_rows(shared, context.settings, recipe.calibration())
-    save_row_cost(context.workspace, cost)
+    assert context.sizes is not None
+    save_row_cost(context.workspace, cost, context.sizes)
     context.progress.note("; ".join(f"{key}: {text}" for key, text in words.items()))
 
 
@@ -373,18 +374,19 @@ def estimate_cost(sizes: AuditSizes, settings: FeaturesSettings) -> Cost:
         # With stored rows the sums are small beside them, and not counted.
         scratch.append(Term("moment sums", f64(sizes.n_moments + CONDENSED_WIDTH), plan.n_shards))
     sums = Term("moment sums of shard, block and product", moments, 3)
+    worker = Quantity.of(
+        Term("stored rows of a block in every view", block, views),
+        *computing_terms(sizes),
+        sums,
+    )
     return Cost(
         units=plan.n_blocks,
         disk=Quantity.of(*disk),
-        memory=Quantity.of(Term("centre", moments)),
-        worker_memory=Quantity.of(
-            Term("stored rows of a block in every view", block, views),
-            *computing_terms(sizes),
-            sums,
-        ),
+        memory=_fixed_memory(sizes, worker),
+        worker_memory=worker,
         parallel_tasks=plan.n_shards,
         flops=Quantity.of(
-            Term("forward and backward passes", computing_flops(sizes)),
+            Term(ROW_PASSES, computing_flops(sizes)),
             Term("moment sums", 2.0 * sizes.n_moments * plan.n_samples * views),
         ),
         scratch=Quantity.of(*scratch),
@@ -397,6 +399,17 @@ def estimate_cost(sizes: AuditSizes, settings: FeaturesSettings) -> Cost:
             sums,
         ),
     )
+
+
+def _fixed_memory(sizes: AuditSizes, worker: Quantity) -> Quantity:
+    """Memory of the process: the network is opened before any worker computes."""
+    phases: dict[str, tuple[Term, ...]] = {"rows": (Term("centre", f64(sizes.n_moments)),)}
+    if sizes.opening_bytes:
+        phases["opening"] = (
+            Term("opening and self-check of the network, measured", sizes.opening_bytes),
+            Term("memory of one worker", worker.bytes, -1),
+        )
+    return Quantity(phases)
 
 
 STAGE = Stage(

@@ -14,7 +14,7 @@ from krepes_ooc.core.files import Files
 from krepes_ooc.core.float16 import to_dtype
 from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.device import to_device
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -175,7 +175,7 @@ def estimate_cost(sizes: AuditSizes, settings: KernelSettings) -> Cost:
         )
     ]
     if recomputed:
-        flops.append(Term("forward and backward passes", computing_flops(sizes)))
+        flops.append(Term(ROW_PASSES, computing_flops(sizes)))
     return Cost(
         units=plan.n_blocks,
         disk=Quantity.of(

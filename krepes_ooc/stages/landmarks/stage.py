@@ -21,7 +21,7 @@ from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
+from krepes_ooc.stages.features.featurizer import batch_term, open_featurizer, unscale_rows
 from krepes_ooc.stages.landmarks.samplers import (
     PILOT,
     POOL,
@@ -189,7 +189,8 @@ def estimate_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
     clean_rows = Term("clean rows: float16 and float32, batches and self kernels", f32(m, width), 5)
     # Phases: the passes of the choice, then the clean rows, when no worker computes any more.
     phases = dict(choice.memory.phases)
-    phases["clean rows"] = (clean_rows, Term("memory of one worker", worker, -1))
+    batch = (batch_term(sizes),) if sizes.sample_bytes else ()
+    phases["clean rows"] = (clean_rows, *batch, Term("memory of one worker", worker, -1))
     by_then_free = Term(clean_rows.label, clean_rows.size, -clean_rows.times)
     return replace(
         choice,

@@ -1,0 +1,375 @@
+"""Opening of a network: bounded by its passes, announced, recorded part by part, or deferred."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from krepes_ooc.jacobian import feature_map as feature_maps
+from krepes_ooc.jacobian import gradient_plan, sketched_features
+from krepes_ooc.jacobian.feature_map import FeatureSettings, expected_layout, open_features
+from krepes_ooc.jacobian.gradient_plan import GradientTrial, plan_rules
+from krepes_ooc.jacobian.jacobian import Jacobian
+from krepes_ooc.jacobian.opening import Opening, OpeningDeferred, SampleSize, sample_size
+from krepes_ooc.jacobian.output_range import count_backward_passes
+from krepes_ooc.jacobian.sketched_features import SketchPlan, plan_sketch
+from krepes_ooc.jacobian.tape import Recording
+from krepes_ooc.network import zoo
+from krepes_ooc.network.frozen import freeze
+
+IMAGES = np.random.default_rng(0).random((12, 2, 8, 8)).astype(np.float32)
+ROWS = np.random.default_rng(1).normal(size=(8, 12)).astype(np.float32)
+AUTO = FeatureSettings()
+
+
+def cnn(outputs: int = 24) -> nn.Module:
+    """A small CNN whose outputs share a few directions, as trained ones do."""
+    torch.manual_seed(0)
+    module = zoo.small_cnn(2, 8, outputs)
+    with torch.no_grad():
+        head = module[-1]
+        mix = torch.randn(outputs, 5) @ torch.randn(5, head.in_features)
+        head.weight.copy_(0.2 * head.weight + mix / 5)
+    return module
+
+
+def sketch_plan(module: nn.Module) -> SketchPlan:
+    network = freeze(module)
+    n_outputs = network(torch.tensor(IMAGES[:1])).shape[1]
+    return plan_sketch(network, network.trainable, tuple(range(n_outputs)), IMAGES, 4096)
+
+
+def kernel(plan: SketchPlan, probes: np.ndarray) -> np.ndarray:
+    rows = plan.build(probes.astype(np.float32), 0).rows(IMAGES)[0].astype(np.float64)
+    return rows @ rows.T
+
+
+# Probes ------------------------------------------------------------------------------------------
+
+
+def test_the_range_finder_is_as_good_as_the_exact_gram_matrix() -> None:
+    plan = sketch_plan(cnn())
+    gram = plan.output_gram(0)
+    best = np.linalg.eigvalsh(gram)[-4:].sum()
+    directions = plan.output_range(4, 0)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(4), atol=1e-6)
+    assert np.trace(directions @ gram @ directions.T) >= 0.95 * best
+    # Mean error of the probed kernel over draws of the random part, against the exact trace.
+    exact = kernel(plan, np.eye(24))
+    errors: dict[str, list[float]] = {"exact": [], "range": []}
+    for seed in range(6):
+        given = {
+            "exact": sketched_features.deflated_probes(gram, 4, 4, seed),
+            "range": sketched_features.complete_probes(directions, 4, seed),
+        }
+        for name, probes in given.items():
+            error = np.linalg.norm(kernel(plan, probes) - exact) / np.linalg.norm(exact)
+            errors[name].append(float(error))
+    assert np.mean(errors["range"]) <= 1.2 * np.mean(errors["exact"])
+
+
+def test_many_outputs_take_a_few_dozen_backward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = {"taped": 0, "plain": 0}
+    taped, plain = Recording.backward, torch.autograd.grad
+
+    def counted(recording: Recording, probe: torch.Tensor) -> Any:
+        passes["taped"] += 1
+        passes["plain"] -= 1
+        return taped(recording, probe)
+
+    def grad(*args: Any, **kwargs: Any) -> Any:
+        passes["plain"] += 1
+        return plain(*args, **kwargs)
+
+    network = cnn(2048)
+    lines: list[str] = []
+    monkeypatch.setattr(Recording, "backward", counted)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    opened = open_features(network, AUTO, IMAGES, opening=Opening(note=lines.append))
+    assert opened.probes.shape == (8, 2048)
+    np.testing.assert_allclose((opened.probes[:4] @ opened.probes[:4].T), np.eye(4), atol=1e-5)
+    assert count_backward_passes(4) == 36
+    total = sum(passes.values())
+    # With the probes given, ways and scales alone: the rest are those of the range finder.
+    open_features(network, AUTO, IMAGES, opened.probes)
+    others = sum(passes.values()) - total
+    assert total - others == 36
+    # Scales take 8 probes on all samples and on 4 of them alone, ways a few trials.
+    assert others <= 8 * 5 + 20
+
+
+def test_shapes_alone_decide_between_both() -> None:
+    assert sketched_features.uses_gram(128, 4, 64)
+    assert not sketched_features.uses_gram(129, 4, 64)
+    # Large samples: no more backward passes than the range finder takes.
+    assert sketched_features.uses_gram(36, 4, 32)
+    assert not sketched_features.uses_gram(37, 4, 32)
+
+
+def test_few_outputs_keep_the_exact_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SketchPlan, "output_range", None)
+    assert open_features(cnn(), AUTO, IMAGES).probes.shape == (8, 24)
+
+
+# Ways to gradients -------------------------------------------------------------------------------
+
+
+class OwnNorm(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Block(nn.Module):
+    def __init__(self, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.second = norm(24), norm(24)
+        self.up, self.down = nn.Linear(24, 48), nn.Linear(48, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(functional.gelu(self.up(self.second(self.first(x)))))
+
+
+def blocks(norm: type[nn.Module], depth: int = 16) -> nn.Module:
+    torch.manual_seed(0)
+    body = [Block(norm) for _ in range(depth)]
+    head = (nn.Flatten(), nn.Linear(72, 8))
+    return nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Linear(4, 24), *body, *head)
+
+
+def count_records(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[int, set[str]]:
+    """Recorded passes of a plan, and the methods that it chose."""
+    count = 0
+    record = Jacobian.record
+
+    def counted(jacobian: Jacobian, inputs: torch.Tensor) -> Any:
+        nonlocal count
+        count += 1
+        return record(jacobian, inputs)
+
+    monkeypatch.setattr(Jacobian, "record", counted)
+    network = freeze(module)
+    rules = plan_rules(network, network.trainable, torch.tensor(ROWS))
+    monkeypatch.undo()
+    return count, {rule.method for rule in rules}
+
+
+def test_a_norm_with_its_own_forward_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = count_records(blocks(nn.LayerNorm), monkeypatch)
+    own = count_records(blocks(OwnNorm), monkeypatch)
+    assert own == plain
+    assert own[1] == {"layer"}
+
+
+class Opaque(nn.Module):
+    """A weight that no batched way sees: it is used in a product without a layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.gain = (
+            nn.Parameter(torch.randn(width, width) / 5),
+            nn.Parameter(torch.ones(3, 1)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.t().contiguous().view(*self.weight.shape) * self.gain
+
+
+def test_bad_ways_are_found_by_class_and_never_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few, _ = count_records(blocks(Opaque, 2), monkeypatch)
+    many, methods = count_records(blocks(Opaque, 16), monkeypatch)
+    assert "vjp" in methods
+    assert many <= few + 8, "the trials grow with the classes, not with the layers"
+
+
+class Attention(nn.Module):
+    """Self-attention with layers of its own: the bias of the keys has the gradient zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24)
+        self.norm = OwnNorm(24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            f(x).unflatten(-1, (3, 8)).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
+        weights = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5, -1)
+        return self.norm(x + (weights @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_gradient_of_zero_is_judged_beside_the_whole_row() -> None:
+    torch.manual_seed(0)
+    head = (nn.Flatten(), nn.Linear(96, 8))
+    module = nn.Sequential(
+        nn.Unflatten(1, (4, 3)), nn.Linear(3, 24), Attention(), Attention(), *head
+    )
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    network = freeze(module)
+    rules = plan_rules(network, network.trainable, torch.tensor(ROWS))
+    assert {rule.method for rule in rules} == {"layer"}
+    # Alone it would be noise against noise: the scale is that of all audited parameters.
+    trial = GradientTrial(network, network.trainable, torch.tensor(ROWS[:2]))
+    name = "2.key.bias"
+    assert (
+        trial.wrong_parameters({name: (gradient_plan.GradientRule("layer", "2.key", (name,)),)})
+        == []
+    )
+
+
+# Record ------------------------------------------------------------------------------------------
+
+
+def test_a_second_opening_computes_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "openings" / "one.json"
+    first = open_features(cnn(200), AUTO, IMAGES, opening=Opening(path))
+    for module, name in ((gradient_plan, "_proven_rules"), (feature_maps, "calibrate")):
+        monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(SketchPlan, "choose_probes", None)
+    again = open_features(cnn(200), AUTO, IMAGES, opening=Opening(path))
+    assert again.describe() == first.describe()
+    assert again.layout == first.layout
+    np.testing.assert_array_equal(again.rows(IMAGES)[0], first.rows(IMAGES)[0])
+
+
+def test_a_killed_opening_keeps_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "openings" / "one.json"
+    whole = open_features(cnn(), AUTO, IMAGES)
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SketchPlan, "choose_probes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_features(cnn(), AUTO, IMAGES, opening=Opening(path))
+    monkeypatch.setattr(gradient_plan, "_proven_rules", None)
+    resumed = open_features(cnn(), AUTO, IMAGES, opening=Opening(path))
+    assert resumed.layout == whole.layout
+    np.testing.assert_array_equal(resumed.rows(IMAGES)[0], whole.rows(IMAGES)[0])
+
+
+@pytest.mark.parametrize("fault", ["damaged record", "other forward", "other width"])
+def test_a_record_that_does_not_fit_is_not_used(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "openings" / "one.json"
+    module = cnn()
+    first = open_features(module, AUTO, IMAGES, opening=Opening(path))
+    if fault == "damaged record":
+        path.write_bytes(path.read_bytes().replace(b"rules", b"wrong"))
+    elif fault == "other forward":
+        # The same weights and classes, and another function of them.
+        module.register_forward_hook(lambda layer, args, output: output.flip(1))
+    else:
+        module.register_forward_hook(lambda layer, args, output: output[:, :20])
+    again = open_features(module, AUTO, IMAGES, opening=Opening(path))
+    assert np.array_equal(again.probes, first.probes) == (fault == "damaged record")
+
+
+# Estimate and limit ------------------------------------------------------------------------------
+
+
+def slow(opening: Opening, *_: Any) -> None:
+    opening.pass_seconds = 1.0
+
+
+def test_a_long_opening_is_announced_with_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Opening, "measure", slow)
+    lines: list[str] = []
+    open_features(cnn(200), AUTO, IMAGES, opening=Opening(note=lines.append))
+    assert lines[0].startswith("opening the network: about ")
+    assert "forward and backward passes of one sample" in lines[0]
+    assert [line for line in lines if "8 probes, about 144 s" in line]
+    assert lines[-2].startswith("opening: scales on 12 samples, about ")
+    assert "done in" in lines[-1]
+
+
+@pytest.mark.parametrize("build", [cnn, lambda: zoo.mlp(12, [9, 7], 5)], ids=["cnn", "mlp"])
+def test_a_deferred_opening_tells_the_sizes_that_it_would_have(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = IMAGES if build is cnn else ROWS
+    opened = open_features(build(), AUTO, inputs)
+    monkeypatch.setattr(Opening, "measure", slow)
+    with pytest.raises(OpeningDeferred) as caught:
+        open_features(build(), AUTO, inputs, opening=Opening(limit=5.0))
+    assert caught.value.seconds > 5.0
+    expected = expected_layout(opened.network, AUTO, caught.value.parameters)
+    assert expected.n_features == opened.layout.n_features
+    assert expected.n_moments == opened.layout.n_moments
+    assert caught.value.n_outputs == opened.n_outputs
+
+
+def test_large_samples_are_calibrated_a_few_at_a_time() -> None:
+    assert SampleSize(1000).batch == SampleSize(1000).n_calibration == 64
+    assert SampleSize(2**21).batch == 8
+    assert SampleSize(2**21).n_calibration == 16
+    assert SampleSize(10**9).batch == 2
+    layer = freeze(nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3)))
+    assert sample_size(layer, ROWS).numbers == 40 + 40 + 3
+
+
+# Closed gradients --------------------------------------------------------------------------------
+
+
+class Conv1D(nn.Module):
+    """The linear layer of GPT-2 in transformers: a weight [input, output]."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.nf = outputs
+        self.weight = nn.Parameter(0.3 * torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return flat.view(*x.shape[:-1], self.nf)
+
+
+class OwnRms(nn.RMSNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + torch.finfo(x.dtype).eps)
+        return x * scale * self.weight
+
+
+CLOSED = {
+    "SyncBatchNorm": lambda: nn.Sequential(nn.Linear(12, 8), nn.SyncBatchNorm(8), nn.Linear(8, 3)),
+    "Conv1D": lambda: nn.Sequential(nn.Unflatten(1, (3, 4)), Conv1D(6, 4), nn.GELU(), nn.Flatten()),
+    "own RMSNorm": lambda: nn.Sequential(nn.Linear(12, 8), OwnRms(8), nn.Tanh(), nn.Linear(8, 3)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_layers_of_other_libraries_have_closed_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    network = freeze(CLOSED[name]())
+    rules = plan_rules(network, network.trainable, torch.tensor(ROWS))
+    assert {rule.method for rule in rules} == {"layer"}
+
+
+class Standardised(nn.Linear):
+    """A subclass whose gradient is not that of its class: the trial sees it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True), self.bias)
+
+
+def test_a_subclass_that_computes_something_else_is_run_again() -> None:
+    torch.manual_seed(0)
+    network = freeze(nn.Sequential(Standardised(12, 8), nn.Tanh(), nn.Linear(8, 3)))
+    rules = plan_rules(network, network.trainable, torch.tensor(ROWS))
+    methods = {name: rule.method for rule in rules for name in rule.parameters}
+    assert methods["0.weight"] == "vjp"
+    assert methods["0.bias"] == methods["2.weight"] == "layer"
