@@ -207,6 +207,7 @@ MATHEMATICS = [
     "alignment/gap",
     "alignment/groups",
     "concepts/cav",
+    "distilled/probe",
     "distilled/terms",
     "features/condensed",
     "features/inner_products",
