@@ -249,7 +249,7 @@ MATHEMATICS = [
     "verdict/criteria",
 ]
 ARRAY_LIBRARIES = {"numpy", "scipy", "array_api_compat", *sys.stdlib_module_names}
-USES_SKLEARN = {"concepts/cav", "fidelity/metrics"}
+USES_SKLEARN = {"distilled/probe", "concepts/cav", "fidelity/metrics"}
 # Open stores, or hand their arrays on.
 STORES = [
     "alignment/stage",

@@ -62,3 +62,19 @@ def explained_table(tmp_path_factory: pytest.TempPathFactory) -> FinishedAudit:
     recipe = str(small.own_recipe(folder / "files"))
     run(Recipe.load(recipe, changes), folder / "w", Options(workers=2, until="distilled"))
     return FinishedAudit.of(folder / "w", recipe)
+
+
+@pytest.fixture(scope="session")
+def explained_streamed(tmp_path_factory: pytest.TempPathFactory) -> FinishedAudit:
+    """A table without labels under SimCLR, whose loss streams the kernel."""
+    folder = tmp_path_factory.mktemp("explained-streamed")
+    rows = [line.rsplit(",", 1)[0] for line in small.rows_csv().splitlines()]
+    recipe = small.own_recipe(folder / "files", "\n".join(rows) + "\n")
+    recipe.write_text(recipe.read_text().replace(", label: kind", ""))
+    changes = (
+        "stages.newton.objective=simclr",
+        "stages.landmarks.count=12",
+        "stages.groups.clusters=0",
+    )
+    run(Recipe.load(str(recipe), changes), folder / "w", Options(workers=2, until="influence"))
+    return FinishedAudit.of(folder / "w", str(recipe))

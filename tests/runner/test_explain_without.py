@@ -12,7 +12,7 @@ import pytest
 from krepes_ooc.errors import UsageError
 from krepes_ooc.rendering.explanation_card import draw_card
 from krepes_ooc.rendering.explanation_without import HEADINGS
-from krepes_ooc.runner.explain_without import explain_without
+from krepes_ooc.runner.explain_without import explain_without, find_group
 from krepes_ooc.sources.open import open_source
 from tests import small
 from tests.runner.conftest import FinishedAudit
@@ -52,7 +52,7 @@ def groups_left_out(audit: FinishedAudit) -> list[str]:
     return [name for name in attributes["names"] if name not in attributes["reasons"]]
 
 
-@pytest.mark.parametrize("kind", ["explained_digits", "explained_table"])
+@pytest.mark.parametrize("kind", ["explained_digits", "explained_table", "explained_streamed"])
 def test_neighbours_on_either_side(kind: str, request: pytest.FixtureRequest) -> None:
     audit: FinishedAudit = request.getfixturevalue(kind)
     names = list(audit.reader("group_influence").attributes["names"])
@@ -83,7 +83,8 @@ def test_neighbours_on_either_side(kind: str, request: pytest.FixtureRequest) ->
             changed += len(one.left)
             assert one.effect == pytest.approx(effect[group, row], abs=1e-12)
             assert one.effect_quantile == pytest.approx(np.mean(effect[group] < effect[group, row]))
-    assert changed > 0
+    # A first-order change may be too small to move a neighbour.
+    assert changed > 0 or kind == "explained_streamed"
 
 
 def test_a_new_sample_has_the_effect_of_the_stored_one(
@@ -141,6 +142,19 @@ def test_groups_that_cannot_be_left_out(explained_digits: FinishedAudit) -> None
     name, reason = next(iter(reasons.items()))
     with pytest.raises(UsageError, match=f"group '{name}' cannot be left out: {reason}"):
         explain_without(path, group=name, sample=x)
+
+
+def test_a_name_that_several_groups_have() -> None:
+    class Twice:
+        attributes = {"names": ["a", "b", "a"], "reasons": {}}  # noqa: RUF012
+
+        def reader(self, store: str) -> Twice:
+            return self
+
+    stores: Any = Twice()
+    assert find_group(stores, "b") == 1
+    with pytest.raises(UsageError, match="2 groups are named 'a'; expected a name that one group"):
+        find_group(stores, "a")
 
 
 def test_command(capsys: Any, explained_digits: FinishedAudit, tmp_path: Path) -> None:
