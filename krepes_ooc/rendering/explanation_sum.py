@@ -15,7 +15,7 @@ from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, SampleView
 from krepes_ooc.rendering.explanation import Explained
 from krepes_ooc.rendering.landmark_links import LandmarkLink
 
-# What landmarks are ranked by: their term, or their part in the network's embedding.
+# Ways to rank the landmarks: by their term, or their part in the network's embedding.
 BY_TERM, BY_EMBEDDING = "term", "network_embedding"
 
 

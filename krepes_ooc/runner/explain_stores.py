@@ -313,7 +313,7 @@ class AuditStores:
     def data(
         self, columns: dict[str, Any], influence: rendering.Influence | None = None
     ) -> rendering.AuditData:
-        """What is drawn of samples: their columns, the landmarks, and a warning about the step."""
+        """Data of a drawing of samples: columns, landmarks, and a warning about the step."""
         landmarks = self.reader("landmarks")
         newton = self.reader("newton").attributes
         audit = rendering.AuditData(

@@ -146,7 +146,7 @@ def explain_decision(
 
 @dataclass(frozen=True)
 class _Sums:
-    """What all samples of one question share.
+    """Stores, coefficients and length of the lists of one question.
 
     Args:
         stores: of the audit.
