@@ -113,7 +113,8 @@ def one_kind_of_samples(
     Raises:
         UsageError: neither or both are given.
     """
-    chosen = [sample] if isinstance(sample, int) else list(sample or ())
+    # NumPy's integers are positions as well.
+    chosen = [] if sample is None else [int(one) for one in np.atleast_1d(sample)]
     if bool(chosen) == (file is not None):
         raise UsageError(
             "a sample and a file were named" if chosen else "no sample was named",
@@ -311,9 +312,19 @@ class AuditStores:
         return read_landmark_kernel(self.reader("landmarks"), normalise, scale, SUB_ROWS)
 
     def data(
-        self, columns: dict[str, Any], influence: rendering.Influence | None = None
+        self,
+        columns: dict[str, Any],
+        influence: rendering.Influence | None = None,
+        *,
+        uses_step: bool = True,
     ) -> rendering.AuditData:
-        """Data of a drawing of samples: columns, landmarks, and a warning about the step."""
+        """Data of a drawing of samples: columns, landmarks, and a warning about the step.
+
+        Args:
+            columns: of the samples.
+            influence: of landmarks on them.
+            uses_step: whether the Newton step is behind what is explained.
+        """
         landmarks = self.reader("landmarks")
         newton = self.reader("newton").attributes
         audit = rendering.AuditData(
@@ -324,7 +335,7 @@ class AuditStores:
             classes=tuple(landmarks.info("label").attributes["categories"]),
             columns=tuple(column_text(column) for column in landmarks.attributes["columns"]),
         )
-        if not self.reader("influence").attributes["trusted"]:
+        if uses_step and not self.reader("influence").attributes["trusted"]:
             warning = f"The step is not trusted: {newton['reason']}."
             audit = replace(audit, warnings=(warning,))
         return audit

@@ -38,6 +38,7 @@ from krepes_ooc.stages.distilled.terms import (
     logit_terms,
     similarity_sum,
 )
+from krepes_ooc.stages.minimiser.solution import LM_STEPS, STEP
 from krepes_ooc.storage.workspace import Workspace
 
 DEFAULT_TOP = 5
@@ -182,7 +183,7 @@ class _Sums:
         details: dict[str, Any],
     ) -> ExplainedSum:
         """One sum with its landmarks, rows of one landmark sample taken together."""
-        audit = self.stores.data(columns)
+        audit = self.stores.data(columns, uses_step=self.coefficients.name in (STEP, LM_STEPS))
         assert audit.landmarks is not None
         marks = LandmarkSamples(audit.landmarks)
         summed = replace(value, terms=np.asarray(marks.total(value.terms)))

@@ -25,6 +25,7 @@ from krepes_ooc.runner.explain_stores import NEEDED, AuditStores, Samples, chose
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.stages.group_influence.effects import Embedding, effects, standardise
 from krepes_ooc.stages.group_influence.group_problem import SCALE_FREE
+from krepes_ooc.stages.group_influence.solutions import FirstOrder
 from krepes_ooc.stages.group_moments.group_sums import GroupMoments
 from krepes_ooc.stages.group_moments.stored_groups import StoredGroupMoments, StoredGroups
 from krepes_ooc.stages.groups.partitions import range_codes
@@ -64,7 +65,9 @@ def explain_without(
     stores = AuditStores(Workspace(workspace), recipe, (*NEEDED, STORE))
     without = GroupLeftOut(stores, find_group(stores, group))
     samples = chosen_samples(stores, sample, file)
-    audit = stores.data(samples.columns)
+    # A re-solve starts from A0; only a first-order change starts from the step.
+    method = stores.reader(STORE).attributes["method"]
+    audit = stores.data(samples.columns, uses_step=method == FirstOrder.method)
     count = DEFAULT_TOP if top is None else top
     return [without.explained(audit, samples, i, count) for i in range(len(samples))]
 

@@ -14,9 +14,11 @@ from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.rendering.explanation_card import draw_card
 from krepes_ooc.rendering.explanation_sum import ExplainedSum
 from krepes_ooc.runner.explain_sums import explain_decision, explain_pair
+from krepes_ooc.runner.explain_without import explain_without
 from krepes_ooc.sources.open import open_source
 from krepes_ooc.stages.fidelity.metrics import linear_probe
 from krepes_ooc.storage.stage_record import StageRecord
+from krepes_ooc.storage.store_reader import StoreReader
 from tests import small
 from tests.runner.conftest import FinishedAudit
 
@@ -165,7 +167,9 @@ def test_auto_is_what_the_audit_explains_with(explained_digits: FinishedAudit) -
     x, y = explained_digits.audited[:2]
     solution = explained_digits.reader("influence").attributes["solution"]
     auto = explain_pair(explained_digits.path, sample=x, against=y)[0]
-    asked = explain_pair(explained_digits.path, sample=x, against=y, coefficients=solution)[0]
+    asked = explain_pair(
+        explained_digits.path, sample=[np.int64(x)], against=y, coefficients=solution
+    )[0]
     assert auto.record()["coefficients"]["used"] == solution
     np.testing.assert_array_equal(auto.terms, asked.terms)
 
@@ -236,8 +240,9 @@ def test_what_cannot_be_summed(explained_digits: FinishedAudit, tmp_path: Path) 
         explain_pair(path, sample=x, against=x, coefficients="newest")
     with pytest.raises(UsageError, match="no sample 300; expected 0 to 299"):
         explain_pair(path, sample=x, against=300)
-    with pytest.raises(UsageError, match="no sample was named"):
-        explain_pair(path, against=x)
+    for none in (None, []):
+        with pytest.raises(UsageError, match="no sample was named"):
+            explain_pair(path, against=x, sample=none)
 
 
 def test_stores_of_different_audits_are_not_combined(
@@ -264,6 +269,21 @@ def test_a_pair_of_table_rows_is_drawn(explained_table: FinishedAudit) -> None:
     alone = draw_card(replace(one.explained(), other=None), one.sentences())
     assert png.startswith(b"\x89PNG")
     assert png != alone
+
+
+def test_a_step_that_is_not_trusted_is_named_where_it_is_used(
+    explained_digits: FinishedAudit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = StoreReader.attributes.func
+    said = {"trusted": False, "reason": "the loss rose"}
+    monkeypatch.setattr(StoreReader, "attributes", property(lambda self: read(self) | said))
+    x, y = explained_digits.audited[:2]
+    for name in CHOICES:
+        one = explain_pair(explained_digits.path, sample=x, against=y, coefficients=name)[0]
+        warned = ("The step is not trusted: the loss rose.",)
+        assert one.audit.warnings == (warned if name == "step" else ())
+    one = explain_without(explained_digits.path, group="label = 3", sample=x)[0]
+    assert one.audit.warnings == ()
 
 
 # --- an audit without labels, of an objective that streams the kernel --------------------------
