@@ -207,6 +207,7 @@ MATHEMATICS = [
     "alignment/gap",
     "alignment/groups",
     "concepts/cav",
+    "distilled/probe",
     "distilled/terms",
     "features/condensed",
     "features/inner_products",
@@ -251,7 +252,7 @@ MATHEMATICS = [
     "verdict/criteria",
 ]
 ARRAY_LIBRARIES = {"numpy", "scipy", "array_api_compat", *sys.stdlib_module_names}
-USES_SKLEARN = {"concepts/cav"}
+USES_SKLEARN = {"concepts/cav", "distilled/probe"}
 # Open stores, or hand their arrays on.
 STORES = [
     "alignment/stage",

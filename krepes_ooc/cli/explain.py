@@ -1,59 +1,91 @@
-"""krepes explain: attracting and repelling landmarks of one sample."""
+"""krepes explain: landmarks of samples, sums over landmarks, and groups left out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import print_json, print_table
+from krepes_ooc.cli.console import print_json
+from krepes_ooc.cli.explanation_tables import print_landmarks, print_sum, print_without
 from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
 from krepes_ooc.errors import UsageError
 
 if TYPE_CHECKING:
     from krepes_ooc.rendering.explanation import Explained
-
-CELL_WIDTH = 16
-MOST_RANKED = 5
-MOST_REPELLING = 1
-SIGNS = {"attract": "+", "repel": "-", "neutral": ""}
+    from krepes_ooc.rendering.explanation_sum import ExplainedSum
+    from krepes_ooc.rendering.explanation_without import ExplainedWithout
 
 
-@click.command(short_help="Explain one sample: attracting and repelling landmarks.")
+@click.command(short_help="Explain samples: landmarks, pairs, decisions, groups left out.")
 @recipe_or_none
 @options.workspace
 @click.option(
-    "--sample", type=options.IntAtLeast(min=0), help="Position of a sample in the source."
+    "--sample",
+    "samples",
+    type=options.IntAtLeast(min=0),
+    multiple=True,
+    help="Position of a sample in the source; may be repeated.",
 )
 @click.option(
     "--input",
     "file",
     type=click.Path(path_type=Path),
-    help="New sample: .json or .csv rows, a picture, .npy, or .txt.",
+    help="New samples: .json or .csv rows, a picture, .npy, or .txt.",
 )
-@click.option("--top", type=options.IntAtLeast(min=1), help="Landmarks; default all stored ones.")
+@click.option(
+    "--against",
+    type=options.IntAtLeast(min=0),
+    help="Explain the similarity to this sample of the source.",
+)
+@click.option("--probe", metavar="LABEL", help="Explain a linear probe's logit of this class.")
+@click.option("--without", metavar="GROUP", help="Neighbours with and without this group.")
+@click.option(
+    "--coefficients",
+    type=click.Choice(["auto", "step", "minimiser", "distilled"]),
+    help="With --against and --probe; default auto, those that the audit explains with.",
+)
+@click.option("--top", type=options.IntAtLeast(min=1), help="Landmarks to list.")
 @click.option("--png", type=click.Path(path_type=Path), help="Write a card as a picture.")
 @options.as_json
 def explain(
     recipe: str | None,
     workspace: Path | None,
-    sample: int | None,
+    samples: tuple[int, ...],
     file: Path | None,
+    against: int | None,
+    probe: str | None,
+    without: str | None,
+    coefficients: str | None,
     top: int | None,
     png: Path | None,
     as_json: bool,
 ) -> None:
-    """Explain one sample: which landmarks attract it, and which repel it.
+    """Explain samples: which landmarks attract them, and which repel them.
 
-    The sample is one of the source (--sample) or a new one (--input), which goes through the frozen
-    network. Only small stores are read.
+    A sample is one of the source (--sample) or a new one (--input), which goes through the frozen
+    network. --against and --probe split a similarity or a logit into a sum over landmarks;
+    --without shows the nearest landmarks with and without a group of samples.
     """
-    from krepes_ooc.runner.explain import explain as explain_samples
-
-    root = resolve_workspace(recipe, workspace)
-    explanations = explain_samples(root, sample=sample, file=file, top=top, recipe=recipe)
+    question = _question(against, probe, without)
+    _refuse_coefficients(coefficients, question)
+    asked = {
+        "sample": samples,
+        "file": file,
+        "top": top,
+        "recipe": recipe,
+    }
+    explanations = _explained(
+        resolve_workspace(recipe, workspace),
+        asked,
+        against=against,
+        probe=probe,
+        without=without,
+        coefficients=coefficients or "auto",
+    )
     # The card first: if it cannot be written, nothing is printed either.
     if png is not None:
         _write_card(explanations, png)
@@ -66,98 +98,115 @@ def explain(
         click.echo(f"wrote {png}")
 
 
-def _write_card(explanations: list[Explained], target: Path) -> None:
+def _question(against: int | None, probe: str | None, without: str | None) -> str:
+    """The one option that says what is explained; empty: the landmarks alone.
+
+    Raises:
+        UsageError: several of them.
+    """
+    given = {"--against": against, "--probe": probe, "--without": without}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UsageError(
+            f"{' and '.join(named)} were given", expected=f"one of {', '.join(given)} at a time"
+        )
+    return named[0] if named else ""
+
+
+def _refuse_coefficients(coefficients: str | None, question: str) -> None:
+    """Refuse a choice of coefficients where nothing is summed.
+
+    Raises:
+        UsageError: it is given without --against or --probe.
+    """
+    if coefficients is not None and question not in ("--against", "--probe"):
+        raise UsageError(
+            f"--coefficients {coefficients} without a sum",
+            expected="--against SAMPLE or --probe LABEL beside it",
+            advice="stages.minimiser.solution chooses what rankings of landmarks use",
+        )
+
+
+def _explained(
+    root: Path,
+    asked: dict[str, Any],
+    *,
+    against: int | None,
+    probe: str | None,
+    without: str | None,
+    coefficients: str,
+) -> Sequence[Explained | ExplainedSum | ExplainedWithout]:
+    """The explanations that were asked for; each kind is imported where it is used."""
+    if against is not None:
+        from krepes_ooc.runner.explain_sums import explain_pair
+
+        return explain_pair(root, against=against, coefficients=coefficients, **asked)
+    if probe is not None:
+        from krepes_ooc.runner.explain_sums import explain_decision
+
+        return explain_decision(root, probe=probe, coefficients=coefficients, **asked)
+    if without is not None:
+        from krepes_ooc.runner.explain_without import explain_without
+
+        return explain_without(root, group=without, **asked)
+    from krepes_ooc.runner.explain import explain as explain_samples
+
+    return explain_samples(root, **asked)
+
+
+def _write_card(
+    explanations: Sequence[Explained | ExplainedSum | ExplainedWithout], target: Path
+) -> None:
     """Write a single explanation as a picture.
 
     Raises:
         UsageError: several samples, or the file cannot be written.
     """
+    from krepes_ooc.rendering.explanation import Explained
     from krepes_ooc.rendering.explanation_card import draw_card
+    from krepes_ooc.rendering.explanation_sum import ExplainedSum
+    from krepes_ooc.rendering.explanation_without import HEADINGS
 
     if len(explanations) != 1:
         raise UsageError(f"{len(explanations)} samples", where="--png", expected="one sample")
+    one = explanations[0]
+    if isinstance(one, Explained):
+        card = draw_card(one)
+    elif isinstance(one, ExplainedSum):
+        card = draw_card(one.explained(), one.sentences())
+    else:
+        card = draw_card(one.explained(), one.sentences(), HEADINGS)
     try:
-        target.write_bytes(draw_card(explanations[0]))
+        target.write_bytes(card)
     except OSError as error:
         raise UsageError(f"cannot write: {error.strerror}", where=str(target)) from error
 
 
-def _document(one: Explained) -> dict[str, Any]:
+def _document(one: Explained | ExplainedSum | ExplainedWithout) -> dict[str, Any]:
     """The explanation as JSON, with the audit that it belongs to."""
-    assert one.audit.influence is not None
-    return {
+    from krepes_ooc.rendering.explanation import Explained
+
+    document = {
         "recipe": one.audit.subject.recipe,
         "objective": one.audit.subject.objective,
-        "measure": one.audit.influence.measure,
         "warnings": list(one.audit.warnings),
-        "sample": one.record(),
     }
+    if not isinstance(one, Explained):
+        return document | one.record()
+    assert one.audit.influence is not None
+    return {**document, "measure": one.audit.influence.measure, "sample": one.record()}
 
 
-def _show(one: Explained) -> None:
-    """Print the counts of landmarks, then the landmarks, then the columns of a table row."""
-    from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
+def _show(one: Explained | ExplainedSum | ExplainedWithout) -> None:
+    """Print one explanation for people."""
+    from krepes_ooc.rendering.explanation import Explained
+    from krepes_ooc.rendering.explanation_sum import ExplainedSum
 
     for warning in one.audit.warnings:
         click.echo(f"warning: {warning}")
-    # One line of counts.
-    record = one.record()
-    class_name = f" ({record['class']})" if record["class"] else ""
-    counts = f"{record['attract']} attract, {record['repel']} repel"
-    if one.repelling_only:
-        counts += f", {len(one.repelling_only)} further ones repel"
-    if record["same_class"] is not None:
-        counts += f", {record['same_class']} of {record['ranked']} ranked share its class"
-    click.echo(f"sample {record['name']}{class_name}: {counts}")
-    # Ranked landmarks, then the most repelling ones that no rank holds.
-    columns = ("rank", "", "score", "contribution", "kernel", "class", "landmark")
-    links = [*record["landmarks"], *(record["repelling"] or ())]
-    print_table("", columns, [_link_cells(link) for link in links])
-    if one.nothing_repels:
-        click.echo(NOTHING_REPELS.lower().rstrip("."))
-    if one.agrees is not None:
-        _show_columns(one)
-
-
-def _link_cells(link: dict[str, Any]) -> tuple[Any, ...]:
-    """Cells of one landmark: rank, sign, numbers, class and name."""
-    contribution = link["contribution"]
-    sign = ""
-    if contribution is not None:
-        sign = "attracts" if contribution >= 0 else "repels"
-    numbers = [
-        "-" if link[name] is None else f"{link[name]:.3g}"
-        for name in ("score", "contribution", "kernel")
-    ]
-    return (link["rank"] or "-", sign, *numbers, link["class"] or "", link["name"])
-
-
-def _show_columns(one: Explained) -> None:
-    """The sample's row beside the rows of its first landmarks; equal values are marked."""
-    from krepes_ooc.rendering.drawing.sample_view import plain_cell
-
-    sample_values = one.sample.samples.values
-    landmark_values = one.landmarks.samples.values
-    agrees = one.agrees
-    assert sample_values is not None
-    assert landmark_values is not None
-    assert agrees is not None
-    # One column for each landmark, headed by its sign and rank.
-    links = one.beside(MOST_RANKED, MOST_REPELLING)
-    head = ["column", "sample", *(f"{SIGNS[link.kind]}{link.rank or ''}" for _, link in links)]
-    # One row for each column of the table.
-    rows = []
-    for c, column in enumerate(one.audit.columns):
-        cells = [
-            _shortened(plain_cell(landmark_values[link.row, c], column))
-            + (" =" if agrees[place, c] else "")
-            for place, link in links
-        ]
-        sample_cell = _shortened(plain_cell(sample_values[one.row, c], column))
-        rows.append((column.name, sample_cell, *cells))
-    title = "\nits row beside those of its landmarks; = agrees, + attracts, - repels"
-    print_table(title, head, rows)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= CELL_WIDTH else text[: CELL_WIDTH - 1] + "…"
+    if isinstance(one, Explained):
+        print_landmarks(one)
+    elif isinstance(one, ExplainedSum):
+        print_sum(one)
+    else:
+        print_without(one)

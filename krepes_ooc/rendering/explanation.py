@@ -29,6 +29,7 @@ class Explained:
         links: its ranked landmarks.
         spans: range of each table column [column].
         repelling_only: the most repelling landmarks that are not ranked; None: not measured.
+        other: row of a sample that it is compared with, drawn beside it.
     """
 
     audit: AuditData
@@ -36,6 +37,7 @@ class Explained:
     links: Sequence[LandmarkLink]
     spans: Array
     repelling_only: Sequence[LandmarkLink] | None = None
+    other: int | None = None
 
     @property
     def displayed(self) -> list[LandmarkLink]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +33,33 @@ COLOURS = {"attract": "#1d6a8c", "repel": "#b3501f", "neutral": "#6b6f76"}
 HEADINGS = {"attract": "attracting", "repel": "repelling", "neutral": "strongest"}
 
 
-def draw_card(explained: Explained) -> bytes:
-    """The card as PNG bytes."""
-    canvas = _Canvas.start(explained)
+def draw_card(
+    explained: Explained,
+    headline: Sequence[str] | None = None,
+    headings: Mapping[str, str] = HEADINGS,
+) -> bytes:
+    """The card as PNG bytes.
+
+    Args:
+        explained: the sample and its landmarks.
+        headline: lines below its name; None: the counts of landmarks.
+        headings: words for every kind of landmark.
+    """
+    canvas = _Canvas.start(explained, _counts(explained) if headline is None else headline)
     if explained.agrees is not None and explained.sample.picture(explained.row) is None:
-        _draw_rows(canvas, explained)
+        _draw_rows(canvas, explained, headings)
     else:
-        _draw_tiles(canvas, explained)
+        _draw_tiles(canvas, explained, headings)
     return canvas.finish()
+
+
+def _counts(explained: Explained) -> list[str]:
+    """Numbers of landmarks that attract and repel, in words."""
+    counts = explained.counts
+    counted = f"{counts['attract']} landmarks attract it, {counts['repel']} repel it"
+    if explained.repelling_only:
+        counted += f", {len(explained.repelling_only)} more push it away"
+    return [counted, *([NOTHING_REPELS] if explained.nothing_repels else [])]
 
 
 @dataclass
@@ -53,8 +73,8 @@ class _Canvas:
     y: int = MARGIN
 
     @classmethod
-    def start(cls, explained: Explained) -> _Canvas:
-        """A sheet with the sample's name on it."""
+    def start(cls, explained: Explained, headline: Sequence[str]) -> _Canvas:
+        """A sheet with the sample's name and some lines on it."""
         # As high as any card can be; ``finish`` cuts it
         width = 2 * MARGIN + HEAD + (MOST + MOST_REPELLING + 1) * CELL
         image = Image.new("RGB", (width, 2000), PAPER)
@@ -65,13 +85,8 @@ class _Canvas:
         named = " ".join(filter(None, [sample.class_name(row), sample.name(row)]))
         canvas.text(MARGIN, explained.audit.subject.recipe, SOFT, small=True)
         canvas.text(MARGIN, f"sample {named}", limit=90)
-        counts = explained.counts
-        counted = f"{counts['attract']} landmarks attract it, {counts['repel']} repel it"
-        if explained.repelling_only:
-            counted += f", {len(explained.repelling_only)} more push it away"
-        canvas.text(MARGIN, counted, SOFT, small=True)
-        if explained.nothing_repels:
-            canvas.text(MARGIN, NOTHING_REPELS, SOFT, small=True)
+        for line in headline:
+            canvas.text(MARGIN, line, SOFT, small=True, limit=130)
         for warning in explained.audit.warnings:
             canvas.text(MARGIN, warning, COLOURS["repel"], small=True, limit=130)
         canvas.y += GAP // 2
@@ -108,13 +123,15 @@ class _Canvas:
         return out.getvalue()
 
 
-def _draw_tiles(canvas: _Canvas, explained: Explained) -> None:
+def _draw_tiles(canvas: _Canvas, explained: Explained, headings: Mapping[str, str]) -> None:
     """Landmarks as pictures, or as lines of text where there are none, by sign."""
     sample_images = explained.sample.samples.image
     if sample_images is not None:
         canvas.paste(MARGIN, sample_images[explained.row])
+        if explained.other is not None:
+            canvas.paste(MARGIN + TILE + 2 * GAP, sample_images[explained.other])
         canvas.y += TILE + GAP
-    for kind, heading in HEADINGS.items():
+    for kind, heading in headings.items():
         links = [link for link in explained.displayed if link.kind == kind][:MOST_TILES]
         if links:
             canvas.text(MARGIN, heading, COLOURS[kind])
@@ -139,7 +156,7 @@ def _draw_links(canvas: _Canvas, landmarks: SampleView, links: list[LandmarkLink
     canvas.y += TILE + 2 * LINE + GAP
 
 
-def _draw_rows(canvas: _Canvas, explained: Explained) -> None:
+def _draw_rows(canvas: _Canvas, explained: Explained, headings: Mapping[str, str]) -> None:
     """Columns down, the sample and its first landmarks across; agreeing cells are shaded."""
     landmarks = explained.landmarks
     sample_values = explained.sample.samples.values
@@ -148,21 +165,26 @@ def _draw_rows(canvas: _Canvas, explained: Explained) -> None:
     assert sample_values is not None
     assert landmark_values is not None
     assert agrees is not None
-    pairs = explained.beside(MOST, MOST_REPELLING)
-    # Head: sign, class and score of every landmark
-    canvas.write(MARGIN + HEAD, canvas.y, "sample")
-    for order, (_, link) in enumerate(pairs, start=1):
+    # The samples first: the explained one, and the one that it is compared with
+    samples = [explained.row, *([] if explained.other is None else [explained.other])]
+    pairs = explained.beside(MOST + 1 - len(samples), MOST_REPELLING)
+    for order, row in enumerate(samples):
         x = MARGIN + HEAD + order * CELL
-        canvas.write(x, canvas.y, HEADINGS[link.kind], COLOURS[link.kind], small=True)
+        canvas.write(x, canvas.y, "sample" if row == explained.row else "against")
+    # Head: sign, class and score of every landmark
+    for order, (_, link) in enumerate(pairs, start=len(samples)):
+        x = MARGIN + HEAD + order * CELL
+        canvas.write(x, canvas.y, headings[link.kind], COLOURS[link.kind], small=True)
         words = f"{landmarks.class_name(link.row)} {_figure(link)}".strip()
         canvas.write(x, canvas.y + LINE - 2, words, SOFT, small=True, limit=16)
     canvas.y += 2 * LINE + 4
     # One line a column of the table
     for c, column in enumerate(explained.audit.columns[:MOST_COLUMNS]):
         canvas.write(MARGIN, canvas.y, column.name, SOFT, small=True, limit=20)
-        value = plain_cell(sample_values[explained.row, c], column)
-        canvas.write(MARGIN + HEAD, canvas.y, value, small=True, limit=17)
-        for order, (place, link) in enumerate(pairs, start=1):
+        for order, row in enumerate(samples):
+            value = plain_cell(sample_values[row, c], column)
+            canvas.write(MARGIN + HEAD + order * CELL, canvas.y, value, small=True, limit=17)
+        for order, (place, link) in enumerate(pairs, start=len(samples)):
             x = MARGIN + HEAD + order * CELL
             if agrees[place, c]:
                 box = (x - 4, canvas.y - 2, x + CELL - 10, canvas.y + LINE - 3)

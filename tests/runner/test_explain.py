@@ -216,6 +216,9 @@ def test_command(capsys: Any, digits: Path, own: Path, tmp_path: Path) -> None:
     table = small.krepes(capsys, *given)
     assert "= agrees, + attracts, - repels" in table.out
     assert " =" in table.out
+    again = str(audited(own / "w")[1])
+    several = json.loads(small.krepes(capsys, *given, "--sample", again, "--json").out)
+    assert [one["sample"]["sample_id"] for one in several] == audited(own / "w")[:2]
     asked = small.krepes(capsys, *given, "--json", "--png", str(tmp_path / "card.png"))
     document = json.loads(asked.out)[0]
     assert document["sample"]["ranked"] == 10

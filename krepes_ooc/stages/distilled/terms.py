@@ -12,6 +12,7 @@ network has learned".
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,98 @@ class LinearReadout:
     def decisions(self, embedding: Float) -> Index:
         """Class of the largest logit [sample]; the lower code among equals."""
         return np.asarray(self.logits(embedding).argmax(axis=1))
+
+
+@dataclass(frozen=True)
+class LandmarkSum:
+    """A value as the exact sum of one term for each landmark and a constant.
+
+    Args:
+        terms: [landmark].
+        constant: what no landmark has a part in.
+        value: the same value, computed from the embedding and not from the terms.
+    """
+
+    terms: Float
+    constant: float
+    value: float
+
+    @property
+    def total(self) -> float:
+        """Terms and constant added up, rounded once."""
+        return math.fsum([*self.terms, self.constant])
+
+    @property
+    def residual(self) -> float:
+        """Value minus total: rounding alone."""
+        return self.value - self.total
+
+    @property
+    def attracting(self) -> float:
+        """Sum of the terms above 0."""
+        return math.fsum(self.terms[self.terms > 0])
+
+    @property
+    def repelling(self) -> float:
+        """Sum of the terms below 0."""
+        return math.fsum(self.terms[self.terms < 0])
+
+    @property
+    def cancelled(self) -> float:
+        """Share of the terms' sizes that cancels, 1 - |sum| / sum of sizes; 0 without terms."""
+        size = self.attracting - self.repelling
+        return 1.0 - abs(self.attracting + self.repelling) / size if size > 0 else 0.0
+
+    def record(self) -> dict[str, float]:
+        """Value, its parts and the rounding error as plain numbers by name."""
+        return {
+            "value": self.value,
+            "terms_sum": math.fsum(self.terms),
+            "constant": self.constant,
+            "residual": self.residual,
+            "attracting_sum": self.attracting,
+            "repelling_sum": self.repelling,
+            "cancelled": self.cancelled,
+        }
+
+
+def similarity_sum(
+    kernel: Float, coefficients: Float, offset: Float, embedding: Float, other: Float
+) -> LandmarkSum:
+    """Similarity <f_t, f_y> of two samples as a sum over the landmarks of the first.
+
+    Args:
+        kernel: k_t [landmark].
+        coefficients: A [landmark, output].
+        offset: gamma [output].
+        embedding: f_t [output].
+        other: f_y [output].
+    """
+    terms = similarity_terms(kernel[None], coefficients, other[None])[0]
+    return LandmarkSum(terms, float(offset @ other), float(embedding @ other))
+
+
+def logit_sum(
+    kernel: Float,
+    coefficients: Float,
+    offset: Float,
+    embedding: Float,
+    weight: Float,
+    bias: float,
+) -> LandmarkSum:
+    """Logit w . f_t + b of one class as a sum over landmarks.
+
+    Args:
+        kernel: k_t [landmark].
+        coefficients: A [landmark, output].
+        offset: gamma [output].
+        embedding: f_t [output].
+        weight: w of the class [output].
+        bias: b of the class.
+    """
+    terms = logit_terms(kernel[None], coefficients, weight[None])[0]
+    constant = float(offset @ weight) + bias
+    return LandmarkSum(terms, constant, float(embedding @ weight) + bias)
 
 
 def logit_terms(kernel: Float, coefficients: Float, weight: Float) -> Float:

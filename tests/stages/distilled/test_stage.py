@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krepes_ooc.errors import StageFailed
+from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.explain_sums import explain_decision, explain_pair
 from krepes_ooc.runner.run import run
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.distilled.stage import (
@@ -101,13 +102,21 @@ def test_the_store_reproduces_the_network(tmp_path: Path) -> None:
 
 def test_without_fit_samples_it_says_why(tmp_path: Path) -> None:
     names = ("pretrain", "features", "landmarks", "audited", "kernel", "moments", "spectrum")
-    for name in (*names, "newton", "influence", "distilled"):
+    for name in (*names, "newton", "minimiser", "influence", "distilled"):
         run(small.recipe("stages.audited.fit=0"), tmp_path / "w", Options(workers=2, only=name))
     store = Workspace(tmp_path / "w").reader("distilled")
     assert not store.attributes["defined"]
     assert "0 fit samples" in store.attributes["reason"]
     assert not store.array("distilled").any()
     assert summary_lines(store.attributes)[0].startswith("no distilled coefficients: ")
+    # What reads it says so too, and a probe has nothing to be fitted on.
+    x = int(Workspace(tmp_path / "w").reader("audited").array("sample_id")[0])
+    with pytest.raises(UsageError, match=r"there are no distilled coefficients: .*0 fit samples"):
+        explain_pair(tmp_path / "w", sample=x, against=x, coefficients="distilled")
+    with pytest.raises(UsageError, match="0 classes among 0 fit samples with labels"):
+        explain_decision(tmp_path / "w", sample=x, probe="3")
+    one = explain_pair(tmp_path / "w", sample=x, against=x)[0]
+    assert one.record()["coefficients"]["likeness"] is None
 
 
 def test_cost_grows_with_the_fit_samples() -> None:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from krepes_ooc.stages.distilled.terms import (
+    LandmarkSum,
     LinearReadout,
     flipped_share,
+    logit_sum,
     logit_terms,
     random_landmarks,
+    similarity_sum,
     similarity_terms,
     without_landmarks,
 )
@@ -81,3 +84,30 @@ def test_random_landmarks_are_distinct_and_keyed() -> None:
     assert all(len(set(row)) == 5 for row in found.tolist())
     assert (found == random_landmarks(20, 8, 5, seed=3, draw=1)).all()
     assert (found != random_landmarks(20, 8, 5, seed=3, draw=2)).any()
+
+
+def test_a_sum_knows_its_parts() -> None:
+    draw = np.random.default_rng(3)
+    k, A, gamma = draw.normal(size=6), draw.normal(size=(6, 4)), draw.normal(size=4)
+    other, weight, bias = draw.normal(size=4), draw.normal(size=4), 0.7
+    f = k @ A + gamma
+    for found, direction, extra in (
+        (similarity_sum(k, A, gamma, f, other), other, 0.0),
+        (logit_sum(k, A, gamma, f, weight, bias), weight, bias),
+    ):
+        terms = [k[i] * sum(A[i, j] * direction[j] for j in range(4)) for i in range(6)]
+        np.testing.assert_allclose(found.terms, terms, rtol=1e-12)
+        assert found.total == pytest.approx(f @ direction + extra, abs=1e-12)
+        assert abs(found.residual) < 1e-12
+        assert found.attracting == pytest.approx(sum(t for t in terms if t > 0))
+        assert found.repelling == pytest.approx(sum(t for t in terms if t < 0))
+        record = found.record()
+        assert record["terms_sum"] + record["constant"] == pytest.approx(record["value"])
+
+
+def test_what_cancels() -> None:
+    assert LandmarkSum(np.array([1.0, -1.0]), 0.0, 0.0).cancelled == 1.0
+    assert LandmarkSum(np.array([1.0, 2.0]), -9.0, -6.0).cancelled == 0.0
+    assert LandmarkSum(np.zeros(2), 1.0, 1.0).cancelled == 0.0
+    # A value that the terms do not add up to is seen.
+    assert LandmarkSum(np.array([1.0, 2.0]), 0.0, 3.5).residual == 0.5
