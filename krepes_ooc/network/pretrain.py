@@ -83,7 +83,7 @@ def new_state(
     """
     import torch
 
-    with _keyed_generator(seed, _INITIAL_STREAM):
+    with keyed_generator(seed, _INITIAL_STREAM):
         module = build_network(spec, base)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
@@ -129,7 +129,7 @@ def train_epoch(
         positions = order(np.arange(step * batch, (step + 1) * batch))
         views = batch_views(positions, state.epoch)
         # Dropout draws from the global generator: keyed by the step.
-        with _keyed_generator(state.seed, _DROPOUT_STREAM, state.epoch, step):
+        with keyed_generator(state.seed, _DROPOUT_STREAM, state.epoch, step):
             loss = _train_step(state, settings, views, output)
         # A diverged network would be saved, and audited, in silence.
         if not math.isfinite(loss):
@@ -151,7 +151,13 @@ def save_state(state: TrainState, path: Path) -> None:
 
     from krepes_ooc.network.checkpoint import write_file
 
-    content = {
+    content = state_content(state)
+    write_file(path, lambda temporary: torch.save(content, temporary))
+
+
+def state_content(state: TrainState) -> dict[str, Any]:
+    """The whole training state as ``load_state`` reads it from a file of ``torch.save``."""
+    return {
         "model": state.module.state_dict(),
         "target": state.target.state_dict() if state.target else None,
         "correlation": state.correlation,
@@ -159,7 +165,6 @@ def save_state(state: TrainState, path: Path) -> None:
         "epoch": state.epoch,
         "losses": list(state.losses),
     }
-    write_file(path, lambda temporary: torch.save(content, temporary))
 
 
 def load_state(
@@ -203,7 +208,7 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _keyed_generator(seed: int, *keys: int) -> Iterator[None]:
+def keyed_generator(seed: int, *keys: int) -> Iterator[None]:
     """Keyed state of torch's global generator, which layers and factories draw from."""
     import torch
 

@@ -7,6 +7,7 @@ finite values are checked. torch is imported on first use.
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.files import write_atomic
 from krepes_ooc.core.import_object import load_callable
 from krepes_ooc.errors import KrepesError, NetworkError
 from krepes_ooc.network import pretrain
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 TRAIN_KEY = "stages.retraining.train"
 SAVE_SECONDS = 30.0
+_FUNCTION_STREAM = 214
 WEIGHTS = "a mapping from the names of the factory's parameters and buffers to tensors, or the "
 WEIGHTS += "path of a checkpoint"
 Rows = npt.NDArray[np.float32]
@@ -75,7 +78,7 @@ class DemoTraining:
             )
             # A short training is cheaper done again than saved every epoch.
             if time.monotonic() - written > SAVE_SECONDS:
-                pretrain.save_state(state, saved)
+                _save_state(state, saved)
                 written = time.monotonic()
         return dict(state.module.state_dict())
 
@@ -97,7 +100,9 @@ def call_trainer(function: str, base: Path, subset: Any, seed: int) -> State:
 
     train = load_callable(function, base, TRAIN_KEY)
     try:
-        weights = train(subset, seed)
+        # Initial weights that a function draws from torch's own generator are keyed by the seed.
+        with pretrain.keyed_generator(seed, _FUNCTION_STREAM):
+            weights = train(subset, seed)
     except KrepesError:
         raise  # a stop or a fault of the source, which says itself what is wrong
     except Exception as error:
@@ -142,6 +147,13 @@ def state_sha256(weights: State) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """``state_sha256`` of a checkpoint."""
+    from krepes_ooc.network.checkpoint import read_state
+
+    return state_sha256(read_state(path))
 
 
 def outputs_of(network: FrozenNetwork, inputs: Rows, outputs: npt.NDArray[np.int64]) -> Rows:
@@ -197,6 +209,19 @@ def seconds_of_training(
         steps = settings.epochs * (n_samples // min(settings.batch, n_samples))
         return (calls[-1] - calls[1]) / (len(calls) - 2) * steps
     return time.monotonic() - started
+
+
+def _save_state(state: pretrain.TrainState, path: Path) -> None:
+    """Write the training state, whole or absent.
+
+    Raises:
+        StageFailed: the disk is full; torch itself would fail without saying so.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(pretrain.state_content(state), buffer)
+    write_atomic(path, buffer.getvalue(), path.parent, sync=True)
 
 
 def _state(weights: Any, function: str) -> State:
