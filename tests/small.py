@@ -17,6 +17,7 @@ from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
 from krepes_ooc.runner.run_history import Summary
+from krepes_ooc.storage.contracts import load_contract
 from krepes_ooc.storage.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -92,14 +93,18 @@ def seals(workspace: Path) -> dict[str, str]:
 
 
 def floats_that_are_not_finite(workspace: Path) -> list[str]:
-    """Arrays of sealed stores that hold a NaN or an infinity, and attributes that are null."""
+    """Arrays of sealed stores that hold a NaN or an infinity, and attributes that are null.
+
+    A NaN that an array's contract gives a meaning is none of them.
+    """
     space, found = Workspace(workspace), []
     for store in space.stores():
         if space.record(store, store).is_sealed():
             reader = space.reader(store)
             for name in reader.names():
                 values = reader.array(name)
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                missing = load_contract(store).arrays[name].missing
+                if values.dtype.kind == "f" and not (missing | np.isfinite(values)).all():
                     found.append(f"{store}.{name}")
             found += [f"{store}:{key}" for key, value in reader.attributes.items() if value is None]
     return found

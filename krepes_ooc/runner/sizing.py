@@ -12,6 +12,7 @@ from krepes_ooc.runner.staleness import SIZES_KEY
 from krepes_ooc.stages.audited.stage import AuditedSettings, check_sample_ids
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.sizes import FEATURE_SIZES, AuditSizes
+from krepes_ooc.stages.groups.declared import declare_partitions
 from krepes_ooc.stages.landmarks.stage import count_landmarks
 from krepes_ooc.stages.spectrum.stage import AUTO_COMPONENTS
 from krepes_ooc.storage.workspace import Workspace
@@ -90,6 +91,7 @@ def _complete(
             advice="lower it, or raise stages.landmarks.count",
         )
     check_sample_ids(settings["audited"], n, m)
+    partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m)
     # Audited are explained samples and, beside the landmarks, those that controls are fitted on.
     explained = min(n, _n_explained(settings["audited"], n))
     # auto asks for at most as many components as the network has outputs.
@@ -103,6 +105,8 @@ def _complete(
         n_classes=len(inputs.source.classes),
         kernel_itemsize=_kernel_itemsize(settings),
         plan=plan,
+        n_groups=sum(len(partition.groups) for partition in partitions),
+        n_partitions=len(partitions),
     )
 
 

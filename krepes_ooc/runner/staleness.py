@@ -107,7 +107,7 @@ class StalenessChecker:
             "stage": stage.name,
             "versions": {"stage": stage.version, "contract": contract},
             "seed": self.inputs.seed,
-            "settings": digest_mapping(self.settings[stage.name]),
+            "settings": digest_mapping(self.settings[stage.name]) | self._files(stage),
             "inputs": inputs,
         }
 
@@ -192,6 +192,12 @@ class StalenessChecker:
         """Stages whose results a stage reads."""
         trained = (PRETRAIN,) if self._needs_training(stage) else ()
         return trained + tuple(name for name in stage.reads if name not in INPUTS)
+
+    def _files(self, stage: Stage) -> dict[str, str]:
+        """sha256 of every file that the settings of a stage name, by its name."""
+        cache, base = self.inputs.private / "cache", self.inputs.base
+        files: tuple[str, ...] = getattr(self.settings[stage.name], "files", ())
+        return {f"{name}: sha256": remembered_sha256(base / name, cache) for name in files}
 
     def _needs_training(self, stage: Stage) -> bool:
         return "network" in stage.reads and self.inputs.network_spec.weights == PRETRAIN

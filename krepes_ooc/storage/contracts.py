@@ -14,7 +14,7 @@ from krepes_ooc.core import blocks, resources
 from krepes_ooc.core.settings import read_settings, setting
 from krepes_ooc.errors import RecipeError
 
-ROW_DIMS = ("sample", "audited")
+ROW_DIMS = ("sample", "audited", "group")
 TILE_DIMS = ("landmark", "landmark_")
 DTYPES = ("float16", "float32", "float64", "int64", "uint8")
 
@@ -30,6 +30,12 @@ class ArrayContract:
     )
     about: str = setting(about="what the numbers mean")
     optional: bool = setting(False, about="whether a store may lack the array")
+    missing: bool = setting(False, about="whether NaN stands for a value that is not defined")
+
+    @property
+    def by_view(self) -> bool:
+        """Whether the rows of every view are chunks of their own."""
+        return self.dims[:1] == ("view",)
 
     def chunk_shape(self, shape: tuple[int, ...], block_rows: int | None) -> tuple[int, ...]:
         """Chunk lengths: 1 along view and ``block_rows`` along the rows, or tiles, else whole."""
@@ -37,7 +43,7 @@ class ArrayContract:
         if self.chunks == "tile":
             rule = dict.fromkeys(TILE_DIMS, blocks.TILE)
         elif self.chunks == "block" and block_rows is not None:
-            rule = {"view": 1} | dict.fromkeys(ROW_DIMS, block_rows)
+            rule = dict.fromkeys(ROW_DIMS, block_rows) | ({"view": 1} if self.by_view else {})
         # Dims that no rule names are one chunk.
         cut = [rule.get(dim, size) for dim, size in zip(self.dims, shape, strict=True)]
         if self.chunks == "tile":  # a block is stored whole, a small matrix as it is

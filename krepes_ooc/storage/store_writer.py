@@ -271,10 +271,16 @@ class StoreWriter:
         if values.shape != shape:
             raise self._unfit(name, f"shape {values.shape}", f"shape {shape}")
         # NaN marks what is missing, so it may never be a value.
-        if dtype.kind == "f" and (bad := _not_finite(values)).any():
+        if dtype.kind == "f" and (bad := self._not_allowed(name, values)).any():
             at = np.argwhere(bad)[0].tolist()
             raise self._unfit(name, f"{values[tuple(at)]} at {at}", "finite numbers")
         return values
+
+    def _not_allowed(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Infinite values, and NaN where the contract gives it no meaning."""
+        if self.spec.contract.arrays[name].missing:
+            return np.asarray(np.isinf(values))
+        return _not_finite(values)
 
     def _write_chunk(self, name: str, at: tuple[int, ...], values: npt.NDArray[Any]) -> Files:
         key = "/".join([name, "c", *map(str, at)])

@@ -12,7 +12,7 @@ import pytest
 from tests.runner.peaks import NEAR
 from tests.small import ROOT
 
-STAGES, AGAIN = 12, 3
+STAGES, AGAIN = 14, 3
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ CHANGES = [
     ),
     ("stages.alignment.groups=[label]", ("alignment",), 'settings.groups was [], is ["label"]'),
     ("stages.fidelity.top=5", ("fidelity",), "settings.top was 10, is 5"),
+    ("stages.distilled.removed=5", ("distilled",), "settings.removed was 10, is 5"),
+    ("stages.randomised.top=5", ("randomised",), "settings.top was 10, is 5"),
     ("stages.report.samples=3", ("report",), "settings.samples was 24, is 3"),
 ]
 

@@ -30,6 +30,8 @@ class AuditSizes:
         n_classes: classes of the source's labels; 0: it has none.
         kernel_itemsize: bytes of one stored kernel value.
         plan: block plan of the n-sized stores.
+        n_groups: groups of samples that are left out one by one.
+        n_partitions: partitions that they belong to.
     """
 
     n_views: int
@@ -45,6 +47,8 @@ class AuditSizes:
     n_classes: int
     kernel_itemsize: int
     plan: BlockPlan
+    n_groups: int = 0
+    n_partitions: int = 0
 
     @property
     def stored_rows(self) -> int:

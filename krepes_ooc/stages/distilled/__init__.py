@@ -1,0 +1,1 @@
+"""Stage distilled: coefficients that reproduce the network's embedding, influence -> distilled."""

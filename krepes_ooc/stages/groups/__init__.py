@@ -1,0 +1,1 @@
+"""Stage groups: which samples belong to which group, source and kernel -> groups."""

@@ -1,0 +1,1 @@
+"""Stage randomised: model randomisation control, the audit of networks with permuted weights."""

@@ -1,0 +1,167 @@
+"""The damped minimiser against a dense minimisation of the published losses, and its rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize as dense_minimize
+
+from krepes_ooc.errors import Stopped, UsageError
+from krepes_ooc.stages.moments.moments import Moments
+from krepes_ooc.stages.newton.minimiser import (
+    choose_by_likeness,
+    minimise,
+    network_likeness,
+)
+from krepes_ooc.stages.newton.objectives import registry
+from krepes_ooc.stages.newton.objectives.interface import Objective
+from krepes_ooc.stages.newton.preconditioners import Kronecker
+from tests import cases, dense
+
+NAMES = ("barlow-twins", "vicreg", "spectral-contrastive")
+
+
+def problem(name: str) -> tuple[cases.Case, Moments, Objective]:
+    case = cases.case("two-views")
+    moments = Moments(*dense.moments(case.kernels), case.kernels.shape[1])
+    constants = registry.settings_type(name)()
+    objective = registry.create(
+        name, constants, moments=moments, start=case.start, offset=case.offset
+    )
+    return case, moments, objective
+
+
+def dense_minimum(name: str, case: cases.Case, damping: float) -> np.ndarray:
+    """Minimum of the published loss plus damping by BFGS and exact Newton steps, from A0."""
+    start = torch.as_tensor(case.start)
+
+    def damped_loss(flat: torch.Tensor) -> torch.Tensor:
+        A = flat.reshape(start.shape)
+        return (
+            dense.loss(name, A, case.kernels, case.offset)
+            + damping / 2 * (A - start).square().sum()
+        )
+
+    def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
+        variable = torch.as_tensor(x).requires_grad_()
+        value = damped_loss(variable)
+        return float(value), torch.autograd.grad(value, variable)[0].numpy()
+
+    x = dense_minimize(
+        value_and_gradient, case.start.reshape(-1), jac=True, method="BFGS",
+        options={"gtol": 1e-8, "maxiter": 5000},
+    ).x  # fmt: skip
+    point = torch.as_tensor(x)
+    for _ in range(3):
+        H = torch.func.hessian(damped_loss)(point)
+        assert torch.linalg.eigvalsh(H)[0] > 0  # a minimum
+        gradient = torch.as_tensor(value_and_gradient(point.numpy())[1])
+        point = point - torch.linalg.solve(H, gradient)
+    return point.numpy().reshape(start.shape)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_minimum_of_the_published_loss(name: str, preconditioned: bool) -> None:
+    case, moments, objective = problem(name)
+    at_start = objective.linearise(case.start)
+    # VICReg with a standard deviation of 1 in no component: the hinge is smooth at the minimum.
+    damping = (20.0 if name == "vicreg" else 0.5) * float(at_start.mean_diagonal)
+    model = Kronecker.build(at_start, moments) if preconditioned else None
+    found = minimise(objective, case.start, damping, preconditioner=model, tolerance=1e-9)
+    assert found.converged
+    expected = dense_minimum(name, case, damping)
+    assert found.coefficients == pytest.approx(expected, rel=1e-8, abs=1e-8)
+    assert found.loss == pytest.approx(float(dense.loss(name, expected, case.kernels, case.offset)))
+    assert found.loss < float(at_start.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_the_one_it_reports(name: str) -> None:
+    case, moments, objective = problem(name)
+    at_start = objective.linearise(case.start)
+    damping = 0.1 * float(at_start.mean_diagonal)
+    found = minimise(
+        objective, case.start, damping, preconditioner=Kronecker.build(at_start, moments)
+    )
+    A = found.coefficients
+    G = objective.linearise(A).gradient + damping * (A - case.start)
+    relative = np.linalg.norm(G) / np.linalg.norm(at_start.gradient)
+    assert found.gradient == pytest.approx(relative, rel=1e-6)
+    assert found.converged == (relative <= 1e-4)
+    damped = found.loss + damping / 2 * np.sum((A - case.start) ** 2)
+    assert found.damped_loss == pytest.approx(damped)
+
+
+def test_a_large_damping_stays_at_the_start_and_a_smaller_one_goes_further() -> None:
+    case, _, objective = problem("vicreg")
+    unit = float(objective.linearise(case.start).mean_diagonal)
+    moved, losses = [], []
+    for relative in (1e8, 10.0, 1.0, 0.1):
+        found = minimise(objective, case.start, relative * unit)
+        moved.append(np.linalg.norm(found.coefficients - case.start))
+        losses.append(found.loss)
+    assert moved == sorted(moved)
+    assert losses == sorted(losses, reverse=True)
+    assert moved[0] < 1e-6
+
+
+def test_a_minimum_on_the_kink_of_the_hinge_is_not_called_converged() -> None:
+    case, moments, objective = problem("vicreg")
+    at_start = objective.linearise(case.start)
+    damping = 0.5 * float(at_start.mean_diagonal)
+    model = Kronecker.build(at_start, moments)
+    found = minimise(objective, case.start, damping, preconditioner=model)
+    assert not found.converged
+    deviations = np.sqrt(np.diagonal(
+        found.coefficients.T @ moments.second[0, 0] @ found.coefficients
+    ) * moments.n_samples / (moments.n_samples - 1))  # fmt: skip
+    assert np.abs(deviations - 1.0).min() < 1e-2
+    assert found.damped_loss < 0.9 * float(at_start.value)
+
+
+def test_too_few_evaluations_are_a_result() -> None:
+    case, _, objective = problem("barlow-twins")
+    found = minimise(objective, case.start, 1e-6, tolerance=1e-12, max_evaluations=5)
+    assert not found.converged
+    assert found.evaluations == 5
+    assert found.gradient > 1e-12
+
+
+def test_it_can_be_stopped_and_is_repeatable() -> None:
+    case, _, objective = problem("vicreg")
+
+    def stop() -> None:
+        raise Stopped("stopped")
+
+    with pytest.raises(Stopped):
+        minimise(objective, case.start, 1.0, check=stop)
+    first, second = (minimise(objective, case.start, 1.0) for _ in range(2))
+    assert np.array_equal(first.coefficients, second.coefficients)
+
+
+def test_what_cannot_be_minimised_is_refused() -> None:
+    case, _, objective = problem("vicreg")
+    with pytest.raises(UsageError, match="damping 0; expected a number above 0"):
+        minimise(objective, case.start, 0.0)
+
+    class Once:
+        name, can_iterate = "byol", False
+
+    with pytest.raises(UsageError, match="collapses if repeated"):
+        minimise(Once(), case.start, 1.0)  # type: ignore[arg-type]
+
+
+def test_likeness_and_its_rule() -> None:
+    draw = np.random.default_rng(0)
+    kernel, A = draw.normal(size=(50, 6)), draw.normal(size=(6, 3))
+    rotation = np.linalg.qr(draw.normal(size=(3, 3)))[0]
+    assert network_likeness(kernel, A, 2.0 * kernel @ A @ rotation + 5.0) == pytest.approx(1.0)
+    other = draw.normal(size=(50, 4))
+    X, Y = (rows - rows.mean(axis=0) for rows in (kernel @ A, other))
+    S, T = X @ X.T, Y @ Y.T
+    expected = np.sum(S * T) / np.sqrt(np.sum(S * S) * np.sum(T * T))
+    assert network_likeness(kernel, A, other) == pytest.approx(expected)
+    assert network_likeness(kernel, A, np.ones((50, 4))) == 0.0
+    assert choose_by_likeness([0.7, 0.9, 0.9, 0.8], [1.0, 0.1, 0.3, 0.01]) == 2

@@ -1,0 +1,217 @@
+"""The randomisation control on whole audits: stored figures, verdicts, resuming."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
+from krepes_ooc.stages.randomised import stage as module
+from krepes_ooc.stages.randomised.control_figures import FIGURES
+from krepes_ooc.stages.randomised.stage import summary_lines
+from krepes_ooc.storage.workspace import Workspace
+from tests import dense, small
+from tests.crash.compare import differences
+from tests.stages import audits
+from tests.stages.test_killed_audits import KILL
+
+NEEDED = (
+    *("pretrain", "features", "landmarks", "audited", "kernel", "moments", "spectrum"),
+    *("newton", "influence", "randomised"),
+)
+
+
+def until_control(workspace: Path, recipe: Recipe, **options: object) -> Workspace:
+    """Run the stages that the control reads, then the control."""
+    known = {stage.name for stage in recipe.stages}
+    for name in NEEDED:
+        if name in known:
+            run(recipe, workspace, Options(workers=2, only=name, **options))
+    return Workspace(workspace)
+
+
+@pytest.fixture(scope="module")
+def store():
+    return audits.finished().reader("randomised")
+
+
+def test_the_trained_column_is_the_audit_on_fewer_rows(store) -> None:
+    """Same rows as the audit but for the moments and the centre, which come from fit samples."""
+    space = audits.finished()
+    role, influence = space.reader("audited").array("role"), space.reader("influence")
+    audit = influence.array("top_landmark")[role == 0]
+    own = store.array("top_landmark")[0]
+    shared = [len(set(a) & set(b)) / len(a) for a, b in zip(audit, own, strict=True)]
+    assert np.mean(shared) > 0.8
+    fidelity = space.reader("fidelity").attributes["figures"]
+    figures = store.attributes["figures"]
+    assert figures["ridge_r_squared"]["value"] == pytest.approx(
+        fidelity["ridge_ceiling"]["value"], abs=0.03
+    )
+
+
+def test_overlaps_follow_from_the_stored_rankings(store) -> None:
+    tops = store.array("top_landmark")
+    count, rank = len(tops), tops.shape[2]
+    assert count == store.attributes["draws"] + 1 == 11
+    for i in range(count):
+        for j in range(count):
+            pairs = zip(tops[i].tolist(), tops[j].tolist(), strict=True)
+            expected = np.mean([len(set(a) & set(b)) / rank for a, b in pairs])
+            assert store.array("overlap")[i, j] == pytest.approx(expected)
+    ranking, overlap = store.attributes["ranking"], store.array("overlap")
+    assert ranking["with_draws"] == pytest.approx(overlap[0, 1:].mean())
+    assert ranking["among_draws"] == pytest.approx(overlap[1:, 1:][np.triu_indices(10, 1)].mean())
+    assert store.attributes["distinguishable"] == (ranking["interval"][1] < 0)
+
+
+def test_gaps_are_those_of_the_naive_formula(store) -> None:
+    space = audits.finished()
+    audited, landmarks = space.reader("audited"), space.reader("landmarks")
+    here, at = audited.array("role") == 0, store.attributes["columns"].index("town")
+    x, y = audited.array("values")[here, at], landmarks.array("values")[:, at]
+    for network, top in enumerate(store.array("top_landmark")):
+        score = np.zeros((len(top), len(y)))
+        np.put_along_axis(score, top, np.arange(top.shape[1], 0, -1.0)[None], axis=1)
+        expected = dense.alignment_gap(score, x, y, None)
+        assert store.array("gap")[at, network] == pytest.approx(expected, abs=1e-12)
+    flat = store.attributes["columns"].index("flat")
+    assert not store.array("gap_defined")[flat].any()
+    assert store.attributes["gaps"]["flat"]["learned"] is None
+    assert store.attributes["columns"][-1] == "label"
+
+
+def test_figures_and_health_are_there_for_every_network(store) -> None:
+    assert store.attributes["figure_names"] == list(FIGURES)
+    assert store.array("figure_defined").all()
+    for row, name in zip(store.array("figure"), FIGURES, strict=True):
+        figure = store.attributes["figures"][name]
+        assert figure["value"] == row[0]
+        assert figure["draws"] == row[1:].tolist()
+        assert figure["learned"] == (row[0] > figure["most"])
+    health = store.attributes["health"]
+    assert not health["collapsed"]
+    embedding = audits.finished().reader("audited").array("network_embedding").astype(float)
+    mean = embedding.mean(axis=0)
+    share = mean @ mean / np.mean(np.sum(embedding**2, axis=1))
+    assert health["mean_share"] == pytest.approx(share, rel=1e-5)
+    assert store.attributes["notes"] == {}
+
+
+def test_without_labels_the_other_figures_stay(tmp_path: Path) -> None:
+    path = small.own_recipe(tmp_path)
+    text = path.read_text().replace("label: kind", "audit_only: [kind]")
+    path.write_text(text)
+    space = until_control(tmp_path / "w", Recipe.load(str(path)))
+    store = space.reader("randomised")
+    defined = dict(zip(FIGURES, store.array("figure_defined").all(axis=1), strict=True))
+    assert {key for key, known in defined.items() if known} == {"ridge_r_squared", "cka", "rank_me"}
+    assert store.attributes["figures"]["kendall_tau"]["learned"] is None
+    assert "label" not in store.attributes["columns"]
+    assert store.attributes["ranking"]["decided"]
+    assert small.floats_that_are_not_finite(tmp_path / "w") == []
+
+
+def test_without_fit_samples_it_says_why_it_cannot_decide(tmp_path: Path) -> None:
+    space = until_control(tmp_path / "w", small.recipe("stages.audited.fit=0"))
+    attributes = space.reader("randomised").attributes
+    assert not attributes["distinguishable"]
+    assert not attributes["ranking"]["decided"]
+    assert "0 fit samples; expected at least 2" in attributes["notes"]["network"]
+    assert len(attributes["notes"]) == 11
+
+
+def test_draws_that_overflow_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from krepes_ooc.network import permuted
+
+    whole = permuted.permuted_network
+
+    def broken(network, seed: int, draw: int):
+        copied = whole(network, seed, draw)
+        if draw not in (4, 9):
+            copied.inner[1].weight[0, 0] = float("inf")
+        return copied
+
+    monkeypatch.setattr(permuted, "permuted_network", broken)
+    attributes = until_control(tmp_path / "w", small.recipe()).reader("randomised").attributes
+    assert set(attributes["notes"]) == {f"draw {i}" for i in range(1, 11)} - {"draw 4", "draw 9"}
+    assert "2 networks with random weights could be audited" in attributes["ranking"]["reason"]
+    assert any("draw 2: " in line for line in summary_lines(attributes))
+
+
+def test_a_collapsed_network_is_named(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = small.own_recipe(tmp_path)
+    state = load_file(tmp_path / "weights.safetensors")
+    state["2.weight"] *= 1e-3
+    state["2.bias"] = state["2.bias"] * 0 + 1.0
+    save_file(state, tmp_path / "weights.safetensors")
+    attributes = (
+        until_control(tmp_path / "w", Recipe.load(str(path))).reader("randomised").attributes
+    )
+    assert attributes["health"]["collapsed"]
+    assert "effective rank (RankMe) of 1." in attributes["health"]["reason"]
+    assert any("the network has collapsed" in line for line in summary_lines(attributes))
+
+
+# Digits as the shipped recipe has them, with fewer epochs, landmarks and samples.
+DIGITS = (
+    "stages.landmarks.count=128",
+    "stages.audited.audit=300",
+    "stages.audited.fit=800",
+    "stages.spectrum.components=16",
+)
+NEVER = ("stages.pretrain.epochs=1", "stages.pretrain.learning_rate=1e-12")
+
+
+@pytest.mark.slow
+def test_a_trained_network_is_told_apart_and_a_never_trained_one_is_not(tmp_path: Path) -> None:
+    trained = Recipe.load("digits", (*DIGITS, "stages.pretrain.epochs=40"))
+    found = until_control(tmp_path / "trained", trained).reader("randomised").attributes
+    assert found["distinguishable"], found["ranking"]["reason"]
+    assert not found["health"]["collapsed"]
+    for seed in (1, 2):
+        recipe = Recipe.load("digits", (*DIGITS, *NEVER, f"seed={seed}"))
+        found = until_control(tmp_path / f"never-{seed}", recipe).reader("randomised").attributes
+        assert found["ranking"]["decided"]
+        assert not found["distinguishable"], found["ranking"]["reason"]
+        assert any("is NOT told apart" in line for line in summary_lines(found))
+
+
+def test_a_killed_control_ends_in_the_same_bits(tmp_path: Path) -> None:
+    recipe = small.recipe()
+    whole = until_control(tmp_path / "whole", recipe)
+    killed = tmp_path / "killed"
+    for name in NEEDED[:-1]:
+        run(recipe, killed, Options(workers=2, only=name))
+    path = tmp_path / "digits.yaml"
+    path.write_text(recipe.text)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILL, str(path), str(killed), "randomised", "4"],
+        cwd=small.ROOT,
+        env=os.environ | {"PYTHONPATH": str(small.ROOT)},
+        check=False,
+        capture_output=True,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    partials = list((killed / ".krepes/stages/randomised").rglob("network-*.npz"))
+    assert 1 <= len(partials) < 11
+    ran = []
+    original = module._audit_network
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            module, "_audit_network", lambda *given: ran.append(given[0].draw) or original(*given)
+        )
+        run(recipe, killed, Options(workers=2, only="randomised"))
+    assert len(ran) == 11 - len(partials)  # finished networks are not computed again
+    found = differences(whole.root, killed)
+    assert [name for name in found if "randomised/" in name] == []
