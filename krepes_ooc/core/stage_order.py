@@ -20,5 +20,6 @@ STAGE_ORDER = (
     "fidelity",
     "distilled",
     "randomised",
+    "retraining",
     "report",
 )

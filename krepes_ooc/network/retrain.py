@@ -248,4 +248,3 @@ def _state(weights: Any, function: str) -> State:
         # A copy: the function may go on training the tensors that it returned.
         state[name] = value.detach().cpu().clone()
     return state
-

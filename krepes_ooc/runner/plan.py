@@ -16,6 +16,7 @@ from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.sizing import feature_map
 from krepes_ooc.runner.staleness import StageState
+from krepes_ooc.runner.training_time import RETRAINING, training_time
 from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.features.row_cost_record import describe_rows, load_row_description
@@ -65,6 +66,13 @@ def make_plan(
             | {"seconds": _seconds(costs[name], budget, rates)}
             for name, state in states.items()
         ]
+        trainings = training_time(
+            audit, states, costs.get(RETRAINING, Cost()), timed=rates is not None
+        )
+    # Trainings run one after another, at a rate that no count of operations tells.
+    for row in rows:
+        if row["stage"] == RETRAINING and trainings["seconds_of_one"] is not None:
+            row["seconds"] = trainings["left"] * trainings["seconds_of_one"]
     # Partial results are removed with every seal: only the largest counts.
     scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
     facts = {key: value for key, value in sizes.to_attributes().items() if key != "plan"}
@@ -72,6 +80,7 @@ def make_plan(
         "stages": rows,
         "source": source,
         "rows": description,
+        "trainings": trainings,
         "shape": {**facts, **sizes.plan.to_attributes()},
         "disk": {
             "needed": sum(row["remaining_bytes"] for row in rows) + scratch,

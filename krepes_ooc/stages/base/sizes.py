@@ -32,6 +32,8 @@ class AuditSizes:
         plan: block plan of the n-sized stores.
         n_groups: groups of samples that are left out one by one.
         n_partitions: partitions that they belong to.
+        n_retrained: groups that networks are trained again without.
+        training_epochs: epochs of the demo trainer.
     """
 
     n_views: int
@@ -49,6 +51,8 @@ class AuditSizes:
     plan: BlockPlan
     n_groups: int = 0
     n_partitions: int = 0
+    n_retrained: int = 0
+    training_epochs: int = 0
 
     @property
     def stored_rows(self) -> int:

@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from krepes_ooc import rendering
 from krepes_ooc.core import resources
+from krepes_ooc.core.figures import Figure
 from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
-from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
+from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, recipe_parts
 from krepes_ooc.stages.features.row_cost_record import load_row_description
 from krepes_ooc.stages.report.results import (
     read_alignment,
@@ -26,6 +27,7 @@ from krepes_ooc.stages.report.results import (
     read_fidelity,
     read_groups,
 )
+from krepes_ooc.stages.retraining.stage import NOT_REPEATABLE
 from krepes_ooc.storage.store_reader import StoreReader
 
 LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
@@ -62,6 +64,7 @@ class ReportInputs(StageInputs):
     concepts: StoreReader
     alignment: StoreReader
     fidelity: StoreReader
+    retraining: StoreReader | None = optional_store()
     recipe: RecipeInputs = recipe_parts("source")
 
 
@@ -91,7 +94,7 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         influence=_influence(inputs.influence, explained),
         spectrum=_spectrum(inputs),
         newton=_newton(inputs.newton),
-        fidelity=read_fidelity(inputs.fidelity),
+        fidelity=_figures(inputs),
         curves=read_curves(inputs.fidelity),
         alignment=read_alignment(inputs.alignment),
         groups=read_groups(inputs.alignment),
@@ -106,6 +109,12 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         record={"processor and numerics": str(_seal(context, "features")["numerics"])},
         cards=context.settings.samples,
     )
+
+
+def _figures(inputs: ReportInputs) -> dict[str, Figure]:
+    """Fidelity figures, then those of training again where that is part of the audit."""
+    figures = read_fidelity(inputs.fidelity)
+    return figures if inputs.retraining is None else figures | read_fidelity(inputs.retraining)
 
 
 def _subject(inputs: ReportInputs, context: StageContext) -> rendering.Subject:
@@ -259,6 +268,8 @@ def _warnings(inputs: ReportInputs) -> list[str]:
     warnings += [f"Source: {text}" for text in inputs.recipe.source.warnings]
     if inputs.recipe.source_spec.order == "source":
         warnings.append("Rows keep the order of the source: neighbouring rows may belong together.")
+    if inputs.retraining is not None and not inputs.retraining.attributes["repeatable"]:
+        warnings.append(f"Training again: {NOT_REPEATABLE}.")
     collapsed = inputs.kernel.attributes["collapsed_share"]
     if collapsed > MOST_COLLAPSED:
         warnings.append(
