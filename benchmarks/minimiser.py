@@ -2,7 +2,7 @@
 
     python benchmarks/minimiser.py WORKSPACE [--objective vicreg] [--evaluations 2000]
 
-The rule picks a damping without labels: the largest CKA with the network on the fit rows.
+The rule picks a damping without labels: the largest one whose likeness is near the best.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ import numpy as np
 
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.stages.fidelity.metrics import kendall_tau, linear_probe
+from krepes_ooc.stages.minimiser.likeness import choose_damping, network_likeness
+from krepes_ooc.stages.minimiser.minimise import minimise
+from krepes_ooc.stages.minimiser.stage import RELATIVE_GRID
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.levenberg_marquardt import levenberg_marquardt
-from krepes_ooc.stages.newton.minimiser import (
-    RELATIVE_GRID,
-    choose_by_likeness,
-    minimise,
-    network_likeness,
-)
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.stages.newton.preconditioners import Kronecker
 from krepes_ooc.stages.newton.solvers import choose_solver
@@ -63,7 +60,7 @@ class Table:
         tau = kendall_tau(probe.true_probability, self.truth.true_probability)
         gap = 100 * (probe.accuracy - self.truth.accuracy)
         likeness, other = (
-            network_likeness(self.kernel[part], A, self.network[part])
+            network_likeness(self.kernel[part] @ A, self.network[part])
             for part in (self.fit, self.audit)
         )
         print(
@@ -122,7 +119,7 @@ def main() -> None:
         words = f"lambda_rel {relative:g}" + ("" if found.converged else " (not converged)")
         cost = (spent, found.gradient, found.evaluations)
         likeness.append(table.row(words, found.coefficients, found.loss, *cost))
-    chosen = choose_by_likeness(likeness, RELATIVE_GRID)
+    chosen = choose_damping(likeness, RELATIVE_GRID)
     print(f"the rule chooses lambda_rel {RELATIVE_GRID[chosen]:g}")
 
 

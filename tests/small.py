@@ -30,6 +30,11 @@ SETTINGS = (
     "stages.audited.fit=80",
     "stages.spectrum.components=4",
     "stages.concepts.sets={}",
+    # Stages that repeat a computation: a few times are enough.
+    "stages.groups.clusters=3",
+    "stages.groups.columns={label: ['3', '8']}",
+    "stages.group_influence.max_evaluations=10",
+    "stages.randomised.draws=3",
 )
 
 

@@ -215,7 +215,6 @@ MATHEMATICS = [
     "fidelity/metrics",
     "group_influence/effects",
     "group_influence/group_gradients",
-    "group_influence/minimise",
     "group_moments/group_sums",
     "groups/partitions",
     "influence/ranking",
@@ -223,13 +222,14 @@ MATHEMATICS = [
     "kernel/kernel_map",
     "kernel/normalisation",
     "landmarks/sampling",
+    "minimiser/likeness",
+    "minimiser/minimise",
     "moments/moments",
     "moments/sums",
     "newton/basis",
     "newton/conjugate_gradient",
     "newton/damping",
     "newton/levenberg_marquardt",
-    "newton/minimiser",
     "newton/objectives/barlow_twins",
     "newton/objectives/families",
     "newton/objectives/byol",
@@ -242,12 +242,13 @@ MATHEMATICS = [
     "newton/solvers",
     "randomised/embedding_health",
     "randomised/ranking_overlap",
-    "randomised/single_step",
+    "randomised/small_audit",
     "retraining/agreement",
     "retraining/agreement_figures",
     "retraining/controls",
     "spectrum/nystrom",
     "spectrum/subspace_iteration",
+    "verdict/criteria",
 ]
 ARRAY_LIBRARIES = {"numpy", "scipy", "array_api_compat", *sys.stdlib_module_names}
 USES_SKLEARN = {"concepts/cav", "fidelity/metrics"}
@@ -276,6 +277,9 @@ STORES = [
     "fidelity/precision_at_1",
     "fidelity/rows",
     "fidelity/stage",
+    "fidelity/stored_figures",
+    "minimiser/solution",
+    "minimiser/stage",
     "fidelity/summary",
     "fidelity/uniform_landmarks",
     "group_influence/group_problem",
@@ -312,6 +316,7 @@ STORES = [
     "report/stage",
     "spectrum/stage",
     "spectrum/tiled",
+    "verdict/stage",
 ]
 
 

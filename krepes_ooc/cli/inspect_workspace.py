@@ -33,6 +33,31 @@ def status(
         click.echo(state["note"])
 
 
+@click.command(short_help="Show what a finished audit may be used for.")
+@recipe_or_none
+@options.option_group(options.workspace, options.strict, options.as_json)
+@click.option("--schema", is_flag=True, help="Print the JSON schema of --json instead.")
+def verdict(
+    recipe: str | None, workspace: Path | None, strict: bool, as_json: bool, schema: bool
+) -> None:
+    """Show the verdict of a finished audit: every check with its criterion and figures."""
+    from krepes_ooc.core.verdict import SCHEMA
+    from krepes_ooc.runner.status import read_verdict
+
+    if schema:
+        print_json(SCHEMA)
+        return
+    root = resolve_workspace(recipe, workspace)
+    found = read_verdict(root)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        rows = [(check.outcome, check.title, check.words()) for check in found.checks]
+        print_table(found.sentence, ("outcome", "check", "measured"), rows)
+    if strict:
+        options.require_usable(found.status, found.sentence, root)
+
+
 @click.command(short_help="Recompute every checksum.")
 @recipe_or_none
 @options.workspace

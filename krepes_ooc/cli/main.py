@@ -88,6 +88,7 @@ for command in (
     run.run,
     run.plan,
     inspect_workspace.status,
+    inspect_workspace.verdict,
     explain.explain,
     inspect_workspace.export,
     run.report,

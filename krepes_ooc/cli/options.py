@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from krepes_ooc.core.blocks import parse_bytes
-from krepes_ooc.errors import KrepesError
+from krepes_ooc.errors import KrepesError, StageFailed
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -167,7 +167,7 @@ mixed_numerics = click.option(
     is_flag=True,
     help="Resume a stage that another kind of machine began.",
 )
-strict = click.option("--strict", is_flag=True, help="Exit 1 if the step is not trusted.")
+strict = click.option("--strict", is_flag=True, help="Exit 1 if the verdict is 'not usable'.")
 quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -187,3 +187,23 @@ def option_group(*options: Callable[[Command], Command]) -> Callable[[Command], 
         return command
 
     return decorate
+
+
+def require_usable(status: str, sentence: str, workspace: Path) -> None:
+    """Raise if a verdict is that the audit is not usable.
+
+    Args:
+        status: of the verdict; empty: there is none yet.
+        sentence: the verdict in words.
+        workspace: of the audit.
+
+    Raises:
+        StageFailed: it is not usable.
+    """
+    if status == "not usable":
+        raise StageFailed(
+            sentence.removesuffix("."),
+            where=str(workspace),
+            expected="a usable audit, because of --strict",
+            advice="krepes verdict gives the figures",
+        )

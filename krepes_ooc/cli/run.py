@@ -77,7 +77,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
     elif not quiet:
         _print_summary(summary)
     if given["strict"]:
-        _require_trust(summary)
+        _require_usable(summary)
 
 
 @click.command(short_help="Show what a recipe would cost.")
@@ -227,7 +227,7 @@ def _listener(quiet: bool) -> Iterator[Any]:
 
 
 def _print_summary(summary: Any) -> None:
-    """Print what was sealed, what is left, and whether the step is trusted."""
+    """Print what was sealed, what is left, and the verdict."""
     if summary.ran:
         peak = format_bytes(summary.peak_bytes)
         click.echo(
@@ -242,22 +242,25 @@ def _print_summary(summary: Any) -> None:
     # What the next command needs: stages that are left, trust, the report.
     if summary.left:
         click.echo(f"left: {', '.join(summary.left)}")
-    if summary.trusted is False:
+    if summary.verdict_sentence:
+        click.echo(f"verdict: {summary.verdict_sentence}")
+    elif summary.trusted is False:
         click.echo("the Newton step is not trusted: the report says why")
     if "report" not in summary.left:
         click.echo(f"report: {summary.workspace / 'report.html'}")
 
 
-def _require_trust(summary: Any) -> None:
-    """Raise if the Newton step is not trusted.
+def _require_usable(summary: Any) -> None:
+    """Raise if the audit is not usable, or its step not trusted where there is no verdict yet.
 
     Raises:
         StageFailed: it is not.
     """
-    if summary.trusted is False:
+    options.require_usable(summary.verdict, summary.verdict_sentence, summary.workspace)
+    if not summary.verdict and summary.trusted is False:
         raise StageFailed(
             "the Newton step is not trusted",
             where=str(summary.workspace),
             expected="a trusted step, because of --strict",
-            advice="the report says why",
+            advice="krepes stores shows the attributes of newton",
         )

@@ -13,6 +13,7 @@ STAGE_ORDER = (
     "group_moments",
     "spectrum",
     "newton",
+    "minimiser",
     "group_influence",
     "influence",
     "concepts",
@@ -21,5 +22,6 @@ STAGE_ORDER = (
     "distilled",
     "randomised",
     "retraining",
+    "verdict",
     "report",
 )

@@ -40,6 +40,11 @@ class NetworkSpec:
     output: str | None = setting(None, about="key or index of the audited output")
     strip_prefix: str = setting("", about="read only keys with this prefix, without it: 'module.'")
     state_key: str = setting("", about="key of the state dict inside the checkpoint: 'state_dict'")
+    objective: str = setting(
+        "",
+        about="objective that trained the network, such as simclr, dino or mae; it is recorded",
+        digest_omits="",
+    )
 
 
 def build_network(spec: NetworkSpec, base: Path = Path()) -> nn.Module:

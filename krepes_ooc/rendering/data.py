@@ -13,6 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from krepes_ooc.core.figures import Curve, Figure
+from krepes_ooc.core.verdict import Verdict
 from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
 
 Array = npt.NDArray[Any]
@@ -164,15 +165,6 @@ class Newton:
 
 
 @dataclass(frozen=True, eq=False)
-class SelfCheck:
-    """The network's start-up self-check: passed or not, its largest relative error, in words."""
-
-    passed: bool
-    largest_error: float = NOT_MEASURED
-    words: str = ""
-
-
-@dataclass(frozen=True, eq=False)
 class StageRecord:
     """Cost of one stage: wall seconds, blocks, bytes written, digest, version, free notes."""
 
@@ -192,10 +184,10 @@ class AuditData:
     Args:
         classes: class names; a label is an index into them.
         columns: the table's columns, in the order of ``values``.
-        fidelity: figures by key, in reading order; ``ridge_ceiling``, ``kendall_tau`` (or else
-            ``cka``) and ``confidence_drop`` also appear in the trust panel.
+        fidelity: figures by key, in reading order.
         curves: measured curves by key, in reading order.
         groups: group tables by column name.
+        verdict: checks with a criterion each; None: the stage has not run.
         warnings: sentences, worst first.
         recipe_text: the recipe as it was run.
         versions: program or library -> version.
@@ -214,7 +206,7 @@ class AuditData:
     alignment: Alignment | None = None
     groups: Mapping[str, Groups] = field(default_factory=dict)
     concepts: Concepts | None = None
-    self_check: SelfCheck | None = None
+    verdict: Verdict | None = None
     stages: tuple[StageRecord, ...] = ()
     classes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()

@@ -18,9 +18,9 @@ from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.newton import step_panel
 from krepes_ooc.rendering.panels.panel import Panel
 from krepes_ooc.rendering.panels.provenance import provenance_panel, subject_panel, timing_panel
+from krepes_ooc.rendering.panels.reliability import reliability_panel
 from krepes_ooc.rendering.panels.samples import samples_panel
 from krepes_ooc.rendering.panels.spectrum import spectrum_panel
-from krepes_ooc.rendering.panels.trust import trust_panel
 from krepes_ooc.rendering.search_data import script, script_policy
 
 REPORT_FORMAT = 1
@@ -30,7 +30,7 @@ POLICY = (
     "script-src {script}"
 )
 PANELS: tuple[Callable[[AuditData], Panel], ...] = (
-    trust_panel,
+    reliability_panel,
     subject_panel,
     samples_panel,
     landmarks_panel,

@@ -77,6 +77,7 @@ class Audit:
             recipe.seed,
             recipe.base,
             self.workspace.private,
+            recipe.training_objective,
         )
 
     @cached_property

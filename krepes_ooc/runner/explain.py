@@ -275,12 +275,12 @@ class _Explainer:
         return read_landmark_kernel(self.reader("landmarks"), normalise, scale, SUB_ROWS)
 
     def _ranked(self, kernel: Float, top: int) -> dict[str, npt.NDArray[Any]]:
-        newton, store = self.reader("newton"), self.reader("influence")
-        step, measure = newton.array("step"), str(store.attributes["measure"])
+        store = self.reader("influence")
+        step, measure = store.array("step"), str(store.attributes["measure"])
         second = self._second() if measure == "unique" else None
         score = ranking_score(measure, step, store.array("landmark_displacement"), second)
         offset = self.reader("spectrum").array("offset")
-        coefficients = newton.array("coefficients")
+        coefficients = store.array("coefficients")
         scorer = InfluenceScorer(step, coefficients, offset, score, min(top, len(step)))
         ranked = scorer.rank(kernel)._asdict()
         del ranked["embedding"]

@@ -63,6 +63,14 @@ class Recipe:
     text: str
 
     @property
+    def training_objective(self) -> str:
+        """Objective that trained the network; empty if the recipe does not say."""
+        if self.network.objective:
+            return self.network.objective
+        # The demo trainer's own loss.
+        return str(self.settings[PRETRAIN].objective) if self.network.weights == PRETRAIN else ""
+
+    @property
     def code(self) -> frozenset[str]:
         """Python code that a run loads and that krepes does not ship, files with their folder."""
         return self.code_of_data | self._user_code([self.network.factory, *self._code_of_stages])

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from krepes_ooc.core.verdict import Verdict
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, base_bytes, bound_allocator, default_budget, release
 from krepes_ooc.engine.device import Device, device_scope
@@ -141,6 +142,10 @@ class _Run:
             space.consolidate()
         if "newton" in states and states["newton"].kind == "sealed":
             self.summary.trusted = bool(space.reader("newton").attributes["trusted"])
+        if "verdict" in states and states["verdict"].kind == "sealed":
+            verdict = Verdict.from_json(space.reader("verdict").attributes["verdict"])
+            self.summary.verdict = verdict.status
+            self.summary.verdict_sentence = verdict.sentence
 
     def _refuse(self, picked: list[StageState], states: dict[str, StageState]) -> None:
         preflight.refuse_damaged(picked)

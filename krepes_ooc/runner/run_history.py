@@ -100,6 +100,8 @@ class Summary:
         seconds: wall time.
         peak_bytes: largest resident memory of the process.
         trusted: whether the Newton step is trusted; None while there is none.
+        verdict: status of the audit; empty while there is no verdict.
+        verdict_sentence: the same in one sentence, with its reasons.
         shard: the shard of one stage that was computed, if not all of it.
     """
 
@@ -110,4 +112,6 @@ class Summary:
     seconds: float = 0.0
     peak_bytes: int = 0
     trusted: bool | None = None
+    verdict: str = ""
+    verdict_sentence: str = ""
     shard: str = ""

@@ -28,7 +28,7 @@ Fingerprint = dict[str, Any]
 Kind = Literal["missing", "started", "sealed", "stale", "damaged"]
 SIZES_KEY = "shape"  # of the sizes in the fingerprint of the features
 LONGEST_VALUE = 60
-INPUTS = ("source", "labels", "views", "factory", "network")
+INPUTS = ("source", "labels", "views", "factory", "network", "training")
 # Declared inputs that digests leave out, because the digest of another input of the stage covers
 # them: so a stage that declares one more input stays the stage that an earlier version sealed.
 COVERED = {"newton": {"features", "landmarks"}, "concepts": {"labels"}, "report": {"source"}}
@@ -206,8 +206,10 @@ class StalenessChecker:
 
     def _files(self, stage: Stage) -> dict[str, str]:
         """sha256 of every file that the settings of a stage name, by its name."""
-        cache, base = self.inputs.private / "cache", self.inputs.base
         files: tuple[str, ...] = getattr(self.settings[stage.name], "files", ())
+        if not files:
+            return {}
+        cache, base = self.inputs.private / "cache", self.inputs.base
         return {f"{name}: sha256": remembered_sha256(base / name, cache) for name in files}
 
     def _code(self, stage: Stage) -> dict[str, str]:
@@ -246,12 +248,16 @@ class StalenessChecker:
             return canonical_digest(self.inputs.source.fingerprint())
         if name == "labels":
             return canonical_digest(self.inputs.source.label_fingerprint())
+        if name == "training":
+            return {"objective": self.inputs.training_objective}
         if name == "views":
             return self.inputs.views.describe()
         return self._network(None if name == "factory" else self._weights())
 
     def _network(self, weights: str | None) -> dict[str, Any]:
         spec = digest_mapping(self.inputs.network_spec)
+        # What the network is said to be trained with changes no row; the verdict reads it.
+        spec.pop("objective", None)
         if weights is not None:
             spec["weights"] = weights
         code = factory_sha256(self.inputs.network_spec.factory, self.inputs.base)

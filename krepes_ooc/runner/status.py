@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.core.verdict import Verdict
 from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, recorded_recipe
@@ -18,6 +19,27 @@ from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.registry import STAGES
 from krepes_ooc.storage.verify import Verification, verify
 from krepes_ooc.storage.workspace import Workspace
+
+
+def read_verdict(workspace: Path | str) -> Verdict:
+    """The verdict of a finished audit; takes no lock.
+
+    Args:
+        workspace: the folder.
+
+    Raises:
+        UsageError: the stage verdict is not sealed.
+        DamageError: its store is damaged.
+    """
+    space = Workspace(workspace)
+    if not space.record("verdict", "verdict").is_sealed():
+        raise UsageError(
+            "there is no verdict yet",
+            where=str(space.root),
+            expected="a sealed stage verdict",
+            advice="krepes run goes on from where it stopped",
+        )
+    return Verdict.from_json(space.reader("verdict").attributes["verdict"])
 
 
 def read_status(

@@ -46,7 +46,7 @@ class Workspace(workspace.Workspace):
             WorkspaceError: the kernel or the step is not sealed.
         """
         views, plan = self._kernel()
-        coefficients = self._newton("coefficients")
+        coefficients = self._solution("coefficients")
         offset = self.reader("spectrum").array("offset")
 
         def block(view: int, index: int) -> Float:
@@ -72,7 +72,7 @@ class Workspace(workspace.Workspace):
             UsageError: a position outside the source; raised when the values are computed.
         """
         views, plan = self._kernel()
-        step = self._newton("step")
+        step = self._solution("step")
         wanted = np.asarray(samples, dtype=np.int64)
 
         def compute() -> Float:
@@ -109,9 +109,10 @@ class Workspace(workspace.Workspace):
         plan = BlockPlan.from_attributes(reader.attributes["block_plan"])
         return reader.info("values").shape[0], plan
 
-    def _newton(self, name: str) -> Float:
-        self._refuse_unsealed("newton")
-        return np.asarray(self.reader("newton").array(name))
+    def _solution(self, name: str) -> Float:
+        """Coefficients or step of the solution that explains."""
+        self._refuse_unsealed("influence")
+        return np.asarray(self.reader("influence").array(name))
 
     def _refuse_unsealed(self, store: str) -> None:
         self[store]  # raises with the name of what is missing

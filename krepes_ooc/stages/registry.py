@@ -16,6 +16,7 @@ from krepes_ooc.stages.groups import stage as groups
 from krepes_ooc.stages.influence import stage as influence
 from krepes_ooc.stages.kernel import stage as kernel
 from krepes_ooc.stages.landmarks import stage as landmarks
+from krepes_ooc.stages.minimiser import stage as minimiser
 from krepes_ooc.stages.moments import stage as moments
 from krepes_ooc.stages.newton import stage as newton
 from krepes_ooc.stages.pretrain import stage as pretrain
@@ -23,6 +24,7 @@ from krepes_ooc.stages.randomised import stage as randomised
 from krepes_ooc.stages.report import stage as report
 from krepes_ooc.stages.retraining import stage as retraining
 from krepes_ooc.stages.spectrum import stage as spectrum
+from krepes_ooc.stages.verdict import stage as verdict
 
 _MODULES = (
     alignment,
@@ -37,6 +39,7 @@ _MODULES = (
     influence,
     kernel,
     landmarks,
+    minimiser,
     moments,
     newton,
     pretrain,
@@ -44,6 +47,7 @@ _MODULES = (
     report,
     retraining,
     spectrum,
+    verdict,
 )
 STAGES: tuple[Stage, ...] = tuple(
     sorted((module.STAGE for module in _MODULES), key=lambda stage: STAGE_ORDER.index(stage.name))

@@ -178,7 +178,7 @@ def test_every_panel_and_every_number(report: Report, show: Any) -> None:
     assert opened.requests == [opened.page.url]
 
 
-@pytest.mark.parametrize("panel", ["trust", "samples", "fidelity", "spectrum", "timing"])
+@pytest.mark.parametrize("panel", ["reliability", "samples", "fidelity", "spectrum", "timing"])
 def test_a_number_changed_by_hand_is_found(panel: str, digits: Report, show: Any) -> None:
     start = digits.html.index(f'<section id="{panel}"')
     figure = re.compile(r'<data class="num" value="([^"]+)" data-value="\1">([^<]+)</data>')

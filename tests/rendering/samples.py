@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc.core.figures import curve
+from krepes_ooc.core.verdict import Check, Verdict
 from krepes_ooc.rendering.data import (
     AuditData,
     Audited,
@@ -16,7 +17,6 @@ from krepes_ooc.rendering.data import (
     Influence,
     Landmarks,
     Newton,
-    SelfCheck,
     Spectrum,
     StageRecord,
     Subject,
@@ -96,7 +96,14 @@ def full_audit(**changes: Any) -> AuditData:
                 "tau_over_components", [4, 8, 16], {"step": [0.1, 0.2, 0.3]}
             )
         },
-        "self_check": SelfCheck(True, 2.1e-7, "All parameters match."),
+        "verdict": Verdict(
+            (
+                Check(
+                    "step", "Step", "lowers the loss", "pass", "rho {rho}.", {"rho": 0.611}, True
+                ),
+                Check("nystrom", "Nystrom error", "at most .2", "fail", "It is {e}.", {"e": 0.31}),
+            )
+        ),
         "stages": (
             StageRecord("features", 41.25, 8, 122_000_000, "9f" * 32, 1, "note"),
             StageRecord("newton", 1.5, 1, 2_000, "6f" * 32, 1),

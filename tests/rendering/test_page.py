@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from krepes_ooc.core.figures import undefined_figure
+from krepes_ooc.core.verdict import Check, Verdict
 from krepes_ooc.rendering.data import AuditData, Column, Spectrum, StageRecord, Subject
 from krepes_ooc.rendering.page import PANELS, build_report
 from krepes_ooc.rendering.search_data import script_policy
@@ -65,7 +66,7 @@ def test_every_number_shown_is_in_the_json(report):
 
 def test_json_is_strict_and_plain(report):
     assert json.loads(json.dumps(report.json, allow_nan=False)) == report.json
-    assert report.json["trust"]["checks"]["step"]["rho"] == 0.611
+    assert report.json["reliability"]["verdict"]["checks"][0]["figures"]["rho"] == 0.611
     assert report.json["report_format"] == 1
 
 
@@ -170,7 +171,7 @@ def test_hostile_text_everywhere_is_only_text():
             ),
             HOSTILE + "2": dataclasses.replace(audit.groups["label"], note=HOSTILE),
         },
-        self_check=dataclasses.replace(audit.self_check, words=HOSTILE),
+        verdict=Verdict((Check(HOSTILE, HOSTILE, HOSTILE, "fail", HOSTILE),)),
         influence=dataclasses.replace(audit.influence, measure=HOSTILE),
         newton=dataclasses.replace(
             audit.newton, attributes={**audit.newton.attributes, HOSTILE: HOSTILE}
@@ -220,7 +221,7 @@ def test_an_empty_audit_says_what_is_missing():
     ):
         assert report.json[key]["missing"] in page.text
         assert report.json[key]["missing"].endswith(".")
-    assert "Nothing was measured by which this audit could be judged." in page.text
+    assert "No verdict: the stage verdict has not run." in page.text
 
 
 @pytest.mark.parametrize("name", PARTS)

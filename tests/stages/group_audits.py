@@ -13,7 +13,7 @@ from krepes_ooc.storage.workspace import Workspace
 from tests.stages import audits
 
 # Tight enough that sums in another order end in the same minimum.
-RESOLVED = {"damping": 1.0, "max_steps": 5000, "tolerance": 1e-10}
+RESOLVED = {"damping": 1.0, "max_evaluations": 5000, "tolerance": 1e-10}
 GROUPS = {
     "clusters": 5,
     "columns": {"town": [], "coin": ["h"]},

@@ -86,7 +86,8 @@ def test_unknown_key_names_file_key_and_allowed_keys(tmp_path: Path):
     told = refusal(declare_rows(tmp_path, chunk="whole"))
     assert told == (
         "things.yaml.arrays.rows: unknown key 'chunk'; "
-        "expected one of about, chunks, dims, dtype, optional; did you mean 'chunks'?"
+        "expected one of about, chunks, dims, dtype, missing, optional; "
+        "did you mean 'chunks'?"
     )
 
 
@@ -106,8 +107,8 @@ def test_wrong_store_is_refused(tmp_path: Path, changes: dict[str, Any], told: s
     [
         ({"dtype": ["object"]}, "dtype object; expected one or more of float16, float32, float64"),
         ({"dtype": []}, "dtype []; expected one or more of float16, float32, float64"),
-        ({"dims": ["column"]}, "dims ['column']; expected sample or audited first, or second beh"),
-        ({"dims": []}, "dims []; expected sample or audited first"),
+        ({"dims": ["column"]}, "dims ['column']; expected sample or audited or group first, or s"),
+        ({"dims": []}, "dims []; expected sample or audited or group first"),
         ({"dims": ["sample", "view"], "chunks": "rows"}, "'rows' is not allowed; expected one of"),
     ],
 )
@@ -141,7 +142,7 @@ def test_shapes_chunks_and_dtypes_follow_from_sizes():
 def test_empty_dimensions_keep_a_chunk():
     assert WHOLE.chunk_shape((0, 0), None) == (1, 1)
     assert ROWS.chunk_shape((2, 0, 7), 256) == (1, 256, 7)
-    assert ROW_DIMS == ("sample", "audited")
+    assert ROW_DIMS == ("sample", "audited", "group")
 
 
 @pytest.mark.parametrize(

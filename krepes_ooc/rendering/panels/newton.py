@@ -18,8 +18,9 @@ from krepes_ooc.rendering.drawing.markup import (
     user_text,
 )
 from krepes_ooc.rendering.panels.panel import Panel, absent
-from krepes_ooc.rendering.panels.trust import LEAST_RHO
 
+# Ratio of real to foreseen decrease below which the quadratic model is no guide.
+LEAST_RHO = 0.25
 SWEPT = {
     "loss": "loss after the step",
     "predicted": "foreseen decrease",

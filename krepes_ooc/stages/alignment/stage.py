@@ -184,7 +184,7 @@ def _rankings(inputs: AlignmentInputs, context: StageContext, audit: Index) -> _
     top = influence.array("top_landmark")[audit]
     count = top.shape[1]
     # Most negative contributions first: the other end of the ranking
-    signed = contribution(kernel, inputs.newton.array("step"), influence.array("embedding")[audit])
+    signed = contribution(kernel, influence.array("step"), influence.array("embedding")[audit])
     repelling = np.argsort(signed, axis=1, kind="stable")[:, :count]
     # Controls without the step: likeness in the network's embedding and in the inputs
     samples = audited_rows(inputs, "audit")

@@ -40,6 +40,7 @@ class AuditInputs:
         seed: recipe key ``seed``; every random draw is keyed by it.
         base: folder that relative paths of the recipe start from.
         private: the workspace's private folder, for caches and checkpoints.
+        training_objective: objective that trained the network; empty: unknown.
     """
 
     source_spec: SourceSpec
@@ -48,13 +49,14 @@ class AuditInputs:
     seed: int
     base: Path
     private: Path
+    training_objective: str = ""
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the declarations; another process opens source and network anew."""
         spec = (self.source_spec, self.network_spec, self.view_spec)
-        return AuditInputs, (*spec, self.seed, self.base, self.private)
+        return AuditInputs, (*spec, self.seed, self.base, self.private, self.training_objective)
 
     @property
     def pretrained(self) -> Path:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
     from krepes_ooc.views.views import Views
 
-RECIPE_PARTS = ("source", "labels", "views", "factory", "network")
+RECIPE_PARTS = ("source", "labels", "views", "factory", "network", "training")
 
 
 class RecipeContext(Protocol):
@@ -70,6 +70,12 @@ class RecipeInputs:
     def network_spec(self) -> NetworkSpec:
         """Recipe key ``network``; loads nothing."""
         return self.audit.network_spec
+
+    @property
+    def training_objective(self) -> str:
+        """Objective that trained the network; empty if the recipe does not say."""
+        self._require("training")
+        return self.audit.training_objective
 
     @property
     def source_spec(self) -> SourceSpec:

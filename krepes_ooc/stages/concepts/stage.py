@@ -90,7 +90,6 @@ class ConceptsInputs(StageInputs):
     audited: StoreReader
     kernel: StoreReader
     spectrum: StoreReader
-    newton: StoreReader
     influence: StoreReader
     recipe: RecipeInputs = recipe_parts("source", "labels", "network")
 
@@ -174,7 +173,7 @@ def _concept_rows(inputs: ConceptsInputs, context: StageContext, ids: Ids) -> _C
     kernel = np.concatenate(kernels)
     offset = inputs.spectrum.array("offset")
     return _ConceptRows(
-        kernel @ inputs.newton.array("coefficients") + offset,
+        kernel @ inputs.influence.array("coefficients") + offset,
         kernel @ inputs.spectrum.array("start") + offset,
         np.concatenate(outputs),
         flat_inputs(inputs.recipe, ids),
@@ -204,7 +203,7 @@ def _seal(
 ) -> None:
     """Score samples and landmarks along every concept, and seal."""
     kernel = inputs.influence.whole("kernel")
-    step = inputs.newton.array("step")
+    step = inputs.influence.array("step")
     is_audit = inputs.audited.array("role") == ROLES["audit"]
     vectors = np.array([result["vector"] for result in results])
     # Without concepts the array still has its components

@@ -47,6 +47,7 @@ class GroupInfluenceInputs(StageInputs):
     group_moments: StoreReader
     spectrum: StoreReader
     newton: StoreReader
+    minimiser: StoreReader
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ class GroupProblem:
         """Its constants."""
         kind = registry.settings_type(self.objective_name)
         return read_settings(kind, self.inputs.newton.attributes["objective_settings"], "newton")
+
+    @property
+    def damping_relative(self) -> float:
+        """Damping of the re-solve, as set, or the minimiser's."""
+        asked = self.context.settings.damping
+        if asked != "auto":
+            return float(asked)
+        chosen = self.inputs.minimiser.attributes["damping_relative"]
+        return 1.0 if chosen is None else float(chosen)
 
     @cached_property
     def start(self) -> Float:

@@ -17,13 +17,8 @@ from krepes_ooc.stages.base.writing import partial_path, read_partial, write_par
 from krepes_ooc.stages.group_influence.effects import Embedding, effects
 from krepes_ooc.stages.group_influence.group_gradients import BYOLGroups, SimCLRGroups
 from krepes_ooc.stages.group_influence.group_problem import BlockMembers, GroupProblem
-from krepes_ooc.stages.group_influence.minimise import (
-    CurvatureInverse,
-    Minimum,
-    damping_of,
-    minimise,
-)
 from krepes_ooc.stages.group_moments.group_sums import GroupMoments
+from krepes_ooc.stages.minimiser.minimise import MinimiserResult, minimise
 from krepes_ooc.stages.newton.conjugate_gradient import CGState, conjugate_gradient
 from krepes_ooc.stages.newton.objectives.byol import Predictor
 from krepes_ooc.stages.newton.objectives.families import SampleObjective
@@ -56,13 +51,11 @@ class Resolver:
         return self.problem.context
 
     @cached_property
-    def _model(self) -> tuple[float, float, CurvatureInverse]:
-        """Mean diagonal, damping and curvature at the start on the moments of all samples."""
+    def _model(self) -> tuple[float, Kronecker]:
+        """Mean diagonal and Kronecker model of the curvature at the start, on all samples."""
         total = self.problem.moments.total().full()
         at_start = self.problem.objective(total).linearise(self.problem.start)
-        damping = damping_of(self.context.settings.damping, at_start)
-        inverse = CurvatureInverse.build(at_start, total, damping)
-        return float(at_start.mean_diagonal), damping, inverse
+        return float(at_start.mean_diagonal), Kronecker.build(at_start, total)
 
     @property
     def mean_diagonal(self) -> float:
@@ -72,18 +65,22 @@ class Resolver:
     @property
     def damping(self) -> float:
         """Lambda."""
-        return self._model[1]
+        return self.problem.damping_relative * self.mean_diagonal
 
-    def solve(self, moments: GroupMoments) -> Minimum:
-        """The damped minimiser on some moments."""
+    def solve(self, moments: GroupMoments) -> MinimiserResult:
+        """The damped minimiser on some moments.
+
+        The model of all samples preconditions every group: a group changes the moments a little,
+        and what it changes is learned from the gradients.
+        """
         settings, problem = self.context.settings, self.problem
         return minimise(
             problem.objective(moments.full()),
             problem.start,
             self.damping,
-            self._model[2],
+            preconditioner=self._model[1],
             tolerance=settings.tolerance,
-            max_steps=settings.max_steps,
+            max_evaluations=settings.max_evaluations,
             check=self.context.stop.check,
         )
 
@@ -245,10 +242,10 @@ def save_group(
     problem.context.progress.advance(1)
 
 
-def _record(found: Minimum) -> Arrays:
+def _record(found: MinimiserResult) -> Arrays:
     return {
         "coefficients": found.coefficients,
-        "steps": np.array(found.steps),
-        "gradient_norm": np.array(found.gradient_norm),
+        "steps": np.array(found.evaluations),
+        "gradient_norm": np.array(found.gradient),
         "converged": np.array(found.converged),
     }

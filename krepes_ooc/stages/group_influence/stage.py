@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,8 @@ from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import partial_path, read_partial, seal_blocks
 from krepes_ooc.stages.group_influence.effects import LEAST_ANCHORS, SUB_ROWS, summarise
 from krepes_ooc.stages.group_influence.group_problem import GroupInfluenceInputs, GroupProblem
-from krepes_ooc.stages.group_influence.minimise import MAX_STEPS, MEMORY, TOLERANCE
 from krepes_ooc.stages.group_influence.solutions import WITHOUT, FirstOrder, Resolver
+from krepes_ooc.stages.minimiser.minimise import HISTORY
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_writer import StoreWriter
@@ -32,13 +32,18 @@ Arrays = dict[str, npt.NDArray[Any]]
 class GroupInfluenceSettings:
     """Recipe key ``stages.group_influence``."""
 
-    damping: float = setting(
-        1.0, about="damping of the re-solve relative to the curvature's mean diagonal", above=0
+    damping: float | Literal["auto"] = setting(
+        "auto",
+        about="damping of the re-solve relative to the curvature's mean diagonal; auto: that of "
+        "the minimiser",
+        above=0,
     )
     tolerance: float = setting(
-        TOLERANCE, about="gradient at the end relative to the start", above=0, below=1
+        1e-6, about="gradient at the end relative to the start", above=0, below=1
     )
-    max_steps: int = setting(MAX_STEPS, about="accepted steps of a re-solve at most", minimum=1)
+    max_evaluations: int = setting(
+        100, about="evaluations of loss and gradient of a re-solve at most", minimum=1
+    )
     anchors: int = setting(
         400, about="samples of role fit that profiles are taken against", minimum=LEAST_ANCHORS
     )
@@ -239,7 +244,7 @@ def _worker_memory(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Quant
             "moments": (Term("moments of the rest, and on the way", f64(m, m), 3 * pairs),),
             "solving": (
                 Term("moments of the rest", f64(m, m), views**2 + pairs + 2),
-                Term("iterates, steps and changes", f64(m, h), 2 * MEMORY + 16),
+                Term("iterates, steps and changes", f64(m, h), 2 * HISTORY + 16),
             ),
             "effects": (
                 Term("moments of the rest", f64(m, m), pairs),

@@ -24,6 +24,7 @@ from krepes_ooc.stages.influence.ranking import (
 )
 from krepes_ooc.stages.kernel.landmark_kernel import open_landmark_kernel
 from krepes_ooc.stages.kernel.normalisation import Mode
+from krepes_ooc.stages.minimiser.solution import Solution, read_solution
 from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
@@ -53,6 +54,7 @@ class InfluenceInputs(StageInputs):
     moments: StoreReader
     spectrum: StoreReader
     newton: StoreReader
+    minimiser: StoreReader
 
 
 def run(inputs: InfluenceInputs, context: StageContext) -> None:
@@ -63,7 +65,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     features = inputs.audited.array("features")
     self_kernel = inputs.audited.array("self_kernel")
     # The same scorer explains new samples later
-    displacement, scorer = _scorer(inputs, context)
+    solution, displacement, scorer = _scorer(inputs, context)
     n_landmarks = len(scorer.step)
     kernel_rows = np.empty((len(features), n_landmarks))
     starts = range(0, len(features), ROWS)
@@ -92,6 +94,8 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
         arrays[name] = arrays[name].astype(np.int64)
     # With it a new sample is scored without the landmark kernel
     arrays["landmark_displacement"] = displacement
+    # Copied, so that every later stage explains with the same coefficients.
+    arrays["coefficients"], arrays["step"] = solution.coefficients, solution.step
     sizes = {
         "audited": len(features),
         "landmark": n_landmarks,
@@ -101,6 +105,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     }
     attributes = {
         "measure": context.settings.measure,
+        "solution": solution.name,
         # Copied, so that explaining reads small stores only
         "trusted": bool(inputs.newton.attributes["trusted"]),
         "normalise": normalise,
@@ -109,19 +114,22 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     write_whole(context, StoreSpec(load_contract("influence"), sizes), arrays, attributes)
 
 
-def _scorer(inputs: InfluenceInputs, context: StageContext) -> tuple[Float, InfluenceScorer]:
-    """K_mm dA [landmark, component], and the scorer of the recipe's measure."""
-    step = inputs.newton.array("step")
+def _scorer(
+    inputs: InfluenceInputs, context: StageContext
+) -> tuple[Solution, Float, InfluenceScorer]:
+    """The solution, K_mm dA [landmark, component], and the scorer of the recipe's measure."""
+    solution = read_solution(inputs.newton, inputs.spectrum, inputs.minimiser)
+    step = solution.step
     displacement = inputs.kernel.whole("landmark_kernel") @ step
     second = read_moments(inputs.moments).mean_uncentred()
     scorer = InfluenceScorer(
         step,
-        inputs.newton.array("coefficients"),
+        solution.coefficients,
         inputs.spectrum.array("offset"),
         ranking_score(context.settings.measure, step, displacement, second),
         min(context.settings.top, len(step)),
     )
-    return displacement, scorer
+    return solution, displacement, scorer
 
 
 def estimate_cost(sizes: AuditSizes, settings: InfluenceSettings) -> Cost:
@@ -199,7 +207,7 @@ def _worker_memory(sizes: AuditSizes) -> Quantity:
 
 STAGE = Stage(
     name="influence",
-    version=4,
+    version=5,
     inputs=InfluenceInputs,
     store="influence",
     settings=InfluenceSettings,

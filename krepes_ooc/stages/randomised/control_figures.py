@@ -14,13 +14,14 @@ from krepes_ooc.stages.alignment.gap import ColumnValues, agreement, sample_gaps
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.influence.ranking import ranking_score
 from krepes_ooc.stages.influence.scores import top_k
+from krepes_ooc.stages.minimiser.solution import MINIMISER
 from krepes_ooc.stages.randomised.drawn_network import (
     KernelRows,
     RandomisedInputs,
     used_samples,
 )
 from krepes_ooc.stages.randomised.embedding_health import rank_me
-from krepes_ooc.stages.randomised.single_step import ArrayStream, StepRule, single_step
+from krepes_ooc.stages.randomised.small_audit import ArrayStream, StepRule, solve_audit
 
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -103,6 +104,7 @@ def read_audit_rule(
         float(newton["damping_relative"]),
         str(newton["metric"]),
         inputs.spectrum.info("start").shape[1],
+        _minimiser_damping(inputs),
     )
     return AuditRule(
         inputs.audited.array("role")[used],
@@ -128,7 +130,7 @@ def network_figures(rule: AuditRule, rows: KernelRows) -> NetworkFigures:
         StageFailed: the network's kernel carries no embedding, or the loss has no curvature.
     """
     explained, fit = rule.role == ROLES["audit"], rule.role == ROLES["fit"]
-    found = single_step(rule.step, rows.landmark_kernel, ArrayStream(rows.views, rule.block_rows))
+    found = solve_audit(rule.step, rows.landmark_kernel, ArrayStream(rows.views, rule.block_rows))
 
     # Rankings of the landmarks, as the audit shows them and by the kernel alone.
     kernel = rows.clean[explained].astype(np.float64)
@@ -228,6 +230,12 @@ def _or_nan(measure: Callable[[], float]) -> float:
         return measure()
     except StageFailed:
         return float("nan")
+
+
+def _minimiser_damping(inputs: RandomisedInputs) -> float | None:
+    """Relative damping of the minimiser where it explains the audit."""
+    facts = inputs.minimiser.attributes
+    return float(facts["damping_relative"]) if facts["solution"] == MINIMISER else None
 
 
 def _columns(inputs: RandomisedInputs) -> dict[str, ColumnValues]:

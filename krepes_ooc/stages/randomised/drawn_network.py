@@ -51,6 +51,7 @@ class RandomisedInputs(StageInputs):
     audited: StoreReader
     kernel: StoreReader
     newton: StoreReader
+    minimiser: StoreReader
     spectrum: StoreReader
     influence: StoreReader
     recipe: RecipeInputs = recipe_parts("source", "views", "network")

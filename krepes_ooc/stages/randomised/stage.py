@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import read_arrays, write_arrays
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import NetworkError, StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
-from krepes_ooc.stages.base.writing import write_whole
+from krepes_ooc.stages.base.writing import read_partial, write_partial, write_whole
 from krepes_ooc.stages.randomised.control_figures import (
     FIGURES,
     AuditRule,
@@ -68,14 +67,14 @@ def run(inputs: RandomisedInputs, context: StageContext) -> None:
     rule = read_audit_rule(inputs, settings.top, settings.fit, context.plan.block_rows)
     networks = range(settings.draws + 1)
     paths = [context.record.partials / f"network-{draw:03d}.npz" for draw in networks]
-    pending = [draw for draw in networks if read_arrays(paths[draw]) is None]
+    pending = [draw for draw in networks if read_partial(context, paths[draw]) is None]
     context.progress.begin("randomised", len(networks), len(networks) - len(pending))
     for draw in pending:
         context.stop.check()
         arrays = _audit_network(DrawnNetwork(inputs, context, draw, settings.fit), rule, context)
-        write_arrays(paths[draw], arrays, context.record.temp)
+        write_partial(context, paths[draw], arrays)
         context.progress.advance(1)
-    arrays, attributes = _compare(list(_read(paths)), rule)
+    arrays, attributes = _compare(list(_read(context, paths)), rule)
     for line in summary_lines(attributes):
         context.progress.note(line)
     count, explained, rank = arrays["top_landmark"].shape
@@ -113,9 +112,9 @@ def _health(rows: KernelRows) -> EmbeddingHealth:
     return embedding_health(rows.embedding.astype(np.float64), first, second)
 
 
-def _read(paths: list[Path]) -> Iterator[Arrays]:
+def _read(context: StageContext, paths: list[Path]) -> Iterator[Arrays]:
     for path in paths:
-        arrays = read_arrays(path)
+        arrays = read_partial(context, path)
         assert arrays is not None
         yield arrays
 

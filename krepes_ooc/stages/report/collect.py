@@ -15,16 +15,16 @@ from krepes_ooc import rendering
 from krepes_ooc.core import resources
 from krepes_ooc.core.figures import Figure
 from krepes_ooc.core.stage_order import STAGE_ORDER
+from krepes_ooc.core.verdict import Verdict
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, recipe_parts
 from krepes_ooc.stages.features.row_cost_record import load_row_description
+from krepes_ooc.stages.fidelity.stored_figures import read_curves, read_fidelity
 from krepes_ooc.stages.report.results import (
     read_alignment,
     read_concepts,
-    read_curves,
-    read_fidelity,
     read_groups,
 )
 from krepes_ooc.stages.retraining.stage import NOT_REPEATABLE
@@ -64,6 +64,7 @@ class ReportInputs(StageInputs):
     concepts: StoreReader
     alignment: StoreReader
     fidelity: StoreReader
+    verdict: StoreReader
     retraining: StoreReader | None = optional_store()
     recipe: RecipeInputs = recipe_parts("source")
 
@@ -99,7 +100,7 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         alignment=read_alignment(inputs.alignment),
         groups=read_groups(inputs.alignment),
         concepts=read_concepts(inputs.concepts, explained),
-        self_check=_self_check(inputs.features),
+        verdict=Verdict.from_json(inputs.verdict.attributes["verdict"]),
         stages=tuple(_stages(context)),
         classes=tuple(landmarks.info("label").attributes["categories"]),
         columns=tuple(column_text(column) for column in columns),
@@ -221,11 +222,6 @@ def _newton(store: StoreReader) -> rendering.Newton:
         residual=store.array("residual"),
         sweep={name: store.array(name) for name in SWEEP},
     )
-
-
-def _self_check(features: StoreReader) -> rendering.SelfCheck:
-    check = features.attributes["self_check"]
-    return rendering.SelfCheck(True, float(check["max_relative_error"]), str(check["words"]))
 
 
 def column_text(column: Mapping[str, Any]) -> rendering.Column:

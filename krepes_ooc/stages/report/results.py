@@ -1,4 +1,4 @@
-"""Results of the last stages for the report: figures, curves, gaps, group tables, concepts."""
+"""Results of the last stages for the report: gaps, group tables, concepts."""
 
 from __future__ import annotations
 
@@ -7,35 +7,11 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc import rendering
-from krepes_ooc.core.figure_specs import CURVES, FIGURES
-from krepes_ooc.core.figures import Curve, Figure, reading_order
 from krepes_ooc.rendering.measured import CONCEPT_CONTROLS
 from krepes_ooc.stages.alignment.stage import ARRAYS, INPUT_GAP
 from krepes_ooc.storage.store_reader import StoreReader
 
 GAPS = (*ARRAYS, INPUT_GAP)
-
-
-def read_fidelity(store: StoreReader) -> dict[str, Figure]:
-    """All fidelity figures in reading order.
-
-    Raises:
-        FigureKeyError: a figure or a control is unknown or missing.
-    """
-    figures = store.attributes["figures"]
-    return {
-        key: Figure.from_attributes(key, figures[key]) for key in reading_order(figures, FIGURES)
-    }
-
-
-def read_curves(store: StoreReader) -> dict[str, Curve]:
-    """All measured curves in reading order.
-
-    Raises:
-        FigureKeyError: a curve or a line is unknown.
-    """
-    curves = store.attributes["curves"]
-    return {key: Curve.from_attributes(key, curves[key]) for key in reading_order(curves, CURVES)}
 
 
 def read_alignment(store: StoreReader) -> rendering.Alignment | None:

@@ -47,7 +47,7 @@ def estimate_cost(sizes: AuditSizes, settings: ReportSettings) -> Cost:
 
 STAGE = Stage(
     name="report",
-    version=7,
+    version=8,
     inputs=ReportInputs,
     store=None,
     settings=ReportSettings,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krepes_ooc.core.figures import undefined_figure
+from krepes_ooc.core.verdict import Check, Verdict
 from krepes_ooc.rendering.data import (
     AuditData,
     Audited,
@@ -14,8 +14,6 @@ from krepes_ooc.rendering.data import (
     Influence,
     Landmarks,
     Samples,
-    SelfCheck,
-    Spectrum,
 )
 from krepes_ooc.rendering.drawing.sample_view import (
     LandmarkSamples,
@@ -29,9 +27,9 @@ from krepes_ooc.rendering.explanation import Explained, explain_rows
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
+from krepes_ooc.rendering.panels.reliability import reliability_panel
 from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.panels.samples import samples_panel
-from krepes_ooc.rendering.panels.trust import trust_panel
 from tests.figures import complete
 from tests.rendering.samples import Page, full_audit, table_audit
 
@@ -59,115 +57,37 @@ def kernel_alone(value: float, control: float, interval: tuple[float, float] | N
     return figured("confidence_drop", value, interval, random=0.001, kernel_only=control)
 
 
-# --- trust ---------------------------------------------------------------------------------------
+# --- reliability ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("audit", "key", "mark", "verdict"),
-    [
-        (good(), "step", "good", "Nothing that was measured speaks against this audit."),
-        (good(warnings=("w",)), "step", "good", "Usable, with the reservations below."),
-        (
-            with_attributes(good(), trusted=False),
-            "step",
-            "bad",
-            "Read with caution: the step is not",
-        ),
-        (with_attributes(good(), trusted=None), "step", "good", "Nothing that was measured"),
-        (with_attributes(good(), trusted=None, rho=0.2), "step", "bad", "Read with caution"),
-        (with_attributes(good(), trusted=None, loss_step=21.0), "step", "bad", "Read with caution"),
-        (good(newton=None), "step", "unknown", "Nothing that was measured"),
-        (with_attributes(good(), residual_norm=0.1), "solver", "care", "Usable"),
-        (with_attributes(good(), residual_norm=None), "solver", "unknown", "Nothing that was"),
-        (with_attributes(good(), iterations=0), "solver", "good", "Nothing that was"),
-        (good(self_check=SelfCheck(False)), "self_check", "bad", "Do not rely on this audit"),
-        (good(self_check=None), "self_check", "unknown", "Nothing that was measured"),
-        (good(spectrum=Spectrum(np.ones(3), nystrom_error=0.5)), "nystrom", "care", "Usable"),
-        (good(spectrum=None), "nystrom", "unknown", "Nothing that was measured"),
-        (figured("ridge_ceiling", 0.5), "ceiling", "care", "Usable"),
-        (
-            good(fidelity={"ridge_ceiling": undefined_figure("ridge_ceiling", "no rows")}),
-            "ceiling",
-            "unknown",
-            "Nothing",
-        ),
-        (
-            figured("confidence_drop", 0.1, random=0.08),
-            "drop",
-            "care",
-            "Usable",
-        ),
-        (
-            figured("confidence_drop", 0.1, random=-0.01),
-            "drop",
-            "good",
-            "Nothing",
-        ),
-        (
-            figured("confidence_drop", -0.1, random=-0.2),
-            "drop",
-            "care",
-            "Usable",
-        ),
-        (figured("confidence_drop", 0.1), "drop", "unknown", "Nothing that was"),
-        (kernel_alone(0.238, 0.247, (0.22, 0.25)), "drop", "care", "Usable"),
-        (kernel_alone(0.238, 0.23, (0.22, 0.25)), "drop", "care", "Usable"),
-        (kernel_alone(0.238, 0.21, (0.22, 0.25)), "drop", "good", "Nothing that was"),
-        (kernel_alone(0.238, 0.238, None), "drop", "care", "Usable"),
-        (kernel_alone(0.238, 0.23, None), "drop", "good", "Nothing that was"),
-        (
-            figured("cka", 0.6, start=0.5),
-            "likeness",
-            "good",
-            "Nothing that was",
-        ),
-        (figured("cka", 0.6, start=0.7), "likeness", "care", "Usable"),
-        (figured("cka", 0.6), "likeness", "unknown", "Nothing"),
-        (
-            figured("kendall_tau", 0.6, raw_inputs=0.7),
-            "likeness",
-            "care",
-            "Usable",
-        ),
-    ],
+CHECKS = (
+    Check("rows", "Rows carry it", "R² at least .5", "pass", "R² is {r}.", {"r": 0.918}, True),
+    Check("raw", "Raw inputs do as well", "above 0", "fail", "From {low} on.", {"low": -0.25}),
+    Check("probe", "Probe", "reaches the ceiling", "unknown", "No probe: {x}.", {"x": None}),
 )
-def test_each_finding_and_its_verdict(audit, key, mark, verdict):
-    panel = trust_panel(audit)
-    assert panel.figures["checks"][key]["mark"] == mark
-    assert panel.figures["verdict"].startswith(verdict)
-    assert panel.figures["verdict"] in Page(panel.render()).text
 
 
-def test_the_untrusted_step_says_how_to_read_on():
-    page = Page(trust_panel(with_attributes(good(), trusted=False, loss_step=23.7)).render())
-    assert "The step is not trusted (fails) It does not lower the loss" in page.text
-    assert "Read the rankings as closeness in the kernel" in page.text
+def test_every_check_stands_with_its_criterion_and_figures():
+    panel = reliability_panel(good(verdict=Verdict(CHECKS)))
+    page = Page(panel.render())
+    assert "Usable with reservations: Raw inputs do as well." in page.text
+    assert "Rows carry it (passes) R² is 0.918 . Criterion: R² at least .5." in page.text
+    assert "Raw inputs do as well (reservation) From −0.25 on." in page.text
+    assert "Probe (not measured) No probe: not measured ." in page.text
+    assert panel.figures["verdict"] == Verdict(CHECKS).to_json()
 
 
-def test_the_drop_is_told_as_a_ratio():
-    panel = trust_panel(good())
-    assert panel.figures["checks"]["drop"]["ratio"] == pytest.approx(0.153 / 0.0008)
-    assert "191 times the drop of random landmarks" in Page(panel.render()).text
+def test_a_blocking_failure_is_marked_as_one():
+    blocked = dataclasses.replace(CHECKS[0], outcome="fail")
+    page = Page(reliability_panel(good(verdict=Verdict((blocked, *CHECKS[1:])))).render())
+    assert "Not usable: Rows carry it." in page.text
+    assert "Rows carry it (fails)" in page.text
 
 
-def test_what_the_plain_kernel_finds_as_well_is_not_owed_to_the_step():
-    said = "the plain kernel finds them as well: the step adds nothing to this ranking"
-    assert said in Page(trust_panel(kernel_alone(0.238, 0.247, None)).body).text
-    assert said not in Page(trust_panel(kernel_alone(0.238, 0.1, None)).body).text
-    useless = figured("confidence_drop", 0.1, random=0.2, kernel_only=0.2)
-    assert said not in Page(trust_panel(useless).body).text
-
-
-def test_the_self_check_is_told_in_a_sentence():
-    spoken = good(self_check=SelfCheck(True, 1e-9, "all 6 parameters agree"))
-    assert "All 6 parameters agree." in Page(trust_panel(spoken).body).text
-    silent = good(self_check=SelfCheck(True, 2.5e-7))
-    assert "the largest relative error is 2.5×10⁻⁷" in Page(trust_panel(silent).body).text
-
-
-def test_a_direct_solve_has_no_iterations():
-    assert "by a direct solve" in Page(trust_panel(with_attributes(good(), iterations=0)).body).text
-    assert "after 11 iterations" in Page(trust_panel(good()).body).text
+def test_without_a_verdict_the_panel_says_so():
+    panel = reliability_panel(good(verdict=None, warnings=("rows in source order",)))
+    assert panel.figures["missing"] in Page(panel.render()).text
+    assert "rows in source order" in Page(panel.render()).text
 
 
 # --- samples -------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from krepes_ooc.stages.group_influence.effects import Embedding, effects, standardise, summarise
-from krepes_ooc.stages.group_influence.minimise import CurvatureInverse, damping_of, minimise
 from krepes_ooc.stages.group_moments.group_sums import rest_of
+from krepes_ooc.stages.minimiser.minimise import minimise
 from krepes_ooc.stages.newton.objectives import registry
+from krepes_ooc.stages.newton.preconditioners import Kronecker
 from tests.stages.group_audits import dense
 
 M, H, EACH, GROUPS = 12, 4, 80, 5
@@ -35,11 +36,18 @@ def effects_of(name: str, K: np.ndarray, code: np.ndarray) -> np.ndarray:
         )
 
     at_start = objective(total).linearise(start)
-    damping = damping_of(1.0, at_start)
-    inverse = CurvatureInverse.build(at_start, total.full(), damping)
+    damping = float(at_start.mean_diagonal)
+    model = Kronecker.build(at_start, total.full())
 
     def solve(moments):
-        found = minimise(objective(moments), start, damping, inverse, max_steps=500)
+        found = minimise(
+            objective(moments),
+            start,
+            damping,
+            preconditioner=model,
+            tolerance=1e-6,
+            max_evaluations=1000,
+        )
         A = found.coefficients
         if name == "barlow-twins":
             A = standardise(A, moments.full())

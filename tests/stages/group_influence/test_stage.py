@@ -12,8 +12,9 @@ import pytest
 from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.run import run
 from krepes_ooc.stages.group_influence.effects import Embedding, effects
-from krepes_ooc.stages.group_influence.minimise import CurvatureInverse, minimise
+from krepes_ooc.stages.minimiser.minimise import minimise
 from krepes_ooc.stages.newton.objectives import registry
+from krepes_ooc.stages.newton.preconditioners import Kronecker
 from krepes_ooc.storage.workspace import Workspace
 from tests.crash.compare import differences
 from tests.small import seals
@@ -40,10 +41,10 @@ def dense_resolve(space: Workspace, kept: np.ndarray) -> np.ndarray:
     whole, moments = objective(K)
     at_start = whole.linearise(start)
     damping = RESOLVED["damping"] * float(at_start.mean_diagonal)
-    inverse = CurvatureInverse.build(at_start, moments, damping)
+    model = Kronecker.build(at_start, moments)
     rest, _ = objective(K[:, kept])
-    limits = {name: RESOLVED[name] for name in ("max_steps", "tolerance")}
-    found = minimise(rest, start, damping, inverse, **limits)
+    limits = {name: RESOLVED[name] for name in ("max_evaluations", "tolerance")}
+    found = minimise(rest, start, damping, preconditioner=model, **limits)
     return found.coefficients
 
 

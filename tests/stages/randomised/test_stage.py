@@ -23,9 +23,10 @@ from tests.crash.compare import differences
 from tests.stages import audits
 from tests.stages.test_killed_audits import KILL
 
+DRAWS = "stages.randomised.draws=10"
 NEEDED = (
     *("pretrain", "features", "landmarks", "audited", "kernel", "moments", "spectrum"),
-    *("newton", "influence", "randomised"),
+    *("newton", "minimiser", "influence", "randomised"),
 )
 
 
@@ -121,7 +122,7 @@ def test_without_labels_the_other_figures_stay(tmp_path: Path) -> None:
 
 
 def test_without_fit_samples_it_says_why_it_cannot_decide(tmp_path: Path) -> None:
-    space = until_control(tmp_path / "w", small.recipe("stages.audited.fit=0"))
+    space = until_control(tmp_path / "w", small.recipe("stages.audited.fit=0", DRAWS))
     attributes = space.reader("randomised").attributes
     assert not attributes["distinguishable"]
     assert not attributes["ranking"]["decided"]
@@ -141,7 +142,7 @@ def test_draws_that_overflow_are_named(tmp_path: Path, monkeypatch: pytest.Monke
         return copied
 
     monkeypatch.setattr(permuted, "permuted_network", broken)
-    attributes = until_control(tmp_path / "w", small.recipe()).reader("randomised").attributes
+    attributes = until_control(tmp_path / "w", small.recipe(DRAWS)).reader("randomised").attributes
     assert set(attributes["notes"]) == {f"draw {i}" for i in range(1, 11)} - {"draw 4", "draw 9"}
     assert "2 networks with random weights could be audited" in attributes["ranking"]["reason"]
     assert any("draw 2: " in line for line in summary_lines(attributes))
@@ -188,7 +189,7 @@ def test_a_trained_network_is_told_apart_and_a_never_trained_one_is_not(tmp_path
 
 
 def test_a_killed_control_ends_in_the_same_bits(tmp_path: Path) -> None:
-    recipe = small.recipe()
+    recipe = small.recipe(DRAWS)
     whole = until_control(tmp_path / "whole", recipe)
     killed = tmp_path / "killed"
     for name in NEEDED[:-1]:

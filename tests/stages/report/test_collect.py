@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krepes_ooc.stages.report.results import read_curves, read_fidelity
+from krepes_ooc.stages.fidelity.stored_figures import read_curves, read_fidelity
 from tests.stages import audits
 
 

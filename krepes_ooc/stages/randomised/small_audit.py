@@ -1,4 +1,4 @@
-"""The Newton step of a small audit, from kernel rows of a few samples held in memory."""
+"""The solution of a small audit, from kernel rows of a few samples held in memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from krepes_ooc.core.array_columns import BlockFunction
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import StageFailed
+from krepes_ooc.stages.minimiser.minimise import minimise
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.moments.sums import block_shift, finish, moment_sums
 from krepes_ooc.stages.newton.basis import Basis
@@ -27,6 +28,8 @@ Rows = npt.NDArray[np.float32]
 
 MOMENT_TOLERANCE, STREAM_TOLERANCE = 1e-6, 1e-3
 MOMENT_PRODUCTS, STREAM_PRODUCTS = 2000, 200
+# Of the minimiser; after 100 evaluations its embedding hardly changes.
+EVALUATIONS, GRADIENT = 100, 1e-3
 # Krylov solver above that: the rows of a wide Barlow Twins problem do not enter the plan.
 DIRECT_BYTES = 2**26
 _SUB_ROWS = 512
@@ -67,7 +70,7 @@ class ArrayStream:
 
 @dataclass(frozen=True)
 class StepRule:
-    """Rule by which the audit took its step.
+    """Rule by which the audit got its coefficients.
 
     Args:
         objective: name of the loss.
@@ -75,6 +78,8 @@ class StepRule:
         damping_relative: in units of the curvature's mean diagonal.
         metric: euclidean or rkhs.
         n_components: components h at most.
+        minimiser_damping: relative damping of the minimiser, if it explains the audit; None: one
+            Newton step.
     """
 
     objective: str
@@ -82,6 +87,7 @@ class StepRule:
     damping_relative: float
     metric: str
     n_components: int
+    minimiser_damping: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,8 @@ def array_moments(stream: ArrayStream) -> Moments:
     return Moments(mean, second, stream.n_samples)
 
 
-def single_step(rule: StepRule, landmark_kernel: Float, stream: ArrayStream) -> StepResult:
-    """The step of an audit with the same objective and relative damping.
+def solve_audit(rule: StepRule, landmark_kernel: Float, stream: ArrayStream) -> StepResult:
+    """The coefficients of an audit with the same objective and relative damping.
 
     Args:
         rule: how the audit took its step.
@@ -137,7 +143,8 @@ def single_step(rule: StepRule, landmark_kernel: Float, stream: ArrayStream) -> 
     offset = nystrom.offset(start, moments.mean.mean(axis=0))
 
     # The metric is a change of coordinates of start, moments and stream.
-    basis = Basis.rkhs(values, vectors, rank) if rule.metric == "rkhs" else None
+    in_rkhs = rule.metric == "rkhs" and rule.minimiser_damping is None
+    basis = Basis.rkhs(values, vectors, rank) if in_rkhs else None
     step = _solve(rule, basis, start, offset, moments, stream)
     return StepResult(start, step, offset, second)
 
@@ -160,6 +167,9 @@ def _solve(
         rule.objective, constants, moments=moments, stream=source, start=start, offset=offset
     )
     at_start = objective.linearise(start)
+    if rule.minimiser_damping is not None:
+        relative = rule.minimiser_damping
+        return _minimise(objective, at_start, start, moments, relative)
     damping = absolute_damping([rule.damping_relative], at_start, start)
     exact = registry.uses_moments(rule.objective)
     solver = choose_solver(
@@ -171,3 +181,19 @@ def _solve(
     )
     step = solver.solve(damping).step[..., 0]
     return step if basis is None else np.asarray(basis.from_basis(step))
+
+
+def _minimise(
+    objective: Any, at_start: Any, start: Float, moments: Moments, relative: float
+) -> Float:
+    """A - A0 [landmark, component] at the damped minimum."""
+    damping = relative * float(at_start.mean_diagonal)
+    found = minimise(
+        objective,
+        start,
+        damping,
+        preconditioner=Kronecker.build(at_start, moments),
+        tolerance=GRADIENT,
+        max_evaluations=EVALUATIONS,
+    )
+    return found.coefficients - start

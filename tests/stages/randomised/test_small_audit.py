@@ -8,12 +8,12 @@ import pytest
 from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.randomised import single_step as module
-from krepes_ooc.stages.randomised.single_step import (
+from krepes_ooc.stages.randomised import small_audit as module
+from krepes_ooc.stages.randomised.small_audit import (
     ArrayStream,
     StepRule,
     array_moments,
-    single_step,
+    solve_audit,
 )
 from tests import cases, dense
 
@@ -33,7 +33,7 @@ def test_step_of_every_objective(objective: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "MOMENT_TOLERANCE", 1e-10)
     case = cases.case("two-views")
     stream = ArrayStream(case.kernels, 16)
-    found = single_step(rule(objective), case.landmark_kernel, stream)
+    found = solve_audit(rule(objective), case.landmark_kernel, stream)
     start = dense.start(case.landmark_kernel, H)
     assert found.start == pytest.approx(start, abs=1e-8)
     offset = -start.T @ case.kernels.mean(axis=(0, 1))
@@ -68,13 +68,13 @@ def test_blocks_are_summed_once_each() -> None:
 def test_rkhs_step_solves_its_own_system() -> None:
     case = cases.case("two-views")
     stream = ArrayStream(case.kernels, 16)
-    plain = single_step(rule("vicreg"), case.landmark_kernel, stream)
-    other = single_step(rule("vicreg", "rkhs"), case.landmark_kernel, stream)
+    plain = solve_audit(rule("vicreg"), case.landmark_kernel, stream)
+    other = solve_audit(rule("vicreg", "rkhs"), case.landmark_kernel, stream)
     assert other.start == pytest.approx(plain.start)
     assert not np.allclose(other.step, plain.step, rtol=1e-2)
     # With next to no damping both metrics give the same embedding.
     plain, other = (
-        single_step(rule("vicreg", metric, 1e-9), case.landmark_kernel, stream)
+        solve_audit(rule("vicreg", metric, 1e-9), case.landmark_kernel, stream)
         for metric in ("euclidean", "rkhs")
     )
     first, second = (found.embedding(case.kernels[0]) for found in (plain, other))
@@ -84,4 +84,4 @@ def test_rkhs_step_solves_its_own_system() -> None:
 def test_a_constant_kernel_is_refused() -> None:
     ones = np.ones((2, 20, 6))
     with pytest.raises(StageFailed):
-        single_step(rule("vicreg"), np.ones((6, 6)), ArrayStream(ones, 8))
+        solve_audit(rule("vicreg"), np.ones((6, 6)), ArrayStream(ones, 8))

@@ -1,4 +1,4 @@
-"""The damped minimiser against a dense minimisation of the published losses, and its rule."""
+"""The damped minimiser against a dense minimisation of the published losses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import torch
 from scipy.optimize import minimize as dense_minimize
 
 from krepes_ooc.errors import Stopped, UsageError
+from krepes_ooc.stages.minimiser.minimise import minimise
 from krepes_ooc.stages.moments.moments import Moments
-from krepes_ooc.stages.newton.minimiser import (
-    choose_by_likeness,
-    minimise,
-    network_likeness,
-)
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.stages.newton.objectives.interface import Objective
 from krepes_ooc.stages.newton.preconditioners import Kronecker
@@ -151,17 +147,3 @@ def test_what_cannot_be_minimised_is_refused() -> None:
 
     with pytest.raises(UsageError, match="collapses if repeated"):
         minimise(Once(), case.start, 1.0)  # type: ignore[arg-type]
-
-
-def test_likeness_and_its_rule() -> None:
-    draw = np.random.default_rng(0)
-    kernel, A = draw.normal(size=(50, 6)), draw.normal(size=(6, 3))
-    rotation = np.linalg.qr(draw.normal(size=(3, 3)))[0]
-    assert network_likeness(kernel, A, 2.0 * kernel @ A @ rotation + 5.0) == pytest.approx(1.0)
-    other = draw.normal(size=(50, 4))
-    X, Y = (rows - rows.mean(axis=0) for rows in (kernel @ A, other))
-    S, T = X @ X.T, Y @ Y.T
-    expected = np.sum(S * T) / np.sqrt(np.sum(S * S) * np.sum(T * T))
-    assert network_likeness(kernel, A, other) == pytest.approx(expected)
-    assert network_likeness(kernel, A, np.ones((50, 4))) == 0.0
-    assert choose_by_likeness([0.7, 0.9, 0.9, 0.8], [1.0, 0.1, 0.3, 0.01]) == 2

@@ -12,18 +12,12 @@ Nocedal 1989) in coordinates in which the Kronecker model of that curvature is t
 Where the rounding of F ends its line search, a Jacobian-free Newton-Krylov iteration on the
 gradient alone goes on (Knoll and Keyes 2004). VICReg's hinge has a kink at a standard deviation of
 1; a minimum that lies on it has no small gradient, and the result says that it did not converge.
-
-How the newton stage takes it: for every relative damping of a grid, ``minimise`` with the
-objective, the start and damping_relative * mean_diagonal; ``network_likeness`` of K A + gamma on
-the fit samples chooses among them (``choose_by_likeness``); both need clean kernel rows of the fit
-samples, so that the choice belongs after the audited samples are known. A damping is the unit of
-resume.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,8 +30,6 @@ from krepes_ooc.stages.newton.preconditioners import Kronecker
 
 Float = npt.NDArray[np.float64]
 
-# Relative dampings in the order in which they are tried; see docs/method.md.
-RELATIVE_GRID = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 TOLERANCE = 1e-4
 MOST_EVALUATIONS = 2000
 HISTORY = 30
@@ -136,32 +128,6 @@ def minimise(
                     f_tol=np.finfo(float).tiny,
                 )
     return path.result()
-
-
-def network_likeness(kernel: Float, coefficients: Float, network: Float) -> float:
-    """Linear CKA of K A with the network's embedding, within [0, 1]; 0 if one is constant.
-
-    An offset changes nothing. Source: Kornblith, Norouzi, Lee and Hinton (2019).
-
-    Args:
-        kernel: clean kernel rows of fit samples [sample, landmark].
-        coefficients: A [landmark, component].
-        network: the network's embedding of the same samples [sample, output].
-    """
-    embedding = kernel @ coefficients
-    X, Y = embedding - embedding.mean(axis=0), network - network.mean(axis=0)
-    size = np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y)
-    return float(np.clip(np.sum((X.T @ Y) ** 2) / size, 0.0, 1.0)) if size > 0 else 0.0
-
-
-def choose_by_likeness(likeness: Sequence[float], damping_relative: Sequence[float]) -> int:
-    """Index of the damping whose embedding is most like the network's, without any label.
-
-    Among equals (within 1e-12) the largest damping: nearest to the start.
-    """
-    values, dampings = np.asarray(likeness), np.asarray(damping_relative)
-    best = np.flatnonzero(values >= values.max() - 1e-12)
-    return int(best[np.argmax(dampings[best])])
 
 
 @dataclass(frozen=True)
