@@ -14,6 +14,7 @@ from krepes_ooc.runner.audit import Audit
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import Rows
+from krepes_ooc.stages.retraining.trainings import FOLDER
 
 RETRAINING = "retraining"
 # Steps of the demo trainer are timed for this long where none has run.
@@ -56,11 +57,10 @@ def _finished(audit: Audit, state: StageState) -> tuple[int, float | None]:
         return 0, float((record.seal() or {})["seconds_of_training"])
     if state.kind != "started":
         return 0, None
-    paths = record.partials.glob("training-*.npz")
-    # A partial result is bound to the digest of the stage and to its name.
-    found = [read_arrays(path, f"{state.digest}/{path.name}") for path in paths]
+    paths = (audit.workspace.private / FOLDER).glob("*.npz")
+    found = [read_arrays(path, path.stem) for path in paths]
     seconds = [float(known["seconds"]) for known in found if known is not None]
-    return len(seconds), float(np.mean(seconds)) if seconds else None
+    return len(record.done()), float(np.mean(seconds)) if seconds else None
 
 
 def _measured(audit: Audit) -> float:

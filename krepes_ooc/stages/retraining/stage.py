@@ -86,7 +86,12 @@ def run(inputs: RetrainingInputs, context: StageContext) -> None:
     problem = RetrainingProblem(inputs, context)
     trainings = Trainings(problem)
     units = problem.units
-    missing = [unit for unit in _mine(context, units) if trainings.known(unit) is None]
+    mine, journalled = _mine(context, units), context.record.done()
+    missing = [unit for unit in mine if trainings.known(unit) is None]
+    for unit in mine:
+        # Results of an earlier run of the stage, whose other settings they do not depend on.
+        if unit not in missing and f"training {unit.index}" not in journalled:
+            trainings.note(unit)
     # One more unit: the comparison.
     context.progress.begin("retraining", len(units) + 1, len(units) - len(missing))
     context.executor()  # trainings run on this thread; its memory is checked against the budget
@@ -139,7 +144,7 @@ def _effects(problem: RetrainingProblem, trainings: Trainings) -> tuple[Float, T
         known = trainings.known(unit)
         if known is None:
             raise StageFailed(
-                f"the partial result of the training {unit.text} is damaged",
+                f"the result of the training {unit.text} is damaged",
                 where="retraining",
                 advice="run the same command again: it is trained anew",
             )
@@ -218,17 +223,16 @@ def estimate_cost(sizes: AuditSizes, settings: RetrainingSettings) -> Cost:
     return Cost(
         units=trainings,
         disk=Quantity.of(
-            Term("effects", pairs, settings.seeds), Term("predictions", pairs, predictors)
+            Term("effects", pairs, settings.seeds),
+            Term("predictions", pairs, predictors),
+            Term("embeddings of one training", f32(embedded, sizes.n_outputs), trainings),
         ),
         memory=_memory(sizes),
         flops=Quantity.of(
             Term("forward and backward passes of one training", flops, trainings),
             Term("ranks of the bootstrap", 60.0 * predictors * REPEATS * pairs),
         ),
-        scratch=Quantity.of(
-            Term("embeddings of one training", f32(embedded, sizes.n_outputs), trainings),
-            Term("training state", weights, 3),
-        ),
+        scratch=Quantity.of(Term("training state", weights, 3)),
         network=True,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -75,6 +76,7 @@ class RetrainingProblem:
 
     inputs: RetrainingInputs
     context: StageContext
+    _left: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> StoredGroups:
@@ -163,6 +165,12 @@ class RetrainingProblem:
             found.append(self.inputs.groups.block("sample_id", block)[level != code])
         return np.sort(np.concatenate(found)).astype(np.int64)
 
+    def left_sha256(self, group: int) -> str:
+        """sha256 of the positions that are left without a group; computed once."""
+        if group not in self._left:
+            self._left[group] = array_sha256(self.left(group))
+        return self._left[group]
+
     @cached_property
     def outputs(self) -> Int64:
         """Indices of the audited outputs."""
@@ -200,6 +208,11 @@ class RetrainingProblem:
         keyed = int(counter_rng.bits(self.inputs.recipe.seed, stream))
         chosen = counter_rng.Bijection(len(positions), keyed)(np.arange(most))
         return np.sort(positions[chosen])
+
+
+def array_sha256(values: Int64) -> str:
+    """sha256 of the bytes of an array of positions."""
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i8").tobytes()).hexdigest()
 
 
 def check_group_names(asked: tuple[str, ...], known: Any) -> None:

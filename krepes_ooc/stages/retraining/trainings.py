@@ -1,7 +1,8 @@
 """Trainings without a group: weights by the trainer, then the embedding of the samples.
 
-A training is one unit of work with one partial result. torch's generator is that of the process,
-so trainings run one after another in it; shards of the stage run beside each other.
+A training is one unit of work with one file, whose name is the digest of all that the training
+depends on: a prediction that is made in another way trains nothing again. torch's generator is that
+of the process, so trainings run one after another in it; shards of the stage run beside each other.
 """
 
 from __future__ import annotations
@@ -10,20 +11,25 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.digests import canonical_digest
+from krepes_ooc.core.files import read_arrays, write_arrays
+from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.network import retrain
-from krepes_ooc.stages.base.writing import partial_path, read_partial, write_partial
-from krepes_ooc.stages.retraining.training_sets import RetrainingProblem, Unit
+from krepes_ooc.stages.retraining.training_sets import RetrainingProblem, Unit, array_sha256
+from krepes_ooc.storage.journal import Unit as JournalUnit
 from krepes_ooc.views.subset import SourceSubset
 from krepes_ooc.views.views import Views
 
-PREFIX = "training"
+FOLDER = "trainings"
+VERSION = 1  # raised when a training gives other numbers
 Float = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
@@ -39,8 +45,14 @@ class Trainings:
     problem: RetrainingProblem
 
     def known(self, unit: Unit) -> dict[str, Any] | None:
-        """The partial result of a training; None if it is missing or damaged."""
-        return read_partial(self.problem.context, self._path(unit))
+        """The result of a training; None if it is missing or damaged."""
+        path = self._path(unit)
+        return read_arrays(path, path.stem)
+
+    def note(self, unit: Unit) -> None:
+        """Write the journal line of a training whose result is on disk."""
+        record, numerics = self.problem.context.record, self.problem.context.numerics
+        record.journal.append(JournalUnit(f"training {unit.index}", {}, numerics=numerics))
 
     def train(self, unit: Unit) -> None:
         """Train one network, embed the samples, keep the result.
@@ -56,8 +68,10 @@ class Trainings:
             if unit.index == 0:
                 result["repeatable"] = np.array(self._is_repeatable(weights, unit, positions))
         result["seconds"] = np.array(time.monotonic() - started)
-        write_partial(self.problem.context, self._path(unit), result)
+        path = self._path(unit)
+        write_arrays(path, result, self.problem.context.record.temp, path.stem)
         self._state_path(unit).unlink(missing_ok=True)
+        self.note(unit)
         self.problem.context.progress.advance(1)
 
     def _weights(self, unit: Unit, positions: Int64) -> Any:
@@ -120,7 +134,34 @@ class Trainings:
         return self.problem.context.settings.train or "the demo trainer"
 
     def _path(self, unit: Unit) -> Path:
-        return partial_path(self.problem.context, PREFIX, unit.index)
+        problem, context = self.problem, self.problem.context
+        # The samples that are left and embedded, not the names of groups: those may change.
+        depends_on = {
+            **self._fixed,
+            "left": problem.left_sha256(unit.group),
+            "seed": unit.seed,
+            "checked": unit.index == 0,
+        }
+        return context.workspace.private / FOLDER / f"{canonical_digest(depends_on)}.npz"
+
+    @cached_property
+    def _fixed(self) -> dict[str, Any]:
+        """What all trainings of the stage depend on."""
+        problem, context = self.problem, self.problem.context
+        fingerprint, settings = context.fingerprint, context.settings
+        inputs = {name: fingerprint["inputs"][name] for name in problem.inputs.parts()}
+        code = {key: fingerprint["settings"].get(f"{key}: code") for key in settings.code}
+        demo = {} if code else digest_mapping(problem.pretrain_settings)
+        return {
+            "version": VERSION,
+            "inputs": inputs,
+            "code": code,
+            "demo": demo,
+            "numerics": (context.record.begun() or {}).get("numerics", ""),
+            "embedded": array_sha256(problem.sample_id),
+            "forward_batch": context.plan.forward_batch,
+            "outputs": problem.outputs.tolist(),
+        }
 
     def _state_path(self, unit: Unit) -> Path:
         return self._path(unit).with_suffix(".pt")

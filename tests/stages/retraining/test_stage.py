@@ -13,12 +13,13 @@ from krepes_ooc.engine.run_control import Silent, StopFlag
 from krepes_ooc.errors import KrepesError, NetworkError, Stopped, UsageError, WorkspaceError
 from krepes_ooc.network import retrain
 from krepes_ooc.network.pretrain import PretrainSettings
-from krepes_ooc.runner.audit import Audit, Options
+from krepes_ooc.runner.audit import Audit, Options, recorded_recipe
 from krepes_ooc.runner.plan import make_plan
 from krepes_ooc.runner.recipe import Recipe, enable_stages
 from krepes_ooc.runner.run import run
 from krepes_ooc.runner.status import verify_workspace
 from krepes_ooc.stages.retraining.agreement import PAIRS, rank_agreement
+from krepes_ooc.stages.retraining.trainings import FOLDER, Trainings
 from krepes_ooc.storage.workspace import Workspace
 from krepes_ooc.views.views import Views
 from tests import small
@@ -139,11 +140,37 @@ def test_a_stop_inside_a_training_changes_no_bit(tmp_path: Path, monkeypatch: py
     with pytest.raises(Stopped):
         audits.train(audits.digits_recipe(), workspace)
     monkeypatch.setattr(retrain, "outputs_of", encode)
-    partials = workspace / ".krepes" / "partials" / "retraining"
-    assert len(list(workspace.rglob("training-*.pt"))) == 1
+    folder = workspace / ".krepes" / FOLDER
+    assert len(list(folder.glob("*.pt"))) == 1
     audits.train(audits.digits_recipe(), workspace)
-    assert not partials.exists() or not list(partials.iterdir())
+    assert {path.suffix for path in folder.iterdir()} == {".npz"}
     assert differences(audits.digits_after(), workspace) == []
+
+
+def test_another_prediction_trains_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    workspace = audits.copy_of(audits.digits_after(), tmp_path / "w")
+    recipe = audits.digits_recipe("stages.group_influence.damping=0.3")
+    run(recipe, workspace, Options(until=audits.UNTIL, restart_stale=True))
+    monkeypatch.setattr(Trainings, "train", None)
+    audits.train(recipe, workspace, restart_stale=True)
+    before, after = (audits.store(space) for space in (audits.digits_after(), workspace))
+    np.testing.assert_array_equal(after.array("effect"), before.array("effect"))
+    moved = (after.array("prediction") != before.array("prediction")).any(axis=(1, 2))
+    assert moved[list(PREDICTORS).index(GROUP_INFLUENCE)]
+    # One more seed: the others are on disk.
+    monkeypatch.undo()
+    recipe = audits.digits_recipe("stages.retraining.seeds=3", "stages.group_influence.damping=0.3")
+    trained: list[str] = []
+    train = Trainings.train
+
+    def noted(self, unit):
+        trained.append(unit.text)
+        train(self, unit)
+
+    monkeypatch.setattr(Trainings, "train", noted)
+    audits.train(recipe, workspace, restart_stale=True)
+    assert len(trained) == 7
+    assert all(text.endswith("seed 2") for text in trained)
 
 
 def test_shards_give_the_bits_of_the_whole(tmp_path: Path):
@@ -159,10 +186,11 @@ def test_shards_give_the_bits_of_the_whole(tmp_path: Path):
 def test_a_damaged_partial_result_is_trained_anew(tmp_path: Path):
     workspace = audits.copy_of(audits.digits_before(), tmp_path / "w")
     audits.train(audits.digits_recipe(), workspace, shard=(1, 1))
-    victim = sorted(workspace.rglob("training-*.npz"))[3]
-    stores.flip(victim, 8 * 400)
-    other = sorted(workspace.rglob("training-*.npz"))[5]
-    other.write_bytes(sorted(workspace.rglob("training-*.npz"))[6].read_bytes())
+    paths = sorted((workspace / ".krepes" / FOLDER).glob("*.npz"))
+    assert len(paths) == 14
+    stores.flip(paths[3], 8 * 400)
+    # The result of another training under this name is refused too.
+    paths[5].write_bytes(paths[6].read_bytes())
     audits.train(audits.digits_recipe(), workspace)
     assert differences(audits.digits_after(), workspace) == []
 
@@ -235,7 +263,7 @@ def test_a_function_that_fails_is_named_with_group_and_seed(tmp_path: Path, name
     assert said in str(caught.value)
     assert caught.value.exit_code == 1
     # What was trained before stays.
-    assert len(list(tmp_path.rglob("training-*.npz"))) == (name == "raises")
+    assert len(list((tmp_path / "w" / ".krepes").glob(f"{FOLDER}/*.npz"))) == (name == "raises")
 
 
 @pytest.mark.parametrize("name", ["random", "keyed"])
@@ -307,6 +335,21 @@ def test_the_switch_is_an_override_of_an_optional_stage():
     for name, said in (("kernel", "is part of every run"), ("kernal", "does not exist")):
         with pytest.raises(UsageError, match=f"--with: stage '{name}' {said}; expected an opt"):
             enable_stages([name])
+
+
+def test_the_command_line_switches_it_on_and_records_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workspace = tmp_path / "w"
+    given = small.arguments(workspace, "--with", "retraining", "--until", "pretrain", "-q")
+    assert small.krepes(capsys, *given).code == 0
+    recorded = recorded_recipe(Workspace(workspace))
+    assert recorded is not None
+    assert recorded.settings["retraining"].enabled
+    assert "retraining" in {stage.name for stage in recorded.stages}
+    refused = small.krepes(capsys, *small.arguments(workspace, "--with", "report"))
+    assert refused.code == 2
+    assert "stage 'report' is part of every run" in refused.line
 
 
 def test_the_plan_says_what_the_trainings_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
