@@ -92,25 +92,27 @@ def measure(name: str, cell: Cell, work: Path) -> dict[str, Any]:
     for until in ("group_influence", "retraining"):
         run(recipe, workspace, Options(until=until, workers=1, restart_stale=True))
         spent.append(cpu_seconds())
+    # Of this process alone: less than the whole where the cell was resumed.
+    cost = {"before": spent[1] - spent[0], "after group_influence": spent[2] - spent[1]}
+    return entry(workspace) | {"cpu_seconds": cost, "numerics": machine.numerics("cpu")}
+
+
+def entry(workspace: Path) -> dict[str, Any]:
+    """Figures of a finished cell, from its stores."""
     space = Workspace(workspace)
     found, predicted = space.reader("retraining"), space.reader("group_influence")
-    trainings = make_plan(recipe, workspace)["trainings"]
+    seal = space.record("retraining", "retraining").seal() or {}
+    groups = len(found.attributes["names"]) - len(found.attributes["reasons"])
     return {
         "figures": found.attributes["figures"],
         "agreement": table_of(found),
-        "trainings": trainings["trainings"],
-        "seconds_of_training": trainings["seconds_of_one"],
-        "groups": len(found.attributes["names"]) - len(found.attributes["reasons"]),
+        "trainings": len(found.array("seed")) * (1 + groups),
+        "seconds_of_training": seal["seconds_of_training"],
+        "groups": groups,
         "reasons": found.attributes["reasons"],
         "repeatable": found.attributes["repeatable"],
         "method": predicted.attributes["method"],
         "damping_relative": predicted.attributes["damping_relative"],
-        # Of this process alone: less than the whole where the cell was resumed.
-        "cpu_seconds": {
-            "before": spent[1] - spent[0],
-            "retraining and before": spent[2] - spent[1],
-        },
-        "numerics": machine.numerics("cpu"),
     }
 
 
