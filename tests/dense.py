@@ -105,7 +105,7 @@ def byol(
     predictor_weight: Any = None,
     predictor_bias: Any = None,
 ) -> Tensor:
-    """Grill et al. 2020: 2 - 2 cos to the other views' constant targets, summed over views."""
+    """Grill et al. 2020: 2 - 2 cos to constant targets, both directions, mean over pairs."""
     total = torch.zeros((), dtype=torch.float64)
     for a, z in enumerate(views):
         q = predict(z, predictor_weight, predictor_bias)
@@ -113,7 +113,7 @@ def byol(
         for target in others:
             cosine = (normalize(q, eps=NORM_FLOOR) * normalize(target, eps=NORM_FLOOR)).sum(dim=1)
             total = total + (2 - 2 * cosine).mean() / len(others)
-    return total
+    return total * 2 / len(views)
 
 
 def spectral_contrastive(views: Sequence[Tensor]) -> Tensor:
@@ -280,7 +280,7 @@ def split_byol(
             (units[a] - as_tensor(targets[b])).square().sum(dim=1).mean() / (len(units) - 1)
             for a, b in itertools.permutations(range(len(units)), 2)
         ]
-        return torch.stack(terms).sum()
+        return torch.stack(terms).sum() * 2 / len(units)
 
     return inner, outer
 

@@ -211,8 +211,11 @@ MATHEMATICS = [
     "features/condensed",
     "features/inner_products",
     "fidelity/baselines",
+    "fidelity/centred_rows",
     "fidelity/confidence_drop",
+    "fidelity/logistic_regression",
     "fidelity/metrics",
+    "fidelity/sample_estimates",
     "group_influence/effects",
     "group_influence/group_gradients",
     "group_moments/group_sums",
@@ -251,7 +254,7 @@ MATHEMATICS = [
     "verdict/criteria",
 ]
 ARRAY_LIBRARIES = {"numpy", "scipy", "array_api_compat", *sys.stdlib_module_names}
-USES_SKLEARN = {"concepts/cav", "fidelity/metrics"}
+USES_SKLEARN = {"concepts/cav"}
 # Open stores, or hand their arrays on.
 STORES = [
     "alignment/stage",
@@ -274,7 +277,9 @@ STORES = [
     "fidelity/label_free",
     "fidelity/landmark_removal",
     "fidelity/linear_probes",
+    "fidelity/neighbour_overlap",
     "fidelity/precision_at_1",
+    "fidelity/regressions",
     "fidelity/rows",
     "fidelity/stage",
     "fidelity/stored_figures",

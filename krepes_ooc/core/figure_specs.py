@@ -8,10 +8,17 @@ reading order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 START, STEP, LM_STEPS = "start", "step", "lm_steps"
+# The coefficients that explain; one of the two above, or the damped minimiser.
+SOLUTION = "solution"
 NETWORK = "network"
+
+# Paired differences: the solution minus the plain kernel, the figure minus raw inputs.
+STEP_AGAINST_KERNEL, AGAINST_INPUTS = "step_against_kernel", "against_inputs"
+VALUE = "value"
+NOISE_CEILING = "noise_ceiling"
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,17 @@ class FigureSpec:
         controls: label of every control by its key.
         optional: controls that some audits cannot have: they need further steps, short inputs,
             labels of landmarks, or another measure.
+        paired: differences over the same audit samples by their key: what is subtracted from what,
+            each a control, or ``VALUE`` for the figure itself.
+        ceiling: the control that the figure cannot be expected to exceed.
     """
 
     label: str
     note: str
     controls: Mapping[str, str]
     optional: frozenset[str] = frozenset()
+    paired: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    ceiling: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,10 +63,11 @@ class CurveSpec:
     lines: Mapping[str, str]
 
 
-# What linear probes are fitted on; the network's probe is the reference, the step's the figure.
+# What linear probes are fitted on; the network's probe is the reference, the solution's the figure.
 SPACES = {
     NETWORK: "network",
-    STEP: "after the step",
+    SOLUTION: "audit's embedding",
+    STEP: "after one Newton step",
     START: "embedding at the start",
     "kernel_rows": "kernel rows",
     "ridge_ceiling": "ridge ceiling",
@@ -63,7 +76,7 @@ SPACES = {
     "raw_inputs": "raw inputs",
     "fourier_features": "random Fourier features of the inputs",
 }
-_CONTROL_SPACES = {key: label for key, label in SPACES.items() if key not in (NETWORK, STEP)}
+_CONTROL_SPACES = {key: label for key, label in SPACES.items() if key not in (NETWORK, SOLUTION)}
 _OPTIONAL_SPACES = frozenset({"uniform_landmarks", LM_STEPS, "raw_inputs", "fourier_features"})
 
 # The measures of stage influence.
@@ -116,21 +129,36 @@ _RETRAINED = (
     "The truth is the effect in networks that were trained again without the group, mean over "
     "seeds. The interval is a bootstrap over groups and samples."
 )
+# Rankings without labels; the centred cosine is the network's own likeness once more.
+_LABEL_FREE_RANKINGS = {
+    key: label
+    for key, label in RANKINGS.items()
+    if key not in ("network_cosine_centred", "representer_values", "influence_functions")
+}
+
+
+def _against(kernel: str, inputs: str) -> dict[str, tuple[str, str]]:
+    """The figure minus its controls by the plain kernel and by raw inputs."""
+    return {STEP_AGAINST_KERNEL: (VALUE, kernel), AGAINST_INPUTS: (VALUE, inputs)}
+
 
 FIGURES: Mapping[str, FigureSpec] = {
     "ridge_ceiling": FigureSpec(
         "Variance of the network's embedding that kernel rows explain (ridge ceiling)",
         "Held-out R squared of a ridge regression. The ceiling is what any coefficients could "
-        "reach; start and step are what the audit's own embedding reaches.",
+        "reach; start, solution and step are what embeddings of the audit reach.",
         {
             START: "embedding at the start",
-            STEP: "embedding after the step",
+            SOLUTION: "audit's embedding",
+            STEP: "embedding after one Newton step",
             LM_STEPS: "embedding after further steps",
             "raw_inputs": "raw inputs",
             "fourier_features": "random Fourier features of the inputs",
             "uniform_landmarks": "as many uniform landmarks",
         },
         frozenset({LM_STEPS, "raw_inputs", "fourier_features"}),
+        # The figure itself is the plain kernel's
+        {STEP_AGAINST_KERNEL: (SOLUTION, VALUE), AGAINST_INPUTS: (VALUE, "raw_inputs")},
     ),
     "kendall_tau": FigureSpec(
         "Rank agreement with the network's probe (Kendall tau-b)",
@@ -138,10 +166,12 @@ FIGURES: Mapping[str, FigureSpec] = {
         "probe on the audit's embedding against probe on the network's.",
         {
             **_CONTROL_SPACES,
-            "noise_ceiling": "noise ceiling: network, two halves of the fit samples",
+            NOISE_CEILING: "noise ceiling: network, two halves of the fit samples",
             "noise_ceiling_regularisation": "noise ceiling: network, other regularisation",
         },
         _OPTIONAL_SPACES,
+        _against("kernel_rows", "raw_inputs"),
+        NOISE_CEILING,
     ),
     "accuracy_gap": FigureSpec(
         "Accuracy gap to the network's probe, in points",
@@ -151,13 +181,31 @@ FIGURES: Mapping[str, FigureSpec] = {
             **_CONTROL_SPACES,
             "majority_class": "always the most frequent class",
             "network_accuracy": "accuracy of the network's probe, percent",
+            NOISE_CEILING: "noise ceiling: network, refitted on half of the fit samples",
         },
         _OPTIONAL_SPACES,
+        _against("kernel_rows", "raw_inputs"),
+        NOISE_CEILING,
     ),
     "cka": FigureSpec(
         "Similarity of the audit's embedding and the network's (linear CKA)",
         "1 means the same geometry up to rotation and scale.",
-        {START: "embedding at the start", "kernel_rows": "kernel rows"},
+        {
+            START: "embedding at the start",
+            STEP: "embedding after one Newton step",
+            "kernel_rows": "kernel rows",
+            "raw_inputs": "raw inputs",
+        },
+        frozenset({"raw_inputs"}),
+        _against("kernel_rows", "raw_inputs"),
+    ),
+    "neighbour_overlap": FigureSpec(
+        "Top-10 landmarks that are the network's own nearest",
+        "Share of a sample's ten first landmarks that are among the ten nearest by the distance of "
+        "the network's embeddings, mean over audit samples. No label is used.",
+        {**_LABEL_FREE_RANKINGS, "random": "random landmarks"},
+        frozenset({*MEASURES, "input_cosine"}),
+        _against("kernel", "input_cosine"),
     ),
     "precision_at_1": FigureSpec(
         "First landmark has the sample's label (Precision@1)",
@@ -169,6 +217,7 @@ FIGURES: Mapping[str, FigureSpec] = {
             "random": "a random landmark",
         },
         _OPTIONAL_RANKINGS,
+        _against("kernel", "input_cosine"),
     ),
     "confidence_drop": FigureSpec(
         "Confidence lost without the top landmarks",
@@ -188,6 +237,7 @@ FIGURES: Mapping[str, FigureSpec] = {
             **{f"{RANKED_BY}{key}": f"ranked by {label}" for key, label in RANKINGS.items()},
         },
         frozenset(f"{RANKED_BY}{key}" for key in _OPTIONAL_RANKINGS),
+        _against("kernel_only", f"{RANKED_BY}input_cosine"),
     ),
     "drop_ratio": FigureSpec(
         "Drop without the top landmarks over the drop without random ones",
@@ -196,6 +246,7 @@ FIGURES: Mapping[str, FigureSpec] = {
             "kernel_only": "largest |k| (no step)",
             "kernel_times_coefficients": "largest |k| |A_l|",
         },
+        paired={STEP_AGAINST_KERNEL: (VALUE, "kernel_only")},
     ),
     "coverage": FigureSpec(
         "Landmarks needed to cover all classes (kappa)",

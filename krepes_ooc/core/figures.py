@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,11 +51,21 @@ class Figure(Control):
         controls: by key, in reading order; none where the figure is not defined.
         reason: why the figure is not defined.
         unconverged: spaces whose probe was stopped before it converged.
+        paired: differences of figure and controls over the same audit samples, by key.
     """
 
     controls: Mapping[str, Control] = field(default_factory=dict)
     reason: str = ""
     unconverged: tuple[str, ...] = ()
+    paired: Mapping[str, Control] = field(default_factory=dict)
+
+    @property
+    def at_ceiling(self) -> bool | None:
+        """True if the figure reaches its noise ceiling; None: it has none."""
+        ceiling = self.controls.get(figure_spec(self.key).ceiling)
+        if ceiling is None or not (ceiling.is_defined and self.is_defined):
+            return None
+        return self.value >= ceiling.value
 
     def control(self, key: str) -> Control:
         """One control.
@@ -102,11 +112,15 @@ class Figure(Control):
         """The figure as JSON: keys and values, no label."""
         return {
             "value": _null_if_nan(self.value),
-            # An open end is infinite, which JSON does not have
-            "interval": None if self.interval is None else [*map(_null_if_nan, self.interval)],
+            "interval": _ends(self.interval),
             "controls": {key: _null_if_nan(value) for key, value in self.values.items()},
             "reason": self.reason,
             "unconverged": list(self.unconverged),
+            "at_ceiling": self.at_ceiling,
+            "paired": {
+                key: {"value": _null_if_nan(pair.value), "interval": _ends(pair.interval)}
+                for key, pair in self.paired.items()
+            },
         }
 
     @classmethod
@@ -118,19 +132,18 @@ class Figure(Control):
         """
         if attributes["value"] is None:
             return undefined_figure(key, str(attributes["reason"]))
-        interval = None
-        if attributes["interval"] is not None:
-            low, high = attributes["interval"]
-            interval = (
-                -math.inf if low is None else float(low),
-                math.inf if high is None else float(high),
-            )
+        # Stores of earlier versions have no paired differences
+        paired = {
+            name: (_nan_if_null(pair["value"]), _interval(pair["interval"]))
+            for name, pair in attributes.get("paired", {}).items()
+        }
         return figure(
             key,
             attributes["value"],
             attributes["controls"],
-            interval,
+            _interval(attributes["interval"]),
             attributes["unconverged"],
+            paired,
         )
 
 
@@ -189,6 +202,7 @@ def figure(
     controls: Mapping[str, float | None],
     interval: Interval | None = None,
     unconverged: Iterable[str] = (),
+    paired: Mapping[str, tuple[float, Interval | None]] | None = None,
 ) -> Figure:
     """A defined figure with its controls in reading order.
 
@@ -198,18 +212,34 @@ def figure(
         controls: value of every control by its key; None or NaN: not defined here.
         interval: low and high of a 95 % interval.
         unconverged: spaces whose probe was stopped before it converged.
+        paired: value and interval of every paired difference by its key; any may be missing.
 
     Raises:
         FigureKeyError: an unknown key, or a control that is missing.
     """
     spec = figure_spec(key)
     _check_keys(f"figure {key}", controls, spec.controls, spec.optional)
+    pairs = {} if paired is None else paired
+    _check_keys(f"paired differences of figure {key}", pairs, spec.paired, frozenset(spec.paired))
+    differences = {
+        name: Control(name, paired_label(spec, name), *pairs[name])
+        for name in spec.paired
+        if name in pairs
+    }
     known = {
         name: Control(name, label, _nan_if_null(controls[name]))
         for name, label in spec.controls.items()
         if name in controls
     }
-    return Figure(key, spec.label, float(value), interval, known, unconverged=tuple(unconverged))
+    stopped = tuple(unconverged)
+    return Figure(key, spec.label, float(value), interval, known, "", stopped, differences)
+
+
+def paired_label(spec: FigureSpec, key: str) -> str:
+    """A paired difference for people: what is subtracted from what."""
+    labels = {figure_specs.VALUE: "the figure", **spec.controls}
+    first, second = spec.paired[key]
+    return f"{labels[first]} minus {labels[second]}, paired"
 
 
 def undefined_figure(key: str, reason: str) -> Figure:
@@ -291,6 +321,22 @@ def _check_keys(
 
 def _nan_if_null(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _interval(low_high: Sequence[float | None] | None) -> Interval | None:
+    """An interval as a store keeps it; an open end is null there."""
+    if low_high is None:
+        return None
+    low, high = low_high
+    return (
+        -math.inf if low is None else float(low),
+        math.inf if high is None else float(high),
+    )
+
+
+def _ends(interval: Interval | None) -> list[float | None] | None:
+    """An interval as JSON: an open end is infinite, which JSON does not have."""
+    return None if interval is None else [_null_if_nan(end) for end in interval]
 
 
 def _null_if_nan(value: float) -> float | None:

@@ -21,7 +21,12 @@ ALIGNMENT_CONTROLS = {
         "in the data before",
     ),
     "weighted": ("weighted", "both means weighted by |k|"),
+    "paper": ("paper", "the literal form of the paper: the gap of |k| times the agreement"),
     "repelling": ("repelling", "the gap of the landmarks that push most against the sample"),
+    "repelling_kernel": (
+        "least kernel",
+        "the gap of the landmarks of smallest kernel: the control of repelling, without the step",
+    ),
 }
 # The controls of a concept's accuracy, by their key: the head of a column.
 CONCEPT_CONTROLS = {
@@ -48,6 +53,8 @@ class Alignment:
         network_gap: ranked by the network's own embeddings.
         input_gap: ranked by the network's inputs.
         repelling: the gap of the landmarks that repel most.
+        repelling_kernel: of the landmarks of smallest kernel, its control.
+        paper: the gap in the paper's literal form, of |k| times the agreement.
         names: what is aligned; empty: ``columns``. The last one may be the label.
         notes: name -> why its gap is not defined.
     """
@@ -63,6 +70,8 @@ class Alignment:
     repelling: Array | None = None
     names: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    repelling_kernel: Array | None = None
+    paper: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

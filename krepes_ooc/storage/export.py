@@ -196,10 +196,10 @@ def _table(
     workspace: Workspace, store: str, dataset: xarray.Dataset, dim: str | None
 ) -> tuple[Columns, list[str]]:
     """Columns of one dimension, and the arrays that are left out."""
-    # Store fidelity has no arrays: its figures are attributes.
+    # The figures of store fidelity are attributes: its few arrays have their own dimensions.
     arrays = {str(name): array for name, array in dataset.variables.items()}
-    if not arrays:
-        return _figures(dataset.attrs), []
+    if dim is None and "figures" in dataset.attrs:
+        return _figures(dataset.attrs), list(arrays)
     # Rows: the dimension asked for, else the first dimension of most arrays.
     firsts = [str(array.dims[0]) for array in arrays.values()]
     lists = [str(name) for array in arrays.values() for name in array.dims[1:] if name in LISTS]
@@ -282,6 +282,10 @@ def _figures(attributes: dict[Any, Any]) -> Columns:
         low, high = figure.get("interval") or (None, None)
         rows.append((name, "value", figure["value"], low, high))
         rows += [(name, words, value, None, None) for words, value in figure["controls"].items()]
+        # Differences to controls over the same samples
+        for key, pair in figure.get("paired", {}).items():
+            low, high = pair["interval"] or (None, None)
+            rows.append((name, key, pair["value"], low, high))
     columns = zip(*rows, strict=True) if rows else [()] * 5
     names = ("figure", "what", "value", "low", "high")
     return {name: list(values) for name, values in zip(names, columns, strict=True)}

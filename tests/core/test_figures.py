@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from krepes_ooc.core.figure_specs import CURVES, FIGURES
+from krepes_ooc.core.figure_specs import (
+    AGAINST_INPUTS,
+    CURVES,
+    FIGURES,
+    STEP_AGAINST_KERNEL,
+    VALUE,
+)
 from krepes_ooc.core.figures import (
     Curve,
     Figure,
@@ -20,6 +26,8 @@ from krepes_ooc.core.figures import (
 )
 from krepes_ooc.errors import KrepesError
 from tests.figures import complete
+
+DROP = ("kernel_only", "kernel_times_coefficients")
 
 
 @pytest.mark.parametrize("key", FIGURES)
@@ -39,6 +47,50 @@ def test_every_key_is_a_short_field_word(key: str):
         assert name == name.lower()
         assert len(name) < 32 or name.startswith("ranked_by_")
     assert FIGURES[key].optional <= set(FIGURES[key].controls)
+
+
+@pytest.mark.parametrize("key", FIGURES)
+def test_what_is_subtracted_and_the_ceiling_are_keys_of_the_figure(key: str):
+    spec = FIGURES[key]
+    known = {VALUE, *spec.controls}
+    assert {name for pair in spec.paired.values() for name in pair} <= known
+    assert set(spec.paired) <= {STEP_AGAINST_KERNEL, AGAINST_INPUTS}
+    assert not spec.ceiling or spec.ceiling in spec.controls
+
+
+def test_paired_differences_survive_their_store_and_may_be_missing():
+    pairs = {STEP_AGAINST_KERNEL: (0.1, (-0.1, 0.3)), AGAINST_INPUTS: (0.2, None)}
+    found = figure(
+        "cka", 0.5, {"start": 0.4, "step": 0.4, "kernel_rows": 0.4, "raw_inputs": 0.3}, paired=pairs
+    )
+    assert found.paired[STEP_AGAINST_KERNEL].label == "the figure minus kernel rows, paired"
+    stored = found.to_attributes()
+    again = Figure.from_attributes("cka", stored)
+    assert again.to_attributes() == stored
+    assert again.paired[STEP_AGAINST_KERNEL].interval == (-0.1, 0.3)
+    assert again.paired[AGAINST_INPUTS].interval is None
+    # One sample: both ends are open
+    alone = {STEP_AGAINST_KERNEL: (0.1, (-math.inf, math.inf))}
+    stored_alone = figure("drop_ratio", 2.0, dict.fromkeys(DROP), paired=alone).to_attributes()
+    assert stored_alone["paired"][STEP_AGAINST_KERNEL]["interval"] == [None, None]
+    again = Figure.from_attributes("drop_ratio", stored_alone)
+    assert again.paired[STEP_AGAINST_KERNEL].interval == (-math.inf, math.inf)
+    # A store of an earlier version has none
+    for name in ("paired", "at_ceiling"):
+        del stored[name]
+    assert Figure.from_attributes("cka", stored).paired == {}
+    with pytest.raises(FigureKeyError, match="paired differences of figure coverage: unknown key"):
+        figure("coverage", 0.5, {"random": 0.1}, paired=pairs)
+
+
+def test_a_figure_is_at_its_ceiling_from_the_ceiling_on():
+    ceilings = {"noise_ceiling": 0.8}
+    assert complete("kendall_tau", 0.8, **ceilings).at_ceiling is True
+    assert complete("kendall_tau", 0.79, **ceilings).at_ceiling is False
+    assert complete("kendall_tau", 0.79).at_ceiling is None
+    assert complete("cka", 0.9).at_ceiling is None
+    assert undefined_figure("kendall_tau", "few samples").at_ceiling is None
+    assert complete("kendall_tau", 0.8, **ceilings).to_attributes()["at_ceiling"] is True
 
 
 def test_a_missing_key_is_an_error():
@@ -62,7 +114,7 @@ def test_an_unknown_key_is_an_error():
     with pytest.raises(FigureKeyError, match="curve spectral_entropy: unknown key 'step'"):
         curve("spectral_entropy", [1.0], {"step": [0.5]})
     with pytest.raises(FigureKeyError):
-        complete("cka", 0.5).find_control("raw_inputs")
+        complete("coverage", 0.5).find_control("raw_inputs")
 
 
 def test_an_optional_control_may_be_absent():

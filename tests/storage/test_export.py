@@ -84,6 +84,12 @@ def test_figures_and_their_controls(space: Workspace, tmp_path: Path) -> None:
             if figure["value"] is None
             else values.item() == pytest.approx(figure["value"])
         )
+        for key, pair in figure["paired"].items():
+            row = rows[(rows["figure"] == name) & (rows["what"] == key)]
+            found = row[["value", "low", "high"]].to_numpy()[0]
+            assert found == pytest.approx([pair["value"], *pair["interval"]])
+    refits = read(space, tmp_path / "refits", "fidelity", "csv", dim="refit")
+    np.testing.assert_array_equal(refits["refit_tau"], space["fidelity"]["refit_tau"].values)
 
 
 def test_attributes_travel_with_a_table(space: Workspace, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from krepes_ooc.core.figure_specs import MEASURE_KEYS, MEASURES
-from krepes_ooc.core.figures import Curve, Figure
+from krepes_ooc.core.figures import Control, Curve, Figure
 from krepes_ooc.rendering.data import AuditData
 from krepes_ooc.rendering.drawing.line_chart import Axis, Chart
 from krepes_ooc.rendering.drawing.markup import (
@@ -42,6 +42,11 @@ def fidelity_panel(audit: AuditData) -> Panel:
                 "value": figure.value,
                 "controls": figure.values,
                 "interval": figure.interval,
+                "at_ceiling": figure.at_ceiling,
+                "paired": {
+                    name: {"value": pair.value, "interval": pair.interval, "label": pair.label}
+                    for name, pair in figure.paired.items()
+                },
                 "label": figure.label,
                 "note": figure.note,
             }
@@ -61,6 +66,7 @@ def _figure_row(audit: AuditData, figure: Figure) -> list[Child]:
         element("div", element("dt", control.label), element("dd", number(control.value)))
         for control in figure.controls.values()
     ]
+    controls += [_paired(pair) for pair in figure.paired.values()]
     # A dash, not "not measured": most figures have no interval by design
     low_high = (
         join(number(figure.interval[0]), " to ", number(figure.interval[1]))
@@ -69,11 +75,24 @@ def _figure_row(audit: AuditData, figure: Figure) -> list[Child]:
     )
     return [
         _title(audit, figure),
-        element("strong", number(figure.value)),
+        join(
+            element("strong", number(figure.value)),
+            ", at the ceiling" if figure.at_ceiling else None,
+        ),
         low_high,
         element("dl", controls) if controls else None,
         user_text(figure.note, 400),
     ]
+
+
+def _paired(pair: Control) -> Markup:
+    """A difference to a control over the same samples, with its interval."""
+    low_high: Child = None
+    if pair.interval:
+        low_high = join(" (", number(pair.interval[0]), " to ", number(pair.interval[1]), ")")
+    return element(
+        "div", element("dt", pair.label), element("dd", join(number(pair.value), low_high))
+    )
 
 
 def _title(audit: AuditData, figure: Figure) -> str:

@@ -4,7 +4,8 @@
     gap     = mean_t [ mean_{l in R_t} v(t, l) - mean_l v(t, l) ]                within [-1, 1]
 
 with R_t the top landmarks of sample t. The second mean is the exact expectation over landmarks
-drawn at random, so that no random draw adds noise. The weighted gap weighs both means by |k_lt|.
+drawn at random, so that no random draw adds noise. The weighted gap weighs both means by |k_lt|;
+the paper's literal form, whose influence score is |grad f| v, multiplies every v by |k_lt| instead.
 Source: KREPES (arXiv 2509.24467); the exact expectation and both errors are this project's choice.
 """
 
@@ -45,12 +46,14 @@ class Gap:
         stderr: its bootstrap standard error over samples, with fixed landmarks.
         chance: standard deviation of the gap were the column shuffled over the landmarks.
         weighted: the same gap, both means weighted by the kernel's size.
+        paper: the same gap of |k_lt| v(t, l), the paper's literal form.
     """
 
     gap: float
     stderr: float
     chance: float
     weighted: float
+    paper: float
 
 
 def agreement(column: ColumnValues) -> Float:
@@ -99,6 +102,7 @@ def alignment_gap(agreed: Float, top: Index, kernel: Float) -> Gap:
         stderr=bootstrap_error(per_sample),
         chance=shuffled_deviation(agreed, top),
         weighted=float(np.mean(_weighted(agreed, top, np.abs(kernel)))),
+        paper=float(sample_gaps(np.abs(kernel) * agreed, top).mean()),
     )
 
 

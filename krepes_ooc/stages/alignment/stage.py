@@ -45,7 +45,9 @@ ARRAYS = (
     "kernel_only",
     "difference_stderr",
     "weighted",
+    "paper",
     "repelling",
+    "repelling_kernel",
     "network_gap",
 )
 INPUT_GAP = "input_gap"
@@ -81,6 +83,7 @@ class _Rankings:
         score: of ``top`` [audited, rank].
         kernel_only: by |k|, and these values, both [audited, rank].
         repelling: by contribution, most negative first [audited, rank].
+        least_kernel: by the kernel, smallest first [audited, rank].
         network: by the centred cosine of network embeddings [audited, rank].
         inputs: by the cosine of inputs [audited, rank]; None if they are very long.
     """
@@ -90,6 +93,7 @@ class _Rankings:
     score: Float
     kernel_only: tuple[Index, Float]
     repelling: Index
+    least_kernel: Index
     network: Index
     inputs: Index | None
 
@@ -200,6 +204,7 @@ def _rankings(inputs: AlignmentInputs, context: StageContext, audit: Index) -> _
         influence.array("score")[audit],
         top_k(np.abs(kernel), count),
         repelling,
+        np.argsort(kernel, axis=1, kind="stable")[:, :count],
         _most_similar(samples.network - mean, landmarks.network - mean, count),
         by_inputs,
     )
@@ -224,7 +229,10 @@ def _measure(values: ColumnValues, rankings: _Rankings) -> dict[str, float]:
         # Paired over samples, so that the error is that of the difference
         "difference_stderr": bootstrap_error(sample_gaps(agreed, rankings.top) - kernel_only),
         "weighted": measured.weighted,
+        "paper": measured.paper,
         "repelling": float(sample_gaps(agreed, rankings.repelling).mean()),
+        # The control: landmarks least alike in the kernel, without the objective
+        "repelling_kernel": float(sample_gaps(agreed, rankings.least_kernel).mean()),
         "network_gap": float(sample_gaps(agreed, rankings.network).mean()),
     }
     if rankings.inputs is not None:
@@ -318,7 +326,7 @@ def estimate_cost(sizes: AuditSizes, settings: AlignmentSettings) -> Cost:
 
 STAGE = Stage(
     name="alignment",
-    version=2,
+    version=3,
     inputs=AlignmentInputs,
     store="alignment",
     settings=AlignmentSettings,

@@ -5,16 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
-from krepes_ooc.core.figure_specs import ALL_SAMPLES, LM_STEPS, START, STEP, UNIFORM_LANDMARKS
+from krepes_ooc.core.figure_specs import (
+    AGAINST_INPUTS,
+    ALL_SAMPLES,
+    LM_STEPS,
+    SOLUTION,
+    START,
+    STEP,
+    STEP_AGAINST_KERNEL,
+    UNIFORM_LANDMARKS,
+)
 from krepes_ooc.core.figures import Curve, Figure, curve, figure
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint
-from krepes_ooc.stages.fidelity.linear_probes import fourier_space
-from krepes_ooc.stages.fidelity.metrics import linear_cka, ridge_ceiling
-from krepes_ooc.stages.fidelity.rows import EvaluationRows, control_or_none, powers_of_two
+from krepes_ooc.stages.fidelity.metrics import linear_cka
+from krepes_ooc.stages.fidelity.regressions import (
+    FOURIER,
+    KERNEL_ROWS,
+    RAW_INPUTS,
+    UNIFORM,
+    Regressions,
+    sweep_key,
+)
+from krepes_ooc.stages.fidelity.rows import (
+    EvaluationRows,
+    control_or_none,
+    powers_of_two,
+    skip_undefined,
+)
+from krepes_ooc.stages.fidelity.sample_estimates import (
+    SampleEstimate,
+    cka_estimate,
+    paired,
+    r_squared_estimate,
+)
 from krepes_ooc.stages.fidelity.uniform_landmarks import LandmarkSubspace, UniformBaseline
 from krepes_ooc.stages.spectrum.nystrom import spectral_entropy
 from krepes_ooc.storage.store_reader import StoreReader
@@ -22,58 +48,69 @@ from krepes_ooc.storage.store_reader import StoreReader
 # With fewer landmarks a curve shows little but the draw
 LEAST_LANDMARKS = 8
 _SUBSET_STREAM = 422
-Float = npt.NDArray[np.float64]
 
 
-def ceiling_figure(
-    fit: EvaluationRows, audit: EvaluationRows, uniform: Callable[[], UniformBaseline], seed: int
-) -> Figure:
+def ceiling_figure(regressions: Regressions, fit: EvaluationRows, audit: EvaluationRows) -> Figure:
     """R^2 of linear maps to the network's embedding, scored on audit samples.
 
     Args:
+        regressions: results of all spaces.
         fit: samples that the maps are fitted on.
         audit: samples that they are scored on.
-        uniform: uniform landmarks on the same samples.
-        seed: of the random Fourier frequencies.
 
     Raises:
         StageFailed: fewer than two fit samples, or rows that are constant.
     """
-    if len(fit.kernel) < 2:
-        raise StageFailed(
-            "the ridge ceiling is not defined",
-            where="fidelity",
-            expected="at least two fit samples",
-            advice="raise stages.audited.fit",
-        )
+    _check_fit(fit)
 
-    def score(fit_rows: Float, audit_rows: Float) -> float:
-        return ridge_ceiling(fit_rows, fit.network, audit_rows, audit.network).r_squared
+    def score(key: str) -> float:
+        return regressions.ridge(key).r_squared
 
     # What this audit reaches of the ceiling
     controls: dict[str, float | None] = {
-        START: score(fit.embedding_start, audit.embedding_start),
-        STEP: score(fit.embedding, audit.embedding),
+        START: score(START),
+        SOLUTION: score(SOLUTION),
+        STEP: score(STEP),
     }
-    if fit.embedding_lm is not None and audit.embedding_lm is not None:
-        controls[LM_STEPS] = score(fit.embedding_lm, audit.embedding_lm)
+    if LM_STEPS in regressions:
+        controls[LM_STEPS] = score(LM_STEPS)
     # What rows without any network reach
-    if fit.inputs is not None and audit.inputs is not None:
-        inputs = fit.inputs, audit.inputs
-        controls["raw_inputs"] = control_or_none(lambda: score(*inputs))
-        for key, rows in fourier_space(*inputs, fit.kernel.shape[1], seed).items():
-            controls[key] = score(*rows)
-    controls["uniform_landmarks"] = control_or_none(lambda: uniform().ceiling)
-    return figure("ridge_ceiling", score(fit.kernel, audit.kernel), controls)
+    if RAW_INPUTS in regressions:
+        controls[RAW_INPUTS] = control_or_none(lambda: score(RAW_INPUTS))
+        if (fourier := control_or_none(lambda: score(FOURIER))) is not None:
+            controls[FOURIER] = fourier
+    controls[UNIFORM] = None
+    if UNIFORM in regressions:
+        controls[UNIFORM] = control_or_none(lambda: score(UNIFORM))
+
+    def estimate(key: str) -> SampleEstimate:
+        return r_squared_estimate(audit.network, regressions.predicted(key))
+
+    # The figure is what kernel rows carry: the solution is compared with it, and inputs from it
+    rows = estimate(KERNEL_ROWS)
+    differences = paired(estimate(SOLUTION), {STEP_AGAINST_KERNEL: rows})
+    if controls.get(RAW_INPUTS) is not None:
+        differences |= paired(rows, {AGAINST_INPUTS: estimate(RAW_INPUTS)})
+    return figure("ridge_ceiling", score(KERNEL_ROWS), controls, rows.interval, paired=differences)
 
 
 def cka_figure(audit: EvaluationRows) -> Figure:
     """Linear CKA of the audit's embedding and the network's."""
-    controls = {
+    solution = cka_estimate(audit.embedding, audit.network)
+    kernel = cka_estimate(audit.kernel, audit.network)
+    controls: dict[str, float | None] = {
         START: linear_cka(audit.embedding_start, audit.network),
-        "kernel_rows": linear_cka(audit.kernel, audit.network),
+        STEP: linear_cka(audit.embedding_step, audit.network),
+        KERNEL_ROWS: kernel.value,
     }
-    return figure("cka", linear_cka(audit.embedding, audit.network), controls)
+    others: dict[str, SampleEstimate | None] = {STEP_AGAINST_KERNEL: kernel}
+    if audit.inputs is not None:
+        inputs = audit.inputs
+        with skip_undefined():
+            others[AGAINST_INPUTS] = cka_estimate(inputs, audit.network)
+        controls[RAW_INPUTS] = control_or_none(lambda: linear_cka(inputs, audit.network))
+    value = linear_cka(audit.embedding, audit.network)
+    return figure("cka", value, controls, solution.interval, paired=paired(solution, others))
 
 
 def entropy_figure(newton: StoreReader, spectrum: StoreReader) -> Figure:
@@ -114,22 +151,31 @@ def entropy_curve(newton: StoreReader, spectrum: StoreReader) -> Curve:
 
 
 def ceiling_curve(
-    fit: EvaluationRows, audit: EvaluationRows, sweep: list[ComponentSweepPoint]
+    regressions: Regressions, fit: EvaluationRows, sweep: list[ComponentSweepPoint]
 ) -> Curve:
     """R squared of the network's embedding from the embeddings of audits with h components.
 
     Raises:
         StageFailed: fewer than two fit samples, or as ``ridge_ceiling``.
     """
-    if len(fit.kernel) < 2:
-        raise StageFailed("too few fit samples", where="fidelity", expected="at least two")
+    _check_fit(fit)
 
     def score(point: ComponentSweepPoint, key: str) -> float:
-        fit_rows, audit_rows = (point.embedding(key, part.kernel) for part in (fit, audit))
-        return ridge_ceiling(fit_rows, fit.network, audit_rows, audit.network).r_squared
+        is_whole = point is sweep[-1]
+        return regressions.ridge(key if is_whole else sweep_key(point.n_components, key)).r_squared
 
     lines = {key: [score(point, key) for point in sweep] for key in sweep[-1].coefficients}
     return curve("ceiling_over_components", [point.n_components for point in sweep], lines)
+
+
+def _check_fit(fit: EvaluationRows) -> None:
+    if len(fit.kernel) < 2:
+        raise StageFailed(
+            "the ridge ceiling is not defined",
+            where="fidelity",
+            expected="at least two fit samples",
+            advice="raise stages.audited.fit",
+        )
 
 
 def landmark_curves(subspaces: Mapping[str, LandmarkSubspace], seed: int) -> dict[str, Curve]:

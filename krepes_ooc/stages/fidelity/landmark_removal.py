@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.figure_specs import RANKED_BY
+from krepes_ooc.core.figure_specs import AGAINST_INPUTS, RANKED_BY, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure, figure
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity.confidence_drop import (
@@ -30,6 +30,7 @@ from krepes_ooc.stages.fidelity.confidence_drop import (
 )
 from krepes_ooc.stages.fidelity.metrics import coverage, random_coverage
 from krepes_ooc.stages.fidelity.rows import EvaluationRows, control_or_none
+from krepes_ooc.stages.fidelity.sample_estimates import mean_estimate, paired, ratio_estimate
 
 # Random draws of landmarks; their mean is the control
 DRAWS = 5
@@ -66,13 +67,14 @@ class LandmarkRemoval:
     def drop_figure(self) -> Figure:
         """Drop after removal from the representer sum, with all its controls."""
         drop = mean_interval(self._targeted, self.seed)
+        drops = {key: self._ranked_drop(scores) for key, scores in self.rankings.items()}
         error = float(self._random.mean(axis=0).std() / np.sqrt(self._random.shape[1]))
         # The same removal, of landmarks that are chosen without the step
         controls: dict[str, float | None] = {
             "random": float(self._random.mean(axis=1).mean()),
             "random_two_standard_errors": 2 * error,
-            "kernel_only": self._mean_drop(self._kernel_size),
-            "kernel_times_coefficients": self._mean_drop(self._kernel_times_coefficients),
+            "kernel_only": float(self._kernel_drop.mean()),
+            "kernel_times_coefficients": float(self._kernel_times_coefficients_drop.mean()),
         }
         # The top landmarks, removed in other ways; each beside random landmarks
         random = self._random_landmarks(0)
@@ -84,28 +86,45 @@ class LandmarkRemoval:
         )
         controls["exact_refit"] = float(self._refit_drop(self.top).mean())
         controls["exact_refit_random"] = float(self._refit_drop(random).mean())
-        for key, scores in self.rankings.items():
-            controls[f"{RANKED_BY}{key}"] = self._mean_drop(scores)
-        return figure("confidence_drop", drop.value, controls, (drop.low, drop.high))
+        for key, other in drops.items():
+            controls[f"{RANKED_BY}{key}"] = float(other.mean())
+        inputs = drops.get("input_cosine")
+        others = {
+            STEP_AGAINST_KERNEL: mean_estimate(self._kernel_drop),
+            AGAINST_INPUTS: None if inputs is None else mean_estimate(inputs),
+        }
+        differences = paired(mean_estimate(self._targeted), others)
+        interval = drop.low, drop.high
+        return figure("confidence_drop", drop.value, controls, interval, paired=differences)
 
     def ratio_figure(self) -> Figure:
         """Drop over the drop of random landmarks."""
         ratio = drop_ratio(self._targeted, self._random, self.seed)
+        # The same random drop lies below both
+        random = self._random.mean(axis=0)
+        targeted, kernel = (
+            ratio_estimate(drop, random) for drop in (self._targeted, self._kernel_drop)
+        )
         controls = {
-            "kernel_only": self._ratio_to_random(self._kernel_size),
-            "kernel_times_coefficients": self._ratio_to_random(self._kernel_times_coefficients),
+            "kernel_only": kernel.value,
+            "kernel_times_coefficients": float(
+                self._kernel_times_coefficients_drop.mean() / random.mean()
+            ),
         }
-        return figure("drop_ratio", ratio.value, controls, (ratio.low, ratio.high))
+        differences = paired(targeted, {STEP_AGAINST_KERNEL: kernel})
+        interval = ratio.low, ratio.high
+        return figure("drop_ratio", ratio.value, controls, interval, paired=differences)
 
-    @property
-    def _kernel_size(self) -> Float:
-        """|k_lt| [audited, landmark]."""
-        return np.abs(self.audit.kernel)
+    @cached_property
+    def _kernel_drop(self) -> Float:
+        """Drop without the landmarks of largest |k_lt| [sample]."""
+        return self._ranked_drop(np.abs(self.audit.kernel))
 
-    @property
-    def _kernel_times_coefficients(self) -> Float:
-        """|k_lt| |A_l| [audited, landmark]."""
-        return np.asarray(self._kernel_size * np.linalg.norm(self.coefficients, axis=1))
+    @cached_property
+    def _kernel_times_coefficients_drop(self) -> Float:
+        """Drop without the landmarks of largest |k_lt| |A_l| [sample]."""
+        size = np.abs(self.audit.kernel) * np.linalg.norm(self.coefficients, axis=1)
+        return self._ranked_drop(size)
 
     @cached_property
     def _shares(self) -> Float:
@@ -135,13 +154,9 @@ class LandmarkRemoval:
         left = remove_from_sum(audit.embedding, audit.kernel, self.coefficients, removed)
         return confidence_drop(self._shares, self._classify(left))
 
-    def _mean_drop(self, scores: Float) -> float:
-        """Mean drop without the landmarks of largest score."""
-        return float(self._sum_drop(largest(scores, self.top.shape[1])).mean())
-
-    def _ratio_to_random(self, scores: Float) -> float | None:
-        random = float(self._random.mean())
-        return self._mean_drop(scores) / random if random > 0 else None
+    def _ranked_drop(self, scores: Float) -> Float:
+        """Drop without the landmarks of largest score [sample]."""
+        return self._sum_drop(largest(scores, self.top.shape[1]))
 
     def _refit_drop(self, removed: Index) -> Float:
         audit = self.audit

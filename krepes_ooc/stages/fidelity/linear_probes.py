@@ -1,101 +1,151 @@
 """Label figures by linear probes: agreement of the audit's embedding with the network's.
 
-Every space gets the same logistic regression on the fit samples and is scored on the audit samples:
+Every space has the same logistic regression on the fit samples and is scored on the audit samples:
 the network's embedding, the audit's at the start, after the step and after further steps, the
 kernel rows, the ridge ceiling, and as controls the raw inputs and random Fourier features of them.
+
+The noise ceiling is what the network reaches against itself: its probe refitted on other fit
+samples, with the same regulariser. The probes of a figure share their fit samples, so that a figure
+can lie above it; such a figure is at the ceiling, and no better than another below it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core import counter_rng
-from krepes_ooc.core.figure_specs import LM_STEPS, NETWORK, SPACES, START, STEP
+from krepes_ooc.core.figure_specs import (
+    AGAINST_INPUTS,
+    NETWORK,
+    NOISE_CEILING,
+    SOLUTION,
+    SPACES,
+    STEP_AGAINST_KERNEL,
+)
 from krepes_ooc.core.figures import Curve, Figure, curve, figure
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.fidelity.baselines import FourierMap
 from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint
-from krepes_ooc.stages.fidelity.metrics import (
-    Probe,
-    kendall_tau,
-    linear_probe,
-    majority_share,
-    ridge_ceiling,
-    tau_interval,
+from krepes_ooc.stages.fidelity.metrics import Probe, kendall_tau, majority_share
+from krepes_ooc.stages.fidelity.regressions import (
+    KERNEL_ROWS,
+    OTHER_REGULARISATION,
+    RAW_INPUTS,
+    REFITS,
+    Regressions,
+    half_key,
+    sweep_key,
 )
-from krepes_ooc.stages.fidelity.rows import EvaluationRows, skip_undefined, take_rows
+from krepes_ooc.stages.fidelity.rows import EvaluationRows, refuse_failing
+from krepes_ooc.stages.fidelity.sample_estimates import (
+    Paired,
+    SampleEstimate,
+    mean_estimate,
+    paired,
+    tau_estimate,
+)
 
-# Inverse regularisation of the second noise ceiling; the probes have 1
-OTHER_C = 0.1
-NORMAL_QUANTILE = 1.96
-_HALF_STREAM = 421
 Float = npt.NDArray[np.float64]
-Space = tuple[Float, Float]
 
 
 @dataclass(frozen=True)
 class Probes:
-    """The linear probes of one audit, fitted once.
+    """The linear probes of one audit.
 
     Args:
-        fit: labelled fit samples.
-        audit: labelled audit samples.
-        spaces: rows of the fit and of the audit samples, each [sample, component], by key.
-        seed: of halves and bootstrap draws.
+        regressions: results of all spaces.
+        audit_label: class codes of the labelled audit samples [sample].
     """
 
-    fit: EvaluationRows
-    audit: EvaluationRows
-    spaces: Mapping[str, Space]
-    seed: int
+    regressions: Regressions
+    audit_label: npt.NDArray[np.int64]
 
     @cached_property
     def results(self) -> dict[str, Probe]:
-        """The probe of every space."""
-        return {key: self._probe(*rows) for key, rows in self.spaces.items()}
+        """The probe of every space that this audit has."""
+        found = {}
+        for key in SPACES:
+            if key in self.regressions and (probe := self._probe_or_none(key)) is not None:
+                found[key] = probe
+        return found
 
     def tau_figure(self) -> Figure:
         """Rank agreement with the network's probe, beside its controls and its noise ceiling."""
         network = self.results[NETWORK].true_probability
-        taus = {
+        taus: dict[str, float | None] = {
             key: kendall_tau(result.true_probability, network)
             for key, result in self.results.items()
             if key != NETWORK
         }
-        value = taus.pop(STEP)
-        # Noise ceiling: the network against itself, from other samples or another C
-        halves = self._halves()
-        taus["noise_ceiling"] = kendall_tau(*halves)
-        other = self._probe(*self.spaces[NETWORK], OTHER_C).true_probability
+        value = taus.pop(SOLUTION)
+        assert value is not None
+        # Noise ceilings: the network against itself, from other samples or another C
+        taus[NOISE_CEILING] = _mean_of_defined(self.refit_tau)
+        other = self.regressions.probe(OTHER_REGULARISATION).true_probability
         taus["noise_ceiling_regularisation"] = kendall_tau(other, network)
-        interval = tau_interval(self.results[STEP].true_probability, network, self.seed)
-        return figure("kendall_tau", value, taus, interval)
+        estimates = {
+            key: tau_estimate(self.results[key].true_probability, network)
+            for key in (SOLUTION, KERNEL_ROWS, RAW_INPUTS)
+            if key in self.results
+        }
+        interval = estimates[SOLUTION].interval
+        return figure("kendall_tau", value, taus, interval, paired=_against(estimates))
 
     def gap_figure(self) -> Figure:
         """Accuracy of every probe minus that of the network's probe, in points."""
         hits = {key: self._hits(result) for key, result in self.results.items()}
         network = hits[NETWORK]
         # Paired over audit samples, so that the error is that of the difference
-        difference = 100.0 * (hits[STEP] - network)
-        error = float(np.std(difference) / np.sqrt(len(difference)))
-        value = float(difference.mean())
-        controls = {
-            key: 100.0 * float((hit - network).mean())
+        estimates = {
+            key: mean_estimate(100.0 * (hit - network))
             for key, hit in hits.items()
-            if key not in (STEP, NETWORK)
+            if key != NETWORK
+        }
+        controls: dict[str, float | None] = {
+            key: estimate.value for key, estimate in estimates.items() if key != SOLUTION
         }
         accuracy = float(network.mean())
-        controls["majority_class"] = 100.0 * (majority_share(self.audit.label) - accuracy)
+        controls["majority_class"] = 100.0 * (majority_share(self.audit_label) - accuracy)
         controls["network_accuracy"] = 100.0 * accuracy
-        half_width = NORMAL_QUANTILE * error
+        # The network itself, of gap 0, is at its ceiling wherever its refits are
+        refit = _mean_of_defined(self.refit_gap)
+        controls[NOISE_CEILING] = None if refit is None else min(0.0, refit)
         unconverged = [key for key, result in self.results.items() if not result.converged]
-        interval = (value - half_width, value + half_width)
-        return figure("accuracy_gap", value, controls, interval, unconverged)
+        solution = estimates[SOLUTION]
+        return figure(
+            "accuracy_gap",
+            solution.value,
+            controls,
+            solution.interval,
+            unconverged,
+            _against(estimates),
+        )
+
+    @cached_property
+    def refit_tau(self) -> Float:
+        """Rank agreement of the network's probes on both halves of every split [refit].
+
+        NaN where a half has one class only.
+        """
+        taus = np.full(REFITS, np.nan)
+        for refit in range(REFITS):
+            halves = [self._probe_or_none(half_key(refit, half)) for half in range(2)]
+            if halves[0] is not None and halves[1] is not None:
+                taus[refit] = kendall_tau(halves[0].true_probability, halves[1].true_probability)
+        return taus
+
+    @cached_property
+    def refit_gap(self) -> Float:
+        """Accuracy of the network's probe on a half minus that on all, points [refit, half]."""
+        accuracy = self.results[NETWORK].accuracy
+        gaps = np.full((REFITS, 2), np.nan)
+        for refit, half in np.ndindex(*gaps.shape):
+            if (probe := self._probe_or_none(half_key(refit, half))) is not None:
+                gaps[refit, half] = 100.0 * (probe.accuracy - accuracy)
+        return gaps
 
     def component_curves(self, sweep: list[ComponentSweepPoint]) -> dict[str, Curve]:
         """Rank agreement and accuracy gap of audits with fewer components."""
@@ -106,8 +156,9 @@ class Probes:
         gaps: dict[str, list[float]] = {key: [] for key in keys}
         for point in sweep:
             for key in keys:
-                probe = self._probe(
-                    point.embedding(key, self.fit.kernel), point.embedding(key, self.audit.kernel)
+                is_whole = point is sweep[-1]
+                probe = self.regressions.probe(
+                    key if is_whole else sweep_key(point.n_components, key)
                 )
                 taus[key].append(kendall_tau(probe.true_probability, network.true_probability))
                 gaps[key].append(100.0 * (probe.accuracy - network.accuracy))
@@ -117,92 +168,54 @@ class Probes:
             "gap_over_components": curve("gap_over_components", counts, gaps),
         }
 
-    def _probe(self, fit: Float, audit: Float, C: float = 1.0) -> Probe:
-        return linear_probe(fit, self.fit.label, audit, self.audit.label, C)
-
     def _hits(self, result: Probe) -> Float:
         predicted = result.probability.argmax(axis=1)
-        return np.asarray(predicted == self.audit.label, dtype=np.float64)
+        return np.asarray(predicted == self.audit_label, dtype=np.float64)
 
-    def _halves(self) -> tuple[Float, Float]:
-        """The network's probe fitted on either half of the fit samples."""
-        fit, audit = self.spaces[NETWORK]
-        # Halves keyed by sample id, so that the order of the rows does not matter
-        half = counter_rng.bits(self.seed, _HALF_STREAM, self.fit.sample_id) % np.uint64(2) == 0
-        first, second = (
-            linear_probe(fit[part], self.fit.label[part], audit, self.audit.label)
-            for part in (half, ~half)
-        )
-        return first.true_probability, second.true_probability
+    def _probe_or_none(self, key: str) -> Probe | None:
+        try:
+            return self.regressions.probe(key)
+        except StageFailed as error:
+            refuse_failing(error)
+            return None
 
 
-def open_probes(
-    fit: EvaluationRows,
-    audit: EvaluationRows,
-    uniform: Callable[[], Space],
-    n_landmarks: int,
-    seed: int,
-) -> Probes:
-    """The spaces that are probed, on samples with labels.
+def open_probes(regressions: Regressions, fit: EvaluationRows, audit: EvaluationRows) -> Probes:
+    """The probes of one audit, if its labels allow any.
 
     Args:
+        regressions: results of all spaces.
         fit: the fit samples.
         audit: the audit samples.
-        uniform: kernel rows of uniform landmarks, of the fit and of the audit samples.
-        n_landmarks: features of the random Fourier map.
-        seed: of halves, bootstrap draws and frequencies.
 
     Raises:
         StageFailed: too few labels, or only one class among the fit samples.
     """
     # Samples without a label can neither be fitted nor scored
-    labelled = fit.labelled, audit.labelled
-    fit = fit.take(labelled[0])
-    audit = audit.take(labelled[1])
-    classes = len(np.unique(fit.label))
-    if classes < 2 or len(audit.label) < 2:
+    fit_label = fit.label[fit.labelled]
+    audit_label = audit.label[audit.labelled]
+    classes = len(np.unique(fit_label))
+    if classes < 2 or len(audit_label) < 2:
         raise StageFailed(
-            f"{classes} classes among {len(fit.label)} fit samples with labels, "
-            f"{len(audit.label)} audit samples with labels",
+            f"{classes} classes among {len(fit_label)} fit samples with labels, "
+            f"{len(audit_label)} audit samples with labels",
             where="fidelity",
             expected="two classes to fit and two samples to score",
             advice="name source.label, or raise stages.audited.fit",
         )
-    # Spaces that every audit has
-    ceiling = ridge_ceiling(fit.kernel, fit.network, audit.kernel, audit.network)
-    spaces: dict[str, Space] = {
-        NETWORK: (fit.network, audit.network),
-        STEP: (fit.embedding, audit.embedding),
-        START: (fit.embedding_start, audit.embedding_start),
-        "kernel_rows": (fit.kernel, audit.kernel),
-        "ridge_ceiling": (ceiling.predict(fit.kernel), ceiling.predict(audit.kernel)),
+    return Probes(regressions, audit_label)
+
+
+def _against(estimates: Mapping[str, SampleEstimate]) -> Paired:
+    """The solution minus the kernel rows and minus the raw inputs, where this audit has them."""
+    others = {
+        STEP_AGAINST_KERNEL: estimates.get(KERNEL_ROWS),
+        AGAINST_INPUTS: estimates.get(RAW_INPUTS),
     }
-    # Controls that need enough fit samples, further steps or short inputs
-    with skip_undefined():
-        fit_rows, audit_rows = uniform()
-        spaces["uniform_landmarks"] = (
-            take_rows(fit_rows, labelled[0]),
-            take_rows(audit_rows, labelled[1]),
-        )
-    if fit.embedding_lm is not None and audit.embedding_lm is not None:
-        spaces[LM_STEPS] = (fit.embedding_lm, audit.embedding_lm)
-    if fit.inputs is not None and audit.inputs is not None:
-        spaces["raw_inputs"] = (fit.inputs, audit.inputs)
-        spaces |= fourier_space(fit.inputs, audit.inputs, n_landmarks, seed)
-    return Probes(fit, audit, {key: spaces[key] for key in SPACES if key in spaces}, seed)
+    return paired(estimates[SOLUTION], others)
 
 
-def fourier_space(fit: Float, audit: Float, n_features: int, seed: int) -> dict[str, Space]:
-    """Random Fourier features of the inputs; none if the inputs are alike.
-
-    Args:
-        fit: inputs of the fit samples [sample, input].
-        audit: inputs of the audit samples [sample, input].
-        n_features: number of frequencies.
-        seed: of the frequencies.
-    """
-    try:
-        fourier = FourierMap.draw(fit, n_features, seed)
-    except StageFailed:
-        return {}
-    return {"fourier_features": (fourier.rows(fit), fourier.rows(audit))}
+def _mean_of_defined(values: Float) -> float | None:
+    """Mean of the values that are defined; None where none is."""
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if defined.size else None

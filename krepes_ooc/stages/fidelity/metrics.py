@@ -7,7 +7,6 @@ that a report can say why it is missing.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +14,18 @@ import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
 from krepes_ooc.errors import StageFailed
+from krepes_ooc.stages.fidelity.centred_rows import CentredRows
+from krepes_ooc.stages.fidelity.logistic_regression import fit_logistic
 
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
 PROBE_ITERATIONS = 1000
+# Samples whose leave-one-out errors choose the damping; all samples are fitted
+LEFT_OUT_SAMPLES = 4096
 RIDGE_GRID = tuple(10.0**power for power in range(-8, 3))
+_LEFT_OUT_ROWS = 1024
 _SHUFFLES = 201
-_TAU = 204
 
 
 @dataclass(frozen=True)
@@ -64,34 +67,54 @@ class Probe:
 
 
 def kendall_tau(first: Float, second: Float) -> float:
-    """Rank correlation tau-b of two figures of the same samples [sample].
+    """Rank correlation tau-b of two figures of the same samples [sample], in n log(n)^2 steps.
+
+    tau_b = (pairs in the same order - pairs in the other) / sqrt(pairs untied in x, in y), from the
+    inversions of y after a sort by x. Source: Knight (1966). scipy.stats alone loads in a second.
 
     Raises:
-        StageFailed: fewer than two samples, or one side is constant.
-    """
-    from scipy.stats import kendalltau  # on first use: half a second
-
-    tau = kendalltau(first, second).statistic if len(first) > 1 else np.nan
-    if not np.isfinite(tau):
-        raise undefined("Kendall's tau", "two rankings that are not constant")
-    return float(tau)
-
-
-def tau_interval(
-    first: Float, second: Float, seed: int, resamples: int = 200
-) -> tuple[float, float]:
-    """Bootstrap interval of 95 % of Kendall's tau-b over samples [sample].
-
-    Raises:
-        StageFailed: as ``kendall_tau``.
+        StageFailed: fewer than two samples, or one side is constant or not finite.
     """
     n = len(first)
-    taus = []
-    for resample in range(resamples):
-        picked = counter_rng.integers(seed, n, _TAU, resample, np.arange(n))
-        taus.append(kendall_tau(first[picked], second[picked]))
-    low, high = np.quantile(taus, [0.025, 0.975])
-    return float(low), float(high)
+    needed = "two rankings that are not constant"
+    if n < 2 or not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise undefined("Kendall's tau", needed)
+    # Ranks in which ties are equal
+    x, x_counts = np.unique(first, return_inverse=True, return_counts=True)[1:]
+    y, y_counts = np.unique(second, return_inverse=True, return_counts=True)[1:]
+    both_counts = np.unique(x * (y.max() + 1) + y, return_counts=True)[1]
+    pairs = n * (n - 1) // 2
+    tied_x, tied_y, tied_both = (
+        int(np.sum(counts * (counts - 1) // 2)) for counts in (x_counts, y_counts, both_counts)
+    )
+    if tied_x == pairs or tied_y == pairs:
+        raise undefined("Kendall's tau", needed)
+    # Sorted by x, ties in x by y: an inversion of y is a pair in the other order
+    discordant = _inversions(y[np.lexsort((y, x))])
+    concordant = pairs - tied_x - tied_y + tied_both - discordant
+    size = np.sqrt(float(pairs - tied_x) * float(pairs - tied_y))
+    return float(np.clip((concordant - discordant) / size, -1.0, 1.0))
+
+
+def _inversions(rank: Index) -> int:
+    """Number of pairs i < j with rank_i > rank_j, by the levels of a merge sort."""
+    n = len(rank)
+    position = np.arange(n)
+    key_size = int(rank.max()) + 1
+    count = 0
+    width = 1
+    while width < n:
+        # Neighbouring blocks: of every right element the left ones above it
+        pair = position // (2 * width)
+        is_left = position // width % 2 == 0
+        key = pair * key_size + rank
+        left = np.sort(key[is_left])
+        right = ~is_left
+        not_above = np.searchsorted(left, key[right], side="right")
+        # Left blocks before a right element are whole
+        count += int(np.sum((pair[right] + 1) * width - not_above))
+        width *= 2
+    return count
 
 
 def linear_cka(first: Float, second: Float) -> float:
@@ -132,9 +155,6 @@ def ridge_ceiling(
 ) -> RidgeFit:
     """Ridge regression from kernel rows to the network's embedding: a bound on any coefficients.
 
-    The damping is the one of the grid with the least leave-one-out error on the fitted rows, in
-    closed form from one eigendecomposition; the held-out rows are only scored.
-
     Args:
         kernel_fit: rows to fit on [sample, landmark].
         target_fit: network embedding of them [sample, output].
@@ -145,33 +165,76 @@ def ridge_ceiling(
     Raises:
         StageFailed: the kernel rows or the held-out target are constant.
     """
-    kernel_mean = kernel_fit.mean(axis=0)
-    target_mean = target_fit.mean(axis=0)
-    X = kernel_fit - kernel_mean
-    Y = target_fit - target_mean
+    rows = CentredRows.of(kernel_fit)
+    return ridge_on(rows, target_fit, kernel_audit, target_audit, grid)
+
+
+def ridge_on(
+    rows: CentredRows,
+    target_fit: Float,
+    kernel_audit: Float,
+    target_audit: Float,
+    grid: tuple[float, ...] = RIDGE_GRID,
+) -> RidgeFit:
+    """``ridge_ceiling`` on rows whose Gram matrix other regressions share.
+
+    The damping is the one of the grid with the least leave-one-out error, in closed form from one
+    eigendecomposition of all fitted rows, over at most ``LEFT_OUT_SAMPLES`` of them; the held-out
+    rows are only scored.
+
+    Args:
+        rows: to fit on.
+        target_fit: network embedding of them [sample, output].
+        kernel_audit: held-out rows [sample, landmark].
+        target_audit: network embedding of them [sample, output].
+        grid: dampings relative to the mean eigenvalue of the covariance.
+
+    Raises:
+        StageFailed: the rows or the held-out target are constant.
+    """
     # X^T X = V diag(eigenvalues) V^T: every damping of the grid from one decomposition
-    eigenvalues, V = np.linalg.eigh(X.T @ X)
-    eigenvalues = np.maximum(eigenvalues, 0.0)
+    eigenvalues, V = rows.eigenpairs
     if not eigenvalues[-1] > 0:
         raise undefined("the ridge ceiling", "kernel rows that are not constant")
-    scores = X @ V
-    projected = V.T @ (X.T @ Y)
-    n_samples = len(X)
-    del X  # as large as the scores, and as their squares below
-    mean = eigenvalues.mean()
-    errors = []
-    for relative in grid:
-        shrink = 1.0 / (eigenvalues + relative * mean)
-        residual = Y - scores @ (shrink[:, None] * projected)
-        # Leave-one-out residual e_i / (1 - h_i), with the leverage h of the centred fit
-        leverage = 1.0 / n_samples + (scores**2) @ shrink
-        left_out = residual / np.maximum(1.0 - leverage, 1e-9)[:, None]
-        errors.append(float(np.sum(left_out**2)))
-    damping = grid[int(np.argmin(errors))]
+    target_mean = target_fit.mean(axis=0)
+    Y = target_fit - target_mean
+    projected = V.T @ (rows.centred.T @ Y)
+    dampings = np.array(grid) * eigenvalues.mean()
+    shrink = 1.0 / (eigenvalues[:, None] + dampings)
+    best = int(np.argmin(_left_out_errors(rows.centred, Y, V, projected, shrink)))
     # A = (X^T X + damping mean I)^-1 X^T Y, gamma restores the means
-    A = V @ (projected / (eigenvalues + damping * mean)[:, None])
-    gamma = target_mean - kernel_mean @ A
-    return RidgeFit(A, gamma, damping, r_squared(target_audit, kernel_audit @ A + gamma))
+    A = V @ (projected * shrink[:, best : best + 1])
+    gamma = target_mean - rows.mean @ A
+    return RidgeFit(A, gamma, grid[best], r_squared(target_audit, kernel_audit @ A + gamma))
+
+
+def _left_out_errors(X: Float, Y: Float, V: Float, projected: Float, shrink: Float) -> Float:
+    """Sum of squared leave-one-out residuals of some samples for every damping [damping].
+
+    Args:
+        X: centred rows [sample, landmark].
+        Y: centred target [sample, output].
+        V: eigenvectors of X^T X [landmark, component].
+        projected: V^T X^T Y [component, output].
+        shrink: 1 / (eigenvalue + damping) [component, damping].
+    """
+    n_samples = len(X)
+    # The error is a mean over samples: evenly spaced ones estimate it
+    evenly = slice(0, n_samples, -(-n_samples // LEFT_OUT_SAMPLES))
+    X, Y = X[evenly], Y[evenly]
+    errors = np.zeros(shrink.shape[1])
+    # Row ranges whose residuals fit the cache
+    for start in range(0, len(X), _LEFT_OUT_ROWS):
+        part = slice(start, start + _LEFT_OUT_ROWS)
+        scores = X[part] @ V
+        # Leave-one-out residual e_i / (1 - h_i), with the leverage h of the centred fit
+        leverage = 1.0 / n_samples + (scores * scores) @ shrink
+        weight = 1.0 / np.maximum(1.0 - leverage, 1e-9) ** 2
+        for damping in range(len(errors)):
+            residual = Y[part] - scores @ (projected * shrink[:, damping : damping + 1])
+            squared = np.einsum("io,io->i", residual, residual)
+            errors[damping] += float(weight[:, damping] @ squared)
+    return errors
 
 
 def linear_probe(
@@ -193,24 +256,40 @@ def linear_probe(
     Raises:
         StageFailed: only one class is there to fit.
     """
-    from sklearn.exceptions import ConvergenceWarning  # on first use: a second
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
     if len(np.unique(fit_label)) < 2:
         raise undefined("the linear probe", "at least two classes among the fitted samples")
-    scale = StandardScaler().fit(fit)
-    model = LogisticRegression(C=C, max_iter=PROBE_ITERATIONS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # ``converged`` says it
-        model.fit(scale.transform(fit), fit_label)
+    return probe_on(CentredRows.of(fit), fit_label, audit, audit_label, C)
+
+
+def probe_on(
+    rows: CentredRows,
+    fit_label: Index,
+    audit: Float,
+    audit_label: Index,
+    C: float = 1.0,
+) -> Probe:
+    """``linear_probe`` on rows whose Gram matrix other regressions share.
+
+    Args:
+        rows: to fit on.
+        fit_label: class codes [sample], at least 0.
+        audit: held-out features [sample, component].
+        audit_label: class codes [sample]; a class that was never fitted counts as missed.
+        C: inverse regularisation.
+
+    Raises:
+        StageFailed: only one class is there to fit.
+    """
+    if len(np.unique(fit_label)) < 2:
+        raise undefined("the linear probe", "at least two classes among the fitted samples")
+    model = fit_logistic(rows, fit_label, C, PROBE_ITERATIONS)
     # Classes that were never fitted have probability 0
     n_classes = int(max(fit_label.max(), audit_label.max())) + 1
     probability = np.zeros((len(audit), n_classes))
-    probability[:, model.classes_] = model.predict_proba(scale.transform(audit))
+    probability[:, model.classes] = model.probability(audit)
     hit = probability.argmax(axis=1) == audit_label
     truth = probability[np.arange(len(audit)), audit_label]
-    return Probe(float(hit.mean()), probability, truth, bool(model.n_iter_[0] < PROBE_ITERATIONS))
+    return Probe(float(hit.mean()), probability, truth, model.converged)
 
 
 def precision_at_1(nearest_label: Index, label: Index) -> float:

@@ -6,22 +6,30 @@ influential landmark: cosines, the plain kernel, and two that are trained on the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.figure_specs import MEASURE_KEYS
+from krepes_ooc.core.figure_specs import AGAINST_INPUTS, MEASURE_KEYS, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure, figure
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity import baselines
 from krepes_ooc.stages.fidelity.metrics import majority_share, precision_at_1
 from krepes_ooc.stages.fidelity.rows import EvaluationRows, control_or_none
+from krepes_ooc.stages.fidelity.sample_estimates import (
+    NORMAL_QUANTILE,
+    SampleEstimate,
+    paired,
+    ratio_estimate,
+)
 from krepes_ooc.stages.influence.ranking import ranking_score
 from krepes_ooc.stages.influence.scores import MEASURES, embedding_contribution
 
-NORMAL_QUANTILE = 1.96
 Float = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,19 +56,33 @@ class LandmarkRankings:
 
     def precision_figure(self) -> Figure:
         """Precision@1 of the audit's ranking, beside every other."""
-        value = self._precision(self._scores(self.measure))
+        value = self._precision(self.own_scores)
         n_labelled = int(np.sum(self.audit.label >= 0))
         # Normal interval of a share
         half_width = NORMAL_QUANTILE * float(np.sqrt(value * (1 - value) / n_labelled))
         controls: dict[str, float | None] = {
-            key: self._precision(scores) for key, scores in self.rankings().items()
+            key: self._precision(scores) for key, scores in self.rankings.items()
         }
         controls["majority_class"] = control_or_none(lambda: majority_share(self.audit.label))
         controls["random"] = self._expected_by_chance()
-        return figure("precision_at_1", value, controls, (value - half_width, value + half_width))
+        estimates = {key: self._estimate(scores) for key, scores in self.rankings.items()}
+        differences = paired(self._estimate(self.own_scores), against_rankings(estimates))
+        interval = value - half_width, value + half_width
+        return figure("precision_at_1", value, controls, interval, paired=differences)
 
+    @cached_property
+    def own_scores(self) -> Float:
+        """Scores [audited, landmark] of the audit's own ranking."""
+        return self._scores(self.measure)
+
+    @cached_property
     def rankings(self) -> dict[str, Float]:
         """Scores [audited, landmark] of every other way to rank the landmarks, by key."""
+        return self.label_free_rankings | self._trained()
+
+    @cached_property
+    def label_free_rankings(self) -> dict[str, Float]:
+        """Scores [audited, landmark] of the rankings that see no label, by key."""
         audit = self.audit
         landmarks = self.landmarks
         scores = {
@@ -77,7 +99,7 @@ class LandmarkRankings:
         scores["network_cosine"] = baselines.cosine(audit.network, landmarks.network)
         if audit.inputs is not None and landmarks.inputs is not None:
             scores["input_cosine"] = baselines.cosine(audit.inputs, landmarks.inputs)
-        return scores | self._trained()
+        return scores
 
     def _trained(self) -> dict[str, Float]:
         """Scores by a linear probe that is fitted on the landmarks; those without a label last."""
@@ -109,7 +131,26 @@ class LandmarkRankings:
         score = ranking_score(measure, self.step, displacement, self.second)
         return np.asarray(score(self.audit.kernel))
 
-    def _precision(self, scores: Float) -> float:
+    def _nearest_label(self, scores: Float) -> Index:
         # Ties go to the lower landmark index
-        first = np.argmax(scores, axis=1)
-        return precision_at_1(self.landmarks.label[first], self.audit.label)
+        return np.asarray(self.landmarks.label[np.argmax(scores, axis=1)])
+
+    def _precision(self, scores: Float) -> float:
+        return precision_at_1(self._nearest_label(scores), self.audit.label)
+
+    def _estimate(self, scores: Float) -> SampleEstimate:
+        """The share of hits; a sample whose first landmark has no label has no influence."""
+        nearest = self._nearest_label(scores)
+        known = (nearest >= 0) & (self.audit.label >= 0)
+        hit = known & (nearest == self.audit.label)
+        return ratio_estimate(hit.astype(np.float64), known.astype(np.float64))
+
+
+def against_rankings(
+    estimates: Mapping[str, SampleEstimate],
+) -> dict[str, SampleEstimate | None]:
+    """The plain kernel and the inputs' cosine, by the key of the difference to them."""
+    return {
+        STEP_AGAINST_KERNEL: estimates.get("kernel"),
+        AGAINST_INPUTS: estimates.get("input_cosine"),
+    }

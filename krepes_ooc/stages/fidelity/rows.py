@@ -80,7 +80,8 @@ class EvaluationRows:
         label: class code, -1 for none [sample].
         kernel: [sample, landmark].
         embedding_start: embedding at the start [sample, component].
-        embedding: embedding after the step [sample, component].
+        embedding: the audit's embedding, of the solution [sample, component].
+        embedding_step: embedding after one Newton step [sample, component].
         embedding_lm: embedding after further steps, if the newton stage took them.
         network: the network's embedding [sample, output].
         inputs: the network's input, flat [sample, input]; None if it is very long.
@@ -91,6 +92,7 @@ class EvaluationRows:
     kernel: Float
     embedding_start: Float
     embedding: Float
+    embedding_step: Float
     embedding_lm: Float | None
     network: Float
     inputs: Float | None
@@ -154,7 +156,7 @@ def _evaluation_rows(
 ) -> EvaluationRows:
     newton = inputs.newton
     offset = inputs.spectrum.array("offset")
-    # f = K A + gamma at the start, after the step and after further steps
+    # f = K A + gamma at the start, of the solution, after one step and after further steps
     embedding_lm = None
     if newton.has("coefficients_lm"):
         embedding_lm = kernel @ newton.array("coefficients_lm") + offset
@@ -163,6 +165,7 @@ def _evaluation_rows(
         label,
         kernel,
         kernel @ inputs.spectrum.array("start") + offset,
+        kernel @ inputs.influence.array("coefficients") + offset,
         kernel @ newton.array("coefficients") + offset,
         embedding_lm,
         network,

@@ -1,8 +1,9 @@
 """Stage fidelity: figures that say whether to believe the audit, each beside its control.
 
-Without labels: how well the embedding and the kernel reproduce the network's own embedding, how
-much of the kernel the landmarks miss, how spread out the spectrum is. With labels: probes, removal
-of landmarks, coverage of classes and Precision@1.
+Without labels: how well the embedding and the kernel reproduce the network's own embedding, whether
+the ranking names the network's own nearest landmarks, how much of the kernel the landmarks miss,
+how spread out the spectrum is. With labels: probes, removal of landmarks, coverage of classes and
+Precision@1. What is compared with the plain kernel or with raw inputs has a paired interval.
 """
 
 from __future__ import annotations
@@ -37,7 +38,16 @@ from krepes_ooc.stages.fidelity.label_free import (
 )
 from krepes_ooc.stages.fidelity.landmark_removal import LandmarkRemoval, coverage_figure
 from krepes_ooc.stages.fidelity.linear_probes import Probes, open_probes
+from krepes_ooc.stages.fidelity.logistic_regression import MEMORY
+from krepes_ooc.stages.fidelity.neighbour_overlap import neighbour_overlap_figure
 from krepes_ooc.stages.fidelity.precision_at_1 import LandmarkRankings
+from krepes_ooc.stages.fidelity.regressions import (
+    REFITS,
+    Regressions,
+    audit_tasks,
+    measure_regressions,
+    sweep_tasks,
+)
 from krepes_ooc.stages.fidelity.rows import (
     EvaluationRows,
     audited_rows,
@@ -56,8 +66,8 @@ from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
 Float = npt.NDArray[np.float64]
-# Steps of all probes on rows as wide as the landmarks; each reads the rows twice. From two audits.
-PROBE_ITERATIONS = 4000
+# Steps of all probes on rows as wide as the landmarks; each reads the rows twice. From Adult.
+PROBE_ITERATIONS = 150
 
 
 @dataclass(frozen=True)
@@ -110,11 +120,21 @@ class _Measurements:
         return np.asarray(read_moments(self.inputs.moments).mean_uncentred())
 
     @cached_property
+    def regressions(self) -> Regressions:
+        """Ridge regressions and probes of all spaces, computed by the workers."""
+        uniform = None
+        with skip_undefined():
+            uniform = self.uniform.rows, self.uniform.others
+        tasks = audit_tasks(self.fit, self.audit, uniform, self.seed)
+        with skip_undefined():
+            tasks += sweep_tasks(self.fit, self.audit, self.component_sweep)
+        executor = self.context.executor()
+        return measure_regressions(self.fit, self.audit, tasks, self.has_labels, executor)
+
+    @cached_property
     def probes(self) -> Probes:
         """The linear probes."""
-        # As many random Fourier features as landmarks
-        n_landmarks = len(self.landmarks.label)
-        return open_probes(self.fit, self.audit, lambda: self.uniform.rows, n_landmarks, self.seed)
+        return open_probes(self.regressions, self.fit, self.audit)
 
     @cached_property
     def component_sweep(self) -> list[ComponentSweepPoint]:
@@ -126,20 +146,30 @@ class _Measurements:
         """Uniform landmarks on the same samples."""
         return measure_uniform(self.inputs, self.context)
 
-    @cached_property
-    def rankings(self) -> LandmarkRankings:
-        """Every way to rank the landmarks of the labelled audit samples."""
+    def rankings_of(self, audit: EvaluationRows) -> LandmarkRankings:
+        """Every way to rank the landmarks of some audit samples."""
         return LandmarkRankings(
-            self.audit.take(self.audit.labelled),
+            audit,
             self.landmarks,
-            self.inputs.newton.array("step"),
-            self.inputs.newton.array("coefficients"),
+            self.inputs.influence.array("step"),
+            self.inputs.influence.array("coefficients"),
             self.second,
             str(self.inputs.influence.attributes["measure"]),
             self.n_classes,
         )
 
-    @property
+    @cached_property
+    def all_rankings(self) -> LandmarkRankings:
+        """Rankings of all audit samples, for figures without labels."""
+        return self.rankings_of(self.audit)
+
+    @cached_property
+    def rankings(self) -> LandmarkRankings:
+        """Rankings of the labelled audit samples."""
+        labelled = self.audit.labelled
+        return self.all_rankings if labelled.all() else self.rankings_of(self.audit.take(labelled))
+
+    @cached_property
     def removal(self) -> LandmarkRemoval:
         """Removal of the top landmarks of the labelled audit samples."""
         labelled = self.audit.labelled
@@ -150,12 +180,12 @@ class _Measurements:
             self.fit.take(self.fit.labelled),
             self.audit.take(labelled),
             self.landmarks,
-            self.inputs.newton.array("coefficients"),
+            self.inputs.influence.array("coefficients"),
             self.second,
             top[labelled][:, : self.context.settings.top],
             self.n_classes,
             self.seed,
-            self.rankings.rankings(),
+            self.rankings.rankings,
         )
 
     @property
@@ -195,7 +225,13 @@ def run(inputs: FidelityInputs, context: StageContext) -> None:
         "figures": {key: figure.to_attributes() for key, figure in figures.items()},
         "curves": {key: curve.to_attributes() for key, curve in curves.items()},
     }
-    write_whole(context, StoreSpec(load_contract("fidelity"), {}), {}, attributes)
+    arrays: dict[str, Float] = {}
+    if data.has_labels:
+        with skip_undefined():
+            arrays = {"refit_tau": data.probes.refit_tau, "refit_gap": data.probes.refit_gap}
+    sizes = {"refit": REFITS, "half": 2}
+    spec = StoreSpec(load_contract("fidelity"), sizes, arrays=tuple(arrays))
+    write_whole(context, spec, arrays, attributes)
 
 
 def _label_free(data: _Measurements) -> dict[str, Callable[[], Figure]]:
@@ -207,8 +243,9 @@ def _label_free(data: _Measurements) -> dict[str, Callable[[], Figure]]:
         return data.uniform
 
     return {
-        "ridge_ceiling": lambda: ceiling_figure(data.fit, data.audit, uniform, data.seed),
+        "ridge_ceiling": lambda: ceiling_figure(data.regressions, data.fit, data.audit),
         "cka": lambda: cka_figure(data.audit),
+        "neighbour_overlap": lambda: neighbour_overlap_figure(data.all_rankings),
         "spectral_entropy": lambda: entropy_figure(newton, spectrum),
         "nystrom_error": lambda: nystrom_figure(spectrum, uniform),
         "stability": lambda: stability_figure(newton),
@@ -216,7 +253,7 @@ def _label_free(data: _Measurements) -> dict[str, Callable[[], Figure]]:
 
 
 def _labelled(data: _Measurements) -> dict[str, Callable[[], Figure]]:
-    step = data.inputs.newton.array("step")
+    step = data.inputs.influence.array("step")
     return {
         "kendall_tau": lambda: data.probes.tau_figure(),
         "accuracy_gap": lambda: data.probes.gap_figure(),
@@ -246,7 +283,7 @@ def _curves(data: _Measurements) -> dict[str, Curve]:
     curves |= landmark_curves(subspaces, data.seed)
     with skip_undefined():
         sweep = data.component_sweep
-        curves["ceiling_over_components"] = ceiling_curve(data.fit, data.audit, sweep)
+        curves["ceiling_over_components"] = ceiling_curve(data.regressions, data.fit, sweep)
     # Probes need labels; the figures say so where there are none
     if data.has_labels:
         with skip_undefined():
@@ -255,7 +292,7 @@ def _curves(data: _Measurements) -> dict[str, Curve]:
 
 
 def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
-    """Regressions, probes and k-NN classifiers on rows of the audited samples.
+    """Regressions on every space, rankings of the audit samples, and k-NN classifiers.
 
     Feature rows are read before the regressions, for the kernel rows of uniform landmarks.
     """
@@ -263,18 +300,38 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
     m = sizes.n_landmarks
     h = sizes.n_components
     squares = Term("landmark kernels, moments and their eigenvectors", f64(m, m), 5)
+    kept = (
+        Term("kernel rows of uniform landmarks", f64(n, m)),
+        Term("embeddings", f64(n, h), 6),
+        Term("network embeddings", f64(n, sizes.n_outputs), 2),
+        squares,
+    )
+    # Rows of the widest space are made, then centred and multiplied; ridge and probe may differ in
+    # their samples
+    made = Term("rows of one space and what they are made of", f64(n, m), 3)
+    centred = Term("rows of one space, centred", f64(n, m), 2)
+    factors = Term("Gram matrices and their factors", f64(m, m), 5)
+    probe = (
+        Term("logits and errors of a probe", f64(n, sizes.n_classes), 6),
+        Term("weights, gradients and steps of a probe", f64(m, sizes.n_classes), 2 * MEMORY + 8),
+    )
+    worker = {"rows": (made,), "fits": (centred, factors, *probe)}
+    # Before and after the regressions there are none of their rows
+    none = tuple(Term(term.label, term.size, -term.times) for term in (centred, factors))
     memory = {
-        "regressions": (
-            Term("kernel rows, those of uniform landmarks, random features, copies", f64(n, m), 7),
-            Term("embeddings", f64(n, h), 6),
-            Term("network embeddings", f64(n, sizes.n_outputs), 2),
-            squares,
+        "regressions": kept,
+        "rankings": (
+            *kept,
+            Term("kernel rows of labelled samples", f64(n, m)),
+            Term("scores of the landmarks", f64(sizes.n_explained, m), 16),
+            *none,
         ),
         "kernel rows of uniform landmarks": (
             Term("feature rows of audited samples", f16(n, sizes.n_features), 2),
             Term("feature rows of both sets of landmarks", f32(m, sizes.n_features), 5),
-            Term("kernel rows", f64(n, m), 4),
+            Term("kernel rows", f64(n, m), 2),
             squares,
+            *none,
         ),
     }
     # Without labels no probe is fitted
@@ -282,7 +339,11 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
     return Cost(
         disk=Quantity.of(Term("figures and curves", 2**15)),
         memory=Quantity(memory),
-        flops=Quantity.of(Term("products of kernel rows and landmarks", 40.0 * n * m * m)),
+        worker_memory=Quantity(worker),
+        flops=Quantity.of(
+            Term("Gram matrices, scores and kernel rows", 10.0 * n * m * m),
+            Term("eigenvectors", 40.0 * m**3),
+        ),
         bytes_read=Quantity.of(Term("kernel rows, twice a probe's step", 16.0 * n * m, iterations)),
         float64=True,
     )
@@ -290,12 +351,11 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
 
 STAGE = Stage(
     name="fidelity",
-    version=5,
+    version=6,
     inputs=FidelityInputs,
     store="fidelity",
     settings=FidelitySettings,
     run=run,
     estimate_cost=estimate_cost,
     about="figures that say whether to believe the audit",
-    uses_sklearn=True,
 )

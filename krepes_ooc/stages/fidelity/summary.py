@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from krepes_ooc.core.figure_specs import START, STEP
+from krepes_ooc.core.figure_specs import SOLUTION, START, STEP
 from krepes_ooc.core.figures import Figure
 
 # What each figure is called in one line, and its controls there, in reading order
@@ -14,8 +14,17 @@ SUMMARISED = {
         "agreement with the network (tau)",
         {
             START: "the start",
+            STEP: "one Newton step",
             "raw_inputs": "a probe on raw inputs",
             "noise_ceiling": "the network against itself",
+        },
+    ),
+    "neighbour_overlap": (
+        "first landmarks that are the network's own nearest",
+        {
+            "kernel": "the plain kernel",
+            "input_cosine": "cosine of the inputs",
+            "random": "random landmarks",
         },
     ),
     "confidence_drop": (
@@ -31,6 +40,7 @@ SUMMARISED = {
         {
             "kernel": "the plain kernel",
             "network_cosine": "cosine of the network's embeddings",
+            "input_cosine": "cosine of the inputs",
             "majority_class": "the most frequent class",
         },
     ),
@@ -74,7 +84,7 @@ def summary_lines(figures: Mapping[str, Figure]) -> list[str]:
     if ceiling := defined.get("ridge_ceiling"):
         sentences.append(
             f"kernel rows carry {ceiling.value:.3f} of the network's embedding, the audit's own "
-            f"embedding {ceiling.control(STEP).value:.3f}"
+            f"embedding {ceiling.control(SOLUTION).value:.3f}"
         )
     return ["in short:", *(f"    {line}" for line in sentences)] if sentences else []
 
@@ -92,4 +102,6 @@ def _compared(figure: Figure, title: str, controls: Mapping[str, str]) -> str:
             side = "above" if value < low else "below" if value > high else "level with"
             sides[side].append(f"{words} ({value:.3f})")
     compared = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
-    return f"{title}: {figure.value:.3f}, {compared or 'without a control'}"
+    # Above its noise ceiling a figure is no better than at it
+    ceiling = " (at the ceiling)" if figure.at_ceiling else ""
+    return f"{title}: {figure.value:.3f}{ceiling}, {compared or 'without a control'}"

@@ -1,13 +1,14 @@
 """Baseline: as many landmarks drawn uniformly, measured on the same samples.
 
 Source: Rudi, Camoriano and Rosasco (2015), "Less is more: Nystrom computational regularization".
-The uniform landmarks are fit samples, whose clean rows are stored; the ceiling is fitted without
-them.
+The uniform landmarks are fit samples, whose clean rows are stored; ridge regressions are fitted
+without them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features.featurizer import unscale_rows
-from krepes_ooc.stages.fidelity.metrics import ridge_ceiling
 from krepes_ooc.stages.fidelity.rows import RowInputs
 from krepes_ooc.stages.kernel import kernel_map
 from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, open_landmark_kernel
@@ -44,6 +44,11 @@ class LandmarkSubspace:
     self_kernel_mean: float
     dtype: str
 
+    @cached_property
+    def eigenpairs(self) -> tuple[Float, Float]:
+        """Eigenvalues [component], descending, and eigenvectors of K_mm."""
+        return nystrom.eigenpairs(self.landmark_kernel)
+
     @property
     def rms(self) -> float:
         """Root mean square of the kernel rows' values."""
@@ -51,6 +56,9 @@ class LandmarkSubspace:
 
     def subset(self, landmarks: Index) -> LandmarkSubspace:
         """The span of some of the landmarks, with the same population."""
+        # All of them in another order have the same span
+        if len(landmarks) == len(self.landmark_kernel):
+            return self
         part = np.ix_(landmarks, landmarks)
         return LandmarkSubspace(
             self.landmark_kernel[part], self.second[part], self.self_kernel_mean, self.dtype
@@ -58,13 +66,13 @@ class LandmarkSubspace:
 
     def nystrom_error(self) -> float:
         """Share of the kernel's trace that the landmarks miss."""
-        values, vectors = nystrom.eigenpairs(self.landmark_kernel)
+        values, vectors = self.eigenpairs
         rank = max(1, nystrom.usable_rank(values, self.rms, len(values), self.dtype))
         return nystrom.nystrom_error(self.self_kernel_mean, self.second, values, vectors, rank)
 
     def effective_dimension(self) -> float:
         """Effective dimension at a damping of the landmarks' mean self kernel."""
-        values, _ = nystrom.eigenpairs(self.landmark_kernel)
+        values, _ = self.eigenpairs
         return nystrom.effective_dimension(values, float(np.mean(np.diag(self.landmark_kernel))))
 
 
@@ -75,15 +83,16 @@ class UniformBaseline:
     Args:
         chosen: the audit's landmarks before the audit samples.
         uniform: the uniform ones before the same samples.
-        ceiling: held-out R squared from uniform kernel rows to the network's embedding.
         rows: kernel rows of uniform landmarks, of the fit and of the audit samples, each
             [sample, landmark]; the landmarks themselves are among the fit samples.
+        others: fit samples that are none of the uniform landmarks [sample]. Ridge regressions are
+            fitted on them: the landmarks' rows hold their own self kernel.
     """
 
     chosen: LandmarkSubspace
     uniform: LandmarkSubspace
-    ceiling: float
     rows: tuple[Float, Float]
+    others: npt.NDArray[np.bool_]
 
 
 def measure_uniform(inputs: RowInputs, context: StageContext) -> UniformBaseline:
@@ -119,17 +128,13 @@ def measure_uniform(inputs: RowInputs, context: StageContext) -> UniformBaseline
     fit_rows, audit_rows = (
         uniform.rows(features[part], self_kernel[part]).astype(np.float64) for part in (fit, audit)
     )
-    # The landmarks themselves are left out of the fit: their rows hold their own self kernel
-    network = audited.array("network_embedding").astype(np.float64)
-    others = ~np.isin(fit, chosen)
-    ceiling = ridge_ceiling(fit_rows[others], network[fit[others]], audit_rows, network[audit])
     self_mean = _self_kernel_mean(landmark_kernel, self_kernel[audit])
     own_rows = inputs.influence.whole("kernel")[audit]
     return UniformBaseline(
         _subspace(inputs.kernel.whole("landmark_kernel"), own_rows, self_mean),
         _subspace(np.asarray(uniform_kernel), audit_rows, self_mean),
-        ceiling.r_squared,
         (fit_rows, audit_rows),
+        ~np.isin(fit, chosen),
     )
 
 

@@ -221,7 +221,8 @@ class FirstOrder:
             h = problem.start.shape[1]
             predictor = problem.predictor or Predictor(np.eye(h), np.zeros(h))
             function = BYOLGroups(A, problem.start, problem.offset, predictor, members)
-            scale = 1.0 / problem.moments.n_samples
+            # The mean over samples and pairs of views, as the objective has it.
+            scale = 2.0 / (problem.moments.n_samples * len(problem.moments.total().mean))
         (total,) = problem.stream.reduce(function)
         return np.asarray(np.ascontiguousarray(np.moveaxis(total, 0, -1)) * scale)
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from krepes_ooc.core.figure_specs import AGAINST_INPUTS, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure
 from krepes_ooc.core.verdict import Check, Outcome
 
@@ -23,7 +24,6 @@ MOST_NYSTROM_ERROR = 0.2
 TOP, MOST_TOP_SHARE = 10, 0.2
 # Label-free figures after those of probes: the first that was measured is used.
 AGREEMENT = ("kendall_tau", "cka")
-AGAINST_INPUTS, STEP_AGAINST_KERNEL = "against_inputs", "step_against_kernel"
 RANKINGS = ("neighbour_overlap", "precision_at_1", "confidence_drop")
 
 
@@ -357,7 +357,7 @@ def _paired(
     key, fails, passes = names
     for name in keys:
         figure = figures.get(name)
-        pair = None if figure is None else getattr(figure, "paired", {}).get(difference)
+        pair = None if figure is None else figure.paired.get(difference)
         if figure is None or pair is None or pair.interval is None or not pair.is_defined:
             continue
         low, high = pair.interval

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from krepes_ooc.core.figures import figure
 from krepes_ooc.core.verdict import Check, Verdict
 from krepes_ooc.rendering.data import (
     AuditData,
@@ -25,6 +26,7 @@ from krepes_ooc.rendering.drawing.sample_view import (
 )
 from krepes_ooc.rendering.explanation import Explained, explain_rows
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
+from krepes_ooc.rendering.panels.fidelity import fidelity_panel
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
 from krepes_ooc.rendering.panels.reliability import reliability_panel
@@ -390,3 +392,18 @@ def test_an_untimed_part_is_not_measured():
     )
     assert np.isnan(part_seconds(stages)["building the kernel"])
     assert "not measured" in timing_panel(full_audit(stages=stages)).render()
+
+
+def test_a_figure_shows_its_ceiling_and_its_paired_differences() -> None:
+    pairs = {"step_against_kernel": (-0.02, (-0.05, 0.01)), "against_inputs": (0.1, None)}
+    measured = complete("kendall_tau", 0.93, (0.9, 0.95), noise_ceiling=0.92)
+    controls = {**measured.values, "raw_inputs": 0.83}
+    found = figure("kendall_tau", 0.93, controls, (0.9, 0.95), paired=pairs)
+    panel = fidelity_panel(good(fidelity={"kendall_tau": found}))
+    assert "at the ceiling" in panel.body
+    assert "the figure minus kernel rows, paired" in panel.body
+    shown = panel.figures["figures"]["kendall_tau"]
+    assert shown["at_ceiling"] is True
+    assert shown["paired"]["step_against_kernel"]["interval"] == (-0.05, 0.01)
+    below = complete("kendall_tau", 0.91, noise_ceiling=0.92)
+    assert "at the ceiling" not in fidelity_panel(good(fidelity={"kendall_tau": below})).body

@@ -53,7 +53,7 @@ def rankings() -> dict[str, np.ndarray]:
     here = audited.array("role") == 0
     ids = audited.array("sample_id")[here], space.reader("landmarks").array("sample_id")
     K, f = influence.array("kernel")[here], influence.array("embedding")[here]
-    step = space.reader("newton").array("step")
+    step = influence.array("step")
     signed = [[k * (dA @ u) / np.linalg.norm(u) for k, dA in zip(row, step, strict=True)]
               for row, u in zip(K, f, strict=True)]  # fmt: skip
     rows = [inputs.encode(part, -1)[0].astype(np.float64) for part in ids]
@@ -63,6 +63,7 @@ def rankings() -> dict[str, np.ndarray]:
     scores = {
         "kernel_only": np.abs(K),
         "repelling": -np.array(signed),
+        "repelling_kernel": -K,
         "network_gap": cosines(nets[0] - mean, nets[1] - mean),
         "input_gap": cosines(*rows),
     }
@@ -94,6 +95,8 @@ def test_every_control_is_the_gap_under_its_ranking(store, name: str):
         w[t] @ r[t] / w[t].sum() - w @ r / w.sum() for r, w, t in zip(v, K, top, strict=True)
     ]
     assert column(store, name, "weighted") == pytest.approx(np.mean(weighted))
+    paper = [(w * r)[t].mean() - (w * r).mean() for r, w, t in zip(v, K, top, strict=True)]
+    assert column(store, name, "paper") == pytest.approx(np.mean(paper))
     own = [r[t].mean() - r.mean() for r, t in zip(v, top, strict=True)]
     assert column(store, name, "stderr") == pytest.approx(np.std(own) / np.sqrt(len(own)))
     alone = [r[t].mean() - r.mean() for r, t in zip(v, rankings()["kernel_only"], strict=True)]

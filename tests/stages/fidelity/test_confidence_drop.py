@@ -141,3 +141,27 @@ def test_the_mean_interval_is_that_of_a_mean() -> None:
 def test_the_largest_are_those_of_a_stable_sort(score: np.ndarray, k: int) -> None:
     whole = np.argsort(-score, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(confidence_drop.largest(score, k), whole)
+
+
+@pytest.mark.parametrize("k", [1, 7, 50])
+@pytest.mark.parametrize("columns", [399, 1000, 1003])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "mostly minus infinity", "constant"])
+def test_the_largest_of_wide_rows_are_those_of_a_full_sort(k: int, columns: int, kind: str) -> None:
+    """More columns than sets of them, so that rows are bounded before anything is sorted."""
+    score = RNG.normal(size=(9, columns))
+    if kind == "ties":
+        score = np.round(score)
+    if kind == "mostly minus infinity":
+        score[RNG.random(score.shape) < 0.995] = -np.inf
+    if kind == "constant":
+        score[:] = 2.0
+    whole = np.argsort(-score, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(confidence_drop.largest(score, k), whole)
+
+
+def test_one_pass_over_wide_rows_leaves_few_to_sort() -> None:
+    score = RNG.normal(size=(20, 10_000))
+    bound = confidence_drop._bound(score, 50)
+    reached = (score >= bound).sum(axis=1)
+    assert (reached >= 50).all()
+    assert reached.max() < 100

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,21 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from krepes_ooc.core import counter_rng
+from krepes_ooc.core.figure_specs import AGAINST_INPUTS, FIGURES, STEP_AGAINST_KERNEL, VALUE
 from krepes_ooc.core.figures import Figure, figure
 from krepes_ooc.engine.device import HOST
 from krepes_ooc.engine.run_control import StopFlag
 from krepes_ooc.errors import StageFailed
+from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
 from krepes_ooc.stages.fidelity.component_sweep import component_sweep
+from krepes_ooc.stages.fidelity.regressions import REFITS
 from krepes_ooc.stages.fidelity.rows import control_or_none, figure_or_reason, powers_of_two
 from krepes_ooc.stages.fidelity.summary import fidelity_lines, summary_lines
+from krepes_ooc.storage.workspace import Workspace
+from tests.crash.compare import differences
 from tests.figures import complete
 from tests.stages import audits
 
@@ -114,7 +122,7 @@ def vote(query: np.ndarray, bank: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def test_the_drop_is_that_of_a_naive_vote(figures, rows):
-    A = audits.finished().reader("newton").array("coefficients")
+    A = audits.finished().reader("influence").array("coefficients")
     fit, held = rows["fit"], rows["held"]
     left = held["step"].copy()
     for t, top in enumerate(held["top"]):
@@ -165,7 +173,7 @@ def test_curves_over_components_show_start_step_and_further_steps(figures):
         controls = figures[figure_name]["controls"]
         assert {line: values[-1] for line, values in shown["lines"].items()} == {
             "start": pytest.approx(controls["start"]),
-            "step": pytest.approx(figures[figure_name]["value"]),
+            "step": pytest.approx(controls["step"]),
             "lm_steps": pytest.approx(controls["lm_steps"]),
         }
     ceiling = curves["ceiling_over_components"]["lines"]
@@ -232,9 +240,9 @@ def test_every_comparator_is_removed_and_ranked_alike(figures, rows):
     ranked = {name.removeprefix("ranked_by_") for name in drop if name.startswith("ranked_by_")}
     assert ranked == set(first) - {"majority_class", "random"}
     space, held = audits.finished(), rows["held"]
-    A = space.reader("newton").array("coefficients")
+    A = space.reader("influence").array("coefficients")
     influence = np.abs(held["kernel"]) * np.linalg.norm(
-        space.reader("newton").array("step"), axis=1
+        space.reader("influence").array("step"), axis=1
     )
     left = held["step"].copy()
     for t, row in enumerate(influence):
@@ -253,11 +261,19 @@ def test_without_labels_there_are_no_label_figures(tmp_path: Path):
     figures = run_own(path, tmp_path)
     assert sorted(figures) == [
         "cka",
+        "neighbour_overlap",
         "nystrom_error",
         "ridge_ceiling",
         "spectral_entropy",
         "stability",
     ]
+    assert sorted(figures["neighbour_overlap"]["paired"]) == [
+        "against_inputs",
+        "step_against_kernel",
+    ]
+    assert (
+        figures["neighbour_overlap"]["value"] > figures["neighbour_overlap"]["controls"]["random"]
+    )
 
 
 def test_one_class_gives_words_instead_of_figures(tmp_path: Path):
@@ -293,11 +309,79 @@ def test_no_fit_samples_leave_most_figures_undefined_in_words(tmp_path: Path):
     assert "ceiling_over_components" not in store.attributes["curves"]
 
 
-def run_own(path: Path, folder: Path) -> dict[str, Any]:
-    from krepes_ooc.runner.audit import Options
-    from krepes_ooc.runner.run import run
-    from krepes_ooc.storage.workspace import Workspace
+def test_paired_differences_are_those_of_the_values(figures):
+    """What is subtracted from what stands in the table of figures."""
+    compared = {}
+    for key, found in figures.items():
+        for name, (first, second) in FIGURES[key].paired.items():
+            values = {VALUE: found["value"], **found["controls"]}
+            pair = found["paired"][name]
+            assert pair["value"] == pytest.approx(values[first] - values[second], abs=1e-9), key
+            low, high = pair["interval"]
+            assert low <= pair["value"] <= high
+            compared[key, name] = pair
+    both = {key for key, name in compared if name == STEP_AGAINST_KERNEL}
+    assert both == {"ridge_ceiling", "kendall_tau", "accuracy_gap", "cka", "neighbour_overlap",
+                    "precision_at_1", "confidence_drop", "drop_ratio"}  # fmt: skip
+    assert {key for key, name in compared if name == AGAINST_INPUTS} == both - {"drop_ratio"}
 
+
+def test_the_paired_gap_counts_samples_that_one_probe_gets_right(figures, rows):
+    difference = probe(rows, "step")[1].astype(float) - probe(rows, "kernel")[1]
+    low, high = figures["accuracy_gap"]["paired"]["step_against_kernel"]["interval"]
+    width = 2 * 1.96 * 100 * difference.std() / np.sqrt(len(difference))
+    assert high - low == pytest.approx(width, rel=0.25)
+
+
+def test_the_noise_ceilings_are_means_over_splits_of_the_fit_samples(figures):
+    store = audits.finished().reader("fidelity")
+    taus, gaps = store.array("refit_tau"), store.array("refit_gap")
+    assert taus.shape == (REFITS,)
+    assert gaps.shape == (REFITS, 2)
+    assert len(set(taus.tolist())) == REFITS
+    # The network itself, of gap 0, is at the ceiling of the gap
+    for key, mean in (("kendall_tau", taus.mean()), ("accuracy_gap", min(0.0, gaps.mean()))):
+        ceiling = figures[key]["controls"]["noise_ceiling"]
+        assert ceiling == pytest.approx(mean)
+        assert figures[key]["at_ceiling"] is (figures[key]["value"] >= ceiling)
+    others = {key for key, found in figures.items() if found["at_ceiling"] is None}
+    assert others == set(figures) - {"kendall_tau", "accuracy_gap"}
+
+
+def test_a_refit_is_a_probe_of_one_half(figures, rows):
+    """A naive probe on the halves of the first split; its halves are as in earlier versions."""
+    from scipy.stats import kendalltau
+
+    fit, held = rows["fit"], rows["held"]
+    ids = audits.finished().reader("audited").array("sample_id")
+    role = audits.finished().reader("audited").array("role")
+    seed = audits.recipe_of(audits.finished()).seed
+    half = counter_rng.bits(seed, 421, ids[role == 1]) % np.uint64(2) == 0
+    truths = []
+    for part in (half, ~half):
+        scale = StandardScaler().fit(fit["network"][part])
+        model = LogisticRegression(tol=1e-8, max_iter=5000)
+        model.fit(scale.transform(fit["network"][part]), fit["label"][part])
+        P = model.predict_proba(scale.transform(held["network"]))
+        truths.append(P[np.arange(len(P)), held["label"]])
+    expected = kendalltau(*truths).statistic
+    found = audits.finished().reader("fidelity").array("refit_tau")[0]
+    assert found == pytest.approx(expected, abs=0.005)
+
+
+def test_the_workers_change_no_bit(tmp_path: Path):
+    """One worker and three: the same files."""
+    finished = audits.finished()
+    for workers in (1, 3):
+        root = tmp_path / str(workers)
+        shutil.copytree(finished.root, root)
+        shutil.rmtree(root / ".krepes" / "stages" / "fidelity")
+        shutil.rmtree(root / "audit.zarr" / "fidelity")
+        run(audits.recipe_of(finished), root, Options(workers=workers, only="fidelity"))
+        assert differences(finished.root, root) == []
+
+
+def run_own(path: Path, folder: Path) -> dict[str, Any]:
     run(Recipe.load(str(path)), folder / "w", Options(workers=2))
     return dict(Workspace(folder / "w").reader("fidelity").attributes["figures"])
 
@@ -337,8 +421,12 @@ def test_the_summary_says_on_which_side_of_its_interval_a_control_lies(figures):
         "    first landmarks of the same class: 0.500, without a control",
     ]
     assert summary_lines({"confidence_drop": missing}) == []
+    above = complete("kendall_tau", 0.95, (0.9, 1.0), noise_ceiling=0.9)
+    assert summary_lines({"kendall_tau": above})[1].startswith(
+        "    agreement with the network (tau): 0.950 (at the ceiling), "
+    )
     real = summary_lines({key: Figure.from_attributes(key, one) for key, one in figures.items()})
-    assert len(real) == 5
+    assert len(real) == 6
     assert real[-1].startswith("    kernel rows carry ")
 
 

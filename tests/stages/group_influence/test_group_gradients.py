@@ -85,9 +85,10 @@ def test_byol_sums_the_gradients_of_the_samples(kernels, predicted: bool):
     for group in range(3):
         few = kernels[:, MEMBERS[group]]
         objective = BYOL(Rows(few), offset, start, predictor)
-        wanted = objective.linearise(A).gradient * few.shape[1]
+        wanted = objective.linearise(A).gradient * few.shape[1] * len(kernels) / 2
         np.testing.assert_allclose(found[group], wanted, atol=1e-10)
     everything = BYOLGroups(A, start, offset, predictor, lambda block: np.ones((1, N), dtype=bool))
     (total,) = everything(tuple(kernels), Block(0, 0, N))
-    wanted = BYOL(Rows(kernels), offset, start, predictor).linearise(A).gradient * N
+    gradient = BYOL(Rows(kernels), offset, start, predictor).linearise(A).gradient
+    wanted = gradient * N * len(kernels) / 2
     np.testing.assert_allclose(total[0], wanted, atol=1e-10)

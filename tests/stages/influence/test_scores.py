@@ -52,16 +52,34 @@ def test_contributions_sum_to_the_squared_length() -> None:
     np.testing.assert_allclose(total, np.sum(F * (F - GAMMA), axis=1))
 
 
-def test_leave_one_out_is_the_residual_of_a_regression() -> None:
+def test_leave_one_out_is_the_residual_of_a_ridge_regression() -> None:
     rows = RNG.normal(size=(200, M)) @ RNG.normal(size=(M, M))
-    weights = scores.leave_one_out(rows.T @ rows / 200)
-    got = scores.unique(K, weights)
+    second = rows.T @ rows / 200
+    got = scores.unique(K, scores.leave_one_out(second))
+    # A ridge r is a regression on further rows sqrt(r n) I, each landmark having one of its own.
+    further = np.sqrt(1e-4 * np.trace(second) / M * 200) * np.eye(M)
+    extended = np.concatenate([rows, further])
     for landmark in range(M):
         others = np.delete(np.arange(M), landmark)
-        fitted = np.linalg.lstsq(rows[:, others], rows[:, landmark], rcond=None)[0]
+        fitted = np.linalg.lstsq(extended[:, others], extended[:, landmark], rcond=None)[0]
         np.testing.assert_allclose(
             got[:, landmark], K[:, landmark] - K[:, others] @ fitted, rtol=1e-8, atol=1e-8
         )
+
+
+def test_rounding_of_the_moments_does_not_decide_the_ranking() -> None:
+    draw = np.random.default_rng(8)
+    # Landmarks that the others nearly span: without a ridge float32 moments decide.
+    low = draw.normal(size=(500, 6)) @ draw.normal(size=(6, 40))
+    rows = low + 1e-4 * draw.normal(size=low.shape)
+    second = rows.T @ rows / len(rows)
+    exact, rounded = (
+        scores.unique(rows[:50], scores.leave_one_out(moments))
+        for moments in (second, second.astype(np.float32).astype(np.float64))
+    )
+    top, other = (np.argsort(-np.abs(value), axis=1)[:, :10] for value in (exact, rounded))
+    kept = [len(set(a) & set(b)) / 10 for a, b in zip(top, other, strict=True)]
+    assert np.mean(kept) > 0.99
 
 
 def test_leave_one_out_of_duplicates_is_finite_and_has_nothing_unique() -> None:
@@ -69,7 +87,8 @@ def test_leave_one_out_of_duplicates_is_finite_and_has_nothing_unique() -> None:
     rows[:, 3] = rows[:, 1]
     got = scores.unique(rows[:5], scores.leave_one_out(rows.T @ rows / 200))
     assert np.isfinite(got).all()
-    assert np.abs(got[:, [1, 3]]).max() < 1e-5
+    # What the ridge of 1e-4 leaves of them.
+    assert np.abs(got[:, [1, 3]]).max() < 1e-3
     assert np.abs(got[:, 0]).max() > 0.1
     np.testing.assert_array_equal(scores.leave_one_out(np.zeros((2, 2))), np.eye(2))
 

@@ -24,8 +24,8 @@ def test_aligned_scores_are_zero_where_the_kernel_is_negative() -> None:
 
 def test_the_store_ranks_by_the_formula() -> None:
     space = audits.finished()
-    influence, newton = space.reader("influence"), space.reader("newton")
-    K, step = influence.array("kernel"), newton.array("step")
+    influence = space.reader("influence")
+    K, step = influence.array("kernel"), influence.array("step")
     moved = K @ step
     landmark = space.reader("kernel").array("landmark_kernel") @ step
     for t in range(0, len(K), 17):

@@ -1,11 +1,12 @@
 """BYOL (Grill et al. 2020) with constant targets: 2 - 2 cos, symmetrised over views.
 
-    L = (1/n) sum_i sum_a mean_{b != a} (2 - 2 u_a . t_b),    u = y / |y|,   y = W z + b
+    L = 2/(n p) sum_i sum_a mean_{b != a} (2 - 2 u_a . t_b),  u = y / |y|,   y = W z + b
 
-with z = K A + gamma and targets t_b, the unit embeddings at the start A0. The inner function is u;
+for p views, the mean over pairs of views of both directions, with z = K A + gamma and targets t_b,
+the unit embeddings at the start A0. The inner function is u;
 the outer one |u - t|^2, which is 2 - 2 u.t because both are unit vectors, so that
 
-    H V = (2/n) sum_a K_a^T [ |y|^-2 (I - u u^T) K_a V W^T ] W.
+    H V = 4/(n p) sum_a K_a^T [ |y|^-2 (I - u u^T) K_a V W^T ] W.
 
 The target is the start itself and not a second network: a step moves views towards each other, and
 iterating it collapses the embedding.
@@ -86,17 +87,22 @@ class BYOL(SampleObjective):
     predictor: Predictor | None = None
     sub_rows: int = SUB_ROWS
 
+    @property
+    def divisor(self) -> float:
+        """Samples times half the views: the mean over samples and pairs of views."""
+        return self.stream.n_samples * (self.stream.n_views / 2)
+
     def values(self, A: Array) -> Array:
         """The loss of each column of A [landmark, component, column]; one pass."""
         (total,) = self.read(partial(_values, self._pass_state(), A))
-        return total / self.stream.n_samples
+        return total / self.divisor
 
     def linearise(self, A: Array) -> StreamedCurvature:
         """Value, gradient and curvature at A [landmark, component]; one pass."""
         state = self._pass_state()
-        n = self.stream.n_samples
+        n = self.divisor
         value, gradient, tangents, trace = self.read(partial(_linearise, state, A))
-        # Q = (2/n) W^T sum |y|^-2 (I - u u^T) W.
+        # Q = 4/(n p) W^T sum |y|^-2 (I - u u^T) W.
         W = state.predictor.weight
         return StreamedCurvature(
             value=float(value[0]) / n,
@@ -109,7 +115,7 @@ class BYOL(SampleObjective):
     def multiply(self, A: Array, V: Array) -> Array:
         """H V at A for V [landmark, component, column]; one pass."""
         (total,) = self.read(partial(_product, self._pass_state(), A, V))
-        return columns_last(total) * (2.0 / self.stream.n_samples)
+        return columns_last(total) * (2.0 / self.divisor)
 
     def _pass_state(self) -> _PassState:
         h = self.start.shape[1]

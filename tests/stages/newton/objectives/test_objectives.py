@@ -253,11 +253,15 @@ def test_curvature_is_symmetric_and_not_negative(
 
 @every_case
 def test_component_curvature_of_sample_objectives(case: cases.Case) -> None:
-    """BYOL's Q is sum_i (2/n) |z|^-2 (I - u u^T); SimCLR's the point's own 2nd derivative."""
+    """BYOL's Q is sum_i 4/(n p) |z|^-2 (I - u u^T); SimCLR's the point's own 2nd derivative."""
     n, h = case.kernels.shape[1], case.start.shape[1]
     found = sample_objective("byol", case).linearise(case.coefficients)
     Z = np.concatenate(list(case.kernels @ case.coefficients + case.offset))
-    expected = sum((np.eye(h) - np.outer(z, z) / (z @ z)) / (z @ z) for z in Z) * 2 / n
+    expected = (
+        sum((np.eye(h) - np.outer(z, z) / (z @ z)) / (z @ z) for z in Z)
+        * 4
+        / (n * len(case.kernels))
+    )
     np.testing.assert_allclose(found.component_curvature, expected, rtol=1e-9, atol=1e-9)
     S, Q = found.kronecker(moments_of(case.kernels))
     np.testing.assert_allclose(S, np.mean([K.T @ K / n for K in case.kernels], axis=0))
