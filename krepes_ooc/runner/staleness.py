@@ -195,7 +195,7 @@ class StalenessChecker:
         return trained + tuple(name for name in self._reads(stage) if name not in INPUTS)
 
     def _reads(self, stage: Stage) -> tuple[str, ...]:
-        """What a stage reads in this audit: no store of a stage that is not part of it."""
+        """Inputs of a stage in this audit: no store of a stage that is not part of it."""
         absent = {n for n in stage.inputs.optional() if not is_enabled(self.settings[n])}
         return tuple(name for name in stage.reads if name not in absent)
 

@@ -64,7 +64,8 @@ def _finished(audit: Audit, state: StageState) -> tuple[int, float | None]:
 
 
 def _measured(audit: Audit) -> float:
-    inputs, settings = audit.inputs, audit.recipe.settings[PRETRAIN]
+    inputs = audit.inputs
+    settings = audit.recipe.settings[PRETRAIN]
     training = DemoTraining(inputs.network_spec, settings, inputs.base)
 
     def batch_views(positions: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:

@@ -31,7 +31,7 @@ class InputContext(RecipeContext, Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """What the digest is taken of; its inputs name every store that is read."""
+        """Fingerprint of the stage, whose inputs name every store that is read."""
         ...
 
 

@@ -25,7 +25,8 @@ MEASURES = ("pairs", "within", "centred")
 REPEATS = 500
 LEVEL = 0.95
 LEAST = 3
-_GROUP_STREAM, _SAMPLE_STREAM = 541, 542
+_GROUP_STREAM = 541
+_SAMPLE_STREAM = 542
 Float = npt.NDArray[np.float64]
 Measure = Callable[[Float, Float], Float]
 
@@ -85,7 +86,7 @@ class Agreement:
     draws: Float
 
     def margin(self, predictor: int, controls: list[int], measure: int) -> tuple[float, ...]:
-        """How far a predictor lies above the best of some controls: value, low and high.
+        """Distance of a predictor from the best of some controls: value, low and high.
 
         The interval is that of the difference to this control, paired draw by draw; NaN where no
         control is defined.

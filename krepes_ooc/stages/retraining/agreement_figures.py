@@ -111,7 +111,7 @@ def _figure(summary: Summary, key: str, measure: int, reason: str) -> Figure:
 
 
 def _margin(found: Agreement) -> Figure:
-    """How far the re-solve lies above the best control."""
+    """Distance of the re-solve from the best control."""
     at = list(PREDICTORS).index(GROUP_INFLUENCE)
     controls = [i for i in range(len(PREDICTORS)) if i != at]
     pairs, within, centred = (found.margin(at, controls, m) for m in (PAIRS, WITHIN, CENTRED))

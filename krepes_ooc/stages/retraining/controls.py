@@ -41,7 +41,8 @@ class RowMoments:
     @classmethod
     def of(cls, rows: npt.NDArray[np.floating], about: Float) -> RowMoments:
         """Sums of rows [sample, column] about one vector [column], near their mean."""
-        total, products = np.zeros_like(about), np.zeros((len(about), len(about)))
+        total = np.zeros_like(about)
+        products = np.zeros((len(about), len(about)))
         # A short range at a time: the float64 copy of all rows is never made.
         for start in range(0, len(rows), SUB_ROWS):
             deviation = rows[start : start + SUB_ROWS] - about

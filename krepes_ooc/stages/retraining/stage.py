@@ -86,7 +86,8 @@ def run(inputs: RetrainingInputs, context: StageContext) -> None:
     problem = RetrainingProblem(inputs, context)
     trainings = Trainings(problem)
     units = problem.units
-    mine, journalled = _mine(context, units), context.record.done()
+    mine = _mine(context, units)
+    journalled = context.record.done()
     missing = [unit for unit in mine if trainings.known(unit) is None]
     for unit in mine:
         # Results of an earlier run of the stage, whose other settings they do not depend on.
@@ -117,7 +118,7 @@ def _mine(context: StageContext, units: list[Unit]) -> list[Unit]:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What was learned about the trainings themselves.
+    """Facts about the trainings themselves.
 
     Args:
         seconds: mean wall time of one.
@@ -203,7 +204,8 @@ def _write(
 
 def _lines(summary: Summary, repeatable: bool) -> list[str]:
     """The result in words."""
-    pairs, margin = summary.figures[0], summary.figures[len(ALL_MEASURES) - 1]
+    pairs = summary.figures[0]
+    margin = summary.figures[len(ALL_MEASURES) - 1]
     lines = []
     if pairs.is_defined:
         lines.append(f"group influence against training again: Spearman {pairs.value:.2f}")
@@ -216,10 +218,12 @@ def _lines(summary: Summary, repeatable: bool) -> list[str]:
 def estimate_cost(sizes: AuditSizes, settings: RetrainingSettings) -> Cost:
     """A training for every group and seed, and for all samples and every seed."""
     trainings = settings.seeds * (1 + sizes.n_retrained)
-    weights, embedded = f32(sizes.n_parameters), sizes.n_audited
+    weights = f32(sizes.n_parameters)
+    embedded = sizes.n_audited
     # A backward pass costs two forward passes, each two operations a parameter.
     flops = 6.0 * sizes.n_parameters * sizes.plan.n_samples * sizes.n_views * sizes.training_epochs
-    pairs, predictors = f64(sizes.n_groups, sizes.n_explained), len(PREDICTORS)
+    pairs = f64(sizes.n_groups, sizes.n_explained)
+    predictors = len(PREDICTORS)
     return Cost(
         units=trainings,
         disk=Quantity.of(
@@ -239,8 +243,10 @@ def estimate_cost(sizes: AuditSizes, settings: RetrainingSettings) -> Cost:
 
 def _memory(sizes: AuditSizes) -> Quantity:
     """One training, then the comparison."""
-    m, weights = sizes.n_landmarks, f32(sizes.n_parameters)
-    pairs, predictors = f64(sizes.n_groups, sizes.n_explained), len(PREDICTORS)
+    m = sizes.n_landmarks
+    weights = f32(sizes.n_parameters)
+    pairs = f64(sizes.n_groups, sizes.n_explained)
+    predictors = len(PREDICTORS)
     return Quantity(
         {
             "training": (

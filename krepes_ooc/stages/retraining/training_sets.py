@@ -1,4 +1,4 @@
-"""What a training without a group needs: groups, seeds, samples that are left, rows to embed."""
+"""Training sets: groups, seeds, samples that are left without a group, rows to embed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from krepes_ooc.views.spec import CLEAN
 ALL = -1
 CENTRE_ROWS = 8192
 COMPONENT_ROWS = 16_384
-_CENTRE_STREAM, _COMPONENT_STREAM = 551, 552
+_CENTRE_STREAM = 551
+_COMPONENT_STREAM = 552
 Int64 = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 
@@ -90,7 +91,7 @@ class RetrainingProblem:
 
     @cached_property
     def reasons(self) -> dict[str, str]:
-        """Why groups are not left out, by name.
+        """Reasons that groups are not left out, by name.
 
         Raises:
             UsageError: a group that the recipe names does not exist.
@@ -158,7 +159,8 @@ class RetrainingProblem:
         """Positions of the samples that are left without a group, ascending."""
         if group == ALL:
             return np.arange(self.context.plan.n_samples)
-        partition, code = self.groups.partition[group], self.groups.code[group]
+        partition = self.groups.partition[group]
+        code = self.groups.code[group]
         found = []
         for block in self.context.plan.blocks():
             level = self.inputs.groups.block("level", block)[:, partition]

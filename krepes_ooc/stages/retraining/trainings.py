@@ -51,7 +51,8 @@ class Trainings:
 
     def note(self, unit: Unit) -> None:
         """Write the journal line of a training whose result is on disk."""
-        record, numerics = self.problem.context.record, self.problem.context.numerics
+        record = self.problem.context.record
+        numerics = self.problem.context.numerics
         record.journal.append(JournalUnit(f"training {unit.index}", {}, numerics=numerics))
 
     def train(self, unit: Unit) -> None:
@@ -76,7 +77,8 @@ class Trainings:
 
     def _weights(self, unit: Unit, positions: Int64) -> Any:
         """Weights of the demo trainer, or of the user's function."""
-        context, recipe = self.problem.context, self.problem.inputs.recipe
+        context = self.problem.context
+        recipe = self.problem.inputs.recipe
         subset = self._subset(unit, positions)
         if function := context.settings.train:
             return retrain.call_trainer(function, recipe.base, subset, unit.seed)
@@ -102,7 +104,8 @@ class Trainings:
 
     def _embed(self, weights: Any, unit: Unit, positions: Int64) -> dict[str, npt.NDArray[Any]]:
         """Outputs for the samples and the anchors, and the mean over view rows that are left."""
-        problem, recipe = self.problem, self.problem.inputs.recipe
+        problem = self.problem
+        recipe = self.problem.inputs.recipe
         network = retrain.network_of(
             recipe.network_spec, recipe.base, weights, f"weights of {self.trainer}"
         )
@@ -130,11 +133,12 @@ class Trainings:
 
     @property
     def trainer(self) -> str:
-        """What trains, in words."""
+        """The trainer in words."""
         return self.problem.context.settings.train or "the demo trainer"
 
     def _path(self, unit: Unit) -> Path:
-        problem, context = self.problem, self.problem.context
+        problem = self.problem
+        context = self.problem.context
         # The samples that are left and embedded, not the names of groups: those may change.
         depends_on = {
             **self._fixed,
@@ -146,9 +150,11 @@ class Trainings:
 
     @cached_property
     def _fixed(self) -> dict[str, Any]:
-        """What all trainings of the stage depend on."""
-        problem, context = self.problem, self.problem.context
-        fingerprint, settings = context.fingerprint, context.settings
+        """Dependencies of all trainings of the stage."""
+        problem = self.problem
+        context = self.problem.context
+        fingerprint = context.fingerprint
+        settings = context.settings
         inputs = {name: fingerprint["inputs"][name] for name in problem.inputs.parts()}
         code = {key: fingerprint["settings"].get(f"{key}: code") for key in settings.code}
         demo = {} if code else digest_mapping(problem.pretrain_settings)
