@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from krepes_ooc import Options, Recipe, Workspace, explain, run
+from krepes_ooc import Options, Recipe, Workspace, encode, explain, run
 
 FACTORY = """
 import torch
@@ -28,7 +28,7 @@ def encoder(width):
 RECIPE = """
 recipe: people
 about: Incomes of people who never were.
-source: {kind: table, path: people.csv, label: town}
+source: {kind: table, path: people.csv, label: town, encoding: encoding.json}
 network:
   factory: network.py:encoder
   arguments: {width: 32}
@@ -46,6 +46,9 @@ def main(folder: Path) -> None:
     write_files(folder)
     workspace = folder / "audit"
     recipe = Recipe.load(str(folder / "people.yaml"))
+    # Once, from the table that the network was trained on: here the same one.
+    if not (folder / "encoding.json").exists():
+        encode(recipe, folder / "encoding.json")
     run(recipe, workspace, Options(workers=2))
 
     row = folder / "row.json"

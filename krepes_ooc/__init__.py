@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from krepes_ooc.rendering.explanation import Explained
     from krepes_ooc.runner.audit import Options
     from krepes_ooc.runner.explain import explain
+    from krepes_ooc.runner.learn_encoding import learn_encoding as encode
     from krepes_ooc.runner.plan import make_plan as plan
     from krepes_ooc.runner.recipe import Recipe
     from krepes_ooc.runner.run import run
@@ -20,6 +21,7 @@ __all__ = [  # noqa: RUF022  grouped, in the order of use
     # what is run
     "Recipe",
     "Options",
+    "encode",
     "plan",
     "run",
     "Summary",
@@ -39,6 +41,7 @@ _HOMES = {
     "Explained": ("krepes_ooc.rendering.explanation", "Explained"),
     "Options": ("krepes_ooc.runner.audit", "Options"),
     "explain": ("krepes_ooc.runner.explain", "explain"),
+    "encode": ("krepes_ooc.runner.learn_encoding", "learn_encoding"),
     "plan": ("krepes_ooc.runner.plan", "make_plan"),
     "Recipe": ("krepes_ooc.runner.recipe", "Recipe"),
     "run": ("krepes_ooc.runner.run", "run"),

@@ -273,6 +273,7 @@ STORES = [
     "features/featurizer",
     "features/row_cost_record",
     "features/stage",
+    "features/unchanged_blocks",
     "fidelity/component_sweep",
     "fidelity/label_free",
     "fidelity/landmark_removal",

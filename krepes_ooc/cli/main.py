@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krepes_ooc.cli import declarations, explain, inspect_workspace, run
+from krepes_ooc.cli import declarations, encode, explain, inspect_workspace, run
 from krepes_ooc.errors import Interrupted, KrepesError
 
 _DEBUG = "--debug"
@@ -91,6 +91,7 @@ for command in (
     inspect_workspace.verdict,
     explain.explain,
     inspect_workspace.export,
+    encode.encode,
     run.report,
     inspect_workspace.verify,
     inspect_workspace.doctor,

@@ -297,9 +297,15 @@ def to_json(value: Any) -> str:
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+_JSON_TYPES = frozenset({str, int, bool, type(None)})
+
+
 def _plain(value: Any) -> Any:
     """The value in the types that JSON has: NumPy's as Python's, paths as text."""
-    if isinstance(value, Mapping):
+    # Most values of a long record are these, and need no other question.
+    if type(value) in _JSON_TYPES:
+        return value
+    if isinstance(value, dict | Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]

@@ -69,6 +69,14 @@ def _n_outputs(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> int:
         raise NetworkError(
             f"the network does not run: {error}",
             where=f"inputs of shape {tuple(inputs.shape)} and type {inputs.dtype}",
-            expected="the shape that the network was built for",
+            expected=f"the shape that the network was built for{_first_width(network, inputs)}",
             advice="check network.arguments and the source",
         ) from error
+
+
+def _first_width(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> str:
+    """Width of the first linear layer in words, where it differs from that of flat inputs."""
+    linear = next((m for m in network.modules() if isinstance(m, torch.nn.Linear)), None)
+    if inputs.ndim != 2 or linear is None or linear.in_features == inputs.shape[1]:
+        return ""
+    return f", {linear.in_features} inputs to its first linear layer"

@@ -6,7 +6,7 @@ torch is imported on first use, so that reading a recipe stays fast.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from krepes_ooc.network.frozen import FrozenNetwork
 
+# Factories that ship with krepes.
+SHIPPED_CODE = "krepes_ooc.network.zoo:"
+# Value of an argument ``inputs`` that stands for the number of inputs of the source.
+AUTO = "auto"
 # Values of the key ``weights`` that are no paths.
 PRETRAIN = "pretrain"
 FACTORY = "factory"
@@ -45,6 +49,16 @@ class NetworkSpec:
         about="objective that trained the network, such as simclr, dino or mae; it is recorded",
         digest_omits="",
     )
+
+
+def wants_inputs(spec: NetworkSpec) -> bool:
+    """Whether a shipped factory takes its number of inputs from the source."""
+    return spec.factory.startswith(SHIPPED_CODE) and spec.arguments.get("inputs") == AUTO
+
+
+def with_inputs(spec: NetworkSpec, n_inputs: int) -> NetworkSpec:
+    """The network with its number of inputs in place of ``auto``, as if it had been declared so."""
+    return replace(spec, arguments=spec.arguments | {"inputs": n_inputs})
 
 
 def build_network(spec: NetworkSpec, base: Path = Path()) -> nn.Module:

@@ -46,11 +46,19 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One column of a table: its name, kind (``number`` or ``category``) and category names."""
+    """One column of a table.
+
+    Args:
+        name: the column's name.
+        kind: ``number`` or ``category``.
+        categories: names of the codes 0, 1, ... of a category.
+        words: words for numbers that are codes.
+    """
 
     name: str
     kind: str = "number"
     categories: tuple[str, ...] = ()
+    words: Mapping[float, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@
   const cell = (value, column) => {
     if (value === null) return "missing";
     if (column.kind === "category") return column.categories[value] ?? `code ${value}`;
+    if (column.words && value in column.words) return column.words[value];
     return Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(4)).toString();
   };
   const agrees = (mine, theirs, column) => {
@@ -149,7 +150,7 @@
     if (want.column && want.value) {
       const c = Number(want.column);
       const shown = String(cell(sample.values[c], deck.columns[c])).toLowerCase();
-      const plain = deck.columns[c].kind === "category" ? shown.includes(want.value) : shown.replaceAll(",", "") === want.value;
+      const plain = deck.columns[c].kind === "category" || deck.columns[c].words ? shown.includes(want.value) : shown.replaceAll(",", "") === want.value;
       if (!plain) return false;
     }
     return true;

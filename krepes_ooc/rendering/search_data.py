@@ -41,6 +41,12 @@ def search_index(audit: AuditData, explained: Sequence[Explained]) -> dict[str, 
         "classes": list(audit.classes),
         "columns": [
             {"name": c.name, "kind": c.kind, "categories": list(c.categories), "span": span}
+            # Keys as the page's script spells numbers.
+            | (
+                {"words": {f"{code:.15g}": word for code, word in c.words.items()}}
+                if c.words
+                else {}
+            )
             for c, span in zip(audit.columns, _spans(explained), strict=False)
         ],
         "landmarks": _samples(audit, audit.landmarks, used),

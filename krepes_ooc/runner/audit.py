@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,10 +61,12 @@ class Audit:
     Args:
         recipe: what is run.
         workspace: where.
+        check_stop: raises when the run is to stop, while the source is opened.
     """
 
     recipe: Recipe
     workspace: Workspace
+    check_stop: Callable[[], None] = lambda: None
 
     @cached_property
     def inputs(self) -> AuditInputs:
@@ -78,6 +80,7 @@ class Audit:
             recipe.base,
             self.workspace.private,
             recipe.training_objective,
+            self.check_stop,
         )
 
     @cached_property

@@ -19,7 +19,7 @@ from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.sources.base import check_finite
+from krepes_ooc.sources.base import check_finite, check_samples
 from krepes_ooc.sources.display import full_scale, picture
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, unscale_rows
 from krepes_ooc.stages.features.inner_products import self_kernel
@@ -97,12 +97,7 @@ def explain_sample(
         return explainer.stored(int(rows[0]), top)
     # Any other one is read from the source and goes through the network.
     source = explainer.audit.inputs.source
-    if not 0 <= sample < source.n_samples:
-        raise UsageError(
-            f"no sample {sample}",
-            where=str(workspace),
-            expected=f"0 to {source.n_samples - 1}",
-        )
+    check_samples(source, [sample], str(workspace))
     ids = np.array([sample], dtype=np.int64)
     identity = {"sample_id": ids, "label": source.labels(ids)}
     return explainer.through_network(source.read(ids), source.names(ids), identity, top)[0]
@@ -134,7 +129,13 @@ def explain_input(
             f"{len(new.raw)} samples", where=str(path), expected=f"at most {MOST_SAMPLES}"
         )
     identity = {"sample_id": np.full(len(new.raw), NEW), "label": new.labels}
-    return explainer.through_network(new.raw, new.names, identity, top)
+    explained = explainer.through_network(new.raw, new.names, identity, top)
+    # What was filled or encoded as zeros stands beside the explanation.
+    warnings = (*inputs.encoding_warnings, *(f"{Path(path).name}: {w}" for w in new.warnings))
+    return [
+        replace(e, audit=replace(e.audit, warnings=(*e.audit.warnings, *warnings)))
+        for e in explained
+    ]
 
 
 @dataclass(frozen=True)

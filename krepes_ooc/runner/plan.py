@@ -48,7 +48,7 @@ def make_plan(
     options = options or Options()
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
     preflight.refuse_no_folder(root)
-    with _trial_folder(root) as folder:
+    with trial_folder(root) as folder:
         audit = Audit(recipe, Workspace(folder))
         preflight.refuse_other_recipe(audit.workspace, recipe.name)
         states = audit.states()
@@ -59,7 +59,9 @@ def make_plan(
         costs = audit.costs(list(states.values()), sizes)
         # Time needs the rates of this machine and the cost of a feature row.
         rates = calibrate(folder) if timed else None
-        source = describe_source(audit.inputs.source)
+        source = describe_source(
+            audit.inputs.source, audit.inputs.source_spec, audit.inputs.source_warnings
+        )
         description = _row_description(audit, states["features"]) if timed else {}
         rows = [
             _row(audit, state, costs[name], budget, base)
@@ -168,7 +170,7 @@ def _seconds(cost: Cost, budget: Budget, rates: Rates | None) -> float | None:
 
 
 @contextlib.contextmanager
-def _trial_folder(root: Path) -> Iterator[Path]:
+def trial_folder(root: Path) -> Iterator[Path]:
     """The workspace if there is one, else a folder for caches that is removed again."""
     if (root / ".krepes").is_dir():
         yield root

@@ -13,13 +13,12 @@ from typing import Any
 from krepes_ooc.core import resources
 from krepes_ooc.core.settings import read_settings, setting, unknown_key
 from krepes_ooc.errors import RecipeError, UsageError
-from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
+from krepes_ooc.network.spec import PRETRAIN, SHIPPED_CODE, NetworkSpec
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.stages.base.stage import Stage, is_enabled
 from krepes_ooc.stages.registry import BY_NAME, STAGES
 from krepes_ooc.views.spec import ViewSpec
 
-SHIPPED_CODE = "krepes_ooc.network.zoo:"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 

@@ -79,7 +79,7 @@ def run(
             space.remove_stale_files()
             sweep_cache(space.private / "cache")
         with recorded_run(space, options, summary):
-            _Run(Audit(recipe, space), options, progress, flag, summary, device).run()
+            _Run(Audit(recipe, space, flag.check), options, progress, flag, summary, device).run()
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = machine.peak_bytes()
     return summary
@@ -129,7 +129,7 @@ class _Run:
         unsealed = [state for state in picked if state.kind != "sealed"]
         if unsealed:
             # What was left out or brought together is seen before the first block.
-            for warning in self.audit.inputs.source.warnings:
+            for warning in self.audit.inputs.source_warnings:
                 self.progress.note(f"source: {warning}")
             digests = {name: state.digest for name, state in states.items()}
             self._run_stages(picked, unsealed, digests)

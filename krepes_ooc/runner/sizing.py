@@ -92,7 +92,7 @@ def _complete(
             expected=f"at most {m}",
             advice="lower it, or raise stages.landmarks.count",
         )
-    check_sample_ids(settings["audited"], n, m)
+    check_sample_ids(settings["audited"], inputs.source, m)
     partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m)
     groups = [name for partition in partitions for name in partition.groups]
     retrained = settings["retraining"]

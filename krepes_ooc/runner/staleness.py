@@ -17,6 +17,7 @@ from krepes_ooc.core.import_object import factory_sha256
 from krepes_ooc.core.settings import digest_mapping, digest_names
 from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.network.spec import FACTORY, PRETRAIN, resolve_weights
+from krepes_ooc.sources.file_digests import describe_change, read_file_digests
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.stage import Stage, digest_of, is_enabled
 from krepes_ooc.storage.contracts import load_contract
@@ -31,7 +32,12 @@ LONGEST_VALUE = 60
 INPUTS = ("source", "labels", "views", "factory", "network", "training")
 # Declared inputs that digests leave out, because the digest of another input of the stage covers
 # them: so a stage that declares one more input stays the stage that an earlier version sealed.
-COVERED = {"newton": {"features", "landmarks"}, "concepts": {"labels"}, "report": {"source"}}
+COVERED = {
+    "newton": {"features", "landmarks"},
+    "concepts": {"labels"},
+    "report": {"source"},
+    "verdict": {"source"},
+}
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ class StalenessChecker:
         changed: Collection[str],
     ) -> StageState:
         """The state of a stage whose fingerprint on disk is another one, with the reasons."""
-        reasons, upstream = _differences(stored, fingerprint, digest_names(stage.settings))
+        files = self._changed_files(stored, fingerprint)
+        reasons, upstream = _differences(stored, fingerprint, digest_names(stage.settings), files)
         # Without a digest, an upstream stage may still give the result that was read.
         digests = fingerprint["inputs"]
         missing = tuple(name for name in upstream if not (digests[name] or name in changed))
@@ -188,6 +195,16 @@ class StalenessChecker:
             changed_upstream=tuple(name for name in upstream if name not in missing),
             missing_upstream=missing,
         )
+
+    def _changed_files(self, stored: Mapping[str, Any], fingerprint: Fingerprint) -> dict[str, str]:
+        """The change of the source, file by file, where the files of both versions are known."""
+        digests = [each.get("inputs", {}).get("source") for each in (stored, fingerprint)]
+        if digests[0] == digests[1]:
+            return {}
+        cache = self.inputs.private / "cache"
+        then, now = (read_file_digests(cache, digest) for digest in digests)
+        text = "" if then is None or now is None else describe_change(then, now)
+        return {"source": text} if text else {}
 
     def upstream(self, stage: Stage) -> tuple[str, ...]:
         """Stages whose results a stage reads."""
@@ -245,7 +262,7 @@ class StalenessChecker:
     def _describe(self, name: str) -> Any:
         """The identity of an input: whole where it is short, so that a difference can be named."""
         if name == "source":
-            return canonical_digest(self.inputs.source.fingerprint())
+            return self._source()
         if name == "labels":
             return canonical_digest(self.inputs.source.label_fingerprint())
         if name == "training":
@@ -253,6 +270,13 @@ class StalenessChecker:
         if name == "views":
             return self.inputs.views.describe()
         return self._network(None if name == "factory" else self._weights())
+
+    def _source(self) -> Any:
+        """Digest of the samples, beside that of a table's encoding file where there is one."""
+        fingerprint = dict(self.inputs.source.fingerprint())
+        encoding = fingerprint.pop("encoding", None)
+        samples = canonical_digest(fingerprint)
+        return samples if encoding is None else {"samples": samples, "encoding": encoding}
 
     def _network(self, weights: str | None) -> dict[str, Any]:
         spec = digest_mapping(self.inputs.network_spec)
@@ -278,7 +302,10 @@ def units_on_disk(record: StageRecord) -> int:
 
 
 def _differences(
-    stored: Mapping[str, Any], fingerprint: Fingerprint, names: Mapping[str, str]
+    stored: Mapping[str, Any],
+    fingerprint: Fingerprint,
+    names: Mapping[str, str],
+    described: Mapping[str, str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Differences between two fingerprints of one stage.
 
@@ -286,6 +313,7 @@ def _differences(
         stored: the fingerprint on disk.
         fingerprint: that of the recipe.
         names: settings that digests spell otherwise than recipes: digest name to recipe name.
+        described: changes of inputs that are known in more detail than their digest tells.
 
     Returns:
         Changes of the stage itself, in words, and names of upstream stages with another digest.
@@ -304,13 +332,24 @@ def _differences(
     # Inputs from outside are named with the change, stages by their name.
     inputs = dict(stored.get("inputs", {}))
     for key, now in fingerprint["inputs"].items():
-        if key in INPUTS:
-            reasons += _changed(key, inputs.get(key), now)
+        if key in described:
+            reasons.append(described[key])
+        elif key in INPUTS:
+            reasons += _changed(key, *_in_parts(inputs.get(key), now))
         elif inputs.get(key) != now:
             upstream.append(key)
     if not reasons and not upstream:
         reasons.append("its record has another form")
     return tuple(reasons), tuple(upstream)
+
+
+def _in_parts(was: Any, now: Any) -> tuple[Any, Any]:
+    """Two identities of a source in the same parts, where only one has an encoding file."""
+    if isinstance(was, str) and isinstance(now, Mapping):
+        return {"samples": was, "encoding": None}, now
+    if isinstance(was, Mapping) and isinstance(now, str):
+        return was, {"samples": now, "encoding": None}
+    return was, now
 
 
 def _renamed(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

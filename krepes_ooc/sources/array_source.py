@@ -107,6 +107,8 @@ class ArraySource:
         self._label_identity = identity.get("labels")
         self._where = str(identity.get("name", "source"))
         self.n_samples = rows.shape[0]
+        self.n_positions = self.n_samples
+        self.valid_positions: Int64 | None = None
         if not self.n_samples:
             raise SourceError("no samples", where=self._where, expected="at least one")
         if labels is not None and len(labels.codes) < self.n_samples:
@@ -125,6 +127,17 @@ class ArraySource:
         self.summary: tuple[str, ...] = ()
         self.advice = ""
 
+    def skip_positions(self, valid_positions: Int64, n_positions: int) -> None:
+        """Count positions over all files, so that a mended one moves no other sample.
+
+        Args:
+            valid_positions: ascending positions of the samples [sample].
+            n_positions: number of files, those that are skipped too.
+        """
+        self.valid_positions = valid_positions
+        self.n_positions = n_positions
+        self.resident_bytes += int(valid_positions.nbytes)
+
     def read(self, positions: Int64) -> npt.NDArray[Any]:
         """Raw samples [sample, ...].
 
@@ -132,8 +145,8 @@ class ArraySource:
             DataError: a value is NaN or infinite, or the file changed.
             UsageError: a position lies outside the source.
         """
-        positions = check_positions(positions, self.n_samples)
-        raw = self._rows.take(positions)
+        positions = check_positions(positions, self.n_positions)
+        raw = self._rows.take(self._indices(positions))
         check_finite(raw, positions, "a value", self._where)
         return raw
 
@@ -155,15 +168,35 @@ class ArraySource:
 
     def labels(self, positions: Int64) -> Int64:
         """Codes of ``classes`` [sample], -1 where there is none."""
-        positions = check_positions(positions, self.n_samples)
+        indices = self._indices(positions)
         if self._codes is None:
-            return np.full(positions.shape, -1, dtype=np.int64)
-        return self._codes[positions]
+            return np.full(indices.shape, -1, dtype=np.int64)
+        return self._codes[indices]
 
     def names(self, positions: Int64) -> list[str]:
         """The user's names, by default the positions as text."""
-        indices: list[int] = check_positions(positions, self.n_samples).tolist()
-        return [self._names[i] if self._names else str(i) for i in indices]
+        if not self._names:
+            return [str(i) for i in check_positions(positions, self.n_positions).tolist()]
+        return [self._names[i] for i in self._indices(positions).tolist()]
+
+    def _indices(self, positions: Int64) -> Int64:
+        """Indices of the samples [sample] at these positions.
+
+        Raises:
+            UsageError: a position lies outside the source, or its file is skipped.
+        """
+        positions = check_positions(positions, self.n_positions)
+        valid = self.valid_positions
+        if valid is None:
+            return positions
+        skipped = np.setdiff1d(positions, valid)
+        if skipped.size:
+            raise UsageError(
+                f"the file of sample {int(skipped[0])} is skipped",
+                where=self._where,
+                expected="a sample",
+            )
+        return np.asarray(np.searchsorted(valid, positions), dtype=np.int64)
 
     def encode(self, raw: npt.NDArray[Any]) -> Float32:
         """Network input float32 [sample, ...]: the raw values."""

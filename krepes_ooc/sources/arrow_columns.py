@@ -35,7 +35,36 @@ def is_number(arrow_type: Any) -> bool:
     return kind_of(arrow_type) == "numeric"
 
 
-def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
+def is_temporal(arrow_type: Any) -> bool:
+    """Whether a column holds dates or times, which can be read as text."""
+    return bool(pa.types.is_temporal(arrow_type) and not pa.types.is_duration(arrow_type))
+
+
+def blank_missing(table: Any, missing: tuple[str, ...]) -> Any:
+    """Arrow table with nulls in place of texts, and of numbers, that stand for no value."""
+    if not missing:
+        return table
+    texts = pa.array(missing, pa.string())
+    numbers = pa.array([number for number in map(_parse, missing) if np.isfinite(number)])
+    for index, name in enumerate(table.column_names):
+        column = table.column(index)
+        # Dictionary-encoded values behave like the values themselves.
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if _is_text(column.type):
+            blank = pc.is_in(column.cast(pa.string()), value_set=texts)
+        elif is_number(column.type) and len(numbers):
+            blank = pc.is_in(column.cast(pa.float64(), safe=False), value_set=numbers)
+        else:
+            continue
+        column = pc.if_else(blank, pa.scalar(None, column.type), column)
+        table = table.set_column(index, name, column)
+    return table
+
+
+def to_numbers(
+    values: Any, name: str, first_row: int, where: str, *, keep_missing: bool = False
+) -> Float64:
     """Finite float64 numbers [sample] of an Arrow column.
 
     Args:
@@ -43,6 +72,7 @@ def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
         name: its column, for the message.
         first_row: position of its first row, for the message.
         where: its file, for the message.
+        keep_missing: null and NaN become NaN and are not refused.
 
     Raises:
         DataError: an entry is missing, NaN, infinite or no number; row and column are named.
@@ -59,7 +89,12 @@ def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
         # Text declared as numbers: parse each entry, so that the bad one can be named.
         numbers = np.asarray([_parse(text) for text in values.to_pylist()], dtype=np.float64)
     # A float cast turns null into NaN: one test finds missing, NaN and infinite entries.
-    bad = np.flatnonzero(~np.isfinite(numbers))
+    refused = ~np.isfinite(numbers)
+    if keep_missing:
+        # Text that is no number is NaN as well, and no missing value.
+        refused &= ~np.asarray(pc.is_null(values, nan_is_null=True), dtype=bool)
+        numbers = np.where(np.isnan(numbers), np.nan, numbers)
+    bad = np.flatnonzero(refused)
     if bad.size:
         entry = values[int(bad[0])].as_py()
         raise DataError(
@@ -72,7 +107,11 @@ def to_numbers(values: Any, name: str, first_row: int, where: str) -> Float64:
 
 
 def to_text(values: Any) -> Any:
-    """Arrow column as text without nulls; null and NaN become ``(missing)``."""
+    """Arrow column as text without nulls; null and NaN become ``(missing)``.
+
+    Raises:
+        ArrowInvalid: bytes that are not UTF-8.
+    """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     # Categories that are numbers: NaN is one more way to say "missing".
@@ -81,10 +120,25 @@ def to_text(values: Any) -> Any:
     return pc.fill_null(values.cast(pa.string()), MISSING)
 
 
-def to_codes(values: Any, categories: Any) -> npt.NDArray[np.int64]:
-    """Index of each entry in ``categories``, an Arrow text array; -1 where there is none."""
-    codes = pc.fill_null(pc.index_in(to_text(values), value_set=categories), -1)
-    return np.asarray(codes, dtype=np.int64)
+def to_codes(
+    values: Any, categories: Any, null_words: tuple[str, ...] = ()
+) -> npt.NDArray[np.int64]:
+    """Index of each entry in ``categories``; -1 where there is none.
+
+    Args:
+        values: the Arrow array.
+        categories: names of the codes 0, 1, ..., an Arrow text array.
+        null_words: texts that, where they are no category, are as good as missing.
+    """
+    text = to_text(values)
+    codes = np.array(pc.fill_null(pc.index_in(text, value_set=categories), -1), dtype=np.int64)
+    missing = pc.index(categories, MISSING).as_py()
+    unknown = np.flatnonzero(codes < 0)
+    if unknown.size and null_words and missing >= 0:
+        words = pa.array(null_words, pa.string())
+        blank = np.asarray(pc.is_in(text.take(pa.array(unknown)), value_set=words))
+        codes[unknown[blank]] = missing
+    return codes
 
 
 def _is_text(arrow_type: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,8 +31,8 @@ class SourceSpec:
     )
     path: str = setting("", about="file or folder, relative to the recipe")
     labels: str = setting("", about="file of labels beside an idx or array file")
-    classes: tuple[str, ...] = setting((), about="names of the labels 0, 1, 2 ... of that file")
-    label: str = setting("", about="column of labels, never shown to the network")
+    classes: tuple[str, ...] = setting((), about="names of the labels 0, 1, 2 ...")
+    label: str = setting("", about="column (or tar member) of labels, never shown to the network")
     name: str = setting("", about="column with the user's own sample names")
     exclude: tuple[str, ...] = setting((), about="columns that are never read")
     audit_only: tuple[str, ...] = setting((), about="columns audited, never shown to the network")
@@ -39,6 +40,15 @@ class SourceSpec:
     numeric: tuple[str, ...] = setting((), about="columns to take as numbers")
     header: bool = setting(True, about="whether the first line of a CSV file names the columns")
     delimiter: str = setting("", about="separator of a CSV file; default comma, tab for .tsv")
+    charset: str = setting(
+        "", about="character encoding of a CSV file; default UTF-8", digest_omits=""
+    )
+    decimal: Literal[".", ","] = setting(
+        ".", about="decimal mark of the numbers of a CSV file", digest_omits="."
+    )
+    missing: tuple[str | int | float, ...] = setting(
+        (), about="texts and numbers of a table that stand for no value", digest_omits=()
+    )
     limit: int | None = setting(None, about="use the first rows only", minimum=1)
     order: Literal["shuffled", "source"] = setting("shuffled", about="order of the store rows")
     array: str = setting("", about="name of the array inside an npz, hdf5 or zarr store")
@@ -73,8 +83,21 @@ class SourceSpec:
     )
     key: str = setting(
         "",
-        about="entry of a factory's items (dicts or tuples) that is the sample",
+        about="entry of a factory's items, column or tar member that is the sample",
         digest_omits="",
+    )
+    encoding: str = setting(
+        "",
+        about="JSON file of the encoding that the network was trained with; see krepes encode",
+        digest_omits="",
+    )
+    unseen: Literal["refuse", "zero"] = setting(
+        "refuse",
+        about="columns and categories that the encoding file does not know: refused, or zeros",
+        digest_omits="refuse",
+    )
+    decode: dict[str, Any] = setting(
+        {}, about="words for codes in table columns, shown to people", digest_omits={}
     )
 
 
@@ -94,13 +117,20 @@ _USED_KEYS = {
         "numeric",
         "header",
         "delimiter",
+        "classes",
+        "encoding",
+        "unseen",
+        "decode",
+        "charset",
+        "decimal",
+        "missing",
     },
     "idx": {"path", "labels", "classes", *_PIXELS},
     "arrays": {
         *("path", "labels", "classes", "array", "label_array", "layout", "missing_chunks"),
         *_PIXELS,
     },
-    "images": {"path", "size", "alpha", "page", "skip_damaged", *_PIXELS},
+    "images": {"path", "key", "label", "size", "alpha", "page", "skip_damaged", *_PIXELS},
     "factory": {"factory", "arguments", "key", *_PIXELS},
 }
 
@@ -139,6 +169,9 @@ class Column:
         low: 1 % quantile (numbers).
         high: 99 % quantile (numbers).
         sha256: of its values, as numbers or as texts.
+        missing: rows without a value.
+        counts: rows of each category; () for numbers.
+        words: (code, word) pairs of ``source.decode``.
     """
 
     name: str
@@ -150,6 +183,15 @@ class Column:
     low: float = 0.0
     high: float = 0.0
     sha256: str = ""
+    missing: int = 0
+    counts: tuple[int, ...] = ()
+    words: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """Categories as people see them: decoded where there is a word."""
+        words = dict(self.words)
+        return tuple(words.get(category, category) for category in self.categories)
 
 
 class Source(Protocol):
@@ -233,6 +275,38 @@ def check_positions(positions: Int64, n_samples: int) -> Int64:
             f"no sample {int(outside[0])}", where="source", expected=f"0 to {n_samples - 1}"
         )
     return positions
+
+
+def sample_positions(source: Source, indices: Int64) -> Int64:
+    """Positions of the first, second, third ... sample: their index, but for skipped files.
+
+    Args:
+        source: any source; one that skips files lists the positions of its samples.
+        indices: from 0 to ``n_samples - 1`` [sample].
+    """
+    listed: Int64 | None = getattr(source, "valid_positions", None)
+    return indices if listed is None else listed[indices]
+
+
+def check_samples(source: Source, positions: Sequence[int], where: str) -> None:
+    """Raise if a position that the user names is no sample of the source.
+
+    Raises:
+        UsageError: it lies outside the source, or its file is skipped.
+    """
+    listed: Int64 | None = getattr(source, "valid_positions", None)
+    count = source.n_samples if listed is None else int(source.n_positions)  # type: ignore[attr-defined]
+    wrong = [i for i in positions if not 0 <= i < count]
+    if wrong:
+        raise UsageError(f"no sample {wrong[0]}", where=where, expected=f"0 to {count - 1}")
+    skipped = [] if listed is None else np.setdiff1d(positions, listed).tolist()
+    if skipped:
+        raise UsageError(
+            f"the file of sample {skipped[0]} is skipped, because it cannot be decoded",
+            where=where,
+            expected="a sample",
+            advice="repair the file, or name another sample",
+        )
 
 
 def check_finite(

@@ -79,15 +79,19 @@ def picture(raw: npt.NDArray[Any], full: float | None = None) -> npt.NDArray[np.
 
 
 def describe_columns(source: Source) -> list[dict[str, Any]]:
-    """Name, kind, categories and robust range of every table column."""
-    return [
-        {
+    """Name, kind, categories and robust range of every table column, as people see them."""
+    described = []
+    for column in source.columns:
+        shown = {
             "name": column.name,
             "kind": column.kind,
             "shown": column.shown,
-            "categories": list(column.categories),
+            "categories": list(column.category_names),
             "low": column.low,
             "high": column.high,
         }
-        for column in source.columns
-    ]
+        # Numbers that are codes: their words by code.
+        if column.words and column.kind == "numeric":
+            shown["words"] = dict(column.words)
+        described.append(shown)
+    return described

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,11 @@ from krepes_ooc.sources.image_pixels import PictureFacts, inspect_picture
 
 MAX_NAMED = 20
 _READERS = 4
+_PER_TASK = 32
 _PER_RECORD = 20_000
+_MOST_RECORDS = 32
+_NO_FILE: FileSignature = (0, 0, 0, 0)
+_FACT_NAMES = tuple(field.name for field in dataclasses.fields(PictureFacts))
 
 
 @dataclass(frozen=True)
@@ -37,34 +42,140 @@ class PictureCheck:
     facts: PictureFacts | None
     problem: str = ""
 
+    def to_json(self) -> list[Any]:
+        """The check as plain values."""
+        facts = self.facts
+        listed = None if facts is None else [getattr(facts, name) for name in _FACT_NAMES]
+        return [self.sha256, listed, self.problem]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> PictureCheck:
+        """The check that ``to_json`` wrote."""
+        sha256, facts, problem = values
+        return cls(sha256, None if facts is None else PictureFacts(*facts), problem)
+
+
+_NOWHERE = PictureCheck("", None, "a link that leads nowhere")
+
 
 def check_pictures(
     folder: Path,
     files: Sequence[str],
-    signatures: Sequence[FileSignature],
     page: int | None,
     cache: Path,
-) -> list[PictureCheck]:
-    """Checks of all files, in their order; from the cache where size, times and inode are the same.
+    check_stop: Callable[[], None] = lambda: None,
+) -> tuple[list[PictureCheck], list[FileSignature]]:
+    """Checks and signatures of all files, in their order.
+
+    A file whose size, times and inode are those of its last check is not read again.
+
+    Args:
+        folder: where the names begin.
+        files: names in the folder.
+        page: page of files that hold several, or None.
+        cache: where the checks are kept.
+        check_stop: raises when the run is to stop; what is checked by then is kept.
 
     Raises:
         SourceError: a file cannot be read, or the cache not be written.
     """
-    record = cache / f"pictures-{canonical_digest([str(folder), page])[:16]}.json"
-    known = read_scan_result(record).get("pictures", {})
+    records = _CheckRecords(cache, f"pictures-{canonical_digest([str(folder), page])[:16]}")
+    known = records.read()
+    # Plain strings: path objects would cost half as much as a small picture.
+    root = os.path.join(folder, "")
+    signatures = [_signature(root + name) for name in files]
     fresh = [
         index
         for index, name in enumerate(files)
-        if known.get(name, [None])[0] != list(signatures[index])
+        if signatures[index] != _NO_FILE and known.get(name, [None])[0] != list(signatures[index])
     ]
+    results = {index: _NOWHERE for index, each in enumerate(signatures) if each == _NO_FILE}
     # Groups, so that a run that is stopped among millions of pictures keeps what it has checked.
     for start in range(0, len(fresh), _PER_RECORD):
         group = fresh[start : start + _PER_RECORD]
-        checks = _read_all([folder / files[index] for index in group], page)
-        for index, check in zip(group, checks, strict=True):
-            known[files[index]] = [list(signatures[index]), *_to_json(check)]
-        write_scan_result(record, {"pictures": known})
-    return [_from_json(known[name][1:]) for name in files]
+        checked: dict[str, list[Any]] = {}
+        try:
+            paths = [root + files[index] for index in group]
+
+            def check_paths(start: int, stop: int, paths: list[str] = paths) -> list[PictureCheck]:
+                return [check_picture(path, page) for path in paths[start:stop]]
+
+            checks = run_checks(len(group), check_paths, check_stop)
+            for index, check in zip(group, checks, strict=True):
+                checked[files[index]] = [list(signatures[index]), *check.to_json()]
+                results[index] = check
+        finally:
+            records.add(checked)
+            known |= checked
+    checks_in_order = [
+        results.get(index) or PictureCheck.from_json(known[name][1:])
+        for index, name in enumerate(files)
+    ]
+    return checks_in_order, signatures
+
+
+class _CheckRecords:
+    """Checks of files by name, in records of up to ``_PER_RECORD`` files; later ones count.
+
+    Args:
+        cache: folder of the records.
+        stem: what their names begin with.
+    """
+
+    def __init__(self, cache: Path, stem: str) -> None:
+        self._cache = cache
+        self._stem = stem
+        self._next = 0
+
+    def read(self) -> dict[str, list[Any]]:
+        """All checks: signature, digest, facts and problem of every file that was read."""
+        known: dict[str, list[Any]] = {}
+        paths = sorted(self._cache.glob(f"{self._stem}-*.json"))
+        damaged = False
+        for path in paths:
+            pictures = read_scan_result(path).get("pictures", {})
+            damaged |= not pictures
+            known |= pictures
+        self._next = len(paths)
+        # Many small records, of files that were mended one after the other, become few.
+        in_order = [self._path(index) for index in range(len(paths))] == paths
+        if damaged or not in_order or len(paths) > _MOST_RECORDS + len(known) // _PER_RECORD:
+            self._rewrite(known, paths)
+        return known
+
+    def add(self, checked: dict[str, list[Any]]) -> None:
+        """Write the checks of further files."""
+        if checked:
+            write_scan_result(self._path(self._next), {"pictures": checked})
+            self._next += 1
+
+    def _rewrite(self, known: dict[str, list[Any]], paths: list[Path]) -> None:
+        """Write all checks anew; the old records go last, so that a kill loses none."""
+        self._next = 0
+        names = list(known)
+        for start in range(0, len(names), _PER_RECORD):
+            self.add({name: known[name] for name in names[start : start + _PER_RECORD]})
+        for path in set(paths) - {self._path(index) for index in range(self._next)}:
+            path.unlink(missing_ok=True)
+
+    def _path(self, index: int) -> Path:
+        return self._cache / f"{self._stem}-{index:06d}.json"
+
+
+def _signature(path: str) -> FileSignature:
+    """Signature of a file; ``_NO_FILE`` for a link that leads nowhere.
+
+    Raises:
+        SourceError: the file is gone, or cannot be reached.
+    """
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        # A link to a file that may not be reached is no damaged file.
+        if os.path.islink(path) and not isinstance(error, PermissionError):
+            return _NO_FILE
+        raise unreadable(Path(path), error, source=True) from error
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def refuse_damaged(
@@ -93,16 +204,22 @@ def refuse_damaged(
     )
 
 
-def check_picture(path: Path, page: int | None) -> PictureCheck:
+def check_picture(path: str, page: int | None) -> PictureCheck:
     """Digest and facts of one file, whose bytes are read once.
 
     Raises:
         SourceError: the file cannot be read.
     """
     try:
-        content = path.read_bytes()
+        with open(path, "rb", buffering=0) as stream:
+            content = stream.readall()
     except OSError as error:
-        raise unreadable(path, error, source=True) from error
+        raise unreadable(Path(path), error, source=True) from error
+    return check_content(content, page)
+
+
+def check_content(content: bytes, page: int | None) -> PictureCheck:
+    """Digest and facts of one picture."""
     digest = hashlib.sha256(content).hexdigest()
     if not content:
         return PictureCheck(digest, None, "the file is empty")
@@ -116,17 +233,27 @@ def check_picture(path: Path, page: int | None) -> PictureCheck:
         return PictureCheck(digest, None, " ".join(f"{type(error).__name__}: {text}".split()))
 
 
-def _read_all(paths: list[Path], page: int | None) -> Iterator[PictureCheck]:
-    # Hashing and most decoders release the interpreter lock.
+def run_checks(
+    n_pictures: int,
+    check: Callable[[int, int], list[PictureCheck]],
+    check_stop: Callable[[], None],
+) -> Iterator[PictureCheck]:
+    """Checks of pictures in order, several at once: most decoders release the interpreter lock.
+
+    Args:
+        n_pictures: number of pictures.
+        check: checks the pictures [start, stop).
+        check_stop: raises when the run is to stop.
+    """
+    # A task for each picture would cost more than a small picture.
+    starts = range(0, n_pictures, _PER_TASK)
+    stops = [min(start + _PER_TASK, n_pictures) for start in starts]
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(lambda path: check_picture(path, page), paths)
-
-
-def _to_json(check: PictureCheck) -> list[Any]:
-    facts = None if check.facts is None else list(dataclasses.astuple(check.facts))
-    return [check.sha256, facts, check.problem]
-
-
-def _from_json(values: list[Any]) -> PictureCheck:
-    sha256, facts, problem = values
-    return PictureCheck(sha256, None if facts is None else PictureFacts(*facts), problem)
+        try:
+            for checks in pool.map(check, starts, stops):
+                check_stop()
+                yield from checks
+        except BaseException:
+            # A run that is to stop does not wait for pictures that are not begun.
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

@@ -13,22 +13,25 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
+from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DataError
 
 Alpha = Literal["drop", "white", "black"]
 FULL_SCALES: dict[str, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
-# Formats whose several pictures are not several samples: the first is the photo, the rest previews.
-_ONE_PICTURE = {"MPO"}
+# Formats of one picture a file; of MPO the first is the photo, the rest previews.
+_ONE_PICTURE = {"JPEG", "MPO"}
 # Pillow keeps the high byte of deep colours; read in the other byte order, that is the low byte.
 _LOW_BYTES = {
     f"{mode};16{order}": f"{mode};16{other}"
     for mode in ("RGB", "RGBA", "RGBX")
     for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
 }
+# Values of the orientation by which x and y change places.
+_TURNED = {5, 6, 7, 8}
 # Formats that store 16 bits in Pillow's 32-bit mode.
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM"}
 
@@ -90,55 +93,74 @@ def inspect_picture(content: bytes, page: int | None) -> PictureFacts:
     Raises:
         Exception: of any class, as Pillow's decoders raise them, with the cause in its text.
     """
-    with _open(content, page) as file:
-        pages = _pages(file)
-        depth = _depth(file)
-        deep_colour = depth == "uint8" and _has_deep_channels(file, content)
-        readable = deep_colour and _low_byte_tiles(file) is not None
-        image = ImageOps.exif_transpose(file)
+    with _open(content, page) as image:
+        pages = _pages(image)
+        depth = _depth(image)
+        deep_colour = depth == "uint8" and _has_deep_channels(image, content)
+        readable = deep_colour and _low_byte_tiles(image) is not None
         image.load()
-    low, high = 0.0, 0.0
-    # Only deeper pictures need a scale: their extremes tell which one.
-    if depth != "uint8" or readable:
-        values = _deep_colours(content, page) if readable else np.asarray(image)
-        depth = "uint16" if readable else depth
-        if not np.isfinite(values).all():
-            raise ValueError("a pixel is NaN or infinite")
-        low, high = float(values.min()), float(values.max())
-    return PictureFacts(
-        width=image.width,
-        height=image.height,
-        depth=depth,
-        grey=image.mode in _GREY_MODES or image.mode.startswith("I;16"),
-        pages=pages,
-        see_through=_is_see_through(image),
-        reduced=deep_colour and not readable,
-        low=low,
-        high=high,
-    )
+        # Cameras store how the picture is turned: the pixels themselves need no turning here.
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        width, height = image.size[::-1] if turned else image.size
+        low, high = 0.0, 0.0
+        # Only deeper pictures need a scale: their extremes tell which one.
+        if depth != "uint8" or readable:
+            values = _deep_colours(content, page) if readable else np.asarray(image)
+            depth = "uint16" if readable else depth
+            if not np.isfinite(values).all():
+                raise ValueError("a pixel is NaN or infinite")
+            low, high = float(values.min()), float(values.max())
+        return PictureFacts(
+            width=width,
+            height=height,
+            depth=depth,
+            grey=image.mode in _GREY_MODES or image.mode.startswith("I;16"),
+            pages=pages,
+            see_through=_is_see_through(image),
+            reduced=deep_colour and not readable,
+            low=low,
+            high=high,
+        )
 
 
 def decode(path: Path, form: PixelFormat) -> npt.NDArray[Any]:
-    """Pixels [y, x, channel] of one picture in the depth of the format.
+    """Pixels [y, x, channel] of one picture file; see ``decode_bytes``.
 
     Raises:
-        DataError: the file is no image, is damaged, too large to be decoded safely, or deeper than
-            the format.
+        SourceError: the file cannot be read.
+        DataError: as ``decode_bytes``.
     """
-    with _decoding(path):
+    try:
         content = path.read_bytes()
-        with _open(content, form.page) as file:
-            if form.page is None and _pages(file) > 1:
-                raise ValueError(f"holds {_pages(file)} pages, and source.page chooses none")
-            depth = _depth(file)
-            if depth == "uint8" and _has_deep_channels(file, content):
-                depth = "uint16"
-                pixels = _opaque(_deep_colours(content, form.page), form.alpha)
-                pixels = _fitted(pixels, form.side, depth)
-            elif depth == "uint8":
-                pixels = _shallow(ImageOps.exif_transpose(file), form)
-            else:
-                pixels = _fitted(np.asarray(ImageOps.exif_transpose(file)), form.side, depth)
+    except OSError as error:
+        raise unreadable(path, error, source=True) from error
+    return decode_bytes(content, form, str(path))
+
+
+def decode_bytes(content: bytes, form: PixelFormat, where: str) -> npt.NDArray[Any]:
+    """Pixels [y, x, channel] of one picture in the depth of the format.
+
+    Args:
+        content: of the picture's file.
+        form: channels, depth and size.
+        where: name of the picture, for messages.
+
+    Raises:
+        DataError: it is no image, is damaged, too large to be decoded safely, or deeper than the
+            format.
+    """
+    with _decoding(where), _open(content, form.page) as file:
+        if form.page is None and _pages(file) > 1:
+            raise ValueError(f"holds {_pages(file)} pages, and source.page chooses none")
+        depth = _depth(file)
+        if depth == "uint8" and _has_deep_channels(file, content):
+            depth = "uint16"
+            pixels = _opaque(_deep_colours(content, form.page), form.alpha)
+            pixels = _fitted(pixels, form.side, depth)
+        elif depth == "uint8":
+            pixels = _shallow(ImageOps.exif_transpose(file), form)
+        else:
+            pixels = _fitted(np.asarray(ImageOps.exif_transpose(file)), form.side, depth)
     # Eight bits in a folder of sixteen: 257 x / 65535 is x / 255 exactly.
     if (depth, form.depth) == ("uint8", "uint16"):
         pixels = pixels.astype(np.uint16) * np.uint16(257)
@@ -148,7 +170,7 @@ def decode(path: Path, form: PixelFormat) -> npt.NDArray[Any]:
     if deeper or pixels.shape[2] not in (1, form.channels):
         raise DataError(
             f"a picture of {depth} values and {pixels.shape[2]} channels",
-            where=str(path),
+            where=where,
             expected=f"{form.depth} and {form.channels} channels as in the source",
             advice="convert the picture",
         )
@@ -262,6 +284,8 @@ def _depth(image: Image.Image) -> str:
 
 def _has_deep_channels(image: Image.Image, content: bytes) -> bool:
     """Whether Pillow gives eight bits of deeper values: colours, and grey beside alpha."""
+    if image.format == "JPEG":
+        return False
     if image.format == "PNG":
         # Byte 24 is the bit depth of the header chunk, which comes first.
         return content[24] > 8
@@ -285,14 +309,14 @@ def _is_see_through(image: Image.Image) -> bool:
 
 
 @contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def _decoding(where: str) -> Iterator[None]:
     """Guard around Pillow, whose many decoders raise exceptions of any class."""
     try:
         yield
     except Exception as error:
         raise DataError(
             f"cannot be decoded: {type(error).__name__}: {error}",
-            where=str(path),
+            where=where,
             expected="an image",
             advice="repair or remove the file",
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from krepes_ooc.sources.array_source import ArraySource, ImageSource
 from krepes_ooc.sources.base import Column, Int64, Source, SourceSpec
 from krepes_ooc.sources.image_files import SUFFIXES
 from krepes_ooc.sources.image_pixels import PixelFormat, decode
+
+if TYPE_CHECKING:
+    from krepes_ooc.sources.table import TableSource
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_LISTED = 12
@@ -29,11 +32,13 @@ class NewSamples:
         raw: samples [sample, ...], as ``source.read`` gives them.
         names: names of the samples, for display [sample].
         labels: label codes [sample], -1 where there is none.
+        warnings: what was filled or encoded as zeros.
     """
 
     raw: npt.NDArray[Any]
     names: list[str]
     labels: Int64
+    warnings: tuple[str, ...] = ()
 
 
 def read_new_samples(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
@@ -152,9 +157,14 @@ def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[A
 
 
 def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
-    import pyarrow as pa
+    from krepes_ooc.sources.new_rows import read_new_rows
+    from krepes_ooc.sources.table import TableSource
 
-    table = _arrow(path)
+    assert isinstance(source, TableSource)
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".csv", ".tsv"):
+        raise UsageError(suffix or "no suffix", where=str(path), expected=READ_TABLE)
+    table = read_new_rows(source, spec, path, _json(path) if suffix == ".json" else None)
     rows = table.num_rows
     if not rows:
         raise DataError("no row", where=str(path), expected="at least one")
@@ -167,59 +177,58 @@ def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
         )
     # Audited columns that the network does not see may be absent: NaN.
     raw = np.full((rows, len(source.columns)), np.nan)
+    warnings: list[str] = []
     for index, column in enumerate(source.columns):
         if column.name in table.column_names:
-            raw[:, index] = _cells(table.column(column.name).combine_chunks(), column, path)
+            values = table.column(column.name).combine_chunks()
+            raw[:, index], zeros = _cells(source, values, column, path)
+            warnings += zeros
     labels = np.full(rows, -1, dtype=np.int64)
     # A label is optional: without one the new sample is explained all the same.
     if spec.label and spec.label in table.column_names:
-        from krepes_ooc.sources.arrow_columns import to_codes
-
         label_column = table.column(spec.label).combine_chunks()
-        labels = to_codes(label_column, pa.array(source.classes, pa.string()))
-    has_names = spec.name in table.column_names
-    names = [str(n) for n in table.column(spec.name).to_pylist()] if has_names else []
-    return NewSamples(raw, names or _name_rows(raw, path).names, labels)
+        labels = source.label_codes(label_column)
+        unknown = np.flatnonzero((labels < 0) & np.asarray(label_column.is_valid()))
+        if unknown.size:
+            raise DataError(
+                f"label {label_column[int(unknown[0])].as_py()!r} in column {spec.label!r}",
+                where=str(path),
+                expected="one of " + _listed(list(source.label_values)),
+                advice="leave the label out if it is not known",
+            )
+    from krepes_ooc.sources.arrow_columns import to_text
+
+    named = spec.name and spec.name in table.column_names
+    names = to_text(table.column(spec.name)).to_pylist() if named else []
+    return NewSamples(raw, names or _name_rows(raw, path).names, labels, tuple(warnings))
 
 
-def _arrow(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.csv
-
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".csv", ".tsv"):
-            parse = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
-            return pyarrow.csv.read_csv(path, parse_options=parse)
-        if suffix == ".json":
-            rows = _json(path)
-            # One object is one row.
-            rows = [rows] if isinstance(rows, dict) else rows
-            if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-                raise DataError("holds no row", where=str(path), expected='{"column": value, ...}')
-            return pa.Table.from_pylist(rows)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot be read: {error}", where=str(path)) from error
-    raise UsageError(suffix or "no suffix", where=str(path), expected=READ_TABLE)
-
-
-def _cells(values: Any, column: Column, path: Path) -> npt.NDArray[np.float64]:
+def _cells(
+    source: TableSource, values: Any, column: Column, path: Path
+) -> tuple[npt.NDArray[np.float64], list[str]]:
+    """Raw values [sample] of one column, and what is filled or encoded as zeros, in words."""
     import pyarrow as pa
 
     from krepes_ooc.sources.arrow_columns import to_codes, to_numbers
+    from krepes_ooc.sources.encoded_table import ZERO
 
     if column.kind == "numeric":
-        return to_numbers(values, column.name, 0, str(path))
-    # A category that the network has never seen has no one-hot column.
+        keep = column.name in source.keeps_missing
+        numbers = to_numbers(values, column.name, 0, str(path), keep_missing=keep)
+        missing = int(np.isnan(numbers).sum())
+        filled = f"column {column.name!r}: {missing} missing, filled as the encoding states"
+        return numbers, [filled] * bool(missing)
     codes = to_codes(values, pa.array(column.categories, pa.string()))
     unknown = np.flatnonzero(codes < 0)
-    if unknown.size and column.shown:
-        raise DataError(
-            f"{str(values[int(unknown[0])].as_py())!r} in column {column.name!r}",
-            where=str(path),
-            expected="one of " + _listed(list(column.categories)),
-        )
-    return np.where(codes < 0, np.nan, codes.astype(np.float64))
+    raw = np.where(codes < 0, np.nan, codes.astype(np.float64))
+    if not (unknown.size and column.shown):
+        return raw, []
+    # A category that the network has never seen has no one-hot column.
+    shown = f"{str(values[int(unknown[0])].as_py())!r} in column {column.name!r}"
+    if source.encoding_file is None or source.encoding_file.unseen != ZERO:
+        expected = "one of " + _listed(list(column.categories))
+        raise DataError(shown, where=str(path), expected=expected)
+    return raw, [f"{shown} is unknown to {source.encoding_file.name}: encoded as zeros"]
 
 
 def _listed(names: list[str]) -> str:

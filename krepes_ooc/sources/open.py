@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from krepes_ooc.errors import SourceError
@@ -11,13 +12,16 @@ from krepes_ooc.sources.row_order import WINDOW_ROWS, ShuffledOrder
 __all__ = ["Column", "Source", "SourceSpec", "Tabular", "open_source", "row_order"]
 
 
-def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
+def open_source(
+    spec: SourceSpec, base: Path, cache: Path, check_stop: Callable[[], None] = lambda: None
+) -> Source:
     """Open the declared source.
 
     Args:
         spec: the recipe key ``source``.
         base: folder of the recipe; paths are relative to it.
         cache: folder of the workspace for converted files and scan results.
+        check_stop: raises when the run is to stop, during checks that take long.
 
     Raises:
         SourceError: the source cannot be opened as declared.
@@ -25,7 +29,7 @@ def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
     """
     check_keys(spec)
     try:
-        return _open(spec, base, cache)
+        return _open(spec, base, cache, check_stop)
     except SourceError as error:
         # Recipes of public data sets name the command that downloads a missing file.
         if not (spec.fetch and error.what.startswith("no such")):
@@ -38,7 +42,7 @@ def open_source(spec: SourceSpec, base: Path, cache: Path) -> Source:
         ) from error
 
 
-def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
+def _open(spec: SourceSpec, base: Path, cache: Path, check_stop: Callable[[], None]) -> Source:
     if spec.kind == "table":
         # pyarrow is imported for tables only.
         from krepes_ooc.sources.table import open_table
@@ -53,7 +57,7 @@ def _open(spec: SourceSpec, base: Path, cache: Path) -> Source:
     if spec.kind == "arrays":
         return array_files.open_arrays(spec, base, cache)
     if spec.kind == "images":
-        return image_folder.open_images(spec, base, cache)
+        return image_folder.open_images(spec, base, cache, check_stop)
     return map_dataset.open_dataset(spec, base, cache)
 
 
@@ -62,4 +66,11 @@ def row_order(source: Source, spec: SourceSpec, seed: int) -> ShuffledOrder:
     # Decoded rows are float64: eight bytes a column.
     row_bytes = 8 * max(1, len(source.columns))
     window_rows = max(1, min(WINDOW_ROWS, BUFFER_BYTES // (2 * row_bytes)))
-    return ShuffledOrder(source.n_samples, source.row_groups, seed, spec.order, window_rows)
+    return ShuffledOrder(
+        source.n_samples,
+        source.row_groups,
+        seed,
+        spec.order,
+        window_rows,
+        getattr(source, "valid_positions", None),
+    )

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from krepes_ooc.core.digests import canonical_digest, stat_signature
 from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DamageError, SourceError
-from krepes_ooc.sources.arrow_columns import is_number
+from krepes_ooc.sources.arrow_columns import blank_missing, is_number
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
+from krepes_ooc.sources.csv_batches import (
+    COMPRESSED,
+    CSV_BLOCK_BYTES,
+    CsvBatches,
+    CsvFormat,
+    CsvHead,
+    csv_format,
+    csv_problem,
+)
 
 CONVERTER_VERSION = 1
+CSV_VERSION = 2
 GROUP_ROWS = 8_192
 MAX_GROUP_ROWS = 65_536
 MIN_GROUP_ROWS = 1_024
-CSV_BLOCK_BYTES = 8 * 2**20
 READ_BUFFER_BYTES = 64 * 2**10
 _PARQUET = {".parquet", ".pq"}
 _ARROW = {".arrow", ".feather", ".ipc"}
@@ -37,10 +45,14 @@ class TableFile:
     Args:
         path: the file.
         cached: its checksums, or None for a file of the user.
+        missing: texts and numbers that stand for no value.
+        csv: format of the CSV file that it was converted from, or None.
     """
 
     path: Path
     cached: CachedFile | None = None
+    missing: tuple[str, ...] = ()
+    csv: CsvFormat | None = None
 
     def open(self) -> Any:
         """Opened Parquet file.
@@ -70,7 +82,8 @@ class TableFile:
             parts = [row_group.column(i) for i in range(row_group.num_columns)]
             start = min(p.dictionary_page_offset or p.data_page_offset for p in parts)
             self.cached.check(start, start + sum(p.total_compressed_size for p in parts))
-        return file.read_row_group(group, columns=columns, use_threads=False)
+        table = file.read_row_group(group, columns=columns, use_threads=False)
+        return blank_missing(table, self.missing)
 
     def signature(self) -> tuple[int, ...]:
         """``stat_signature`` of a file of the user; () for a converted one, which is checksummed.
@@ -102,33 +115,40 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
     Raises:
         SourceError: unknown or damaged format, or the cache folder cannot be written.
     """
-    file_format = _file_format(path)
+    file_format = table_format(path)
+    missing = tuple(map(str, spec.missing))
     if file_format == "parquet" and _groups_fit(path):
-        return TableFile(path)
-    # A converted file is named by the content and the options that it depends on.
-    options: list[Any] = []
-    if file_format == "csv":
-        options = [CONVERTER_VERSION, file_format, spec.header, spec.delimiter]
-    target = cache / f"rows-{canonical_digest([CONVERTER_VERSION, sha256, options])[:16]}.parquet"
-    if (converted := _find_converted(target)) is not None:
-        return converted
+        return TableFile(path, missing=missing)
+    form = csv_format(path, spec) if file_format == "csv" else None
+    target = cache / f"rows-{_conversion_digest(spec, sha256, form)[:16]}.parquet"
+    if (cached := find_converted(target)) is not None:
+        return TableFile(target, cached, missing, form)
     try:
-        if file_format == "csv":
-            _convert_csv(path, spec, target)
+        if form is not None:
+            _convert_csv(path, spec, form, target)
         else:
             parquet = file_format == "parquet"
             batches = _parquet_batches(path) if parquet else _arrow_batches(path)
-            _write(batches, path, target)
+            write_parquet(batches, path, target)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"cannot be converted into the cache: {error}",
             where=str(path),
             expected="a readable table and a writable workspace",
         ) from error
-    return TableFile(target, find_cached(target))
+    return TableFile(target, find_cached(target), missing, form)
 
 
-def _find_converted(target: Path) -> TableFile | None:
+def _conversion_digest(spec: SourceSpec, sha256: str, form: CsvFormat | None) -> str:
+    """Digest of the content and of the options that a converted file depends on."""
+    options: list[Any] = []
+    if form is not None:
+        texts = [sorted(spec.categorical), spec.label, spec.name, sorted(spec.audit_only)]
+        options = [CSV_VERSION, dataclasses.astuple(form), texts]
+    return canonical_digest([CONVERTER_VERSION, sha256, options])
+
+
+def find_converted(target: Path) -> CachedFile | None:
     """File that an earlier run converted, or None if it must be converted again."""
     cached = find_cached(target)
     if cached is not None:
@@ -136,16 +156,22 @@ def _find_converted(target: Path) -> TableFile | None:
             TableFile(target, cached).open().close()
         except (SourceError, DamageError):
             return None
-    return TableFile(target, cached) if cached is not None else None
+    return cached
 
 
-def _file_format(path: Path) -> str:
+def table_format(path: Path) -> str:
+    """Format by the suffix: parquet, arrow or csv.
+
+    Raises:
+        SourceError: the suffix is that of no table.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _PARQUET:
         return "parquet"
     if suffixes and suffixes[-1] in _ARROW:
         return "arrow"
-    if _CSV & set(suffixes[-1:]) or (suffixes[-1:] == [".gz"] and _CSV & set(suffixes[-2:])):
+    plain = suffixes[:-1] if suffixes and suffixes[-1] in COMPRESSED else suffixes
+    if _CSV & set(plain[-1:]):
         return "csv"
     raise SourceError(
         "unknown kind of table",
@@ -184,71 +210,68 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
             yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
 
 
-def _convert_csv(path: Path, spec: SourceSpec, target: Path) -> None:
-    """Convert a CSV file; widen a column whose later rows do not fit its inferred type."""
+def _convert_csv(path: Path, spec: SourceSpec, form: CsvFormat, target: Path) -> None:
+    """Convert a CSV file; widen a column whose later rows do not fit its inferred type.
+
+    Raises:
+        SourceError: a line with another number of fields than the first, or nothing in the file.
+    """
     types: dict[str, Any] = {}
     while True:
-        batches = _CsvBatches(path, spec, types)
+        batches = CsvBatches(path, form, types, CSV_BLOCK_BYTES)
+        for column in text_columns(spec, batches.head):
+            types.setdefault(column, pa.string())
         try:
-            _write(batches, path, target)
+            write_parquet(batches, path, target)
             return
         except pa.ArrowInvalid as error:
-            # Arrow infers types from the first block: widen integer to float, then to text.
+            # Arrow infers types from the first block.
             name = batches.misread_column(str(error))
-            # Text accepts everything: another failure is an error of the file.
-            if name is None or types.get(name) == pa.string():
+            if name is None:
+                problem, advice = csv_problem(batches.head, error)
+                raise SourceError(
+                    f"cannot be converted into the cache: {problem}",
+                    where=str(path),
+                    expected="a readable table",
+                    advice=advice,
+                ) from error
+            wider = wider_type(batches.type_of(name), str(error))
+            # Text and bytes accept everything: another failure is an error of the file.
+            if types.get(name) == wider:
                 raise
-            integer = pa.types.is_integer(batches.type_of(name))
-            types[name] = pa.float64() if integer and name not in types else pa.string()
+            types[name] = wider
 
 
-class _CsvBatches:
-    """Record batches of a CSV file; text is trimmed and empty text is null."""
+def text_columns(spec: SourceSpec, head: CsvHead) -> set[str]:
+    """Columns of a CSV file that are read as text, as the recipe declares them.
 
-    def __init__(self, path: Path, spec: SourceSpec, types: dict[str, Any]) -> None:
-        delimiter = spec.delimiter or ("\t" if ".tsv" in path.suffixes else ",")
-        self._path = path
-        self._types = types
-        self._read = pa.csv.ReadOptions(
-            use_threads=False,
-            block_size=CSV_BLOCK_BYTES,
-            autogenerate_column_names=not spec.header,
-        )
-        self._parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        self._schema: Any = None
-
-    def __iter__(self) -> Iterator[Any]:
-        convert = pa.csv.ConvertOptions(column_types=self._types)
-        with (
-            pa.input_stream(str(self._path), compression="detect") as stream,
-            pa.csv.open_csv(stream, self._read, self._parse, convert) as reader,
-        ):
-            self._schema = reader.schema
-            for batch in reader:
-                columns = [_trim(column) for column in batch.columns]
-                yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-    def type_of(self, name: str) -> Any:
-        return self._schema.field(name).type
-
-    def misread_column(self, message: str) -> str | None:
-        """Column that Arrow's conversion error names: ``In CSV column #3: ...``."""
-        marker = "In CSV column #"
-        if marker not in message or self._schema is None:
-            return None
-        index = int(message.split(marker)[1].split(":")[0])
-        return str(self._schema.names[index]) if index < len(self._schema.names) else None
+    A label or name that is audited too stays a number, unless it would lose digits.
+    """
+    codes = head.codes()
+    named = {name for name in (spec.label, spec.name) if name}
+    return {*spec.categorical, *(n for n in named if n not in spec.audit_only or n in codes)}
 
 
-def _trim(column: Any) -> Any:
-    if not pa.types.is_string(column.type):
-        return column
-    text = pc.utf8_trim_whitespace(column)
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+def wider_type(narrow: Any, message: str) -> Any:
+    """The next type for a column: numbers, then text, then bytes that are no text."""
+    if "UTF8" in message:
+        return pa.binary()
+    # A first block without values says nothing about the type.
+    whole = narrow is not None and (pa.types.is_integer(narrow) or pa.types.is_null(narrow))
+    return pa.float64() if whole else pa.string()
 
 
-def _write(batches: Any, path: Path, target: Path) -> None:
-    """Write batches as row groups of ``GROUP_ROWS`` rows; published by rename."""
+def write_parquet(batches: Any, path: Path, target: Path) -> None:
+    """Write batches as row groups of ``GROUP_ROWS`` rows; published by rename.
+
+    Args:
+        batches: record batches of one schema.
+        path: the user's file, for messages.
+        target: the file in the cache.
+
+    Raises:
+        SourceError: there is no row.
+    """
     with writing_cached(target) as temporary:
         writer: Any = None
         pending: list[Any] = []

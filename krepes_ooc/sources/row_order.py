@@ -31,6 +31,7 @@ class ShuffledOrder:
         kind: ``shuffled``, or ``source`` for the order of the source.
         window_rows: most rows of neighbouring row groups that are shuffled together; a single
             row group may be larger.
+        valid_positions: ascending positions of the samples where others are skipped [sample].
 
     Raises:
         ValueError: the row groups do not add up to ``n_samples``.
@@ -43,8 +44,10 @@ class ShuffledOrder:
         seed: int,
         kind: Literal["shuffled", "source"] = "shuffled",
         window_rows: int = WINDOW_ROWS,
+        valid_positions: Int64 | None = None,
     ) -> None:
         self.n_samples = n_samples
+        self._valid_positions = valid_positions
         self.kind = kind
         self._seed = seed
         groups = np.asarray([n_samples] if row_groups is None else row_groups, dtype=np.int64)
@@ -66,6 +69,11 @@ class ShuffledOrder:
 
     def positions(self, start: int, stop: int) -> Int64:
         """Positions in the source of store rows [start, stop), int64 [sample]."""
+        indices = self._indices(start, stop)
+        return indices if self._valid_positions is None else self._valid_positions[indices]
+
+    def _indices(self, start: int, stop: int) -> Int64:
+        """Index among the samples of every store row."""
         rows = np.arange(start, min(stop, self.n_samples), dtype=np.int64)
         if self.kind == "source" or not rows.size:
             return rows

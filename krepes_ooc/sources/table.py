@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from krepes_ooc.core.digests import canonical_digest, remembered_sha256
+from krepes_ooc.core.digests import canonical_digest
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.arrow_columns import to_codes, to_numbers, to_text
 from krepes_ooc.sources.base import (
@@ -22,18 +23,25 @@ from krepes_ooc.sources.base import (
     SampleKind,
     SourceSpec,
     check_positions,
-    locate,
 )
-from krepes_ooc.sources.parquet import TableFile, as_parquet
+from krepes_ooc.sources.column_checks import null_words
+from krepes_ooc.sources.csv_batches import head_warnings, read_head
+from krepes_ooc.sources.decoding import check_decode, decode_classes, decode_columns
+from krepes_ooc.sources.encoded_table import ZERO, EncodingFile, open_encoding
+from krepes_ooc.sources.parquet import TableFile
+from krepes_ooc.sources.scanned_table import ScannedTable, ShownTable
+from krepes_ooc.sources.table_columns import resolve_columns
+from krepes_ooc.sources.table_encoding import RowEncoder, learn_encoding
+from krepes_ooc.sources.table_folder import locate_table, open_parts
 from krepes_ooc.sources.table_scan import (
     SCAN_VERSION,
     Scan,
     TableColumns,
     load_scan,
-    resolve_columns,
     save_scan,
     scan_table,
 )
+from krepes_ooc.sources.table_summary import describe_table
 
 
 def open_table(
@@ -53,25 +61,99 @@ def open_table(
             used, or no rows.
         DataError: a number that is missing, NaN or infinite.
     """
-    path = locate(spec.path, base)
-    sha256 = remembered_sha256(path, cache)
-    parquet = as_parquet(path, spec, sha256, cache)
-    with parquet.open() as file:
-        schema = file.schema_arrow
-        metadata = file.metadata
-    rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
-    table_columns = resolve_columns(spec, schema, rows, str(path))
-    # Everything that the result of a scan depends on names its folder.
-    key = canonical_digest(
-        [SCAN_VERSION, sha256, parquet.path.name, table_columns.kinds, table_columns.label, rows]
+    file = open_encoding(spec, base)
+    table = scan_source(spec, base, cache, file)
+    where = str(table.path)
+    columns = table.scan.columns
+    marginal_rows = table.scan.marginal_rows
+    warnings = list(table.scan.warnings)
+    # The encoding of training, else the one that this table itself has.
+    if file is not None:
+        columns, marginal_rows = file.apply(table.scan, where)
+        warnings += file.warnings(columns, table.unknown)
+    encoding = learn_encoding(columns) if file is None else file.encoding
+    columns, wordless = decode_columns(spec, columns)
+    classes, class_codes = decode_classes(spec, table.scan.classes, where)
+    shown = ShownTable(
+        columns, classes, class_codes, marginal_rows, (*warnings, *wordless), encoding, file
     )
-    folder = cache / f"scan-{key[:16]}"
+    return TableSource(spec, table, shown, buffer_bytes)
+
+
+def scan_source(
+    spec: SourceSpec,
+    base: Path,
+    cache: Path,
+    file: EncodingFile | None = None,
+    *,
+    keep_missing: bool = False,
+) -> ScannedTable:
+    """Read a table once, or load what an earlier run found in it.
+
+    Args:
+        spec: the declared source.
+        base: folder of the recipe.
+        cache: folder for converted files and scan results.
+        file: the encoding that the recipe names.
+        keep_missing: missing numbers are kept in every column.
+
+    Raises:
+        SourceError: as ``open_table``.
+        DataError: as ``open_table``.
+    """
+    path = locate_table(spec.path, base)
+    where = str(path)
+    spec = spec if file is None else file.declared(spec)
+    sha256, parquet, notes = open_parts(path, spec, cache)
+    with parquet.open() as opened:
+        schema = opened.schema_arrow
+        metadata = opened.metadata
+    if file is not None:
+        file.check_columns(spec, schema.names, where)
+    check_decode(spec, schema.names, where)
+    rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
+    charset = parquet.csv.charset if parquet.csv else ""
+    table_columns = resolve_columns(spec, schema, rows, where, charset)
+    unknown = () if file is None else tuple(file.unknown(table_columns))
+    if file is not None:
+        table_columns = file.hide_unknown(table_columns, where)
+    if keep_missing:
+        numeric = frozenset(name for name, kind, _ in table_columns.kinds if kind == "numeric")
+        table_columns = replace(table_columns, fillable=numeric)
+    scan = _load_or_scan(path, parquet, table_columns, [sha256, notes], cache)
+    read = {*table_columns.names, spec.name}
+    left_out = tuple(name for name in schema.names if name not in read)
+    return ScannedTable(
+        path,
+        sha256,
+        parquet,
+        table_columns,
+        scan,
+        _group_rows(metadata, rows),
+        metadata.num_rows,
+        unknown,
+        left_out,
+    )
+
+
+def _load_or_scan(
+    path: Path, parquet: TableFile, table_columns: TableColumns, content: list[Any], cache: Path
+) -> Scan:
+    # Everything that the result of a scan depends on names its folder.
+    parts: list[Any] = [SCAN_VERSION, *content, parquet.path.name, list(parquet.missing)]
+    parts += [table_columns.kinds, table_columns.label, table_columns.n_samples]
+    parts += [sorted(table_columns.declared), list(table_columns.warnings)]
+    parts += [sorted(table_columns.fillable)]
+    folder = cache / f"scan-{canonical_digest(parts)[:16]}"
     scan = load_scan(folder)
     if scan is None:
         scan = scan_table(parquet, table_columns, str(path))
+        found = [*content[1], *table_columns.warnings, *scan.warnings]
+        if parquet.csv is not None and path.is_file():
+            found += head_warnings(read_head(path, parquet.csv), table_columns.kinds)
+        scan = replace(scan, warnings=tuple(found))
         save_scan(folder, scan)
-    groups = _group_rows(metadata, rows)
-    return TableSource(spec, path, parquet, sha256, table_columns, scan, groups, buffer_bytes)
+    return scan
 
 
 class TableSource:
@@ -84,39 +166,64 @@ class TableSource:
     kind: SampleKind = "table"
 
     def __init__(
-        self,
-        spec: SourceSpec,
-        path: Path,
-        parquet: TableFile,
-        sha256: str,
-        table_columns: TableColumns,
-        scan: Scan,
-        groups: tuple[int, ...],
-        buffer_bytes: int,
+        self, spec: SourceSpec, table: ScannedTable, shown: ShownTable, buffer_bytes: int
     ) -> None:
         self._spec = spec
-        self._path = path
-        self._parquet = parquet
-        self._sha256 = sha256
-        self._table_columns = table_columns
-        self._scan = scan
-        self._signature = parquet.signature()
-        self.n_samples = table_columns.n_samples
-        self.columns = scan.columns
-        self.classes = scan.classes
-        self.warnings = scan.warnings
-        self.marginal_rows = scan.marginal_rows
-        self.spread = np.asarray([c.std if c.kind == "numeric" else 0.0 for c in scan.columns])
+        self._table_file = table
+        self._shown = shown
+        self._path = table.path
+        self._parquet = table.parquet
+        self._table_columns = table.table_columns
+        self._signature = table.parquet.signature()
+        self.n_samples = table.table_columns.n_samples
+        self.columns = shown.columns
+        self.classes = shown.classes
+        self.warnings = shown.warnings
+        self.marginal_rows = shown.marginal_rows
+        self.encoding = shown.encoding
+        self.encoding_file = shown.encoding_file
+        file = shown.encoding_file
+        self._encoder = RowEncoder(
+            shown.encoding,
+            shown.columns,
+            fills=file is not None,
+            zeros=file is not None and file.unseen == ZERO,
+        )
+        self.input_shape: tuple[int, ...] = (shown.encoding.width,)
+        self.spread = np.asarray([c.std if c.kind == "numeric" else 0.0 for c in shown.columns])
         # float64 columns, and one for the label codes.
-        width = 8 * (len(scan.columns) + bool(scan.classes))
+        width = 8 * (len(shown.columns) + bool(table.scan.classes))
         # Too large for the buffer: rows are read window by window.
-        self.row_groups = groups if self.n_samples * width > buffer_bytes else None
-        self.resident_bytes = min(buffer_bytes, self.n_samples * width) + scan.marginal_rows.nbytes
-        self._ends = np.cumsum(groups)
+        self.row_groups = table.groups if self.n_samples * width > buffer_bytes else None
+        self.resident_bytes = min(buffer_bytes, self.n_samples * width) + self.marginal_rows.nbytes
+        self._ends = np.cumsum(table.groups)
         self._buffer = _GroupBuffer(buffer_bytes)
-        # A category has one input entry for each of its codes.
-        shown = [c for c in scan.columns if c.shown]
-        self.input_shape: tuple[int, ...] = (sum(len(c.categories) or 1 for c in shown),)
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """Lines for people that a plan shows: columns, encoding, missing values, classes."""
+        return describe_table(self._spec, self._table_file, self._shown)
+
+    @property
+    def keeps_missing(self) -> frozenset[str]:
+        """Numeric columns whose missing numbers are read as NaN."""
+        return self._table_columns.fillable
+
+    @property
+    def label_values(self) -> tuple[str, ...]:
+        """Labels as the table spells them."""
+        return self._table_file.scan.classes
+
+    def label_codes(self, values: Any) -> Int64:
+        """Codes of ``classes`` [sample] of an Arrow column of labels, -1 where there is none."""
+        found = to_codes(values, pa.array(self._table_file.scan.classes, pa.string()))
+        # A missing label has code -1, which indexes the last entry.
+        return np.append(self._shown.class_codes, -1)[found]
+
+    @property
+    def table_file(self) -> TableFile:
+        """The Parquet file that the rows are read from."""
+        return self._parquet
 
     def read(self, positions: Int64) -> Float64:
         """Raw rows [sample, column] at these positions.
@@ -134,7 +241,11 @@ class TableSource:
         return self._gather(positions)[:, -1].astype(np.int64)
 
     def names(self, positions: Int64) -> list[str]:
-        """The declared name column as text, else the positions."""
+        """The declared name column as text, else the positions.
+
+        Raises:
+            DataError: a name is not UTF-8, or the file changed or is damaged.
+        """
         positions = check_positions(positions, self.n_samples)
         if not self._spec.name:
             return [str(position) for position in positions.tolist()]
@@ -145,38 +256,34 @@ class TableSource:
             text = to_text(self._table(group, [self._spec.name]).column(0).combine_chunks())
             selected = np.flatnonzero(groups == group)
             inside = positions[selected] - self._first(group)
-            names[selected] = text.take(pa.array(inside)).to_pylist()
+            try:
+                names[selected] = text.take(pa.array(inside)).to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"column {self._spec.name!r} (source.name) holds bytes that are not UTF-8",
+                    where=str(self._path),
+                    expected="text in UTF-8",
+                ) from error
         return [str(name) for name in names]
 
     def encode(self, raw: npt.NDArray[Any]) -> Float32:
-        """Shown columns as float32 [sample, input]: standardised numbers, then one-hot codes."""
-        raw = np.asarray(raw, dtype=np.float64)
-        encoded = np.zeros((raw.shape[0], self.input_shape[0]), dtype=np.float32)
-        shown = [(i, c) for i, c in enumerate(self.columns) if c.shown]
-        # Numbers first: standardised with the mean and deviation of the whole table.
-        numeric = [(i, c) for i, c in shown if c.kind == "numeric"]
-        for entry, (index, column) in enumerate(numeric):
-            encoded[:, entry] = (raw[:, index] - column.mean) / column.std
-        # One-hot: the code is the offset into the entries of its column.
-        first = len(numeric)
-        rows = np.arange(raw.shape[0])
-        for index, column in shown:
-            if column.kind == "categorical":
-                encoded[rows, first + raw[:, index].astype(np.int64)] = 1.0
-                first += len(column.categories)
-        return encoded
+        """Network inputs float32 [sample, input]: standardised numbers and one-hot categories."""
+        return self._encoder(raw)
 
     def fingerprint(self) -> dict[str, Any]:
         """Rows used and, of every column that the network sees, position, kind and content.
 
         A column more in the file, such as a label, changes no feature: the file itself is no part.
+        An encoding file is a part of its own.
         """
-        return {
+        file = self.encoding_file
+        encoded = {} if file is None else {"encoding": file.encoding.digest}
+        return encoded | {
             "kind": "table",
             "rows": self.n_samples,
             "columns": [
                 [index, c.name, c.kind, list(c.categories), c.mean, c.std, c.sha256]
-                for index, c in enumerate(self.columns)
+                for index, c in enumerate(self._table_file.scan.columns)
                 if c.shown
             ],
             "row_groups": self.row_groups and list(self.row_groups),
@@ -184,8 +291,9 @@ class TableSource:
 
     def label_fingerprint(self) -> dict[str, Any]:
         """sha256 of the whole file, label and name columns, and all columns with their kinds."""
-        return {
-            "sha256": self._sha256,
+        decode = self._spec.decode
+        return ({"decode": decode} if decode else {}) | {
+            "sha256": self._table_file.sha256,
             "label": self._table_columns.label,
             "name": self._spec.name,
             "classes": list(self.classes),
@@ -216,15 +324,20 @@ class TableSource:
         for index, column in enumerate(self.columns):
             values = table.column(column.name).combine_chunks()
             if column.kind == "numeric":
-                decoded[:, index] = to_numbers(values, column.name, first, str(self._path))
+                keep = column.name in self._table_columns.fillable
+                decoded[:, index] = to_numbers(
+                    values, column.name, first, str(self._path), keep_missing=keep
+                )
                 continue
-            decoded[:, index] = codes = to_codes(values, pa.array(column.categories, pa.string()))
+            names = pa.array(column.categories, pa.string())
+            words = null_words(column.categories) if self._parquet.csv else ()
+            decoded[:, index] = codes = to_codes(values, names, words)
             # The scan saw every category, so an unknown one means that the file changed.
             if codes.size and codes.min() < 0:
                 raise self._changed()
         if self._table_columns.label:
             values = table.column(self._table_columns.label).combine_chunks()
-            decoded[:, -1] = to_codes(values, pa.array(self.classes, pa.string()))
+            decoded[:, -1] = self.label_codes(values)
         return decoded
 
     def _table(self, group: int, columns: list[str]) -> Any:

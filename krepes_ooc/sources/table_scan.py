@@ -9,23 +9,35 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from krepes_ooc.errors import DataError, SourceError
+from krepes_ooc.errors import DataError
 from krepes_ooc.sources.array_rows import marginal_positions
-from krepes_ooc.sources.arrow_columns import MISSING, is_number, kind_of, to_numbers, to_text
-from krepes_ooc.sources.base import Column, ColumnKind, Float64, SourceSpec
+from krepes_ooc.sources.arrow_columns import MISSING, is_number, to_numbers, to_text
+from krepes_ooc.sources.base import Column, ColumnKind, Float64
 from krepes_ooc.sources.cache import cache_file, find_cached, read_scan_result, write_scan_result
+from krepes_ooc.sources.column_checks import (
+    TextCounts,
+    all_numbers,
+    check_label,
+    check_numbers,
+    is_null_word,
+    too_many_categories,
+)
 from krepes_ooc.sources.parquet import TableFile
 
-SCAN_VERSION = 2
+SCAN_VERSION = 4
 MARGINALS_FILE = "bank.npy"
 MAX_CATEGORIES = 1_024
+# Fields of a column that JSON holds as lists.
+_COLUMN_LISTS = ("categories", "counts", "words")
+# Float64 holds every whole number up to here.
+EXACT = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -36,11 +48,17 @@ class TableColumns:
         kinds: (name, kind, shown) of every column that is read, labels excepted.
         label: column of labels, or "".
         n_samples: rows that are used.
+        declared: columns whose kind the recipe states.
+        warnings: columns that are left out although the recipe does not say so.
+        fillable: numeric columns whose missing numbers are kept as NaN.
     """
 
     kinds: tuple[tuple[str, ColumnKind, bool], ...]
     label: str
     n_samples: int
+    declared: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+    fillable: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -51,48 +69,16 @@ class TableColumns:
 
 @dataclass(frozen=True)
 class Scan:
-    """Result of one pass over a table; ``marginal_rows`` float64 [row, column]."""
+    """Result of one pass over a table; ``marginal_rows`` float64 [row, column].
+
+    ``class_counts`` holds the rows of each class; the others have no label.
+    """
 
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
     marginal_rows: Float64
-
-
-def resolve_columns(spec: SourceSpec, schema: Any, rows: int, where: str) -> TableColumns:
-    """Columns to read, with their kinds.
-
-    Raises:
-        SourceError: no rows, no such column, or a column of a type that cannot be used.
-    """
-    _check_columns(spec, schema.names, where)
-    if not rows:
-        raise SourceError("no rows", where=where, expected="at least one row")
-    # The label and the name are read beside the columns; audit_only brings them back as columns.
-    hidden = {spec.label, spec.name, *spec.exclude} - set(spec.audit_only)
-    kinds = []
-    for name in schema.names:
-        if name in hidden:
-            continue
-        kind = kind_of(schema.field(name).type)
-        if kind is None:
-            raise SourceError(
-                f"column {name!r} has type {schema.field(name).type}",
-                where=where,
-                expected="numbers, text or true/false",
-                advice="list it under source.exclude or convert it",
-            )
-        # The recipe overrides the kind that the file suggests.
-        if name in spec.numeric:
-            kind = "numeric"
-        elif name in spec.categorical:
-            kind = "categorical"
-        kinds.append(
-            (name, kind, name not in {*spec.audit_only, *spec.exclude, spec.label, spec.name})
-        )
-    if not any(shown for _, _, shown in kinds):
-        raise SourceError("no column is left for the network", where=where, expected="one or more")
-    return TableColumns(tuple(kinds), spec.label, rows)
+    class_counts: tuple[int, ...] = ()
 
 
 def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> Scan:
@@ -108,10 +94,17 @@ def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> S
         SourceError: too many categories.
         DamageError: the converted table is damaged.
     """
-    statistics = [ColumnStatistics(name, kind, where) for name, kind, _ in table_columns.kinds]
+    statistics = [
+        ColumnStatistics(name, kind, where, name in table_columns.fillable)
+        for name, kind, _ in table_columns.kinds
+    ]
     label = (
         ColumnStatistics(table_columns.label, "categorical", where) if table_columns.label else None
     )
+    for column in [*statistics, *([label] if label else [])]:
+        column.is_label = column is label
+        column.from_csv = parquet.csv is not None
+        column.texts.decimal = parquet.csv.decimal if parquet.csv else "."
     positions = marginal_positions(table_columns.n_samples)
     marginal_rows = np.empty((positions.size, len(statistics)))
     first = 0
@@ -143,7 +136,7 @@ def load_scan(folder: Path) -> Scan | None:
     try:
         result = read_scan_result(folder / "scan.json")
         columns = tuple(
-            Column(**(entry | {"categories": tuple(entry["categories"])}))
+            Column(**(entry | {key: tuple(entry[key]) for key in _COLUMN_LISTS}))
             for entry in result["columns"]
         )
         # All pieces are checked here: the file is read whole.
@@ -151,7 +144,13 @@ def load_scan(folder: Path) -> Scan | None:
         if cached is None or cached.problem():
             return None
         marginal_rows = np.load(cached.path, allow_pickle=False)
-        return Scan(columns, tuple(result["classes"]), tuple(result["warnings"]), marginal_rows)
+        return Scan(
+            columns,
+            tuple(result["classes"]),
+            tuple(result["warnings"]),
+            marginal_rows,
+            tuple(result["class_counts"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -165,6 +164,7 @@ def save_scan(folder: Path, scan: Scan) -> None:
         "columns": [asdict(column) for column in scan.columns],
         "classes": list(scan.classes),
         "warnings": list(scan.warnings),
+        "class_counts": list(scan.class_counts),
     }
     write_scan_result(folder / "scan.json", result)
 
@@ -172,16 +172,24 @@ def save_scan(folder: Path, scan: Scan) -> None:
 class ColumnStatistics:
     """Running statistics of one column; categories get provisional codes as they appear."""
 
-    def __init__(self, name: str, kind: str, where: str) -> None:
+    def __init__(self, name: str, kind: str, where: str, keep_missing: bool = False) -> None:
         self.name = name
         self.kind = kind
-        self._where = where
+        self.where = where
+        self._keep_missing = keep_missing
+        # Rows whose number is missing.
+        self._missing_numbers = 0
         self.codes: dict[str, int] = {}
         self.count = 0
         self.mean = 0.0
         # Sum of squared deviations from the mean.
         self.squares = 0.0
         self.as_numbers = False
+        # Whole numbers that float64 rounds.
+        self.rounded = False
+        self.is_label = False
+        self.from_csv = False
+        self.texts = TextCounts()
         self._content = hashlib.sha256()
 
     def update(self, values: Any, first_row: int) -> Float64:
@@ -193,12 +201,22 @@ class ColumnStatistics:
         """
         if self.kind == "categorical":
             self.as_numbers = is_number(values.type)
-            return self._update_text(to_text(values.combine_chunks()))
+            return self._update_text(to_text(values.combine_chunks()), first_row)
         # The hash sees the values as float64: the file format does not matter.
-        numbers = to_numbers(values.combine_chunks(), self.name, first_row, self._where)
+        numbers = to_numbers(
+            values.combine_chunks(),
+            self.name,
+            first_row,
+            self.where,
+            keep_missing=self._keep_missing,
+        )
         self._content.update(np.ascontiguousarray(numbers).tobytes())
-        if numbers.size:
-            self._merge(numbers)
+        present = numbers[~np.isnan(numbers)] if self._keep_missing else numbers
+        self._missing_numbers += numbers.size - present.size
+        if present.size:
+            self._merge(present)
+            whole = is_number(values.type) and not pa.types.is_floating(values.type)
+            self.rounded |= whole and bool(np.abs(present).max() > EXACT)
         return numbers
 
     def _merge(self, numbers: Float64) -> None:
@@ -212,28 +230,51 @@ class ColumnStatistics:
         self.mean += shift * numbers.size / total
         self.count = total
 
-    def _update_text(self, text: Any) -> Float64:
+    def _update_text(self, text: Any, first_row: int) -> Float64:
         # One lookup for each distinct text, not for each row.
         encoded = text.dictionary_encode()
-        for value in encoded.dictionary.to_pylist():
+        try:
+            values = encoded.dictionary.to_pylist()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"column {self.name!r} holds bytes that are not UTF-8",
+                where=self.where,
+                expected="text in UTF-8",
+                advice="write the column again, or list it under source.exclude",
+            ) from error
+        indices = np.asarray(encoded.indices, dtype=np.int64)
+        for index, value in enumerate(values):
             # Codes in the order of first appearance, the same for any division into row groups.
-            self.codes.setdefault(value, len(self.codes))
+            if value not in self.codes:
+                self.codes[value] = len(self.codes)
+                self.texts.first[value] = first_row + int(np.argmax(indices == index))
+        counts = np.bincount(indices, minlength=len(values)).tolist()
+        for value, count in zip(values, counts, strict=True):
+            self.texts.rows[value] = self.texts.rows.get(value, 0) + count
         if len(self.codes) > MAX_CATEGORIES:
-            raise SourceError(
-                f"column {self.name!r} has more than {MAX_CATEGORIES} categories",
-                where=self._where,
-                expected=f"at most {MAX_CATEGORIES}",
-                advice="list it under source.exclude, or under source.numeric if it holds numbers",
+            raise too_many_categories(
+                self.name, self.texts, self.where, MAX_CATEGORIES, label=self.is_label
             )
-        codes = [self.codes[value] for value in encoded.dictionary.to_pylist()]
-        row_codes = np.asarray(codes, dtype=np.float64)[np.asarray(encoded.indices, dtype=np.int64)]
+        codes = np.asarray([self.codes[value] for value in values], dtype=np.float64)
+        row_codes = codes[indices]
         self._content.update(row_codes.tobytes())
         return row_codes
+
+    def rows_of(self, categories: tuple[str, ...]) -> tuple[int, ...]:
+        """Number of rows of each category."""
+        rows: Counter[str] = Counter()
+        for text, count in self.texts.rows.items():
+            rows[self.category(text)] += count
+        return tuple(rows[name] for name in categories)
+
+    def missing(self) -> int:
+        """Number of rows without a value."""
+        return self._missing_numbers if self.kind == "numeric" else self.rows_of((MISSING,))[0]
 
     def sha256(self) -> str:
         """sha256 of all values in order; categories enter in the order of first appearance."""
         content = self._content.copy()
-        content.update(json.dumps(list(self.codes)).encode())
+        content.update(json.dumps([self.category(value) for value in self.codes]).encode())
         return content.hexdigest()
 
     def spread(self) -> float:
@@ -242,12 +283,13 @@ class ColumnStatistics:
         Raises:
             DataError: it overflows float64.
         """
-        spread = float(np.sqrt(self.squares / self.count))
+        # A column without a single number has no spread.
+        spread = float(np.sqrt(self.squares / max(1, self.count)))
         # The square of a number above 1e154 overflows.
         if not np.isfinite(spread):
             raise DataError(
                 f"numbers of column {self.name!r} are too large to standardise",
-                where=self._where,
+                where=self.where,
                 expected="a finite standard deviation",
                 advice="rescale the column or list it under source.exclude",
             )
@@ -255,9 +297,20 @@ class ColumnStatistics:
 
     def categories(self) -> tuple[str, ...]:
         """All categories, sorted as numbers where the column holds numbers; missing last."""
-        known = [value for value in self.codes if value != MISSING]
-        ordered = sorted(known, key=float) if self.as_numbers else sorted(known)
-        return (*ordered, *([MISSING] if MISSING in self.codes else []))
+        values = [self.category(value) for value in self.codes]
+        known = sorted({value for value in values if value != MISSING})
+        if self.as_numbers or self._numbers_as_text():
+            known = sorted(known, key=float)
+        return (*known, *([MISSING] if MISSING in values else []))
+
+    def category(self, text: str) -> str:
+        """Category of a text: NA and its like are missing where all others are numbers."""
+        blank = is_null_word(text) and self._numbers_as_text()
+        return MISSING if blank else text
+
+    def _numbers_as_text(self) -> bool:
+        """Whether a CSV file holds numbers here that are read as texts, as the recipe declares."""
+        return self.from_csv and all_numbers(text for text in self.codes if not is_null_word(text))
 
 
 def _finish(
@@ -266,7 +319,8 @@ def _finish(
     label: ColumnStatistics | None,
     marginal_rows: Float64,
 ) -> Scan:
-    columns, warnings = [], []
+    columns: list[Column] = []
+    warnings = list(check_label(label.name, label.texts)) if label else []
     for index, (column, (name, kind, shown)) in enumerate(
         zip(statistics, table_columns.kinds, strict=True)
     ):
@@ -274,42 +328,34 @@ def _finish(
             categories = column.categories()
             # Provisional codes follow first appearance, final ones the sorted categories.
             final = np.asarray(
-                [categories.index(value) for value in column.codes], dtype=np.float64
+                [categories.index(column.category(value)) for value in column.codes],
+                dtype=np.float64,
             )
             marginal_rows[:, index] = final[marginal_rows[:, index].astype(np.int64)]
-            columns.append(Column(name, kind, shown, categories, sha256=column.sha256()))
+            known = Column(name, kind, shown, categories, sha256=column.sha256())
+            counts = column.rows_of(categories)
+            columns.append(replace(known, missing=column.missing(), counts=counts))
             constant = len(categories) < 2
+            if name not in table_columns.declared:
+                warnings += check_numbers(
+                    name, column.texts, column.where, from_csv=column.from_csv
+                )
         else:
             spread = column.spread()
-            low, high = np.quantile(marginal_rows[:, index], [0.01, 0.99])
+            drawn = marginal_rows[~np.isnan(marginal_rows[:, index]), index]
+            low, high = np.quantile(drawn, [0.01, 0.99]) if drawn.size else (0.0, 0.0)
             constant = spread == 0.0
             # A constant column is divided by 1, not by 0.
             numbers = (column.mean, spread or 1.0, float(low), float(high), column.sha256())
-            columns.append(Column(name, kind, shown, (), *numbers))
+            columns.append(Column(name, kind, shown, (), *numbers, column.missing()))
         # Allowed, but worth a warning: the network learns nothing from it.
         if constant:
             warnings.append(f"column {name!r} is constant")
+        if column.rounded:
+            warnings.append(
+                f"column {name!r} holds whole numbers beyond 2**53, which lose their last digits: "
+                "list it under source.categorical, name or exclude if they are codes"
+            )
     classes = tuple(c for c in label.categories() if c != MISSING) if label else ()
-    return Scan(tuple(columns), classes, tuple(warnings), marginal_rows)
-
-
-def _check_columns(spec: SourceSpec, names: list[str], where: str) -> None:
-    # Columns are looked up by name.
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise SourceError(
-            f"two columns are named {twice[0]!r}", where=where, expected="unique names"
-        )
-    # A misspelled column name must not be ignored.
-    for key in ("label", "name", "exclude", "audit_only", "categorical", "numeric"):
-        value = getattr(spec, key)
-        for name in [value] if isinstance(value, str) else value:
-            if name and name not in names:
-                raise SourceError(
-                    f"no column {name!r} (source.{key})",
-                    where=where,
-                    expected="one of " + ", ".join(map(repr, names)),
-                )
-    both = sorted(set(spec.categorical) & set(spec.numeric))
-    if both:
-        raise SourceError(f"column {both[0]!r} is both categorical and numeric", where=where)
+    class_counts = label.rows_of(classes) if label else ()
+    return Scan(tuple(columns), classes, tuple(warnings), marginal_rows, class_counts)

@@ -211,9 +211,10 @@ class StageRecord:
     def archive_previous(self) -> None:
         """Move the stale store and its record aside; the seal of the new one removes them.
 
-        A sealed result that is archived already stays; what replaced it was never finished.
+        A sealed result that is archived already stays; what replaced it was never finished. Of two
+        unfinished results that with more units stays.
         """
-        if (self.previous / "record").exists() and not self.is_sealed():
+        if (self.previous / "record").exists() and not self.is_sealed() and self._keeps_archive():
             # The record goes last: while it is there, the stage is stale and this is repeated.
             if self.store is not None:
                 discard(self.store, self.temp)
@@ -228,6 +229,15 @@ class StageRecord:
                 self.folder.rename(self.previous / "record")
             if self.store is not None and os.path.lexists(self.store):
                 self._archive_store()
+
+    def archived(self) -> StageRecord:
+        """The record of the archived stage, with its store; nothing of it is ever written."""
+        store = None if self.store is None else self._previous_store
+        return StageRecord(self.name, self.previous / "record", store, self.private)
+
+    def _keeps_archive(self) -> bool:
+        archived = self.archived()
+        return archived.is_sealed() or len(archived.units()[0]) >= len(self.units()[0])
 
     def unseal(self) -> None:
         """Open a sealed stage again; undamaged lines of its journals stay on record."""

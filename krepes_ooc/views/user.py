@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.import_object import factory_sha256, load_callable
 from krepes_ooc.errors import DataError
-from krepes_ooc.sources.base import Int64, Source
+from krepes_ooc.sources.base import Column, Int64, Source, sample_positions
 
 CHECKED_SAMPLES = 16
 
@@ -22,14 +22,18 @@ class UserViews:
     Args:
         function: ``module:callable`` or ``file.py:callable``.
         base: folder of the recipe.
+        columns: columns of a table, whose categories are codes; () for other samples.
 
     Raises:
         SourceError: the callable cannot be loaded.
     """
 
-    def __init__(self, function: str, base: Path) -> None:
+    def __init__(self, function: str, base: Path, columns: tuple[Column, ...] = ()) -> None:
         self._function = function
         self._base = base
+        self._columns = columns
+        categorical = [(i, c) for i, c in enumerate(columns) if c.kind == "categorical"]
+        self._categories = [(i, c.name, len(c.categories)) for i, c in categorical]
         self._view: Callable[..., Any] = load_callable(function, base, "views.function")
 
     def __call__(
@@ -60,7 +64,8 @@ class UserViews:
         count = min(CHECKED_SAMPLES, source.n_samples)
         # Neighbours where random access is not cheap: they lie in one row group.
         spread = np.linspace(0, source.n_samples - 1, count).astype(np.int64)
-        positions = np.unique(spread) if source.row_groups is None else np.arange(count)
+        chosen = np.unique(spread) if source.row_groups is None else np.arange(count)
+        positions = sample_positions(source, chosen)
         raw = source.read(positions)
         calls = [(row, view) for view in view_ids for row in range(len(positions))]
         first = {}
@@ -82,6 +87,8 @@ class UserViews:
         self, sample: npt.NDArray[Any], sample_id: int, view: int, seed: int
     ) -> npt.NDArray[Any]:
         where = f"views.function {self._function}, sample {sample_id}, view {view}"
+        # Missing numbers of a table are NaN, and may stay so; the callable may work in place.
+        missing = np.isnan(sample) if sample.dtype.kind == "f" else np.zeros(sample.shape, bool)
         try:
             # A copy: the callable may return one buffer again and again.
             result = np.asarray(self._view(sample, sample_id, view, seed)).copy()
@@ -94,9 +101,25 @@ class UserViews:
                 where=where,
                 expected=f"numbers of shape {list(sample.shape)}",
             )
-        if result.dtype.kind == "f" and not np.isfinite(result).all():
+        if not (np.isfinite(result) | (np.isnan(result) & missing)).all():
             raise DataError("returned NaN or infinity", where=where, expected="finite numbers")
+        self._check_codes(result, where)
         return result
+
+    def _check_codes(self, row: npt.NDArray[Any], where: str) -> None:
+        """Raise on an entry of a categorical column that is no code of one of its categories.
+
+        Raises:
+            DataError: names the view, the sample and the column.
+        """
+        for index, name, count in self._categories:
+            code = float(row[index])
+            if not (0 <= code < count and code.is_integer()):
+                raise DataError(
+                    f"returned {code:g} in the categorical column {name!r}",
+                    where=where,
+                    expected=f"the code of a category, a whole number from 0 to {count - 1}",
+                )
 
     def describe(self) -> dict[str, Any]:
         """sha256 of the file that defines the callable, as JSON."""
@@ -104,4 +127,4 @@ class UserViews:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by name: another process loads the callable again."""
-        return (UserViews, (self._function, self._base))
+        return (UserViews, (self._function, self._base, self._columns))

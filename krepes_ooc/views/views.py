@@ -54,7 +54,7 @@ class Views:
         elif self.kind == "table":
             self._family = TableViews(spec, cast("Tabular", source))
         else:
-            self._family = UserViews(spec.function, base or Path.cwd())
+            self._family = UserViews(spec.function, base or Path.cwd(), source.columns)
             # Before any block is computed: the code of the user is not believed.
             self._family.check_repeatable(source, tuple({0, spec.count - 1}), seed)
 

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from krepes_ooc.core.settings import read_settings
-from krepes_ooc.errors import DataError, KrepesError, SourceError
+from krepes_ooc.errors import DataError, KrepesError, SourceError, UsageError
 from krepes_ooc.sources import image_check
 from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.sources.display import display_arrays
 from krepes_ooc.sources.new_samples import read_new_samples
-from krepes_ooc.sources.open import open_source
+from krepes_ooc.sources.open import open_source, row_order
 from krepes_ooc.views.spec import ViewSpec
 from krepes_ooc.views.views import Views
 
@@ -441,7 +441,19 @@ def test_damaged_files_are_skipped_and_recorded(tmp_path: Path) -> None:
     good = damaged(tmp_path)
     source = opened(tmp_path, skip_damaged=True)
     assert source.n_samples == 9
-    assert not set(good) & set(source.names(np.arange(9)))
+    # Positions count all files; the skipped ones are no samples.
+    valid = np.asarray([i for i in range(12) if i not in (3, 7, 11)])
+    names = [f"{i:02}.jpg" for i in valid]
+    assert source.names(valid) == names
+    one = np.asarray(Image.open(tmp_path / "img" / "08.jpg"))
+    assert np.array_equal(source.read(np.asarray([8]))[0], one)
+    for read in (source.read, source.labels, source.names):
+        with pytest.raises(UsageError, match="the file of sample 7 is skipped"):
+            read(np.asarray([8, 7]))
+        with pytest.raises(UsageError, match="no sample 12; expected 0 to 11"):
+            read(np.asarray([12]))
+    order = row_order(source, spec_of(skip_damaged=True), 0)
+    assert sorted(order.positions(0, 9).tolist()) == valid.tolist()
     assert source.fingerprint()["skipped"] == sorted(good)
     assert source.warnings[0].startswith("skip_damaged leaves out 3 files: 03.jpg (")
     # A mended file is read again, and the source is another one.
@@ -460,8 +472,8 @@ def test_only_a_mended_file_is_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     read: list[str] = []
     check = image_check.check_picture
 
-    def counted(path: Path, page: int | None) -> image_check.PictureCheck:
-        read.append(path.name)
+    def counted(path: str, page: int | None) -> image_check.PictureCheck:
+        read.append(Path(path).name)
         return check(path, page)
 
     monkeypatch.setattr(image_check, "check_picture", counted)
@@ -471,6 +483,45 @@ def test_only_a_mended_file_is_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "img" / "03.jpg").write_bytes(good["03.jpg"])
     opened(tmp_path, skip_damaged=True)
     assert read == ["03.jpg"]
+
+
+def test_records_of_checks_are_few_and_survive_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_check, "_PER_RECORD", 4)
+    monkeypatch.setattr(image_check, "_MOST_RECORDS", 3)
+    save(tmp_path / "img", colours(10))
+    read: list[str] = []
+    check = image_check.check_picture
+    monkeypatch.setattr(
+        image_check,
+        "check_picture",
+        lambda path, page: read.append(Path(path).name) or check(path, page),
+    )
+    before = opened(tmp_path).fingerprint()
+
+    def records() -> list[Path]:
+        return sorted((tmp_path / "cache").glob("pictures-*.json"))
+
+    assert (len(records()), len(read)) == (3, 10)
+    # Files that are touched one after the other are read again alone.
+    for _ in range(9):
+        read.clear()
+        os.utime(tmp_path / "img" / "05.png", ns=(0, len(records()) + 1))
+        assert opened(tmp_path).fingerprint() == before
+        assert read == ["05.png"]
+        assert opened(tmp_path).fingerprint() == before
+        assert read == ["05.png"]
+        assert len(records()) <= 6
+    # A damaged or lost record costs its files alone, once.
+    for act in (lambda path: path.write_bytes(b"x"), lambda path: path.unlink()):
+        read.clear()
+        act(records()[0])
+        assert opened(tmp_path).fingerprint() == before
+        assert 0 < len(read) < 10
+        read.clear()
+        opened(tmp_path)
+        assert read == []
 
 
 # New samples

@@ -164,7 +164,8 @@ def cell(value: float, column: Column) -> Child:
     if not np.isfinite(value):
         return element("span", "missing", class_="none")
     words = plain_cell(value, column)
-    return user_text(words, NAME_LIMIT) if column.kind == "category" else words
+    is_text = column.kind == "category" or column.words
+    return user_text(words, NAME_LIMIT) if is_text else words
 
 
 def plain_cell(value: float, column: Column) -> str:
@@ -175,4 +176,6 @@ def plain_cell(value: float, column: Column) -> str:
         # Codes without a name occur in tables that were coded before
         code = int(value)
         return column.categories[code] if 0 <= code < len(column.categories) else f"code {code}"
+    if value in column.words:
+        return column.words[value]
     return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"

@@ -66,11 +66,27 @@ class AlignmentSettings:
 
 @dataclass(frozen=True)
 class _Column:
-    """One column or the label: its values, and the names of its categories."""
+    """One column or the label.
+
+    Args:
+        name: of the column.
+        values: of audited samples and landmarks.
+        categories: names of its groups.
+        codes: values that stand for these groups; None: their indices 0, 1 ...
+    """
 
     name: str
     values: ColumnValues
     categories: tuple[str, ...]
+    codes: tuple[float, ...] | None = None
+
+    def group_codes(self, values: Float) -> Index:
+        """Index of the group of each value; -1 where it belongs to none."""
+        if self.codes is None:
+            # NaN is missing: code -1, left out of the table
+            return np.nan_to_num(values, nan=-1.0).astype(np.int64)
+        same = values[:, None] == np.asarray(self.codes)
+        return np.where(same.any(axis=1), same.argmax(axis=1), -1)
 
 
 @dataclass(frozen=True)
@@ -165,7 +181,11 @@ def _columns(audited: StoreReader, landmarks: StoreReader, audit: Index) -> list
             is_numeric = column["kind"] == "numeric"
             span = float(column["high"] - column["low"]) if is_numeric else None
             values = ColumnValues(sample_values[:, i], landmark_values[:, i], span)
-            columns.append(_Column(column["name"], values, tuple(column["categories"])))
+            # Numbers that are codes have groups as well, with the words of the recipe.
+            words = column.get("words", {})
+            categories = tuple(column["categories"] or words.values())
+            codes = tuple(float(code) for code in words) or None
+            columns.append(_Column(column["name"], values, categories, codes))
     label = audited.array("label")[audit]
     classes = tuple(audited.info("label").attributes["categories"])
     if (label >= 0).any() and classes:
@@ -263,11 +283,8 @@ def _grouped(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
 
 def _table(column: _Column, rankings: _Rankings) -> dict[str, Any]:
     """One group table as JSON; what is not defined is null."""
-    # NaN is missing: code -1, left out of the table
-    codes = [
-        np.nan_to_num(values, nan=-1.0).astype(np.int64)
-        for values in (column.values.audited, column.values.landmark)
-    ]
+    both = (column.values.audited, column.values.landmark)
+    codes = [column.group_codes(values) for values in both]
 
     def table(top: Index, score: Float) -> GroupTable:
         return group_table(codes[0], codes[1], top, score, len(column.categories))

@@ -13,6 +13,7 @@ from krepes_ooc.core import counter_rng
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import UsageError
+from krepes_ooc.sources.base import Source, check_samples, sample_positions
 from krepes_ooc.sources.display import describe_columns, display_arrays
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
@@ -44,24 +45,19 @@ class AuditedSettings:
     )
 
 
-def check_sample_ids(settings: AuditedSettings, n_samples: int, n_landmarks: int) -> None:
+def check_sample_ids(settings: AuditedSettings, source: Source, n_landmarks: int) -> None:
     """Raise if no audited samples can be chosen.
 
     Args:
         settings: settings of the stage.
-        n_samples: samples of the source.
+        source: of the samples.
         n_landmarks: landmarks m.
 
     Raises:
         UsageError: a sample id outside the source, or nothing is left to explain.
     """
-    wrong = [i for i in settings.sample_ids if i >= n_samples]
-    if wrong:
-        raise UsageError(
-            f"no sample {wrong[0]}",
-            where="stages.audited.sample_ids",
-            expected=f"0 to {n_samples - 1}",
-        )
+    check_samples(source, settings.sample_ids, "stages.audited.sample_ids")
+    n_samples = source.n_samples
     if not settings.sample_ids and n_landmarks >= n_samples:
         raise UsageError(
             f"all {n_samples} samples are landmarks, none is left to explain",
@@ -72,27 +68,29 @@ def check_sample_ids(settings: AuditedSettings, n_samples: int, n_landmarks: int
 
 
 def choose_audited(
-    settings: AuditedSettings, n_samples: int, landmarks: Ids, seed: int
+    settings: AuditedSettings, source: Source, landmarks: Ids, seed: int
 ) -> tuple[Ids, Ids]:
     """Sample ids [audited] and their roles [audited]; drawn samples are never landmarks.
 
     Args:
         settings: settings of the stage.
-        n_samples: samples of the source.
+        source: of the samples.
         landmarks: sample ids of the landmarks [landmark].
         seed: seed of the recipe.
 
     Raises:
         UsageError: a sample id outside the source, or nothing is left to explain.
     """
-    check_sample_ids(settings, n_samples, len(landmarks))
+    check_sample_ids(settings, source, len(landmarks))
+    n_samples = source.n_samples
     named = np.unique(np.array(settings.sample_ids, dtype=np.int64))
     n_audit = 0 if len(named) else min(settings.audit, max(1, n_samples // 4))
     # A keyed permutation of the samples, as far as enough remain without landmarks and named ones.
     keyed = int(counter_rng.bits(seed, _CHOICE_STREAM))
-    drawn = counter_rng.Bijection(n_samples, keyed)(
+    indices = counter_rng.Bijection(n_samples, keyed)(
         np.arange(min(n_samples, n_audit + settings.fit + len(landmarks) + len(named)))
     )
+    drawn = sample_positions(source, indices)
     free = drawn[~np.isin(drawn, np.concatenate([landmarks, named]))]
     # Its first samples are explained, the next ones fit probes: the two sets never overlap.
     audit = np.sort(named if len(named) else free[:n_audit])
@@ -115,7 +113,7 @@ def run(inputs: AuditedInputs, context: StageContext) -> None:
     recipe = inputs.recipe
     sample_id, role = choose_audited(
         context.settings,
-        context.plan.n_samples,
+        recipe.source,
         inputs.landmarks.array("sample_id"),
         recipe.seed,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
-from krepes_ooc.errors import DamageError, WorkspaceError
-from krepes_ooc.network.spec import PRETRAIN, NetworkSpec
+from krepes_ooc.errors import DamageError, NetworkError, WorkspaceError
+from krepes_ooc.network.spec import PRETRAIN, NetworkSpec, wants_inputs, with_inputs
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
 from krepes_ooc.sources.row_order import ShuffledOrder
 from krepes_ooc.storage.file_checks import file_problem
@@ -35,27 +37,29 @@ class AuditInputs:
 
     Args:
         source_spec: recipe key ``source``.
-        network_spec: recipe key ``network``.
+        declared_network: recipe key ``network``.
         view_spec: recipe key ``views``.
         seed: recipe key ``seed``; every random draw is keyed by it.
         base: folder that relative paths of the recipe start from.
         private: the workspace's private folder, for caches and checkpoints.
         training_objective: objective that trained the network; empty: unknown.
+        check_stop: raises when the run is to stop, while the source is opened.
     """
 
     source_spec: SourceSpec
-    network_spec: NetworkSpec
+    declared_network: NetworkSpec
     view_spec: ViewSpec
     seed: int
     base: Path
     private: Path
     training_objective: str = ""
+    check_stop: Callable[[], None] = lambda: None
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the declarations; another process opens source and network anew."""
-        spec = (self.source_spec, self.network_spec, self.view_spec)
+        spec = (self.source_spec, self.declared_network, self.view_spec)
         return AuditInputs, (*spec, self.seed, self.base, self.private, self.training_objective)
 
     @property
@@ -68,7 +72,37 @@ class AuditInputs:
         """The source, opened."""
         from krepes_ooc.sources.open import open_source
 
-        return open_source(self.source_spec, self.base, self.private / "cache")
+        return open_source(self.source_spec, self.base, self.private / "cache", self.check_stop)
+
+    @cached_property
+    def network_spec(self) -> NetworkSpec:
+        """The declared network; opens the source if its number of inputs is ``auto``."""
+        if not wants_inputs(self.declared_network):
+            return self.declared_network
+        return with_inputs(self.declared_network, math.prod(self.source.input_shape))
+
+    @cached_property
+    def encoding_facts(self) -> dict[str, Any]:
+        """Origin of a table's encoding and what it changes, for records; {} for other sources."""
+        from krepes_ooc.sources.encoding_facts import describe_encoding
+
+        return describe_encoding(self.source, trained_here=self._trained_here)
+
+    @property
+    def source_warnings(self) -> tuple[str, ...]:
+        """Warnings about the source, and about an encoding that the network may not know."""
+        return (*self.source.warnings, *self.encoding_warnings)
+
+    @property
+    def encoding_warnings(self) -> list[str]:
+        """The warning about a table's encoding that the network may not know, or none."""
+        from krepes_ooc.sources.encoding_facts import encoding_warnings
+
+        return encoding_warnings(self.source, trained_here=self._trained_here)
+
+    @property
+    def _trained_here(self) -> bool:
+        return self.declared_network.weights == PRETRAIN
 
     @cached_property
     def order(self) -> ShuffledOrder:
@@ -135,15 +169,35 @@ class AuditInputs:
         Args:
             settings: kind, outputs and probes of the feature rows.
             probes: output probes of an existing features store; None: they are drawn.
+
+        Raises:
+            NetworkError: the network does not run on the samples, or cannot be trusted.
         """
         from krepes_ooc.jacobian.feature_map import open_features
 
         # Scales and probes cost a pass over calibration samples: one map per settings.
         if settings not in self._opened:
-            self._opened[settings] = open_features(
-                self.network, settings, self.calibration(), probes, self.seed
-            )
+            try:
+                self._opened[settings] = open_features(
+                    self.network, settings, self.calibration(), probes, self.seed
+                )
+            except NetworkError as error:
+                raise self._with_columns(error) from error
         return self._opened[settings]
+
+    def _with_columns(self, error: NetworkError) -> NetworkError:
+        """The error of a network that does not take the inputs, with the columns of a table."""
+        from krepes_ooc.sources.describe import list_inputs
+
+        listed = list_inputs(self.source)
+        if not (listed and error.where.startswith("inputs of shape")):
+            return error
+        return NetworkError(
+            error.what,
+            where=f"{error.where}, {listed}",
+            expected=error.expected,
+            advice=error.advice,
+        )
 
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
         """The feature map of the untrained network, which has the same sizes as the trained one."""

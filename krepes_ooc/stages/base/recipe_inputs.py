@@ -68,7 +68,7 @@ class RecipeInputs:
 
     @property
     def network_spec(self) -> NetworkSpec:
-        """Recipe key ``network``; loads nothing."""
+        """Recipe key ``network``; loads no network."""
         return self.audit.network_spec
 
     @property
@@ -97,6 +97,18 @@ class RecipeInputs:
         """The source; without labels and names where these are not declared."""
         self._require("source")
         return self.audit.source if "labels" in self.parts else cast(Source, _Unlabelled(self))
+
+    @property
+    def source_warnings(self) -> tuple[str, ...]:
+        """Warnings about the source; see ``AuditInputs``."""
+        self._require("source")
+        return self.audit.source_warnings
+
+    @property
+    def encoding_facts(self) -> dict[str, Any]:
+        """Origin of a table's encoding; see ``AuditInputs``."""
+        self._require("source")
+        return self.audit.encoding_facts
 
     @property
     def order(self) -> ShuffledOrder:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.settings import unknown_key
 from krepes_ooc.errors import RecipeError, UsageError
-from krepes_ooc.sources.base import Column, Source
+from krepes_ooc.sources.base import Column, Source, check_samples, sample_positions
 from krepes_ooc.stages.landmarks.sampling import top_m
 
 MIN_SAMPLES = 10
@@ -146,7 +146,8 @@ def choose_concept_samples(
         [(np.empty(0), np.empty(0, dtype=np.int64)) for _ in range(2)] for _ in concepts
     ]
     for start in range(0, source.n_samples if concepts else 0, SCAN_ROWS):
-        positions = np.arange(start, min(start + SCAN_ROWS, source.n_samples))
+        indices = np.arange(start, min(start + SCAN_ROWS, source.n_samples))
+        positions = sample_positions(source, indices)
         rows = np.asarray(source.read(positions), dtype=np.float64) if rows_needed else None
         labels = source.labels(positions)
         keys = counter_rng.uniform(seed, _CHOICE_STREAM, positions)
@@ -193,11 +194,7 @@ def _matcher(source: Source, selector: Selector | None, name: str) -> Any:
         return None
     if selector.ids:
         # Positions are those of the source, not of the shuffled store
-        outside = [i for i in selector.ids if i >= source.n_samples]
-        if outside:
-            raise UsageError(
-                f"no sample {outside[0]}", where=where, expected=f"0 to {source.n_samples - 1}"
-            )
+        check_samples(source, selector.ids, where)
         wanted = np.array(selector.ids, dtype=np.int64)
         return lambda positions, rows, labels: np.isin(positions, wanted)
     if selector.label:
@@ -221,11 +218,19 @@ def _column_test(at: int, column: Column, selector: Selector, where: str) -> Any
         return lambda positions, rows, labels: rows[:, at] < limit
     if column.kind == "categorical":
         what = f"value of {column.name}"
-        codes = [_code(str(value), column.categories, what, where) for value in selector.value]
+        codes = [_category(str(value), column, what, where) for value in selector.value]
         wanted = np.array(codes, dtype=np.float64)
     else:
-        wanted = np.array([_number(v, where) for v in selector.value])
+        # A word of source.decode stands for its code.
+        coded = {word: code for code, word in column.words}
+        wanted = np.array([_number(coded.get(str(v), v), where) for v in selector.value])
     return lambda positions, rows, labels: np.isin(rows[:, at], wanted)
+
+
+def _category(name: str, column: Column, what: str, where: str) -> int:
+    """Code of a category, which is named as the table spells it or by its word."""
+    spelled = name in column.categories
+    return _code(name, column.categories if spelled else column.category_names, what, where)
 
 
 def _code(name: str, known: tuple[str, ...], what: str, where: str) -> int:

@@ -52,6 +52,7 @@ from krepes_ooc.stages.features.featurizer import (
     unscale_rows,
 )
 from krepes_ooc.stages.features.row_cost_record import describe_rows, save_row_cost
+from krepes_ooc.stages.features.unchanged_blocks import link_unchanged_blocks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.storage.store_writer import StoreWriter
@@ -90,8 +91,14 @@ def run(inputs: FeaturesInputs, context: StageContext) -> None:
     # Attributes precede the first block, so that an interrupted run can be resumed from them.
     writer.set_attributes(attributes)
     featurizer = Featurizer(recipe, context, context.settings, shared, layout)
+    # The centre is summed anew from all blocks: rows that are not stored would be computed for it.
+    if keeps_features(context):
+        link_unchanged_blocks(featurizer, attributes)
     shards = FeatureShards(recipe, context, featurizer, writer)
     files = shards.run()
+    if recipe.encoding_facts:
+        # A fact of the run, from which later stages may judge what the network was shown.
+        context.seal_facts["encoding"] = recipe.encoding_facts
     seal_blocks(context, writer, files, shards.centres(), attributes)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from krepes_ooc.core import counter_rng
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import RecipeError, UsageError
-from krepes_ooc.sources.base import Source
+from krepes_ooc.sources.base import Source, check_samples
 from krepes_ooc.stages.groups.partitions import NONE, level_codes, range_codes, range_names
 
 LABEL = "label"
@@ -128,7 +128,7 @@ def declare_partitions(
     """
     found = [*_clusters(settings.clusters, n_landmarks), *_columns(settings, source)]
     found += [_ranges(source, name, edges) for name, edges in settings.ranges.items()]
-    found += _file_groups(base / settings.file, source.n_samples) if settings.file else []
+    found += _file_groups(base / settings.file, source) if settings.file else []
     found += _halves(settings.halves, source.n_samples, seed)
     count = sum(len(partition.groups) for partition in found)
     if not count:
@@ -199,7 +199,7 @@ def _ranges(source: Source, name: str, edges: Sequence[float]) -> Partition:
     return Partition("range", name, groups, column, edges=tuple(edges))
 
 
-def _file_groups(path: Path, n_samples: int) -> list[Partition]:
+def _file_groups(path: Path, source: Source) -> list[Partition]:
     """One partition for each group of a CSV file: groups may overlap, a group has a sample once."""
     members: dict[str, list[int]] = {}
     try:
@@ -208,7 +208,7 @@ def _file_groups(path: Path, n_samples: int) -> list[Partition]:
             if next(reader, None) != FILE_HEADER:
                 raise UsageError("another header", where=str(path), expected=",".join(FILE_HEADER))
             for number, row in enumerate(reader, start=2):
-                name, sample = _file_row(row, n_samples, f"{path}:{number}")
+                name, sample = _file_row(row, source, f"{path}:{number}")
                 members.setdefault(name, []).append(sample)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(
@@ -227,12 +227,11 @@ def _file_groups(path: Path, n_samples: int) -> list[Partition]:
     return found
 
 
-def _file_row(row: Sequence[str], n_samples: int, where: str) -> tuple[str, int]:
+def _file_row(row: Sequence[str], source: Source, where: str) -> tuple[str, int]:
     if len(row) != len(FILE_HEADER) or not row[0].strip() or not row[1].strip().isdecimal():
         raise UsageError(f"{','.join(row)!r}", where=where, expected="a name and a position")
     sample = int(row[1])
-    if sample >= n_samples:
-        raise UsageError(f"no sample {sample}", where=where, expected=f"0 to {n_samples - 1}")
+    check_samples(source, [sample], where)
     return row[0].strip(), sample
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import checksum
+from krepes_ooc.core.files import checksum, write_atomic
 from krepes_ooc.network.pretrain import PretrainSettings
+from krepes_ooc.sources.base import sample_positions
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32
 from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
+
+ENCODING_NAME = "encoding.json"
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
     context.progress.begin("pretrain", settings.epochs, state.epoch)
     n_samples = recipe.source.n_samples
 
-    def batch_views(positions: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
+    def batch_views(samples: npt.NDArray[np.int64], epoch: int) -> tuple[Rows, ...]:
         context.stop.check()
-        return recipe.views.batch(positions, epoch)
+        return recipe.views.batch(sample_positions(recipe.source, samples), epoch)
 
     while state.epoch < settings.epochs:
         pretrain.train_epoch(state, settings, n_samples, batch_views, spec.output)
@@ -53,11 +57,30 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
     # The checkpoint lies outside the stores; its path and checksum are the files of the seal.
     recipe.pretrained.parent.mkdir(parents=True, exist_ok=True)
     pretrain.save_checkpoint(state, recipe.pretrained)
-    data = recipe.pretrained.read_bytes()
-    key = recipe.pretrained.relative_to(context.workspace.root).as_posix()
+    written = [recipe.pretrained]
+    # A table's encoding belongs to the network: another table is shown to it through the same one.
+    if recipe.source.kind == "table":
+        written.append(_save_encoding(recipe, context))
     context.seal_facts["losses"] = state.losses
-    context.seal({key: (len(data), checksum(data))})
+    context.seal(dict(_recorded(path, context) for path in written))
     saved.unlink(missing_ok=True)
+
+
+def _save_encoding(recipe: RecipeInputs, context: StageContext) -> Path:
+    """Write the encoding that the network was trained with beside its weights."""
+    from krepes_ooc.sources.encoding_file import encoding_bytes
+
+    encoding = recipe.source.encoding  # type: ignore[attr-defined]
+    path = recipe.pretrained.with_name(ENCODING_NAME)
+    write_atomic(path, encoding_bytes(encoding), context.record.temp, sync=True)
+    context.progress.note(f"table encoding: {path}, for source.encoding of another table")
+    return path
+
+
+def _recorded(path: Path, context: StageContext) -> tuple[str, tuple[int, int]]:
+    """Name of a file in the workspace, with its size and checksum."""
+    data = path.read_bytes()
+    return path.relative_to(context.workspace.root).as_posix(), (len(data), checksum(data))
 
 
 def estimate_cost(sizes: AuditSizes, settings: PretrainSettings) -> Cost:

@@ -107,7 +107,7 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         warnings=tuple(_warnings(inputs)),
         recipe_text=context.recipe_text,
         versions=versions,
-        record={"processor and numerics": str(_seal(context, "features")["numerics"])},
+        record=_record(context),
         cards=context.settings.samples,
     )
 
@@ -227,11 +227,24 @@ def _newton(store: StoreReader) -> rendering.Newton:
 def column_text(column: Mapping[str, Any]) -> rendering.Column:
     """A table column as the report draws it, from the attributes of a store."""
     kind = "category" if column["kind"] == "categorical" else "number"
-    return rendering.Column(column["name"], kind, tuple(column["categories"]))
+    words = {float(code): str(word) for code, word in column.get("words", {}).items()}
+    return rendering.Column(column["name"], kind, tuple(column["categories"]), words)
 
 
 def _seal(context: StageContext, stage: str) -> dict[str, Any]:
     return context.workspace.record(stage, None).seal() or {}
+
+
+def _record(context: StageContext) -> dict[str, str]:
+    """Facts of the run that are no results: the machine, and the origin of a table's encoding."""
+    seal = _seal(context, "features")
+    record = {"processor and numerics": str(seal["numerics"])}
+    # Features of an earlier version have no such fact.
+    if encoding := seal.get("encoding"):
+        origin = encoding.get("file") or encoding["origin"]
+        words = f"{origin}; {encoding['layout']}; sha256 {encoding['sha256']}"
+        record["table encoding"] = words
+    return record
 
 
 def _stages(context: StageContext) -> list[rendering.StageRecord]:
@@ -261,7 +274,7 @@ def _warnings(inputs: ReportInputs) -> list[str]:
     warnings = []
     if not newton["trusted"]:
         warnings.append(f"The step is not trusted: {newton['reason']}.")
-    warnings += [f"Source: {text}" for text in inputs.recipe.source.warnings]
+    warnings += [f"Source: {text}" for text in inputs.recipe.source_warnings]
     if inputs.recipe.source_spec.order == "source":
         warnings.append("Rows keep the order of the source: neighbouring rows may belong together.")
     if inputs.retraining is not None and not inputs.retraining.attributes["repeatable"]:

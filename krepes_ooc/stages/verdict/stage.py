@@ -33,7 +33,7 @@ class VerdictInputs(StageInputs):
     newton: StoreReader
     fidelity: StoreReader
     randomised: StoreReader
-    recipe: RecipeInputs = recipe_parts("training")
+    recipe: RecipeInputs = recipe_parts("source", "training")
 
 
 def run(inputs: VerdictInputs, context: StageContext) -> None:
@@ -65,6 +65,9 @@ def make_checks(inputs: VerdictInputs) -> Iterator[Check]:
     yield criteria.noise_ceiling(figures)
     yield criteria.learned_ranking(randomised["ranking"])
     yield criteria.learned_figures(randomised["figures"])
+    origin = inputs.recipe.encoding_facts.get("origin")
+    if origin is not None:
+        yield criteria.encoding(learned_here=origin == "learned here")
     yield criteria.nystrom(float(inputs.spectrum.attributes["nystrom_error"]))
     yield criteria.landmarks(int(inputs.landmarks.info("sample_id").shape[0]))
 
