@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from krepes_ooc.runner.audit import Options
     from krepes_ooc.runner.explain import explain
     from krepes_ooc.runner.learn_encoding import learn_encoding as encode
+    from krepes_ooc.runner.live import LiveAudit as Audit
     from krepes_ooc.runner.plan import make_plan as plan
     from krepes_ooc.runner.recipe import Recipe
     from krepes_ooc.runner.run import run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [  # noqa: RUF022  grouped, in the order of use
     # what is run
+    "Audit",
     "Recipe",
     "Options",
     "encode",
@@ -37,6 +39,7 @@ __all__ = [  # noqa: RUF022  grouped, in the order of use
 
 # Loaded on first use: a worker or a single stage imports only what it needs.
 _HOMES = {
+    "Audit": ("krepes_ooc.runner.live", "LiveAudit"),
     "KrepesError": ("krepes_ooc.errors", "KrepesError"),
     "Explained": ("krepes_ooc.rendering.explanation", "Explained"),
     "Options": ("krepes_ooc.runner.audit", "Options"),

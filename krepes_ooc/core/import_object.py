@@ -10,10 +10,11 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from krepes_ooc.core.live_objects import LIVE, live_error
 from krepes_ooc.errors import NetworkError, SourceError, UsageError
 
 # Shipped modules as version 0.1 recorded them: digest of the canonical code to digest of the file.
@@ -35,7 +36,10 @@ def load_callable(text: str, base: Path, key: str) -> Callable[..., Any]:
 
     Raises:
         SourceError: the name has another form, the code fails, or holds no such callable.
+        UsageError: it stands for an object of a script.
     """
+    if text == LIVE:
+        raise live_error(key)
     try:
         return find_factory(text, base)
     except (UsageError, NetworkError) as error:
@@ -51,6 +55,8 @@ def find_factory(text: str, base: Path = Path()) -> Callable[..., Any]:
         UsageError: the text has another form, or there is no such module, file or callable.
         NetworkError: the module's own code fails while it is imported.
     """
+    if text == LIVE:
+        raise live_error("network.factory")
     place, colon, name = text.rpartition(":")
     if not (colon and place and name):
         raise UsageError(
@@ -65,6 +71,22 @@ def find_factory(text: str, base: Path = Path()) -> Callable[..., Any]:
             f"no callable {name!r} in {place}", where="network.factory", expected="module:callable"
         )
     return target  # type: ignore[no-any-return]
+
+
+def locate_arguments(arguments: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Arguments of a factory, with paths that start from the recipe's folder made absolute.
+
+    A text that begins with ``./`` or ``../`` is such a path; lists and mappings are searched.
+    """
+
+    def located(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            return str((base / value).resolve())
+        if isinstance(value, Mapping):
+            return {key: located(entry) for key, entry in value.items()}
+        return [located(entry) for entry in value] if isinstance(value, list) else value
+
+    return {key: located(value) for key, value in arguments.items()}
 
 
 def factory_sha256(text: str, base: Path = Path()) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from krepes_ooc.errors import NetworkError, UsageError
+from krepes_ooc.network.older_norms import rewrite_older_norms
+from krepes_ooc.network.read_point import read_output
 
 
 class FrozenNetwork(nn.Module):
@@ -18,11 +20,23 @@ class FrozenNetwork(nn.Module):
     Args:
         inner: the user's module; krepes displays its parameter names.
         output: key or index of the audited output if ``inner`` returns a dict or a tuple.
+        read_at: path of the module inside ``inner`` whose output is the embedding; empty: that of
+            ``inner`` itself.
+        notes: lines for people on how the weights were read.
     """
 
-    def __init__(self, inner: nn.Module, output: str | None = None) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        output: str | None = None,
+        read_at: str = "",
+        notes: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
         self.output = output
+        self.read_at = read_at
+        self.notes = notes
+        rewrite_older_norms(inner)
         # Recorded before freezing: the default selection of audited parameters.
         self.trainable = tuple(n for n, p in inner.named_parameters() if p.requires_grad)
         self.inner = inner.float().requires_grad_(False)
@@ -39,7 +53,11 @@ class FrozenNetwork(nn.Module):
         Raises:
             NetworkError: the result is no floating-point tensor with one row a sample.
         """
-        result = pick_output(self.inner(inputs), self.output)
+        if self.read_at:
+            whole = read_output(self.inner, self.read_at, inputs)
+        else:
+            whole = self.inner(inputs)
+        result = pick_output(whole, self.output)
         if not isinstance(result, torch.Tensor) or not result.is_floating_point():
             raise NetworkError(
                 f"the network returns {type(result).__name__}",
@@ -189,7 +207,7 @@ def _copy(network: FrozenNetwork, memo: dict[int, Any]) -> FrozenNetwork:
     # TypeError: locks, open files. RuntimeError: tensors that carry a graph.
     except (TypeError, RuntimeError) as error:
         raise NetworkError(
-            f"the network cannot be copied: {error}",
+            f"the network cannot be copied: {str(error).split('.  ')[0].splitlines()[0]}",
             where=type(network.inner).__name__,
             expected="a module without locks, open files or computed tensors as attributes",
         ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from krepes_ooc.core.import_object import load_callable
 from krepes_ooc.errors import KrepesError, NetworkError
 from krepes_ooc.network import pretrain
 from krepes_ooc.network.pretrain import BatchViews, PretrainSettings
-from krepes_ooc.network.spec import NetworkSpec, build_network
+from krepes_ooc.network.spec import NetworkSpec, build_network, freeze_network
 
 if TYPE_CHECKING:
     import torch
@@ -112,11 +112,17 @@ def call_trainer(function: str, base: Path, subset: Any, seed: int) -> State:
             expected="a function of a subset of the source and a seed, which returns weights",
         ) from error
     if isinstance(weights, str | Path):
-        return read_state(base / weights)
+        return read_state(base / weights).tensors
     return _state(weights, function)
 
 
-def network_of(spec: NetworkSpec, base: Path, weights: State, where: str) -> FrozenNetwork:
+def network_of(
+    spec: NetworkSpec,
+    base: Path,
+    weights: State,
+    where: str,
+    example: Callable[[], Rows] | None = None,
+) -> FrozenNetwork:
     """Frozen network with these weights, loaded as those of a checkpoint.
 
     Args:
@@ -124,17 +130,18 @@ def network_of(spec: NetworkSpec, base: Path, weights: State, where: str) -> Fro
         base: folder of the recipe.
         weights: state dict.
         where: what gave them, for messages.
+        example: gives one input [1, ...], which ``spec.module`` needs.
 
     Raises:
         NetworkError: keys or shapes do not fit, or a value is not finite.
     """
-    from krepes_ooc.network.checkpoint import fill_module
-    from krepes_ooc.network.frozen import check_state_finite, freeze
+    from krepes_ooc.network.checkpoint import LoadedState
+    from krepes_ooc.network.state_fit import KeyRules, fill_module
 
     module = build_network(spec, base)
-    fill_module(module, weights, Path(where), spec.strip_prefix)
-    check_state_finite(module)
-    return freeze(module, spec.output)
+    rules = KeyRules(spec.strip_prefix, spec.ignore, spec.rename)
+    filled = fill_module(module, LoadedState(weights), Path(where), rules)
+    return freeze_network(spec, module, example, filled)
 
 
 def state_sha256(weights: State) -> str:
@@ -153,7 +160,7 @@ def checkpoint_sha256(path: Path) -> str:
     """``state_sha256`` of a checkpoint."""
     from krepes_ooc.network.checkpoint import read_state
 
-    return state_sha256(read_state(path))
+    return state_sha256(read_state(path).tensors)
 
 
 def outputs_of(network: FrozenNetwork, inputs: Rows, outputs: npt.NDArray[np.int64]) -> Rows:

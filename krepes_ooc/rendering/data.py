@@ -33,6 +33,8 @@ class Subject:
         counts: what was counted, such as ``{"samples": 1797, "views": 2}``, in reading order.
         about: one line about the audit.
         rows: what the Jacobian rows are made of and what they cost, in words by name.
+        training: objective that trained the network, where the recipe says it or it differs.
+        embedding: module or entry of the output that is audited; empty: the network's output.
     """
 
     recipe: str
@@ -42,6 +44,8 @@ class Subject:
     counts: Mapping[str, int] = field(default_factory=dict)
     about: str = ""
     rows: Mapping[str, str] = field(default_factory=dict)
+    training: str = ""
+    embedding: str = ""
 
 
 @dataclass(frozen=True, eq=False)

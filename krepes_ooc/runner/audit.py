@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, overload
@@ -81,6 +81,7 @@ class Audit:
             self.workspace.private,
             recipe.training_objective,
             self.check_stop,
+            recipe.live,
         )
 
     @cached_property
@@ -182,7 +183,8 @@ def recorded_recipe(
             expected="a workspace that krepes run has made",
         )
     _refuse_unnamed_code(workspace, recipe, named)
-    return recipe
+    # A script that names its own recipe holds the objects of it.
+    return recipe if named is None or isinstance(named, str) else replace(recipe, live=named.live)
 
 
 def _read_recorded(workspace: Workspace, overrides: tuple[str, ...]) -> Recipe | None:

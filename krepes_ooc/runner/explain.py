@@ -123,7 +123,7 @@ def explain_input(
     explainer = _Explainer(Workspace(workspace), recipe)
     inputs = explainer.audit.inputs
     # New samples are encoded as the source encodes its own.
-    new = read_new_samples(inputs.source, inputs.source_spec, Path(path))
+    new = read_new_samples(inputs.source, inputs.opened_source_spec, Path(path))
     if len(new.raw) > MOST_SAMPLES:
         raise UsageError(
             f"{len(new.raw)} samples", where=str(path), expected=f"at most {MOST_SAMPLES}"

@@ -6,14 +6,20 @@ import difflib
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from krepes_ooc.core import resources
+from krepes_ooc.core.live_objects import LIVE, NOT_LIVE, LiveObjects
 from krepes_ooc.core.settings import read_settings, setting, unknown_key
 from krepes_ooc.errors import RecipeError, UsageError
 from krepes_ooc.network.spec import PRETRAIN, SHIPPED_CODE, NetworkSpec
+from krepes_ooc.network.training_objective import (
+    contradiction,
+    difference,
+    training_objective,
+)
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.stages.base.stage import Stage, is_enabled
 from krepes_ooc.stages.registry import BY_NAME, STAGES
@@ -49,6 +55,7 @@ class Recipe:
         settings: settings of every stage by name.
         base: folder that relative paths start from.
         text: the recipe as it was read, overrides included.
+        live: objects of the running script, where the recipe says ``live``.
     """
 
     name: str
@@ -60,14 +67,19 @@ class Recipe:
     settings: Mapping[str, Any]
     base: Path
     text: str
+    live: LiveObjects = field(default=NOT_LIVE, compare=False, repr=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people on the network: an objective that is not the one that trained it."""
+        trained = training_objective(self.network, self.settings[PRETRAIN].objective)
+        words = difference(trained, self.settings["newton"].objective)
+        return (words,) if words else ()
 
     @property
     def training_objective(self) -> str:
         """Objective that trained the network; empty if the recipe does not say."""
-        if self.network.objective:
-            return self.network.objective
-        # The demo trainer's own loss.
-        return str(self.settings[PRETRAIN].objective) if self.network.weights == PRETRAIN else ""
+        return training_objective(self.network, str(self.settings[PRETRAIN].objective))
 
     @property
     def code(self) -> frozenset[str]:
@@ -83,6 +95,9 @@ class Recipe:
         source = self.source.factory if self.source.kind == "factory" else ""
         place, _, _ = self.network.factory.rpartition(":")
         package = "" if place.endswith(".py") or "." not in place else self.network.factory
+        # What the network states of its input is known when its factory has run.
+        if self.source.transform == "from_model":
+            package = self.network.factory
         return self._user_code([source, self.views.function, package])
 
     @property
@@ -92,7 +107,7 @@ class Recipe:
         return [name for names in named for name in names]
 
     def _user_code(self, names: Iterable[str]) -> frozenset[str]:
-        used = [name for name in names if name and not name.startswith(SHIPPED_CODE)]
+        used = [n for n in names if n not in ("", LIVE) and not n.startswith(SHIPPED_CODE)]
         return frozenset(self._with_folder(name) for name in used)
 
     def _with_folder(self, name: str) -> str:
@@ -160,6 +175,18 @@ class Recipe:
             if stage not in BY_NAME:
                 raise unknown_key(stage, list(BY_NAME), f"{where}.stages")
         # Every stage has settings, whether the recipe names it or not.
+        settings = {
+            stage.name: read_settings(
+                stage.settings, file.stages.get(stage.name), f"{where}.stages.{stage.name}"
+            )
+            for stage in STAGES
+        }
+        if words := contradiction(file.network, settings[PRETRAIN].objective):
+            raise RecipeError(
+                words,
+                where=f"{where}.network.objective",
+                expected="the objective of stages.pretrain, or no key",
+            )
         return cls(
             name=file.recipe,
             about=file.about,
@@ -167,12 +194,7 @@ class Recipe:
             source=file.source,
             network=file.network,
             views=file.views,
-            settings={
-                stage.name: read_settings(
-                    stage.settings, file.stages.get(stage.name), f"{where}.stages.{stage.name}"
-                )
-                for stage in STAGES
-            },
+            settings=settings,
             base=base,
             text=resources.dump_yaml(values),
         )

@@ -170,6 +170,8 @@ class _Run:
         base = base_bytes()  # the network, which the sizes may need, is in the plan of its stages
         anew = any(s.stage.name == "features" and s.kind in ("missing", "stale") for s in unsealed)
         sizes = self.audit.sizes(anew=anew)
+        for note in (*self.audit.inputs.network_notes, *self.audit.recipe.notes):
+            self.progress.note(f"network: {note}")
         preflight.refuse_unfit(self.audit, unsealed, sizes, budget, base, self.device)
         with open_workers(
             self.audit, self.options, unsealed, sizes, budget, base, self.device

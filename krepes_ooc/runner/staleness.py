@@ -14,9 +14,10 @@ from typing import Any, Literal
 from krepes_ooc.core.digests import canonical_digest, remembered_sha256
 from krepes_ooc.core.files import to_json
 from krepes_ooc.core.import_object import factory_sha256
+from krepes_ooc.core.live_objects import LIVE, object_sha256
 from krepes_ooc.core.settings import digest_mapping, digest_names
 from krepes_ooc.errors import DamageError, KrepesError, UsageError
-from krepes_ooc.network.spec import FACTORY, PRETRAIN, resolve_weights
+from krepes_ooc.network.spec import FACTORY, PRETRAIN, weight_files
 from krepes_ooc.sources.file_digests import describe_change, read_file_digests
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.stage import Stage, digest_of, is_enabled
@@ -109,6 +110,8 @@ class StalenessChecker:
         inputs = {name: self._input(name, digests) for name in reads if name not in covered}
         if self._needs_training(stage):
             inputs[PRETRAIN] = digests.get(PRETRAIN, "")
+        if stage.name == "report" and self.inputs.network_spec.objective:
+            inputs["network.objective"] = self.inputs.network_spec.objective
         contract = load_contract(stage.store).version if stage.store else 0
         return {
             "stage": stage.name,
@@ -280,20 +283,27 @@ class StalenessChecker:
 
     def _network(self, weights: str | None) -> dict[str, Any]:
         spec = digest_mapping(self.inputs.network_spec)
-        # What the network is said to be trained with changes no row; the verdict reads it.
+        # A statement about the training: the report records it, no number depends on it.
         spec.pop("objective", None)
         if weights is not None:
             spec["weights"] = weights
-        code = factory_sha256(self.inputs.network_spec.factory, self.inputs.base)
+        if self.inputs.network_spec.factory == LIVE and self.inputs.live.model is not None:
+            code = object_sha256(self.inputs.live.model)
+        else:
+            code = factory_sha256(self.inputs.network_spec.factory, self.inputs.base)
         return {**spec, "code": code}
 
     def _weights(self) -> str:
         spec = self.inputs.network_spec
         if spec.weights in (PRETRAIN, FACTORY):
             return spec.weights
-        path = resolve_weights(spec, None, self.inputs.base)
-        assert path is not None
-        return remembered_sha256(path, self.inputs.private / "cache")
+        cache = self.inputs.private / "cache"
+        digests = {
+            path.name: remembered_sha256(path, cache)
+            for path in weight_files(spec, self.inputs.base)
+        }
+        # One file is its own digest, shards are listed by name.
+        return next(iter(digests.values())) if len(digests) == 1 else canonical_digest(digests)
 
 
 def units_on_disk(record: StageRecord) -> int:

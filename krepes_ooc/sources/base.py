@@ -71,6 +71,15 @@ class SourceSpec:
     skip_damaged: bool = setting(
         False, about="leave out image files that cannot be decoded", digest_omits=False
     )
+    transform: Literal["none", "from_model"] = setting(
+        "none",
+        about="from_model: size, mean, std and interpolation as the network states them, where "
+        "they are not set here",
+        digest_omits="none",
+    )
+    interpolation: Literal["", "nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = (
+        setting("", about="how images are scaled; default bilinear", digest_omits="")
+    )
     mean: tuple[float, ...] = setting((), about="mean of each image channel scaled to [0, 1]")
     std: tuple[float, ...] = setting((), about="standard deviation of each image channel")
     factory: str = setting("", about="module:callable that returns a map-style dataset")
@@ -103,7 +112,7 @@ class SourceSpec:
 
 # Keys that every kind of source reads, that images read, and that each kind reads.
 _EVERYWHERE = {"fetch", "kind", "limit", "order"}
-_IMAGE = {"mean", "std"}
+_IMAGE = {"mean", "std", "transform"}
 _PIXELS = {*_IMAGE, "range"}
 _USED_KEYS = {
     "digits": _IMAGE,
@@ -130,7 +139,10 @@ _USED_KEYS = {
         *("path", "labels", "classes", "array", "label_array", "layout", "missing_chunks"),
         *_PIXELS,
     },
-    "images": {"path", "key", "label", "size", "alpha", "page", "skip_damaged", *_PIXELS},
+    "images": {
+        *("path", "key", "label", "size", "interpolation", "alpha", "page", "skip_damaged"),
+        *_PIXELS,
+    },
     "factory": {"factory", "arguments", "key", *_PIXELS},
 }
 

@@ -53,7 +53,7 @@ def choose_format(
     depth = _common_depth(spec, folder, files, facts)
     _check_scale(spec, folder, files, facts, depth)
     mode = "L" if all(fact.grey for fact in facts) else "RGB"
-    form = PixelFormat(mode, depth, spec.size, spec.alpha, spec.page)
+    form = PixelFormat(mode, depth, spec.size, spec.alpha, spec.page, spec.interpolation)
     return FolderFormat(form, tuple(_warnings(spec, files, facts, form)))
 
 

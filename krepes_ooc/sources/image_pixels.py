@@ -32,6 +32,7 @@ _LOW_BYTES = {
 }
 # Values of the orientation by which x and y change places.
 _TURNED = {5, 6, 7, 8}
+_OVERSHOOTING = {"bicubic", "lanczos"}
 # Formats that store 16 bits in Pillow's 32-bit mode.
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM"}
 
@@ -46,6 +47,7 @@ class PixelFormat:
         side: side of the square that is cut from the centre and scaled, or None.
         alpha: what lies behind see-through pixels; ``drop`` shows their stored colour.
         page: page of files that hold several, or None.
+        interpolation: how the square is scaled; empty: bilinear.
     """
 
     mode: str
@@ -53,6 +55,12 @@ class PixelFormat:
     side: int | None = None
     alpha: Alpha = "drop"
     page: int | None = None
+    interpolation: str = ""
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return Image.Resampling[(self.interpolation or "bilinear").upper()]
 
     @property
     def channels(self) -> int:
@@ -156,11 +164,11 @@ def decode_bytes(content: bytes, form: PixelFormat, where: str) -> npt.NDArray[A
         if depth == "uint8" and _has_deep_channels(file, content):
             depth = "uint16"
             pixels = _opaque(_deep_colours(content, form.page), form.alpha)
-            pixels = _fitted(pixels, form.side, depth)
+            pixels = _fitted(pixels, form, depth)
         elif depth == "uint8":
             pixels = _shallow(ImageOps.exif_transpose(file), form)
         else:
-            pixels = _fitted(np.asarray(ImageOps.exif_transpose(file)), form.side, depth)
+            pixels = _fitted(np.asarray(ImageOps.exif_transpose(file)), form, depth)
     # Eight bits in a folder of sixteen: 257 x / 65535 is x / 255 exactly.
     if (depth, form.depth) == ("uint8", "uint16"):
         pixels = pixels.astype(np.uint16) * np.uint16(257)
@@ -194,26 +202,29 @@ def _shallow(image: Image.Image, form: PixelFormat) -> npt.NDArray[Any]:
         image = Image.alpha_composite(back, image.convert("RGBA"))
     image = image.convert(form.mode)
     if form.side:
-        image = ImageOps.fit(image, (form.side, form.side), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(image, (form.side, form.side), form.resampling)
     return np.asarray(image, dtype=np.uint8)
 
 
-def _fitted(values: npt.NDArray[Any], side: int | None, depth: str) -> npt.NDArray[Any]:
+def _fitted(values: npt.NDArray[Any], form: PixelFormat, depth: str) -> npt.NDArray[Any]:
     """Deep pixels [y, x, ...], scaled as floats, which hold each level of 16 bits."""
-    if not side:
+    if not form.side:
         return values.astype(depth)
     # One channel at a time: Pillow has no deep colours.
     channels = [
         np.asarray(
             ImageOps.fit(
                 Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32)),
-                (side, side),
-                Image.Resampling.BILINEAR,
+                (form.side, form.side),
+                form.resampling,
             )
         )
         for channel in np.moveaxis(np.atleast_3d(values), 2, 0)
     ]
     scaled = np.stack(channels, axis=-1)
+    # Cubic curves reach beyond the levels that they pass through.
+    if depth != "float32" and form.interpolation in _OVERSHOOTING:
+        scaled = np.clip(scaled, np.iinfo(depth).min, np.iinfo(depth).max)
     return scaled.astype(depth) if depth == "float32" else np.rint(scaled).astype(depth)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.digests import canonical_digest, write_cache_file
-from krepes_ooc.core.import_object import factory_sha256, load_callable
-from krepes_ooc.errors import DataError, SourceError, UsageError
+from krepes_ooc.core.import_object import factory_sha256, load_callable, locate_arguments
+from krepes_ooc.core.live_objects import object_sha256
+from krepes_ooc.errors import DataError, KrepesError, SourceError, UsageError
 from krepes_ooc.sources.array_labels import index_labels, plain_labels
 from krepes_ooc.sources.array_source import CHANNELS, ArraySource, Labels, array_source
 from krepes_ooc.sources.base import Int64, SourceSpec
@@ -31,8 +32,8 @@ FIXED_SAMPLES = 64
 LABELLED_SAMPLES = 4_096
 
 
-def open_dataset(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
-    """The data set that the recipe's factory returns; that code is run.
+def open_dataset(spec: SourceSpec, base: Path, cache: Path, dataset: Any = None) -> ArraySource:
+    """The data set that the recipe's factory returns; that code is run. Or ``dataset`` of a script.
 
     An item is a sample, a tuple (sample, label), or a mapping; see ``dataset_items``. Samples
     [channel, y, x] are images; other shapes are taken as they are. Labels are those that the data
@@ -45,7 +46,7 @@ def open_dataset(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
             at a second call; or labels do not fit.
         DataError: the first sample is no array of numbers, or a sample differs at a second read.
     """
-    recipe = (spec.factory, dict(spec.arguments), base, spec.limit, spec.key)
+    recipe = (spec.factory, dict(spec.arguments), base, spec.limit, spec.key, dataset)
     rows = DatasetRows(*recipe)
     # The items themselves cannot be hashed without reading all: sample them evenly.
     positions = np.unique(np.linspace(0, rows.shape[0] - 1, FIXED_SAMPLES).astype(np.int64))
@@ -54,7 +55,9 @@ def open_dataset(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     identity = {
         "kind": "factory",
         "name": spec.factory,
-        "factory_sha256": factory_sha256(spec.factory, base),
+        "factory_sha256": (
+            factory_sha256(spec.factory, base) if dataset is None else object_sha256(dataset)
+        ),
         "sha256_of_fixed_samples": hashlib.sha256(content).hexdigest(),
         "length": rows.length,
     }
@@ -64,11 +67,12 @@ def open_dataset(spec: SourceSpec, base: Path, cache: Path) -> ArraySource:
     marker = cache / f"repeatable-{canonical_digest([identity, spec.arguments])[:16]}"
     if not marker.is_file():
         rows.check_repeatable(positions, samples)
-        # Not both at once: a data set may fill the memory.
-        shape = rows.shape
-        del rows
-        rows = DatasetRows(*recipe)
-        _check_same_samples(rows, positions, samples, shape)
+        if dataset is None:
+            # Not both at once: a data set may fill the memory.
+            shape = rows.shape
+            del rows
+            rows = DatasetRows(*recipe)
+            _check_same_samples(rows, positions, samples, shape)
         write_cache_file(marker, b"")
     labels, warnings = rows.find_labels()
     source = array_source(spec, rows, labels, identity, rows.find_names())
@@ -119,19 +123,29 @@ class DatasetRows:
         base: folder of the recipe.
         limit: use the first samples only.
         key: entry of an item that is the sample; empty: by its form.
+        dataset: the data set of a script, in place of what the factory returns.
     """
 
     def __init__(
-        self, factory: str, arguments: dict[str, Any], base: Path, limit: int | None, key: str = ""
+        self,
+        factory: str,
+        arguments: dict[str, Any],
+        base: Path,
+        limit: int | None,
+        key: str = "",
+        dataset: Any = None,
     ) -> None:
-        self._recipe = (factory, arguments, base, limit, key)
+        self._recipe = (factory, arguments, base, limit, key, dataset)
         self.factory = factory
         # Data sets often share a file handle or a cache: one thread at a time.
         self._lock = threading.Lock()
         try:
-            self._dataset = load_callable(factory, base, "source.factory")(**arguments)
+            if dataset is None:
+                given = locate_arguments(arguments, base)
+                dataset = load_callable(factory, base, "source.factory")(**given)
+            self._dataset = dataset
             self.length = len(self._dataset)
-        except SourceError:
+        except KrepesError:
             raise
         except Exception as error:
             raise SourceError(

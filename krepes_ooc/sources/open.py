@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.base import BUFFER_BYTES, Column, Source, SourceSpec, Tabular, check_keys
@@ -13,7 +14,11 @@ __all__ = ["Column", "Source", "SourceSpec", "Tabular", "open_source", "row_orde
 
 
 def open_source(
-    spec: SourceSpec, base: Path, cache: Path, check_stop: Callable[[], None] = lambda: None
+    spec: SourceSpec,
+    base: Path,
+    cache: Path,
+    check_stop: Callable[[], None] = lambda: None,
+    dataset: Any = None,
 ) -> Source:
     """Open the declared source.
 
@@ -22,6 +27,7 @@ def open_source(
         base: folder of the recipe; paths are relative to it.
         cache: folder of the workspace for converted files and scan results.
         check_stop: raises when the run is to stop, during checks that take long.
+        dataset: the data set of a script, where the recipe's factory is ``live``.
 
     Raises:
         SourceError: the source cannot be opened as declared.
@@ -29,7 +35,7 @@ def open_source(
     """
     check_keys(spec)
     try:
-        return _open(spec, base, cache, check_stop)
+        return _open(spec, base, cache, check_stop, dataset)
     except SourceError as error:
         # Recipes of public data sets name the command that downloads a missing file.
         if not (spec.fetch and error.what.startswith("no such")):
@@ -42,7 +48,9 @@ def open_source(
         ) from error
 
 
-def _open(spec: SourceSpec, base: Path, cache: Path, check_stop: Callable[[], None]) -> Source:
+def _open(
+    spec: SourceSpec, base: Path, cache: Path, check_stop: Callable[[], None], dataset: Any
+) -> Source:
     if spec.kind == "table":
         # pyarrow is imported for tables only.
         from krepes_ooc.sources.table import open_table
@@ -58,7 +66,7 @@ def _open(spec: SourceSpec, base: Path, cache: Path, check_stop: Callable[[], No
         return array_files.open_arrays(spec, base, cache)
     if spec.kind == "images":
         return image_folder.open_images(spec, base, cache, check_stop)
-    return map_dataset.open_dataset(spec, base, cache)
+    return map_dataset.open_dataset(spec, base, cache, dataset)
 
 
 def row_order(source: Source, spec: SourceSpec, seed: int) -> ShuffledOrder:

@@ -143,6 +143,8 @@ def _identity(
         identity["alpha"] = form.alpha
     if form.page is not None:
         identity["page"] = form.page
+    if form.interpolation not in ("", "bilinear"):
+        identity["interpolation"] = form.interpolation
     return identity
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.import_object import factory_sha256, load_callable
+from krepes_ooc.core.live_objects import object_sha256
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.base import Column, Int64, Source, sample_positions
 
@@ -23,18 +24,26 @@ class UserViews:
         function: ``module:callable`` or ``file.py:callable``.
         base: folder of the recipe.
         columns: columns of a table, whose categories are codes; () for other samples.
+        live: the callable of a script, where the recipe says ``live``.
 
     Raises:
         SourceError: the callable cannot be loaded.
     """
 
-    def __init__(self, function: str, base: Path, columns: tuple[Column, ...] = ()) -> None:
+    def __init__(
+        self,
+        function: str,
+        base: Path,
+        columns: tuple[Column, ...] = (),
+        live: Callable[..., Any] | None = None,
+    ) -> None:
         self._function = function
         self._base = base
         self._columns = columns
+        self._live = live
         categorical = [(i, c) for i, c in enumerate(columns) if c.kind == "categorical"]
         self._categories = [(i, c.name, len(c.categories)) for i, c in categorical]
-        self._view: Callable[..., Any] = load_callable(function, base, "views.function")
+        self._view: Callable[..., Any] = live or load_callable(function, base, "views.function")
 
     def __call__(
         self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int
@@ -122,9 +131,11 @@ class UserViews:
                 )
 
     def describe(self) -> dict[str, Any]:
-        """sha256 of the file that defines the callable, as JSON."""
+        """sha256 of the file that defines the callable, or of its own code, as JSON."""
+        if self._live is not None:
+            return {"function_sha256": object_sha256(self._live)}
         return {"function_sha256": factory_sha256(self._function, self._base)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by name: another process loads the callable again."""
-        return (UserViews, (self._function, self._base, self._columns))
+        return (UserViews, (self._function, self._base, self._columns, self._live))

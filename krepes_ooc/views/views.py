@@ -7,7 +7,8 @@ View -1 is the clean sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ class Views:
         source: where the samples come from.
         seed: key of all draws.
         base: folder of the recipe, where the file of a callable is looked up.
+        live: the callable of a script, where the recipe's function is ``live``.
 
     Raises:
         SourceError: a family of views that does not fit the source, a column that it lacks, or a
@@ -42,7 +44,14 @@ class Views:
         DataError: a callable fails, or gives two views of one sample under one seed.
     """
 
-    def __init__(self, spec: ViewSpec, source: Source, seed: int, base: Path | None = None) -> None:
+    def __init__(
+        self,
+        spec: ViewSpec,
+        source: Source,
+        seed: int,
+        base: Path | None = None,
+        live: Callable[..., Any] | None = None,
+    ) -> None:
         self.spec = spec
         self.source = source
         self.seed = seed
@@ -54,9 +63,16 @@ class Views:
         elif self.kind == "table":
             self._family = TableViews(spec, cast("Tabular", source))
         else:
-            self._family = UserViews(spec.function, base or Path.cwd(), source.columns)
+            folder = base or Path.cwd()
+            self._family = UserViews(spec.function, folder, source.columns, live)
             # Before any block is computed: the code of the user is not believed.
             self._family.check_repeatable(source, tuple({0, spec.count - 1}), seed)
+
+    def with_seed(self, seed: int) -> Views:
+        """The same views under another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def apply(
         self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int | None = None

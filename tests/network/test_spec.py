@@ -15,8 +15,9 @@ from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import NetworkError, RecipeError, UsageError
 from krepes_ooc.network import frozen
 from krepes_ooc.network import spec as spec_module
-from krepes_ooc.network.checkpoint import fill_module, read_state, save_weights
+from krepes_ooc.network.checkpoint import LoadedState, read_state, save_weights
 from krepes_ooc.network.spec import NetworkSpec, build_network, load_network
+from krepes_ooc.network.state_fit import KeyRules, fill_module
 
 ARGUMENTS = {"inputs": 4, "hidden": [5], "outputs": 3}
 MLP = "krepes_ooc.network.zoo:mlp"
@@ -124,7 +125,7 @@ def test_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no such file"):
         load_network(spec("absent.pt"), None, tmp_path)
     (tmp_path / "w.h5").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"suffix '.h5'"):
+    with pytest.raises(NetworkError, match=r"w.h5: is a text; expected a safetensors file"):
         load_network(spec("w.h5"), None, tmp_path)
     with pytest.raises(RecipeError, match=r"strip_prefix"):
         spec("w.pt", strip_prefix=3)
@@ -181,14 +182,16 @@ def test_state_key_is_found_and_used(tmp_path: Path, state) -> None:
 def test_keys_and_shapes_must_fit(tmp_path: Path, state) -> None:
     module = build_network(spec("w"))
     extra = {**state, "head.weight": torch.zeros(2)}
-    with pytest.raises(NetworkError, match=r"1 left over \(head.weight\).*remove the left-over"):
-        fill_module(module, extra, tmp_path)
+    with pytest.raises(
+        NetworkError, match=r"1 left over \(head.weight\).*network.ignore: \[head\.\*\]"
+    ):
+        fill_module(module, LoadedState(extra), tmp_path, KeyRules())
     short = {k: v for k, v in state.items() if k != "1.bias"}
     with pytest.raises(NetworkError, match=r"1 keys missing \(1.bias\).*check network.factory"):
-        fill_module(module, short, tmp_path)
+        fill_module(module, LoadedState(short), tmp_path, KeyRules())
     wide = {**state, "1.bias": torch.zeros(9)}
     with pytest.raises(NetworkError, match=r"1.bias has shape \(9,\); expected shape \(5,\)"):
-        fill_module(module, wide, tmp_path)
+        fill_module(module, LoadedState(wide), tmp_path, KeyRules())
 
 
 def test_unfinite_and_unready_parameters_are_named() -> None:

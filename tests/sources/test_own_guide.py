@@ -18,6 +18,10 @@ from krepes_ooc.sources.open import open_source
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "own.md").read_text()
+TABLES = "tests/sources/test_table_kinds.py::test_"
+ROWS = "tests/sources/test_sources.py::test_"
+FOLDERS = "tests/sources/test_table_folder.py::test_"
+STATED = "tests/network/test_preprocessing.py::test_"
 KINDS = "tests/sources/test_image_kinds.py::test_"
 CONTAINERS = "tests/sources/test_picture_containers.py::test_"
 RUNS = "tests/runner/test_changed_pictures.py::test_"
@@ -29,7 +33,28 @@ GUIDED = "tests/sources/test_own_guide.py::test_"
 
 # Section of the guide -> how a line begins -> the test of what it says.
 CLAIMS = {
-    "A table": {},
+    "A table": {
+        "columns that": TABLES + "categories_that_are_declared_are_those_of_the_file",
+        "other columns": TABLES + "numbers_that_may_be_codes_are_pointed_out",
+        "another separator": TABLES + "one_wide_column_asks_for_the_delimiter",
+        "another character": TABLES + "bytes_that_are_not_utf_8",
+        "decimal commas": TABLES + "decimal_commas",
+        "percent signs": TABLES + "formatted_numbers_are_pointed_out",
+        "numbers, and `?`": TABLES + "words_for_missing_numbers",
+        "numbers, and other": TABLES + "other_texts_among_numbers_are_pointed_out",
+        "spaces around": TABLES + "new_rows_are_trimmed_like_the_source",
+        "NA, NaN": TABLES + "a_word_is_a_category_in_new_rows_too",
+        "a missing number": ROWS + "a_bad_number_is_named",
+        "a missing text": ROWS + "rows_labels_and_names_are_those_of_the_file",
+        "indices of": TABLES + "an_index_is_no_input",
+        "dates and times": TABLES + "dates_can_be_labels_names_and_categories",
+        "lists, structures": TABLES + "columns_of_other_types",
+        "a label with": TABLES + "a_continuous_label",
+        "a text over": TABLES + "quotes_that_are_not_closed_are_pointed_out",
+        "a folder of": FOLDERS + "part_files_without_keys",
+        "files of a folder": FOLDERS + "folders_that_cannot_be",
+        "`.csv.gz`": ROWS + "other_formats_give_the_same_samples",
+    },
     "Images": {
         "8 bit": KINDS + "one_picture_with_colour_makes_all_coloured",
         "16 bit, grey": KINDS + "16_bit_pictures_keep_every_level",
@@ -39,6 +64,7 @@ CLAIMS = {
         "grey beside": KINDS + "one_picture_with_colour_makes_all_coloured",
         "alpha": KINDS + "alpha",
         "several pages": KINDS + "pages_are_chosen_or_refused",
+        "sizes and scaling": STATED + "pictures_arrive_as_the_network_states",
         "other sizes": KINDS + "the_central_square_is_said_to_be_cut",
         "rotation": KINDS + "sizes_are_those_after_the_rotation_of_the_camera",
         "links to folders": KINDS + "links_are_followed_once",

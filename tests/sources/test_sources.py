@@ -158,7 +158,9 @@ def test_dictionary_and_decimal_columns(tmp_path: Path) -> None:
     assert source.read(np.arange(4)).tolist() == [[1, 1, 0], [0, 2, 1], [2, 3, 0], [1, 4, 1]]
 
 
-@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "arrow", "feather"])
+@pytest.mark.parametrize(
+    "suffix", ["csv", "csv.gz", "csv.bz2", "csv.zst", "tsv", "arrow", "feather"]
+)
 def test_other_formats_give_the_same_samples(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +174,8 @@ def test_other_formats_give_the_same_samples(
         pa.feather.write_feather(table, path)
     else:
         options = pa.csv.WriteOptions(delimiter="\t" if suffix == "tsv" else ",")
-        with pa.output_stream(path) as stream:
+        packed = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}.get(path.suffix[1:])
+        with pa.output_stream(path, compression=packed) as stream:
             pa.csv.write_csv(table, stream, options)
     source = open_people(tmp_path, path=path.name)
     from_parquet = open_people(tmp_path)

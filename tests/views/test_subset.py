@@ -24,6 +24,9 @@ def test_a_subset_gives_samples_and_views_of_its_positions(tmp_path: Path):
     wanted = drawn.batch(np.array([40, 8]), 5)
     for found, view in zip(subset.views([2, 1], 5), wanted, strict=True):
         np.testing.assert_array_equal(found, view)
+    other = Views(drawn.spec, source, 9).batch(np.array([3]), 0)
+    np.testing.assert_array_equal(drawn.with_seed(9).batch(np.array([3]), 0)[0], other[0])
+    assert drawn.seed == 7
     for index in (3, -1, [0, 3]):
         with pytest.raises(IndexError, match="of 3 samples"):
             subset.read(index)

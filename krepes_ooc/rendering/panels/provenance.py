@@ -39,6 +39,8 @@ def subject_panel(audit: AuditData) -> Panel:
         ("network", subject.network),
         ("data", subject.source),
         ("objective", subject.objective),
+        *([("training objective", subject.training)] if subject.training else []),
+        *([("embedding", subject.embedding)] if subject.embedding else []),
         ("recipe", subject.recipe),
         *([("about", subject.about)] if subject.about else []),
         *subject.rows.items(),

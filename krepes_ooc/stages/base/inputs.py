@@ -6,7 +6,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
+from krepes_ooc.core.live_objects import NOT_LIVE, LiveObjects
 from krepes_ooc.errors import DamageError, NetworkError, WorkspaceError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec, wants_inputs, with_inputs
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
@@ -25,6 +26,7 @@ from krepes_ooc.views.spec import CLEAN, ViewSpec
 
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
+    from krepes_ooc.network.preprocessing import Preprocessing
     from krepes_ooc.views.views import Views
 
 CALIBRATION_ROWS = 64
@@ -44,6 +46,7 @@ class AuditInputs:
         private: the workspace's private folder, for caches and checkpoints.
         training_objective: objective that trained the network; empty: unknown.
         check_stop: raises when the run is to stop, while the source is opened.
+        live: objects of a script, where the recipe says ``live``.
     """
 
     source_spec: SourceSpec
@@ -54,13 +57,16 @@ class AuditInputs:
     private: Path
     training_objective: str = ""
     check_stop: Callable[[], None] = lambda: None
+    live: LiveObjects = NOT_LIVE
     _local: threading.local = field(default_factory=threading.local)
     _opened: dict[FeatureSettings, FeatureMap] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the declarations; another process opens source and network anew."""
         spec = (self.source_spec, self.declared_network, self.view_spec)
-        return AuditInputs, (*spec, self.seed, self.base, self.private, self.training_objective)
+        parts = (*spec, self.seed, self.base, self.private)
+        # A stop reaches other processes by their own context.
+        return _reopen, (parts, self.training_objective, self.live)
 
     @property
     def pretrained(self) -> Path:
@@ -72,7 +78,36 @@ class AuditInputs:
         """The source, opened."""
         from krepes_ooc.sources.open import open_source
 
-        return open_source(self.source_spec, self.base, self.private / "cache", self.check_stop)
+        cache = self.private / "cache"
+        source = open_source(
+            self.opened_source_spec, self.base, cache, self.check_stop, self.live.dataset
+        )
+        if self._preprocessing is not None:
+            source.warnings = (*source.warnings, *self._preprocessing.lines())
+        return source
+
+    @cached_property
+    def opened_source_spec(self) -> SourceSpec:
+        """Recipe key ``source``, completed by what the network states of its input."""
+        stated = self._preprocessing
+        if stated is None:
+            return self.source_spec
+        # Keys of the recipe win; only picture files are scaled.
+        spec = self.source_spec
+        keys: dict[str, Any] = {"mean": spec.mean or stated.mean, "std": spec.std or stated.std}
+        if spec.kind == "images":
+            keys["size"] = spec.size or stated.size
+            keys["interpolation"] = spec.interpolation or stated.interpolation
+        return replace(spec, **keys)
+
+    @cached_property
+    def _preprocessing(self) -> Preprocessing | None:
+        """Input that the network states, where the recipe asks for it."""
+        if self.source_spec.transform != "from_model":
+            return None
+        from krepes_ooc.network.preprocessing import read_preprocessing
+
+        return read_preprocessing(self.declared_network, self.base, self.live.model)
 
     @cached_property
     def network_spec(self) -> NetworkSpec:
@@ -116,17 +151,28 @@ class AuditInputs:
         """The seeded augmentations."""
         from krepes_ooc.views.views import Views
 
-        return Views(self.view_spec, self.source, self.seed, self.base)
+        return Views(self.view_spec, self.source, self.seed, self.base, self.live.view)
 
     @cached_property
     def network(self) -> Any:
         """The frozen network, loaded and checked."""
         from krepes_ooc.network.spec import load_network
 
-        if self.network_spec.weights != PRETRAIN:
-            return load_network(self.network_spec, None, self.base)
-        self._check_pretrained()
-        return load_network(self.network_spec, self.pretrained, self.base)
+        weights = None
+        if self.network_spec.weights == PRETRAIN:
+            self._check_pretrained()
+            weights = self.pretrained
+        model = self.live.model
+        return load_network(self.network_spec, weights, self.base, self._example, model)
+
+    @property
+    def network_notes(self) -> tuple[str, ...]:
+        """Lines for people on how the weights were read; none while the network is not loaded."""
+        return tuple(self.network.notes) if "network" in vars(self) else ()
+
+    def _example(self) -> Rows:
+        """Network input [1, ...] of the first sample."""
+        return self.encode(np.zeros(1, dtype=np.int64), CLEAN)[0]
 
     def _check_pretrained(self) -> None:
         """Refuse a checkpoint of the demo trainer that is not the one its stage sealed.
@@ -202,10 +248,10 @@ class AuditInputs:
     def open_untrained(self, settings: FeatureSettings) -> FeatureMap:
         """The feature map of the untrained network, which has the same sizes as the trained one."""
         from krepes_ooc.jacobian.feature_map import open_features
-        from krepes_ooc.network.frozen import freeze
-        from krepes_ooc.network.spec import build_network
+        from krepes_ooc.network.spec import build_network, freeze_network
 
-        network = freeze(build_network(self.network_spec, self.base), self.network_spec.output)
+        module = build_network(self.network_spec, self.base)
+        network = freeze_network(self.network_spec, module, self._example)
         return open_features(network, settings, self.calibration(), seed=self.seed)
 
     def calibration(self) -> Rows:
@@ -259,3 +305,11 @@ class AuditInputs:
                 expected="the same code, torch version and kind of processor",
                 advice="undo the change, or start over in another --workspace",
             )
+
+
+def _reopen(
+    parts: tuple[SourceSpec, NetworkSpec, ViewSpec, int, Path, Path],
+    training_objective: str,
+    live: LiveObjects,
+) -> AuditInputs:
+    return AuditInputs(*parts, training_objective=training_objective, live=live)

@@ -16,6 +16,9 @@ from krepes_ooc.core import resources
 from krepes_ooc.core.figures import Figure
 from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.core.verdict import Verdict
+from krepes_ooc.network.pretrain import PretrainSettings
+from krepes_ooc.network.spec import NetworkSpec
+from krepes_ooc.network.training_objective import difference, training_objective
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
@@ -104,7 +107,7 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         stages=tuple(_stages(context)),
         classes=tuple(landmarks.info("label").attributes["categories"]),
         columns=tuple(column_text(column) for column in columns),
-        warnings=tuple(_warnings(inputs)),
+        warnings=tuple(_warnings(inputs, context)),
         recipe_text=context.recipe_text,
         versions=versions,
         record=_record(context),
@@ -125,6 +128,9 @@ def _subject(inputs: ReportInputs, context: StageContext) -> rendering.Subject:
     recipe = resources.parse_value(context.recipe_text)
     objective = str(inputs.newton.attributes["objective"])
     described = load_row_description(context.workspace)
+    spec = inputs.recipe.network_spec
+    trained = _training_objective(inputs, context)
+    stated = spec.objective or difference(trained, objective)
     return rendering.Subject(
         recipe=context.workspace.recipe() or "",
         network=_describe_network(inputs),
@@ -132,6 +138,8 @@ def _subject(inputs: ReportInputs, context: StageContext) -> rendering.Subject:
         objective=OBJECTIVES.get(objective, objective),
         about=str(recipe.get("about", "")) if isinstance(recipe, dict) else "",
         rows=described[0] if described else {},
+        training=OBJECTIVES.get(trained, trained) if stated else "",
+        embedding=_describe_embedding(spec),
         counts={
             "samples": n_samples,
             "views": n_views,
@@ -141,6 +149,21 @@ def _subject(inputs: ReportInputs, context: StageContext) -> rendering.Subject:
             "audited": inputs.audited.info("role").shape[0],
         },
     )
+
+
+def _training_objective(inputs: ReportInputs, context: StageContext) -> str:
+    """Objective that trained the network, by the recipe; empty if it does not say."""
+    recipe = resources.parse_value(context.recipe_text)
+    stages = (recipe if isinstance(recipe, dict) else {}).get("stages") or {}
+    trainer = (stages.get("pretrain") or {}).get("objective", PretrainSettings().objective)
+    return training_objective(inputs.recipe.network_spec, str(trainer))
+
+
+def _describe_embedding(spec: NetworkSpec) -> str:
+    """Module and entry of the output that are audited, in words; empty for the whole output."""
+    if not spec.module:
+        return ""
+    return f"output of module {spec.module}" + (f", entry {spec.output}" if spec.output else "")
 
 
 def _describe_network(inputs: ReportInputs) -> str:
@@ -268,12 +291,15 @@ def _stages(context: StageContext) -> list[rendering.StageRecord]:
     return records
 
 
-def _warnings(inputs: ReportInputs) -> list[str]:
+def _warnings(inputs: ReportInputs, context: StageContext) -> list[str]:
     """Reasons to read the audit with care, worst first."""
     newton = inputs.newton.attributes
     warnings = []
     if not newton["trusted"]:
         warnings.append(f"The step is not trusted: {newton['reason']}.")
+    trained = _training_objective(inputs, context)
+    if words := difference(trained, str(newton["objective"])):
+        warnings.append(f"Network: {words}.")
     warnings += [f"Source: {text}" for text in inputs.recipe.source_warnings]
     if inputs.recipe.source_spec.order == "source":
         warnings.append("Rows keep the order of the source: neighbouring rows may belong together.")

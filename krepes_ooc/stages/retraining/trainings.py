@@ -25,8 +25,8 @@ from krepes_ooc.errors import NetworkError
 from krepes_ooc.network import retrain
 from krepes_ooc.stages.retraining.training_sets import RetrainingProblem, Unit, array_sha256
 from krepes_ooc.storage.journal import Unit as JournalUnit
+from krepes_ooc.views.spec import CLEAN
 from krepes_ooc.views.subset import SourceSubset
-from krepes_ooc.views.views import Views
 
 FOLDER = "trainings"
 VERSION = 1  # raised when a training gives other numbers
@@ -99,16 +99,18 @@ class Trainings:
 
     def _subset(self, unit: Unit, positions: Int64) -> SourceSubset:
         recipe = self.problem.inputs.recipe
-        drawn = Views(recipe.view_spec, recipe.views.source, unit.seed, recipe.base)
-        return SourceSubset(recipe.source, positions, drawn)
+        return SourceSubset(recipe.source, positions, recipe.views.with_seed(unit.seed))
 
     def _embed(self, weights: Any, unit: Unit, positions: Int64) -> dict[str, npt.NDArray[Any]]:
         """Outputs for the samples and the anchors, and the mean over view rows that are left."""
         problem = self.problem
         recipe = self.problem.inputs.recipe
-        network = retrain.network_of(
-            recipe.network_spec, recipe.base, weights, f"weights of {self.trainer}"
-        )
+
+        def example() -> Any:
+            return recipe.encode(problem.sample_id[:1], CLEAN)[0]
+
+        where = f"weights of {self.trainer}"
+        network = retrain.network_of(recipe.network_spec, recipe.base, weights, where, example)
 
         def outputs(rows: Iterator[Any]) -> Iterator[npt.NDArray[np.float32]]:
             return (retrain.outputs_of(network, row, problem.outputs) for row in rows)
