@@ -142,6 +142,13 @@ until = click.option(
 only = click.option(
     "--only", metavar="STAGE", shell_complete=complete_stage, help="Run this stage alone."
 )
+with_stages = click.option(
+    "--with",
+    "with_stages",
+    multiple=True,
+    metavar="STAGE",
+    help="Switch an optional stage on, as stages.STAGE.enabled=true does: retraining.",
+)
 restart_stale = click.option(
     "--restart-stale", is_flag=True, help="Compute stages again whose inputs or settings changed."
 )

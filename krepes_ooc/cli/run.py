@@ -27,6 +27,7 @@ from krepes_ooc.errors import StageFailed, UsageError, printable
     options.cluster,
     options.print_job,
     options.overrides,
+    options.with_stages,
     options.until,
     options.only,
     options.shard,
@@ -53,7 +54,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
     # Signals are handled from here on: the imports below take a second.
     with stop_on_signals(stop), _listener(quiet) as listener:
         from krepes_ooc import runner
-        from krepes_ooc.runner.recipe import Recipe
+        from krepes_ooc.runner.recipe import Recipe, enable_stages
 
         # Names of options are those of the command line, but for two.
         run_options = runner.Options(
@@ -68,7 +69,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
             shard=given["shard"],
             device=given["device"],
         )
-        loaded = Recipe.load(recipe, overrides)
+        loaded = Recipe.load(recipe, (*overrides, *enable_stages(given["with_stages"])))
         summary = runner.run(loaded, workspace, run_options, listener, stop)
     # The listener is closed: bars no longer draw over what is printed.
     if given["as_json"]:
@@ -82,7 +83,12 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
 @click.command(short_help="Show what a recipe would cost.")
 @options.recipe
 @options.option_group(
-    options.workspace, options.memory, options.workers, options.overrides, options.as_json
+    options.workspace,
+    options.memory,
+    options.workers,
+    options.overrides,
+    options.with_stages,
+    options.as_json,
 )
 def plan(
     recipe: str,
@@ -90,6 +96,7 @@ def plan(
     memory: int | None,
     workers: int | None,
     overrides: tuple[str, ...],
+    with_stages: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show what RECIPE would cost: units, bytes, memory, workers of every stage.
@@ -98,9 +105,9 @@ def plan(
     """
     from krepes_ooc.runner.audit import Options, default_workspace
     from krepes_ooc.runner.plan import make_plan, refuse_unfit_plan
-    from krepes_ooc.runner.recipe import Recipe
+    from krepes_ooc.runner.recipe import Recipe, enable_stages
 
-    loaded = Recipe.load(recipe, overrides)
+    loaded = Recipe.load(recipe, (*overrides, *enable_stages(with_stages)))
     root = workspace or default_workspace(loaded)
     # Lines about a long opening go to stderr, beside the table or the JSON.
     planned = make_plan(
@@ -151,6 +158,18 @@ def _show_plan(planned: Any) -> None:
     click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in sizes.items()))
     for key, text in planned["rows"].items():
         click.echo(f"{key}: {text}")
+    if trainings := planned["trainings"]:
+        click.echo(_trainings_line(trainings))
+
+
+def _trainings_line(trainings: Any) -> str:
+    """Number and time of the trainings of stage retraining."""
+    each = trainings["seconds_of_one"]
+    left = f"retraining: {trainings['left']} of {trainings['trainings']} trainings left"
+    if each is None:
+        return f"{left}, seconds of one {trainings['from']}"
+    total = trainings["left"] * each
+    return f"{left} x {each:.1f} s ({trainings['from']}) = {total:,.0f} s in one process"
 
 
 @click.command(short_help="Draw the report again.")

@@ -103,6 +103,32 @@ _OPTIONAL_RANKINGS = frozenset(
     {*MEASURES, "input_cosine", "representer_values", "influence_functions"}
 )
 
+# Predictions of the effect of leaving out a group; the first is the figure, the others controls.
+GROUP_INFLUENCE = "group_influence"
+PREDICTORS = {
+    GROUP_INFLUENCE: "re-solve without the group",
+    "group_size": "size of the group",
+    "own_group": "whether the sample belongs to the group",
+    "kernel_components": "principal components of kernel rows, solved again",
+    "input_components": "principal components of inputs, solved again",
+    "landmark_scores": "sum of the paper's score over the group's landmarks",
+    "landmark_kernels": "sum of |k| over the group's landmarks",
+}
+# What limits any prediction: trainings differ by their seeds.
+SEEDS = {
+    "single_seed": "one training against one of another seed",
+    "attainable": "bound of the mean over seeds (Spearman-Brown)",
+}
+_PREDICTION_CONTROLS = {
+    **{key: label for key, label in PREDICTORS.items() if key != GROUP_INFLUENCE},
+    **SEEDS,
+}
+_SUBSET_CONTROLS = {k: v for k, v in _PREDICTION_CONTROLS.items() if k != "group_size"}
+_LONG_INPUTS = frozenset({"input_components"})
+_RETRAINED = (
+    "The truth is the effect in networks that were trained again without the group, mean over "
+    "seeds. The interval is a bootstrap over groups and samples."
+)
 # Rankings without labels; the centred cosine is the network's own likeness once more.
 _LABEL_FREE_RANKINGS = {
     key: label
@@ -246,6 +272,36 @@ FIGURES: Mapping[str, FigureSpec] = {
         "Top-10 landmarks that survive the next larger damping",
         "Mean overlap under the paper's influence score; low: the damping decides the ranking.",
         {"lowest": "lowest over the sweep"},
+    ),
+    "retraining_pairs": FigureSpec(
+        "Group influence against training again: all pairs of group and sample (Spearman)",
+        _RETRAINED,
+        _PREDICTION_CONTROLS,
+        _LONG_INPUTS,
+    ),
+    "retraining_within": FigureSpec(
+        "Group influence against training again: within a group over samples (Spearman)",
+        "Mean over groups; a prediction that knows the group alone is not defined. " + _RETRAINED,
+        _PREDICTION_CONTROLS,
+        _LONG_INPUTS,
+    ),
+    "retraining_centred": FigureSpec(
+        "Group influence against training again: pairs without the mean of each group (Spearman)",
+        "Which samples a group affects more than it affects others. " + _RETRAINED,
+        _PREDICTION_CONTROLS,
+        _LONG_INPUTS,
+    ),
+    "retraining_margin": FigureSpec(
+        "Group influence above the best control, all pairs of group and sample",
+        "Difference of the correlations, its interval paired over the same draws of groups and "
+        "samples; an interval with 0 in it means that the control foretells as well.",
+        {"within": "within a group over samples", "centred": "without the mean of each group"},
+    ),
+    "retraining_halves": FigureSpec(
+        "Random halves against training again (linear datamodeling score)",
+        "Spearman over random halves of the samples, mean over samples. " + _RETRAINED,
+        _SUBSET_CONTROLS,
+        _LONG_INPUTS,
     ),
 }
 

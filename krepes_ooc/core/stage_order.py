@@ -21,6 +21,7 @@ STAGE_ORDER = (
     "fidelity",
     "distilled",
     "randomised",
+    "retraining",
     "verdict",
     "report",
 )

@@ -83,7 +83,7 @@ def new_state(
     """
     import torch
 
-    with _keyed_generator(seed, _INITIAL_STREAM):
+    with keyed_generator(seed, _INITIAL_STREAM):
         module = build_network(spec, base)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
@@ -102,6 +102,7 @@ def train_epoch(
     n_samples: int,
     batch_views: BatchViews,
     output: str | None = None,
+    epoch_samples: int = 0,
 ) -> float:
     """Train one epoch in place and return its mean loss.
 
@@ -111,25 +112,24 @@ def train_epoch(
         n_samples: samples of the source.
         batch_views: views of the samples at given positions, for a given epoch.
         output: key or index of the trained output.
+        epoch_samples: samples whose number sets the steps of an epoch, so that training on a part
+            of them takes the steps of all; 0: ``n_samples``.
 
     Raises:
         UsageError: fewer than two samples.
         NetworkError: the loss is not finite.
     """
-    batch, steps = _schedule(settings, n_samples)
-    # The order of an epoch is keyed, so a resumed run sees the same batches.
-    keyed = int(counter_rng.bits(state.seed, _ORDER_STREAM, state.epoch))
-    order = counter_rng.Bijection(n_samples, keyed)
+    batch, steps = _schedule(settings, n_samples, epoch_samples or n_samples)
+    order = _EpochOrder(state.seed, state.epoch, n_samples)
     total = 0.0
     # Batch statistics and dropout on, whatever ran between two epochs.
     state.module.train()
     for step in range(steps):
         _set_rate(state, settings, (state.epoch + step / steps) / settings.epochs)
-        # A permutation without a table: consecutive indices through the bijection.
         positions = order(np.arange(step * batch, (step + 1) * batch))
         views = batch_views(positions, state.epoch)
         # Dropout draws from the global generator: keyed by the step.
-        with _keyed_generator(state.seed, _DROPOUT_STREAM, state.epoch, step):
+        with keyed_generator(state.seed, _DROPOUT_STREAM, state.epoch, step):
             loss = _train_step(state, settings, views, output)
         # A diverged network would be saved, and audited, in silence.
         if not math.isfinite(loss):
@@ -151,7 +151,13 @@ def save_state(state: TrainState, path: Path) -> None:
 
     from krepes_ooc.network.checkpoint import write_file
 
-    content = {
+    content = state_content(state)
+    write_file(path, lambda temporary: torch.save(content, temporary))
+
+
+def state_content(state: TrainState) -> dict[str, Any]:
+    """The whole training state as ``load_state`` reads it from a file of ``torch.save``."""
+    return {
         "model": state.module.state_dict(),
         "target": state.target.state_dict() if state.target else None,
         "correlation": state.correlation,
@@ -159,7 +165,6 @@ def save_state(state: TrainState, path: Path) -> None:
         "epoch": state.epoch,
         "losses": list(state.losses),
     }
-    write_file(path, lambda temporary: torch.save(content, temporary))
 
 
 def load_state(
@@ -203,7 +208,7 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _keyed_generator(seed: int, *keys: int) -> Iterator[None]:
+def keyed_generator(seed: int, *keys: int) -> Iterator[None]:
     """Keyed state of torch's global generator, which layers and factories draw from."""
     import torch
 
@@ -217,14 +222,47 @@ def _keyed_generator(seed: int, *keys: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def _schedule(settings: PretrainSettings, n_samples: int) -> tuple[int, int]:
+@dataclass(frozen=True)
+class _EpochOrder:
+    """Order of the samples in one epoch, keyed, so that a resumed run sees the same batches.
+
+    Args:
+        seed: of the training.
+        epoch: from 0.
+        n_samples: samples; an epoch that takes more goes through them again in another order.
+    """
+
+    seed: int
+    epoch: int
+    n_samples: int
+
+    def __call__(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Positions of consecutive indices: a permutation without a table."""
+        turns = index // self.n_samples
+        positions = np.empty_like(index)
+        for turn in np.unique(turns).tolist():
+            # The first turn has no key of its own: it is that of an epoch over all samples.
+            again = (turn,) if turn else ()
+            keyed = int(counter_rng.bits(self.seed, _ORDER_STREAM, self.epoch, *again))
+            chosen = turns == turn
+            order = counter_rng.Bijection(self.n_samples, keyed)
+            positions[chosen] = order(index[chosen] - turn * self.n_samples)
+        return positions
+
+
+def _schedule(settings: PretrainSettings, n_samples: int, epoch_samples: int) -> tuple[int, int]:
+    """Samples of a batch, and batches of an epoch.
+
+    Raises:
+        UsageError: fewer than two samples.
+    """
     if n_samples < MIN_BATCH:
         raise UsageError(
             f"{n_samples} samples", where="stages.pretrain", expected=f"at least {MIN_BATCH}"
         )
     # A source smaller than a batch is one batch.
     batch = min(settings.batch, n_samples)
-    return batch, n_samples // batch
+    return batch, epoch_samples // min(settings.batch, epoch_samples)
 
 
 def _set_rate(state: TrainState, settings: PretrainSettings, progress: float) -> None:

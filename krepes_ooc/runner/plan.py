@@ -17,6 +17,7 @@ from krepes_ooc.runner.audit import Audit, Options, default_workspace
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.sizing import SizingLimits, feature_map, memory_advice, opening_limit
 from krepes_ooc.runner.staleness import StageState
+from krepes_ooc.runner.training_time import RETRAINING, training_time
 from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.stages.base.cost import ROW_PASSES, Cost
 from krepes_ooc.stages.base.sizes import MEASURED
@@ -86,7 +87,15 @@ def make_plan(
             _row(audit, state, costs[name], budget, base) | timing.of(costs[name], budget)
             for name, state in states.items()
         ]
+        trainings = training_time(
+            audit, states, costs.get(RETRAINING, Cost()), timed=rates is not None
+        )
         advice = memory_advice("features", sizes, audit.inputs, recipe.settings, limits)
+    # Trainings run one after another, at a rate that no count of operations tells.
+    for row in rows:
+        if row["stage"] == RETRAINING and trainings["seconds_of_one"] is not None:
+            seconds = trainings["left"] * trainings["seconds_of_one"]
+            row |= {"seconds": seconds, "seconds_range": [seconds, seconds]}
     # Partial results are removed with every seal: only the largest counts.
     scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
     hidden = {"plan", *MEASURED}
@@ -95,6 +104,7 @@ def make_plan(
         "stages": rows,
         "source": source,
         "rows": description,
+        "trainings": trainings,
         "shape": {**facts, **sizes.plan.to_attributes()},
         "disk": {
             "needed": sum(row["remaining_bytes"] for row in rows) + scratch,

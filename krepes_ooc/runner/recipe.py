@@ -21,7 +21,7 @@ from krepes_ooc.network.training_objective import (
     training_objective,
 )
 from krepes_ooc.sources.base import SourceSpec
-from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.stages.base.stage import Stage, is_enabled
 from krepes_ooc.stages.registry import BY_NAME, STAGES
 from krepes_ooc.views.spec import ViewSpec
 
@@ -84,7 +84,7 @@ class Recipe:
     @property
     def code(self) -> frozenset[str]:
         """Python code that a run loads and that krepes does not ship, files with their folder."""
-        return self.code_of_data | self._user_code([self.network.factory])
+        return self.code_of_data | self._user_code([self.network.factory, *self._code_of_stages])
 
     @property
     def code_of_data(self) -> frozenset[str]:
@@ -99,6 +99,12 @@ class Recipe:
         if self.source.transform == "from_model":
             package = self.network.factory
         return self._user_code([source, self.views.function, package])
+
+    @property
+    def _code_of_stages(self) -> list[str]:
+        """Callables that the settings of stages of this recipe name."""
+        named = (getattr(self.settings[stage.name], "code", ()) for stage in self.stages)
+        return [name for names in named for name in names]
 
     def _user_code(self, names: Iterable[str]) -> frozenset[str]:
         used = [n for n in names if n not in ("", LIVE) and not n.startswith(SHIPPED_CODE)]
@@ -195,9 +201,35 @@ class Recipe:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Stages of this recipe in order; the demo trainer only where the weights ask for it."""
+        """Stages of this recipe in order.
+
+        The demo trainer only where the weights ask for it, and optional stages where they are on.
+        """
         trained = self.network.weights == PRETRAIN
-        return tuple(stage for stage in STAGES if trained or stage.name != PRETRAIN)
+        return tuple(
+            stage
+            for stage in STAGES
+            if (trained or stage.name != PRETRAIN) and is_enabled(self.settings[stage.name])
+        )
+
+
+def enable_stages(names: Iterable[str]) -> tuple[str, ...]:
+    """Overrides of a recipe that switch optional stages on, as ``--with`` asks for.
+
+    Raises:
+        UsageError: a stage is unknown or not optional.
+    """
+    chosen = tuple(names)
+    optional = [stage.name for stage in STAGES if not is_enabled(stage.settings())]
+    for name in chosen:
+        if name not in optional:
+            always = "is part of every run" if name in BY_NAME else "does not exist"
+            raise UsageError(
+                f"stage {name!r} {always}",
+                where="--with",
+                expected="an optional stage: " + ", ".join(optional),
+            )
+    return tuple(f"stages.{name}.enabled=true" for name in chosen)
 
 
 def copy_recipe(name: str, target: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from krepes_ooc.errors import UsageError
 from krepes_ooc.runner.audit import Options
 from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.stages.registry import STAGES
 from krepes_ooc.storage import locks
 from krepes_ooc.storage.workspace import Workspace
 
@@ -33,7 +34,7 @@ def refuse_shard(chosen: tuple[Stage, ...], options: Options) -> None:
         raise UsageError(
             f"stage {options.only} is not cut into shards",
             where=where,
-            expected="features, kernel or moments",
+            expected="one of " + ", ".join(s.name for s in STAGES if s.parallel == "shards"),
             advice=f"run with --only {options.only} alone",
         )
     # Nothing that removes files which other shards may be using.

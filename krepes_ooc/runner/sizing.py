@@ -21,6 +21,8 @@ from krepes_ooc.stages.features.row_cost_record import load_measured
 from krepes_ooc.stages.groups.declared import declare_partitions
 from krepes_ooc.stages.landmarks.stage import count_landmarks
 from krepes_ooc.stages.registry import BY_NAME
+from krepes_ooc.stages.retraining.stage import check_trainer
+from krepes_ooc.stages.retraining.training_sets import check_group_names
 from krepes_ooc.stages.spectrum.stage import AUTO_COMPONENTS
 from krepes_ooc.storage.workspace import Workspace
 
@@ -241,6 +243,10 @@ def _complete(
         )
     check_sample_ids(settings["audited"], inputs.source, m)
     partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m)
+    groups = [name for partition in partitions for name in partition.groups]
+    retrained = settings["retraining"]
+    check_trainer(retrained, inputs.network_spec.weights)
+    check_group_names(retrained.groups if retrained.enabled else (), groups)
     # Audited are explained samples and, beside the landmarks, those that controls are fitted on.
     explained = min(n, _n_explained(settings["audited"], n))
     # auto asks for at most as many components as the network has outputs.
@@ -254,8 +260,10 @@ def _complete(
         n_classes=len(inputs.source.classes),
         kernel_itemsize=_kernel_itemsize(settings),
         plan=plan,
-        n_groups=sum(len(partition.groups) for partition in partitions),
+        n_groups=len(groups),
         n_partitions=len(partitions),
+        n_retrained=len(retrained.groups or groups) if retrained.enabled else 0,
+        training_epochs=settings["pretrain"].epochs if retrained.enabled else 0,
     )
 
 

@@ -16,11 +16,11 @@ from krepes_ooc.core.files import to_json
 from krepes_ooc.core.import_object import factory_sha256
 from krepes_ooc.core.live_objects import LIVE, object_sha256
 from krepes_ooc.core.settings import digest_mapping, digest_names
-from krepes_ooc.errors import DamageError
+from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.network.spec import FACTORY, PRETRAIN, weight_files
 from krepes_ooc.sources.file_digests import describe_change, read_file_digests
 from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.base.stage import Stage, digest_of
+from krepes_ooc.stages.base.stage import Stage, digest_of, is_enabled
 from krepes_ooc.storage.contracts import load_contract
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.verify import metadata_damage
@@ -106,7 +106,8 @@ class StalenessChecker:
             Stage, versions, seed, settings in their digest form, and what identifies every input.
         """
         covered = COVERED.get(stage.name, set())
-        inputs = {name: self._input(name, digests) for name in stage.reads if name not in covered}
+        reads = self._reads(stage)
+        inputs = {name: self._input(name, digests) for name in reads if name not in covered}
         if self._needs_training(stage):
             inputs[PRETRAIN] = digests.get(PRETRAIN, "")
         if stage.name == "report" and self.inputs.network_spec.objective:
@@ -116,7 +117,7 @@ class StalenessChecker:
             "stage": stage.name,
             "versions": {"stage": stage.version, "contract": contract},
             "seed": self.inputs.seed,
-            "settings": digest_mapping(self.settings[stage.name]) | self._files(stage),
+            "settings": self._settings(stage),
             "inputs": inputs,
         }
 
@@ -211,7 +212,17 @@ class StalenessChecker:
     def upstream(self, stage: Stage) -> tuple[str, ...]:
         """Stages whose results a stage reads."""
         trained = (PRETRAIN,) if self._needs_training(stage) else ()
-        return trained + tuple(name for name in stage.reads if name not in INPUTS)
+        return trained + tuple(name for name in self._reads(stage) if name not in INPUTS)
+
+    def _reads(self, stage: Stage) -> tuple[str, ...]:
+        """Inputs of a stage in this audit: no store of a stage that is not part of it."""
+        absent = {n for n in stage.inputs.optional() if not is_enabled(self.settings[n])}
+        return tuple(name for name in stage.reads if name not in absent)
+
+    def _settings(self, stage: Stage) -> dict[str, Any]:
+        """Settings of a stage in their digest form, with hashes of the files and code they name."""
+        settings: dict[str, Any] = digest_mapping(self.settings[stage.name])
+        return settings | self._files(stage) | self._code(stage)
 
     def _files(self, stage: Stage) -> dict[str, str]:
         """sha256 of every file that the settings of a stage name, by its name."""
@@ -220,6 +231,26 @@ class StalenessChecker:
             return {}
         cache, base = self.inputs.private / "cache", self.inputs.base
         return {f"{name}: sha256": remembered_sha256(base / name, cache) for name in files}
+
+    def _code(self, stage: Stage) -> dict[str, str]:
+        """sha256 of the file of every callable that the settings of a stage name, by its name.
+
+        Raises:
+            UsageError: there is no such file or module.
+        """
+        settings = self.settings[stage.name]
+        names: tuple[str, ...] = getattr(settings, "code", ()) if is_enabled(settings) else ()
+        found = {}
+        for name in names:
+            try:
+                found[f"{name}: code"] = factory_sha256(name, self.inputs.base)
+            except KrepesError as error:
+                raise UsageError(
+                    error.what,
+                    where=f"stages.{stage.name}",
+                    expected="module:callable or path/to/file.py:callable",
+                ) from error
+        return found
 
     def _needs_training(self, stage: Stage) -> bool:
         return "network" in stage.reads and self.inputs.network_spec.weights == PRETRAIN

@@ -22,6 +22,7 @@ from krepes_ooc.stages.newton import stage as newton
 from krepes_ooc.stages.pretrain import stage as pretrain
 from krepes_ooc.stages.randomised import stage as randomised
 from krepes_ooc.stages.report import stage as report
+from krepes_ooc.stages.retraining import stage as retraining
 from krepes_ooc.stages.spectrum import stage as spectrum
 from krepes_ooc.stages.verdict import stage as verdict
 
@@ -44,6 +45,7 @@ _MODULES = (
     pretrain,
     randomised,
     report,
+    retraining,
     spectrum,
     verdict,
 )

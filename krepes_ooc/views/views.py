@@ -7,6 +7,7 @@ View -1 is the clean sample.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -66,6 +67,12 @@ class Views:
             self._family = UserViews(spec.function, folder, source.columns, live)
             # Before any block is computed: the code of the user is not believed.
             self._family.check_repeatable(source, tuple({0, spec.count - 1}), seed)
+
+    def with_seed(self, seed: int) -> Views:
+        """The same views under another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def apply(
         self, raw: npt.NDArray[Any], sample_id: Int64, view: int, seed: int | None = None

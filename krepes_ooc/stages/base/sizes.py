@@ -38,6 +38,8 @@ class AuditSizes:
         sample_bytes: further measured bytes of every sample of the batch.
         opening_bytes: bytes at the peak of opening and self-check of the network.
         row_flops: measured operations of one feature row; 0: not known.
+        n_retrained: groups that networks are trained again without.
+        training_epochs: epochs of the demo trainer.
     """
 
     n_views: int
@@ -60,6 +62,8 @@ class AuditSizes:
     sample_bytes: int = 0
     opening_bytes: int = 0
     row_flops: float = 0.0
+    n_retrained: int = 0
+    training_epochs: int = 0
 
     @property
     def batch_bytes(self) -> int:

@@ -335,6 +335,15 @@ def stage_cost(
     )
 
 
+def is_enabled(settings: Any) -> bool:
+    """Whether a stage with these settings is part of the audit: stages are, but for optional ones.
+
+    Args:
+        settings: of the stage; those of an optional stage have the key ``enabled``.
+    """
+    return bool(getattr(settings, "enabled", True))
+
+
 def digest_of(fingerprint: Mapping[str, Any]) -> str:
     """sha256 over the canonical JSON of a stage's fingerprint."""
     return canonical_digest(digest_mapping(fingerprint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -12,6 +13,7 @@ from krepes_ooc.storage.workspace import Workspace
 
 _PARTS = "recipe_parts"
 _COVERED_BY = "covered_by"
+_OPTIONAL = "optional"
 
 
 class InputContext(RecipeContext, Protocol):
@@ -25,6 +27,11 @@ class InputContext(RecipeContext, Protocol):
     @property
     def inputs(self) -> StageInputs:
         """The opened inputs."""
+        ...
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Fingerprint of the stage, whose inputs name every store that is read."""
         ...
 
 
@@ -43,6 +50,14 @@ def recipe_parts(*parts: str, covered_by: str = "") -> Any:
     if unknown := set(parts) - set(RECIPE_PARTS):
         raise ValueError(f"no recipe part {sorted(unknown)}; known: {', '.join(RECIPE_PARTS)}")
     return dataclasses.field(metadata={_PARTS: parts, _COVERED_BY: covered_by})
+
+
+def optional_store() -> Any:
+    """A field of ``StageInputs`` for the store of a stage that is not part of every audit.
+
+    Where the stage is not, the field is None, and no digest names the store.
+    """
+    return dataclasses.field(metadata={_OPTIONAL: True})
 
 
 class DeclaredReader(StoreReader):
@@ -78,7 +93,8 @@ class StageInputs:
     """Base of the inputs of every stage.
 
     Each field but the first names a store of an earlier stage and holds its ``StoreReader``, or is
-    declared by ``recipe_parts`` and holds ``RecipeInputs``.
+    declared by ``recipe_parts`` and holds ``RecipeInputs``. A field declared by ``optional_store``
+    is None where that stage is not part of the audit.
 
     Args:
         context: the running stage; a worker opens the inputs anew from it.
@@ -91,6 +107,12 @@ class StageInputs:
         """Names of the stores that the stage reads."""
         declared = dataclasses.fields(cls)[1:]
         return tuple(field.name for field in declared if _PARTS not in field.metadata)
+
+    @classmethod
+    def optional(cls) -> tuple[str, ...]:
+        """Those of the stores whose stage is not part of every audit."""
+        declared = dataclasses.fields(cls)[1:]
+        return tuple(field.name for field in declared if field.metadata.get(_OPTIONAL))
 
     @classmethod
     def parts(cls) -> tuple[str, ...]:
@@ -126,7 +148,9 @@ class StageInputs:
         opened: dict[str, Any] = {}
         for field in dataclasses.fields(cls)[1:]:
             parts = field.metadata.get(_PARTS)
-            if parts is None:
+            if field.metadata.get(_OPTIONAL) and field.name not in context.fingerprint["inputs"]:
+                opened[field.name] = None
+            elif parts is None:
                 # The workspace is limited to the declared stores, so an undeclared one raises.
                 reader = context.workspace.reader(field.name)
                 opened[field.name] = DeclaredReader(reader, context, field.name)

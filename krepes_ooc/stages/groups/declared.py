@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core import counter_rng
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import RecipeError, UsageError
 from krepes_ooc.sources.base import Source, check_samples
@@ -21,8 +22,10 @@ LABEL = "label"
 WHERE = "stages.groups"
 LEAST_LEVELS, MOST_LEVELS = 2, 50
 FILE_HEADER = ["group", "sample"]
+HALF: Literal["half"] = "half"
+_HALF_STREAM = 522
 Codes = npt.NDArray[np.int64]
-Kind = Literal["landmarks", "label", "column", "range", "file"]
+Kind = Literal["landmarks", "label", "column", "range", "file", "half"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class GroupsSettings:
     )
     file: str = setting(
         "", about="CSV file with columns group and sample, sample a position in the source"
+    )
+    halves: int = setting(
+        0,
+        about="random halves of the samples as further groups, for the datamodeling score of "
+        "stage retraining",
+        minimum=0,
+        digest_omits=0,
     )
     limit: int = setting(1000, about="groups at most; each has moments of its own", minimum=1)
 
@@ -63,6 +73,7 @@ class Partition:
         chosen: level code of every group, for levels of a column or label.
         edges: ascending edges, for ranges.
         sample_id: sorted positions of the members, for a group of a file.
+        halved: number of samples and key of the draw, for a random half.
     """
 
     kind: Kind
@@ -72,6 +83,7 @@ class Partition:
     chosen: tuple[int, ...] = ()
     edges: tuple[float, ...] = ()
     sample_id: Codes = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    halved: tuple[int, int] = (0, 0)
 
     def codes(self, positions: Codes, rows: npt.NDArray[Any] | None, labels: Codes) -> Codes:
         """Code of every sample [sample]; clusters of landmarks are coded from the kernel instead.
@@ -83,6 +95,11 @@ class Partition:
         """
         if self.kind == "file":
             return np.where(np.isin(positions, self.sample_id), 0, NONE).astype(np.int64)
+        if self.kind == HALF:
+            # The half that a keyed permutation puts first: exactly n // 2 samples, no table.
+            n_samples, key = self.halved
+            first = counter_rng.Bijection(n_samples, key)(positions) < n_samples // 2
+            return np.where(first, 0, NONE).astype(np.int64)
         if self.kind == "label":
             return level_codes(labels.astype(np.float64), np.array(self.chosen, dtype=np.int64))
         assert rows is not None
@@ -93,7 +110,7 @@ class Partition:
 
 
 def declare_partitions(
-    settings: GroupsSettings, source: Source, base: Path, n_landmarks: int
+    settings: GroupsSettings, source: Source, base: Path, n_landmarks: int, seed: int = 0
 ) -> tuple[Partition, ...]:
     """The declared partitions, clusters of landmarks first.
 
@@ -102,6 +119,7 @@ def declare_partitions(
         source: whose columns and labels are named.
         base: folder that the file's path starts from.
         n_landmarks: landmarks m.
+        seed: key of random halves.
 
     Raises:
         UsageError: an unknown column, level or sample, a file that cannot be read, a sample twice
@@ -111,6 +129,7 @@ def declare_partitions(
     found = [*_clusters(settings.clusters, n_landmarks), *_columns(settings, source)]
     found += [_ranges(source, name, edges) for name, edges in settings.ranges.items()]
     found += _file_groups(base / settings.file, source) if settings.file else []
+    found += _halves(settings.halves, source.n_samples, seed)
     count = sum(len(partition.groups) for partition in found)
     if not count:
         raise UsageError(
@@ -129,6 +148,15 @@ def declare_partitions(
 def _clusters(count: int, n_landmarks: int) -> list[Partition]:
     names = tuple(f"cluster {i}" for i in range(min(count, n_landmarks)))
     return [Partition("landmarks", "landmarks", names)] if names else []
+
+
+def _halves(count: int, n_samples: int, seed: int) -> list[Partition]:
+    keys = [int(counter_rng.bits(seed, _HALF_STREAM, i)) for i in range(count)]
+    names = [f"half {i}" for i in range(count)]
+    return [
+        Partition(HALF, name, (name,), halved=(n_samples, key))
+        for name, key in zip(names, keys, strict=True)
+    ]
 
 
 def _columns(settings: GroupsSettings, source: Source) -> Iterator[Partition]:

@@ -43,7 +43,9 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
     """
     views, _, m = inputs.kernel.info("values").shape
     source = inputs.recipe.source
-    partitions = declare_partitions(context.settings, source, inputs.recipe.base, m)
+    partitions = declare_partitions(
+        context.settings, source, inputs.recipe.base, m, inputs.recipe.seed
+    )
     clusters = _landmark_clusters(inputs, partitions)
     group_of = [(p, c) for p, part in enumerate(partitions) for c in range(len(part.groups))]
     sizes = {

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from krepes_ooc import rendering
 from krepes_ooc.core import resources
+from krepes_ooc.core.figures import Figure
 from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.core.verdict import Verdict
 from krepes_ooc.network.pretrain import PretrainSettings
@@ -21,7 +22,7 @@ from krepes_ooc.network.training_objective import difference, training_objective
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
-from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
+from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, recipe_parts
 from krepes_ooc.stages.features.row_cost_record import load_row_description
 from krepes_ooc.stages.fidelity.stored_figures import read_curves, read_fidelity
 from krepes_ooc.stages.report.results import (
@@ -29,6 +30,7 @@ from krepes_ooc.stages.report.results import (
     read_concepts,
     read_groups,
 )
+from krepes_ooc.stages.retraining.stage import NOT_REPEATABLE
 from krepes_ooc.storage.store_reader import StoreReader
 
 LIBRARIES = ("krepes-ooc", "numpy", "scipy", "torch", "zarr", "dask", "xarray")
@@ -66,6 +68,7 @@ class ReportInputs(StageInputs):
     alignment: StoreReader
     fidelity: StoreReader
     verdict: StoreReader
+    retraining: StoreReader | None = optional_store()
     recipe: RecipeInputs = recipe_parts("source")
 
 
@@ -95,7 +98,7 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         influence=_influence(inputs.influence, explained),
         spectrum=_spectrum(inputs),
         newton=_newton(inputs.newton),
-        fidelity=read_fidelity(inputs.fidelity),
+        fidelity=_figures(inputs),
         curves=read_curves(inputs.fidelity),
         alignment=read_alignment(inputs.alignment),
         groups=read_groups(inputs.alignment),
@@ -110,6 +113,12 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         record=_record(context),
         cards=context.settings.samples,
     )
+
+
+def _figures(inputs: ReportInputs) -> dict[str, Figure]:
+    """Fidelity figures, then those of training again where that is part of the audit."""
+    figures = read_fidelity(inputs.fidelity)
+    return figures if inputs.retraining is None else figures | read_fidelity(inputs.retraining)
 
 
 def _subject(inputs: ReportInputs, context: StageContext) -> rendering.Subject:
@@ -294,6 +303,8 @@ def _warnings(inputs: ReportInputs, context: StageContext) -> list[str]:
     warnings += [f"Source: {text}" for text in inputs.recipe.source_warnings]
     if inputs.recipe.source_spec.order == "source":
         warnings.append("Rows keep the order of the source: neighbouring rows may belong together.")
+    if inputs.retraining is not None and not inputs.retraining.attributes["repeatable"]:
+        warnings.append(f"Training again: {NOT_REPEATABLE}.")
     collapsed = inputs.kernel.attributes["collapsed_share"]
     if collapsed > MOST_COLLAPSED:
         warnings.append(

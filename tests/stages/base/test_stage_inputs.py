@@ -17,14 +17,16 @@ import pytest
 from krepes_ooc.engine.cluster.cluster_executor import TransferFolder
 from krepes_ooc.errors import UndeclaredInputError
 from krepes_ooc.stages.base.recipe_inputs import RECIPE_PARTS, RecipeInputs
-from krepes_ooc.stages.base.stage import Stage, StageContext
+from krepes_ooc.stages.base.stage import Stage, StageContext, is_enabled
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.registry import BY_NAME, STAGES
 from krepes_ooc.storage.contracts import contract_names
 from krepes_ooc.storage.store_reader import StoreReader
 from tests import small
 
-NAMES = [stage.name for stage in STAGES]
+# Stages of every audit; an optional one is run by its own tests.
+NAMES = [stage.name for stage in STAGES if is_enabled(stage.settings())]
+EVERY = [stage.name for stage in STAGES]
 # Their digests hold these digests, and so do workspaces that exist.
 READS = {
     "pretrain": ("source", "factory", "views"),
@@ -181,13 +183,17 @@ def test_a_stage_that_reads_what_it_declares_ends_in_the_same_digest(
     assert small.seals(workspace)["landmarks"] == small.seals(finished.workspace)["landmarks"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_reads_are_the_declared_fields(name: str) -> None:
     inputs = BY_NAME[name].inputs
     hints = typing.get_type_hints(inputs)
     fields = [field.name for field in dataclasses.fields(inputs)[1:]]
-    stores = tuple(field for field in fields if hints[field] is StoreReader)
-    assert all(hints[field] in (StoreReader, RecipeInputs) for field in fields)
+    readers = (StoreReader, StoreReader | None)
+    stores = tuple(field for field in fields if hints[field] in readers)
+    assert all(hints[field] in (*readers, RecipeInputs) for field in fields)
+    optional = tuple(field for field in fields if hints[field] == readers[1])
+    assert inputs.optional() == optional
+    assert not set(optional) & set(NAMES)
     assert inputs.stores() == stores
     covered = {part for parts in inputs.covered().values() for part in parts}
     assert set(inputs.parts()) <= set(RECIPE_PARTS)
@@ -197,10 +203,10 @@ def test_reads_are_the_declared_fields(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_stage_reads_earlier_stages_alone(name: str) -> None:
     stage = BY_NAME[name]
-    earlier = NAMES[: NAMES.index(name)]
+    earlier = EVERY[: EVERY.index(name)]
     assert set(stage.inputs.stores()) <= set(earlier)
     for store, parts in stage.inputs.covered().items():
         assert store in stage.inputs.stores()
@@ -241,7 +247,10 @@ def test_inputs_and_context_survive_pickling(finished: Finished, tmp_path: Path,
     """As a payload carries them to a worker: whole, one by one, and twice."""
     context = dataclasses.replace(finished.ran[name][1], transfer=TransferFolder.open(tmp_path, ""))
     inputs = context.inputs
-    stores = {store: getattr(inputs, store) for store in inputs.stores()}
+    for store in inputs.optional():
+        assert getattr(inputs, store) is None
+    read = set(inputs.stores()) - set(inputs.optional())
+    stores = {store: getattr(inputs, store) for store in read}
     payload = pickle.dumps((inputs, context, stores, getattr(inputs, "recipe", None)))
     arrived, on_worker, readers, recipe = pickle.loads(payload)
     # One context for all payloads of a stage, and one reader and source in it.

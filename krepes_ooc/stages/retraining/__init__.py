@@ -1,0 +1,1 @@
+"""Stage retraining: networks trained again without each group, the truth for group influence."""
