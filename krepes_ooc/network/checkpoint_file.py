@@ -129,7 +129,10 @@ def _form(path: Path) -> Form:
         with path.open("rb") as stream:
             head = stream.read(HEAD_BYTES)
     except OSError as error:
-        raise UsageError(
+        # A path that names no readable file is a wrong recipe; a failing disk is not.
+        named_wrongly = isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
+        kind = UsageError if named_wrongly else NetworkError
+        raise kind(
             f"cannot be read: {error.strerror}", where=str(path), expected=_EXPECTED
         ) from error
     if not head:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,21 +83,16 @@ def make_plan(
             _row_description(audit, states["features"], limits) if timed else ({}, None)
         )
         timing = Timing(rates, row_cost, sizes.row_operations)
-        rows = [
-            _row(audit, state, costs[name], budget, base) | timing.of(costs[name], budget)
-            for name, state in states.items()
-        ]
         trainings = training_time(
             audit, states, costs.get(RETRAINING, Cost()), timed=rates is not None
         )
+        rows = [
+            _row(audit, state, costs[name], budget, base)
+            | timing.of(costs[name], budget)
+            | _seconds_of_trainings(name, trainings)
+            for name, state in states.items()
+        ]
         advice = memory_advice("features", sizes, audit.inputs, recipe.settings, limits)
-    # Trainings run one after another, at a rate that no count of operations tells.
-    for row in rows:
-        if row["stage"] == RETRAINING and trainings["seconds_of_one"] is not None:
-            seconds = trainings["left"] * trainings["seconds_of_one"]
-            row |= {"seconds": seconds, "seconds_range": [seconds, seconds]}
-    # Partial results are removed with every seal: only the largest counts.
-    scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
     hidden = {"plan", *MEASURED}
     facts = {key: value for key, value in sizes.to_attributes().items() if key not in hidden}
     return {
@@ -106,13 +101,31 @@ def make_plan(
         "rows": description,
         "trainings": trainings,
         "shape": {**facts, **sizes.plan.to_attributes()},
-        "disk": {
-            "needed": sum(row["remaining_bytes"] for row in rows) + scratch,
-            "parked": _size(root / ".krepes" / "parked"),
-            "free": shutil.disk_usage(_existing(root)).free,
-        },
+        "disk": _disk(rows, root),
         "memory": {"budget": budget.memory, "base": base, "advice": advice},
     }
+
+
+def _disk(rows: Sequence[Mapping[str, Any]], root: Path) -> dict[str, int]:
+    """Bytes that are still written, that parked stages hold, and that are free."""
+    # Partial results are removed with every seal: only the largest counts.
+    scratch = max((row["scratch_bytes"] for row in rows if row["state"] != "sealed"), default=0)
+    return {
+        "needed": sum(row["remaining_bytes"] for row in rows) + scratch,
+        "parked": _size(root / ".krepes" / "parked"),
+        "free": shutil.disk_usage(_existing(root)).free,
+    }
+
+
+def _seconds_of_trainings(stage: str, trainings: Mapping[str, Any]) -> dict[str, Any]:
+    """Time of the stage retraining; nothing for other stages.
+
+    Trainings run one after another, at a rate that no count of operations tells.
+    """
+    if stage != RETRAINING or trainings["seconds_of_one"] is None:
+        return {}
+    seconds = trainings["left"] * trainings["seconds_of_one"]
+    return {"seconds": seconds, "seconds_range": [seconds, seconds]}
 
 
 def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None:

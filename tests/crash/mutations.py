@@ -111,8 +111,8 @@ MUTATIONS = (
     Mutation(
         "the digest forgets the settings",
         "runner/staleness.py",
-        '            "settings": digest_mapping(self.settings[stage.name]),\n',
-        '            "settings": {},\n',
+        "        settings: dict[str, Any] = digest_mapping(self.settings[stage.name])\n",
+        "        settings: dict[str, Any] = {}\n",
         "tests/runner/test_staleness.py",
     ),
     Mutation(

@@ -114,7 +114,7 @@ def _changed_positions(
     with contextlib.suppress(KrepesError):
         archived = StoreReader(previous.store).attributes
         if _compared(archived) == _compared(attributes):
-            cache = context.audit_inputs.private / "cache"
+            cache = context.record.private / "cache"
             old, new = (read_file_digests(cache, digest) for digest in sources)
             return None if old is None or new is None else new.changed(old)
     return None

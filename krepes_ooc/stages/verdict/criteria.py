@@ -27,18 +27,20 @@ AGREEMENT = ("kendall_tau", "cka")
 RANKINGS = ("neighbour_overlap", "precision_at_1", "confidence_drop")
 
 
-def self_check(largest_error: float) -> Check:
+def self_check(largest_error: float, words: str = "") -> Check:
     """The Jacobian rows; the features stage refuses rows beyond its tolerance.
 
     Args:
         largest_error: of a parameter's gradient relative to its norm.
+        words: the result in one sentence, with the gradients that go a slow way.
     """
     return Check(
         "self_check",
         "Jacobian rows agree with automatic differentiation",
         "every parameter's gradient agrees on two samples; a miss stops the run",
         "pass" if math.isfinite(largest_error) else "fail",
-        "The largest relative error of a parameter's gradient is {largest_error}.",
+        "The largest relative error of a parameter's gradient is {largest_error}"
+        + (f"; {_plain(words)}." if words else "."),
         {"largest_error": _or_none(largest_error)},
         blocking=True,
     )

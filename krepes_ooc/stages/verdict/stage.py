@@ -58,7 +58,7 @@ def make_checks(inputs: VerdictInputs) -> Iterator[Check]:
     yield criteria.step(newton)
     yield criteria.solver(float(newton["residual_norm"]), float(newton["tolerance"]))
     check = inputs.features.attributes["self_check"]
-    yield criteria.self_check(float(check["max_relative_error"]))
+    yield criteria.self_check(float(check["max_relative_error"]), str(check["words"]))
     # What has to be read with care.
     yield criteria.raw_inputs(figures)
     yield criteria.plain_kernel(figures)

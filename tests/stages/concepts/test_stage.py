@@ -38,7 +38,8 @@ def chosen(source: Any, sets: dict[str, Any], count: int = 200, seed: int = 0):
 
 def test_scores_are_influence_along_the_concept(store):
     space = audits.finished()
-    kernel, step = space.reader("influence").array("kernel"), space.reader("newton").array("step")
+    influence = space.reader("influence")
+    kernel, step = influence.array("kernel"), influence.array("step")
     for c, vector in enumerate(store.array("vector")):
         by_landmark = kernel * (step @ vector)
         assert store.array("score")[:, c] == pytest.approx(by_landmark.sum(axis=1))
