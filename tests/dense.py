@@ -479,9 +479,10 @@ def influence(measure: str, kernel: Any, step: Any, coefficients: Any, **more: A
     return score
 
 
-def unique_kernel(kernel: Any, second: Any) -> Float:
+def unique_kernel(kernel: Any, second: Any, ridge: float = 1e-4) -> Float:
     """Leave-one-out kernel: what the other landmarks leave of k_lt when they regress it under S."""
     K, S = np.asarray(kernel, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    S = S + ridge * np.trace(S) / len(S) * np.eye(len(S))
     residual = np.zeros_like(K)
     for landmark in range(K.shape[1]):
         others = [j for j in range(K.shape[1]) if j != landmark]

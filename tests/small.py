@@ -34,6 +34,7 @@ SETTINGS = (
     "stages.groups.clusters=3",
     "stages.groups.columns={label: ['3', '8']}",
     "stages.group_influence.max_evaluations=10",
+    "stages.minimiser.max_evaluations=8",
     "stages.randomised.draws=3",
 )
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from krepes_ooc.core.digests import canonical_digest
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.errors import DamageError, KrepesError
+from krepes_ooc.jacobian.selection import named_failure
 from krepes_ooc.network.frozen import FrozenNetwork
 
 # Numbers in the results of one pass over a batch of calibration samples: 64 MiB of float32.
@@ -209,10 +210,13 @@ def sample_size(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> SampleSize:
     Args:
         network: the frozen network.
         inputs: inputs [sample, ...]; the first one is run.
+
+    Raises:
+        NetworkError: the network does not run on it.
     """
     counter = _ResultCounter()
     sample = torch.tensor(inputs[:1])
-    with torch.no_grad(), counter:
+    with torch.no_grad(), named_failure(network, inputs), counter:
         network(sample)
     return SampleSize(counter.numbers)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+from collections.abc import Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -62,9 +64,19 @@ def select_outputs(
 
 
 def _n_outputs(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> int:
+    with torch.no_grad(), named_failure(network, inputs):
+        return int(network(torch.tensor(inputs)).shape[1])
+
+
+@contextlib.contextmanager
+def named_failure(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> Iterator[None]:
+    """Name shape and type of the inputs where the network does not run on them.
+
+    Raises:
+        NetworkError: it does not.
+    """
     try:
-        with torch.no_grad():
-            return int(network(torch.tensor(inputs)).shape[1])
+        yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise NetworkError(
             f"the network does not run: {error}",

@@ -209,7 +209,6 @@ def opening_limit(inputs: AuditInputs, limits: SizingLimits) -> float | None:
     Raises:
         PlanRefused: weights and one sample alone exceed the memory, with both numbers.
     """
-    from krepes_ooc.jacobian.opening import sample_size
     from krepes_ooc.jacobian.row_size import CHECK_BYTES
 
     # The demo trainer's network is not trained yet, and small.
@@ -217,7 +216,7 @@ def opening_limit(inputs: AuditInputs, limits: SizingLimits) -> float | None:
         return limits.seconds
     network = inputs.network
     n_weights = sum(parameter.numel() for parameter in network.parameters())
-    numbers = sample_size(network, inputs.calibration()).numbers
+    numbers = inputs.sample_numbers()
     needed = limits.base + NETWORK_BYTES + CHECK_BYTES * n_weights + f32(numbers)
     if needed <= limits.budget.memory:
         return limits.seconds

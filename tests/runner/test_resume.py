@@ -85,7 +85,7 @@ def test_stopping_inside_stages(reference: Path, tmp_path: Path) -> None:
     draw, stops = random.Random(1), 0
     while stops < 100:
         with contextlib.suppress(Stopped):
-            run(small.recipe(), tmp_path, Options(workers=2), stop=Impatient(draw.randint(4, 16)))
+            run(small.recipe(), tmp_path, Options(workers=2), stop=Impatient(draw.randint(4, 60)))
             break
         stops += 1
     assert 2 < stops < 100

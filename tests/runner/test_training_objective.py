@@ -37,13 +37,16 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_statement_makes_nothing_stale_but_the_report(own: Path) -> None:
+def test_a_statement_makes_verdict_and_report_stale_and_nothing_else(own: Path) -> None:
     plain = small.seals(own / "w")
     assert "training objective" not in facts(own / "w")
     stated = Recipe.load(str(own / "own.yaml"), ["network.objective=DINO"])
     states = Audit(stated, Workspace(own / "w")).states()
-    assert {name for name, state in states.items() if state.kind != "sealed"} == {"report"}
-    assert states["report"].reason_text == "network.objective changed"
+    assert {name for name, state in states.items() if state.kind != "sealed"} == {
+        "verdict",
+        "report",
+    }
+    assert "network.objective changed" in states["report"].reason_text
     progress = Notes()
     run(stated, own / "w", Options(workers=2, restart_stale=True), progress)
     assert "network: trained with dino, audited with barlow-twins in its place" in str(
@@ -55,7 +58,7 @@ def test_a_statement_makes_nothing_stale_but_the_report(own: Path) -> None:
     html = (own / "w/report.html").read_text()
     assert "Network: trained with dino, audited with barlow-twins in its place" in html
     sealed = small.seals(own / "w")
-    assert {name for name in plain if plain[name] != sealed[name]} == {"report"}
+    assert {name for name in plain if plain[name] != sealed[name]} == {"verdict", "report"}
 
 
 @pytest.mark.parametrize(

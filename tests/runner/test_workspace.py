@@ -21,7 +21,7 @@ from tests import small
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("opened")
-    small.audit(folder, until="newton")
+    small.audit(folder, until="influence")
     return folder
 
 
@@ -58,7 +58,7 @@ def test_planning_computes_nothing(
 def test_embedding_is_kernel_times_coefficients(sealed: Path) -> None:
     space = Workspace(sealed)
     K = space["kernel"]["values"].values.astype(np.float64)
-    A, gamma = space["newton"]["coefficients"].values, space["spectrum"]["offset"].values
+    A, gamma = space["influence"]["coefficients"].values, space["spectrum"]["offset"].values
     assert np.allclose(space.embedding().values, K @ A + gamma, atol=1e-12)
 
 
@@ -66,7 +66,7 @@ def test_influence_is_that_of_the_samples(sealed: Path) -> None:
     space = Workspace(sealed)
     scores = space.influence([7, 0, 7], measure="is")
     row = {int(i): r for r, i in enumerate(space["kernel"]["sample_id"].values)}
-    step = np.linalg.norm(space["newton"]["step"].values, axis=1)
+    step = np.linalg.norm(space["influence"]["step"].values, axis=1)
     for place, sample in enumerate([7, 0, 7]):
         K = space["kernel"]["values"].values[:, row[sample]].astype(np.float64)
         assert np.allclose(scores.values[:, place], np.abs(K) * step)

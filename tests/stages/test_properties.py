@@ -130,13 +130,12 @@ def test_influence_does_not_see_a_rotation_of_the_embedding(seed: int) -> None:
 
 @FEW
 @given(seed=SEED, scale=SCALE)
-def test_unique_influence_does_not_see_the_scale_of_others(seed: int, scale: float) -> None:
+def test_unique_influence_follows_one_scale_of_all(seed: int, scale: float) -> None:
     d = draw(seed)
-    stretch = np.array([1.0, *np.full(6, scale)])
     plain = scores.unique(d.kernel, scores.leave_one_out(d.second))
-    second = d.second * np.outer(stretch, stretch)
-    other = scores.unique(d.kernel * stretch, scores.leave_one_out(second))
-    assert other[:, 0] == pytest.approx(plain[:, 0], rel=1e-4, abs=1e-6)
+    # The ridge is a share of the mean diagonal, so that it follows the scale.
+    other = scores.unique(d.kernel * scale, scores.leave_one_out(d.second * scale**2))
+    assert other == pytest.approx(scale * plain, rel=1e-6, abs=1e-9 * scale)
 
 
 # ----------------------------------------------------------------------------------- confidence
@@ -281,8 +280,6 @@ def test_tau_sees_ranks_only(seed: int) -> None:
     assert metrics.kendall_tau(-x, y) == pytest.approx(-found)
     (rows,) = orders(seed, 12)
     assert metrics.kendall_tau(x[rows], y[rows]) == pytest.approx(found)
-    low, high = metrics.tau_interval(x, y, seed, resamples=20)
-    assert -1 <= low <= high <= 1
 
 
 @FEW

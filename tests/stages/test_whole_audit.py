@@ -129,7 +129,7 @@ def test_loss_before_and_after_is_the_published_one(audit: Any) -> None:
 def test_influence_of_every_audited_sample(audit: Any, naive: Naive) -> None:
     store = audit["influence"]
     np.testing.assert_allclose(store["kernel"][:], naive.audited_kernel, atol=4e-3)
-    step, coefficients = audit["newton/step"][:], audit["newton/coefficients"][:]
+    step, coefficients = store["step"][:], store["coefficients"][:]
     offset, K_mm = audit["spectrum/offset"][:], audit["kernel/landmark_kernel"][:]
     np.testing.assert_allclose(
         store["embedding"][:], store["kernel"][:] @ coefficients + offset, atol=1e-10

@@ -245,6 +245,19 @@ class AuditInputs:
                 raise self._with_columns(error) from error
         return self._opened[settings]
 
+    def sample_numbers(self) -> int:
+        """Numbers that one sample makes in all layers of the network.
+
+        Raises:
+            NetworkError: the network does not run on it.
+        """
+        from krepes_ooc.jacobian.opening import sample_size
+
+        try:
+            return sample_size(self.network, self.calibration()).numbers
+        except NetworkError as error:
+            raise self._with_columns(error) from error
+
     def _with_columns(self, error: NetworkError) -> NetworkError:
         """The error of a network that does not take the inputs, with the columns of a table."""
         from krepes_ooc.sources.describe import list_inputs

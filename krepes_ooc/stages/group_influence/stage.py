@@ -209,10 +209,11 @@ def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
     m, h, views = sizes.n_landmarks, sizes.n_components, sizes.n_views
     n, width, groups = sizes.n_audited, sizes.n_features, max(1, sizes.n_groups)
     pairs = views * (views + 1) // 2
+    worker = _worker_memory(sizes, settings)
     rows = Term("kernel rows of the audited samples", f32(n, m))
     landmarks = Term("landmark rows", f64(m, width), 2.5)
     block = Term("rows of one block", f32(sizes.plan.block_rows, width + m), 2)
-    curvature = Term("curvature of all samples", f64(m, m), 3 + views**2)
+    curvature = Term("curvature of all samples", f64(m, m), 2)
     membership = Term("membership of audited samples", n * groups, 4)
     coefficients = Term("coefficients", f64(groups + 1, m, h))
     effects = Term("effects", f64(groups, n))
@@ -222,12 +223,12 @@ def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
         disk=Quantity.of(effects, coefficients),
         memory=Quantity(
             {
-                "opening": (landmarks, block, rows),
-                "solving": (rows, rows, curvature, membership),
+                "opening": (landmarks, block, rows, Term("no worker yet", worker.bytes, -1)),
+                "solving": (rows, curvature, membership),
                 "writing": (rows, effects, effects, effects, effects, membership),
             }
         ),
-        worker_memory=_worker_memory(sizes, settings),
+        worker_memory=worker,
         parallel_tasks=groups,
         flops=Quantity.of(products, Term("kernel rows", 2.0 * n * m * width)),
         scratch=Quantity.of(effects, coefficients, rows),
@@ -241,9 +242,9 @@ def _worker_memory(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Quant
     pairs, anchors = views * (views + 1) // 2, min(settings.anchors, n)
     return Quantity(
         {
-            "moments": (Term("moments of the rest, and on the way", f64(m, m), 3 * pairs),),
+            "moments": (Term("moments of the rest, and on the way", f64(m, m), 2 * pairs),),
             "solving": (
-                Term("moments of the rest", f64(m, m), views**2 + pairs + 2),
+                Term("moments of the rest", f64(m, m), views**2 + pairs),
                 Term("iterates, steps and changes", f64(m, h), 2 * HISTORY + 16),
             ),
             "effects": (

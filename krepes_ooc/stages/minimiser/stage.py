@@ -274,21 +274,21 @@ def estimate_cost(sizes: AuditSizes, settings: MinimiserSettings) -> Cost:
     m, h, views = sizes.n_landmarks, sizes.n_components, sizes.n_views
     dampings, pairs = len(settings.damping_grid), views * (views + 1) // 2
     fit = min(MOST_FIT, max(0, sizes.n_audited - sizes.n_explained))
-    rows = Term("kernel rows of fit samples", f64(fit, m), 1.5)
-    curvature = Term("moments, and the curvature at the start", f64(m, m), views**2 + 4)
+    rows = Term("kernel rows of fit samples", f64(fit, m))
+    curvature = Term("moments, and the curvature at the start", f64(m, m), views**2 + 1)
     stored = Term("stored feature rows of audited samples", f16(sizes.n_audited, sizes.n_features))
-    landmarks = Term("landmark feature rows", f32(m, sizes.n_features), 5)
+    landmarks = Term("landmark feature rows", f32(m, sizes.n_features), 2)
     return Cost(
         units=dampings,
         disk=Quantity.of(Term("coefficients", f64(m, h)), Term("attributes", 2**13)),
         memory=Quantity(
             {
-                "opening": (landmarks, stored, rows, curvature),
+                "opening": (landmarks, stored, rows),
                 "solving": (rows, curvature, Term("coefficients", f64(m, h), dampings + 3)),
             }
         ),
         worker_memory=Quantity.of(
-            Term("products of moments", f64(m, m), 2),
+            Term("products of moments", f64(m, m)),
             # L-BFGS keeps 30 pairs of changes.
             Term("iterates, steps and changes", f64(m, h), 90),
             Term("embedding of fit samples", f64(fit, h), 4),

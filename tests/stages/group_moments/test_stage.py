@@ -26,7 +26,12 @@ from tests.stages import audits, group_audits
 from tests.stages.test_killed_audits import KILL
 
 # More rows and several shards, so that there are several spans.
-CHANGES = ("source.limit=1100", "stages.features.block_rows=256", "stages.audited.fit=40")
+CHANGES = (
+    "source.limit=1100",
+    "stages.features.block_rows=256",
+    "stages.audited.fit=40",
+    "stages.groups.columns=auto",
+)
 
 
 def stored(space: Workspace) -> StoredGroupMoments:

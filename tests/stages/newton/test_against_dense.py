@@ -260,9 +260,10 @@ def test_unique_kernel_of_duplicates_is_small() -> None:
     S = K.T @ K / len(K)
     found = scores.unique(K, scores.leave_one_out(S))
     assert np.isfinite(found).all()
-    assert abs(found[:, :2]).max() < 1e-4
+    # The ridge of 1e-4 leaves that share of them.
+    assert abs(found[:, :2]).max() < 1e-3
     expected = dense.unique_kernel(K[:, 1:], S[1:, 1:])[:, 1:]
-    assert abs(found[:, 2:] - expected).max() < 1e-4
+    assert abs(found[:, 2:] - expected).max() < 1e-3
 
 
 @few

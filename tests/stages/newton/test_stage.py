@@ -87,7 +87,9 @@ def fresh(upstream: Callable[[int], Path], tmp_path: Path) -> Callable[..., Path
 def solve(workspace: Path, views: int, *settings: str) -> tuple[Any, list[str]]:
     notes = Notes()
     run(recipe(views, *settings), workspace, Options(only="newton"), notes)
-    return sealed(workspace), notes.lines
+    # What is said of the network comes before the stage.
+    lines = [line for line in notes.lines if not line.startswith("network: ")]
+    return sealed(workspace), lines
 
 
 def sealed(workspace: Path) -> Any:
