@@ -305,10 +305,10 @@ def test_influence_by_hand() -> None:
 
 def test_unique_kernel_is_orthogonal_to_the_other_landmarks() -> None:
     K = cases.case("two-views").kernels[0]
-    residual = dense.unique_kernel(K, K.T @ K / len(K, ridge=0.0))
+    residual = dense.unique_kernel(K, K.T @ K / len(K), ridge=0.0)
     off = (residual.T @ K) * (1 - np.eye(K.shape[1]))
     assert abs(off).max() < 1e-8
-    assert dense.unique_kernel(K[:, :1], np.eye(1, ridge=0.0)).tolist() == K[:, :1].tolist()
+    assert dense.unique_kernel(K[:, :1], np.eye(1), ridge=0.0).tolist() == K[:, :1].tolist()
 
 
 def test_alignment_gap_by_hand() -> None:
