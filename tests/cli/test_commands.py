@@ -25,6 +25,7 @@ RUN = {
     "print-job",
     "shard",
     "set",
+    "with",
     "until",
     "only",
     "restart-stale",
@@ -37,7 +38,7 @@ RUN = {
 }
 OPTIONS = {
     "run": RUN,
-    "plan": {"workspace", "memory", "workers", "set", "json"},
+    "plan": {"workspace", "memory", "workers", "set", "with", "json"},
     "status": {"workspace", "set", "json"},
     "encode": {"workspace", "set", "out", "json"},
     "explain": {
