@@ -103,7 +103,7 @@ def test_many_shards_may_start_at_once(reference: Path, tmp_path: Path):
         ({"shard": (0, 4), "only": "kernel"}, "--shard 0/4: shard 0 of 4; expected 1 to 4"),
         ({"shard": (5, 4), "only": "kernel"}, "--shard 5/4: shard 5 of 4; expected 1 to 4"),
         ({"shard": (1, 4)}, "no stage is named; expected --only STAGE"),
-        ({"shard": (1, 4), "only": "newton"}, "newton is not cut into shards; expected one of feat"),
+        ({"shard": (1, 4), "only": "newton"}, "not cut into shards; expected one of features"),
         ({"shard": (1, 4), "only": "kernel", "repair": True}, "--repair with a shard"),
         ({"shard": (1, 4), "only": "kernel", "restart_stale": True}, "--restart-stale with a sh"),
     ],
