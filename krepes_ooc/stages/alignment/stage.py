@@ -331,7 +331,7 @@ def estimate_cost(sizes: AuditSizes, settings: AlignmentSettings) -> Cost:
     m = sizes.n_landmarks
     rows = computing_bytes(sizes, sizes.plan.sub_rows)
     memory = Quantity.of(
-        Term("kernel rows, agreement, rankings and what sorting takes", f64(n, m), 8),
+        Term("kernel rows, agreement, rankings and what sorting takes", f64(n, m), 13),
         Term("feature rows of one product and one batch", rows),
     )
     return Cost(
