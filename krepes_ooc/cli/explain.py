@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import print_json, print_table
+from krepes_ooc.cli.console import echo, print_json, print_table
 from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
-from krepes_ooc.errors import UsageError
+from krepes_ooc.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from krepes_ooc.rendering.explanation import Explained
@@ -63,7 +63,7 @@ def explain(
     for one in explanations:
         _show(one)
     if png is not None:
-        click.echo(f"wrote {png}")
+        echo(f"wrote {png}")
 
 
 def _write_card(explanations: list[Explained], target: Path) -> None:
@@ -99,22 +99,22 @@ def _show(one: Explained) -> None:
     from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
 
     for warning in one.audit.warnings:
-        click.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
     # One line of counts.
     record = one.record()
-    class_name = f" ({record['class']})" if record["class"] else ""
+    class_name = f" ({printable(record['class'])})" if record["class"] else ""
     counts = f"{record['attract']} attract, {record['repel']} repel"
     if one.repelling_only:
         counts += f", {len(one.repelling_only)} further ones repel"
     if record["same_class"] is not None:
         counts += f", {record['same_class']} of {record['ranked']} ranked share its class"
-    click.echo(f"sample {record['name']}{class_name}: {counts}")
+    echo(f"sample {printable(str(record['name']))}{class_name}: {counts}")
     # Ranked landmarks, then the most repelling ones that no rank holds.
     columns = ("rank", "", "score", "contribution", "kernel", "class", "landmark")
     links = [*record["landmarks"], *(record["repelling"] or ())]
     print_table("", columns, [_link_cells(link) for link in links])
     if one.nothing_repels:
-        click.echo(NOTHING_REPELS.lower().rstrip("."))
+        echo(NOTHING_REPELS.lower().rstrip("."))
     if one.agrees is not None:
         _show_columns(one)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import print_json, print_table
+from krepes_ooc.cli.console import echo, print_json, print_table
 from krepes_ooc.core.blocks import format_bytes
-from krepes_ooc.errors import DamageError, UsageError
+from krepes_ooc.errors import DamageError, UsageError, printable
 
 recipe_or_none = click.argument("recipe", required=False, shell_complete=options.complete_recipe)
 
@@ -30,7 +30,7 @@ def status(
     rows = [(stage["stage"], stage["state"], stage["detail"]) for stage in state["stages"]]
     print_table(f"{state['workspace']} ({state['recipe']})", ("stage", "state", "detail"), rows)
     if state["note"]:
-        click.echo(state["note"])
+        echo(state["note"])
 
 
 @click.command(short_help="Show what a finished audit may be used for.")
@@ -75,9 +75,9 @@ def verify(recipe: str | None, workspace: Path | None, store: str | None, as_jso
         print_json({**counts, "damage": damage})
     else:
         for line in damage:
-            click.echo(line)
+            echo(printable(line))
         size = format_bytes(result.bytes)
-        click.echo(f"verified {result.files} files, {size}: {len(damage)} damaged")
+        echo(f"verified {result.files} files, {size}: {len(damage)} damaged")
     # After the output, so that both forms end with the same exit code.
     _refuse_damage(root, len(damage))
 
@@ -168,10 +168,10 @@ def export(
 
     space = Workspace(resolve_workspace(recipe, workspace))
     omitted = export_store(space, store or "", out, kind or _format_of(out), dim)
-    click.echo(f"wrote {out}")
+    echo(f"wrote {out}")
     # A table has one dimension of rows: arrays with another one have no place in it.
     if omitted:
-        click.echo(f"not in the table: {', '.join(omitted)} (--dim, or --format netcdf or zarr)")
+        echo(f"not in the table: {', '.join(omitted)} (--dim, or --format netcdf or zarr)")
 
 
 def _format_of(out: Path) -> str:

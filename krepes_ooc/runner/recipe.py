@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -84,6 +85,15 @@ class Recipe:
         place, _, _ = self.network.factory.rpartition(":")
         package = "" if place.endswith(".py") or "." not in place else self.network.factory
         return self._user_code([source, self.views.function, package])
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Files and folders of the user that the recipe names: source, labels, weights, groups."""
+        weights = "" if self.network.weights == PRETRAIN else self.network.weights
+        source = (self.source.path, self.source.labels, self.source.encoding)
+        groups = self.settings["groups"].file
+        names = filter(None, (*source, weights, groups))
+        return frozenset(os.path.abspath(self.base / name) for name in names)
 
     def _user_code(self, names: Iterable[str]) -> frozenset[str]:
         used = [name for name in names if name and not name.startswith(SHIPPED_CODE)]
