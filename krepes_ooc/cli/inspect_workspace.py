@@ -66,6 +66,7 @@ def verdict(
 def verify(recipe: str | None, workspace: Path | None, store: str | None, as_json: bool) -> None:
     """Recompute every checksum and name every damaged file. Exit 5 if there is one."""
     from krepes_ooc.runner.status import verify_workspace
+    from krepes_ooc.storage.verify import STRANGER
 
     root = resolve_workspace(recipe, workspace)
     result = verify_workspace(root, store)
@@ -79,7 +80,7 @@ def verify(recipe: str | None, workspace: Path | None, store: str | None, as_jso
         size = format_bytes(result.bytes)
         echo(f"verified {result.files} files, {size}: {len(damage)} damaged")
     # After the output, so that both forms end with the same exit code.
-    _refuse_damage(root, len(damage))
+    _refuse_damage(root, len(damage), sum(item.problem == STRANGER for item in result.damage))
 
 
 @click.command(short_help="Show hardware and optional dependencies.")
@@ -120,18 +121,26 @@ def resolve_workspace(recipe: str | None, workspace: Path | None) -> Path:
     return workspace
 
 
-def _refuse_damage(root: Path, count: int) -> None:
+def _refuse_damage(root: Path, count: int, strangers: int) -> None:
     """Raise if there is damage, so that scripts see it in the exit code.
+
+    Args:
+        root: the workspace.
+        count: damaged files.
+        strangers: those of them that krepes has not written, and so does not remove.
 
     Raises:
         DamageError: there is.
     """
+    advice = ["krepes run --repair computes exactly these again"] * (count > strangers)
+    if strangers:
+        advice.append("remove the files named as not written by krepes: no repair does")
     if count:
         raise DamageError(
             f"{count} damaged files",
             where=str(root),
             expected="the bytes that were written",
-            advice="krepes run --repair computes exactly these again",
+            advice="; ".join(advice),
         )
 
 

@@ -106,12 +106,12 @@ def read_small(path: Path, limit: int) -> bytes:
     Raises:
         OSError: as ``open_regular``; or it is larger.
     """
-    with open_binary(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with open_binary(path) as raw, io.BufferedReader(raw) as file:
+        size = os.fstat(raw.fileno()).st_size
         if size > limit:
             raise OSError(errno.EFBIG, f"{size} bytes, more than {limit}", str(path))
         # One byte more than is allowed: the file may grow meanwhile.
-        return io.BufferedReader(file).read(min(size, limit) + 1)
+        return file.read(min(size, limit) + 1)
 
 
 def boot_id() -> str:
@@ -227,6 +227,13 @@ def _disk_error(error: OSError, path: Path, needed: int) -> KrepesError:
             where=where,
             expected="a file, or nothing",
             advice="remove it, then run the same command again",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(
+            "the path is too long",
+            where=where,
+            expected="a path that the file system takes",
+            advice="choose a shorter --workspace",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return UsageError(

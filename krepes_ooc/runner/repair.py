@@ -11,11 +11,10 @@ from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.cache import damaged_files
 from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.storage.stage_record import StageRecord, discard, remove
-from krepes_ooc.storage.verify import WORKSPACE, Damage, verify, workspace_damage
+from krepes_ooc.storage.verify import STRANGER, WORKSPACE, Damage, verify, workspace_damage
 from krepes_ooc.storage.workspace import Workspace
 from krepes_ooc.storage.zarr_metadata import DOCUMENT
 
-STRANGER = "not written by krepes"
 LEARNED = ("network.json", "row-cost.json")
 
 

@@ -128,7 +128,11 @@ class CachedFile:
 
 
 def find_cached(path: Path) -> CachedFile | None:
-    """File that an earlier run cached, or None if it is missing or truncated."""
+    """File that an earlier run cached, or None if it is missing or truncated.
+
+    Raises:
+        UsageError: no permission to read it.
+    """
     record = read_scan_result(path.with_name(path.name + CHECKSUM_SUFFIX))
     try:
         size = int(record["bytes"])
@@ -223,6 +227,9 @@ def damaged_files(cache: Path) -> list[tuple[Path, str]]:
     """Files of the cache that fail their checksum, each with the problem in words.
 
     A missing file, or one without checksums, is no damage: it is converted again.
+
+    Raises:
+        UsageError: no permission to read a file, which is no damage.
     """
     damage = []
     for path in sorted(cache.rglob("*")):

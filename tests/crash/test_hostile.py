@@ -190,14 +190,17 @@ def test_no_command_waits_for_what_is_no_file(
     capsys: Any, finished: Path, sent: Path, make: Callable[[Path], None]
 ) -> None:
     own, sample = str(finished / "own.yaml"), audited_sample(sent)
-    for place in PLACES:
+    # Pipes and files of holes everywhere; others, refused by the same line, in a third.
+    third = KINDS.index(make) % 3
+    for place in PLACES if make in (pipe, holes) else PLACES[third::3]:
         shutil.rmtree(sent)
         shutil.copytree(finished / "w", sent)
         put(sent / place, make)
         outcomes = look_at(capsys, sent, sample)
         if "audit.zarr" in place or "seal" in place:
             assert outcomes["verify"].code in (4, 5), place
-        tried(capsys, ("run", own, "-w", str(sent), "--quiet"))
+        if "audit.zarr" not in place:
+            tried(capsys, ("run", own, "-w", str(sent), "--quiet"))
 
 
 # --- what is in a file ---------------------------------------------------------------------------
@@ -232,7 +235,7 @@ def test_odd_types_in_records_with_the_right_checksum(
     capsys: Any, finished: Path, sent: Path, value: Any
 ) -> None:
     sample = audited_sample(sent)
-    for name, key in RECORDS:
+    for name, key in RECORDS[ODD.index(value) % 2 :: 2]:
         shutil.rmtree(sent)
         shutil.copytree(finished / "w", sent)
         forge(sent / ".krepes/stages/influence" / name, **{key: value})
@@ -348,3 +351,74 @@ def test_files_of_a_workspace_follow_the_umask(finished: Path) -> None:
     for base, _, files in os.walk(finished / "w"):
         for name in files:
             assert os.stat(Path(base, name)).st_mode & 0o777 == 0o666 & ~umask, Path(base, name)
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def test_advice_about_strangers_and_damaged_seals_can_work(capsys: Any, sent: Path) -> None:
+    (sent / "audit.zarr/influence/stray\x1b[2J").write_text("x")
+    told = tried(capsys, ("verify", "-w", str(sent)))
+    assert told.code == 5
+    assert "\x1b" not in told.out
+    assert r"stray\u001b[2J: not written by krepes" in told.out
+    assert "remove the files named as not written by krepes" in told.line
+    assert "--repair" not in told.line
+    seal = sent / ".krepes/stages/influence/seal.json"
+    seal.write_bytes(seal.read_bytes().replace(b"influence", b"inflvence"))
+    told = tried(capsys, ("verify", "-w", str(sent)))
+    assert "krepes run --repair" in told.line
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+        ("-x", "'-x"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", r"'\u0009=1"),
+        ("\r=1", r"'\u000d=1"),
+        ("a\x1b[2J", r"a\u001b[2J"),
+        ("-1.5e3", "-1.5e3"),
+        ("plain é", "plain é"),
+    ],
+)
+def test_cells_of_csv_files_are_escaped(tmp_path: Path, text: str, cell: str) -> None:
+    import csv
+
+    from krepes_ooc.storage.export import _write_table
+
+    table = {text: [text, None], "number": [-1.5, 2.0]}
+    _write_table(table, {}, tmp_path / "t.csv", "csv")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        head, row, _ = csv.reader(file)
+    assert head == [cell, "number"]
+    assert row == [cell, "-1.5"]
+
+
+def test_a_path_that_is_too_long_is_no_failing_disk(tmp_path: Path) -> None:
+    from krepes_ooc.core.files import write_atomic
+    from krepes_ooc.errors import UsageError
+
+    with pytest.raises(UsageError, match=r"the path is too long.*choose a shorter --workspace"):
+        write_atomic(tmp_path / ("x" * 300), b"", tmp_path, sync=False)
+
+
+def test_a_worker_that_is_killed_at_its_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distributed
+
+    from krepes_ooc.engine.cluster.connect import ClusterSpec, open_cluster
+    from krepes_ooc.errors import StageFailed
+
+    def killed(**_: Any) -> Any:
+        raise RuntimeError("Nanny failed\nto start.")
+
+    monkeypatch.setattr(distributed, "LocalCluster", killed)
+    with (
+        pytest.raises(StageFailed, match="a worker process ended before it began"),
+        open_cluster(ClusterSpec("local"), 2, tmp_path),
+    ):
+        pass
