@@ -111,6 +111,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)
 
 
+def neutral(text: str) -> str:
+    """Lines of text that cannot steer a terminal; spaces and line ends stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
+
+
 def _rebuild(
     kind: type[KrepesError], what: str, where: str, expected: str, advice: str
 ) -> KrepesError:

@@ -12,7 +12,12 @@ from typing import Any
 import click
 
 from krepes_ooc.core.blocks import format_bytes
-from krepes_ooc.errors import Interrupted, printable
+from krepes_ooc.errors import Interrupted, neutral, printable
+
+
+def echo(text: str = "", *, nl: bool = True) -> None:
+    """Print text; control characters in it, of names and files, are spelled out."""
+    click.echo(neutral(text), nl=nl)
 
 
 class Lines:
@@ -146,7 +151,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     """Print rows as a table, wrapped on a terminal, one line a row on a pipe; cells are text."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     if title:
-        click.echo(title)
+        echo(title)
     if sys.stdout.isatty():
         _print_wrapped(columns, cells)
         return

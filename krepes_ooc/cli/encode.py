@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import print_json
+from krepes_ooc.cli.console import echo, print_json
 
 
 @click.command(short_help="Write the encoding of a table to a file.")
@@ -30,7 +30,7 @@ def encode(
     if as_json:
         print_json({"file": str(out), **vars(learned)})
         return
-    click.echo(f"inputs: {learned.layout}")
+    echo(f"inputs: {learned.layout}")
     for name, count in learned.missing.items():
-        click.echo(f"column {name!r}: {count:,} missing, to be filled with the mean")
-    click.echo(f"wrote {out}")
+        echo(f"column {name!r}: {count:,} missing, to be filled with the mean")
+    echo(f"wrote {out}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import print_json
+from krepes_ooc.cli.console import echo, print_json
 from krepes_ooc.cli.explanation_tables import print_landmarks, print_sum, print_without
 from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
 from krepes_ooc.errors import UsageError
@@ -95,7 +95,7 @@ def explain(
     for one in explanations:
         _show(one)
     if png is not None:
-        click.echo(f"wrote {png}")
+        echo(f"wrote {png}")
 
 
 def _question(against: int | None, probe: str | None, without: str | None) -> str:
@@ -203,7 +203,7 @@ def _show(one: Explained | ExplainedSum | ExplainedWithout) -> None:
     from krepes_ooc.rendering.explanation_sum import ExplainedSum
 
     for warning in one.audit.warnings:
-        click.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
     if isinstance(one, Explained):
         print_landmarks(one)
     elif isinstance(one, ExplainedSum):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from krepes_ooc.cli.console import print_table
+from krepes_ooc.cli.console import echo, print_table
 from krepes_ooc.errors import printable
 
 if TYPE_CHECKING:
@@ -33,13 +31,13 @@ def print_landmarks(one: Explained) -> None:
         counts += f", {len(one.repelling_only)} further ones repel"
     if record["same_class"] is not None:
         counts += f", {record['same_class']} of {record['ranked']} ranked share its class"
-    click.echo(printable(f"sample {record['name']}{class_name}: {counts}"))
+    echo(printable(f"sample {record['name']}{class_name}: {counts}"))
     # Ranked landmarks, then the most repelling ones that no rank holds.
     columns = ("rank", "", "score", "contribution", "kernel", "class", "landmark")
     links = [*record["landmarks"], *(record["repelling"] or ())]
     print_table("", columns, [_link_cells(link) for link in links])
     if one.nothing_repels:
-        click.echo(NOTHING_REPELS.lower().rstrip("."))
+        echo(NOTHING_REPELS.lower().rstrip("."))
     if one.agrees is not None:
         _show_columns(one)
 
@@ -93,7 +91,7 @@ def print_sum(one: ExplainedSum) -> None:
     from krepes_ooc.rendering.explanation_sum import BY_EMBEDDING
 
     for sentence in one.sentences():
-        click.echo(printable(sentence))
+        echo(printable(sentence))
     # The ranking stands beside the term where another figure than the term ranks.
     by_embedding = one.ranked_by == BY_EMBEDDING
     columns = ("", "term", "share", "kernel", *(("<k A, z>",) if by_embedding else ()))
@@ -123,7 +121,7 @@ def _term_cells(
 def print_without(one: ExplainedWithout) -> None:
     """Print a neighbourhood before and after a group is left out, side by side."""
     for sentence in one.sentences():
-        click.echo(printable(sentence))
+        echo(printable(sentence))
     columns = ("rank", "before", "class", "landmark", "", "after", "class", "landmark", "")
     left = {neighbour.row for neighbour in one.left}
     entered = {neighbour.row for neighbour in one.entered}
@@ -133,7 +131,7 @@ def print_without(one: ExplainedWithout) -> None:
         second = _neighbour_cells(one, after, "new" if after.row in entered else "")
         rows.append((before.rank, *first, *second))
     print_table("", columns, rows)
-    click.echo("before, after: cosine of embeddings; * belongs to the group")
+    echo("before, after: cosine of embeddings; * belongs to the group")
 
 
 def _neighbour_cells(one: ExplainedWithout, near: Neighbour, mark: str) -> tuple[Any, ...]:

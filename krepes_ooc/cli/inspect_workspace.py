@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import print_json, print_table
+from krepes_ooc.cli.console import echo, print_json, print_table
 from krepes_ooc.core.blocks import format_bytes
-from krepes_ooc.errors import DamageError, UsageError
+from krepes_ooc.errors import DamageError, UsageError, printable
 
 recipe_or_none = click.argument("recipe", required=False, shell_complete=options.complete_recipe)
 
@@ -30,7 +30,7 @@ def status(
     rows = [(stage["stage"], stage["state"], stage["detail"]) for stage in state["stages"]]
     print_table(f"{state['workspace']} ({state['recipe']})", ("stage", "state", "detail"), rows)
     if state["note"]:
-        click.echo(state["note"])
+        echo(state["note"])
 
 
 @click.command(short_help="Show what a finished audit may be used for.")
@@ -66,6 +66,7 @@ def verdict(
 def verify(recipe: str | None, workspace: Path | None, store: str | None, as_json: bool) -> None:
     """Recompute every checksum and name every damaged file. Exit 5 if there is one."""
     from krepes_ooc.runner.status import verify_workspace
+    from krepes_ooc.storage.verify import STRANGER
 
     root = resolve_workspace(recipe, workspace)
     result = verify_workspace(root, store)
@@ -75,11 +76,11 @@ def verify(recipe: str | None, workspace: Path | None, store: str | None, as_jso
         print_json({**counts, "damage": damage})
     else:
         for line in damage:
-            click.echo(line)
+            echo(printable(line))
         size = format_bytes(result.bytes)
-        click.echo(f"verified {result.files} files, {size}: {len(damage)} damaged")
+        echo(f"verified {result.files} files, {size}: {len(damage)} damaged")
     # After the output, so that both forms end with the same exit code.
-    _refuse_damage(root, len(damage))
+    _refuse_damage(root, len(damage), sum(item.problem == STRANGER for item in result.damage))
 
 
 @click.command(short_help="Show hardware and optional dependencies.")
@@ -120,18 +121,26 @@ def resolve_workspace(recipe: str | None, workspace: Path | None) -> Path:
     return workspace
 
 
-def _refuse_damage(root: Path, count: int) -> None:
+def _refuse_damage(root: Path, count: int, strangers: int) -> None:
     """Raise if there is damage, so that scripts see it in the exit code.
+
+    Args:
+        root: the workspace.
+        count: damaged files.
+        strangers: those of them that krepes has not written, and so does not remove.
 
     Raises:
         DamageError: there is.
     """
+    advice = ["krepes run --repair computes exactly these again"] * (count > strangers)
+    if strangers:
+        advice.append("remove the files named as not written by krepes: no repair does")
     if count:
         raise DamageError(
             f"{count} damaged files",
             where=str(root),
             expected="the bytes that were written",
-            advice="krepes run --repair computes exactly these again",
+            advice="; ".join(advice),
         )
 
 
@@ -168,10 +177,10 @@ def export(
 
     space = Workspace(resolve_workspace(recipe, workspace))
     omitted = export_store(space, store or "", out, kind or _format_of(out), dim)
-    click.echo(f"wrote {out}")
+    echo(f"wrote {out}")
     # A table has one dimension of rows: arrays with another one have no place in it.
     if omitted:
-        click.echo(f"not in the table: {', '.join(omitted)} (--dim, or --format netcdf or zarr)")
+        echo(f"not in the table: {', '.join(omitted)} (--dim, or --format netcdf or zarr)")
 
 
 def _format_of(out: Path) -> str:

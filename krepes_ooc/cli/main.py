@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from krepes_ooc.cli import declarations, encode, explain, inspect_workspace, run
-from krepes_ooc.errors import Interrupted, KrepesError
+from krepes_ooc.errors import Interrupted, KrepesError, StageFailed, printable
 
 _DEBUG = "--debug"
 _RESUME = "run the same command again to resume"
@@ -70,15 +70,21 @@ def _report_error(error: Exception, debug: bool) -> int:
     if isinstance(error, _HELP_WANTED):
         click.echo(str(error), err=True)
         return 2
+    if isinstance(error, MemoryError):
+        error = StageFailed(
+            f"the memory does not suffice ({error})",
+            expected="arrays that fit",
+            advice="krepes verify says whether the workspace is damaged; --debug shows where",
+        )
     if isinstance(error, KrepesError):
         click.echo(f"krepes: {error}", err=True)
         return error.exit_code
     if isinstance(error, click.ClickException):
-        message = " ".join(error.format_message().split()).rstrip(".")
+        message = printable(error.format_message()).rstrip(".")
         click.echo(f"krepes: {message}{_known_commands(error)}", err=True)
         return 2
     # A bug: one line as well, and exit code 1.
-    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    what = printable(f"{type(error).__name__}: {error}")
     click.echo(f"krepes: unexpected {what}; --debug shows where", err=True)
     return 1
 

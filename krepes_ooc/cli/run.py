@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import Bars, Lines, on_interrupt, print_json, print_table
+from krepes_ooc.cli.console import Bars, Lines, echo, on_interrupt, print_json, print_table
 from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.errors import StageFailed, UsageError, printable
@@ -146,20 +146,20 @@ def _show_plan(planned: Any) -> None:
     print_table("", columns, rows)
     # Totals, against what is there.
     disk = planned["disk"]
-    click.echo(
+    echo(
         f"disk: {format_bytes(disk['needed'])} to write, {format_bytes(disk['parked'])} parked, "
         f"{format_bytes(disk['free'])} free"
     )
-    click.echo(f"memory: {format_bytes(planned['memory']['budget'])} allowed")
+    echo(f"memory: {format_bytes(planned['memory']['budget'])} allowed")
     for line in planned["source"]:
-        click.echo(f"source: {line}")
+        echo(f"source: {line}")
     # Sizes of the audit, by the words of the recipe.
     sizes = planned["shape"]
-    click.echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in sizes.items()))
+    echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in sizes.items()))
     for key, text in planned["rows"].items():
-        click.echo(f"{key}: {text}")
+        echo(f"{key}: {text}")
     if trainings := planned["trainings"]:
-        click.echo(_trainings_line(trainings))
+        echo(_trainings_line(trainings))
 
 
 def _trainings_line(trainings: Any) -> str:
@@ -192,7 +192,7 @@ def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int
         recorded = recorded_recipe(Workspace(root), changes, require="trust", named=recipe)
         summary = runner.run(recorded, root, run_options, listener)
     if not quiet:
-        click.echo(f"report: {summary.workspace / 'report.html'}")
+        echo(f"report: {summary.workspace / 'report.html'}")
 
 
 def _cluster_spec(text: str | None, memory: int | None) -> Any:
@@ -218,7 +218,7 @@ def _print_job(text: str | None, memory: int | None) -> None:
             expected="--cluster with the path of a site's .yaml",
             advice="copy one from pipelines/hpc",
         )
-    click.echo(job_script(site), nl=False)
+    echo(job_script(site), nl=False)
 
 
 @contextlib.contextmanager
@@ -239,24 +239,22 @@ def _print_summary(summary: Any) -> None:
     """Print what was sealed, what is left, and the verdict."""
     if summary.ran:
         peak = format_bytes(summary.peak_bytes)
-        click.echo(
-            f"sealed {', '.join(summary.ran)} in {summary.seconds:.1f} s, peak memory {peak}"
-        )
+        echo(f"sealed {', '.join(summary.ran)} in {summary.seconds:.1f} s, peak memory {peak}")
     elif summary.shard:
-        click.echo(f"{summary.shard} is on disk; a run without --shard seals the stage")
+        echo(f"{summary.shard} is on disk; a run without --shard seals the stage")
     elif summary.left:
-        click.echo(f"nothing to do: {', '.join(summary.skipped)} sealed")
+        echo(f"nothing to do: {', '.join(summary.skipped)} sealed")
     else:
-        click.echo(f"nothing to do: all {len(summary.skipped)} stages are sealed")
+        echo(f"nothing to do: all {len(summary.skipped)} stages are sealed")
     # What the next command needs: stages that are left, trust, the report.
     if summary.left:
-        click.echo(f"left: {', '.join(summary.left)}")
+        echo(f"left: {', '.join(summary.left)}")
     if summary.verdict_sentence:
-        click.echo(f"verdict: {summary.verdict_sentence}")
+        echo(f"verdict: {summary.verdict_sentence}")
     elif summary.trusted is False:
-        click.echo("the Newton step is not trusted: the report says why")
+        echo("the Newton step is not trusted: the report says why")
     if "report" not in summary.left:
-        click.echo(f"report: {summary.workspace / 'report.html'}")
+        echo(f"report: {summary.workspace / 'report.html'}")
 
 
 def _require_usable(summary: Any) -> None:

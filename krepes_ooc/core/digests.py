@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.core.files import (
+    MAX_RECORD_BYTES,
     checksummed_json,
     read_checksummed,
+    read_small,
     to_json,
     unreadable,
     write_atomic,
@@ -92,6 +94,6 @@ def _cache_error(error: OSError, path: Path, _needed: int) -> SourceError:
 def _read_digests(path: Path) -> dict[str, Any]:
     """Cached digests by path; none where the record is damaged, so that files are read again."""
     try:
-        return read_checksummed(path.read_bytes()) or {}
+        return read_checksummed(read_small(path, MAX_RECORD_BYTES)) or {}
     except OSError:
         return {}

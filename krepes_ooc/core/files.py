@@ -14,7 +14,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
@@ -25,11 +25,93 @@ from krepes_ooc.errors import DamageError, KrepesError, SourceError, StageFailed
 
 CHECKSUM_BYTES = 4
 MAX_RECORD_BYTES = 2**28
-READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_END_BYTES = 22 + CHECKSUM_BYTES  # what ends an archive of arrays, and the checksum behind it
+# A pipe is opened without waiting for its other end, and a link is not followed.
+SAFE_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
+READ_FLAGS = os.O_RDONLY | SAFE_FLAGS | getattr(os, "O_BINARY", 0)
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a symbolic link",
+}
 # What network file systems answer that cannot flush a folder, and need not.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 Bytes = bytes | memoryview
 Files = dict[str, tuple[int, int]]
+
+
+class NotAFileError(OSError):
+    """Something else is where a file should be: a pipe, a socket, a device, a folder or a link."""
+
+
+def open_regular(path: Path, flags: int = READ_FLAGS, mode: int = 0o666) -> int:
+    """Descriptor of a regular file; nothing else is waited for, followed or read.
+
+    Args:
+        path: the file.
+        flags: as ``os.open``.
+        mode: of a file that the flags create; the umask is taken off.
+
+    Raises:
+        NotAFileError: something else is there.
+        OSError: the file cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | SAFE_FLAGS, mode)
+    except OSError as error:
+        # Sockets, links and folders that are to be written cannot even be opened.
+        if error.errno in (errno.ENXIO, errno.ELOOP, errno.EISDIR, errno.ENODEV):
+            raise _not_a_file(path, _mode_of(path)) from error
+        raise
+    found = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(found):
+        return descriptor
+    os.close(descriptor)
+    raise _not_a_file(path, found)
+
+
+def _mode_of(path: Path) -> int:
+    # A loop of links further up has no mode.
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return stat.S_IFLNK
+
+
+def _not_a_file(path: Path, mode: int) -> NotAFileError:
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    return NotAFileError(errno.ENXIO, f"{kind} instead of a file", str(path))
+
+
+def open_binary(path: Path, mode: str = "rb") -> io.FileIO:
+    """A regular file, opened without a buffer, for reading unless another mode is given.
+
+    Raises:
+        OSError: as ``open_regular``.
+    """
+    file: Any = open(path, mode, buffering=0, opener=_opener)  # noqa: SIM115  the caller closes
+    return cast("io.FileIO", file)
+
+
+def _opener(path: str, flags: int) -> int:
+    return open_regular(Path(path), flags)
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file that is not larger than a limit.
+
+    Raises:
+        OSError: as ``open_regular``; or it is larger.
+    """
+    with open_binary(path) as raw, io.BufferedReader(raw) as file:
+        size = os.fstat(raw.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"{size} bytes, more than {limit}", str(path))
+        # One byte more than is allowed: the file may grow meanwhile.
+        return file.read(min(size, limit) + 1)
 
 
 def boot_id() -> str:
@@ -95,7 +177,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 def sync_path(path: Path) -> int:
     """Flush a file, or a folder and the renames inside it, to the disk; returns its size."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         state = os.fstat(descriptor)
         try:
@@ -139,6 +221,20 @@ def _disk_error(error: OSError, path: Path, needed: int) -> KrepesError:
             where=where,
             advice="free some space and run the same command again: it resumes",
         )
+    if error.errno == errno.EISDIR or isinstance(error, NotAFileError):
+        return DamageError(
+            f"cannot write ({error.strerror})",
+            where=where,
+            expected="a file, or nothing",
+            advice="remove it, then run the same command again",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(
+            "the path is too long",
+            where=where,
+            expected="a path that the file system takes",
+            advice="choose a shorter --workspace",
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return UsageError(
             f"cannot write ({error.strerror})",
@@ -168,17 +264,14 @@ def read_bytes(path: Path) -> bytes | None:
         DamageError: it cannot be read, or is larger than any record.
     """
     try:
-        # One byte more than is allowed tells a file that is too large from one that just fits.
-        with path.open("rb") as file:
-            data = file.read(MAX_RECORD_BYTES + 1)
+        return read_small(path, MAX_RECORD_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            limit = f"at most {format_bytes(MAX_RECORD_BYTES)}"
+            raise DamageError("the file is too large", where=str(path), expected=limit) from error
         raise unreadable(path, error) from error
-    if len(data) > MAX_RECORD_BYTES:
-        limit = f"at most {format_bytes(MAX_RECORD_BYTES)}"
-        raise DamageError("the file is too large", where=str(path), expected=limit)
-    return data
 
 
 def unreadable(path: Path, error: Exception, *, source: bool = False) -> KrepesError:
@@ -267,10 +360,14 @@ def read_arrays(path: Path, key: str = "") -> dict[str, npt.NDArray[Any]] | None
         key: what it was written under.
     """
     try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    if len(data) < CHECKSUM_BYTES:
+        with open_binary(path) as file:
+            # The end of an archive comes first: a file of holes is not read.
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _END_BYTES))
+            if not file.read(_END_BYTES).startswith(b"PK\x05\x06"):
+                return None
+            file.seek(0)
+            data = file.readall()
+    except (OSError, MemoryError):
         return None
     # Nothing is parsed before its checksum holds; the zip reader skips the bytes behind its end.
     payload = np.frombuffer(data, dtype=np.uint8)[:-CHECKSUM_BYTES]
@@ -278,8 +375,11 @@ def read_arrays(path: Path, key: str = "") -> dict[str, npt.NDArray[Any]] | None
         return None
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
+            # They are written as they are: nothing may grow when it is read.
+            if any(item.compress_size != item.file_size for item in loaded.zip.infolist()):
+                return None
             return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile):
+    except (ValueError, OSError, KeyError, MemoryError, zipfile.BadZipFile):
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -94,7 +95,11 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write: writes the content to the path that it is given.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A library may write for its user alone: the umask decides, as for all other files.
+    with temporary.open("wb") as file:
+        mode = os.fstat(file.fileno()).st_mode
     write(temporary)
+    temporary.chmod(stat.S_IMODE(mode))
     publish(temporary, path)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, overload
 
-from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
+from krepes_ooc.core.files import checksummed_json, read_checksummed_file, read_small, write_atomic
 from krepes_ooc.engine.cluster.connect import ClusterSpec
 from krepes_ooc.engine.device import Device
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
@@ -140,7 +140,7 @@ def record_recipe(workspace: Workspace, recipe: Recipe) -> None:
     record = checksummed_json({"text": recipe.text, "base": str(recipe.base.resolve())})
     path = _recipe_path(workspace)
     with contextlib.suppress(OSError):  # a text that cannot be read is written anew
-        if path.read_bytes() == record:
+        if read_small(path, len(record)) == record:
             return
     write_atomic(path, record, workspace.private / "temp", sync=True)
 
@@ -173,16 +173,17 @@ def recorded_recipe(
     Args:
         workspace: of the audit.
         overrides: as ``--set``.
-        require: ``trust``: there must be one, and the user vouches for the code that it names,
-            since somebody may have sent the workspace.
-        named: recipe that the user named, itself, its name or its file; its code may run.
+        require: ``trust``: there must be one, and the user vouches for the code and the files that
+            it names, since somebody may have sent the workspace.
+        named: recipe that the user named, itself, its name or its file; its code may run, and its
+            files may be read.
 
     Returns:
         The recipe, or None if there is none and none is required.
 
     Raises:
         WorkspaceError: none is recorded.
-        UsageError: it names code that ``named`` does not.
+        UsageError: it names code or files that ``named`` does not.
         RecipeError: this version of krepes does not know one of its keys.
     """
     recipe = _read_recorded(workspace, overrides)
@@ -194,7 +195,7 @@ def recorded_recipe(
             where=str(workspace.root),
             expected="a workspace that krepes run has made",
         )
-    _refuse_unnamed_code(workspace, recipe, named)
+    _refuse_unnamed(workspace, recipe, named)
     # A script that names its own recipe holds the objects of it.
     return recipe if named is None or isinstance(named, str) else replace(recipe, live=named.live)
 
@@ -204,15 +205,16 @@ def _read_recorded(workspace: Workspace, overrides: tuple[str, ...]) -> Recipe |
     with contextlib.suppress(DamageError):
         if record := read_checksummed_file(_recipe_path(workspace)):
             where = f"recipe of {workspace.root}"
-            return Recipe.parse(str(record["text"]), Path(str(record["base"])), where, overrides)
+            text, base = (str(record.get(key, "")) for key in ("text", "base"))
+            return Recipe.parse(text, Path(base), where, overrides)
     return None
 
 
-def _refuse_unnamed_code(workspace: Workspace, recipe: Recipe, named: Recipe | str | None) -> None:
-    """Raise if a recorded recipe names code that the recipe named by the user does not.
+def _refuse_unnamed(workspace: Workspace, recipe: Recipe, named: Recipe | str | None) -> None:
+    """Raise if a recorded recipe names code or files that the recipe named by the user does not.
 
     Raises:
-        UsageError: naming the code.
+        UsageError: naming the code or the file.
     """
     # Code is compared by name and folder: the user has run or read what the named recipe names.
     trusted = Recipe.load(named) if isinstance(named, str) else named
@@ -223,6 +225,14 @@ def _refuse_unnamed_code(workspace: Workspace, recipe: Recipe, named: Recipe | s
             where=str(workspace.root),
             expected="code that you vouch for",
             advice="if you trust it, name the recipe beside --workspace",
+        )
+    # What is read enters the caches of a workspace that may be sent on.
+    if unread := recipe.files - (trusted.files if trusted is not None else frozenset()):
+        raise UsageError(
+            f"the recipe that is recorded there names a file, {min(unread)}",
+            where=str(workspace.root),
+            expected="files that you have named yourself",
+            advice="if it may be read, name the recipe beside --workspace",
         )
 
 

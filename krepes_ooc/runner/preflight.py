@@ -138,7 +138,9 @@ def refuse_without_upstream(stage: Stage, reads: Sequence[str], states: States) 
             f"stage {stage.name} reads {', '.join(f'{n} ({states[n].kind})' for n in unsealed)}",
             where="--only",
             expected="sealed stages before it",
-            advice=f"run with --until {stage.name}",
+            advice="krepes run --repair computes again what is damaged"
+            if any(states[name].kind == "damaged" for name in unsealed)
+            else f"run with --until {stage.name}",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from krepes_ooc.core import resources
 from krepes_ooc.core.live_objects import LIVE, NOT_LIVE, LiveObjects
 from krepes_ooc.core.settings import read_settings, setting, unknown_key
 from krepes_ooc.errors import RecipeError, UsageError
-from krepes_ooc.network.spec import PRETRAIN, SHIPPED_CODE, NetworkSpec
+from krepes_ooc.network.spec import FACTORY, PRETRAIN, SHIPPED_CODE, NetworkSpec
 from krepes_ooc.network.training_objective import (
     contradiction,
     difference,
@@ -105,6 +106,15 @@ class Recipe:
         """Callables that the settings of stages of this recipe name."""
         named = (getattr(self.settings[stage.name], "code", ()) for stage in self.stages)
         return [name for names in named for name in names]
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Files and folders of the user that the recipe names: source, labels, weights, groups."""
+        weights = "" if self.network.weights in (PRETRAIN, FACTORY) else self.network.weights
+        source = (self.source.path, self.source.labels, self.source.encoding)
+        groups = self.settings["groups"].file
+        names = filter(None, (*source, weights, groups))
+        return frozenset(os.path.abspath(self.base / name) for name in names)
 
     def _user_code(self, names: Iterable[str]) -> frozenset[str]:
         used = [n for n in names if n not in ("", LIVE) and not n.startswith(SHIPPED_CODE)]

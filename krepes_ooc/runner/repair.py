@@ -10,12 +10,11 @@ from krepes_ooc.runner.audit import recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.cache import damaged_files
 from krepes_ooc.stages.base.stage import Stage
-from krepes_ooc.storage.stage_record import StageRecord, discard
-from krepes_ooc.storage.verify import WORKSPACE, Damage, verify, workspace_damage
+from krepes_ooc.storage.stage_record import StageRecord, discard, remove
+from krepes_ooc.storage.verify import STRANGER, WORKSPACE, Damage, verify, workspace_damage
 from krepes_ooc.storage.workspace import Workspace
 from krepes_ooc.storage.zarr_metadata import DOCUMENT
 
-STRANGER = "not written by krepes"
 LEARNED = ("network.json", "row-cost.json")
 
 
@@ -30,7 +29,7 @@ def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], N
         note(f"repair: {damage}")
         file = Path(damage.file)
         if file.name in LEARNED or workspace.private / "cache" in file.parents:
-            file.unlink(missing_ok=True)  # learned anew where it is needed
+            remove(file)  # learned anew where it is needed
     try:
         workspace.recipe()
     except DamageError:
@@ -79,5 +78,5 @@ def _open_again(record: StageRecord, damage: Sequence[Damage]) -> None:
         # Paths of records are absolute: those are mended when the stage is unsealed. A file goes
         # before that: a kill in between leaves damage that is found again.
         if not file.is_absolute():
-            (record.base / file).unlink(missing_ok=True)
+            remove(record.base / file)
     record.unseal()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.core.files import to_json, write_atomic
+from krepes_ooc.core.files import read_small, to_json, write_atomic
 from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.engine import machine
 from krepes_ooc.errors import KrepesError
@@ -21,6 +21,7 @@ from krepes_ooc.runner.audit import Options
 from krepes_ooc.storage.workspace import Workspace
 
 FOLDER = "runs"
+MAX_RUN_BYTES = 2**24
 
 
 @contextlib.contextmanager
@@ -72,8 +73,8 @@ def read_last(space: Workspace) -> dict[str, Any] | None:
     """The record of the last run, or None if there is none that can be read."""
     # Names begin with the time.
     for path in sorted((space.private / FOLDER).glob("*.json"), reverse=True):
-        with contextlib.suppress(OSError, ValueError):
-            record = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            record = json.loads(read_small(path, MAX_RUN_BYTES))
             if isinstance(record, dict):
                 return record
     return None

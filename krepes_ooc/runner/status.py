@@ -60,10 +60,10 @@ def read_status(
     note = ""
     recipe = Recipe.load(name, overrides) if name else recorded_recipe(space, overrides)
     rows = []
-    # Somebody may have sent the workspace: looking at it runs no code that it names.
-    if recipe is not None and name is None and recipe.code_of_data:
-        code = min(recipe.code_of_data)
-        note = f"shown without comparison: its recipe, which you have not named, names code, {code}"
+    listed = STAGES if recipe is None else recipe.stages
+    # Somebody may have sent the workspace: looking at it runs no code and opens no file of its.
+    if recipe is not None and name is None and (unnamed := _unnamed(recipe)):
+        note = f"shown without comparison: its recipe, which you have not named, names {unnamed}"
         recipe = None
     # Compared with the recipe where that is possible, else as the records have it.
     if recipe is not None:
@@ -73,7 +73,7 @@ def read_status(
         except KrepesError as error:
             note = f"shown without comparison with the recipe: {error}"
     if not rows:
-        rows = [_record_row(space, stage) for stage in STAGES]
+        rows = [_record_row(space, stage) for stage in listed]
     return {
         "workspace": str(space.root),
         "recipe": space.recipe(),
@@ -81,6 +81,13 @@ def read_status(
         "note": note,
         "last_run": read_last(space),
     }
+
+
+def _unnamed(recipe: Recipe) -> str:
+    """Code or a file that comparing with a recorded recipe would run or open; empty: none."""
+    if recipe.code_of_data:
+        return f"code, {min(recipe.code_of_data)}"
+    return f"a file, {min(recipe.files)}" if recipe.files else ""
 
 
 def verify_workspace(workspace: Path | str, only: str | None = None) -> Verification:
@@ -120,8 +127,8 @@ def _record_row(space: Workspace, stage: Stage) -> dict[str, Any]:
     except DamageError as error:
         return {"stage": stage.name, "state": "damaged", "detail": f"{error.where}: {error.what}"}
     if seal is not None:
-        size = seal.get("bytes", 0)
-        seconds = seal.get("seconds", 0.0)
+        size = seal.get("bytes") or 0
+        seconds = seal.get("seconds") or 0.0
         return {
             "stage": stage.name,
             "state": "sealed",
@@ -133,7 +140,7 @@ def _record_row(space: Workspace, stage: Stage) -> dict[str, Any]:
     if fingerprint is None:
         return {"stage": stage.name, "state": "missing", "detail": ""}
     # Without a journal partial results are counted, which may be more than the units.
-    total = int(fingerprint.get("units", 0))
+    total = int(fingerprint.get("units") or 0)
     done = min(units_on_disk(record), total)
     return {
         "stage": stage.name,

@@ -40,7 +40,10 @@ def code_labels(values: npt.NDArray[Any], where: str) -> Labels:
     names, codes = np.unique(plain[~missing], return_inverse=True)
     if len(names) > MAX_CLASSES:
         raise SourceError(
-            f"{len(names)} classes", where=where, expected=f"at most {MAX_CLASSES} classes"
+            f"{len(names)} classes",
+            where=where,
+            expected=f"at most {MAX_CLASSES} classes",
+            advice="leave labels and label_array of the source out: they are not needed",
         )
     all_codes = np.full(plain.shape, -1, dtype=np.int64)
     all_codes[~missing] = codes

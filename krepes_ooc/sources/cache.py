@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.digests import canonical_digest, file_sha256, write_cache_file
-from krepes_ooc.core.files import checksum, checksummed_json, publish, read_checksummed
+from krepes_ooc.core.files import (
+    MAX_RECORD_BYTES,
+    checksum,
+    checksummed_json,
+    open_binary,
+    publish,
+    read_checksummed,
+    read_small,
+    unreadable,
+)
 from krepes_ooc.errors import DamageError
 
 PIECE_BYTES = 2**20
@@ -105,9 +115,11 @@ class CachedFile:
         if problem := self._size_problem():
             return problem
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with open_binary(self.path) as file:
                 file.seek(start)
                 content = file.read(length)
+        except PermissionError as error:
+            raise unreadable(self.path, error) from error
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         if len(content) == length and checksum(content) == self.checksums[piece]:
@@ -116,14 +128,21 @@ class CachedFile:
 
 
 def find_cached(path: Path) -> CachedFile | None:
-    """File that an earlier run cached, or None if it is missing or truncated."""
+    """File that an earlier run cached, or None if it is missing or truncated.
+
+    Raises:
+        UsageError: no permission to read it.
+    """
     record = read_scan_result(path.with_name(path.name + CHECKSUM_SUFFIX))
     try:
         size = int(record["bytes"])
         sums = tuple(map(int, record["crc32c"]))
         # Size alone: the contents are checked piece by piece when they are read.
-        if path.stat().st_size != size or len(sums) != -(-size // PIECE_BYTES):
-            return None
+        with open_binary(path) as file:
+            if os.fstat(file.fileno()).st_size != size or len(sums) != -(-size // PIECE_BYTES):
+                return None
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except (OSError, KeyError, TypeError, ValueError):
         return None
     return CachedFile(path, size, sums)
@@ -138,10 +157,9 @@ def writing_cached(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder: a rename is atomic on one file system only.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        temporary.touch()  # with the umask of the process, as for all other files
         yield temporary
         # Checksums of what the disk holds, before the name is given away.
         sums = list(_sums(temporary))
@@ -176,7 +194,7 @@ def write_scan_result(path: Path, result: Mapping[str, Any]) -> None:
 def read_scan_result(path: Path) -> dict[str, Any]:
     """Result that an earlier run wrote; {} if it is missing or damaged."""
     try:
-        return read_checksummed(path.read_bytes()) or {}
+        return read_checksummed(read_small(path, MAX_RECORD_BYTES)) or {}
     except OSError:
         return {}
 
@@ -209,15 +227,23 @@ def damaged_files(cache: Path) -> list[tuple[Path, str]]:
     """Files of the cache that fail their checksum, each with the problem in words.
 
     A missing file, or one without checksums, is no damage: it is converted again.
+
+    Raises:
+        UsageError: no permission to read a file, which is no damage.
     """
     damage = []
     for path in sorted(cache.rglob("*")):
         # Names with a dot are temporary files of a process that may still run.
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if path.is_symlink() or not path.is_file():
+            damage.append((path, "no file and no folder"))
             continue
         if path.suffix in (".json", CHECKSUM_SUFFIX):
             try:
-                intact = read_checksummed(path.read_bytes()) is not None
+                intact = read_checksummed(read_small(path, MAX_RECORD_BYTES)) is not None
+            except PermissionError as error:
+                raise unreadable(path, error) from error
             except OSError as error:
                 damage.append((path, f"cannot be read ({error.strerror})"))
                 continue
@@ -246,7 +272,7 @@ def _write_sums(path: Path, size: int, sums: list[int]) -> None:
 
 
 def _sums(path: Path) -> Iterator[int]:
-    with path.open("rb", buffering=0) as file:
+    with open_binary(path) as file:
         # Unbuffered: a piece is read once and dropped.
         while piece := file.read(PIECE_BYTES):
             yield checksum(piece)

@@ -1,9 +1,9 @@
-"""Three ways to read one chunk file: a fresh memory map, a pooled direct read, the Zarr library.
+"""Two ways to read one chunk file: a fresh memory map, and a pooled direct read.
 
 A map costs nothing but page faults and is right as long as the page cache can hold the store. A
 store larger than half of the memory is read past the page cache (O_DIRECT) into pooled buffers:
-otherwise the kernel would spend CPU time on evicting pages that are never used twice. Any other
-codec than ours is decoded by Zarr.
+otherwise the kernel would spend CPU time on evicting pages that are never used twice. No other
+codec than the writer's is read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import CHECKSUM_BYTES, READ_FLAGS
+from krepes_ooc.core.files import CHECKSUM_BYTES, READ_FLAGS, open_regular, unreadable
 from krepes_ooc.errors import DamageError, StageFailed
-from krepes_ooc.storage.zarr_metadata import ArrayInfo, padded
+from krepes_ooc.storage.zarr_metadata import ArrayInfo
 
 PAGE = 4096
 MAX_IDLE_BUFFERS = 16
@@ -120,35 +120,6 @@ class DirectReader:
             return _read_all(descriptor, needed, view)
 
 
-class ZarrReader:
-    """Whatever Zarr can read: a copy that somebody compressed or rechunked; slow and safe."""
-
-    def chunk(
-        self, folder: Path, info: ArrayInfo, at: tuple[int, ...]
-    ) -> tuple[npt.NDArray[Any], int | None]:
-        """As ``ChunkReader``.
-
-        Raises:
-            DamageError: as ``ChunkReader``.
-        """
-        import zarr
-
-        try:
-            array = zarr.open_array(folder, mode="r", zarr_format=3)
-            # Zarr would read a missing chunk as fill values, silently.
-            path = folder / array.metadata.encode_chunk_key(at)
-            if not path.exists():
-                raise damage_error(path, "the chunk is missing", "a file")
-            values = np.asarray(array[info.slices_of(at)])
-        except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
-            what = f"chunk {list(at)}: {error}"
-            raise damage_error(folder, what, "what Zarr can decode") from error
-        # Zarr cuts the last chunk at the array's end.
-        values = padded(values, info.chunks, 0)
-        values.flags.writeable = False
-        return values, None
-
-
 class BufferPool:
     """Page-aligned buffers of one process; at most ``MAX_IDLE_BUFFERS`` of them idle."""
 
@@ -180,8 +151,6 @@ def choose_reader(info: ArrayInfo, direct_above: int | None) -> ChunkReader:
         info: of the array.
         direct_above: bytes of an array above which it is read past the page cache; None: never.
     """
-    if not info.mappable:
-        return ZarrReader()
     # O_DIRECT only where the page cache cannot hold the array, and where the system has it.
     size = math.prod(info.n_chunks) * info.chunk_bytes
     if direct_above is not None and size > direct_above and hasattr(os, "O_DIRECT"):
@@ -205,7 +174,7 @@ def damage_error(path: Path, what: str, expected: str) -> DamageError:
 def _opened(path: Path, needed: int, flags: int) -> Iterator[int]:
     """The descriptor of a file of exactly this size; what goes wrong becomes one clear line."""
     try:
-        descriptor = os.open(path, flags)
+        descriptor = open_regular(path, flags)
         try:
             if (size := os.fstat(descriptor).st_size) != needed:
                 raise damage_error(path, f"{size} bytes", f"{needed} bytes")
@@ -214,13 +183,16 @@ def _opened(path: Path, needed: int, flags: int) -> Iterator[int]:
             os.close(descriptor)
     except FileNotFoundError:
         raise damage_error(path, "the chunk is missing", f"{needed} bytes") from None
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except OSError as error:
         # The caller reads again without O_DIRECT.
         if error.errno in _NO_DIRECT and flags != READ_FLAGS:
             raise
         if error.errno in _OUR_LIMITS:
             raise StageFailed(f"cannot map ({error.strerror})", where=str(path)) from error
-        raise damage_error(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
+        what = f"cannot be mapped ({error.strerror or error})"
+        raise damage_error(path, what, f"a file of {needed} bytes") from error
     except ValueError as error:
         raise damage_error(path, f"cannot be mapped ({error})", f"{needed} bytes") from error
 

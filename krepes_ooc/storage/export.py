@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import disk_errors
+from krepes_ooc.core.files import disk_errors, unreadable
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.storage.contracts import load_contract
 from krepes_ooc.storage.file_checks import file_problem
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Format = Literal["parquet", "csv", "netcdf", "zarr"]
 FORMATS: tuple[str, ...] = get_args(Format)
 LARGE = ("features", "kernel")
+# What a spreadsheet takes for the start of a formula.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 Columns = dict[str, Any]
 # Attributes that name the entries of a dimension.
 NAMED = {"column": "columns", "concept": "names"}
@@ -98,11 +100,19 @@ def _load_sealed(workspace: Workspace, store: str) -> xarray.Dataset:
     )
     try:
         dataset: xarray.Dataset = workspace[store].load()
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, OSError, ValueError, TypeError) as error:
         # Zarr meets files that are gone; whether a run took them, the seal says.
         if record.seal() != before:
             raise changed from error
-        raise
+        place = record.base
+        if isinstance(error, OSError):
+            raise unreadable(Path(error.filename or place), error) from error
+        raise DamageError(
+            f"the arrays do not fit together ({error})",
+            where=str(place),
+            expected="a store that krepes wrote",
+            advice="`krepes verify` lists all damage",
+        ) from error
     if record.seal() != before:
         raise changed
     # Zarr asks each chunk for its own checksum only; the seal knows which chunk belongs where.
@@ -184,12 +194,35 @@ def _write_table(table: Columns, attributes: dict[Any, Any], path: Path, kind: s
     import pyarrow.csv
     import pyarrow.parquet
 
-    arrow = pa.table({name: pa.array(values) for name, values in table.items()})
     if kind == "csv":
-        pyarrow.csv.write_csv(arrow, path)
+        cells = {_csv_text(name): _csv_column(values) for name, values in table.items()}
+        pyarrow.csv.write_csv(pa.table(cells), path)
     else:
+        arrow = pa.table({name: pa.array(values) for name, values in table.items()})
         metadata = {"krepes": json.dumps(attributes)}
         pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), path)
+
+
+def _csv_column(values: Any) -> Any:
+    """A column for a CSV file: texts escaped, numbers as they are."""
+    import pyarrow as pa
+
+    column = pa.array(values)
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        return column
+    return pa.array([None if text is None else _csv_text(text) for text in column.to_pylist()])
+
+
+def _csv_text(text: str) -> str:
+    """A text that a spreadsheet shows and does not compute; one that is a number stays as it is."""
+    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    if not text.startswith(FORMULA_STARTS):
+        return shown
+    try:
+        float(shown)
+    except ValueError:
+        return f"'{shown}"
+    return shown
 
 
 def _table(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import threading
 import time
@@ -15,6 +17,7 @@ from krepes_ooc.core.files import (
     boot_id,
     checksummed_json,
     disk_errors,
+    open_binary,
     read_checksummed,
     sync_path,
     unreadable,
@@ -24,6 +27,7 @@ from krepes_ooc.storage.file_checks import parse_files
 
 COMMIT_SECONDS = 1.0
 MAX_LINE_BYTES = 2**24
+MAX_JOURNAL_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Journal:
             if line.endswith(b"\n"):
                 last_line_end = end
         # A torn line has no end: the next one would be lost with it.
-        self._file = self.path.open("ab", buffering=0)
+        self._file = open_binary(self.path, "ab")
         self._file.truncate(last_line_end)
         sync_path(self.path.parent)
 
@@ -172,7 +176,9 @@ def _parse(line: bytes) -> Unit | None:
 def _lines(path: Path) -> Iterator[bytes]:
     """The lines of a journal with their ends; none if there is no file."""
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as raw, io.BufferedReader(raw, 2**16) as file:
+            if (size := os.fstat(raw.fileno()).st_size) > MAX_JOURNAL_BYTES:
+                raise OSError(errno.EFBIG, f"{size} bytes, more than any journal has")
             while line := file.readline(MAX_LINE_BYTES):
                 yield line
     except FileNotFoundError:

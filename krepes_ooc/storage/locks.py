@@ -15,11 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from krepes_ooc.core.files import boot_id, disk_errors
-from krepes_ooc.errors import UsageError, WorkspaceError
+from krepes_ooc.core.files import (
+    NotAFileError,
+    boot_id,
+    disk_errors,
+    open_binary,
+    open_regular,
+    read_small,
+    unreadable,
+)
+from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 120.0
+MAX_LEASE_BYTES = 2**16
 PATIENCE_SECONDS = 0.5
 # What a file system without locks says to flock: there the lease decides alone.
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -65,7 +74,7 @@ class WorkspaceLock:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         # A lease that a failing disk keeps is taken over at once: flock says that nobody runs.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, DamageError):
             if self._is_ours():
                 self.lease.unlink(missing_ok=True)
         self._file.close()
@@ -119,7 +128,7 @@ class WorkspaceLock:
     def _write(self) -> None:
         """Create the lease; of two that try, one fails, on network file systems too."""
         me = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}
-        descriptor = os.open(self.lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(self.lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             file.write(json.dumps({**me, "token": self._token}).encode())
             file.flush()
@@ -154,7 +163,7 @@ class WorkspaceLock:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             # A disk that fails for a moment says nothing about the lease.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, DamageError):
                 if not self.lease.exists():
                     self._write()
                 elif self._is_ours():
@@ -185,9 +194,13 @@ class WorkspaceLock:
 def _read(lease: Path) -> Lease:
     """Content of a lease; empty if there is none or it is not written yet."""
     try:
-        return dict(json.loads(lease.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return dict(json.loads(read_small(lease, MAX_LEASE_BYTES)))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return {}
+    except OSError as error:
+        if isinstance(error, NotAFileError) or error.errno == errno.EFBIG:
+            raise unreadable(lease, error) from error
+        raise
 
 
 def _process(holder: Lease) -> str:
@@ -198,15 +211,14 @@ def _open_lock_file(path: Path) -> int:
     """Descriptor of a file for flock, created if it is missing; a link is never followed."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        return os.open(path, flags, 0o644)
+        return open_regular(path, os.O_RDWR | os.O_CREAT)
 
 
 def _runs(pid: Any) -> bool:
     """Whether a process of this machine runs."""
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, TypeError):
+    except (ProcessLookupError, ValueError, TypeError, OverflowError):
         return False
     except OSError:
         return True  # it runs as another user
@@ -310,7 +322,7 @@ def _is_free(path: Path) -> bool:
     import fcntl
 
     try:
-        with path.open("r+b") as file:
+        with open_binary(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False

@@ -87,7 +87,7 @@ class StageRecord:
         Raises:
             DamageError: the record is there, but not what was written.
         """
-        return read_checksummed_file(self.folder / "begun.json")
+        return _read_record(self.folder / "begun.json")
 
     def seal(self) -> dict[str, Any] | None:
         """The manifest if the stage is sealed.
@@ -95,7 +95,7 @@ class StageRecord:
         Raises:
             DamageError: the manifest is there, but not what was written.
         """
-        return read_checksummed_file(self.folder / "seal.json")
+        return _read_record(self.folder / "seal.json")
 
     def is_sealed(self) -> bool:
         """Whether there is a whole seal."""
@@ -135,6 +135,8 @@ class StageRecord:
         if not isinstance(begun, dict) or "digest" not in begun:
             return None
         # The manifest holds a copy of what was begun.
+        if (self.folder / "begun.json").is_dir():
+            remove(self.folder / "begun.json")
         write_checksummed_file(self.folder / "begun.json", begun, self.temp)
         return begun
 
@@ -172,7 +174,10 @@ class StageRecord:
             DamageError: the seal is not what was written.
         """
         if (seal := self.seal()) is not None:
-            return parse_files(seal.get("files")), True
+            try:
+                return parse_files(seal.get("files")), True
+            except ValueError as error:
+                raise _other_form(self.folder / "seal.json", str(error)) from error
         files: Files = {}
         for unit in self.units()[0].values():
             files |= unit.files
@@ -242,9 +247,13 @@ class StageRecord:
     def unseal(self) -> None:
         """Open a sealed stage again; undamaged lines of its journals stay on record."""
         for path in self.journals:
+            # Where something else is than a file, nothing is on record.
+            if not path.is_file() or path.is_symlink():
+                remove(path)
+                continue
             drop_damaged_lines(path, self.temp)
         unlist_sealed(self.private, self.name)
-        (self.folder / "seal.json").unlink(missing_ok=True)
+        remove(self.folder / "seal.json")
 
     def reset(self) -> None:
         """Drop an unsealed store that cannot be resumed block by block; partials stay."""
@@ -290,6 +299,39 @@ class StageRecord:
             list(pool.map(sync_path, _folders(self.base, files)))
         if self.store is not None:
             sync_path(self.store.parent)
+
+
+# Keys of a record that are read by name, and what they hold.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("stage", "digest", "numerics", "sealed"), str),
+    **dict.fromkeys(("settings", "inputs", "versions", "begun"), dict),
+    **dict.fromkeys(("bytes", "seconds", "peak_bytes"), (int, float)),
+    "units": int,
+}
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """A record of a stage whose known keys hold what the writer puts there, or None.
+
+    Raises:
+        DamageError: the record is there, but not what was written.
+    """
+    record = read_checksummed_file(path)
+    for key, kind in _TYPES.items():
+        value = (record or {}).get(key)
+        # Null stands for what was not known; a truth value is a number to Python alone.
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise _other_form(path, f"{key} is {str(value)[:40]!r}")
+    return record
+
+
+def _other_form(path: Path, what: str) -> DamageError:
+    return DamageError(
+        what,
+        where=str(path),
+        expected="a record that krepes wrote",
+        advice="`krepes run --repair` mends it: what it recorded is computed anew",
+    )
 
 
 def discard(path: Path, temp: Path) -> None:

@@ -25,10 +25,9 @@ from krepes_ooc.core.files import (
 )
 from krepes_ooc.errors import DamageError, PlanRefused, StageFailed, WorkspaceError
 from krepes_ooc.storage.contracts import StoreSpec
-from krepes_ooc.storage.file_checks import confine
+from krepes_ooc.storage.file_checks import MAX_CHUNK_BYTES, confine
 from krepes_ooc.storage.zarr_metadata import (
     DOCUMENT,
-    MAX_CHUNK_BYTES,
     ArrayInfo,
     array_document,
     fill_value,
@@ -199,7 +198,6 @@ class StoreWriter:
             dtype,
             array.dims,
             {"long_name": array.about, **extra},
-            mappable=True,
         )
 
     def _write_template(self, template: Path) -> None:
@@ -306,4 +304,4 @@ def _not_finite(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def _layout(info: ArrayInfo) -> tuple[Any, ...]:
-    return info.shape, info.chunks, info.dtype.name, info.dims, info.mappable
+    return info.shape, info.chunks, info.dtype.name, info.dims

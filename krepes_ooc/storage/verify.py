@@ -20,6 +20,7 @@ from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.zarr_metadata import DOCUMENT, read_document, root_document, to_bytes
 
 WORKSPACE = "workspace"
+STRANGER = "not written by krepes"
 # Checksummed records of the workspace that may be absent: they are written anew.
 CHECKSUMMED = ("recipe-text.json", "network.json", "row-cost.json")
 _READ_THREADS = 4
@@ -214,7 +215,7 @@ def _unrecorded_files(record: StageRecord, known: set[str]) -> list[Damage]:
         for folder, _, names in os.walk(record.store)
         for name in names
     }
-    return [Damage(record.name, key, "not written by krepes") for key in sorted(on_disk - known)]
+    return [Damage(record.name, key, STRANGER) for key in sorted(on_disk - known)]
 
 
 def workspace_damage(

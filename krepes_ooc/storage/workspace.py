@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from krepes_ooc.core.files import disk_errors
 from krepes_ooc.errors import DamageError, UndeclaredInputError, UsageError, WorkspaceError
 from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
-from krepes_ooc.storage.file_checks import confine
+from krepes_ooc.storage.file_checks import confine, refuse_foreign_files
 from krepes_ooc.storage.locks import WorkspaceLock
 from krepes_ooc.storage.sealed_list import list_sealed, read_sealed_list, write_sealed_list
 from krepes_ooc.storage.stage_record import StageRecord, remove
@@ -41,7 +42,7 @@ class Workspace:
     """
 
     def __init__(self, root: Path | str, direct_above: int | None = None) -> None:
-        self.root = Path(root).resolve()
+        self.root = _resolved(Path(root))
         self.direct_above = direct_above
         self.audit = self.root / "audit.zarr"
         self.private = self.root / ".krepes"
@@ -78,13 +79,17 @@ class Workspace:
         check_sealed(record, unsealed)
         import xarray
 
-        # Refuses what krepes did not write before Zarr opens it.
+        # Refuses what krepes did not write before Zarr opens it: a pipe would be waited for.
+        refuse_foreign_files(self._store(store), record.recorded_files()[0])
         reader = self.reader(store)
         for name in reader.names():
             reader.info(name)
-        dataset: xarray.Dataset = xarray.open_zarr(
-            self.audit, group=store, consolidated=False, zarr_format=3, chunks={}
-        )
+        with warnings.catch_warnings():
+            # Of a stray file, which a verification names.
+            warnings.filterwarnings("ignore", message="Object at")
+            dataset: xarray.Dataset = xarray.open_zarr(
+                self.audit, group=store, consolidated=False, zarr_format=3, chunks={}
+            )
         return dataset
 
     def create(self, recipe: str) -> None:
@@ -238,6 +243,20 @@ class Workspace:
             raise
         version = attributes.get("krepes_format") if isinstance(attributes, dict) else None
         return _format_text(version)
+
+
+def _resolved(root: Path) -> Path:
+    """The folder without links.
+
+    Raises:
+        UsageError: its links lead in a circle.
+    """
+    try:
+        return root.resolve()
+    except (RuntimeError, OSError) as error:
+        raise UsageError(
+            "links that lead in a circle", where=str(root), expected="a folder"
+        ) from error
 
 
 def _limited(root: Path, direct_above: int | None, stage: str, stores: frozenset[str]) -> Workspace:

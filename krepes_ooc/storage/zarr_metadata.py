@@ -20,14 +20,15 @@ from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.files import read_bytes, to_json, write_atomic
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.storage.contracts import DTYPES, ROW_DIMS
+from krepes_ooc.storage.file_checks import MAX_CHUNK_BYTES
 
 FORMAT = 1
 DOCUMENT = "zarr.json"
-MAX_CHUNK_BYTES = 2**31 - 1
 MAX_LENGTH = 2**53
 _CRC32C = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _SINGLE_BYTES = {"name": "bytes"}
+_KEYS = {"name": "default", "configuration": {"separator": "/"}}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ class ArrayInfo:
         dtype: little-endian dtype of the values.
         dims: dimension names, outermost first.
         attributes: of the array alone.
-        mappable: whether a chunk file is the values followed by their crc32c.
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,6 @@ class ArrayInfo:
     dtype: np.dtype[Any]
     dims: tuple[str, ...]
     attributes: dict[str, Any]
-    mappable: bool
 
     @property
     def chunk_bytes(self) -> int:
@@ -107,7 +106,7 @@ def array_document(info: ArrayInfo) -> dict[str, Any]:
         "shape": list(info.shape),
         "data_type": info.dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(info.chunks)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": _KEYS,
         "fill_value": "NaN" if info.dtype.kind == "f" else fill_value(info.dtype),
         "codecs": _codecs(info.dtype),
         "attributes": info.attributes,
@@ -220,14 +219,17 @@ def _parse(document: Mapping[str, Any]) -> ArrayInfo:
     for lengths, least in ((shape, 0), (chunks, 1)):
         if not all(type(size) is int and least <= size <= MAX_LENGTH for size in lengths):
             raise ValueError(f"impossible lengths {lengths}")
-    # A chunk can be mapped if its file is where ours is and holds values and crc32c alone.
+    # A chunk file is where the writer puts it and holds values and crc32c alone: whatever else
+    # Zarr can decode may grow without a limit.
     dtype = np.dtype(document["data_type"]).newbyteorder("<")
     key = document["chunk_key_encoding"]
     separator = key.get("configuration", {}).get("separator", "/")
-    plain_keys = (grid["name"], key["name"], separator) == ("regular", "default", "/")
+    if (grid["name"], key["name"], separator) != ("regular", "default", "/"):
+        raise ValueError(f"chunks in files {key}; expected {_KEYS}")
+    if document["codecs"] != _codecs(dtype):
+        raise ValueError(f"codecs {document['codecs']}; expected {_codecs(dtype)}")
     attributes = dict(document.get("attributes", {}))
-    mappable = plain_keys and document["codecs"] == _codecs(dtype)
-    info = ArrayInfo(tuple(shape), tuple(chunks), dtype, tuple(dims), attributes, mappable)
+    info = ArrayInfo(tuple(shape), tuple(chunks), dtype, tuple(dims), attributes)
     if info.chunk_bytes > MAX_CHUNK_BYTES:
         raise ValueError(f"chunks of {info.chunk_bytes} bytes; at most {MAX_CHUNK_BYTES}")
     return info

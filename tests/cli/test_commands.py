@@ -229,11 +229,13 @@ def test_status_of_a_recipe_of_ones_own(capsys: Any, tmp_path: Path) -> None:
     assert "pretrain" not in found
     assert found["kernel"][0] == "sealed"
     assert found["moments"][0] == "missing"
-    (tmp_path / "rows.csv").unlink()
     outcome = small.krepes(capsys, "status", *where)
     assert states(outcome)["kernel"][0] == "sealed"
-    assert "rows.csv: no such file" in json.loads(outcome.out)["note"]
-    assert "no such file" in small.krepes(capsys, "status", *where[:2]).out.splitlines()[-1]
+    assert f"names a file, {tmp_path / 'rows.csv'}" in json.loads(outcome.out)["note"]
+    small.own_recipe(tmp_path)
+    (tmp_path / "rows.csv").unlink()
+    named = small.krepes(capsys, "status", str(recipe), *where[:2])
+    assert "rows.csv: no such file" in named.out.splitlines()[-1]
 
 
 def test_status_and_verify_without_a_workspace(capsys: Any, tmp_path: Path) -> None:

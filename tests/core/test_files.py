@@ -197,7 +197,7 @@ def test_signed_file(tmp_path: Path):
 
 
 def test_unreadable_and_endless_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(DamageError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(DamageError, match=r"cannot be read \(a folder instead of a file\)"):
         read_bytes(tmp_path)
     monkeypatch.setattr(files, "MAX_RECORD_BYTES", 10)
     (tmp_path / "long").write_bytes(bytes(11))

@@ -21,7 +21,6 @@ from krepes_ooc.storage.chunk_readers import (
     ChunkReader,
     DirectReader,
     MmapReader,
-    ZarrReader,
     choose_reader,
 )
 from krepes_ooc.storage.store_reader import StoreReader
@@ -29,8 +28,8 @@ from krepes_ooc.storage.zarr_metadata import ArrayInfo, array_document, to_bytes
 
 SHAPE, CHUNKS = (2, 1000, 7), (1, 256, 7)
 VALUES = np.random.default_rng(3).normal(size=SHAPE).astype(np.float16)
-INFO = ArrayInfo(SHAPE, CHUNKS, np.dtype("<f2"), ("view", "sample", "feature"), {}, mappable=True)
-WAYS: tuple[Callable[[], ChunkReader], ...] = (MmapReader, DirectReader, ZarrReader)
+INFO = ArrayInfo(SHAPE, CHUNKS, np.dtype("<f2"), ("view", "sample", "feature"), {})
+WAYS: tuple[Callable[[], ChunkReader], ...] = (MmapReader, DirectReader)
 
 
 @pytest.fixture
@@ -142,12 +141,10 @@ def test_too_many_files_are_our_limit(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_choice(tmp_path: Path) -> None:
-    foreign = ArrayInfo(SHAPE, CHUNKS, np.dtype("<f2"), INFO.dims, {}, mappable=False)
     size = 2 * 4 * 256 * 7 * 2
     assert isinstance(choose_reader(INFO, None), MmapReader)
     assert isinstance(choose_reader(INFO, size), MmapReader)
     assert isinstance(choose_reader(INFO, size - 1), DirectReader)
-    assert isinstance(choose_reader(foreign, 0), ZarrReader)
 
 
 @pytest.mark.parametrize("direct_above", [None, 0])

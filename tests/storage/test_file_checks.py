@@ -79,5 +79,7 @@ def test_missing_and_unreadable_files_are_said(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     assert file_problem(tmp_path / "none", 1, 1, suffixed=True) == "missing"
-    assert file_problem(tmp_path / "folder", 1, 1, suffixed=True).startswith("cannot be read (Is")
-    assert file_problem(tmp_path / "loop", 1, 1, suffixed=True).startswith("cannot be read (Too")
+    assert file_problem(tmp_path / "folder", 1, 1, suffixed=True).startswith(
+        "cannot be read (a folder"
+    )
+    assert file_problem(tmp_path / "loop", 1, 1, suffixed=True).startswith("cannot be read (a s")

@@ -244,7 +244,7 @@ def test_lock_that_is_a_link_is_not_followed(tmp_path: Path):
     (tmp_path / ".krepes").mkdir()
     (tmp_path / "precious").write_text("data")
     (tmp_path / ".krepes" / "lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(Exception, match="Too many levels of symbolic links"), lock_in(tmp_path):
+    with pytest.raises(Exception, match="a symbolic link instead of a file"), lock_in(tmp_path):
         pass
     assert (tmp_path / "precious").read_text() == "data"
 

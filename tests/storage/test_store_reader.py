@@ -64,7 +64,6 @@ def check_conforms(reader: StoreReader) -> None:
 
 
 def test_mapped_store_conforms(reader: StoreReader):
-    assert all(reader.info(name).mappable for name in ARRAYS)
     check_conforms(reader)
     check_conforms(reader)
     assert reader.names() == sorted(ARRAYS)
@@ -72,15 +71,15 @@ def test_mapped_store_conforms(reader: StoreReader):
     assert reader.attributes["probes"] == {"of": "probes"}
 
 
-def test_store_of_another_codec_conforms(reader: StoreReader, tmp_path: Path):
+def test_store_of_another_codec_is_refused(reader: StoreReader, tmp_path: Path):
+    """Few bytes of a compressed chunk may become gigabytes: no codec but the writer's is read."""
     other = compressed(reader, tmp_path / "copy")
-    assert not any(other.info(name).mappable for name in ARRAYS)
-    check_conforms(other)
+    for name in ARRAYS:
+        with pytest.raises(DamageError, match=r"zstd.*; expected"):
+            other.array(name)
 
 
-def test_blocks_of_a_rechunked_store_are_refused_and_its_arrays_read(
-    reader: StoreReader, tmp_path: Path
-):
+def test_a_rechunked_store_is_refused(reader: StoreReader, tmp_path: Path):
     info, values = reader.info("values"), ARRAYS["values"]
     chunks = (1, info.chunks[1] // 2 + 1, *info.chunks[2:])
     array = zarr.create_array(
@@ -92,20 +91,7 @@ def test_blocks_of_a_rechunked_store_are_refused_and_its_arrays_read(
         zarr_format=3,
     )
     array[...] = values
-    other = StoreReader(tmp_path / "copy")
-    np.testing.assert_array_equal(other.array("values"), values)
-    with pytest.raises(StageFailed, match=r"block 0, rows 0 to .*; expected a chunk of dims"):
-        other.block("values", BLOCKS[0])
-
-
-def test_damage_in_a_store_of_another_codec_is_named(reader: StoreReader, tmp_path: Path):
-    path = tmp_path / "copy" / CHUNK
-    compressed(reader, tmp_path / "copy")
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(DamageError, match=r"copy/values: chunk \[1, 2, 0\]"):
-        StoreReader(tmp_path / "copy").block("values", BLOCKS[2], 1)
-    path.unlink()
-    with pytest.raises(DamageError, match=f"copy/{CHUNK}: the chunk is missing"):
+    with pytest.raises(DamageError, match="codecs"):
         StoreReader(tmp_path / "copy").array("values")
 
 
@@ -156,7 +142,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (zero, "crc32c of the values is 28ef62ef; expected 00000000"),
     (flip_value, "crc32c of the values is"),
     (flip_suffix, "crc32c of the values is"),
-    (make_folder, f"bytes; expected {N_BYTES} bytes"),
+    (make_folder, f"a folder instead of a file); expected a file of {N_BYTES} bytes"),
     (make_link, "cannot be mapped"),
 ]
 

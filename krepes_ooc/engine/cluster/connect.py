@@ -12,7 +12,7 @@ from typing import Any
 from krepes_ooc.engine.cluster.cluster import CONNECT_SECONDS, Cluster
 from krepes_ooc.engine.cluster.site_file import ADDRESSES, Site, read_site
 from krepes_ooc.engine.cluster.tls import Certificates
-from krepes_ooc.errors import UsageError
+from krepes_ooc.errors import StageFailed, UsageError
 
 LOOPBACK = "127.0.0.1"
 # Settings of Distributed while krepes uses it. Mapped files count as memory there, so its monitor
@@ -111,21 +111,33 @@ def _local(n_workers: int, tls: Certificates | None) -> Iterator[Cluster]:
     from distributed import Client, LocalCluster
 
     # One thread a process, no memory monitor: the budget has counted what each may take.
-    with (
-        LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            host=LOOPBACK,
-            protocol="tls://" if tls else None,
-            security=tls.security() if tls else None,
-            memory_limit=None,
-            silence_logs=logging.CRITICAL,
-            **_no_dashboard(),
-            worker_dashboard_address=None,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
-    ):
+    with contextlib.ExitStack() as opened:
+        try:
+            cluster = opened.enter_context(
+                LocalCluster(  # type: ignore[no-untyped-call]
+                    n_workers=n_workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host=LOOPBACK,
+                    protocol="tls://" if tls else None,
+                    security=tls.security() if tls else None,
+                    memory_limit=None,
+                    silence_logs=logging.CRITICAL,
+                    **_no_dashboard(),
+                    worker_dashboard_address=None,
+                )
+            )
+        except (RuntimeError, OSError) as error:
+            # A process that is killed at once, by the system's memory killer for one.
+            raise StageFailed(
+                f"a worker process ended before it began ({' '.join(str(error).split())})",
+                where="--cluster local",
+                expected=f"{n_workers} processes that start",
+                advice="look at the memory that is free, take fewer --workers, and run again",
+            ) from error
+        client = opened.enter_context(
+            Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]
+        )
         yield Cluster(client, n_workers)
 
 

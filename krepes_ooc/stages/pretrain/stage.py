@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import checksum, write_atomic
+from krepes_ooc.core.files import write_atomic
 from krepes_ooc.network.pretrain import PretrainSettings
 from krepes_ooc.sources.base import sample_positions
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32
@@ -17,6 +17,7 @@ from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
+from krepes_ooc.storage.file_checks import measure
 
 ENCODING_NAME = "encoding.json"
 
@@ -79,8 +80,7 @@ def _save_encoding(recipe: RecipeInputs, context: StageContext) -> Path:
 
 def _recorded(path: Path, context: StageContext) -> tuple[str, tuple[int, int]]:
     """Name of a file in the workspace, with its size and checksum."""
-    data = path.read_bytes()
-    return path.relative_to(context.workspace.root).as_posix(), (len(data), checksum(data))
+    return path.relative_to(context.workspace.root).as_posix(), measure(path)
 
 
 def estimate_cost(sizes: AuditSizes, settings: PretrainSettings) -> Cost:
