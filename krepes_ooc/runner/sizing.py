@@ -91,7 +91,9 @@ def _complete(
             advice="lower it, or raise stages.landmarks.count",
         )
     check_sample_ids(settings["audited"], inputs.source, m)
-    partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m)
+    # Concepts are found later: at most these, and never more than landmarks.
+    concepts = min(m, settings["discovery"].concepts)
+    partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m, concepts)
     # Audited are explained samples and, beside the landmarks, those that controls are fitted on.
     explained = min(n, _n_explained(settings["audited"], n))
     # auto asks for at most as many components as the network has outputs.

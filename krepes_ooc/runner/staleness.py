@@ -105,7 +105,8 @@ class StalenessChecker:
             Stage, versions, seed, settings in their digest form, and what identifies every input.
         """
         covered = COVERED.get(stage.name, set())
-        inputs = {name: self._input(name, digests) for name in stage.reads if name not in covered}
+        reads = self._reads(stage)
+        inputs = {name: self._input(name, digests) for name in reads if name not in covered}
         if self._needs_training(stage):
             inputs[PRETRAIN] = digests.get(PRETRAIN, "")
         contract = load_contract(stage.store).version if stage.store else 0
@@ -208,7 +209,11 @@ class StalenessChecker:
     def upstream(self, stage: Stage) -> tuple[str, ...]:
         """Stages whose results a stage reads."""
         trained = (PRETRAIN,) if self._needs_training(stage) else ()
-        return trained + tuple(name for name in stage.reads if name not in INPUTS)
+        return trained + tuple(name for name in self._reads(stage) if name not in INPUTS)
+
+    def _reads(self, stage: Stage) -> tuple[str, ...]:
+        """Declared inputs of a stage, those that its settings ask for included."""
+        return (*stage.reads, *stage.inputs.reads_with(self.settings[stage.name]))
 
     def _files(self, stage: Stage) -> dict[str, str]:
         """sha256 of every file that the settings of a stage name, by its name."""

@@ -12,6 +12,7 @@ from krepes_ooc.storage.workspace import Workspace
 
 _PARTS = "recipe_parts"
 _COVERED_BY = "covered_by"
+_ONLY_WITH = "only_with"
 
 
 class InputContext(RecipeContext, Protocol):
@@ -20,6 +21,11 @@ class InputContext(RecipeContext, Protocol):
     @property
     def workspace(self) -> Workspace:
         """Workspace that gives readers of declared stores only."""
+        ...
+
+    @property
+    def settings(self) -> Any:
+        """Settings of the stage."""
         ...
 
     @property
@@ -43,6 +49,17 @@ def recipe_parts(*parts: str, covered_by: str = "") -> Any:
     if unknown := set(parts) - set(RECIPE_PARTS):
         raise ValueError(f"no recipe part {sorted(unknown)}; known: {', '.join(RECIPE_PARTS)}")
     return dataclasses.field(metadata={_PARTS: parts, _COVERED_BY: covered_by})
+
+
+def store_with(setting: str) -> Any:
+    """A field of ``StageInputs`` for a store that the stage reads only with a setting.
+
+    Without it the field is None, and the store is no part of the stage's digest.
+
+    Args:
+        setting: key of the stage's settings; the store is read where its value is true.
+    """
+    return dataclasses.field(metadata={_ONLY_WITH: setting})
 
 
 class DeclaredReader(StoreReader):
@@ -100,12 +117,24 @@ class StageInputs:
 
     @classmethod
     def reads(cls) -> tuple[str, ...]:
-        """Stores and recipe parts whose digests the stage's digest holds."""
+        """Stores and recipe parts whose digests the stage's digest holds, whatever its settings."""
         declared = dataclasses.fields(cls)[1:]
+        stores = tuple(name for name in cls.stores() if name not in cls._by_setting())
         # Parts that the digest of a store holds would be in this digest twice.
         named = [field for field in declared if not field.metadata.get(_COVERED_BY)]
         parts = [part for field in named for part in field.metadata.get(_PARTS, ())]
-        return (*cls.stores(), *parts)
+        return (*stores, *parts)
+
+    @classmethod
+    def reads_with(cls, settings: Any) -> tuple[str, ...]:
+        """Stores that the stage reads because of its settings; its digest holds theirs too."""
+        return tuple(name for name, key in cls._by_setting().items() if getattr(settings, key))
+
+    @classmethod
+    def _by_setting(cls) -> dict[str, str]:
+        """The setting of every store that is read only with one, by the name of the store."""
+        declared = dataclasses.fields(cls)[1:]
+        return {f.name: f.metadata[_ONLY_WITH] for f in declared if _ONLY_WITH in f.metadata}
 
     @classmethod
     def covered(cls) -> dict[str, tuple[str, ...]]:
@@ -126,7 +155,10 @@ class StageInputs:
         opened: dict[str, Any] = {}
         for field in dataclasses.fields(cls)[1:]:
             parts = field.metadata.get(_PARTS)
-            if parts is None:
+            setting = field.metadata.get(_ONLY_WITH)
+            if setting and not getattr(context.settings, setting):
+                opened[field.name] = None
+            elif parts is None:
                 # The workspace is limited to the declared stores, so an undeclared one raises.
                 reader = context.workspace.reader(field.name)
                 opened[field.name] = DeclaredReader(reader, context, field.name)

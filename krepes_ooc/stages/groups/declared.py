@@ -22,7 +22,7 @@ WHERE = "stages.groups"
 LEAST_LEVELS, MOST_LEVELS = 2, 50
 FILE_HEADER = ["group", "sample"]
 Codes = npt.NDArray[np.int64]
-Kind = Literal["landmarks", "label", "column", "range", "file"]
+Kind = Literal["landmarks", "label", "column", "range", "file", "concepts"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class GroupsSettings:
         "", about="CSV file with columns group and sample, sample a position in the source"
     )
     limit: int = setting(1000, about="groups at most; each has moments of its own", minimum=1)
+    concepts: bool = setting(
+        False,
+        about="discovered concepts, each sample with the one that its view 0 shows",
+        digest_omits=False,
+    )
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -74,7 +79,7 @@ class Partition:
     sample_id: Codes = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def codes(self, positions: Codes, rows: npt.NDArray[Any] | None, labels: Codes) -> Codes:
-        """Code of every sample [sample]; clusters of landmarks are coded from the kernel instead.
+        """Code of every sample [sample]; clusters and concepts are coded from the kernel instead.
 
         Args:
             positions: positions in the source [sample].
@@ -93,15 +98,16 @@ class Partition:
 
 
 def declare_partitions(
-    settings: GroupsSettings, source: Source, base: Path, n_landmarks: int
+    settings: GroupsSettings, source: Source, base: Path, n_landmarks: int, n_concepts: int
 ) -> tuple[Partition, ...]:
-    """The declared partitions, clusters of landmarks first.
+    """The declared partitions, clusters of landmarks first, discovered concepts last.
 
     Args:
         settings: of the stage.
         source: whose columns and labels are named.
         base: folder that the file's path starts from.
         n_landmarks: landmarks m.
+        n_concepts: discovered concepts; before these are known, at most.
 
     Raises:
         UsageError: an unknown column, level or sample, a file that cannot be read, a sample twice
@@ -111,10 +117,13 @@ def declare_partitions(
     found = [*_clusters(settings.clusters, n_landmarks), *_columns(settings, source)]
     found += [_ranges(source, name, edges) for name, edges in settings.ranges.items()]
     found += _file_groups(base / settings.file, source) if settings.file else []
+    found += _concepts(n_concepts) if settings.concepts else []
     count = sum(len(partition.groups) for partition in found)
     if not count:
         raise UsageError(
-            "no group is declared", where=WHERE, expected="clusters, columns, ranges or a file"
+            "no group is declared",
+            where=WHERE,
+            expected="clusters, columns, ranges, a file or concepts",
         )
     if count > settings.limit:
         raise UsageError(
@@ -129,6 +138,11 @@ def declare_partitions(
 def _clusters(count: int, n_landmarks: int) -> list[Partition]:
     names = tuple(f"cluster {i}" for i in range(min(count, n_landmarks)))
     return [Partition("landmarks", "landmarks", names)] if names else []
+
+
+def _concepts(count: int) -> list[Partition]:
+    names = tuple(f"concept {i}" for i in range(count))
+    return [Partition("concepts", "concepts", names)] if names else []
 
 
 def _columns(settings: GroupsSettings, source: Source) -> Iterator[Partition]:

@@ -186,9 +186,11 @@ def test_reads_are_the_declared_fields(name: str) -> None:
     inputs = BY_NAME[name].inputs
     hints = typing.get_type_hints(inputs)
     fields = [field.name for field in dataclasses.fields(inputs)[1:]]
+    by_setting = tuple(field for field in fields if hints[field] == StoreReader | None)
     stores = tuple(field for field in fields if hints[field] is StoreReader)
-    assert all(hints[field] in (StoreReader, RecipeInputs) for field in fields)
-    assert inputs.stores() == stores
+    known = (StoreReader, StoreReader | None, RecipeInputs)
+    assert all(hints[field] in known for field in fields)
+    assert set(inputs.stores()) == {*stores, *by_setting}
     covered = {part for parts in inputs.covered().values() for part in parts}
     assert set(inputs.parts()) <= set(RECIPE_PARTS)
     assert BY_NAME[name].reads == (
@@ -205,6 +207,15 @@ def test_a_stage_reads_earlier_stages_alone(name: str) -> None:
     for store, parts in stage.inputs.covered().items():
         assert store in stage.inputs.stores()
         assert set(parts) <= set(BY_NAME[store].reads)
+
+
+def test_a_store_that_a_setting_asks_for_is_read_with_it_alone() -> None:
+    """At the default the store is no part of the digest, and is not opened."""
+    inputs, settings = BY_NAME["groups"].inputs, BY_NAME["groups"].settings
+    assert "discovery" in inputs.stores()
+    assert "discovery" not in inputs.reads()
+    assert inputs.reads_with(settings()) == ()
+    assert inputs.reads_with(settings(concepts=True)) == ("discovery",)
 
 
 def test_reads_and_digests_of_the_early_stages_are_the_recorded_ones(finished: Finished) -> None:
@@ -241,7 +252,8 @@ def test_inputs_and_context_survive_pickling(finished: Finished, tmp_path: Path,
     """As a payload carries them to a worker: whole, one by one, and twice."""
     context = dataclasses.replace(finished.ran[name][1], transfer=TransferFolder.open(tmp_path, ""))
     inputs = context.inputs
-    stores = {store: getattr(inputs, store) for store in inputs.stores()}
+    opened = {store: getattr(inputs, store) for store in inputs.stores()}
+    stores = {store: reader for store, reader in opened.items() if reader is not None}
     payload = pickle.dumps((inputs, context, stores, getattr(inputs, "recipe", None)))
     arrived, on_worker, readers, recipe = pickle.loads(payload)
     # One context for all payloads of a stage, and one reader and source in it.
