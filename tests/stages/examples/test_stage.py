@@ -103,7 +103,10 @@ def test_tables_are_ranked_and_name_samples(space: Workspace, tmp_path: Path) ->
         table = pyarrow.csv.read_csv(tmp_path / f"{dim}.csv")
         assert table[column].to_pylist() == store.array(column).tolist()
     export_store(space, "examples", tmp_path / "weights.csv", "csv", "explained")
-    assert "weight" in pyarrow.csv.read_csv(tmp_path / "weights.csv").column_names
+    table = pyarrow.csv.read_csv(tmp_path / "weights.csv")
+    ranks = store.array("weight").shape[1]
+    assert table["sample_id"].to_pylist()[::ranks] == store.array("sample_id").tolist()
+    np.testing.assert_allclose(table["weight"].to_numpy(), store.array("weight").reshape(-1))
 
 
 def test_a_landmark_that_is_explained_is_told_and_does_not_explain_itself(tmp_path: Path) -> None:
