@@ -43,6 +43,8 @@ from krepes_ooc.storage.store_reader import StoreReader
 
 TOP_LANDMARKS = 8
 MOST_LEVELS = 50
+# Measured in a fresh process.
+OPTIMIZE_BYTES = 22 * 2**20
 # Stability below which a concept is marked.
 STABLE = 0.8
 Float = npt.NDArray[np.float64]
@@ -238,6 +240,7 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
         Term("centres and their sums", f64(k, m), 4),
         Term("cosines and membership of a chunk", f32(CHUNK, k), 3),
     )
+    loaded = Term("scipy.optimize, for the matching", OPTIMIZE_BYTES)
     fits = 2.0 * 2 * MAX_ROUNDS * k
     return Cost(
         units=count_units(sizes.plan.n_shards),
@@ -254,8 +257,13 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
                     Term("projection", f64(m, m)),
                     Term("rows of one product, and mapped", f64(READ_ROWS, m), 2.5),
                 ),
-                "fit": (*fit, Term("projection", f64(m, m))),
-                "inputs": (Term("inputs of the fit rows", f32(inputs)),),
+                "fit": (
+                    *fit,
+                    Term("projection", f64(m, m)),
+                    Term("rows of one product, kept by the allocator", f64(READ_ROWS, m), 2.5),
+                    loaded,
+                ),
+                "inputs": (Term("inputs of the fit rows", f32(inputs)), loaded),
             }
         ),
         worker_memory=Quantity.of(

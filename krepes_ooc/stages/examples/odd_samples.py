@@ -12,7 +12,7 @@ Index = npt.NDArray[np.int64]
 
 NEAREST = 10
 # Rows whose distances to all others are computed at a time.
-ROWS = 512
+ROWS = 256
 
 
 def closeness(kernel: Float, own: Index, count: int = NEAREST) -> Float:

@@ -274,7 +274,6 @@ def estimate_cost(sizes: AuditSizes, settings: ExamplesSettings) -> Cost:
     m, outputs = sizes.n_landmarks, sizes.n_outputs
     rows = min(n, ROWS)
     loading = min(m, sizes.plan.sub_rows)
-    stored = Term("kernel rows of audited samples", f64(n, m))
     embeddings = Term("embeddings of audited samples and landmarks", f64(n + m, outputs), 3)
     return Cost(
         disk=Quantity.of(
@@ -290,13 +289,11 @@ def estimate_cost(sizes: AuditSizes, settings: ExamplesSettings) -> Cost:
                     Term("feature rows of one product", float(loading) * sizes.n_features, 10),
                 ),
                 "weights": (
-                    stored,
                     embeddings,
                     Term("kernel rows, distances and their order", f64(explained, m), 4),
                     Term("differences and systems", f64(explained, COUNT, outputs + COUNT), 3),
                 ),
                 "odd": (
-                    stored,
                     embeddings,
                     Term("distances of a row range", f64(rows, n), 3),
                 ),

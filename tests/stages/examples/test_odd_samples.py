@@ -9,7 +9,7 @@ from krepes_ooc.stages.examples import odd_samples
 from krepes_ooc.stages.examples.odd_samples import closeness, mixing, near_pairs
 
 
-@pytest.fixture(params=[7, 512])
+@pytest.fixture(params=[7, 256])
 def row_range(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(odd_samples, "ROWS", request.param)
 
