@@ -233,14 +233,6 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
     n, m, views = sizes.plan.n_samples, sizes.n_landmarks, sizes.n_views
     k, q = min(settings.concepts, m), min(FIT_ROWS, n)
     inputs = min(INPUT_VALUES, q * MAX_INPUTS)
-    mapped = Term("Nystrom map of the fit rows", f32(q, m))
-    fit = (
-        mapped,
-        Term("half of it", f32(q // 2, m)),
-        Term("centres and their sums", f64(k, m), 4),
-        Term("cosines and membership of a chunk", f32(CHUNK, k), 3),
-    )
-    loaded = Term("scipy.optimize, for the matching", OPTIMIZE_BYTES)
     fits = 2.0 * 2 * MAX_ROUNDS * k
     return Cost(
         units=count_units(sizes.plan.n_shards),
@@ -249,23 +241,7 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
             Term("control on inputs", f64(MAX_INPUTS, k)),
             Term("figures of the concepts", f64(k, 8 + 2 * TOP_LANDMARKS)),
         ),
-        memory=Quantity(
-            {
-                "eigenvectors": (Term("eigenvectors and their workspace", f64(m, m), 4),),
-                "mapping": (
-                    mapped,
-                    Term("projection", f64(m, m)),
-                    Term("rows of one product, and mapped", f64(READ_ROWS, m), 2.5),
-                ),
-                "fit": (
-                    *fit,
-                    Term("projection", f64(m, m)),
-                    Term("rows of one product, kept by the allocator", f64(READ_ROWS, m), 2.5),
-                    loaded,
-                ),
-                "inputs": (Term("inputs of the fit rows", f32(inputs)), loaded),
-            }
-        ),
+        memory=_memory(m, k, q, inputs),
         worker_memory=Quantity.of(
             Term("kernel rows of a short range, float32 and float64", f64(min(ROWS, n), m), 1.5),
             Term("activations", f64(min(ROWS, n), k), 4),
@@ -280,6 +256,31 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
         ),
         scratch=Quantity.of(Term("centres of the fits", f64(k, m), STARTS + REFITS + 1)),
         bytes_read=Quantity.of(Term("kernel", float(n) * views * m * sizes.kernel_itemsize)),
+    )
+
+
+def _memory(m: int, k: int, q: int, inputs: int) -> Quantity:
+    """Bytes of the process: m landmarks, k concepts, q fit rows, numbers in the fitted inputs."""
+    mapped = Term("Nystrom map of the fit rows", f32(q, m))
+    projection = Term("projection", f64(m, m))
+    loaded = Term("scipy.optimize, for the matching", OPTIMIZE_BYTES)
+    product = f64(READ_ROWS, m)
+    return Quantity(
+        {
+            "eigenvectors": (Term("eigenvectors and their workspace", f64(m, m), 4),),
+            "mapping": (mapped, projection, Term("rows of one product, and mapped", product, 2.5)),
+            "fit": (
+                mapped,
+                Term("half of it", f32(q // 2, m)),
+                Term("centres and their sums", f64(k, m), 4),
+                Term("cosines and membership of a chunk", f32(CHUNK, k), 3),
+                projection,
+                # The allocator returns freed blocks of this size late.
+                Term("rows of one product, freed", product, 2.5),
+                loaded,
+            ),
+            "inputs": (Term("inputs of the fit rows", f32(inputs)), loaded),
+        }
     )
 
 
