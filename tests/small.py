@@ -31,6 +31,7 @@ SETTINGS = (
     "stages.spectrum.components=4",
     "stages.concepts.sets={}",
     # Stages that repeat a computation: a few times are enough.
+    "stages.discovery.concepts=4",
     "stages.groups.clusters=3",
     "stages.groups.columns={label: ['3', '8']}",
     "stages.group_influence.max_evaluations=10",

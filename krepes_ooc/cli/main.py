@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krepes_ooc.cli import declarations, encode, explain, inspect_workspace, run
+from krepes_ooc.cli import declarations, encode, explain, inspect_workspace, name_concepts, run
 from krepes_ooc.errors import Interrupted, KrepesError, StageFailed, printable
 
 _DEBUG = "--debug"
@@ -96,6 +96,7 @@ for command in (
     inspect_workspace.status,
     inspect_workspace.verdict,
     explain.explain,
+    name_concepts.concepts,
     inspect_workspace.export,
     encode.encode,
     run.report,

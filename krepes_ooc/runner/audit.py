@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, read_small, write_atomic
 from krepes_ooc.engine.cluster.connect import ClusterSpec
 from krepes_ooc.engine.device import Device
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
+from krepes_ooc.runner.kept_concepts import with_kept
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.sizing import SizingLimits, audit_sizes, measure_sizes
 from krepes_ooc.runner.staleness import StageState, StalenessChecker
@@ -88,9 +89,14 @@ class Audit:
         )
 
     @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of every stage by name: the recipe's, and the concepts that people named."""
+        return with_kept(self.recipe.settings, self.workspace)
+
+    @cached_property
     def staleness(self) -> StalenessChecker:
         """Fingerprints and states of the recipe's stages."""
-        return StalenessChecker(self.workspace, self.inputs, self.recipe.settings)
+        return StalenessChecker(self.workspace, self.inputs, self.settings)
 
     def states(self) -> dict[str, StageState]:
         """State of every stage by name, upstream first."""
@@ -112,8 +118,8 @@ class Audit:
             UsageError: the recipe asks for sizes that cannot be.
         """
         if anew:
-            return measure_sizes(self.inputs, self.recipe.settings, limits)
-        return audit_sizes(self.workspace, self.inputs, self.recipe.settings, limits)
+            return measure_sizes(self.inputs, self.settings, limits)
+        return audit_sizes(self.workspace, self.inputs, self.settings, limits)
 
     def costs(self, states: Sequence[StageState], sizes: AuditSizes) -> dict[str, Cost]:
         """Expected cost of every stage by its name, run in this order in one process."""
@@ -122,7 +128,7 @@ class Audit:
         before: list[Stage] = []
         for state in states:
             stage = state.stage
-            settings = self.recipe.settings[stage.name]
+            settings = self.settings[stage.name]
             costs[stage.name] = stage_cost(stage, sizes, settings, self.inputs, before)
             # A sealed stage does not run, and loads nothing.
             if state.kind != "sealed":

@@ -247,7 +247,7 @@ class _Run:
             fingerprint[SIZES_KEY] = resources.sizes.of_features()
         return StageContext(
             stage,
-            recipe.settings[stage.name],
+            self.audit.settings[stage.name],
             self.audit.workspace.limited_to(
                 stage.name, {*stage.inputs.stores(), stage.store or ""}
             ),

@@ -241,7 +241,9 @@ def _complete(
             advice="lower it, or raise stages.landmarks.count",
         )
     check_sample_ids(settings["audited"], inputs.source, m)
-    partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m)
+    # Concepts are found later: at most these, and never more than landmarks.
+    concepts = min(m, settings["discovery"].concepts)
+    partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m, concepts)
     groups = [name for partition in partitions for name in partition.groups]
     retrained = settings["retraining"]
     check_trainer(retrained, inputs.network_spec.weights)

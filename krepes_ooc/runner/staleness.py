@@ -215,8 +215,14 @@ class StalenessChecker:
         return trained + tuple(name for name in self._reads(stage) if name not in INPUTS)
 
     def _reads(self, stage: Stage) -> tuple[str, ...]:
-        """Inputs of a stage in this audit: no store of a stage that is not part of it."""
-        absent = {n for n in stage.inputs.optional() if not is_enabled(self.settings[n])}
+        """Inputs of a stage in this audit: no store that its settings or the recipe leave out."""
+        own = self.settings[stage.name]
+        optional = stage.inputs.optional().items()
+        absent = {
+            store
+            for store, key in optional
+            if not (getattr(own, key) if key else is_enabled(self.settings[store]))
+        }
         return tuple(name for name in stage.reads if name not in absent)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from krepes_ooc.stages.alignment import stage as alignment
 from krepes_ooc.stages.audited import stage as audited
 from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.concepts import stage as concepts
+from krepes_ooc.stages.discovery import stage as discovery
 from krepes_ooc.stages.distilled import stage as distilled
+from krepes_ooc.stages.examples import stage as examples
 from krepes_ooc.stages.features import stage as features
 from krepes_ooc.stages.fidelity import stage as fidelity
 from krepes_ooc.stages.group_influence import stage as group_influence
@@ -30,7 +32,9 @@ _MODULES = (
     alignment,
     audited,
     concepts,
+    discovery,
     distilled,
+    examples,
     features,
     fidelity,
     group_influence,

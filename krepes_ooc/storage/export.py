@@ -276,6 +276,9 @@ def _names_of(workspace: Workspace, store: str, dataset: xarray.Dataset, main: s
         return {main: names}
     # Rows of samples: ids, names and labels are in the store of these samples alone.
     naming_store = {"audited": "audited", "landmark": "landmarks"}.get(main)
+    # A dimension of some of these samples, whose ids the store holds itself.
+    if naming_store is None and "sample_id" in dataset and dataset["sample_id"].dims == (main,):
+        return {"sample_id": dataset["sample_id"].values}
     if naming_store is None or store == naming_store or naming_store not in workspace.stores():
         return {}
     return _sample_names(workspace.reader(naming_store))

@@ -41,6 +41,9 @@ OPTIONS = {
     "plan": {"workspace", "memory", "workers", "set", "with", "json"},
     "status": {"workspace", "set", "json"},
     "encode": {"workspace", "set", "out", "json"},
+    "concepts list": {"workspace", "json"},
+    "concepts keep": {"workspace", "as"},
+    "concepts drop": {"workspace"},
     "explain": {
         "workspace",
         "sample",
@@ -386,7 +389,7 @@ def test_more_workers_than_cores_is_allowed(capsys: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("foo",), "No such command 'foo'; expected one of doctor, encode, explain, export"),
+        (("foo",), "No such command 'foo'; expected one of concepts, doctor, encode, explain"),
         (("recipes", "foo"), "No such command 'foo'; expected one of copy, list, schema, show"),
         (("explain",), "no sample was named; expected one of --sample NUMBER and"),
         (("explain", "--sample", "1", "--input", "a.npy"), "a sample and a file were"),

@@ -39,6 +39,7 @@ CHANGES = [
     ("stages.audited.fit=70", ("audited",), "settings.fit was 80, is 70"),
     ("stages.kernel.normalise=cosine", ("kernel",), 'settings.normalise was "ccos", is "cosine"'),
     ("stages.spectrum.components=3", ("spectrum",), "settings.components was 4, is 3"),
+    ("stages.discovery.concepts=3", ("discovery",), "settings.concepts was 4, is 3"),
     ("stages.newton.damping=1.0", ("newton",), 'settings.damping was "auto", is 1.0'),
     ("stages.influence.top=5", ("influence",), "settings.top was 10, is 5"),
     (
@@ -49,6 +50,7 @@ CHANGES = [
     ("stages.alignment.groups=[label]", ("alignment",), 'settings.groups was [], is ["label"]'),
     ("stages.fidelity.top=5", ("fidelity",), "settings.top was 10, is 5"),
     ("stages.distilled.removed=5", ("distilled",), "settings.removed was 10, is 5"),
+    ("stages.examples.table=5", ("examples",), "settings.table was 100, is 5"),
     ("stages.randomised.top=5", ("randomised",), "settings.top was 10, is 5"),
     ("stages.report.samples=3", ("report",), "settings.samples was 24, is 3"),
 ]
@@ -72,7 +74,9 @@ def after(direct: tuple[str, ...], trained: bool = True) -> list[str]:
     reached = set(direct)
     for stage in STAGES:
         extra = {"pretrain"} if trained and "network" in stage.reads else set()
-        if reached & (set(stage.reads) | extra):
+        # Stores that these settings do not ask for are not read.
+        reads = set(stage.reads) - stage.inputs.optional().keys()
+        if reached & (reads | extra):
             reached.add(stage.name)
     return [name for name in ALL if name in reached and (trained or name != "pretrain")]
 

@@ -25,6 +25,11 @@ class InputContext(RecipeContext, Protocol):
         ...
 
     @property
+    def settings(self) -> Any:
+        """Settings of the stage."""
+        ...
+
+    @property
     def inputs(self) -> StageInputs:
         """The opened inputs."""
         ...
@@ -52,12 +57,16 @@ def recipe_parts(*parts: str, covered_by: str = "") -> Any:
     return dataclasses.field(metadata={_PARTS: parts, _COVERED_BY: covered_by})
 
 
-def optional_store() -> Any:
-    """A field of ``StageInputs`` for the store of a stage that is not part of every audit.
+def optional_store(setting: str = "") -> Any:
+    """A field of ``StageInputs`` for a store that is not read in every audit.
 
-    Where the stage is not, the field is None, and no digest names the store.
+    Where it is not, the field is None, and no digest names the store.
+
+    Args:
+        setting: key of the reading stage's settings; the store is read where its value is true.
+            Empty: it is read where the stage that writes it is part of the audit.
     """
-    return dataclasses.field(metadata={_OPTIONAL: True})
+    return dataclasses.field(metadata={_OPTIONAL: setting})
 
 
 class DeclaredReader(StoreReader):
@@ -94,7 +103,7 @@ class StageInputs:
 
     Each field but the first names a store of an earlier stage and holds its ``StoreReader``, or is
     declared by ``recipe_parts`` and holds ``RecipeInputs``. A field declared by ``optional_store``
-    is None where that stage is not part of the audit.
+    is None where that store is not read.
 
     Args:
         context: the running stage; a worker opens the inputs anew from it.
@@ -109,10 +118,10 @@ class StageInputs:
         return tuple(field.name for field in declared if _PARTS not in field.metadata)
 
     @classmethod
-    def optional(cls) -> tuple[str, ...]:
-        """Those of the stores whose stage is not part of every audit."""
+    def optional(cls) -> dict[str, str]:
+        """Stores that are not read in every audit, with the setting that asks for them, if any."""
         declared = dataclasses.fields(cls)[1:]
-        return tuple(field.name for field in declared if field.metadata.get(_OPTIONAL))
+        return {f.name: f.metadata[_OPTIONAL] for f in declared if _OPTIONAL in f.metadata}
 
     @classmethod
     def parts(cls) -> tuple[str, ...]:
@@ -148,7 +157,7 @@ class StageInputs:
         opened: dict[str, Any] = {}
         for field in dataclasses.fields(cls)[1:]:
             parts = field.metadata.get(_PARTS)
-            if field.metadata.get(_OPTIONAL) and field.name not in context.fingerprint["inputs"]:
+            if _OPTIONAL in field.metadata and field.name not in context.fingerprint["inputs"]:
                 opened[field.name] = None
             elif parts is None:
                 # The workspace is limited to the declared stores, so an undeclared one raises.

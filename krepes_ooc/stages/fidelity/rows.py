@@ -136,19 +136,30 @@ def audited_rows(inputs: RowInputs, role: str) -> EvaluationRows:
 
 
 def landmark_rows(inputs: RowInputs, context: StageContext) -> EvaluationRows:
-    """The landmarks; their network embedding is computed here, in short row ranges."""
+    """The landmarks; their network embedding is computed here."""
     sample_id = inputs.landmarks.array("sample_id")
-    # The store landmarks has no network embedding
-    featurizer = open_featurizer(inputs.features, inputs.recipe, context)
-    size = context.plan.sub_rows
-    parts = [
-        featurizer.rows(sample_id[start : start + size], CLEAN)[1]
-        for start in range(0, len(sample_id), size)
-    ]
-    network = np.concatenate(parts).astype(np.float64)
+    network = landmark_embedding(inputs.features, inputs.recipe, sample_id, context)
     label = inputs.landmarks.array("label")
     kernel = inputs.kernel.whole("landmark_kernel")
     return _evaluation_rows(inputs, sample_id, label, kernel, network)
+
+
+def landmark_embedding(
+    features: StoreReader, recipe: RecipeInputs, sample_id: Ids, context: StageContext
+) -> Float:
+    """The network's embedding of clean samples [sample, output], in short row ranges.
+
+    Args:
+        features: the store ``features``.
+        recipe: source and network.
+        sample_id: position in the source [sample].
+        context: the running stage.
+    """
+    featurizer = open_featurizer(features, recipe, context)
+    size = context.plan.sub_rows
+    starts = range(0, len(sample_id), size)
+    parts = [featurizer.rows(sample_id[i : i + size], CLEAN)[1] for i in starts]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _evaluation_rows(

@@ -25,7 +25,7 @@ FILE_HEADER = ["group", "sample"]
 HALF: Literal["half"] = "half"
 _HALF_STREAM = 522
 Codes = npt.NDArray[np.int64]
-Kind = Literal["landmarks", "label", "column", "range", "file", "half"]
+Kind = Literal["landmarks", "label", "column", "range", "file", "half", "concepts"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class GroupsSettings:
         digest_omits=0,
     )
     limit: int = setting(1000, about="groups at most; each has moments of its own", minimum=1)
+    concepts: bool = setting(
+        False,
+        about="discovered concepts, each sample with the one that its view 0 shows",
+        digest_omits=False,
+    )
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -86,7 +91,7 @@ class Partition:
     halved: tuple[int, int] = (0, 0)
 
     def codes(self, positions: Codes, rows: npt.NDArray[Any] | None, labels: Codes) -> Codes:
-        """Code of every sample [sample]; clusters of landmarks are coded from the kernel instead.
+        """Code of every sample [sample]; clusters and concepts are coded from the kernel instead.
 
         Args:
             positions: positions in the source [sample].
@@ -110,15 +115,21 @@ class Partition:
 
 
 def declare_partitions(
-    settings: GroupsSettings, source: Source, base: Path, n_landmarks: int, seed: int = 0
+    settings: GroupsSettings,
+    source: Source,
+    base: Path,
+    n_landmarks: int,
+    n_concepts: int,
+    seed: int = 0,
 ) -> tuple[Partition, ...]:
-    """The declared partitions, clusters of landmarks first.
+    """The declared partitions, clusters of landmarks first, discovered concepts last.
 
     Args:
         settings: of the stage.
         source: whose columns and labels are named.
         base: folder that the file's path starts from.
         n_landmarks: landmarks m.
+        n_concepts: discovered concepts; before these are known, at most.
         seed: key of random halves.
 
     Raises:
@@ -130,10 +141,13 @@ def declare_partitions(
     found += [_ranges(source, name, edges) for name, edges in settings.ranges.items()]
     found += _file_groups(base / settings.file, source) if settings.file else []
     found += _halves(settings.halves, source.n_samples, seed)
+    found += _concepts(n_concepts) if settings.concepts else []
     count = sum(len(partition.groups) for partition in found)
     if not count:
         raise UsageError(
-            "no group is declared", where=WHERE, expected="clusters, columns, ranges or a file"
+            "no group is declared",
+            where=WHERE,
+            expected="clusters, columns, ranges, a file or concepts",
         )
     if count > settings.limit:
         raise UsageError(
@@ -157,6 +171,11 @@ def _halves(count: int, n_samples: int, seed: int) -> list[Partition]:
         Partition(HALF, name, (name,), halved=(n_samples, key))
         for name, key in zip(names, keys, strict=True)
     ]
+
+
+def _concepts(count: int) -> list[Partition]:
+    names = tuple(f"concept {i}" for i in range(count))
+    return [Partition("concepts", "concepts", names)] if names else []
 
 
 def _columns(settings: GroupsSettings, source: Source) -> Iterator[Partition]:

@@ -16,8 +16,9 @@ from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
-from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
+from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, recipe_parts
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
+from krepes_ooc.stages.discovery.stored_concepts import block_winners, read_concept_map
 from krepes_ooc.stages.groups.declared import GroupsSettings, Partition, declare_partitions
 from krepes_ooc.stages.groups.partitions import NONE, cluster_landmarks, nearest_landmark
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -32,6 +33,7 @@ class GroupsInputs(StageInputs):
     """Stores and parts of the recipe that the stage reads."""
 
     kernel: StoreReader
+    discovery: StoreReader | None = optional_store("concepts")
     recipe: RecipeInputs = recipe_parts("source", "labels")
 
 
@@ -43,8 +45,10 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
     """
     views, _, m = inputs.kernel.info("values").shape
     source = inputs.recipe.source
+    concepts = None if inputs.discovery is None else read_concept_map(inputs.discovery)
+    n_concepts = 0 if concepts is None else len(concepts.const)
     partitions = declare_partitions(
-        context.settings, source, inputs.recipe.base, m, inputs.recipe.seed
+        context.settings, source, inputs.recipe.base, m, n_concepts, inputs.recipe.seed
     )
     clusters = _landmark_clusters(inputs, partitions)
     group_of = [(p, c) for p, part in enumerate(partitions) for c in range(len(part.groups))]
@@ -67,6 +71,9 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
         for index, part in enumerate(partitions):
             if part.kind == "landmarks":
                 level[:, index] = clusters[_nearest(inputs.kernel, block, views)]
+            elif part.kind == "concepts":
+                assert concepts is not None
+                level[:, index] = block_winners(concepts, inputs.kernel, block, view=0)
             else:
                 level[:, index] = part.codes(positions, rows, labels)
 

@@ -192,8 +192,11 @@ def test_reads_are_the_declared_fields(name: str) -> None:
     stores = tuple(field for field in fields if hints[field] in readers)
     assert all(hints[field] in (*readers, RecipeInputs) for field in fields)
     optional = tuple(field for field in fields if hints[field] == readers[1])
-    assert inputs.optional() == optional
-    assert not set(optional) & set(NAMES)
+    assert tuple(inputs.optional()) == optional
+    # The store of an optional stage, or one that a setting of the reader asks for.
+    settings = BY_NAME[name].settings()
+    for store, key in inputs.optional().items():
+        assert getattr(settings, key) is False if key else store not in NAMES
     assert inputs.stores() == stores
     covered = {part for parts in inputs.covered().values() for part in parts}
     assert set(inputs.parts()) <= set(RECIPE_PARTS)
@@ -247,10 +250,9 @@ def test_inputs_and_context_survive_pickling(finished: Finished, tmp_path: Path,
     """As a payload carries them to a worker: whole, one by one, and twice."""
     context = dataclasses.replace(finished.ran[name][1], transfer=TransferFolder.open(tmp_path, ""))
     inputs = context.inputs
-    for store in inputs.optional():
-        assert getattr(inputs, store) is None
-    read = set(inputs.stores()) - set(inputs.optional())
-    stores = {store: getattr(inputs, store) for store in read}
+    opened = {store: getattr(inputs, store) for store in inputs.stores()}
+    assert all(opened[store] is None for store in inputs.optional())
+    stores = {store: reader for store, reader in opened.items() if reader is not None}
     payload = pickle.dumps((inputs, context, stores, getattr(inputs, "recipe", None)))
     arrived, on_worker, readers, recipe = pickle.loads(payload)
     # One context for all payloads of a stage, and one reader and source in it.

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krepes_ooc.errors import RecipeError, UsageError
+from krepes_ooc.errors import RecipeError, UsageError, WorkspaceError
 from krepes_ooc.sources.base import Column
 from krepes_ooc.stages.groups.declared import GroupsSettings, declare_partitions
+from krepes_ooc.storage.workspace import Workspace
+from tests import small
 from tests.stages import audits, group_audits
 
 
@@ -81,7 +83,7 @@ class Source:
 
 
 def declare(tmp_path: Path, **given):
-    return declare_partitions(GroupsSettings(**given), Source(), tmp_path, 6)
+    return declare_partitions(GroupsSettings(**given), Source(), tmp_path, 6, 5)
 
 
 def test_by_default_every_column_of_2_to_50_levels_and_the_label(tmp_path: Path):
@@ -91,6 +93,37 @@ def test_by_default_every_column_of_2_to_50_levels_and_the_label(tmp_path: Path)
         ("label", "label", 2),
         ("column", "town", 2),
     ]
+
+
+def test_concepts_are_groups_where_they_are_asked_for(tmp_path: Path):
+    found = declare(tmp_path, concepts=True)[-1]
+    assert (found.kind, found.groups) == ("concepts", tuple(f"concept {i}" for i in range(5)))
+    assert "concepts" not in [p.kind for p in declare(tmp_path)]
+
+
+def test_every_sample_is_in_the_group_of_the_concept_that_it_shows(tmp_path: Path):
+    small.audit(tmp_path / "w", until="groups")
+    before = small.seals(tmp_path / "w")
+    only = ("stages.groups.concepts=true", "stages.groups.clusters=0", "stages.groups.columns={}")
+    with pytest.raises(WorkspaceError, match=r"stale: groups; settings\.clusters was 3, is 0"):
+        small.audit(tmp_path / "w", *only, until="groups")
+    small.audit(tmp_path / "w", *only, until="group_moments", restart_stale=True)
+    space = Workspace(tmp_path / "w")
+    discovery, groups = space.reader("discovery"), space.reader("groups")
+    assert groups.attributes["partitions"] == [{"kind": "concepts", "name": "concepts"}]
+    assert names(space) == discovery.attributes["names"]
+    assert groups.array("count").tolist() == discovery.array("count").tolist()
+    K = space.reader("kernel").array("values")[0].astype(np.float64)
+    activation = K @ discovery.array("weights") - discovery.array("const")
+    assert np.array_equal(groups.array("level")[:, 0], activation.argmax(axis=1))
+    # Another discovery makes the groups stale only where they are made of concepts.
+    fewer = "stages.discovery.concepts=3"
+    with pytest.raises(WorkspaceError, match="groups"):
+        small.audit(tmp_path / "w", *only, fewer, until="groups")
+    small.audit(tmp_path / "w", until="groups", restart_stale=True)
+    assert small.seals(tmp_path / "w")["groups"] == before["groups"]
+    found = small.audit(tmp_path / "w", fewer, until="groups", restart_stale=True)
+    assert found.ran == ["discovery"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Stage discovery: concepts found without labels, in the span of the landmarks."""
