@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, recipe_parts
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
+from krepes_ooc.stages.discovery.concept_map import ConceptMap
 from krepes_ooc.stages.discovery.stored_concepts import block_winners, read_concept_map
 from krepes_ooc.stages.groups.declared import GroupsSettings, Partition, declare_partitions
 from krepes_ooc.stages.groups.partitions import NONE, cluster_landmarks, nearest_landmark
@@ -51,6 +52,7 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
         context.settings, source, inputs.recipe.base, m, n_concepts, inputs.recipe.seed
     )
     clusters = _landmark_clusters(inputs, partitions)
+    by_kernel = _codes_by_kernel(inputs, clusters, concepts, views)
     group_of = [(p, c) for p, part in enumerate(partitions) for c in range(len(part.groups))]
     sizes = {
         "sample": context.plan.n_samples,
@@ -67,15 +69,13 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
         positions = inputs.recipe.order.positions(block.start, block.stop)
         rows = source.read(positions) if needs_rows else None
         labels = source.labels(positions)
+        # Clusters and concepts are coded from the kernel, all others from the sample itself.
         level = np.empty((block.rows, len(partitions)), dtype=np.int64)
         for index, part in enumerate(partitions):
-            if part.kind == "landmarks":
-                level[:, index] = clusters[_nearest(inputs.kernel, block, views)]
-            elif part.kind == "concepts":
-                assert concepts is not None
-                level[:, index] = block_winners(concepts, inputs.kernel, block, view=0)
-            else:
-                level[:, index] = part.codes(positions, rows, labels)
+            from_kernel = by_kernel.get(part.kind)
+            level[:, index] = (
+                from_kernel(block) if from_kernel else part.codes(positions, rows, labels)
+            )
 
         def values() -> Iterator[tuple[str, int, npt.NDArray[Any]]]:
             yield "level", 0, level
@@ -97,6 +97,21 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
         "partitions": [{"kind": part.kind, "name": part.name} for part in partitions],
     }
     seal_blocks(context, writer, files, arrays, attributes)
+
+
+def _codes_by_kernel(
+    inputs: GroupsInputs, clusters: Codes, concepts: ConceptMap | None, views: int
+) -> dict[str, Callable[[Block], Codes]]:
+    """Codes of a block's samples in the partitions that the kernel defines, by kind."""
+
+    def of_clusters(block: Block) -> Codes:
+        return clusters[_nearest(inputs.kernel, block, views)]
+
+    def of_concepts(block: Block) -> Codes:
+        assert concepts is not None
+        return block_winners(concepts, inputs.kernel, block, view=0)
+
+    return {"landmarks": of_clusters, "concepts": of_concepts}
 
 
 def _landmark_clusters(inputs: GroupsInputs, partitions: Sequence[Partition]) -> Codes:
