@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from krepes_ooc import Options, Recipe, Workspace, plan, run
+from krepes_ooc import Recipe, Workspace, plan, run
 
 SMALL = (
     "source.limit=600",
@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     planned = plan(recipe, folder)
     print(f"{len(planned['stages'])} stages, {planned['disk']['needed'] / 2**20:.0f} MiB to write")
 
-    summary = run(recipe, folder, Options(workers=2))
+    summary = run(recipe, folder, workers=2)
     print(f"trusted: {summary.trusted}; report: {summary.workspace / 'report.html'}")
 
     for name, figure in Workspace(folder)["fidelity"].attrs["figures"].items():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from krepes_ooc import Options, Recipe, Workspace, encode, explain, run
+from krepes_ooc import Recipe, Workspace, encode, explain, run
 
 FACTORY = """
 import torch
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     # Once, from the table that the network was trained on: here the same one.
     if not (folder / "encoding.json").exists():
         encode(recipe, folder / "encoding.json")
-    run(recipe, workspace, Options(workers=2))
+    run(recipe, workspace, workers=2)
 
     row = folder / "row.json"
     row.write_text(json.dumps({"age": 41, "hours": 38.5, "job": "baker"}))

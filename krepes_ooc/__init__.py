@@ -1,4 +1,8 @@
-"""krepes_ooc: out-of-core audits of frozen self-supervised networks."""
+"""krepes_ooc: out-of-core audits of frozen self-supervised networks.
+
+The functions ``run``, ``plan``, ``status``, ``verdict``, ``verify`` and ``explain`` do what the
+commands do.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from krepes_ooc.errors import KrepesError
     from krepes_ooc.rendering.explanation import Explained
+    from krepes_ooc.runner.api import explain, plan, run, status, verdict, verify
     from krepes_ooc.runner.audit import Options
-    from krepes_ooc.runner.explain import explain
     from krepes_ooc.runner.learn_encoding import learn_encoding as encode
     from krepes_ooc.runner.live import LiveAudit as Audit
-    from krepes_ooc.runner.plan import make_plan as plan
     from krepes_ooc.runner.recipe import Recipe
-    from krepes_ooc.runner.run import run
     from krepes_ooc.runner.run_history import Summary
-    from krepes_ooc.runner.status import read_status as status
-    from krepes_ooc.runner.status import verify_workspace as verify
     from krepes_ooc.runner.workspace import Workspace
 
 __all__ = [  # noqa: RUF022  grouped, in the order of use
@@ -32,6 +32,7 @@ __all__ = [  # noqa: RUF022  grouped, in the order of use
     "Explained",
     "explain",
     "status",
+    "verdict",
     "verify",
     # what goes wrong on purpose
     "KrepesError",
@@ -43,14 +44,15 @@ _HOMES = {
     "KrepesError": ("krepes_ooc.errors", "KrepesError"),
     "Explained": ("krepes_ooc.rendering.explanation", "Explained"),
     "Options": ("krepes_ooc.runner.audit", "Options"),
-    "explain": ("krepes_ooc.runner.explain", "explain"),
+    "explain": ("krepes_ooc.runner.api", "explain"),
     "encode": ("krepes_ooc.runner.learn_encoding", "learn_encoding"),
-    "plan": ("krepes_ooc.runner.plan", "make_plan"),
+    "plan": ("krepes_ooc.runner.api", "plan"),
     "Recipe": ("krepes_ooc.runner.recipe", "Recipe"),
-    "run": ("krepes_ooc.runner.run", "run"),
+    "run": ("krepes_ooc.runner.api", "run"),
     "Summary": ("krepes_ooc.runner.run_history", "Summary"),
-    "status": ("krepes_ooc.runner.status", "read_status"),
-    "verify": ("krepes_ooc.runner.status", "verify_workspace"),
+    "status": ("krepes_ooc.runner.api", "status"),
+    "verdict": ("krepes_ooc.runner.api", "verdict"),
+    "verify": ("krepes_ooc.runner.api", "verify"),
     "Workspace": ("krepes_ooc.runner.workspace", "Workspace"),
 }
 
@@ -61,6 +63,10 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: there is no such name.
     """
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("krepes-ooc")
     if name not in _HOMES:
         raise AttributeError(f"module 'krepes_ooc' has no attribute {name!r}")
     module, attribute = _HOMES[name]

@@ -11,7 +11,7 @@ import click
 from krepes_ooc.cli import options
 from krepes_ooc.cli.console import echo, print_json
 from krepes_ooc.cli.explanation_tables import print_landmarks, print_sum, print_without
-from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
+from krepes_ooc.cli.inspect_workspace import recipe_or_none
 from krepes_ooc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,16 +70,14 @@ def explain(
     network. --against and --probe split a similarity or a logit into a sum over landmarks;
     --without shows the nearest landmarks with and without a group of samples.
     """
+    from krepes_ooc.runner.targets import find_workspace
+
     question = _question(against, probe, without)
     _refuse_coefficients(coefficients, question)
-    asked = {
-        "sample": samples,
-        "file": file,
-        "top": top,
-        "recipe": recipe,
-    }
+    root, named = find_workspace(recipe, workspace)
+    asked = {"sample": samples, "file": file, "top": top, "recipe": named}
     explanations = _explained(
-        resolve_workspace(recipe, workspace),
+        root,
         asked,
         against=against,
         probe=probe,

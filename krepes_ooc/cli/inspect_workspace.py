@@ -22,8 +22,10 @@ def status(
 ) -> None:
     """Show every stage: sealed, stale, missing, or how many units are on disk."""
     from krepes_ooc.runner.status import read_status
+    from krepes_ooc.runner.targets import find_workspace
 
-    state = read_status(recipe, resolve_workspace(recipe, workspace), overrides)
+    root, named = find_workspace(recipe, workspace)
+    state = read_status(named, root, overrides)
     if as_json:
         print_json(state)
         return
@@ -97,28 +99,14 @@ def doctor(as_json: bool) -> None:
 
 
 def resolve_workspace(recipe: str | None, workspace: Path | None) -> Path:
-    """Folder of a workspace, by its option or by its recipe.
+    """Folder of a workspace, by its option, its recipe or its own name.
 
     Raises:
         UsageError: neither is given, or there is no such workspace.
     """
-    # Without --workspace it is where ``krepes run`` puts it.
-    if workspace is None:
-        if recipe is None:
-            raise UsageError("no workspace was named", expected="a recipe, or --workspace FOLDER")
-        from krepes_ooc.runner.audit import default_workspace
-        from krepes_ooc.runner.recipe import Recipe
+    from krepes_ooc.runner.targets import find_workspace
 
-        workspace = default_workspace(Recipe.load(recipe))
-    # Reading makes no workspace: one must be there.
-    if not (workspace / ".krepes").is_dir():
-        raise UsageError(
-            "no workspace there",
-            where=str(workspace),
-            expected="a folder that `krepes run` made",
-            advice="run the recipe first, or name the folder with --workspace",
-        )
-    return workspace
+    return find_workspace(recipe, workspace)[0]
 
 
 def _refuse_damage(root: Path, count: int, strangers: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from krepes_ooc.core.blocks import parse_bytes
+from krepes_ooc.core.option_values import parse_shard, parse_time
 from krepes_ooc.errors import KrepesError, StageFailed
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -20,55 +21,19 @@ class IntAtLeast(click.IntRange):
     name = "number"
 
 
-class BytesParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A size such as ``2GiB``."""
+class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A value that a function of the Python interface parses too."""
 
-    name = "size"
+    def __init__(self, name: str, parse: Callable[[Any], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The parsed value."""
         try:
-            return parse_bytes(value)
+            return self._parse(value)
         except KrepesError as error:
             self.fail(str(error), param, ctx)
-
-
-class SecondsParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A duration such as ``90``, ``90s``, ``45m``, ``12h`` or ``2d``."""
-
-    name = "time"
-    units: dict[str, float] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Seconds."""
-        text = str(value).strip()
-        unit = text[-1] if text[-1:].isalpha() else ""
-        number = text.removesuffix(unit)
-        # Unknown units and what is no number fail as negative times do.
-        try:
-            seconds = float(number) * self.units[unit.lower()]
-        except (ValueError, KeyError):
-            seconds = -1.0
-        if not 0 <= seconds < float("inf"):
-            self.fail(f"{text!r} is no time; expected such as 90s, 45m or 12h", param, ctx)
-        return seconds
-
-
-class ShardParam(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A shard such as ``3/16``: its number, from 1, and the number of shards."""
-
-    name = "part"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Number and count; the runner checks their range."""
-        number, slash, count = str(value).partition("/")
-        if not (slash and number.strip().isdecimal() and count.strip().isdecimal()):
-            self.fail(f"{value!r} is no part; expected such as 3/16", param, ctx)
-        return int(number), int(count)
 
 
 def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -112,7 +77,9 @@ overrides = click.option(
 )
 # With what it is run; nothing of this changes a result.
 memory = click.option(
-    "--memory", type=BytesParam(), help="Memory of the run; default 3/4 of what is free."
+    "--memory",
+    type=_Parsed("size", parse_bytes),
+    help="Memory of the run; default 3/4 of what is free.",
 )
 workers = click.option("--workers", type=IntAtLeast(min=1), help="Threads; default all cores.")
 device = click.option(
@@ -132,7 +99,7 @@ print_job = click.option(
 )
 shard = click.option(
     "--shard",
-    type=ShardParam(),
+    type=_Parsed("part", parse_shard),
     help="With --only: compute part I of N, beside others (job arrays).",
 )
 # Which stages are run.
@@ -160,7 +127,9 @@ repair = click.option(
 )
 # How a run ends, and what it prints.
 max_time = click.option(
-    "--max-time", type=SecondsParam(), help="Stop, resumable, after this time: 90s, 45m, 12h."
+    "--max-time",
+    type=_Parsed("time", parse_time),
+    help="Stop, resumable, after this time: 90s, 45m, 12h.",
 )
 mixed_numerics = click.option(
     "--allow-mixed-numerics",

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import Bars, Lines, echo, on_interrupt, print_json, print_table
-from krepes_ooc.cli.inspect_workspace import recipe_or_none, resolve_workspace
+from krepes_ooc.cli.console import Bars, echo, on_interrupt, print_json, print_table
+from krepes_ooc.cli.inspect_workspace import recipe_or_none
 from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.core.progress_lines import Lines
 from krepes_ooc.errors import StageFailed, UsageError, printable
 
 
@@ -182,14 +183,15 @@ def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int
     """Draw the report of a finished audit again; nothing else is computed."""
     from krepes_ooc import runner
     from krepes_ooc.runner.audit import recorded_recipe
+    from krepes_ooc.runner.targets import find_workspace
     from krepes_ooc.storage.workspace import Workspace
 
-    root = resolve_workspace(recipe, workspace)
+    root, named = find_workspace(recipe, workspace)
     # The recorded recipe, with as many cards as were asked for: nothing but the report is stale.
     changes = () if samples is None else (f"stages.report.samples={samples}",)
     run_options = runner.Options(only="report", restart_stale=True)
     with _listener(quiet) as listener:
-        recorded = recorded_recipe(Workspace(root), changes, require="trust", named=recipe)
+        recorded = recorded_recipe(Workspace(root), changes, require="trust", named=named)
         summary = runner.run(recorded, root, run_options, listener)
     if not quiet:
         echo(f"report: {summary.workspace / 'report.html'}")
@@ -229,7 +231,7 @@ def _listener(quiet: bool) -> Iterator[Any]:
     if quiet:
         yield Silent()
     elif not sys.stdout.isatty():
-        yield Lines()
+        yield Lines(click.echo)
     else:
         with contextlib.closing(Bars()) as bars:
             yield bars

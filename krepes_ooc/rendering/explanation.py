@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from krepes_ooc.rendering.drawing.sample_view import (
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explained:
     """Explanation of one sample.
 
@@ -38,6 +39,24 @@ class Explained:
     spans: Array
     repelling_only: Sequence[LandmarkLink] | None = None
     other: int | None = None
+
+    def __repr__(self) -> str:
+        """One line; the page's data that it is drawn from are left out."""
+        counts = self.counts
+        return (
+            f"Explained(sample {self.sample.name(self.row)}: {counts['attract']} of "
+            f"{len(self.links)} landmarks attract, {counts['repel']} repel)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Its landmarks as a table, for notebooks."""
+        columns = ("rank", "score", "contribution", "kernel", "class", "name")
+        head = "".join(f"<th>{column}</th>" for column in columns)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{_cell(one.get(column))}</td>" for column in columns) + "</tr>"
+            for one in self.record()["landmarks"]
+        )
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{rows}</table>"
 
     @property
     def displayed(self) -> list[LandmarkLink]:
@@ -137,6 +156,13 @@ class Explained:
             return {}
         marks = zip(self.audit.columns, self.agrees[place], strict=True)
         return {"agrees": [column.name for column, mark in marks if mark]}
+
+
+def _cell(value: Any) -> str:
+    """A value of a table of a notebook; numbers with three digits."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "" if value is None else escape(str(value))
 
 
 def explain_rows(audit: AuditData, rows: Sequence[int]) -> list[Explained]:

@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from krepes_ooc.core.blocks import parse_bytes
 from krepes_ooc.core.files import checksummed_json, read_checksummed_file, read_small, write_atomic
-from krepes_ooc.engine.cluster.connect import ClusterSpec
+from krepes_ooc.core.option_values import parse_shard, parse_time
+from krepes_ooc.engine.cluster.connect import ClusterSpec, parse_cluster
 from krepes_ooc.engine.device import Device
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.runner.kept_concepts import with_kept
@@ -23,10 +25,15 @@ from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, stage_cost
 from krepes_ooc.storage.workspace import Workspace
 
+# Folder of workspaces that were given none of their own.
+WORKSPACES = "krepes-workspace"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of a run; none of them is in a digest.
+
+    Texts as the command line takes them are read: ``Options(memory="2GiB", max_seconds="45m")``.
 
     Args:
         memory: anonymous memory of the run in bytes; default three quarters of what is free.
@@ -40,6 +47,9 @@ class Options:
         cluster: workers beyond this process.
         shard: number of the part that is computed, from 1, and of how many; with ``only``.
         device: where blocks are computed: cpu, cuda, auto, or a device object.
+
+    Raises:
+        UsageError: a text that is no size, time, shard or cluster.
     """
 
     memory: int | None = None
@@ -52,7 +62,19 @@ class Options:
     mixed_numerics: bool = False
     cluster: ClusterSpec | None = None
     shard: tuple[int, int] | None = None
-    device: str | Device = "cpu"
+    device: str | Device = "auto"
+
+    def __post_init__(self) -> None:
+        """Read texts."""
+        parsers: dict[str, Callable[[Any], Any]] = {
+            "memory": parse_bytes,
+            "max_seconds": parse_time,
+            "shard": parse_shard,
+            "cluster": lambda text: parse_cluster(text, self.memory),
+        }
+        for name, parse in parsers.items():
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, parse(value))
 
 
 @dataclass(frozen=True)
@@ -138,7 +160,7 @@ class Audit:
 
 def default_workspace(recipe: Recipe) -> Path:
     """``krepes-workspace/<recipe>`` under the current folder."""
-    return Path("krepes-workspace") / recipe.name
+    return Path(WORKSPACES) / recipe.name
 
 
 def record_recipe(workspace: Workspace, recipe: Recipe) -> None:

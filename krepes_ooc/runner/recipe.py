@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from krepes_ooc.core import resources
 from krepes_ooc.core.live_objects import LIVE, NOT_LIVE, LiveObjects
@@ -26,6 +26,8 @@ from krepes_ooc.stages.base.stage import Stage, is_enabled
 from krepes_ooc.stages.registry import BY_NAME, STAGES
 from krepes_ooc.views.spec import ViewSpec
 
+# ``key.key=value`` texts, or values by ``key.key``.
+Overrides: TypeAlias = Iterable[str | tuple[str, Any]] | Mapping[str, Any]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -127,30 +129,30 @@ class Recipe:
         return f"{(self.base / place).resolve()}:{function}"
 
     @classmethod
-    def load(cls, name: str, overrides: Iterable[str] = ()) -> Recipe:
+    def load(cls, name: str | os.PathLike[str], overrides: Overrides = ()) -> Recipe:
         """Read a shipped recipe by name, or any YAML file by path.
 
         Args:
             name: ``digits``, or ``path/to/mine.yaml``. Relative paths in a file start from its
                 folder, those of a shipped recipe from the current folder.
-            overrides: ``key.key=value`` texts, as ``--set`` takes them.
+            overrides: ``key.key=value`` texts, as ``--set`` takes them, or values by ``key.key``.
 
         Raises:
             UsageError: no such recipe or file.
             RecipeError: an unknown key or a value that is not allowed.
         """
-        path, base = _locate(name)
+        path, base = _locate(os.fspath(name))
         return cls._read(resources.load_yaml(path), base, path.name, overrides)
 
     @classmethod
-    def parse(cls, text: str, base: Path, where: str, overrides: Iterable[str] = ()) -> Recipe:
+    def parse(cls, text: str, base: Path, where: str, overrides: Overrides = ()) -> Recipe:
         """Read a recipe from its text.
 
         Args:
             text: YAML.
             base: folder that relative paths start from.
             where: name of the text in messages.
-            overrides: ``key.key=value`` texts, as ``--set`` takes them.
+            overrides: as ``load``.
 
         Raises:
             UsageError: an override has another form.
@@ -162,16 +164,14 @@ class Recipe:
         return cls._read(values, base, where, overrides)
 
     @classmethod
-    def _read(
-        cls, values: dict[str, Any], base: Path, where: str, overrides: Iterable[str]
-    ) -> Recipe:
+    def _read(cls, values: dict[str, Any], base: Path, where: str, overrides: Overrides) -> Recipe:
         """Apply the overrides, then check and freeze every key.
 
         Raises:
             UsageError: an override has another form.
             RecipeError: an unknown key or a value that is not allowed.
         """
-        for override in overrides:
+        for override in overrides.items() if isinstance(overrides, Mapping) else overrides:
             _override(values, override)
         # The file's own keys; stages are read below, each by the settings of its stage.
         file = read_settings(RecipeFile, values, where)
@@ -281,16 +281,22 @@ def _locate(name: str) -> tuple[Path, Path]:
     return resources.find("pipelines", name), Path.cwd()
 
 
-def _override(values: dict[str, Any], text: str) -> None:
-    """Apply one ``a.b.c=value`` to the parsed recipe.
+def _override(values: dict[str, Any], override: str | tuple[str, Any]) -> None:
+    """Apply one ``a.b.c=value``, or a value by its keys, to the parsed recipe.
 
     Raises:
         UsageError: it has another form, or a key on the way holds a value.
     """
-    keys, equals, value = text.partition("=")
+    if isinstance(override, tuple):
+        keys, value = str(override[0]), _plain(override[1])
+    else:
+        keys, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(f"{override!r}", where="--set", expected="key.key=value")
+        value = resources.parse_value(text)
     path = keys.strip().split(".")
-    if not equals or not all(path):
-        raise UsageError(f"{text!r}", where="--set", expected="key.key=value")
+    if not all(path):
+        raise UsageError(f"{keys!r}", where="--set", expected="key.key=value")
     # Down to the mapping of the last key; a missing or empty one is made.
     mapping: Any = values
     for key in path[:-1]:
@@ -299,4 +305,15 @@ def _override(values: dict[str, Any], text: str) -> None:
         mapping = mapping[key]
         if not isinstance(mapping, dict):
             raise UsageError(f"{key!r} holds a value", where=f"--set {keys}", expected="a mapping")
-    mapping[path[-1]] = resources.parse_value(value)
+    mapping[path[-1]] = value
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python as YAML has it: paths as text, tuples as lists, no NumPy scalars."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value

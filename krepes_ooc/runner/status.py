@@ -43,12 +43,12 @@ def read_verdict(workspace: Path | str) -> Verdict:
 
 
 def read_status(
-    name: str | None, workspace: Path | str, overrides: tuple[str, ...] = ()
+    name: Recipe | str | None, workspace: Path | str, overrides: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """State of every stage, as plain values; takes no lock.
 
     Args:
-        name: recipe to compare with; None: the one that was last run in the workspace.
+        name: recipe to compare with, its name or itself; None: the one that was last run there.
         workspace: the folder.
         overrides: as ``--set``.
 
@@ -58,7 +58,9 @@ def read_status(
     """
     space = Workspace(workspace)
     note = ""
-    recipe = Recipe.load(name, overrides) if name else recorded_recipe(space, overrides)
+    if isinstance(name, str):
+        name = Recipe.load(name, overrides)
+    recipe = name if name is not None else recorded_recipe(space, overrides)
     rows = []
     listed = STAGES if recipe is None else recipe.stages
     # Somebody may have sent the workspace: looking at it runs no code and opens no file of its.

@@ -53,6 +53,10 @@ class Workspace:
             confine(folder, self.root)
         self._check_format()
 
+    def __fspath__(self) -> str:
+        """The folder: a workspace may stand where a path is expected."""
+        return str(self.root)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Reach another process as its folder and what may be read there."""
         if self._readable is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from krepes_ooc.errors import StageFailed
@@ -67,7 +68,7 @@ def test_status_tells_the_last_run(tmp_path: Path) -> None:
     from krepes_ooc import status
 
     small.audit(tmp_path, until="features")
-    found = status(None, tmp_path)
+    found = status(tmp_path)
     assert found["last_run"]["ran"] == ["pretrain", "features"]
     sealed = next(row for row in found["stages"] if row["stage"] == "features")
     assert sealed["bytes"] > 0
@@ -77,11 +78,11 @@ def test_status_tells_the_last_run(tmp_path: Path) -> None:
 def test_plain_lines_tell_rate_and_rest(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from krepes_ooc.cli import console
+    from krepes_ooc.core import progress_lines
 
     now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    lines = console.Lines()
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: now[0])
+    lines = progress_lines.Lines(click.echo)
     lines.begin("features", 400, 100)
     now[0] += 30
     lines.advance(50, 3 * 2**30)

@@ -70,7 +70,7 @@ def test_influence_is_that_of_the_samples(sealed: Path) -> None:
     for place, sample in enumerate([7, 0, 7]):
         K = space["kernel"]["values"].values[:, row[sample]].astype(np.float64)
         assert np.allclose(scores.values[:, place], np.abs(K) * step)
-    assert scores["sample_id"].values.tolist() == [7, 0, 7]
+    assert scores["sample"].values.tolist() == [7, 0, 7]
 
 
 @pytest.mark.parametrize("sample", [-1, 300])
