@@ -40,8 +40,8 @@ GROUP_ROWS = 8_192
 MAX_GROUP_ROWS = 65_536
 MIN_GROUP_ROWS = 1_024
 READ_BUFFER_BYTES = 64 * 2**10
-_PARQUET = {".parquet", ".pq"}
-_ARROW = {".arrow", ".feather", ".ipc"}
+PARQUET = {".parquet", ".pq"}
+ARROW = {".arrow", ".feather", ".ipc"}
 _CSV = {".csv", ".tsv"}
 
 
@@ -167,7 +167,7 @@ def as_parquet(
             _convert_csv(path, spec, form, cache, named, scan)
         else:
             parquet = file_format == "parquet"
-            batches = _parquet_batches(path) if parquet else _arrow_batches(path)
+            batches = _parquet_batches(path) if parquet else arrow_batches(path)
             write_parquet(batches, path, target(), lambda: named(None))
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
@@ -214,9 +214,9 @@ def table_format(path: Path) -> str:
         SourceError: the suffix is that of no table.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _PARQUET:
+    if suffixes and suffixes[-1] in PARQUET:
         return "parquet"
-    if suffixes and suffixes[-1] in _ARROW:
+    if suffixes and suffixes[-1] in ARROW:
         return "arrow"
     plain = suffixes[:-1] if suffixes and suffixes[-1] in COMPRESSED else suffixes
     if _CSV & set(plain[-1:]):
@@ -246,7 +246,8 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
             yield from file.iter_batches(GROUP_ROWS, row_groups=[group], use_threads=False)
 
 
-def _arrow_batches(path: Path) -> Iterator[Any]:
+def arrow_batches(path: Path) -> Iterator[Any]:
+    """Record batches of an Arrow file of either format."""
     with pa.OSFile(str(path)) as stream:
         try:
             # Arrow files come in two formats; the stream format has no footer.

@@ -87,7 +87,8 @@ def picture_source(
     if problems:
         source.skip_positions(np.asarray(valid, dtype=np.int64), len(names))
     source.warnings = (*pictures.warnings, *_skipped_warnings(problems), *chosen.warnings)
-    source.summary = (_summary(files, facts, chosen), *pictures.summary)
+    repeated = _repeated(files, [checks[index] for index in valid], labels)
+    source.summary = (_summary(files, facts, chosen), *repeated, *pictures.summary)
     digests = ["" if check.problem else check.sha256 for check in checks]
     record_file_digests(source, names, digests, cache)
     return source
@@ -124,6 +125,24 @@ def _summary(files: Sequence[str], facts: Sequence[PictureFacts], chosen: Folder
         size += f", central squares scaled to {chosen.form.side} x {chosen.form.side}"
     channels = "grey" if chosen.form.mode == "L" else "colour"
     return f"{len(files):,} pictures, {channels}, {chosen.form.depth}, {size}"
+
+
+def _repeated(
+    files: Sequence[str], checks: Sequence[PictureCheck], labels: Labels | None
+) -> tuple[str, ...]:
+    """Line on pictures whose bytes are those of an earlier one; none if there is none."""
+    seen: dict[str, int] = {}
+    pairs = [
+        (first, index)
+        for index, check in enumerate(checks)
+        if (first := seen.setdefault(check.sha256, index)) != index
+    ]
+    if not pairs:
+        return ()
+    first, second = pairs[0]
+    line = f"{len(pairs):,} repeat another byte for byte (such as {files[first]} = {files[second]})"
+    apart = 0 if labels is None else sum(labels.codes[i] != labels.codes[j] for i, j in pairs)
+    return (line + (f", {apart:,} of them under another label" if apart else ""),)
 
 
 def _identity(
