@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,13 @@ _MEMORY = "fingerprint.json"
 def canonical_digest(value: Any) -> str:
     """sha256, in hex, of canonical JSON (``to_json``)."""
     return hashlib.sha256(to_json(value).encode()).hexdigest()
+
+
+def pairs_digest(names: Sequence[str], values: Sequence[str]) -> str:
+    """``canonical_digest`` of the pairs of two lists of texts, which may be millions."""
+    # Texts need no conversion to plain values, pair by pair.
+    pairs = json.dumps(list(zip(names, values, strict=True)), separators=(",", ":"))
+    return hashlib.sha256(pairs.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -32,6 +32,18 @@ _MISREAD = re.compile(r"In CSV column #(\d+):")
 # Excel's own way of stating the separator.
 _SEPARATOR_LINE = re.compile(r"sep=.", re.IGNORECASE)
 _SEPARATORS = (";", "\t", "|", ",")
+# First bytes of files that are no text, and of lines that are no fields.
+_OTHER_KINDS = {
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet",
+    b"\x1f\x8b": "packed by gzip",
+    b'{"': "JSON",
+    b'[{"': "JSON",
+    b"<!DOCTYPE": "a page of the web",
+    b"<html": "a page of the web",
+}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -292,6 +304,14 @@ def read_head(path: Path, form: CsvFormat) -> CsvHead:
     """
     with pa.input_stream(str(path), compression="detect") as stream:
         data = stream.read(HEAD_BYTES)
+    for mark, kind in _OTHER_KINDS.items():
+        if data.startswith(mark):
+            raise SourceError(
+                f"is {kind}, in spite of its name",
+                where=str(path),
+                expected="a text file of rows",
+                advice="give it the suffix of its kind, or write it as CSV",
+            )
     # The longer mark first: that of UTF-32 begins with that of UTF-16.
     for mark, charset in _MARKS.items():
         if data.startswith(mark):
@@ -349,6 +369,8 @@ def csv_problem(head: CsvHead, error: pa.ArrowInvalid) -> tuple[str, str]:
     separator = head.other_separator()
     if separator and "Expected" in problem:
         return problem, delimiter_advice(separator)
+    if "Expected" in problem and head.lines and head.lines[0].startswith("#"):
+        return problem, "remove the lines before the names of the columns"
     # Row 2 is the first below the header: what is wrong there is wrong everywhere.
     if "Row #2:" in problem and head.rows and len(head.rows[0]) == len(head.names) + 1:
         return problem, "name every column in the first line; the rows have one field more"

@@ -56,13 +56,13 @@ KnownChecks = dict[str, tuple[FileSignature, PictureCheck]]
 
 def checks_to_json(checks: Sequence[PictureCheck]) -> dict[str, Any]:
     """Checks as plain values: facts that many pictures share are written once."""
-    places: dict[PictureFacts | None, int] = {None: -1}
+    # By identity: most pictures share one object.
+    different = {id(check.facts): check.facts for check in checks if check.facts is not None}
+    places = {id(None): -1} | {key: index for index, key in enumerate(different)}
     return {
         "sha256": [check.sha256 for check in checks],
-        "facts": [places.setdefault(check.facts, len(places) - 1) for check in checks],
-        "different": [
-            [getattr(facts, name) for name in _FACT_NAMES] for facts in places if facts is not None
-        ],
+        "facts": [places[id(check.facts)] for check in checks],
+        "different": [[getattr(f, name) for name in _FACT_NAMES] for f in different.values()],
         "problems": [[i, check.problem] for i, check in enumerate(checks) if check.problem],
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from krepes_ooc.core.digests import canonical_digest
+from krepes_ooc.core.digests import pairs_digest
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.array_rows import Rows
 from krepes_ooc.sources.array_source import ArraySource, Labels, array_source
@@ -149,11 +149,11 @@ def _identity(
     folder: Path, files: Sequence[str], checks: Sequence[PictureCheck], form: PixelFormat
 ) -> dict[str, Any]:
     """Identity of the files and of how they are decoded, as JSON."""
-    digests = [[name, check.sha256] for name, check in zip(files, checks, strict=True)]
+    sha256 = pairs_digest(files, [check.sha256 for check in checks])
     identity: dict[str, Any] = {
         "kind": "images",
         "name": folder.name,
-        "sha256": canonical_digest(digests),
+        "sha256": sha256,
         "size": form.side,
         "mode": form.mode,
     }
