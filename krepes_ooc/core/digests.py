@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,19 @@ from krepes_ooc.core.files import (
 )
 from krepes_ooc.errors import SourceError
 
+_MEMORY = "fingerprint.json"
+
 
 def canonical_digest(value: Any) -> str:
     """sha256, in hex, of canonical JSON (``to_json``)."""
     return hashlib.sha256(to_json(value).encode()).hexdigest()
+
+
+def pairs_digest(names: Sequence[str], values: Sequence[str]) -> str:
+    """``canonical_digest`` of the pairs of two lists of texts, which may be millions."""
+    # Texts need no conversion to plain values, pair by pair.
+    pairs = json.dumps(list(zip(names, values, strict=True)), separators=(",", ":"))
+    return hashlib.sha256(pairs.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -46,19 +57,39 @@ def remembered_sha256(path: Path, cache: Path) -> str:
     Raises:
         SourceError: the file cannot be read, or the cache folder cannot be written.
     """
-    memory = cache / "fingerprint.json"
-    key = str(path)
-    signature = list(stat_signature(path))
-    entry = _read_digests(memory).get(key)
-    if isinstance(entry, dict) and entry.get("stat") == signature:
-        return str(entry["sha256"])
+    signature = stat_signature(path)
+    if (known := recall_sha256(path, cache)) is not None:
+        return known
     digest = file_sha256(path)
     # A file that changed while it was read has a digest of no version of it: not to be kept.
-    if list(stat_signature(path)) == signature:
-        # Read again: another process may have added its files meanwhile.
-        digests = _read_digests(memory) | {key: {"stat": signature, "sha256": digest}}
-        write_cache_file(memory, checksummed_json(digests))
+    if stat_signature(path) == signature:
+        remember_sha256(path, cache, digest)
     return digest
+
+
+def recall_sha256(path: Path, cache: Path) -> str | None:
+    """sha256 of a file whose size, times and inode are those of its last reading, else None.
+
+    Raises:
+        SourceError: the file is gone.
+    """
+    entry = _read_digests(cache / _MEMORY).get(str(path))
+    if isinstance(entry, dict) and entry.get("stat") == list(stat_signature(path)):
+        return str(entry["sha256"])
+    return None
+
+
+def remember_sha256(path: Path, cache: Path, sha256: str) -> None:
+    """Keep the sha256 of a file as it is now.
+
+    Raises:
+        SourceError: the file is gone, or the cache folder cannot be written.
+    """
+    memory = cache / _MEMORY
+    # Read again: another process may have added its files meanwhile.
+    digests = _read_digests(memory)
+    digests |= {str(path): {"stat": list(stat_signature(path)), "sha256": sha256}}
+    write_cache_file(memory, checksummed_json(digests))
 
 
 def stat_signature(path: Path) -> tuple[int, int, int, int]:

@@ -408,7 +408,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict | Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        # One question for all entries of a long list.
+        plain = _JSON_TYPES.issuperset(map(type, value))
+        return value if plain else [_plain(item) for item in value]
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, np.generic):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -266,3 +267,46 @@ def marginal_positions(n_samples: int) -> Int64:
             order = np.argsort(counter_rng.bits(_MARGINAL_SEED, smallest), kind="stable")
             smallest = smallest[order[:MARGINAL_ROWS]]
     return np.sort(smallest)
+
+
+class MarginalSample:
+    """The rows at ``marginal_positions``, gathered before the number of rows is known."""
+
+    def __init__(self) -> None:
+        self._positions = np.empty(0, dtype=np.int64)
+        self._hashes = np.empty(0, dtype=np.uint64)
+        # The largest hash that can still be among the smallest ones.
+        self._bound = np.uint64(2**64 - 1)
+        self._rows: list[npt.NDArray[np.float64]] = []
+
+    def add(self, first: int, columns: Sequence[npt.NDArray[np.float64]]) -> None:
+        """Add consecutive rows.
+
+        Args:
+            first: position of the first of them.
+            columns: their values in each column [row].
+        """
+        positions = first + np.arange(columns[0].size)
+        hashes = counter_rng.bits(_MARGINAL_SEED, positions)
+        chosen = np.flatnonzero(hashes <= self._bound)
+        self._positions = np.concatenate([self._positions, positions[chosen]])
+        self._hashes = np.concatenate([self._hashes, hashes[chosen]])
+        self._rows.append(np.stack([column[chosen] for column in columns], axis=1))
+        # Sorted seldom: few rows come in once the bound is low.
+        if self._positions.size > 2 * MARGINAL_ROWS:
+            self._shrink()
+
+    def rows(self) -> npt.NDArray[np.float64]:
+        """The rows [row, column] in the order of their positions."""
+        self._shrink()
+        return self._rows[0]
+
+    def _shrink(self) -> None:
+        order = np.argsort(self._hashes, kind="stable")[:MARGINAL_ROWS]
+        if order.size == MARGINAL_ROWS:
+            self._bound = self._hashes[order[-1]]
+        # Ascending positions, as the rows came.
+        order = np.sort(order)
+        self._positions = self._positions[order]
+        self._hashes = self._hashes[order]
+        self._rows = [np.concatenate(self._rows)[order]]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.digests import canonical_digest, file_sha256
 from krepes_ooc.core.files import unreadable
-from krepes_ooc.errors import SourceError, UsageError
+from krepes_ooc.errors import DataError, SourceError, UsageError
 from krepes_ooc.sources.array_rows import MemoryRows, Rows, marginal_positions
 from krepes_ooc.sources.base import (
     Column,
@@ -148,7 +148,27 @@ class ArraySource:
         positions = check_positions(positions, self.n_positions)
         raw = self._rows.take(self._indices(positions))
         check_finite(raw, positions, "a value", self._where)
+        self._check_range(raw, positions)
         return raw
+
+    def _check_range(self, raw: npt.NDArray[Any], positions: Int64) -> None:
+        """Raise on float64 values that are infinite as float32, which the network gets.
+
+        Raises:
+            DataError: names the first such sample.
+        """
+        if raw.dtype.kind != "f" or raw.dtype.itemsize <= 4:
+            return
+        beyond = np.argwhere(np.abs(raw) > np.finfo(np.float32).max)
+        if len(beyond):
+            place = tuple(beyond[0].tolist())
+            raise DataError(
+                f"a value is {raw[place]:g}, which float32 does not hold",
+                where=f"{self._where}, sample {int(positions[place[0]])}, "
+                f"position {list(place[1:])}",
+                expected=f"values up to {np.finfo(np.float32).max:g}",
+                advice="rescale the values",
+            )
 
     def read_text(self, texts: list[str]) -> npt.NDArray[Any]:
         """Raw samples [sample, ...] of new texts, by the user's data set.

@@ -12,7 +12,7 @@ import contextlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,12 @@ def find_cached(path: Path) -> CachedFile | None:
 
 
 @contextlib.contextmanager
-def writing_cached(path: Path) -> Iterator[Path]:
+def writing_cached(path: Path, named: Callable[[], Path] | None = None) -> Iterator[Path]:
     """Temporary file that becomes ``path``, with its checksums, on success.
+
+    Args:
+        path: the file.
+        named: gives another name in the same folder, once the file is written.
 
     Raises:
         OSError: the disk refuses.
@@ -164,6 +168,7 @@ def writing_cached(path: Path) -> Iterator[Path]:
         # Checksums of what the disk holds, before the name is given away.
         sums = list(_sums(temporary))
         size = temporary.stat().st_size
+        path = path if named is None else named()
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

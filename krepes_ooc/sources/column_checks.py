@@ -10,9 +10,10 @@ from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.arrow_columns import MISSING
 from krepes_ooc.sources.csv_batches import NULL_WORDS, NUMBER
 
-# Numbers with a currency, percent sign, decimal comma or separated thousands.
+# Numbers with a currency, percent sign, decimal comma, separated thousands or typographic minus.
 _FORMATTED = re.compile(
-    r"[-+(]?[$€£¥₹]?\s?[-+]?(\d{1,3}([ .,'’\u00a0\u202f]\d{3})+|\d+)([.,]\d+)?"
+    r"[-+(\u2212\u2013]?[$€£¥₹]?\s?[-+\u2212\u2013]?"
+    r"(\d{1,3}([ .,'’\u00a0\u202f]\d{3})+|\d+)([.,]\d+)?"
     r"([eE][-+]?\d+)?\s?[%‰$€£¥₹]?\)?"
 )
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")

@@ -17,11 +17,12 @@ import pyarrow.csv
 
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.base import SourceSpec
+from krepes_ooc.sources.hashed_stream import CODECS, HashedStream
 
 CSV_BLOCK_BYTES = 8 * 2**20
 HEAD_BYTES = 2**18
 HEAD_ROWS = 200
-COMPRESSED = {".gz", ".bz2", ".zst"}
+COMPRESSED = set(CODECS)
 # Fields that Arrow takes for missing numbers: empty, NA, NaN, null and their like.
 NULL_WORDS = tuple(pa.csv.ConvertOptions().null_values)
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -31,6 +32,18 @@ _MISREAD = re.compile(r"In CSV column #(\d+):")
 # Excel's own way of stating the separator.
 _SEPARATOR_LINE = re.compile(r"sep=.", re.IGNORECASE)
 _SEPARATORS = (";", "\t", "|", ",")
+# First bytes of files that are no text, and of lines that are no fields.
+_OTHER_KINDS = {
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet",
+    b"\x1f\x8b": "packed by gzip",
+    b'{"': "JSON",
+    b'[{"': "JSON",
+    b"<!DOCTYPE": "a page of the web",
+    b"<html": "a page of the web",
+}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -124,6 +137,8 @@ class CsvBatches:
         self._block_bytes = block_bytes
         self.head = read_head(path, form)
         self._schema: Any = None
+        # Of the file, once all its batches were read.
+        self.sha256: str | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Batches with trimmed column names.
@@ -132,14 +147,6 @@ class CsvBatches:
             SourceError: one column only, though the lines hold a separator; or undecodable bytes.
         """
         form = self._form
-        # Arrow knows columns by the names as they are written, with spaces.
-        written = {name: self._types.get(name.strip()) for name in self.head.names}
-        words = [*NULL_WORDS, *form.missing]
-        convert = pa.csv.ConvertOptions(
-            column_types={name: kind for name, kind in written.items() if kind is not None},
-            decimal_point=form.decimal,
-            null_values=[f"{a}{word}{b}" for word in words for a in ("", " ") for b in ("", " ")],
-        )
         read = pa.csv.ReadOptions(
             use_threads=False,
             block_size=self._block_bytes,
@@ -147,17 +154,42 @@ class CsvBatches:
             encoding=form.charset,
         )
         parse = pa.csv.ParseOptions(delimiter=form.delimiter, newlines_in_values=True)
+        # Arrow knows columns by the names as they are written, with spaces.
+        written = {name: self._types.get(name.strip()) for name in self.head.names}
+        types = {name: kind for name, kind in written.items() if kind is not None}
         try:
-            with (
-                pa.input_stream(str(self._path), compression="detect") as stream,
-                pa.csv.open_csv(stream, read, parse, convert) as reader,
-            ):
+            # Arrow infers types from the first block, and converts the others in two thirds of the
+            # time if it is told them.
+            if self._path.stat().st_size > self._block_bytes:
+                with self._open(read, parse, types) as reader:
+                    inferred = dict(zip(reader.schema.names, reader.schema.types, strict=True))
+                    unique = len(inferred) == len(reader.schema.names)
+                    types = inferred if unique else types
+            with self._open(read, parse, types) as reader:
                 self._schema = reader.schema
                 self._check_width()
                 for batch in reader:
                     yield self._clean(batch)
         except UnicodeError as error:
             raise not_decodable(self._path, form, str(error)) from error
+
+    @contextlib.contextmanager
+    def _open(self, read: Any, parse: Any, types: dict[str, Any]) -> Iterator[Any]:
+        """Reader of the file's blocks, with these types of columns by the names as written."""
+        words = [*NULL_WORDS, *self._form.missing]
+        convert = pa.csv.ConvertOptions(
+            column_types=types,
+            decimal_point=self._form.decimal,
+            null_values=[f"{a}{word}{b}" for word in words for a in ("", " ") for b in ("", " ")],
+        )
+        file = HashedStream(self._path)
+        with (
+            contextlib.closing(file),
+            file.arrow() as stream,
+            pa.csv.open_csv(stream, read, parse, convert) as reader,
+        ):
+            yield reader
+        self.sha256 = file.sha256()
 
     def type_of(self, name: str) -> Any:
         """Arrow type of a column; None if the first block could not be read."""
@@ -272,6 +304,14 @@ def read_head(path: Path, form: CsvFormat) -> CsvHead:
     """
     with pa.input_stream(str(path), compression="detect") as stream:
         data = stream.read(HEAD_BYTES)
+    for mark, kind in _OTHER_KINDS.items():
+        if data.startswith(mark):
+            raise SourceError(
+                f"is {kind}, in spite of its name",
+                where=str(path),
+                expected="a text file of rows",
+                advice="give it the suffix of its kind, or write it as CSV",
+            )
     # The longer mark first: that of UTF-32 begins with that of UTF-16.
     for mark, charset in _MARKS.items():
         if data.startswith(mark):
@@ -329,6 +369,8 @@ def csv_problem(head: CsvHead, error: pa.ArrowInvalid) -> tuple[str, str]:
     separator = head.other_separator()
     if separator and "Expected" in problem:
         return problem, delimiter_advice(separator)
+    if "Expected" in problem and head.lines and head.lines[0].startswith("#"):
+        return problem, "remove the lines before the names of the columns"
     # Row 2 is the first below the header: what is wrong there is wrong everywhere.
     if "Row #2:" in problem and head.rows and len(head.rows[0]) == len(head.names) + 1:
         return problem, "name every column in the first line; the rows have one field more"

@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,14 @@ from krepes_ooc.sources.array_rows import FileSignature
 from krepes_ooc.sources.cache import read_scan_result, write_scan_result
 from krepes_ooc.sources.image_pixels import PictureFacts, inspect_picture
 
+CHECK_VERSION = 2
 MAX_NAMED = 20
 _READERS = 4
+# Pictures of fewer bytes on average cost more in threads than they gain.
+_SMALL_BYTES = 4_096
 _PER_TASK = 32
+_TASK_BYTES = 2**20
+_IN_HAND = 2 * _READERS
 _PER_RECORD = 20_000
 _MOST_RECORDS = 32
 _NO_FILE: FileSignature = (0, 0, 0, 0)
@@ -42,20 +49,34 @@ class PictureCheck:
     facts: PictureFacts | None
     problem: str = ""
 
-    def to_json(self) -> list[Any]:
-        """The check as plain values."""
-        facts = self.facts
-        listed = None if facts is None else [getattr(facts, name) for name in _FACT_NAMES]
-        return [self.sha256, listed, self.problem]
-
-    @classmethod
-    def from_json(cls, values: list[Any]) -> PictureCheck:
-        """The check that ``to_json`` wrote."""
-        sha256, facts, problem = values
-        return cls(sha256, None if facts is None else PictureFacts(*facts), problem)
-
 
 _NOWHERE = PictureCheck("", None, "a link that leads nowhere")
+KnownChecks = dict[str, tuple[FileSignature, PictureCheck]]
+
+
+def checks_to_json(checks: Sequence[PictureCheck]) -> dict[str, Any]:
+    """Checks as plain values: facts that many pictures share are written once."""
+    # By identity: most pictures share one object.
+    different = {id(check.facts): check.facts for check in checks if check.facts is not None}
+    places = {id(None): -1} | {key: index for index, key in enumerate(different)}
+    return {
+        "sha256": [check.sha256 for check in checks],
+        "facts": [places[id(check.facts)] for check in checks],
+        "different": [[getattr(f, name) for name in _FACT_NAMES] for f in different.values()],
+        "problems": [[i, check.problem] for i, check in enumerate(checks) if check.problem],
+    }
+
+
+def checks_from_json(values: dict[str, Any]) -> list[PictureCheck]:
+    """The checks that ``checks_to_json`` wrote."""
+    # The last entry is that of index -1.
+    different = [*(PictureFacts(*facts) for facts in values["different"]), None]
+    problems = dict(values["problems"])
+    pairs = zip(values["sha256"], values["facts"], strict=True)
+    return [
+        PictureCheck(sha256, different[place], problems.get(index, ""))
+        for index, (sha256, place) in enumerate(pairs)
+    ]
 
 
 def check_pictures(
@@ -79,39 +100,40 @@ def check_pictures(
     Raises:
         SourceError: a file cannot be read, or the cache not be written.
     """
-    records = _CheckRecords(cache, f"pictures-{canonical_digest([str(folder), page])[:16]}")
+    digest = canonical_digest([CHECK_VERSION, str(folder), page])
+    records = _CheckRecords(cache, f"pictures-{digest[:16]}")
     known = records.read()
     # Plain strings: path objects would cost half as much as a small picture.
     root = os.path.join(folder, "")
     signatures = [_signature(root + name) for name in files]
+    known |= {
+        name: (_NO_FILE, _NOWHERE)
+        for name, signature in zip(files, signatures, strict=True)
+        if signature == _NO_FILE
+    }
     fresh = [
         index
         for index, name in enumerate(files)
-        if signatures[index] != _NO_FILE and known.get(name, [None])[0] != list(signatures[index])
+        if name not in known or known[name][0] != signatures[index]
     ]
-    results = {index: _NOWHERE for index, each in enumerate(signatures) if each == _NO_FILE}
     # Groups, so that a run that is stopped among millions of pictures keeps what it has checked.
     for start in range(0, len(fresh), _PER_RECORD):
         group = fresh[start : start + _PER_RECORD]
-        checked: dict[str, list[Any]] = {}
+        checked: KnownChecks = {}
         try:
             paths = [root + files[index] for index in group]
 
             def check_paths(start: int, stop: int, paths: list[str] = paths) -> list[PictureCheck]:
                 return [check_picture(path, page) for path in paths[start:stop]]
 
-            checks = run_checks(len(group), check_paths, check_stop)
+            sizes = [signatures[index][0] for index in group]
+            checks = run_checks(sizes, check_paths, check_stop)
             for index, check in zip(group, checks, strict=True):
-                checked[files[index]] = [list(signatures[index]), *check.to_json()]
-                results[index] = check
+                checked[files[index]] = signatures[index], check
         finally:
             records.add(checked)
             known |= checked
-    checks_in_order = [
-        results.get(index) or PictureCheck.from_json(known[name][1:])
-        for index, name in enumerate(files)
-    ]
-    return checks_in_order, signatures
+    return [known[name][1] for name in files], signatures
 
 
 class _CheckRecords:
@@ -127,15 +149,20 @@ class _CheckRecords:
         self._stem = stem
         self._next = 0
 
-    def read(self) -> dict[str, list[Any]]:
-        """All checks: signature, digest, facts and problem of every file that was read."""
-        known: dict[str, list[Any]] = {}
+    def read(self) -> KnownChecks:
+        """All checks: signature and result of every file that was read."""
+        known: KnownChecks = {}
         paths = sorted(self._cache.glob(f"{self._stem}-*.json"))
         damaged = False
         for path in paths:
-            pictures = read_scan_result(path).get("pictures", {})
-            damaged |= not pictures
-            known |= pictures
+            record = read_scan_result(path)
+            damaged |= not record
+            if record:
+                # Four numbers for each file, one behind the other.
+                numbers = iter(record["signatures"])
+                signatures = zip(numbers, numbers, numbers, numbers, strict=True)
+                pairs = zip(signatures, checks_from_json(record["checks"]), strict=True)
+                known |= zip(record["names"], pairs, strict=True)
         self._next = len(paths)
         # Many small records, of files that were mended one after the other, become few.
         in_order = [self._path(index) for index in range(len(paths))] == paths
@@ -143,13 +170,18 @@ class _CheckRecords:
             self._rewrite(known, paths)
         return known
 
-    def add(self, checked: dict[str, list[Any]]) -> None:
+    def add(self, checked: KnownChecks) -> None:
         """Write the checks of further files."""
         if checked:
-            write_scan_result(self._path(self._next), {"pictures": checked})
+            record = {
+                "names": list(checked),
+                "signatures": [n for signature, _ in checked.values() for n in signature],
+                "checks": checks_to_json([check for _, check in checked.values()]),
+            }
+            write_scan_result(self._path(self._next), record)
             self._next += 1
 
-    def _rewrite(self, known: dict[str, list[Any]], paths: list[Path]) -> None:
+    def _rewrite(self, known: KnownChecks, paths: list[Path]) -> None:
         """Write all checks anew; the old records go last, so that a kill loses none."""
         self._next = 0
         names = list(known)
@@ -234,26 +266,51 @@ def check_content(content: bytes, page: int | None) -> PictureCheck:
 
 
 def run_checks(
-    n_pictures: int,
+    sizes: Sequence[int],
     check: Callable[[int, int], list[PictureCheck]],
     check_stop: Callable[[], None],
 ) -> Iterator[PictureCheck]:
-    """Checks of pictures in order, several at once: most decoders release the interpreter lock.
+    """Checks of pictures in order; several at once, if they are large.
+
+    When the run is to stop, only tasks that are begun are finished: up to ``_PER_TASK`` pictures,
+    or ``_TASK_BYTES`` bytes, for each reader.
 
     Args:
-        n_pictures: number of pictures.
+        sizes: of the pictures in bytes.
         check: checks the pictures [start, stop).
         check_stop: raises when the run is to stop.
     """
-    # A task for each picture would cost more than a small picture.
-    starts = range(0, n_pictures, _PER_TASK)
-    stops = [min(start + _PER_TASK, n_pictures) for start in starts]
+    tasks = _divide(sizes)
+    # Decoders release the interpreter lock, but small pictures hold it for most of their time.
+    if sum(sizes) < _SMALL_BYTES * len(sizes):
+        for start, stop in tasks:
+            check_stop()
+            yield from check(start, stop)
+        return
     with ThreadPoolExecutor(_READERS) as pool:
+        pending: deque[Future[list[PictureCheck]]] = deque()
         try:
-            for checks in pool.map(check, starts, stops):
+            while True:
+                free = _IN_HAND - len(pending)
+                pending.extend(pool.submit(check, *task) for task in islice(tasks, free))
+                if not pending:
+                    return
+                checks = pending.popleft().result()
                 check_stop()
                 yield from checks
         except BaseException:
             # A run that is to stop does not wait for pictures that are not begun.
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _divide(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Start and stop of the pictures of each task: one for each would cost more than a picture."""
+    start = 0
+    n_bytes = 0
+    for index, size in enumerate(sizes, 1):
+        n_bytes += size
+        if index - start == _PER_TASK or n_bytes >= _TASK_BYTES or index == len(sizes):
+            yield start, index
+            start = index
+            n_bytes = 0

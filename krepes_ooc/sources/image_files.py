@@ -81,17 +81,18 @@ def list_pictures(folder: Path) -> FolderListing:
             continue
         for prefix, entry in _walk(start, folder, seen, links):
             # Plain strings: path objects would cost half as much as a small picture.
-            name = prefix + entry.name
-            suffix = os.path.splitext(entry.name)[1].lower()
+            name = entry.name
             # A name with a dot in front is no sample, whatever its suffix.
-            if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
+            if name[0] == "." or name in _SYSTEM_FOLDERS:
                 hidden += 1
-            elif suffix not in SUFFIXES:
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix not in SUFFIXES:
                 left_out[suffix] += 1
             elif _is_file(entry):
-                pictures.append(name)
+                pictures.append(prefix + name)
             else:
-                broken.append(name)
+                broken.append(prefix + name)
     return FolderListing(
         tuple(sorted(pictures)),
         dict(left_out),
@@ -116,8 +117,8 @@ def _walk(
         folders = []
         prefix = "" if parent == folder else f"{parent.relative_to(folder).as_posix()}/"
         for entry in _entries(parent):
-            skipped = entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS
-            if skipped or not _is_folder(entry):
+            # Plain files first: most entries are.
+            if not _is_folder(entry) or entry.name[0] == "." or entry.name in _SYSTEM_FOLDERS:
                 yield prefix, entry
             elif entry.is_symlink():
                 links.append(parent / entry.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import sys
@@ -95,6 +96,10 @@ class PictureFacts:
     high: float = 0.0
 
 
+# Most pictures of a source have the same facts: one object for all of them.
+_shared_facts = functools.lru_cache(4_096)(PictureFacts)
+
+
 def inspect_picture(content: bytes, page: int | None) -> PictureFacts:
     """Facts of one picture; every pixel is decoded.
 
@@ -118,16 +123,10 @@ def inspect_picture(content: bytes, page: int | None) -> PictureFacts:
             if not np.isfinite(values).all():
                 raise ValueError("a pixel is NaN or infinite")
             low, high = float(values.min()), float(values.max())
-        return PictureFacts(
-            width=width,
-            height=height,
-            depth=depth,
-            grey=image.mode in _GREY_MODES or image.mode.startswith("I;16"),
-            pages=pages,
-            see_through=_is_see_through(image),
-            reduced=deep_colour and not readable,
-            low=low,
-            high=high,
+        grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
+        reduced = deep_colour and not readable
+        return _shared_facts(
+            width, height, depth, grey, pages, _is_see_through(image), reduced, low, high
         )
 
 

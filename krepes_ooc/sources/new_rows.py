@@ -9,12 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from krepes_ooc.errors import DataError
-from krepes_ooc.sources.arrow_columns import is_number
+from krepes_ooc.sources.arrow_columns import blank_missing, is_number, is_temporal, kind_of
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.sources.column_checks import null_words
 from krepes_ooc.sources.csv_batches import NULL_WORDS, CsvBatches, csv_format, csv_problem
+from krepes_ooc.sources.parquet import arrow_batches, table_format
 from krepes_ooc.sources.table import TableSource
 
 
@@ -25,7 +27,7 @@ def read_new_rows(source: TableSource, spec: SourceSpec, path: Path, rows: Any =
         source: the opened table.
         spec: its declaration.
         path: the file with the new rows.
-        rows: what a JSON file holds: one row or a list of them; None for a CSV file.
+        rows: what a JSON file holds: one row or a list of them; None for a file of a table.
 
     Raises:
         SourceError: the declared separator does not fit the file.
@@ -35,10 +37,12 @@ def read_new_rows(source: TableSource, spec: SourceSpec, path: Path, rows: Any =
         schema = file.schema_arrow
     numeric = {column.name for column in source.columns if column.kind == "numeric"}
     types = {field.name: _read_type(field, numeric) for field in schema}
-    if rows is None:
+    if rows is not None:
+        table = _json_rows(source, spec, path, rows, types)
+    elif table_format(path) == "csv":
         table = _csv_rows(source, spec, path, types)
     else:
-        table = _json_rows(source, spec, path, rows, types)
+        table = _typed_rows(source, path, types)
     return _blank_null_words(source, spec, table)
 
 
@@ -80,6 +84,47 @@ def _csv_rows(source: TableSource, spec: SourceSpec, path: Path, types: dict[str
                 types = types | {name: pa.string()}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"cannot be read: {error}", where=str(path)) from error
+
+
+def _typed_rows(source: TableSource, path: Path, types: dict[str, Any]) -> Any:
+    """Rows of a Parquet or Arrow file, whose columns have types of their own."""
+    try:
+        if table_format(path) == "parquet":
+            # The file itself: a folder key=value above it is no column.
+            table = pq.ParquetFile(path).read(use_threads=False)
+        else:
+            table = pa.Table.from_batches(list(arrow_batches(path)))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise DataError(f"cannot be read: {problem}", where=str(path)) from error
+    columns = {}
+    for name in [name for name in types if name in table.column_names]:
+        column = table.column(name).combine_chunks()
+        if kind_of(column.type) is None and not is_temporal(column.type):
+            raise DataError(
+                f"column {name!r} has type {column.type}",
+                where=str(path),
+                expected=f"{types[name]} as in the source",
+            )
+        columns[name] = _retyped(column, types[name], trim=source.table_file.csv is not None)
+    return blank_missing(pa.table(columns), source.table_file.missing)
+
+
+def _retyped(column: Any, kind: Any, *, trim: bool) -> Any:
+    """A column in the type of the source's; as text where its values do not fit."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if kind == pa.float64() and is_number(column.type):
+        return column
+    try:
+        # A whole number that is stored as a float is spelled as a whole number.
+        column = column.cast(kind)
+    except pa.ArrowException:
+        column = column.cast(pa.string())
+    if trim and pa.types.is_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    return column
 
 
 def _json_rows(

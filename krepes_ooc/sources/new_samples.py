@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_LISTED = 12
-READ_TABLE = ".json, .csv or .tsv"
+READ_TABLE = ".json, .csv, .tsv, .parquet or .arrow"
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class NewSamples:
 def read_new_samples(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
     """Read new samples of the source's kind.
 
-    A table takes a .json object (or a list of them), a .csv or .tsv; images take a picture or a
-    .npy; arrays take a .npy or a .json list; text takes a .txt, if the factory's data set turns
-    text into an item by ``from_text``.
+    A table takes a .json object (or a list of them), a .csv, .tsv, .parquet or .arrow; images take
+    a picture or a .npy; arrays take a .npy or a .json list; text takes a .txt, if the factory's
+    data set turns text into an item by ``from_text``.
 
     Raises:
         UsageError: no such file, or a kind of file that this source does not take.
@@ -158,11 +158,12 @@ def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[A
 
 def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
     from krepes_ooc.sources.new_rows import read_new_rows
+    from krepes_ooc.sources.parquet import ARROW, PARQUET
     from krepes_ooc.sources.table import TableSource
 
     assert isinstance(source, TableSource)
     suffix = path.suffix.lower()
-    if suffix not in (".json", ".csv", ".tsv"):
+    if suffix not in (".json", ".csv", ".tsv", *PARQUET, *ARROW):
         raise UsageError(suffix or "no suffix", where=str(path), expected=READ_TABLE)
     table = read_new_rows(source, spec, path, _json(path) if suffix == ".json" else None)
     rows = table.num_rows

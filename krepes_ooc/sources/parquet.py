@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from krepes_ooc.core.digests import canonical_digest, stat_signature
+from krepes_ooc.core.digests import (
+    canonical_digest,
+    recall_sha256,
+    remember_sha256,
+    remembered_sha256,
+    stat_signature,
+)
 from krepes_ooc.core.files import unreadable
-from krepes_ooc.errors import DamageError, SourceError
+from krepes_ooc.errors import DamageError, DataError, SourceError
 from krepes_ooc.sources.arrow_columns import blank_missing, is_number
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
@@ -33,8 +40,8 @@ GROUP_ROWS = 8_192
 MAX_GROUP_ROWS = 65_536
 MIN_GROUP_ROWS = 1_024
 READ_BUFFER_BYTES = 64 * 2**10
-_PARQUET = {".parquet", ".pq"}
-_ARROW = {".arrow", ".feather", ".ipc"}
+PARQUET = {".parquet", ".pq"}
+ARROW = {".arrow", ".feather", ".ipc"}
 _CSV = {".csv", ".tsv"}
 
 
@@ -100,8 +107,20 @@ class TableFile:
             return max(0, size - 8 - int.from_bytes(file.read(4), "little"))
 
 
-def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableFile:
-    """Table as a Parquet file whose row groups fit a bounded buffer.
+class RowGroupScan(Protocol):
+    """Scan that sees every row group that is written while a CSV file is converted."""
+
+    def start(self, schema: Any, csv: CsvFormat, missing: tuple[str, ...]) -> None:
+        """The file is read from its first row; some texts and numbers stand for no value."""
+
+    def add(self, table: Any) -> None:
+        """The next row group."""
+
+
+def as_parquet(
+    path: Path, spec: SourceSpec, cache: Path, scan: RowGroupScan | None = None
+) -> tuple[str, TableFile]:
+    """sha256 of a table, and the table as a Parquet file whose row groups fit a bounded buffer.
 
     Parquet with row groups of at most ``MAX_GROUP_ROWS`` rows is used as it is; everything else is
     streamed once into the cache folder.
@@ -109,34 +128,63 @@ def as_parquet(path: Path, spec: SourceSpec, sha256: str, cache: Path) -> TableF
     Args:
         path: the user's file.
         spec: the declared source.
-        sha256: of the user's file; names the converted file.
         cache: folder for converted files.
+        scan: sees the rows of a CSV file that is converted.
 
     Raises:
         SourceError: unknown or damaged format, or the cache folder cannot be written.
+        DataError: the file changed while it was read.
     """
     file_format = table_format(path)
     missing = tuple(map(str, spec.missing))
     if file_format == "parquet" and _groups_fit(path):
-        return TableFile(path, missing=missing)
+        return remembered_sha256(path, cache), TableFile(path, missing=missing)
     form = csv_format(path, spec) if file_format == "csv" else None
-    target = cache / f"rows-{_conversion_digest(spec, sha256, form)[:16]}.parquet"
-    if (cached := find_converted(target)) is not None:
-        return TableFile(target, cached, missing, form)
+    signature = stat_signature(path)
+    sha256 = recall_sha256(path, cache)
+    # Where nothing can have been converted yet, a CSV file is hashed while it is parsed.
+    if sha256 is None and (form is None or any(cache.glob("rows-*.parquet"))):
+        sha256 = remembered_sha256(path, cache)
+
+    def target() -> Path:
+        return cache / f"rows-{_conversion_digest(spec, str(sha256), form)[:16]}.parquet"
+
+    if sha256 is not None and (cached := find_converted(target())) is not None:
+        return sha256, TableFile(target(), cached, missing, form)
+
+    def named(read: str | None) -> Path:
+        nonlocal sha256
+        # Rows of two versions of a file are rows of none.
+        if stat_signature(path) != signature or (sha256 and read and sha256 != read):
+            raise changed_table(path)
+        if sha256 is None:
+            sha256 = str(read)
+            remember_sha256(path, cache, sha256)
+        return target()
+
     try:
         if form is not None:
-            _convert_csv(path, spec, form, target)
+            _convert_csv(path, spec, form, cache, named, scan)
         else:
             parquet = file_format == "parquet"
-            batches = _parquet_batches(path) if parquet else _arrow_batches(path)
-            write_parquet(batches, path, target)
+            batches = _parquet_batches(path) if parquet else arrow_batches(path)
+            write_parquet(batches, path, target(), lambda: named(None))
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"cannot be converted into the cache: {error}",
             where=str(path),
             expected="a readable table and a writable workspace",
         ) from error
-    return TableFile(target, find_cached(target), missing, form)
+    return str(sha256), TableFile(target(), find_cached(target()), missing, form)
+
+
+def changed_table(path: Path) -> DataError:
+    """The error for a table of which one part is older than another."""
+    return DataError(
+        "the table changed while it was read",
+        where=str(path),
+        advice="start again with the table as it is now",
+    )
 
 
 def _conversion_digest(spec: SourceSpec, sha256: str, form: CsvFormat | None) -> str:
@@ -166,9 +214,9 @@ def table_format(path: Path) -> str:
         SourceError: the suffix is that of no table.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _PARQUET:
+    if suffixes and suffixes[-1] in PARQUET:
         return "parquet"
-    if suffixes and suffixes[-1] in _ARROW:
+    if suffixes and suffixes[-1] in ARROW:
         return "arrow"
     plain = suffixes[:-1] if suffixes and suffixes[-1] in COMPRESSED else suffixes
     if _CSV & set(plain[-1:]):
@@ -198,7 +246,8 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
             yield from file.iter_batches(GROUP_ROWS, row_groups=[group], use_threads=False)
 
 
-def _arrow_batches(path: Path) -> Iterator[Any]:
+def arrow_batches(path: Path) -> Iterator[Any]:
+    """Record batches of an Arrow file of either format."""
     with pa.OSFile(str(path)) as stream:
         try:
             # Arrow files come in two formats; the stream format has no footer.
@@ -210,19 +259,40 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
             yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
 
 
-def _convert_csv(path: Path, spec: SourceSpec, form: CsvFormat, target: Path) -> None:
+def _convert_csv(
+    path: Path,
+    spec: SourceSpec,
+    form: CsvFormat,
+    cache: Path,
+    named: Callable[[str | None], Path],
+    scan: RowGroupScan | None,
+) -> None:
     """Convert a CSV file; widen a column whose later rows do not fit its inferred type.
 
     Raises:
         SourceError: a line with another number of fields than the first, or nothing in the file.
     """
     types: dict[str, Any] = {}
+    missing = tuple(map(str, spec.missing))
+
+    def scanned(batches: Iterable[Any]) -> Iterator[Any]:
+        for index, batch in enumerate(batches):
+            if scan is not None and index == 0:
+                scan.start(batch.schema, form, missing)
+            yield batch
+
     while True:
         batches = CsvBatches(path, form, types, CSV_BLOCK_BYTES)
         for column in text_columns(spec, batches.head):
             types.setdefault(column, pa.string())
         try:
-            write_parquet(batches, path, target)
+            write_parquet(
+                scanned(one_ahead(batches)),
+                path,
+                cache / "rows.parquet",
+                lambda batches=batches: named(batches.sha256),  # type: ignore[misc]
+                _pass_over if scan is None else scan.add,
+            )
             return
         except pa.ArrowInvalid as error:
             # Arrow infers types from the first block.
@@ -240,6 +310,16 @@ def _convert_csv(path: Path, spec: SourceSpec, form: CsvFormat, target: Path) ->
             if types.get(name) == wider:
                 raise
             types[name] = wider
+
+
+def one_ahead(batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches, the next of which is read while one is used."""
+    iterator = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, iterator, None)
+        while (batch := waiting.result()) is not None:
+            waiting = pool.submit(next, iterator, None)
+            yield batch
 
 
 def text_columns(spec: SourceSpec, head: CsvHead) -> set[str]:
@@ -261,18 +341,30 @@ def wider_type(narrow: Any, message: str) -> Any:
     return pa.float64() if whole else pa.string()
 
 
-def write_parquet(batches: Any, path: Path, target: Path) -> None:
+def _pass_over(table: Any) -> None:
+    """For row groups that nobody looks at."""
+
+
+def write_parquet(
+    batches: Iterable[Any],
+    path: Path,
+    target: Path,
+    named: Callable[[], Path] | None = None,
+    observe: Callable[[Any], None] = _pass_over,
+) -> None:
     """Write batches as row groups of ``GROUP_ROWS`` rows; published by rename.
 
     Args:
         batches: record batches of one schema.
         path: the user's file, for messages.
         target: the file in the cache.
+        named: gives it another name, once all batches are read.
+        observe: is called with every row group.
 
     Raises:
         SourceError: there is no row.
     """
-    with writing_cached(target) as temporary:
+    with writing_cached(target, named) as temporary:
         writer: Any = None
         pending: list[Any] = []
         for batch in batches:
@@ -280,11 +372,11 @@ def write_parquet(batches: Any, path: Path, target: Path) -> None:
             writer = writer or _writer(temporary, batch.schema)
             pending.append(batch)
             if sum(part.num_rows for part in pending) >= GROUP_ROWS:
-                pending = _write_groups(writer, pending, last=False)
+                pending = _write_groups(writer, pending, observe, last=False)
         if writer is None:
             raise SourceError("no rows", where=str(path), expected="at least one row")
         if pending:
-            _write_groups(writer, pending, last=True)
+            _write_groups(writer, pending, observe, last=True)
         writer.close()
 
 
@@ -296,11 +388,15 @@ def _writer(target: Path, schema: Any) -> Any:
     )
 
 
-def _write_groups(writer: Any, pending: list[Any], *, last: bool) -> list[Any]:
+def _write_groups(
+    writer: Any, pending: list[Any], observe: Callable[[Any], None], *, last: bool
+) -> list[Any]:
     """Write all full row groups of the pending batches; return the rest."""
     # Row groups of equal size, whatever the batches were: random access costs the same.
     table = pa.Table.from_batches(pending)
     n_written = table.num_rows if last else table.num_rows - table.num_rows % GROUP_ROWS
     if n_written:
         writer.write_table(table.slice(0, n_written), row_group_size=GROUP_ROWS)
+    for first in range(0, n_written, GROUP_ROWS):
+        observe(table.slice(first, min(GROUP_ROWS, n_written - first)))
     return list(table.slice(n_written).to_batches())

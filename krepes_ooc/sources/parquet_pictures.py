@@ -67,10 +67,10 @@ def find_columns(path: Path, key: str, label: str) -> PictureColumns:
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, error, source=True) from error
     features = _hugging_face_features(schema)
-    fitting = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
+    fitting = [name for name in schema.names if holds_bytes(schema.field(name).type)]
     declared = [name for name in fitting if features.get(name, {}).get("_type") == "Image"]
     picture = _only(path, key, declared or fitting, "key", "pictures", schema)
-    if not _holds_bytes(schema.field(picture).type):
+    if not holds_bytes(schema.field(picture).type):
         raise SourceError(
             f"column {picture!r} is {schema.field(picture).type}",
             where=str(path),
@@ -132,10 +132,11 @@ def _only(
     )
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold pictures: bytes, or a struct with bytes."""
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_bytes(kind.field(index).type)
+        return index >= 0 and holds_bytes(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

@@ -21,7 +21,14 @@ from krepes_ooc.sources.array_source import ArraySource, Labels
 from krepes_ooc.sources.base import Int64, SourceSpec
 from krepes_ooc.sources.cache import CachedFile, find_cached, read_scan_result, write_scan_result
 from krepes_ooc.sources.container_files import TAR
-from krepes_ooc.sources.image_check import PictureCheck, check_content, run_checks
+from krepes_ooc.sources.image_check import (
+    CHECK_VERSION,
+    PictureCheck,
+    check_content,
+    checks_from_json,
+    checks_to_json,
+    run_checks,
+)
 from krepes_ooc.sources.image_pixels import PixelFormat, decode_bytes
 from krepes_ooc.sources.picture_source import (
     CheckedPictures,
@@ -130,11 +137,11 @@ class _Contents:
     checks: list[PictureCheck]
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "checks": [check.to_json() for check in self.checks]}
+        return {**vars(self), "checks": checks_to_json(self.checks)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> _Contents:
-        return cls(**values | {"checks": list(map(PictureCheck.from_json, values["checks"]))})
+        return cls(**values | {"checks": checks_from_json(values["checks"])})
 
 
 def open_containers(
@@ -232,7 +239,7 @@ def _open_tar(
 
     signature = stat_signature(path)
     file = PictureFile(path, signature)
-    options = [str(path), list(signature), spec.key, spec.label, spec.page]
+    options = [CHECK_VERSION, str(path), list(signature), spec.key, spec.label, spec.page]
     record = cache / f"shard-{canonical_digest(options)[:16]}.json"
     if known := read_scan_result(record):
         return file, _Contents.from_json(known)
@@ -255,7 +262,7 @@ def _open_parquet(
     options = [remembered_sha256(path, cache), columns.picture, columns.label, spec.page]
     digest = canonical_digest(options)[:16]
     target = cache / f"unpacked-{digest}.pictures"
-    record = cache / f"unpacked-{digest}.json"
+    record = cache / f"unpacked-{digest}-{CHECK_VERSION}.json"
     known = read_scan_result(record)
     cached = find_cached(target)
     if not known or cached is None:
@@ -290,7 +297,7 @@ def _check(
             for content, size in zip(contents, sizes[start:stop], strict=True)
         ]
 
-    return list(run_checks(len(offsets), check, check_stop))
+    return list(run_checks([max(size, 0) for size in sizes], check, check_stop))
 
 
 def _labels(contents: list[_Contents], names: list[str], where: Path) -> Labels | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from krepes_ooc.core.digests import canonical_digest
+from krepes_ooc.core.digests import pairs_digest
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.array_rows import Rows
 from krepes_ooc.sources.array_source import ArraySource, Labels, array_source
@@ -87,7 +87,8 @@ def picture_source(
     if problems:
         source.skip_positions(np.asarray(valid, dtype=np.int64), len(names))
     source.warnings = (*pictures.warnings, *_skipped_warnings(problems), *chosen.warnings)
-    source.summary = (_summary(files, facts, chosen), *pictures.summary)
+    repeated = _repeated(files, [checks[index] for index in valid], labels)
+    source.summary = (_summary(files, facts, chosen), *repeated, *pictures.summary)
     digests = ["" if check.problem else check.sha256 for check in checks]
     record_file_digests(source, names, digests, cache)
     return source
@@ -126,15 +127,33 @@ def _summary(files: Sequence[str], facts: Sequence[PictureFacts], chosen: Folder
     return f"{len(files):,} pictures, {channels}, {chosen.form.depth}, {size}"
 
 
+def _repeated(
+    files: Sequence[str], checks: Sequence[PictureCheck], labels: Labels | None
+) -> tuple[str, ...]:
+    """Line on pictures whose bytes are those of an earlier one; none if there is none."""
+    seen: dict[str, int] = {}
+    pairs = [
+        (first, index)
+        for index, check in enumerate(checks)
+        if (first := seen.setdefault(check.sha256, index)) != index
+    ]
+    if not pairs:
+        return ()
+    first, second = pairs[0]
+    line = f"{len(pairs):,} repeat another byte for byte (such as {files[first]} = {files[second]})"
+    apart = 0 if labels is None else sum(labels.codes[i] != labels.codes[j] for i, j in pairs)
+    return (line + (f", {apart:,} of them under another label" if apart else ""),)
+
+
 def _identity(
     folder: Path, files: Sequence[str], checks: Sequence[PictureCheck], form: PixelFormat
 ) -> dict[str, Any]:
     """Identity of the files and of how they are decoded, as JSON."""
-    digests = [[name, check.sha256] for name, check in zip(files, checks, strict=True)]
+    sha256 = pairs_digest(files, [check.sha256 for check in checks])
     identity: dict[str, Any] = {
         "kind": "images",
         "name": folder.name,
-        "sha256": canonical_digest(digests),
+        "sha256": sha256,
         "size": form.side,
         "mode": form.mode,
     }

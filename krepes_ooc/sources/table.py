@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -12,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from krepes_ooc.core.digests import canonical_digest
+from krepes_ooc.core.digests import canonical_digest, stat_signature
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.arrow_columns import to_codes, to_numbers, to_text
 from krepes_ooc.sources.base import (
@@ -25,10 +27,11 @@ from krepes_ooc.sources.base import (
     check_positions,
 )
 from krepes_ooc.sources.column_checks import null_words
+from krepes_ooc.sources.conversion_scan import ConversionScan
 from krepes_ooc.sources.csv_batches import head_warnings, read_head
 from krepes_ooc.sources.decoding import check_decode, decode_classes, decode_columns
 from krepes_ooc.sources.encoded_table import ZERO, EncodingFile, open_encoding
-from krepes_ooc.sources.parquet import TableFile
+from krepes_ooc.sources.parquet import TableFile, changed_table
 from krepes_ooc.sources.scanned_table import ScannedTable, ShownTable
 from krepes_ooc.sources.table_columns import resolve_columns
 from krepes_ooc.sources.table_encoding import RowEncoder, learn_encoding
@@ -99,12 +102,18 @@ def scan_source(
 
     Raises:
         SourceError: as ``open_table``.
-        DataError: as ``open_table``.
+        DataError: as ``open_table``, or the table changed while it was read.
     """
     path = locate_table(spec.path, base)
     where = str(path)
     spec = spec if file is None else file.declared(spec)
-    sha256, parquet, notes = open_parts(path, spec, cache)
+    resolve = functools.partial(_resolve, spec, file, where, keep_missing)
+    # The number of rows is known once all are read.
+    live = ConversionScan(
+        lambda schema, charset: resolve(schema, spec.limit or sys.maxsize, charset), where
+    )
+    signature = stat_signature(path)
+    sha256, parquet, notes = open_parts(path, spec, cache, live)
     with parquet.open() as opened:
         schema = opened.schema_arrow
         metadata = opened.metadata
@@ -113,14 +122,14 @@ def scan_source(
     check_decode(spec, schema.names, where)
     rows = min(metadata.num_rows, spec.limit or metadata.num_rows)
     charset = parquet.csv.charset if parquet.csv else ""
-    table_columns = resolve_columns(spec, schema, rows, where, charset)
-    unknown = () if file is None else tuple(file.unknown(table_columns))
+    unknown: tuple[str, ...] = ()
     if file is not None:
-        table_columns = file.hide_unknown(table_columns, where)
-    if keep_missing:
-        numeric = frozenset(name for name, kind, _ in table_columns.kinds if kind == "numeric")
-        table_columns = replace(table_columns, fillable=numeric)
-    scan = _load_or_scan(path, parquet, table_columns, [sha256, notes], cache)
+        unknown = tuple(file.unknown(resolve_columns(spec, schema, rows, where, charset)))
+    table_columns = resolve(schema, rows, charset)
+    scan = _load_or_scan(path, parquet, table_columns, [sha256, notes], cache, live)
+    # A file of the user was scanned as it is.
+    if parquet.cached is None and stat_signature(path) != signature:
+        raise changed_table(path)
     read = {*table_columns.names, spec.name}
     left_out = tuple(name for name in schema.names if name not in read)
     return ScannedTable(
@@ -136,8 +145,32 @@ def scan_source(
     )
 
 
+def _resolve(
+    spec: SourceSpec,
+    file: EncodingFile | None,
+    where: str,
+    keep_missing: bool,
+    schema: Any,
+    rows: int,
+    charset: str,
+) -> TableColumns:
+    """Columns to read, as recipe and encoding file state them."""
+    table_columns = resolve_columns(spec, schema, rows, where, charset)
+    if file is not None:
+        table_columns = file.hide_unknown(table_columns, where)
+    if keep_missing:
+        numeric = frozenset(name for name, kind, _ in table_columns.kinds if kind == "numeric")
+        table_columns = replace(table_columns, fillable=numeric)
+    return table_columns
+
+
 def _load_or_scan(
-    path: Path, parquet: TableFile, table_columns: TableColumns, content: list[Any], cache: Path
+    path: Path,
+    parquet: TableFile,
+    table_columns: TableColumns,
+    content: list[Any],
+    cache: Path,
+    live: ConversionScan,
 ) -> Scan:
     # Everything that the result of a scan depends on names its folder.
     parts: list[Any] = [SCAN_VERSION, *content, parquet.path.name, list(parquet.missing)]
@@ -147,7 +180,7 @@ def _load_or_scan(
     folder = cache / f"scan-{canonical_digest(parts)[:16]}"
     scan = load_scan(folder)
     if scan is None:
-        scan = scan_table(parquet, table_columns, str(path))
+        scan = live.result(table_columns) or scan_table(parquet, table_columns, str(path))
         found = [*content[1], *table_columns.warnings, *scan.warnings]
         if parquet.csv is not None and path.is_file():
             found += head_warnings(read_head(path, parquet.csv), table_columns.kinds)
@@ -354,11 +387,7 @@ class TableSource:
         return table.slice(0, self.n_samples - self._first(group))
 
     def _changed(self) -> DataError:
-        return DataError(
-            "the table changed while it was read",
-            where=str(self._path),
-            advice="start again with the table as it is now",
-        )
+        return changed_table(self._path)
 
 
 class _GroupBuffer:

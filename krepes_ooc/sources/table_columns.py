@@ -12,6 +12,7 @@ import pyarrow as pa
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.arrow_columns import is_temporal, kind_of
 from krepes_ooc.sources.base import ColumnKind, SourceSpec
+from krepes_ooc.sources.parquet_pictures import holds_bytes
 from krepes_ooc.sources.table_scan import TableColumns
 
 # Names that pandas gives to indices in Parquet files, and to CSV columns without a name.
@@ -108,6 +109,8 @@ def _check_type(field: Any, key: str, where: str, charset: str) -> ColumnKind:
             advice="set source.charset to the encoding of the file, such as latin-1 or cp1252",
         )
     advice = "list it under source.exclude or convert it"
+    if holds_bytes(field.type):
+        advice += f"; if it holds pictures, set source.kind: images and source.key: {field.name}"
     if is_temporal(field.type):
         advice = "list it under source.categorical or exclude, or convert it to numbers"
     raise SourceError(

@@ -13,14 +13,16 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from krepes_ooc.core.digests import canonical_digest, remembered_sha256
+from krepes_ooc.core.digests import canonical_digest, stat_signature
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.arrow_columns import is_number
 from krepes_ooc.sources.base import SourceSpec, locate
 from krepes_ooc.sources.cache import find_cached
 from krepes_ooc.sources.parquet import (
+    RowGroupScan,
     TableFile,
     as_parquet,
+    changed_table,
     find_converted,
     table_format,
     write_parquet,
@@ -57,35 +59,48 @@ def locate_table(path: str, base: Path) -> Path:
     return locate(path, base, folder=is_folder)
 
 
-def open_parts(path: Path, spec: SourceSpec, cache: Path) -> tuple[str, TableFile, list[str]]:
+def open_parts(
+    path: Path, spec: SourceSpec, cache: Path, scan: RowGroupScan | None = None
+) -> tuple[str, TableFile, list[str]]:
     """A table as a Parquet file, with its sha256 and lines about what a folder holds.
 
     Args:
         path: a file, or a folder of files of one format.
         spec: the declared source.
         cache: folder for converted files.
+        scan: sees the rows of a single CSV file that is converted.
 
     Raises:
         SourceError: a file that cannot be read, no table in the folder, or files that differ in
             format, columns or types.
+        DataError: a file changed while it was read.
     """
     if not path.is_dir():
-        sha256 = remembered_sha256(path, cache)
-        return sha256, as_parquet(path, spec, sha256, cache), []
+        return *as_parquet(path, spec, cache, scan), []
     parts, left_out = _list_parts(path)
-    digests = {part.name: remembered_sha256(part.path, cache) for part in parts}
-    sha256 = canonical_digest(list(digests.items()))
-    files = [as_parquet(part.path, spec, digests[part.name], cache) for part in parts]
+    signatures = [stat_signature(part.path) for part in parts]
+    opened = [as_parquet(part.path, spec, cache) for part in parts]
+    files = [file for _, file in opened]
+    sha256 = canonical_digest(
+        [(part.name, digest) for part, (digest, _) in zip(parts, opened, strict=True)]
+    )
     texts = {spec.label, spec.name, *spec.categorical}
     # Each part has its own name in the cache, by its content and options.
     key = [FOLDER_VERSION, sha256, [file.path.name for file in files], sorted(texts)]
     target = cache / f"rows-{canonical_digest(key)[:16]}.parquet"
     cached = find_converted(target)
+
+    def named() -> Path:
+        for part, signature in zip(parts, signatures, strict=True):
+            if stat_signature(part.path) != signature:
+                raise changed_table(part.path)
+        return target
+
     if cached is None:
         schema = _common_schema(path, parts, files)
         columns = _folder_columns(path, parts, schema, texts)
         try:
-            write_parquet(_batches(parts, files, schema, columns), path, target)
+            write_parquet(_batches(parts, files, schema, columns), path, target, named)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(
                 f"cannot be brought together in the cache: {' '.join(str(error).split())}",

@@ -17,8 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from krepes_ooc.errors import DataError
-from krepes_ooc.sources.array_rows import marginal_positions
-from krepes_ooc.sources.arrow_columns import MISSING, is_number, to_numbers, to_text
+from krepes_ooc.sources.array_rows import MarginalSample
+from krepes_ooc.sources.arrow_columns import (
+    MISSING,
+    is_number,
+    to_numbers,
+    to_text,
+)
 from krepes_ooc.sources.base import Column, ColumnKind, Float64
 from krepes_ooc.sources.cache import cache_file, find_cached, read_scan_result, write_scan_result
 from krepes_ooc.sources.column_checks import (
@@ -29,6 +34,7 @@ from krepes_ooc.sources.column_checks import (
     is_null_word,
     too_many_categories,
 )
+from krepes_ooc.sources.csv_batches import CsvFormat
 from krepes_ooc.sources.parquet import TableFile
 
 SCAN_VERSION = 4
@@ -94,24 +100,11 @@ def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> S
         SourceError: too many categories.
         DamageError: the converted table is damaged.
     """
-    statistics = [
-        ColumnStatistics(name, kind, where, name in table_columns.fillable)
-        for name, kind, _ in table_columns.kinds
-    ]
-    label = (
-        ColumnStatistics(table_columns.label, "categorical", where) if table_columns.label else None
-    )
-    for column in [*statistics, *([label] if label else [])]:
-        column.is_label = column is label
-        column.from_csv = parquet.csv is not None
-        column.texts.decimal = parquet.csv.decimal if parquet.csv else "."
-    positions = marginal_positions(table_columns.n_samples)
-    marginal_rows = np.empty((positions.size, len(statistics)))
-    first = 0
+    running = RunningScan(table_columns, where, parquet.csv)
     with parquet.open() as file:
         for group in range(file.metadata.num_row_groups):
             # Row groups behind the limit are not read.
-            if first >= table_columns.n_samples:
+            if running.n_rows >= table_columns.n_samples:
                 break
             try:
                 table = parquet.read(file, group, table_columns.names)
@@ -119,16 +112,60 @@ def scan_table(parquet: TableFile, table_columns: TableColumns, where: str) -> S
                 raise DataError(
                     f"row group {group} cannot be read: {error}", where=where
                 ) from error
-            table = table.slice(0, table_columns.n_samples - first)
-            # The marginal rows that lie in this row group: positions are sorted.
-            in_group = slice(*np.searchsorted(positions, [first, first + table.num_rows]))
-            for index, column in enumerate(statistics):
-                values = column.update(table.column(column.name), first)
-                marginal_rows[in_group, index] = values[positions[in_group] - first]
-            if label:
-                label.update(table.column(label.name), first)
-            first += table.num_rows
-    return _finish(table_columns, statistics, label, marginal_rows)
+            running.add(table)
+    return running.finish()
+
+
+class RunningScan:
+    """Scan of a table whose rows come group by group.
+
+    Args:
+        table_columns: columns to read; rows behind ``n_samples`` are passed over.
+        where: the user's file, for messages.
+        csv: format of the CSV file that the table was converted from, or None.
+    """
+
+    def __init__(self, table_columns: TableColumns, where: str, csv: CsvFormat | None) -> None:
+        self.table_columns = table_columns
+        self.n_rows = 0
+        self._statistics = [
+            ColumnStatistics(name, kind, where, name in table_columns.fillable)
+            for name, kind, _ in table_columns.kinds
+        ]
+        name = table_columns.label
+        self._label = ColumnStatistics(name, "categorical", where) if name else None
+        for column in [*self._statistics, *([self._label] if self._label else [])]:
+            column.is_label = column is self._label
+            column.from_csv = csv is not None
+            column.texts.decimal = csv.decimal if csv else "."
+        self._sample = MarginalSample()
+
+    def add(self, table: Any) -> None:
+        """Add a row group.
+
+        Raises:
+            DataError: a number that is missing, NaN or infinite.
+            SourceError: too many categories.
+        """
+        table = table.slice(0, self.table_columns.n_samples - self.n_rows)
+        if not table.num_rows:
+            return
+        columns = [
+            column.update(table.column(column.name), self.n_rows) for column in self._statistics
+        ]
+        self._sample.add(self.n_rows, columns)
+        if self._label:
+            self._label.update(table.column(self._label.name), self.n_rows)
+        self.n_rows += table.num_rows
+
+    def finish(self) -> Scan:
+        """The scan of all rows that were added.
+
+        Raises:
+            DataError: numbers that are too large.
+            SourceError: numbers among words that may stand for missing ones.
+        """
+        return _finish(self.table_columns, self._statistics, self._label, self._sample.rows())
 
 
 def load_scan(folder: Path) -> Scan | None:
@@ -210,7 +247,7 @@ class ColumnStatistics:
             self.where,
             keep_missing=self._keep_missing,
         )
-        self._content.update(np.ascontiguousarray(numbers).tobytes())
+        self._content.update(np.ascontiguousarray(numbers).data)
         present = numbers[~np.isnan(numbers)] if self._keep_missing else numbers
         self._missing_numbers += numbers.size - present.size
         if present.size:
@@ -257,7 +294,7 @@ class ColumnStatistics:
             )
         codes = np.asarray([self.codes[value] for value in values], dtype=np.float64)
         row_codes = codes[indices]
-        self._content.update(row_codes.tobytes())
+        self._content.update(row_codes.data)
         return row_codes
 
     def rows_of(self, categories: tuple[str, ...]) -> tuple[int, ...]:

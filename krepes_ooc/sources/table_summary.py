@@ -44,6 +44,8 @@ def describe_table(spec: SourceSpec, table: ScannedTable, shown: ShownTable) -> 
         )
     missing = {c.name: c.missing for c in shown.columns if c.missing}
     lines.append(f"missing values: {first(_counted(missing), MAX_COLUMNS) or 'none'}")
+    if repeated := _repeated(shown, table.table_columns.n_samples):
+        lines.append(repeated)
     decoded = [column.name for column in shown.columns if column.words]
     if decoded:
         lines.append(f"decoded: {first(decoded, MAX_COLUMNS)}")
@@ -87,6 +89,18 @@ def _hidden(spec: SourceSpec, table: ScannedTable, shown: ShownTable) -> list[st
     beside = {"label": spec.label, "name": spec.name}
     names += [f"{name} ({role})" for role, name in beside.items() if name and name not in listed]
     return names + [f"{name} (not read)" for name in table.left_out if name not in beside.values()]
+
+
+def _repeated(shown: ShownTable, n_samples: int) -> str:
+    """Number of rows that are equal to another one in all columns that the network sees."""
+    seen = [index for index, column in enumerate(shown.columns) if column.shown]
+    # NaN stands for a missing number, and differs from itself.
+    rows = np.nan_to_num(shown.marginal_rows[:, seen], nan=np.inf)
+    repeated = len(rows) - len(np.unique(rows, axis=0))
+    if not repeated:
+        return ""
+    drawn = "" if len(rows) == n_samples else f" of {len(rows):,} drawn at random"
+    return f"rows that repeat another to the network: {repeated:,}{drawn}"
 
 
 def _class_line(table: ScannedTable, shown: ShownTable) -> str:

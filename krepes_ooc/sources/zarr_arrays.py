@@ -67,6 +67,8 @@ def zarr_rows(path: Path, sha256: str, array: str, cache: Path, *, fill: bool = 
         DataError: a value is missing by the attributes of the array.
     """
     folder, data = _open(path, array)
+    # Format 2 may state no fill value: what is missing then has no values at all.
+    fill = fill and data.fill_value is not None
     if data.dtype.kind not in "uif":
         return MemoryRows(_texts(folder, data, fill))
     packing = _packing(folder, data)
@@ -211,6 +213,13 @@ def _decode(folder: Path, data: Any, start: int, stop: int) -> npt.NDArray[Any]:
 def _check_chunks(folder: Path, data: Any, grid: tuple[int, ...], row: int) -> None:
     """Raise if a chunk is not on disk: it would read as the fill value."""
     for words in _holes(folder, data, grid, row):
+        if data.fill_value is None:
+            raise SourceError(
+                f"{words} is not on disk, and the array states no fill value",
+                where=str(folder),
+                expected="every chunk on disk",
+                advice="write or restore it",
+            )
         raise SourceError(
             f"{words} is not on disk and would read as the fill value {data.fill_value}",
             where=str(folder),

@@ -464,7 +464,12 @@ def test_a_skipped_sample_cannot_be_named(folder: Path) -> None:
 # Stopped and refused while files are checked
 
 
-def test_ctrl_c_keeps_what_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("small", [4_096, 0])
+def test_ctrl_c_keeps_what_is_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    # Pictures are checked in the calling thread, or, as large ones are, by several.
+    monkeypatch.setattr(image_check, "_SMALL_BYTES", small)
     read: list[str] = []
     check = image_check.check_picture
     flag = StopFlag()
@@ -479,11 +484,32 @@ def test_ctrl_c_keeps_what_is_checked(folder: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(Interrupted, match="nothing is lost") as error:
         audit(folder, stop=flag)
     assert error.value.exit_code == 130
+    # At most the tasks that were handed out, whatever else the machine does.
+    in_hand = (image_check._IN_HAND + 1) * image_check._PER_TASK if small == 0 else 32
     first = len(read)
-    assert first < N
+    assert 300 <= first < 300 + in_hand < N
+    lost = in_hand if small == 0 else 0
     read.clear()
     audit(folder, until="features")
-    assert 0 < len(read) < N
+    assert N - first <= len(read) <= N - first + lost
+
+
+def test_ctrl_c_waits_for_few_large_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_check, "_READERS", 2)
+    monkeypatch.setattr(image_check, "_IN_HAND", 4)
+    read: list[int] = []
+
+    def stop() -> None:
+        raise Interrupted("stopped")
+
+    def check(start: int, stop: int) -> list[image_check.PictureCheck]:
+        read.extend(range(start, stop))
+        return [image_check.PictureCheck("", None)] * (stop - start)
+
+    # Pictures of 3 MiB are tasks of one picture.
+    with pytest.raises(Interrupted):
+        list(image_check.run_checks([3 * 2**20] * 200, check, stop))
+    assert 1 <= len(read) <= 4
 
 
 def test_a_permission_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,3 +311,32 @@ def test_labels_that_are_none(tmp_path: Path, labels: npt.NDArray[Any]) -> None:
     np.save(tmp_path / "y.npy", labels)
     with pytest.raises(SourceError, match=r"y.npy: labels are float64 of .* store one integer"):
         opened(tmp_path, "x.npy", labels="y.npy")
+
+
+def test_a_hole_without_a_fill_value_has_no_values(tmp_path: Path) -> None:
+    """Format 2 may state no fill value, which no key can mean."""
+    keys: dict[str, Any] = {"chunks": (8, 6), "dtype": "f4", "zarr_format": 2, "fill_value": None}
+    array = zarr.create_array(tmp_path / "x.zarr", shape=X.shape, **keys)
+    array[:8] = X[:8]
+    for choice in ("refuse", "fill"):
+        message = r"chunk 1.0 is not on disk, and the array states no fill value"
+        refused(tmp_path, "x.zarr", message, missing_chunks=choice)
+    array[8:] = X[8:]
+    np.testing.assert_array_equal(values(opened(tmp_path, "x.zarr", missing_chunks="fill")), X)
+
+
+@pytest.mark.parametrize("shape", [(24, 6), (24, 2, 3)])
+def test_values_that_float32_does_not_hold(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    numbers = X.astype(np.float64).reshape(shape)
+    place = (7, *(n - 1 for n in shape[1:]))
+    numbers[place] = -1e39
+    np.save(tmp_path / "x.npy", numbers)
+    source = opened(tmp_path, "x.npy")
+    position = str(list(place[1:])).replace("[", r"\[").replace("]", r"\]")
+    message = rf"sample 7, position {position}: a value is -1e\+39, which float32 does not hold"
+    with pytest.raises(DataError, match=message):
+        values(source)
+    numbers[place] = 3e38
+    np.save(tmp_path / "x.npy", numbers)
+    source = opened(tmp_path, "x.npy")
+    np.testing.assert_array_equal(source.encode(values(source)), numbers.astype(np.float32))

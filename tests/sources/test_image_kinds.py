@@ -564,3 +564,31 @@ def test_arrays_that_may_be_pictures_are_refused_with_the_key(tmp_path: Path) ->
     numbers = opened_array(tmp_path, colours().astype("i2"))
     with pytest.raises(SourceError, match=r"x.npy \(int16 of shape .* set source.range"):
         Views(ViewSpec(), numbers, 0, tmp_path)
+
+
+# Repeated pictures
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_pictures_that_repeat_another_are_counted(tmp_path: Path, classes: bool) -> None:
+    pixels = colours()
+    for group in ("a", "b"):
+        save(tmp_path / "img" / (group * classes), pixels[:4] if group == "a" else pixels[:2])
+    save(tmp_path / "img" / ("c" * classes), [pixels[0], pixels[5]], "tif")
+    if not classes:
+        save(tmp_path / "img", [pixels[0]], "bmp")
+        save(tmp_path / "img", [pixels[0], pixels[0]], "ppm")
+    lines = [line for line in describe_source(opened(tmp_path)) if "byte for byte" in line]
+    # The same pixels in another format are other bytes.
+    assert lines == (
+        [
+            "2 repeat another byte for byte (such as a/00.png = b/00.png), 2 of them under "
+            "another label"
+        ]
+        if classes
+        else ["1 repeat another byte for byte (such as 00.ppm = 01.ppm)"]
+    )
+    save(tmp_path / "other", pixels)
+    assert not any(
+        "byte for byte" in line for line in describe_source(opened(tmp_path, path="other"))
+    )

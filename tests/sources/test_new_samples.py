@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -97,7 +100,7 @@ def test_what_the_network_never_sees_may_be_missing(
         ("a.json", "[]", DataError, "no row; expected at least one"),
         ("a.json", "\x80", DataError, "cannot be read"),
         ("a.csv", "", DataError, "cannot be read"),
-        ("a.xml", "<a/>", UsageError, ".xml; expected .json, .csv or .tsv"),
+        ("a.xml", "<a/>", UsageError, ".xml; expected .json, .csv, .tsv, .parquet or .arrow"),
         ("missing", None, UsageError, "no such file"),
     ],
 )
@@ -183,3 +186,91 @@ def test_text_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text("")
     with pytest.raises(UsageError, match=r"\.xml; expected \.npy, \.json or \.txt"):
         read_new_samples(*words(tmp_path), tmp_path / "a.xml")
+
+
+# Rows in files that have types of their own
+
+
+def write_rows(path: Path, columns: dict[str, Any]) -> Path:
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("kept", ["csv", "parquet"])
+def test_rows_of_typed_files_are_those_of_the_source(
+    tmp_path: Path, kept: str, suffix: str
+) -> None:
+    path = tmp_path / f"rows.{kept}"
+    (tmp_path / "rows.csv").write_text(TABLE)
+    if kept == "parquet":
+        pq.write_table(pa.csv.read_csv(tmp_path / "rows.csv"), path)
+    spec = SourceSpec(kind="table", **TABLE_SPEC | {"path": path.name})
+    source = open_source(spec, tmp_path, tmp_path / "cache")
+    # Spaces are removed as from the source, if that is a CSV file; numbers have other types.
+    pad = " " if kept == "csv" else ""
+    columns = {
+        "id": ["second", "third"],
+        "kind": ["q", "p"],
+        "town": pa.array([f"{pad}y", f"z{pad}"]).dictionary_encode(),
+        "age": pa.array([40, 50], pa.int8()),
+        "score": pa.array([1.5, 2.5], pa.float32()),
+    }
+    new = read_new_samples(source, spec, write_rows(tmp_path / f"new.{suffix}", columns))
+    at = np.array([1, 2])
+    np.testing.assert_array_equal(new.raw, source.read(at))
+    assert new.names == source.names(at)
+    assert new.labels.tolist() == source.labels(at).tolist()
+
+
+def test_codes_of_typed_files_are_spelled_as_in_the_source(tmp_path: Path) -> None:
+    rows = {"x": [0.5, 1.5, -9.0], "code": [7, 12, None], "flag": [True, False, True]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    spec = SourceSpec(
+        kind="table", path="rows.parquet", categorical=("code",), missing=(12,), exclude=()
+    )
+    source = open_source(spec, tmp_path, tmp_path / "cache")
+    # Stored as floats, as pandas does beside a missing number; 12 stands for none.
+    columns = rows | {"code": [7.0, 12.0, None]}
+    new = read_new_samples(source, spec, write_rows(tmp_path / "new.parquet", columns))
+    np.testing.assert_array_equal(new.raw, source.read(np.arange(3)))
+    assert source.columns[1].categories == ("7", "(missing)")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"age": ["old"]}, "'old' in a numeric column"),
+        ({"age": [None]}, "a missing value in a numeric column"),
+        ({"age": [[1, 2]]}, r"column 'age' has type list<.*expected double as in the source"),
+        ({"town": [b"y"]}, r"column 'town' has type binary; expected string as in the source"),
+        ({"town": ["far"]}, "'far' in column 'town'"),
+        ({"town": [3]}, "'3' in column 'town'"),
+        ({"kind": ["r"]}, "label 'r' in column 'kind'"),
+    ],
+)
+def test_rows_of_typed_files_that_do_not_fit(
+    tmp_path: Path, table: tuple[Source, SourceSpec], columns: dict[str, Any], message: str
+) -> None:
+    source, spec = table
+    path = write_rows(tmp_path / "new.parquet", {"age": [30], "town": ["x"]} | columns)
+    with pytest.raises(DataError, match=message) as error:
+        read_new_samples(source, spec, path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "feather"])
+def test_typed_files_that_are_none(
+    tmp_path: Path, table: tuple[Source, SourceSpec], suffix: str
+) -> None:
+    source, spec = table
+    path = tmp_path / f"new.{suffix}"
+    path.write_bytes(b"PAR1 no table")
+    with pytest.raises(DataError, match=rf"new.{suffix}: cannot be read: ") as error:
+        read_new_samples(source, spec, path)
+    assert "\n" not in str(error.value)

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "own.md").read_text()
 TABLES = "tests/sources/test_table_kinds.py::test_"
 ROWS = "tests/sources/test_sources.py::test_"
+READING = "tests/sources/test_csv_reading.py::test_"
+ENCODED = "tests/sources/test_table_encoding.py::test_"
 FOLDERS = "tests/sources/test_table_folder.py::test_"
 STATED = "tests/network/test_preprocessing.py::test_"
 KINDS = "tests/sources/test_image_kinds.py::test_"
@@ -49,6 +51,8 @@ CLAIMS = {
         "indices of": TABLES + "an_index_is_no_input",
         "dates and times": TABLES + "dates_can_be_labels_names_and_categories",
         "lists, structures": TABLES + "columns_of_other_types",
+        "equal rows": ENCODED + "rows_that_repeat_another_are_counted",
+        "a file that changes": READING + "a_file_that_changes_while_it_is_parsed",
         "a label with": TABLES + "a_continuous_label",
         "a text over": TABLES + "quotes_that_are_not_closed_are_pointed_out",
         "a folder of": FOLDERS + "part_files_without_keys",

@@ -437,3 +437,25 @@ def test_views_and_pages(tmp_path: Path, kind: str) -> None:
     shown = source.encode(source.read(np.arange(4)))
     np.testing.assert_allclose(shown[:, 0], deep / 65535, atol=1e-7)
     assert image_check.MAX_NAMED == 20
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_a_table_of_pictures_points_to_their_kind(tmp_path: Path, struct: bool) -> None:
+    contents = [encoded(image) for image in draw()]
+    if struct:
+        write_parquet(tmp_path / "x.parquet", contents, list(range(3)) * 3 + [0])
+    else:
+        pq.write_table(pa.table({"image": contents, "y": range(N)}), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=r"column 'image' has type .*if it holds pictures") as e:
+        opened(tmp_path, kind="table", path="x.parquet")
+    assert "set source.kind: images and source.key: image" in str(e.value)
+    # The advice holds.
+    assert opened(tmp_path, path="x.parquet", key="image").n_samples == N
+
+
+def test_pictures_that_repeat_another_are_counted(tmp_path: Path) -> None:
+    contents = [encoded(image) for image in draw()]
+    contents[7] = contents[2]
+    write_parquet(tmp_path / "x.parquet", contents, [0] * N)
+    lines = describe_source(opened(tmp_path, path="x.parquet"))
+    assert "1 repeat another byte for byte (such as x.parquet/2 = x.parquet/7)" in lines

@@ -15,10 +15,12 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import DataError, KrepesError, SourceError
+from krepes_ooc.sources.array_rows import marginal_positions
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.sources.encoding_file import encoding_bytes, read_encoding
 from krepes_ooc.sources.new_samples import read_new_samples
+from krepes_ooc.sources.open import open_source
 from krepes_ooc.sources.table import TableSource, open_table
 from krepes_ooc.sources.table_encoding import learn_encoding
 from krepes_ooc.views.spec import ViewSpec
@@ -480,3 +482,21 @@ def test_summary(tmp_path: Path) -> None:
 
 def source_count(source: TableSource, name: str) -> int:
     return training()["kind"][: source.n_samples].count(name)
+
+
+@pytest.mark.parametrize("rows", [400, 6_000])
+def test_rows_that_repeat_another_are_counted(tmp_path: Path, rows: int) -> None:
+    numbers = np.random.default_rng(0).normal(size=rows).round(6)
+    numbers[5] = numbers[9] = numbers[200]
+    columns = {"x": numbers, "c": ["a"] * rows, "y": np.arange(rows)}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    spec = SourceSpec(kind="table", path="t.parquet", audit_only=("y",))
+    source = open_source(spec, tmp_path, tmp_path / "cache")
+    lines = [line for line in describe_source(source) if "repeat" in line]
+    # What the network does not see tells no rows apart.
+    drawn = source.read(marginal_positions(rows))[:, 0]
+    repeated = drawn.size - len(set(drawn.tolist()))
+    end = "" if rows == 400 else " of 4,096 drawn at random"
+    expected = [f"rows that repeat another to the network: {repeated}{end}"] if repeated else []
+    assert lines == expected
+    assert rows != 400 or repeated == 2

@@ -749,3 +749,28 @@ def test_a_file_of_everything_equals_pandas(tmp_path: Path) -> None:
         want = truth[name].str.strip().fillna("(missing)")
         assert categories[raw[:, index].astype(int)].tolist() == want.tolist()
     assert label_texts(source) == [None if pd.isna(v) else v for v in truth["class"]]
+
+
+@pytest.mark.parametrize("minus", ["\u2212", "\u2013"])
+def test_numbers_with_a_typographic_minus_are_pointed_out(tmp_path: Path, minus: str) -> None:
+    write(tmp_path, {"p": [f"{minus}{i}.5" for i in range(N)], "x": NUMBERS})
+    assert warned(opened(tmp_path), "column 'p'", f"'{minus}0.5' in row 1", "40 categories")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1 and more", "is a Parquet file, in spite of its name"),
+        (b"PK\x03\x04 and more", "is a zip archive or a spreadsheet"),
+        (b"\x1f\x8b and more", "is packed by gzip"),
+        (b'{"x": 1, "y": 2}\n{"x": 2, "y": 3}\n', "is JSON"),
+        (b'[{"x": 1, "y": 2}]\n', "is JSON"),
+        (b"<!DOCTYPE html>\n<html>no access</html>\n", "is a page of the web"),
+        (b"# written by x\nx,y\n1,2\n3,4\n", "remove the lines before the names of the columns"),
+    ],
+)
+def test_files_that_are_no_csv(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "d.csv").write_bytes(content)
+    found = refusal(tmp_path)
+    assert message in found
+    assert "d.csv" in found
