@@ -301,11 +301,12 @@ class StageRecord:
             sync_path(self.store.parent)
 
 
+_MEASURED = (int, float)
 # Keys of a record that are read by name, and what they hold.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("stage", "digest", "numerics", "sealed"), str),
     **dict.fromkeys(("settings", "inputs", "versions", "begun"), dict),
-    **dict.fromkeys(("bytes", "seconds", "peak_bytes"), (int, float)),
+    **dict.fromkeys(("bytes", "seconds", "peak_bytes"), _MEASURED),
     "units": int,
 }
 
@@ -317,10 +318,11 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         DamageError: the record is there, but not what was written.
     """
     record = read_checksummed_file(path)
-    for key, kind in _TYPES.items():
-        value = (record or {}).get(key)
-        # Null stands for what was not known; a truth value is a number to Python alone.
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+    for key in _TYPES.keys() & (record or {}).keys():
+        kind, value = _TYPES[key], (record or {})[key]
+        # Null stands for a measurement that was not known; a truth value is no number.
+        unknown = value is None and kind is _MEASURED
+        if not unknown and (isinstance(value, bool) or not isinstance(value, kind)):
             raise _other_form(path, f"{key} is {str(value)[:40]!r}")
     return record
 
