@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from krepes_ooc.engine.lazy_arrays import lazy_rows, lazy_whole
 from krepes_ooc.errors import UsageError
 from krepes_ooc.stages.influence import scores
 from krepes_ooc.stages.influence.ranking import ranking_score
+from krepes_ooc.stages.moments.stored_moments import second_moment
 from krepes_ooc.storage import workspace
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Workspace(workspace.Workspace):
         def compute() -> Float:
             rows = self._find(wanted, plan)
             between = self.reader("kernel").array("landmark_kernel")
-            score = ranking_score(measure, step, between @ step, self._second())
+            second = second_moment(self.reader("moments"))
+            score = ranking_score(measure, step, between @ step, second)
             out = np.empty((views, len(rows), len(step)))
             # One kernel row at a time: samples may lie in any blocks.
             for view in range(views):
@@ -120,13 +122,6 @@ class Workspace(workspace.Workspace):
     def _rows(self, plan: BlockPlan, view: int, index: int, rows: slice = slice(None)) -> Float:
         stored_rows = self.reader("kernel").block("values", plan.block(index), view)[rows]
         return to_float32(stored_rows).astype(np.float64)
-
-    def _second(self) -> Float:
-        """Un-centred second moment, mean over views [landmark, landmark_]."""
-        reader = self.reader("moments")
-        mean, second = reader.array("mean"), reader.whole("second")
-        parts: list[Any] = [second[a, a] + np.outer(mu, mu) for a, mu in enumerate(mean)]
-        return np.asarray(sum(parts) / len(parts))
 
     def _find(self, samples: Ids, plan: BlockPlan) -> Ids:
         """Store rows of samples by their ids, in one pass over the stored ids.
