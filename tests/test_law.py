@@ -469,6 +469,7 @@ def test_the_command_line_starts_without_the_heavy_libraries():
 
 # The same thing at two levels; every stage has a stage.py.
 SAME_NAME = {
+    "compare": {"cli", "runner"},
     "explain": {"cli", "runner"},
     "groups": {"rendering/panels", "stages/alignment"},
     "registry": {"stages", "stages/newton/objectives"},

@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from krepes_ooc.cli import declarations, encode, explain, inspect_workspace, name_concepts, run
+from krepes_ooc.cli import (
+    compare,
+    declarations,
+    encode,
+    explain,
+    inspect_workspace,
+    name_concepts,
+    run,
+)
 from krepes_ooc.errors import Interrupted, KrepesError, StageFailed, printable
 
 _DEBUG = "--debug"
@@ -96,6 +104,7 @@ for command in (
     inspect_workspace.status,
     inspect_workspace.verdict,
     explain.explain,
+    compare.compare,
     name_concepts.concepts,
     inspect_workspace.export,
     encode.encode,

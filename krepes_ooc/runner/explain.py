@@ -15,6 +15,7 @@ from krepes_ooc.errors import UsageError
 from krepes_ooc.runner.explain_stores import AuditStores, Samples, one_kind_of_samples
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.stages.influence.ranking import InfluenceScorer, ranking_score
+from krepes_ooc.stages.moments.stored_moments import second_moment
 from krepes_ooc.stages.report.collect import display_columns
 from krepes_ooc.storage.workspace import Workspace
 
@@ -142,7 +143,7 @@ class _Explainer:
     def _ranked(self, kernel: Float, top: int) -> dict[str, npt.NDArray[Any]]:
         store = self.stores.reader("influence")
         step, measure = store.array("step"), str(store.attributes["measure"])
-        second = self._second() if measure == "unique" else None
+        second = second_moment(self.stores.reader("moments")) if measure == "unique" else None
         score = ranking_score(measure, step, store.array("landmark_displacement"), second)
         offset = self.stores.reader("spectrum").array("offset")
         coefficients = store.array("coefficients")
@@ -150,13 +151,6 @@ class _Explainer:
         ranked = scorer.rank(kernel)._asdict()
         del ranked["embedding"]
         return {**ranked, "kernel": kernel}
-
-    def _second(self) -> Float:
-        """Un-centred second moment, mean over views [landmark, landmark_]."""
-        moments = self.stores.reader("moments")
-        mean, second = moments.array("mean"), moments.whole("second")
-        parts = [second[a, a] + np.outer(mu, mu) for a, mu in enumerate(mean)]
-        return np.asarray(sum(parts) / len(parts))
 
     def _explained(
         self,

@@ -18,6 +18,7 @@ from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.coordinates import with_coordinates
 from krepes_ooc.stages.influence import scores
 from krepes_ooc.stages.influence.ranking import ranking_score
+from krepes_ooc.stages.moments.stored_moments import second_moment
 from krepes_ooc.storage import workspace
 from krepes_ooc.storage.contracts import load_contract
 from krepes_ooc.storage.stage_record import StageRecord
@@ -187,7 +188,8 @@ class Workspace(Mapping[str, "xarray.Dataset"]):
         def compute() -> Float:
             rows = self._find(wanted, plan)
             between = self._space.reader("kernel").array("landmark_kernel")
-            score = ranking_score(measure, step, between @ step, self._second())
+            second = second_moment(self._space.reader("moments"))
+            score = ranking_score(measure, step, between @ step, second)
             out = np.empty((views, len(rows), len(step)))
             # One kernel row at a time: samples may lie in any blocks.
             for view in range(views):
@@ -242,13 +244,6 @@ class Workspace(Mapping[str, "xarray.Dataset"]):
     def _rows(self, plan: BlockPlan, view: int, index: int, rows: slice = slice(None)) -> Float:
         stored_rows = self._space.reader("kernel").block("values", plan.block(index), view)[rows]
         return to_float32(stored_rows).astype(np.float64)
-
-    def _second(self) -> Float:
-        """Un-centred second moment, mean over views [landmark, landmark_]."""
-        reader = self._space.reader("moments")
-        mean, second = reader.array("mean"), reader.whole("second")
-        parts: list[Any] = [second[a, a] + np.outer(mu, mu) for a, mu in enumerate(mean)]
-        return np.asarray(sum(parts) / len(parts))
 
     def _find(self, samples: Ids, plan: BlockPlan) -> Ids:
         """Store rows of samples by their ids, in one pass over the stored ids.

@@ -63,7 +63,7 @@ def group_table(
             expected="audited samples and landmarks with a value in this column",
         )
     # Mean over the samples of each group that have any mass, with its standard error
-    mass = _mass(landmark_group[top], np.abs(score), n_groups)
+    mass = landmark_mass(landmark_group[top], np.abs(score), n_groups)
     share, stderr = np.full((2, n_groups, n_groups), np.nan)
     for code in np.flatnonzero(samples):
         rows = mass[(group == code) & (mass.sum(axis=1) > 0)]
@@ -79,8 +79,14 @@ def group_table(
     )
 
 
-def _mass(group: Index, weight: Float, n_groups: int) -> Float:
-    """Share of landmark mass by group [audited, group]; a zero row if there is none."""
+def landmark_mass(group: Index, weight: Float, n_groups: int) -> Float:
+    """Share of landmark mass by group [audited, group]; a zero row if there is none.
+
+    Args:
+        group: of every top landmark, below 0 = unknown, left out [audited, rank].
+        weight: of it, not negative [audited, rank].
+        n_groups: number of groups.
+    """
     mass = np.zeros((len(group), n_groups))
     # Unknown groups take no part; every row is then normalised to 1
     sample, rank = np.nonzero(group >= 0)

@@ -65,7 +65,7 @@ class AlignmentSettings:
 
 
 @dataclass(frozen=True)
-class _Column:
+class AlignedColumn:
     """One column or the label.
 
     Args:
@@ -131,7 +131,7 @@ class AlignmentInputs(StageInputs):
 def run(inputs: AlignmentInputs, context: StageContext) -> None:
     """Measure every column, draw up the group tables, seal."""
     audit = np.flatnonzero(inputs.audited.array("role") == ROLES["audit"])
-    columns = _columns(inputs.audited, inputs.landmarks, audit)
+    columns = read_columns(inputs.audited, inputs.landmarks, audit)
     rankings = _rankings(inputs, context, audit)
     context.progress.begin("alignment", len(columns) + 1, 0)
     grouped = _grouped(context.settings.groups, columns)
@@ -164,7 +164,7 @@ def run(inputs: AlignmentInputs, context: StageContext) -> None:
     write_whole(context, spec, {**arrays, "defined": defined}, attributes)
 
 
-def _columns(audited: StoreReader, landmarks: StoreReader, audit: Index) -> list[_Column]:
+def read_columns(audited: StoreReader, landmarks: StoreReader, audit: Index) -> list[AlignedColumn]:
     """All table columns, then the label where there is one.
 
     Args:
@@ -185,13 +185,13 @@ def _columns(audited: StoreReader, landmarks: StoreReader, audit: Index) -> list
             words = column.get("words", {})
             categories = tuple(column["categories"] or words.values())
             codes = tuple(float(code) for code in words) or None
-            columns.append(_Column(column["name"], values, categories, codes))
+            columns.append(AlignedColumn(column["name"], values, categories, codes))
     label = audited.array("label")[audit]
     classes = tuple(audited.info("label").attributes["categories"])
     if (label >= 0).any() and classes:
         landmark_label = landmarks.array("label").astype(np.float64)
         values = ColumnValues(label.astype(np.float64), landmark_label)
-        columns.append(_Column(LABEL, values, classes))
+        columns.append(AlignedColumn(LABEL, values, classes))
     return columns
 
 
@@ -260,7 +260,7 @@ def _measure(values: ColumnValues, rankings: _Rankings) -> dict[str, float]:
     return gaps
 
 
-def _grouped(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
+def _grouped(names: tuple[str, ...], columns: list[AlignedColumn]) -> list[AlignedColumn]:
     """The columns that get a group table.
 
     Raises:
@@ -281,7 +281,7 @@ def _grouped(names: tuple[str, ...], columns: list[_Column]) -> list[_Column]:
     return [column for column in categorical.values() if 1 < len(column.categories) <= MAX_GROUPS]
 
 
-def _table(column: _Column, rankings: _Rankings) -> dict[str, Any]:
+def _table(column: AlignedColumn, rankings: _Rankings) -> dict[str, Any]:
     """One group table as JSON; what is not defined is null."""
     both = (column.values.audited, column.values.landmark)
     codes = [column.group_codes(values) for values in both]

@@ -92,11 +92,16 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
         "code": np.array([c for _, c in group_of], dtype=np.int64),
         "count": count,
     }
-    attributes = {
+    attributes = _attributes(partitions)
+    seal_blocks(context, writer, files, arrays, attributes)
+
+
+def _attributes(partitions: Sequence[Partition]) -> dict[str, Any]:
+    """Names of the groups and of their partitions."""
+    return {
         "names": [name for part in partitions for name in part.groups],
         "partitions": [{"kind": part.kind, "name": part.name} for part in partitions],
     }
-    seal_blocks(context, writer, files, arrays, attributes)
 
 
 def _codes_by_kernel(
