@@ -243,8 +243,11 @@ class GroupPass:
             rows = np.concatenate(members)
             for start in range(0, len(rows), PRODUCT_ROWS):
                 cut = slice(start, start + PRODUCT_ROWS)
-                picked = [_gather(stored[view], where[cut], rows[cut]) for view in views]
-                total.add_rows([K - self.shift[view] for view, K in enumerate(picked)])
+                deviations = [_gather(stored[view], where[cut], rows[cut]) for view in views]
+                # In place: a new array of this size costs more than the subtraction.
+                for view, K in enumerate(deviations):
+                    K -= self.shift[view]
+                total.add_rows(deviations)
 
     def _rows(self, block: Block, group: int) -> npt.NDArray[np.intp]:
         if group < self.n_groups:
