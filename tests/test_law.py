@@ -288,6 +288,7 @@ STORES = [
     "features/stage",
     "features/unchanged_blocks",
     "fidelity/component_sweep",
+    "fidelity/decision_flips",
     "fidelity/label_free",
     "fidelity/landmark_removal",
     "fidelity/linear_probes",
