@@ -248,6 +248,19 @@ FIGURES: Mapping[str, FigureSpec] = {
         },
         paired={STEP_AGAINST_KERNEL: (VALUE, "kernel_only")},
     ),
+    "decision_flips": FigureSpec(
+        "Decisions that change without ten landmarks",
+        "Share of audit samples whose class, by a linear probe on the audit's embedding, changes "
+        "when the landmarks of largest term k_lt <A_l, w> in its logit leave the representer sum.",
+        {
+            "own_ranking": "top landmarks of the audit's ranking",
+            "kernel_only": "largest |k| (no step)",
+            f"{RANKED_BY}input_cosine": "largest cosine of inputs",
+            "random": "random landmarks",
+        },
+        frozenset({f"{RANKED_BY}input_cosine"}),
+        {STEP_AGAINST_KERNEL: (VALUE, "kernel_only")},
+    ),
     "coverage": FigureSpec(
         "Landmarks needed to cover all classes (kappa)",
         "In descending order of |dA_l|. If it is no better than random orders, the size of a "

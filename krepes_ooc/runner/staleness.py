@@ -34,6 +34,7 @@ INPUTS = ("source", "labels", "views", "factory", "network", "training")
 # Declared inputs that digests leave out, because the digest of another input of the stage covers
 # them: so a stage that declares one more input stays the stage that an earlier version sealed.
 COVERED = {
+    "landmarks": {"views"},
     "newton": {"features", "landmarks"},
     "concepts": {"labels"},
     "report": {"source"},

@@ -26,6 +26,7 @@ from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint, component_sweep
+from krepes_ooc.stages.fidelity.decision_flips import flips_figure
 from krepes_ooc.stages.fidelity.label_free import (
     ceiling_curve,
     ceiling_figure,
@@ -259,6 +260,7 @@ def _labelled(data: _Measurements) -> dict[str, Callable[[], Figure]]:
         "accuracy_gap": lambda: data.probes.gap_figure(),
         "confidence_drop": lambda: data.removal.drop_figure(),
         "drop_ratio": lambda: data.removal.ratio_figure(),
+        "decision_flips": lambda: flips_figure(data.removal),
         "coverage": lambda: coverage_figure(data.landmarks, step, data.n_classes, data.seed),
         "precision_at_1": lambda: data.rankings.precision_figure(),
     }
@@ -351,7 +353,7 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
 
 STAGE = Stage(
     name="fidelity",
-    version=6,
+    version=7,
     inputs=FidelityInputs,
     store="fidelity",
     settings=FidelitySettings,

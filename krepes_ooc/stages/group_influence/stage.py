@@ -42,7 +42,7 @@ class GroupInfluenceSettings:
         1e-6, about="gradient at the end relative to the start", above=0, below=1
     )
     max_evaluations: int = setting(
-        100, about="evaluations of loss and gradient of a re-solve at most", minimum=1
+        200, about="evaluations of loss and gradient of a re-solve at most", minimum=1
     )
     anchors: int = setting(
         400, about="samples of role fit that profiles are taken against", minimum=LEAST_ANCHORS
@@ -217,7 +217,8 @@ def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
     membership = Term("membership of audited samples", n * groups, 4)
     coefficients = Term("coefficients", f64(groups + 1, m, h))
     effects = Term("effects", f64(groups, n))
-    products = Term("products of moments", 2.0 * m * m * h * (pairs + 3), groups * 100)
+    evaluations = groups * settings.max_evaluations
+    products = Term("products of moments", 2.0 * m * m * h * (pairs + 3), evaluations)
     return Cost(
         units=groups,
         disk=Quantity.of(effects, coefficients),

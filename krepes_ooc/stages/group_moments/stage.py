@@ -40,6 +40,8 @@ PRODUCT_ROWS = 2048
 # Sums of the groups of one wave in one worker.
 WAVE_BYTES = 256 * 2**20
 CHECKPOINT_SECONDS = 30.0
+# Seconds between two savings over the seconds that one takes: sums of many groups are large.
+SAVING_RATIO = 40.0
 Float = npt.NDArray[np.float64]
 
 
@@ -162,6 +164,7 @@ class GroupPass:
         shards, context = span_shards(self.context.plan, span, self.n_spans), self.context
         running = {group: self._load(group, span) for group in groups}
         saved = time.monotonic()
+        spent = 0.0
         for shard in shards:
             # A group whose kept sums go further than this shard waits for the others.
             behind = {g: sums for g, (following, sums) in running.items() if following <= shard}
@@ -169,9 +172,11 @@ class GroupPass:
                 context.stop.check()
                 self._add_batch(batch, behind)
             running |= {group: (shard + 1, sums) for group, sums in behind.items()}
-            if shard + 1 == shards.stop or self._is_due(saved):
+            if shard + 1 == shards.stop or self._is_due(saved, spent):
+                began = time.monotonic()
                 self._save(span, running)
                 saved = time.monotonic()
+                spent = saved - began
         context.progress.advance(len(groups))
 
     def write_wave(self, wave: Sequence[int], writer: StoreWriter) -> dict[str, Files]:
@@ -238,8 +243,11 @@ class GroupPass:
             rows = np.concatenate(members)
             for start in range(0, len(rows), PRODUCT_ROWS):
                 cut = slice(start, start + PRODUCT_ROWS)
-                picked = [_gather(stored[view], where[cut], rows[cut]) for view in views]
-                total.add_rows([K - self.shift[view] for view, K in enumerate(picked)])
+                deviations = [_gather(stored[view], where[cut], rows[cut]) for view in views]
+                # In place: a new array of this size costs more than the subtraction.
+                for view, K in enumerate(deviations):
+                    K -= self.shift[view]
+                total.add_rows(deviations)
 
     def _rows(self, block: Block, group: int) -> npt.NDArray[np.intp]:
         if group < self.n_groups:
@@ -262,8 +270,10 @@ class GroupPass:
             arrays["following"] = np.array(following)
             write_partial(self.context, path, arrays)
 
-    def _is_due(self, saved: float) -> bool:
-        return self.context.stop.requested or time.monotonic() - saved > CHECKPOINT_SECONDS
+    def _is_due(self, saved: float, spent: float) -> bool:
+        """Whether sums are to be kept that were kept at ``saved``, which took ``spent`` seconds."""
+        wait = max(CHECKPOINT_SECONDS, SAVING_RATIO * spent)
+        return self.context.stop.requested or time.monotonic() - saved > wait
 
     def _is_mine(self, index: int, total: int) -> bool:
         """Whether a unit of work falls to this process."""

@@ -65,11 +65,11 @@ class _Candidates:
 class KmeansParallel(SelectionPasses):
     """Candidates drawn in a few passes, then reduced by weighted k-means++."""
 
-    def choose(self) -> tuple[Ids, Float]:
-        """Store rows of the chosen candidates and the number of samples nearest to each."""
+    def choose(self) -> Ids:
+        """Store rows of the chosen candidates, in order of choice."""
         rounds = self.context.settings.rounds
         n_samples = self.context.plan.n_samples
-        self.context.progress.begin("landmarks", rounds + 2, 0)
+        self.context.progress.begin("landmarks", rounds + 3, 0)
         # The first candidate is uniform; each round draws the next ones by squared distance.
         first = int(counter_rng.integers(self.seed, n_samples, _FIRST_STREAM))
         new = np.array([first], dtype=np.int64)
@@ -84,11 +84,11 @@ class KmeansParallel(SelectionPasses):
             if turn < rounds:
                 new = np.setdiff1d(self._drawn(turn, state.distance), state.candidates)
         # Weighted k-means++ among the candidates, each weighted by the samples nearest to it.
-        chosen, weight = reduce_candidates(
+        chosen, _ = reduce_candidates(
             self.kernel_among(state.candidates), state.weights(), self.count, self.seed
         )
         self.context.progress.advance(1)
-        return state.candidates[chosen], weight
+        return state.candidates[chosen]
 
     def _round(self, turn: int, state: _Candidates, new: Ids) -> _Candidates:
         """Add new candidates and update the nearest one of every sample; one pass, checkpointed."""
@@ -143,14 +143,11 @@ class KmeansParallel(SelectionPasses):
 class KmeansPlusPlus(SelectionPasses):
     """One landmark after the other, each drawn by its distance to those before it."""
 
-    def choose(self) -> tuple[Ids, Float]:
-        """Store rows in order of choice and the number of samples nearest to each."""
+    def choose(self) -> Ids:
+        """Store rows in order of choice."""
         pool = choose_uniform(self.context.plan.n_samples, self.pool_size, self.seed)
-        self.context.progress.begin("landmarks", -(-self.count // ROUND) + 2, 0)
-        chosen = pool[self._seeded(pool).chosen]
-        weights = self.weights(chosen)
-        self.context.progress.advance(1)
-        return chosen, weights
+        self.context.progress.begin("landmarks", -(-self.count // ROUND) + 1, 0)
+        return pool[self._seeded(pool).chosen]
 
     @property
     def pool_size(self) -> int:
@@ -178,18 +175,17 @@ class KmeansPlusPlus(SelectionPasses):
 class Leverage(SelectionPasses):
     """Landmarks drawn without replacement by approximate ridge leverage scores."""
 
-    def choose(self) -> tuple[Ids, Float]:
-        """Store rows of the landmarks and the number of samples nearest to each."""
-        self.context.progress.begin("landmarks", 3, 0)
+    def choose(self) -> Ids:
+        """Store rows of the landmarks, largest key first."""
+        self.context.progress.begin("landmarks", 2, 0)
         path = self.partial("scores")
         known = read_partial(self.context, path)
         if known is None:
             known = {"rows": self._drawn()}
             write_partial(self.context, path, known)
         self.context.progress.advance(1)
-        weights = self.weights(known["rows"])
-        self.context.progress.advance(1)
-        return known["rows"], weights
+        chosen: Ids = known["rows"]
+        return chosen
 
     def _drawn(self) -> Ids:
         """The store rows with the largest keys; one pass."""

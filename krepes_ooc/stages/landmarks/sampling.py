@@ -44,7 +44,13 @@ def choose_uniform(n_samples: int, count: int, seed: int) -> Index:
             where="stages.landmarks.count",
             expected=f"at most {n_samples}",
         )
-    return np.sort(counter_rng.Bijection(n_samples, seed)(np.arange(count)))
+    return np.sort(uniform_order(n_samples, count, seed))
+
+
+def uniform_order(n_samples: int, count: int, seed: int) -> Index:
+    """``count`` distinct positions [landmark] of ``n_samples``; a prefix is a choice of fewer."""
+    positions: Index = counter_rng.Bijection(n_samples, seed)(np.arange(count))
+    return positions
 
 
 def squared_distance(

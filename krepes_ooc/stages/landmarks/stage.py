@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
+from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import UsageError
 from krepes_ooc.sources.display import describe_columns, display_arrays
@@ -21,7 +22,13 @@ from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import batch_term, open_featurizer, unscale_rows
+from krepes_ooc.stages.features.featurizer import (
+    batch_term,
+    open_featurizer,
+    unscale_rows,
+)
+from krepes_ooc.stages.landmarks.count_rule import candidate_counts, choose_count
+from krepes_ooc.stages.landmarks.passes import SelectionPasses
 from krepes_ooc.stages.landmarks.samplers import (
     PILOT,
     POOL,
@@ -30,7 +37,8 @@ from krepes_ooc.stages.landmarks.samplers import (
     KmeansPlusPlus,
     Leverage,
 )
-from krepes_ooc.stages.landmarks.sampling import choose_uniform, seeding_trials
+from krepes_ooc.stages.landmarks.sampling import seeding_trials, uniform_order
+from krepes_ooc.stages.landmarks.view_errors import CURVE_SAMPLES, view_errors
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.views.spec import CLEAN
@@ -54,14 +62,23 @@ class LandmarksSettings:
         "kmeans-parallel", about="how the landmarks are chosen"
     )
     count: int | Literal["auto"] = setting(
-        "auto", about="number of landmarks; auto: max(1000, sqrt(n)), at most n / 2", minimum=1
+        "auto",
+        about="number of landmarks; auto: the smallest of 256, 512, 1024, ... whose Nystrom error "
+        "over the views is at most 0.1, at most max(1000, sqrt(n)) and n / 2",
+        minimum=1,
     )
     rounds: int = setting(5, about="passes of kmeans-parallel that draw candidates", minimum=1)
     oversampling: float = setting(0.5, about="candidates per round over landmarks", above=0)
+    rows: Literal["clean", "views"] = setting(
+        "clean",
+        about="rows that stand for the landmarks: their clean samples, or view 0 that they were "
+        "chosen by",
+        digest_omits="clean",
+    )
 
 
 def count_landmarks(settings: LandmarksSettings, n_samples: int) -> int:
-    """Number of landmarks m.
+    """Number of landmarks m; with ``auto`` the largest that the rule may choose.
 
     Args:
         settings: settings of the stage.
@@ -87,31 +104,26 @@ class LandmarksInputs(StageInputs):
     """Stores and parts of the recipe that the stage reads."""
 
     features: StoreReader
-    recipe: RecipeInputs = recipe_parts("source", "labels", "network")
+    recipe: RecipeInputs = recipe_parts("source", "labels", "network", "views")
 
 
 def run(inputs: LandmarksInputs, context: StageContext) -> None:
-    """Choose landmarks over the features store, compute their clean rows, seal."""
+    """Choose landmarks over the features store, compute their rows, seal."""
     features = inputs.features
     recipe = inputs.recipe
-    rows, weight = choose_landmarks(inputs, context)
+    chosen, curve = choose_landmarks(inputs, context)
     # Landmarks are ordered by sample id, whatever the order of the store and of the choice.
-    sample_id = _positions(recipe, rows)
-    order = np.argsort(sample_id, kind="stable")
-    sample_id = sample_id[order]
-    weight = weight[order]
-    # Their rows are those of the clean samples, not of the view that they were chosen on.
-    featurizer = open_featurizer(features, recipe, context)
-    stored, _, _ = featurizer.rows(sample_id, CLEAN)
-    layout = featurizer.layout
-    self_kernel = inner_products.self_kernel(unscale_rows(stored, layout), layout)
+    order = np.argsort(chosen.sample_id, kind="stable")
+    sample_id = chosen.sample_id[order]
+    layout = chosen.layout
     centre = features.array("centre")
     display = display_arrays(recipe.source, sample_id)
+    stored = chosen.stored[order]
     arrays = {
         **display.arrays,
-        "view": np.full(len(sample_id), CLEAN, dtype=np.int64),
-        "weight": weight,
-        "self_kernel": np.asarray(self_kernel),
+        "view": np.full(len(sample_id), chosen.view, dtype=np.int64),
+        "weight": chosen.weight[order],
+        "self_kernel": np.asarray(inner_products.self_kernel(unscale_rows(stored, layout), layout)),
         "features": stored,
         "centre": centre,
     }
@@ -134,44 +146,90 @@ def run(inputs: LandmarksInputs, context: StageContext) -> None:
         "centre_self": inner_products.centre_self(centre),
         "columns": describe_columns(recipe.source),
         "probes": features.attributes["probes"],
+        "nystrom_curve": curve,
     }
     write_whole(context, spec, arrays, attributes)
 
 
-def choose_landmarks(
-    inputs: LandmarksInputs, context: StageContext
-) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Store rows of the landmarks [landmark], and the number of samples nearest to each [landmark].
+@dataclass(frozen=True)
+class ChosenLandmarks:
+    """Landmarks in the order of their choice.
 
     Args:
-        inputs: features and seed.
+        sample_id: position in the source [landmark].
+        view: of their rows, CLEAN for the clean samples.
+        stored: their feature rows as stored [landmark, feature].
+        layout: of a row.
+        weight: samples whose view 0 is nearest to that of the landmark [landmark].
+    """
+
+    sample_id: Ids
+    view: int
+    stored: npt.NDArray[np.float16]
+    layout: FeatureLayout
+    weight: npt.NDArray[np.float64]
+
+
+def choose_landmarks(
+    inputs: LandmarksInputs, context: StageContext
+) -> tuple[ChosenLandmarks, list[dict[str, float]]]:
+    """The landmarks, and the Nystrom error by their number where the rule chose it.
+
+    Args:
+        inputs: features, source and network.
         context: the running stage.
     """
     settings = context.settings
+    count = count_landmarks(settings, context.plan.n_samples)
+    passes, rows = _sampled(inputs, context, count)
+    # Their rows: those of the clean samples, or of the view that they were chosen on.
+    view = CLEAN if settings.rows == "clean" else 0
+    featurizer = open_featurizer(inputs.features, inputs.recipe, context)
+    sample_id = _positions(inputs.recipe, rows)
+    stored, _, _ = featurizer.rows(sample_id, view)
+    curve: list[dict[str, float]] = []
+    if settings.count == "auto":
+        counts = candidate_counts(count)
+        landmarks = unscale_rows(stored, featurizer.layout)
+        errors = view_errors(inputs.features, inputs.recipe, context, landmarks, counts)
+        curve = [
+            {"landmarks": m, "error": float(error)} for m, error in zip(counts, errors, strict=True)
+        ]
+        count = choose_count(counts, errors)
+        shown = ", ".join(f"{point['landmarks']}: {point['error']:.3f}" for point in curve)
+        context.progress.note(f"{count} landmarks; Nystrom error by their number: {shown}")
+    weight = passes.weights(rows[:count])
+    context.progress.advance(1)
+    kept = stored[:count]
+    return ChosenLandmarks(sample_id[:count], view, kept, featurizer.layout, weight), curve
+
+
+def _sampled(
+    inputs: LandmarksInputs, context: StageContext, count: int
+) -> tuple[SelectionPasses, Ids]:
+    """The passes, and the store rows that the sampler chose, in the order of their choice."""
+    settings = context.settings
     seed = inputs.recipe.seed
     n_samples = context.plan.n_samples
-    count = count_landmarks(settings, n_samples)
-    # A uniform choice, or one of all samples, needs no pass: each landmark counts the same.
+    # A uniform choice, or one of all samples, needs no pass.
     if settings.sampler == "uniform" or count == n_samples:
-        context.progress.begin("landmarks", 1, 0)
-        rows = choose_uniform(n_samples, count, seed)
-        return rows, np.full(count, n_samples / count)
+        context.progress.begin("landmarks", 2, 0)
+        rows = uniform_order(n_samples, count, seed)
+        context.progress.advance(1)
+        return SelectionPasses(inputs.features, context, seed, count), rows
     sampler = SAMPLERS[settings.sampler](inputs.features, context, seed, count)
-    rows, weight = sampler.choose()
-    return _topped_up(rows, weight, count, n_samples, seed)
+    return sampler, _topped_up(sampler.choose(), count, n_samples, seed)
 
 
-def _topped_up(
-    rows: Ids, weight: npt.NDArray[np.float64], count: int, n_samples: int, seed: int
-) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Rows and weights, filled up with uniform rows of weight 0 where duplicates left too few."""
+def _topped_up(rows: Ids, count: int, n_samples: int, seed: int) -> Ids:
+    """Rows filled up with uniform ones where duplicates left too few."""
     if len(rows) >= count:
-        return rows, weight
+        return rows
     # count + len(rows) distinct rows hold at least ``count`` that are not chosen yet.
     keyed = int(counter_rng.bits(seed, _TOP_UP_STREAM))
     drawn = counter_rng.Bijection(n_samples, keyed)(np.arange(min(n_samples, count + len(rows))))
     extra = drawn[~np.isin(drawn, rows)][: count - len(rows)]
-    return np.concatenate([rows, extra]), np.append(weight, np.zeros(len(extra)))
+    return np.concatenate([rows, extra])
 
 
 def _positions(recipe: RecipeInputs, rows: Ids) -> Ids:
@@ -181,7 +239,7 @@ def _positions(recipe: RecipeInputs, rows: Ids) -> Ids:
 
 
 def estimate_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
-    """A choice in passes over view 0, then the clean rows of the chosen through the network."""
+    """A choice in passes over view 0, then the rows of the chosen through the network."""
     m = sizes.n_landmarks
     width = sizes.n_features
     choice = _CHOICES[settings.sampler](sizes, settings)
@@ -190,7 +248,17 @@ def estimate_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
     # Phases: the passes of the choice, then the clean rows, when no worker computes any more.
     phases = dict(choice.memory.phases)
     batch = (batch_term(sizes),) if sizes.sample_bytes else ()
-    phases["clean rows"] = (clean_rows, *batch, Term("memory of one worker", worker, -1))
+    free = Term("memory of one worker", worker, -1)
+    phases["clean rows"] = (clean_rows, *batch, free)
+    if settings.count == "auto":
+        rows = sizes.n_views * (CURVE_SAMPLES + sizes.plan.block_rows)
+        phases["number of landmarks"] = (
+            clean_rows,
+            Term("landmark rows in float64", f64(m, width)),
+            Term("kernel rows of the first samples, carried parts", f64(rows, m), 4),
+            Term("kernel of the landmarks and its factor", f64(m, m), 4),
+            free,
+        )
     by_then_free = Term(clean_rows.label, clean_rows.size, -clean_rows.times)
     return replace(
         choice,
@@ -232,8 +300,29 @@ def _n_columns(sizes: AuditSizes, settings: LandmarksSettings) -> int:
 
 
 def _uniform_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
-    """A uniform choice needs no pass."""
-    return Cost(memory=Quantity.of())
+    """A uniform choice needs no pass but that of the weights."""
+    return Cost(
+        units=2,
+        memory=Quantity.of(),
+        worker_memory=Quantity.of(*_weights_memory(sizes)),
+        parallel_tasks=sizes.plan.n_blocks,
+        flops=Quantity.of(_weights_flops(sizes)),
+    )
+
+
+def _weights_memory(sizes: AuditSizes) -> tuple[Term, ...]:
+    """Memory of a worker in the pass that counts the nearest samples of each landmark."""
+    sub_rows = sizes.plan.sub_rows
+    return (
+        Term("rows of a product in float32", f32(sub_rows, sizes.n_selection), 2),
+        Term("kernel values of a product", f32(sub_rows, sizes.n_landmarks), 3),
+    )
+
+
+def _weights_flops(sizes: AuditSizes) -> Term:
+    """The same pass in operations."""
+    products = 2.0 * sizes.plan.n_samples * sizes.n_selection * sizes.n_landmarks
+    return Term("nearest landmark of every sample", products)
 
 
 def _kmeans_plus_plus_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
@@ -241,23 +330,18 @@ def _kmeans_plus_plus_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Co
     n_samples = sizes.plan.n_samples
     m = sizes.n_landmarks
     width = sizes.n_selection
-    sub_rows = sizes.plan.sub_rows
     # The pool stays in memory: every landmark needs kernel values to all of its samples.
     pool = min(n_samples, POOL * m)
     return Cost(
-        units=-(-m // ROUND) + 2,
+        units=-(-m // ROUND) + 1,
         memory=Quantity.of(
             Term("rows of the pool", f32(pool, width)),
             Term("distances, draws and kernel rows of the pool", f64(pool), 16),
         ),
-        worker_memory=Quantity.of(
-            Term("rows of a product in float32", f32(sub_rows, width), 2),
-            Term("kernel values of a product", f32(sub_rows, m), 3),
-        ),
+        worker_memory=Quantity.of(*_weights_memory(sizes)),
         parallel_tasks=sizes.plan.n_blocks,
         flops=Quantity.of(
-            Term("seeding", 2.0 * m * seeding_trials(m) * pool * width),
-            Term("weights", 2.0 * n_samples * width * m),
+            Term("seeding", 2.0 * m * seeding_trials(m) * pool * width), _weights_flops(sizes)
         ),
         scratch=Quantity.of(Term("chosen, distances and owners", f64(pool), 3)),
     )
@@ -271,7 +355,7 @@ def _leverage_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
     # The pilot kernel is factorised whole; a worker projects short row ranges on it.
     pilot = min(n_samples, PILOT * sizes.n_landmarks)
     return Cost(
-        units=3,
+        units=2,
         memory=Quantity.of(
             Term("rows of the pilot samples in float32 and float64", f32(pilot, width), 5),
             Term("pilot kernel, its factor and whitening", f64(pilot, pilot), 5),
@@ -282,7 +366,9 @@ def _leverage_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
             Term("scores and keys of a block", f64(sizes.plan.block_rows), 2),
         ),
         parallel_tasks=sizes.plan.n_blocks,
-        flops=Quantity.of(Term("scores", 2.0 * n_samples * pilot * (width + pilot))),
+        flops=Quantity.of(
+            Term("scores", 2.0 * n_samples * pilot * (width + pilot)), _weights_flops(sizes)
+        ),
     )
 
 
@@ -296,13 +382,13 @@ def _kmeans_parallel_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cos
     candidates = math.ceil(drawn + 4 * math.sqrt(drawn)) + 1
     worker = (
         Term("rows of a product in float32", f32(sub_rows, width), 2),
-        Term("kernel values of a product", f32(sub_rows, candidates), 3),
+        Term("kernel values of a product", f32(sub_rows, max(candidates, sizes.n_landmarks)), 3),
     )
     state = Term("distance and owner of every sample, their copies and order", 60 * n_samples)
     centre = Term("centre in both types", f64(sizes.n_moments), 3)
     rows = f32(candidates, width)
     return Cost(
-        units=settings.rounds + 2,
+        units=settings.rounds + 3,
         memory=Quantity(
             {
                 "rounds": (state, Term("rows of the candidates", rows, 2), centre),
@@ -319,7 +405,8 @@ def _kmeans_parallel_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cos
         worker_memory=Quantity.of(*worker),
         parallel_tasks=sizes.plan.n_blocks,
         flops=Quantity.of(
-            Term("distances and centre", 2.0 * n_samples * (width * candidates + sizes.n_moments))
+            Term("distances and centre", 2.0 * n_samples * (width * candidates + sizes.n_moments)),
+            _weights_flops(sizes),
         ),
         scratch=Quantity.of(
             Term(
@@ -341,7 +428,7 @@ _CHOICES: dict[str, Callable[[AuditSizes, LandmarksSettings], Cost]] = {
 
 STAGE = Stage(
     name="landmarks",
-    version=3,
+    version=4,
     inputs=LandmarksInputs,
     store="landmarks",
     settings=LandmarksSettings,

@@ -198,8 +198,9 @@ class DrawnNetwork:
         scale = self_sum / count if normalise == "mean-diagonal" else 1.0
         normalisation = Normalisation(normalise, inner_products.centre_self(centre), scale)
 
-        # Landmarks as the audit chose them, through this network.
-        landmark_ranges = self._ranges(CLEAN, self.inputs.landmarks.array("sample_id"))
+        # Landmarks as the audit chose them, in their view, through this network.
+        chosen = self.inputs.landmarks
+        landmark_ranges = self._ranges(int(chosen.array("view")[0]), chosen.array("sample_id"))
         found = list(executor.map(self.stored_rows, landmark_ranges))
         landmarks = self._unscaled(np.concatenate([rows for rows, _ in found]))
         layout = self.feature_map.layout

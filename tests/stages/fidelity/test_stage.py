@@ -322,8 +322,10 @@ def test_paired_differences_are_those_of_the_values(figures):
             compared[key, name] = pair
     both = {key for key, name in compared if name == STEP_AGAINST_KERNEL}
     assert both == {"ridge_ceiling", "kendall_tau", "accuracy_gap", "cka", "neighbour_overlap",
-                    "precision_at_1", "confidence_drop", "drop_ratio"}  # fmt: skip
-    assert {key for key, name in compared if name == AGAINST_INPUTS} == both - {"drop_ratio"}
+                    "precision_at_1", "confidence_drop", "drop_ratio",
+                    "decision_flips"}  # fmt: skip
+    without_inputs = {"drop_ratio", "decision_flips"}
+    assert {key for key, name in compared if name == AGAINST_INPUTS} == both - without_inputs
 
 
 def test_the_paired_gap_counts_samples_that_one_probe_gets_right(figures, rows):

@@ -138,6 +138,7 @@ def test_a_checkpoint_on_the_way_goes_on(
     """Every shard is kept; the run ends in the middle of a span, and goes on with other groups."""
     workspace = anew(reference, tmp_path)
     monkeypatch.setattr(stage, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(stage, "SAVING_RATIO", 0.0)
     monkeypatch.setattr(stage, "SPANS", 2)
     seen = []
     add = stage.GroupPass._add_batch

@@ -9,7 +9,7 @@ import pytest
 from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
-from krepes_ooc.stages.landmarks import samplers
+from krepes_ooc.stages.landmarks import count_rule, samplers
 from krepes_ooc.stages.landmarks.sampling import gumbel_keys
 from krepes_ooc.storage.workspace import Workspace
 from tests.stages import audits
@@ -31,7 +31,7 @@ def landmarks(folder: Path, sampler: str, workers: int = 2, **more: Any) -> dict
     run(Recipe.load(str(recipe)), folder / "w", options)
     reader = Workspace(folder / "w").reader("landmarks")
     assert reader.attributes["sampler"] == sampler
-    return {name: reader.array(name) for name in ("sample_id", "weight", "features")}
+    return {name: reader.array(name) for name in ("sample_id", "weight", "features", "view")}
 
 
 def rows(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -67,16 +67,12 @@ def test_the_choice_does_not_depend_on_workers(folder: Path, sampler: str):
     assert one["weight"].tolist() == two["weight"].tolist()
 
 
-@pytest.mark.parametrize("sampler", ["kmeans-parallel", "kmeans++", "leverage"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_weights_are_the_samples_nearest_to_a_landmark(folder: Path, sampler: str):
     found, (K, ids) = landmarks(folder, sampler), rows(folder)
     position = [int(np.flatnonzero(ids == one)[0]) for one in found["sample_id"]]
     nearest = np.argmax(K[:, position], axis=1)
-    counts = np.bincount(nearest, minlength=24)
-    if sampler == "kmeans-parallel":  # weights of candidates, whose owners are chosen landmarks
-        assert found["weight"].sum() == counts.sum()
-    else:
-        assert found["weight"].tolist() == counts.tolist()
+    assert found["weight"].tolist() == np.bincount(nearest, minlength=24).tolist()
 
 
 def test_leverage_draws_the_largest_keys_of_the_dense_scores(
@@ -129,3 +125,50 @@ def test_kmeans_spreads_more_than_uniform(folder: Path):
 
     assert error("kmeans++") < error("uniform")
     assert error("kmeans-parallel") < error("uniform")
+
+
+@pytest.mark.parametrize("sampler", ["kmeans-parallel", "uniform"])
+def test_rows_of_the_view_that_landmarks_were_chosen_by(folder: Path, sampler: str):
+    clean = landmarks(folder, sampler)
+    found = landmarks(folder, sampler, rows="views")
+    # The choice and its weights do not depend on the rows that stand for the landmarks.
+    assert found["sample_id"].tolist() == clean["sample_id"].tolist()
+    assert found["weight"].tolist() == clean["weight"].tolist()
+    assert set(found["view"]) == {0}
+    assert set(clean["view"]) == {-1}
+    reader = Workspace(folder / "w").reader("features")
+    ids = reader.array("sample_id")
+    at = [int(np.flatnonzero(ids == one)[0]) for one in found["sample_id"]]
+    stored = reader.array("values")[0, at]
+    assert np.array_equal(found["features"], stored)
+    assert not np.array_equal(clean["features"], stored)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("rows", ["clean", "views"])
+def test_auto_takes_the_smallest_number_whose_error_is_low(
+    folder: Path, sampler: str, rows: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(count_rule, "FIRST_COUNT", 5)
+    found = landmarks(folder, sampler, count="auto", rows=rows)
+    curve = Workspace(folder / "w").reader("landmarks").attributes["nystrom_curve"]
+    assert [point["landmarks"] for point in curve] == [5, 10, 20, 40, 80, 160]
+    errors = [point["error"] for point in curve]
+    assert errors == sorted(errors, reverse=True)
+    low = [point["landmarks"] for point in curve if point["error"] <= 0.1]
+    assert len(found["sample_id"]) == (low[0] if low else 160)
+    assert found["weight"].sum() == audits.ROWS
+    # The error of these landmarks over all samples and views, without the rank that the spectrum
+    # stage cuts for the rounding of the stored kernel.
+    change = {"count": "auto", "sampler": sampler, "rows": rows}
+    reader = audits.audit(folder, "kernel", landmarks=change).reader("kernel")
+    K = np.concatenate(reader.array("values").astype(np.float64))
+    inverse = np.linalg.pinv(reader.whole("landmark_kernel"), rcond=1e-6, hermitian=True)
+    expected = 1 - np.einsum("xi,ij,xj->", K, inverse, K) / len(K)
+    by_count = dict(zip([point["landmarks"] for point in curve], errors, strict=True))
+    assert by_count[K.shape[1]] == pytest.approx(expected, abs=0.003)
+
+
+def test_a_stated_number_has_no_curve(folder: Path):
+    landmarks(folder, "uniform")
+    assert Workspace(folder / "w").reader("landmarks").attributes["nystrom_curve"] == []
