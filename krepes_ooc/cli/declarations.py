@@ -105,3 +105,29 @@ def copy_recipe(recipe: str, target: Path) -> None:
 
     copy(recipe, target)
     click.echo(f"wrote {target}")
+
+
+@click.group(short_help="Show and copy the files for computing sites.")
+def sites() -> None:
+    """Site files for --cluster and batch scripts that ship with krepes."""
+
+
+@sites.command("list")
+def list_sites() -> None:
+    """List every site file and batch script."""
+    found = resources.site_files()
+    print_table("", ("name", "file"), [(name, path.name) for name, path in found.items()])
+
+
+@sites.command("copy", short_help="Copy a site file or batch script, to be edited.")
+@click.argument("name")
+@click.argument("target", type=click.Path(path_type=Path))
+def copy_site(name: str, target: Path) -> None:
+    """Copy the site file or batch script NAME to the file TARGET, to be edited."""
+    found = resources.site_files()
+    if name not in found:
+        raise UsageError(f"no site {name!r}", expected="one of " + ", ".join(found))
+    if target.exists():
+        raise UsageError("the file exists", where=str(target), expected="a new file")
+    _write_text(target, found[name].read_text(encoding="utf-8"))
+    click.echo(f"wrote {target}")

@@ -17,6 +17,7 @@ from krepes_ooc.cli import (
     explain,
     inspect_workspace,
     name_concepts,
+    plan,
     run,
 )
 from krepes_ooc.errors import Interrupted, KrepesError, StageFailed, printable
@@ -100,7 +101,7 @@ def _report_error(error: Exception, debug: bool) -> int:
 # In the order of use, in which --help lists them.
 for command in (
     run.run,
-    run.plan,
+    plan.plan,
     inspect_workspace.status,
     inspect_workspace.verdict,
     explain.explain,
@@ -113,5 +114,6 @@ for command in (
     inspect_workspace.doctor,
     declarations.stores,
     declarations.recipes,
+    declarations.sites,
 ):
     main.add_command(command)

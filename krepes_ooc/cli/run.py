@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import Bars, echo, on_interrupt, print_json, print_table
+from krepes_ooc.cli.console import Bars, echo, on_interrupt, print_json
 from krepes_ooc.cli.inspect_workspace import recipe_or_none
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.core.progress_lines import Lines
-from krepes_ooc.errors import StageFailed, UsageError, printable
+from krepes_ooc.errors import StageFailed, UsageError
 
 
 @click.command(short_help="Run a recipe, or resume it.")
@@ -79,98 +79,6 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
         _print_summary(summary)
     if given["strict"]:
         _require_usable(summary)
-
-
-@click.command(short_help="Show what a recipe would cost.")
-@options.recipe
-@options.option_group(
-    options.workspace,
-    options.memory,
-    options.workers,
-    options.overrides,
-    options.with_stages,
-    options.as_json,
-)
-def plan(
-    recipe: str,
-    workspace: Path | None,
-    memory: int | None,
-    workers: int | None,
-    overrides: tuple[str, ...],
-    with_stages: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Show what RECIPE would cost: units, bytes, memory, workers of every stage.
-
-    Computes nothing, and writes nothing where there is no workspace yet. Exit 3 if it does not fit.
-    """
-    from krepes_ooc.runner.audit import Options, default_workspace
-    from krepes_ooc.runner.plan import make_plan, refuse_unfit_plan
-    from krepes_ooc.runner.recipe import Recipe, enable_stages
-
-    loaded = Recipe.load(recipe, (*overrides, *enable_stages(with_stages)))
-    root = workspace or default_workspace(loaded)
-    # Lines about a long opening go to stderr, beside the table or the JSON.
-    planned = make_plan(
-        loaded,
-        root,
-        Options(memory=memory, workers=workers),
-        timed=True,
-        note=lambda text: click.echo(printable(text), err=True),
-    )
-    if as_json:
-        print_json(planned)
-    else:
-        _show_plan(planned)
-    # After the output: a plan that does not fit is shown, then refused.
-    refuse_unfit_plan(planned, root)
-
-
-def _show_plan(planned: Any) -> None:
-    """Print a table of stages, then disk, memory, sizes and the form of the feature rows."""
-    from krepes_ooc.runner.plan import format_range
-
-    columns = ("stage", "state", "units", "disk", "memory", "workers", "flops", "time")
-    rows = [
-        (
-            stage["stage"],
-            stage["state"],
-            stage["units"],
-            format_bytes(stage["disk_bytes"]),
-            format_bytes(stage["memory_bytes"]) + ("" if stage["workers"] else " (does not fit)"),
-            stage["workers"] or "-",
-            f"{stage['flops']:.1e}",
-            f"{format_range(*stage['seconds_range'])} s",
-        )
-        for stage in planned["stages"]
-    ]
-    print_table("", columns, rows)
-    # Totals, against what is there.
-    disk = planned["disk"]
-    echo(
-        f"disk: {format_bytes(disk['needed'])} to write, {format_bytes(disk['parked'])} parked, "
-        f"{format_bytes(disk['free'])} free"
-    )
-    echo(f"memory: {format_bytes(planned['memory']['budget'])} allowed")
-    for line in planned["source"]:
-        echo(f"source: {line}")
-    # Sizes of the audit, by the words of the recipe.
-    sizes = planned["shape"]
-    echo(", ".join(f"{key.removeprefix('n_')} {value:,}" for key, value in sizes.items()))
-    for key, text in planned["rows"].items():
-        echo(f"{key}: {text}")
-    if trainings := planned["trainings"]:
-        echo(_trainings_line(trainings))
-
-
-def _trainings_line(trainings: Any) -> str:
-    """Number and time of the trainings of stage retraining."""
-    each = trainings["seconds_of_one"]
-    left = f"retraining: {trainings['left']} of {trainings['trainings']} trainings left"
-    if each is None:
-        return f"{left}, seconds of one {trainings['from']}"
-    total = trainings["left"] * each
-    return f"{left} x {each:.1f} s ({trainings['from']}) = {total:,.0f} s in one process"
 
 
 @click.command(short_help="Draw the report again.")

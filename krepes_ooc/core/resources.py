@@ -26,6 +26,12 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in folder(kind).glob("*.yaml"))
 
 
+def site_files() -> dict[str, Path]:
+    """Shipped files for computing sites by name: site files (.yaml) and batch scripts (.sh)."""
+    found = sorted(folder("pipelines").joinpath("hpc").glob("*.*"))
+    return {path.stem: path for path in found if path.suffix in (".yaml", ".sh")}
+
+
 def find(kind: str, name: str) -> Path:
     """The file of a shipped declaration.
 

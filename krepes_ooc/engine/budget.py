@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,18 +70,22 @@ class Budget:
             raise self.refusal_error(stage, base + need.fixed + need.per_worker)
         return workers
 
-    def refusal_error(self, stage: str, total: int, other: str = "") -> PlanRefused:
+    def refusal_error(
+        self, stage: str, total: int, other: str = "", beside: Sequence[str] = ()
+    ) -> PlanRefused:
         """The error for a stage that needs ``total`` bytes, the base included.
 
         Args:
-            stage: name, for the message.
+            stage: name, for the message: the one that needs most.
             total: bytes of one worker.
             other: what else to do than raise the limit.
+            beside: further stages that do not fit.
         """
+        further = f" (nor do {', '.join(beside)} fit)" if beside else ""
         # A tenth of slack above the smallest limit that fits.
         enough = format_bytes(1.1 * total)
         return PlanRefused(
-            f"one worker needs {format_bytes(total)} of memory",
+            f"one worker needs {format_bytes(total)} of memory{further}",
             where=f"stage {stage}",
             expected=f"at most --memory {format_bytes(self.memory)}",
             advice=f"raise --memory to {enough}, or {other or 'lower the number of landmarks'}",

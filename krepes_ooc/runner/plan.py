@@ -138,12 +138,18 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
     Raises:
         PlanRefused: a stage that is left does not fit the memory, or all of them the disk.
     """
-    # The first stage that has not even one worker.
-    for row in planned["stages"]:
-        if row["state"] != "sealed" and not row["workers"]:
-            budget = Budget(planned["memory"]["budget"], 1)
-            advice = planned["memory"]["advice"] if row["stage"] == "features" else ""
-            raise budget.refusal_error(row["stage"], row["memory_bytes"], advice)
+    # Stages that have not even one worker; the largest need is the one to meet.
+    unfit = {
+        row["stage"]: row["memory_bytes"]
+        for row in planned["stages"]
+        if row["state"] != "sealed" and not row["workers"]
+    }
+    if unfit:
+        budget = Budget(planned["memory"]["budget"], 1)
+        stage = max(unfit, key=lambda name: unfit[name])
+        advice = planned["memory"]["advice"] if stage == "features" else ""
+        beside = [name for name in unfit if name != stage]
+        raise budget.refusal_error(stage, unfit[stage], advice, beside)
     disk = planned["disk"]
     if disk["needed"] > disk["free"]:
         raise preflight.disk_refusal(Path(workspace), disk["needed"], disk["free"])
@@ -197,6 +203,8 @@ def _unmeasured_words(deferred: OpeningDeferred) -> dict[str, str]:
 
 def format_range(least: float, most: float) -> str:
     """Two numbers of seconds as ``3 to 5``; below ten with one decimal."""
+    if most < 0.1:
+        return "less than 0.1"
     return f"{least:.1f} to {most:.1f}" if most < 10 else f"{least:,.0f} to {most:,.0f}"
 
 

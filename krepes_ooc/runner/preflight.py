@@ -8,6 +8,7 @@ from pathlib import Path
 
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.engine.budget import Budget
+from krepes_ooc.engine.cluster.connect import ClusterSpec
 from krepes_ooc.engine.device import HOST, Device, workers_on
 from krepes_ooc.errors import DamageError, PlanRefused, UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, Options
@@ -19,6 +20,8 @@ from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.workspace import Workspace
 
+# Command that gives a job to the queue.
+SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "sge": "qsub", "lsf": "bsub"}
 States = Mapping[str, StageState]
 
 
@@ -43,6 +46,23 @@ def chosen_stages(stages: tuple[Stage, ...], options: Options) -> tuple[Stage, .
     if options.only is not None:
         return (stages[names.index(options.only)],)
     return stages if options.until is None else stages[: names.index(options.until) + 1]
+
+
+def refuse_no_queue(cluster: ClusterSpec | None) -> None:
+    """Refuse a site whose queue this machine cannot reach, before anything is computed.
+
+    Raises:
+        UsageError: its command is not on PATH.
+    """
+    scheduler = cluster.site.scheduler if cluster is not None and cluster.site is not None else ""
+    command = SUBMIT.get(scheduler, "")
+    if command and shutil.which(command) is None:
+        raise UsageError(
+            f"{command} is not on PATH",
+            where="--cluster",
+            expected=f"a machine that submits jobs to {scheduler}, such as a login node",
+            advice="--cluster local runs here; --print-job prints the job's script",
+        )
 
 
 def refuse_no_folder(root: Path) -> None:
@@ -160,11 +180,16 @@ def refuse_unfit(
     needed = 0
     scratch = 0
     costs = audit.costs(states, sizes)
+    # Memory of this process: one worker of every stage must fit.
+    unfit = {
+        state.stage.name: base + cost.need.fixed + cost.need.per_worker
+        for state in states
+        if not budget.workers_that_fit((cost := costs[state.stage.name]).need, base)
+    }
+    if unfit:
+        raise _memory_refusal(audit, unfit, sizes, SizingLimits(budget, base))
     for state in states:
         cost = costs[state.stage.name]
-        # Memory of this process and of the device: one worker must fit.
-        if not budget.workers_that_fit(cost.need, base):
-            raise _memory_refusal(audit, state.stage.name, sizes, cost, SizingLimits(budget, base))
         workers_on(device, state.stage.name, cost.device, 1)
         # Disk: stores add up; partial results go when their stage is sealed.
         needed += remaining_bytes(audit.staleness.record(state.stage), state, cost)
@@ -176,13 +201,14 @@ def refuse_unfit(
 
 
 def _memory_refusal(
-    audit: Audit, stage: str, sizes: AuditSizes, cost: Cost, limits: SizingLimits
+    audit: Audit, unfit: Mapping[str, int], sizes: AuditSizes, limits: SizingLimits
 ) -> PlanRefused:
-    """The error for a stage without one worker that fits, with the batch that would."""
+    """The error for stages without one worker that fits, with the batch that would."""
     assert limits.budget is not None
-    total = limits.base + cost.need.fixed + cost.need.per_worker
+    stage = max(unfit, key=lambda name: unfit[name])
     advice = memory_advice(stage, sizes, audit.inputs, audit.recipe.settings, limits)
-    return limits.budget.refusal_error(stage, total, advice)
+    beside = [name for name in unfit if name != stage]
+    return limits.budget.refusal_error(stage, unfit[stage], advice, beside)
 
 
 def disk_refusal(root: Path, needed: int, free: int) -> PlanRefused:

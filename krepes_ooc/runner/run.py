@@ -57,6 +57,7 @@ def run(
     started = time.monotonic()
     # Everything that can be refused without the workspace, before a lock is taken.
     refuse_shard(preflight.chosen_stages(recipe.stages, options), options)
+    preflight.refuse_no_queue(options.cluster)
     device = open_device(options.device, progress.note)
     bound_allocator()
     root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()

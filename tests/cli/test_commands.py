@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ OPTIONS = {
     "plan": {"workspace", "memory", "workers", "set", "with", "json"},
     "status": {"workspace", "set", "json"},
     "encode": {"workspace", "set", "out", "json"},
+    "compare": {"out", "json"},
     "concepts list": {"workspace", "json"},
     "concepts keep": {"workspace", "as"},
     "concepts drop": {"workspace"},
@@ -67,6 +69,8 @@ OPTIONS = {
     "recipes show": set(),
     "recipes copy": set(),
     "recipes schema": {"out"},
+    "sites list": set(),
+    "sites copy": set(),
 }
 
 
@@ -108,7 +112,7 @@ def test_same_option_is_the_same_everywhere() -> None:
                 assert seen.setdefault(option.opts[0], told) == told
 
 
-@pytest.mark.parametrize("command", [*OPTIONS, "", "stores", "recipes"])
+@pytest.mark.parametrize("command", [*OPTIONS, "", "stores", "recipes", "sites"])
 def test_help(capsys: Any, command: str) -> None:
     outcome = small.krepes(capsys, *command.split(), "--help")
     assert outcome.code == 0
@@ -340,7 +344,13 @@ def test_plan_that_does_not_fit_ends_with_3(
     given = ("plan", str(path), "-w", str(tmp_path / "w"), "--memory", "50MiB", *extra)
     done = small.krepes(capsys, *given)
     assert done.code == 3
-    assert "of memory; expected at most --memory 50.0 MiB; raise --memory to" in done.err
+    # One limit for all stages that do not fit, which are named.
+    assert "of memory (nor do " in done.err
+    assert "fit); expected at most --memory 50.0 MiB; raise --memory to" in done.err
+    wanted = re.search(r"raise --memory to ([\d.]+) MiB", done.err)
+    assert wanted
+    again = small.krepes(capsys, *given[:5], f"{wanted[1]}MiB", *extra)
+    assert again.code == 0, again.err
     assert "one worker needs" in done.err
     assert not (tmp_path / "w").exists()
     assert "features" in done.out  # the plan is shown all the same
@@ -389,7 +399,7 @@ def test_more_workers_than_cores_is_allowed(capsys: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("foo",), "No such command 'foo'; expected one of concepts, doctor, encode, explain"),
+        (("foo",), "No such command 'foo'; expected one of compare, concepts, doctor, encode"),
         (("recipes", "foo"), "No such command 'foo'; expected one of copy, list, schema, show"),
         (("explain",), "no sample was named; expected one of --sample NUMBER and"),
         (("explain", "--sample", "1", "--input", "a.npy"), "a sample and a file were"),
@@ -420,3 +430,25 @@ def test_the_ending_of_a_file_names_its_format(
     given = ("export", "-w", str(sealed), "--store", "fidelity", "--out", str(target))
     assert small.krepes(capsys, *given).code == 0
     assert target.read_bytes().startswith(first)
+
+
+def test_site_files_are_copied(tmp_path: Path, capsys: Any) -> None:
+    assert small.krepes(capsys, "sites", "list").out.count("slurm") == 2 * 3
+    target = tmp_path / "mine.yaml"
+    small.krepes(capsys, "sites", "copy", "slurm", str(target))
+    assert "scheduler: slurm" in target.read_text()
+    again = small.krepes(capsys, "sites", "copy", "slurm", str(target))
+    assert (again.code, "the file exists" in again.err) == (2, True)
+    assert "expected one of lsf" in small.krepes(capsys, "sites", "copy", "slrum", "x.yaml").err
+
+
+def test_a_queue_that_is_not_here_is_refused_before_anything(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site.yaml"
+    small.krepes(capsys, "sites", "copy", "slurm", str(site))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = small.krepes(capsys, "run", "digits", "-w", str(tmp_path / "w"), "--cluster", str(site))
+    assert done.code == 2
+    assert "--cluster: sbatch is not on PATH; expected a machine that submits" in done.err
+    assert not (tmp_path / "w").exists()
