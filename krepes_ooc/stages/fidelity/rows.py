@@ -142,7 +142,7 @@ def landmark_rows(inputs: RowInputs, context: StageContext) -> EvaluationRows:
     featurizer = open_featurizer(inputs.features, inputs.recipe, context)
     size = context.plan.sub_rows
     parts = [
-        featurizer.rows(sample_id[start : start + size], CLEAN)[1]
+        featurizer.embedding(sample_id[start : start + size])
         for start in range(0, len(sample_id), size)
     ]
     network = np.concatenate(parts).astype(np.float64)
