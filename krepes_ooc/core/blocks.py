@@ -19,6 +19,9 @@ BLOCK_BYTES = 16 * 2**20
 SUB_BLOCK_BYTES = 2 * 2**20
 MAX_SUB_ROWS = 512
 MIN_BLOCK_ROWS = 256
+# The least that a recipe can fix: rows of a large network take seconds each, and few of them are
+# all that a killed run should lose.
+LEAST_FIXED_ROWS = 8
 # A shard is one task of a cluster and one partial sum: enough of them for every worker.
 MAX_SHARD_BLOCKS = 32
 MIN_SHARDS = 16
@@ -113,7 +116,7 @@ def choose_block_plan(
         sub_row_bytes: bytes of one row inside a matrix product (default: ``2 * row_bytes``).
 
     Raises:
-        UsageError: a fixed ``block_rows`` is no power of two of at least ``MIN_BLOCK_ROWS``, or
+        UsageError: a fixed ``block_rows`` is no power of two of at least ``LEAST_FIXED_ROWS``, or
             ``forward_batch`` does not divide it.
     """
     if block_rows is None:
@@ -121,12 +124,12 @@ def choose_block_plan(
         enough = 2 * floor_power_of_two(max(1, n_samples - 1))
         fitting = floor_power_of_two(BLOCK_BYTES // max(1, row_bytes))
         block_rows = max(MIN_BLOCK_ROWS, min(fitting, enough), floor_power_of_two(forward_batch))
-    elif block_rows < MIN_BLOCK_ROWS or block_rows & (block_rows - 1):
+    elif block_rows < LEAST_FIXED_ROWS or block_rows & (block_rows - 1):
         raise UsageError(
             f"block_rows is {block_rows}",
             where="stages.features",
-            expected=f"a power of two of at least {MIN_BLOCK_ROWS}",
-            advice=f"take {max(MIN_BLOCK_ROWS, floor_power_of_two(max(1, block_rows)))}",
+            expected=f"a power of two of at least {LEAST_FIXED_ROWS}",
+            advice=f"take {max(LEAST_FIXED_ROWS, floor_power_of_two(max(1, block_rows)))}",
         )
     # Batches never straddle blocks: the bits of a row depend on the batch it is computed in.
     if forward_batch < 1 or block_rows % forward_batch:

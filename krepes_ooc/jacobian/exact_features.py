@@ -88,6 +88,13 @@ class FactorFeatures:
         features, embedding = self.tensors(inputs)
         return features.cpu().numpy(), embedding.cpu().numpy()
 
+    def embedding(self, inputs: npt.NDArray[Any]) -> Float32:
+        """Embedding [sample, output] of a batch, with the bits of ``rows``, by a forward pass."""
+        with self._lock:
+            samples = torch.from_numpy(np.array(inputs)).to(self._device)
+            outputs = self._jacobian.record(samples).outputs.detach()
+        return apply_probes(outputs, self.outputs).cpu().numpy()
+
     def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``rows``, but left on the device of the network.
 
@@ -286,6 +293,9 @@ def plan_factors(
         calls = jacobian.record(part).calls
         obstacles = _call_obstacles(calls, layers, len(part)) | obstacles
     linear = [name for name in linear if name.rpartition(".")[0] not in obstacles]
+    # Fewer factors can only leave more elsewhere: gradients need not be compared for that.
+    if reason := _too_many(inner, [name for name in parameters if name not in set(linear)]):
+        return (), next(iter(obstacles.values()), reason)
     # Nor is a layer whose weight is used elsewhere too, without it.
     wrong = set(_wrong_as_layers(network, parameters, linear, samples[:2], opening))
     linear = [name for name in linear if name not in wrong]

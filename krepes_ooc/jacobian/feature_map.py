@@ -28,6 +28,10 @@ Float32 = npt.NDArray[np.float32]
 # Samples whose rows are compared with those of a batch of one, and the relative tolerance.
 SINGLE_SAMPLES = 4
 SINGLE_TOLERANCE = 1e-2
+# Forward and backward passes of one sample of any opening: outputs and their size 1, gradients of
+# two samples 2, checks of the outputs 2; and those that decide the sketch.
+FIXED_PASSES = 5.0
+SHAPE_PASSES = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,9 @@ class FeatureMap(Protocol):
 
     def rows(self, inputs: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
+
+    def embedding(self, inputs: npt.NDArray[Any]) -> Float32:
+        """Embedding [sample, output] of a batch, with the bits of ``rows``, by a forward pass."""
 
     def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``rows``, but left on the device of the network."""
@@ -114,7 +121,7 @@ def open_features(
             samples of a batch, or a parameter's gradient cannot be reached.
         OpeningDeferred: it would take longer than the limit of ``opening``.
     """
-    from krepes_ooc.jacobian.autograd_reference import check_function
+    from krepes_ooc.jacobian.autograd_reference import check_function, used_parameters
     from krepes_ooc.jacobian.opening import Opening, sample_size
     from krepes_ooc.jacobian.selection import select_outputs, select_parameters
     from krepes_ooc.network.frozen import FrozenNetwork, check_state_finite, freeze
@@ -133,11 +140,12 @@ def open_features(
     calibration = calibration[: size.n_calibration]
     known = None if probes is None else np.asarray(probes, dtype=np.float32)
     plan = _Plan(settings, seed, known, opening, size.batch)
-    opening.measure(network, parameters, calibration)
+    # Parameters outside the graph have zero gradients and need no rule.
+    used = opening.measure(lambda: used_parameters(network, parameters, calibration[:2]), 2)
     n_passes = plan.count_passes(network, len(outputs), len(calibration))
-    opening.begin(n_passes, len(outputs), parameters)
+    opening.begin(n_passes, len(outputs), parameters, plan.count_probes(network))
     opening.check_outputs(check_function(network, calibration[:2])[1])
-    feature_map = plan.build(network, parameters, outputs, calibration)
+    feature_map = plan.build(network, parameters, used, outputs, calibration)
     # Scales last: they need rows of the finished map.
     feature_map.layout = plan.scale(feature_map, calibration)
     return feature_map
@@ -199,35 +207,42 @@ class _Plan:
         from krepes_ooc.jacobian.sketched_features import count_calibration, count_probes
 
         n_random, n_deflated = count_probes(network, self.n_random, self.n_deflated)
-        trials = 0.0 if self.opening.has("rules") else count_trial_passes(n_samples)
+        trials = 0.0 if self.opening.has("rules") else count_trial_passes(n_samples) + SHAPE_PASSES
         known = self.probes is not None or self.opening.has("probes")
         chosen = 0.0 if known else count_calibration(n_outputs, n_random, n_deflated, self.batch)
         if self.opening.has("scales"):
-            return trials + chosen
-        return trials + chosen + self._count_rows(n_samples, n_random + n_deflated)
+            return FIXED_PASSES + trials + chosen
+        rows = self._count_rows(n_samples, n_random + n_deflated)
+        return FIXED_PASSES + trials + chosen + rows
+
+    def count_probes(self, network: FrozenNetwork) -> int:
+        """Output directions of a row; for exact factors at most."""
+        from krepes_ooc.jacobian.sketched_features import count_probes
+
+        if self.probes is not None:
+            return len(self.probes)
+        return sum(count_probes(network, self.n_random, self.n_deflated))
 
     def _count_rows(self, n_samples: int, n_probes: int) -> float:
         """Passes of the rows that fix the scales: a forward pass is a third of both."""
-        return (n_samples + min(SINGLE_SAMPLES, self.batch)) * (1 + 2 * n_probes) / 3
+        return (n_samples + count_single_samples(self.batch)) * (1 + 2 * n_probes) / 3
 
     def build(
         self,
         network: FrozenNetwork,
         parameters: tuple[str, ...],
+        used: tuple[str, ...],
         outputs: tuple[int, ...],
         calibration: npt.NDArray[Any],
     ) -> FeatureMap:
         """The feature map: exact factors where they apply and are allowed, else a sketch."""
         from krepes_ooc.jacobian import exact_features, sketched_features
-        from krepes_ooc.jacobian.autograd_reference import used_parameters
         from krepes_ooc.jacobian.output_probes import rademacher_probes
 
         settings = self.settings
         probes = self.probes
         # Exact factors are preferred: no sketching error, and shorter rows for small networks.
         if settings.kind != "sketch":
-            # Parameters outside the graph have zero gradients and need no rule.
-            used = used_parameters(network, parameters, calibration[:2])
             rules, obstacle = exact_features.plan_factors(
                 network, used, calibration, self.batch, self.opening
             )
@@ -243,8 +258,6 @@ class _Plan:
                     expected="Linear layers on plain vectors, and few parameters elsewhere",
                     advice="take kind: sketch",
                 )
-        else:
-            used_parameters(network, parameters, calibration[:2])
         plan = sketched_features.plan_sketch(
             network, parameters, outputs, calibration, settings.sketch, self.batch, self.opening
         )
@@ -301,11 +314,18 @@ def calibrate(feature_map: FeatureMap, calibration: npt.NDArray[Any], batch: int
                 expected="finite numbers",
                 advice="check the inputs' scale and the checkpoint",
             )
-    _check_batch_independence(feature_map, calibration, rows, min(SINGLE_SAMPLES, batch))
+    _check_batch_independence(feature_map, calibration, rows, count_single_samples(batch))
     # A power of two for each range brings its largest entry near the top of float16.
     largest = np.abs(rows).max(axis=0)
     exponents = (exponent_for(float(largest[a:b].max())) for a, b, _ in feature_map.layout.scales)
     return feature_map.layout.with_scales(tuple(exponents))
+
+
+def count_single_samples(batch: int) -> int:
+    """Samples whose rows are computed alone too: one where samples are large."""
+    from krepes_ooc.jacobian.opening import MAX_BATCH
+
+    return SINGLE_SAMPLES if batch == MAX_BATCH else 1
 
 
 def _check_batch_independence(

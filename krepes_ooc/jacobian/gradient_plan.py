@@ -62,8 +62,8 @@ def plan_rules(
 
 def count_trial_passes(n_samples: int) -> float:
     """Forward and backward passes of one sample that trials of the first paths take."""
-    # Autograd on two samples, one trial of three, and a pass over all samples.
-    return 2 + 4 + n_samples
+    # Autograd on two samples, outputs and gradients of a trial on three, and the other samples.
+    return 2 + 1 + 3 + max(0, n_samples - 2)
 
 
 def _proven_rules(
@@ -89,9 +89,20 @@ def _proven_rules(
             current[name] = trial.with_sample_axes(path)
         pending = trial.wrong_parameters({name: current[name] for name in pending})
         # Only when all gradients agree: the other samples may take other branches.
-        for part in torch.split(inputs, batch):
+        for part in torch.split(inputs[2:], batch) if len(inputs) > 2 else ():
             pending = pending or trial.failing_parameters(current, part)
     return merge_rules(rule for name in parameters for rule in current[name])
+
+
+def expected_rules(network: FrozenNetwork, parameters: Sequence[str]) -> tuple[GradientRule, ...]:
+    """First path to each parameter that would be tried, from classes alone; nothing is run.
+
+    Args:
+        network: the frozen network.
+        parameters: canonical names of the audited parameters.
+    """
+    paths = (next(_candidate_paths(network.inner, name), ()) for name in parameters)
+    return merge_rules(rule for path in paths for rule in path)
 
 
 def merge_rules(rules: Iterable[GradientRule]) -> tuple[GradientRule, ...]:

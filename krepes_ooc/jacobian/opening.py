@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,15 @@ from krepes_ooc.network.frozen import FrozenNetwork
 BATCH_NUMBERS = 2**24
 MAX_BATCH = 64
 MIN_BATCH = 2
-# Calibration samples of a network whose samples are large; all of them where they fit one batch.
-BATCHES = 2
+# Calibration samples of a network whose samples are large; MAX_BATCH where they fit one batch.
+FEW_SAMPLES = 3
 # Openings shorter than this are not announced.
 SILENT_SECONDS = 1.0
 # Difference of outputs, relative to the largest: other processors round otherwise.
 OUTPUT_TOLERANCE = 1e-3
 # Raised when what is recorded gets another meaning.
-VERSION = 1
+VERSION = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,24 +60,32 @@ class SampleSize:
     @property
     def n_calibration(self) -> int:
         """Samples that scales are fixed on and ways are tried on."""
-        return MAX_BATCH if self.batch == MAX_BATCH else BATCHES * self.batch
+        return MAX_BATCH if self.batch == MAX_BATCH else FEW_SAMPLES
 
 
 class OpeningDeferred(Exception):
     """The opening would take longer than its limit.
 
     Args:
-        seconds: estimated processor time of the opening.
+        n_passes: forward and backward passes of one sample that the opening takes.
         pass_seconds: processor time of a forward and backward pass of one sample.
         n_outputs: audited outputs.
         parameters: names of the audited parameters.
+        n_probes: output directions of a row.
     """
 
     def __init__(
-        self, seconds: float, pass_seconds: float, n_outputs: int, parameters: tuple[str, ...]
+        self,
+        n_passes: float,
+        pass_seconds: float,
+        n_outputs: int,
+        parameters: tuple[str, ...],
+        n_probes: int,
     ) -> None:
-        super().__init__(f"about {seconds:.0f} s of processor time")
-        self.seconds = seconds
+        self.n_passes = n_passes
+        self.n_probes = n_probes
+        self.seconds = n_passes * pass_seconds
+        super().__init__(f"about {self.seconds:.0f} s of processor time")
         self.pass_seconds = pass_seconds
         self.n_outputs = n_outputs
         self.parameters = parameters
@@ -96,6 +105,7 @@ class Opening:
     note: Callable[[str], None] = lambda text: None
     limit: float | None = None
     pass_seconds: float = 0.0
+    n_passes: float = 0.0
     _parts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -152,33 +162,39 @@ class Opening:
         self._parts = {}
         self.keep("outputs", outputs.astype(float).tolist())
 
-    def measure(
-        self, network: FrozenNetwork, parameters: Sequence[str], inputs: npt.NDArray[Any]
-    ) -> None:
-        """Time a forward and backward pass of one sample, from which all parts are estimated."""
-        copied = network.differentiable_copy(parameters)
-        tensors = [copied.inner.get_parameter(name) for name in parameters]
-        started = time.process_time()
-        outputs = copied(torch.tensor(inputs[:1]))
-        if outputs.requires_grad:
-            with contextlib.suppress(RuntimeError):  # named where gradients are planned
-                torch.autograd.grad(outputs.sum(), tensors, allow_unused=True)
-        self.pass_seconds = time.process_time() - started
+    def measure(self, work: Callable[[], T], n_samples: int) -> T:
+        """Time a forward and backward pass, from which all parts are estimated.
 
-    def begin(self, n_passes: float, n_outputs: int, parameters: tuple[str, ...]) -> None:
+        Args:
+            work: runs one over a few samples.
+            n_samples: how many.
+
+        Returns:
+            What ``work`` gave.
+        """
+        started = time.process_time()
+        result = work()
+        self.pass_seconds = (time.process_time() - started) / n_samples
+        return result
+
+    def begin(
+        self, n_passes: float, n_outputs: int, parameters: tuple[str, ...], n_probes: int
+    ) -> None:
         """Announce the opening with an estimate, or defer it.
 
         Args:
             n_passes: forward and backward passes of one sample.
             n_outputs: audited outputs.
             parameters: names of the audited parameters.
+            n_probes: output directions of a row.
 
         Raises:
             OpeningDeferred: the estimate is above the limit.
         """
+        self.n_passes = n_passes
         seconds = n_passes * self.pass_seconds
         if self.limit is not None and seconds > self.limit:
-            raise OpeningDeferred(seconds, self.pass_seconds, n_outputs, parameters)
+            raise OpeningDeferred(n_passes, self.pass_seconds, n_outputs, parameters, n_probes)
         if seconds >= SILENT_SECONDS:
             self.note(
                 f"opening the network: about {seconds:.0f} s of processor time "

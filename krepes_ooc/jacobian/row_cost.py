@@ -29,6 +29,8 @@ MAX_SECONDS = 3.0
 LEAST_SECONDS = 0.02
 # Relative error of a rate that was measured on few samples, at least.
 LEAST_SPREAD = 0.1
+# Relative error of a row's cost that is estimated from a plain pass.
+ESTIMATE_SPREAD = 0.5
 # CPU-seconds of the whole features stage over those of its rows, at most.
 WHOLE_STAGE = 1.6
 _SKETCHES = {"tensor": "TensorSketch", "fold": "folded gradients"}
@@ -76,6 +78,44 @@ class RowCost:
         spread = max(self.spread, LEAST_SPREAD)
         # Reading, augmenting, rounding and writing come on top of the rows themselves.
         return total, total * (1 - spread), total * (1 + spread) * WHOLE_STAGE
+
+
+def estimated_cost(pass_seconds: float, n_probes: int, n_samples: int) -> RowCost:
+    """Cost of a row from a plain forward and backward pass, where rows are not measured.
+
+    A forward pass is a third of it; every probe takes the other two, its sketch included.
+
+    Args:
+        pass_seconds: CPU-seconds of one sample in a plain pass.
+        n_probes: output directions of a row.
+        n_samples: samples that the pass was timed on.
+    """
+    row = pass_seconds * count_passes(n_probes)
+    return RowCost(row, pass_seconds, n_samples, ESTIMATE_SPREAD)
+
+
+def count_passes(n_probes: int) -> float:
+    """Forward and backward passes that a row is estimated at."""
+    return (1 + 2 * n_probes) / 3
+
+
+def ways_by_class(network: Any, plan: Sequence[Mapping[str, Any]]) -> str:
+    """Number of parameter arrays by the way to their gradients and the class of their layer.
+
+    Args:
+        network: the user's module.
+        plan: rules as ``GradientRule.to_attributes`` gives them.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for rule in plan:
+        for name in rule["parameters"]:
+            kind = type(network.get_submodule(name.rpartition(".")[0])).__name__
+            by_class = counts.setdefault(_METHODS[rule["method"]], {})
+            by_class[kind] = by_class.get(kind, 0) + 1
+    return "; ".join(
+        f"{method}: " + ", ".join(f"{kind} {count}" for kind, count in sorted(by_class.items()))
+        for method, by_class in counts.items()
+    )
 
 
 def row_words(
@@ -179,6 +219,9 @@ def _cpu_seconds(work: Callable[[], object]) -> tuple[float, float]:
     started = time.process_time()
     work()
     first = time.process_time() - started
+    # Beside a call this long, what the first one loads is nothing.
+    if first > MAX_SECONDS:
+        return first, 0.0
     # Short calls are timed several at a time: the clock is coarse.
     calls = max(1, math.ceil(LEAST_SECONDS / max(first, 1e-6)))
     seconds: list[float] = []

@@ -22,8 +22,9 @@ from krepes_ooc.network.frozen import FrozenNetwork
 Rows = npt.NDArray[Any]
 # Growth of memory at the peak of a call, in bytes.
 PeakGrowth = Callable[[Callable[[], object]], int]
-# Samples of the larger batch.
+# Samples of the larger batch, and where samples are large.
 MAX_SAMPLES = 8
+FEW_SAMPLES = 3
 # Above the measured growth: what a sampled peak misses, and rounding of the allocator.
 MARGIN = 1.15
 # Bytes of the self-check for every weight: two copies in float64, one gradient, one on its way.
@@ -102,7 +103,7 @@ def _linear(
 ) -> RowSize:
     """Fixed part and slope of ``bytes_of(n_samples)``."""
     one = bytes_of(1)
-    count = min(MAX_SAMPLES, n_inputs)
+    count = min(max(FEW_SAMPLES, min(MAX_SAMPLES, size.batch)), n_inputs)
     # Halved until it fits, by the first measurement.
     while count > 1 and one * count > free:
         count //= 2

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from krepes_ooc.core.feature_layout import sketch_layout
-from krepes_ooc.jacobian.autograd_reference import checking_precision
 from krepes_ooc.jacobian.gradient_plan import plan_rules
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian
 from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
@@ -24,7 +23,7 @@ from krepes_ooc.jacobian.output_probes import (
     expand_probes,
     rademacher_probes,
 )
-from krepes_ooc.jacobian.output_range import RANGE_SAMPLES, OutputRange, count_backward_passes
+from krepes_ooc.jacobian.output_range import OutputRange, count_range_passes
 from krepes_ooc.jacobian.sketch import ParameterSketch, Sketch, plan_sketches
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.torch_device import device_of, network_on
@@ -35,8 +34,9 @@ CALIBRATION_SAMPLES = 16
 # Outputs up to which the leading directions come from the exact Gram matrix, a backward pass each;
 # beyond, and for large samples, from a randomised range finder. The number decides bits: it stays.
 MAX_GRAM_OUTPUTS = 128
-# Cost of one of the backward passes of the range finder, with the differences of outputs.
-RANGE_PASS = 1.0
+# Samples of the range finder, and where samples are large.
+RANGE_SAMPLES = 4
+FEW_RANGE_SAMPLES = 2
 
 
 class RowMap(Protocol):
@@ -88,6 +88,12 @@ class SketchFeatures:
         """Unscaled features[sample, feature] and embedding[sample, output] of a batch."""
         features, embedding = self.tensors(inputs)
         return features.cpu().numpy(), embedding.cpu().numpy()
+
+    def embedding(self, inputs: npt.NDArray[Any]) -> Float32:
+        """Embedding [sample, output] of a batch, with the bits of ``rows``, by a forward pass."""
+        with self._lock:
+            recording = self._jacobian.record(torch.tensor(inputs, device=self._device))
+        return apply_probes(recording.outputs.detach(), self.outputs).cpu().numpy()
 
     def tensors(self, inputs: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``rows``, but left on the device of the network."""
@@ -199,7 +205,7 @@ class SketchPlan:
         # Plain random signs; from as many probes as outputs on they are the identity.
         if not n_deflated or n_deflated + n_random >= len(self.outputs):
             return rademacher_probes(n_deflated + n_random, len(self.outputs), seed)
-        if uses_gram(len(self.outputs), n_deflated, batch):
+        if uses_gram(len(self.outputs), batch):
             return deflated_probes(self.output_gram(seed, batch), n_deflated, n_random, seed)
         return complete_probes(self.output_range(n_deflated, seed, batch), n_random, seed)
 
@@ -208,25 +214,10 @@ class SketchPlan:
 
         From sketched Jacobian rows, at one backward pass an output.
         """
-        basis = np.eye(len(self.outputs), dtype=np.float32)
-        return self._gram_along(basis, self.calibration[:CALIBRATION_SAMPLES], seed, batch)
-
-    def output_range(self, n_directions: int, seed: int, batch: int = MAX_BATCH) -> Float64:
-        """Leading directions [direction, output] of the output Gram matrix; see ``OutputRange``."""
-        few = self.calibration[: min(RANGE_SAMPLES, batch)]
-        samples = torch.tensor(few)
-        dtype = checking_precision(self.network, samples[:1])
-        ranges = OutputRange(self.network, self.parameters, self.outputs, samples, dtype, seed)
-        return ranges.leading(
-            n_directions, lambda columns: self._gram_along(columns, few, seed, batch)
-        )
-
-    def _gram_along(
-        self, directions: Float32, inputs: npt.NDArray[Any], seed: int, batch: int
-    ) -> Float64:
-        """D G D^T of directions D [direction, output], G summed over samples."""
+        inputs = self.calibration[:CALIBRATION_SAMPLES]
+        directions = np.eye(len(self.outputs), dtype=np.float32)
         # The same map for each direction: the sketch depends on the number of probes only.
-        single = self.build(np.eye(1, len(self.outputs), dtype=np.float32), seed)
+        single = self.build(directions[:1], seed)
         parts = [
             single.rows_along(inputs[start : start + batch], directions)
             for start in range(0, len(inputs), batch)
@@ -235,6 +226,12 @@ class SketchPlan:
         rows = np.concatenate(parts, axis=1)
         jacobian = rows.reshape(len(directions), -1).astype(np.float64)
         return np.asarray(jacobian @ jacobian.T)
+
+    def output_range(self, n_directions: int, seed: int, batch: int = MAX_BATCH) -> Float64:
+        """Leading directions [direction, output] of the output Gram matrix; see ``OutputRange``."""
+        few = torch.tensor(self.calibration[: _count_range_samples(batch)])
+        ranges = OutputRange(self.network, self.parameters, self.outputs, few, seed)
+        return ranges.leading(n_directions)
 
 
 def count_probes(
@@ -248,16 +245,14 @@ def count_probes(
     )
 
 
-def uses_gram(n_outputs: int, n_deflated: int, batch: int) -> bool:
+def uses_gram(n_outputs: int, batch: int) -> bool:
     """Whether the exact Gram matrix gives the leading directions; from shapes alone.
 
     Args:
         n_outputs: audited outputs.
-        n_deflated: calibrated probes.
         batch: samples of one calibration pass: fewer than ``MAX_BATCH`` for large samples.
     """
-    limit = MAX_GRAM_OUTPUTS if batch == MAX_BATCH else count_backward_passes(n_deflated)
-    return n_outputs <= limit
+    return n_outputs <= MAX_GRAM_OUTPUTS and batch == MAX_BATCH
 
 
 def count_calibration(n_outputs: int, n_random: int, n_deflated: int, batch: int) -> float:
@@ -265,9 +260,13 @@ def count_calibration(n_outputs: int, n_random: int, n_deflated: int, batch: int
     if not n_deflated or n_deflated + n_random >= n_outputs:
         return 0.0
     # A backward pass alone is two thirds of both.
-    if uses_gram(n_outputs, n_deflated, batch):
-        return min(CALIBRATION_SAMPLES, 2 * batch) * n_outputs * 2 / 3
-    return min(RANGE_SAMPLES, batch) * count_backward_passes(n_deflated) * RANGE_PASS
+    if uses_gram(n_outputs, batch):
+        return CALIBRATION_SAMPLES * n_outputs * 2 / 3
+    return count_range_passes(n_deflated, _count_range_samples(batch))
+
+
+def _count_range_samples(batch: int) -> int:
+    return RANGE_SAMPLES if batch == MAX_BATCH else FEW_RANGE_SAMPLES
 
 
 def rows_in_batches(

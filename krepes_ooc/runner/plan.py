@@ -27,6 +27,7 @@ from krepes_ooc.storage.workspace import Workspace
 if TYPE_CHECKING:
     from krepes_ooc.jacobian.opening import OpeningDeferred
     from krepes_ooc.jacobian.row_cost import RowCost
+    from krepes_ooc.network.frozen import FrozenNetwork
 
 # Whole audits took 1.6 times the CPU-seconds of their arithmetic and bytes.
 EFFICIENCY = 0.6
@@ -157,8 +158,8 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
 
 def _row_description(
     audit: Audit, features: StageState, limits: SizingLimits
-) -> tuple[dict[str, str], RowCost | None]:
-    """Form and cost of the feature rows, in words, and the cost; None where it is not measured.
+) -> tuple[dict[str, str], RowCost]:
+    """Form and cost of the feature rows, in words, and the cost, estimated where not measured.
 
     As the features were started with; else as they would be, measured on calibration samples.
     """
@@ -173,9 +174,10 @@ def _row_description(
         settings = audit.recipe.settings["features"]
         try:
             shared = feature_map(audit.inputs, settings, opening_limit(audit.inputs, limits))
+            words, cost = describe_rows(shared, settings, audit.inputs.calibration())
+            words |= _ways(shared.network.inner, shared.describe()["plan"])
         except OpeningDeferred as deferred:
-            return _unmeasured_words(deferred), None
-        words, cost = describe_rows(shared, settings, audit.inputs.calibration())
+            words, cost = _unmeasured_words(deferred, audit.inputs.network)
     inputs = audit.inputs
     n_rows = inputs.source.n_samples * inputs.view_spec.count
     _, least, most = cost.seconds(n_rows)
@@ -183,22 +185,41 @@ def _row_description(
     return words | {"cost": words["cost"] + total}, cost
 
 
-def _unmeasured_words(deferred: OpeningDeferred) -> dict[str, str]:
-    """Description of rows that a plan does not measure, with the reason."""
+def _ways(network: Any, rules: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Ways to the gradients by class of layer, in words."""
+    from krepes_ooc.jacobian.row_cost import ways_by_class
+
+    return {"ways by class": ways_by_class(network, rules)}
+
+
+def _unmeasured_words(
+    deferred: OpeningDeferred, network: FrozenNetwork
+) -> tuple[dict[str, str], RowCost]:
+    """Description of rows that a plan does not measure, with the reason, and an estimated cost."""
+    from krepes_ooc.jacobian.gradient_plan import expected_rules
+    from krepes_ooc.jacobian.row_cost import count_passes, estimated_cost
+
     reason = (
         f"opening the network takes about {deferred.seconds:.0f} s of processor time, a plan at "
         f"most {OPENING_SECONDS:.0f} s; the run opens it once and records what it finds"
     )
     if deferred.seconds <= OPENING_SECONDS:
         reason = "the network does not fit the memory"
-    return {
+    rules = [rule.to_attributes() for rule in expected_rules(network, deferred.parameters)]
+    cost = estimated_cost(deferred.pass_seconds, deferred.n_probes, 2)
+    words = {
         "parameters": f"{len(deferred.parameters)} arrays",
         "outputs": f"{deferred.n_outputs}",
+        "probes": f"{deferred.n_probes} directions in output space",
+        "opening": f"{deferred.n_passes:.0f} forward and backward passes of one sample",
+        "ways by class, not proven yet": _ways(network.inner, rules)["ways by class"],
         "not measured": "the ways to the gradients, the calibrated probes and the cost of a row: "
         + reason,
         "cost": f"{1e3 * deferred.pass_seconds:.3g} ms of processor time a plain forward and "
-        "backward pass of one sample",
+        f"backward pass of one sample; a row estimated at {count_passes(deferred.n_probes):.1f} "
+        "such passes",
     }
+    return words, cost
 
 
 def format_range(least: float, most: float) -> str:

@@ -130,7 +130,9 @@ def measure_sizes(
 
     if features.forward_batch != "auto":
         return complete(features.forward_batch)
-    largest = complete(AUTO_BATCH)
+    # Batches never straddle blocks: blocks that the recipe fixes bound them.
+    block_rows = AUTO_BATCH if features.block_rows == "auto" else features.block_rows
+    largest = complete(min(AUTO_BATCH, block_rows))
     return complete(fitting_batch(largest, inputs, settings, limits) or 1)
 
 

@@ -77,16 +77,22 @@ def test_plan_survives_json(plan: BlockPlan):
 
 
 @pytest.mark.parametrize(
-    ("rows", "nearest"), [(300, 256), (128, 256), (0, 256), (-4, 256), (5000, 4096)]
+    ("rows", "nearest"), [(300, 256), (100, 64), (4, 8), (0, 8), (-4, 8), (5000, 4096)]
 )
 def test_unfit_block_rows_are_refused_with_the_nearest_fit(rows: int, nearest: int):
     with pytest.raises(UsageError) as caught:
-        choose_block_plan(1000, 100, block_rows=rows)
+        choose_block_plan(1000, 100, block_rows=rows, forward_batch=4)
     assert str(caught.value) == (
-        f"stages.features: block_rows is {rows}; expected a power of two of at least 256; "
+        f"stages.features: block_rows is {rows}; expected a power of two of at least 8; "
         f"take {nearest}"
     )
-    choose_block_plan(1000, 100, block_rows=nearest)
+    choose_block_plan(1000, 100, block_rows=nearest, forward_batch=4)
+
+
+def test_a_recipe_can_fix_blocks_of_a_few_costly_rows():
+    plan = choose_block_plan(128, 8192, block_rows=16, forward_batch=8)
+    assert (plan.n_blocks, plan.n_shards, plan.sub_rows) == (8, 8, 16)
+    assert [block.rows for block in plan.blocks()] == [16] * 8
 
 
 @pytest.mark.parametrize(("batch", "nearest"), [(300, 256), (0, 1), (-1, 1), (1024, 512), (7, 4)])

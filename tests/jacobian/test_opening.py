@@ -13,15 +13,16 @@ from torch.nn import functional
 
 from krepes_ooc.jacobian import feature_map as feature_maps
 from krepes_ooc.jacobian import gradient_plan, sketched_features
+from krepes_ooc.jacobian import opening as openings
 from krepes_ooc.jacobian.feature_map import FeatureSettings, expected_layout, open_features
 from krepes_ooc.jacobian.gradient_plan import GradientTrial, plan_rules
 from krepes_ooc.jacobian.jacobian import Jacobian
 from krepes_ooc.jacobian.opening import Opening, OpeningDeferred, SampleSize, sample_size
-from krepes_ooc.jacobian.output_range import count_backward_passes
+from krepes_ooc.jacobian.output_range import count_range_passes
 from krepes_ooc.jacobian.sketched_features import SketchPlan, plan_sketch
 from krepes_ooc.jacobian.tape import Recording
 from krepes_ooc.network import zoo
-from krepes_ooc.network.frozen import freeze
+from krepes_ooc.network.frozen import FrozenNetwork, freeze
 
 IMAGES = np.random.default_rng(0).random((12, 2, 8, 8)).astype(np.float32)
 ROWS = np.random.default_rng(1).normal(size=(8, 12)).astype(np.float32)
@@ -94,22 +95,42 @@ def test_many_outputs_take_a_few_dozen_backward_passes(monkeypatch: pytest.Monke
     opened = open_features(network, AUTO, IMAGES, opening=Opening(note=lines.append))
     assert opened.probes.shape == (8, 2048)
     np.testing.assert_allclose((opened.probes[:4] @ opened.probes[:4].T), np.eye(4), atol=1e-5)
-    assert count_backward_passes(4) == 36
+    # Eight directions on each of four samples.
+    assert count_range_passes(4, 4) == 36
     total = sum(passes.values())
     # With the probes given, ways and scales alone: the rest are those of the range finder.
     open_features(network, AUTO, IMAGES, opened.probes)
     others = sum(passes.values()) - total
-    assert total - others == 36
+    assert total - others == 32
     # Scales take 8 probes on all samples and on 4 of them alone, ways a few trials.
     assert others <= 8 * 5 + 20
 
 
+def test_large_samples_are_opened_in_sixty_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = 0
+    forward = FrozenNetwork.forward
+
+    def counted(network: FrozenNetwork, inputs: torch.Tensor) -> Any:
+        nonlocal seen
+        seen += len(inputs)
+        return forward(network, inputs)
+
+    size = SampleSize(2**25)
+    monkeypatch.setattr(openings, "sample_size", lambda *_: size)
+    monkeypatch.setattr(FrozenNetwork, "forward", counted)
+    opening = Opening()
+    settings = FeatureSettings(kind="sketch")
+    opened = open_features(cnn(2048), settings, IMAGES, opening=opening)
+    assert opened.probes.shape == (8, 2048)
+    assert opening.n_passes <= 60
+    # Forward passes alone: every one of them is a third of a pass, or a part of a whole one.
+    assert seen <= 60
+
+
 def test_shapes_alone_decide_between_both() -> None:
-    assert sketched_features.uses_gram(128, 4, 64)
-    assert not sketched_features.uses_gram(129, 4, 64)
-    # Large samples: no more backward passes than the range finder takes.
-    assert sketched_features.uses_gram(36, 4, 32)
-    assert not sketched_features.uses_gram(37, 4, 32)
+    assert sketched_features.uses_gram(128, 64)
+    assert not sketched_features.uses_gram(129, 64)
+    assert not sketched_features.uses_gram(9, 32), "a pass of a large sample for every output"
 
 
 def test_few_outputs_keep_the_exact_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,8 +302,9 @@ def test_a_record_that_does_not_fit_is_not_used(tmp_path: Path, fault: str) -> N
 # Estimate and limit ------------------------------------------------------------------------------
 
 
-def slow(opening: Opening, *_: Any) -> None:
+def slow(opening: Opening, work: Any, _: int) -> Any:
     opening.pass_seconds = 1.0
+    return work()
 
 
 def test_a_long_opening_is_announced_with_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +313,7 @@ def test_a_long_opening_is_announced_with_an_estimate(monkeypatch: pytest.Monkey
     open_features(cnn(200), AUTO, IMAGES, opening=Opening(note=lines.append))
     assert lines[0].startswith("opening the network: about ")
     assert "forward and backward passes of one sample" in lines[0]
-    assert [line for line in lines if "8 probes, about 144 s" in line]
+    assert [line for line in lines if "8 probes, about 36 s" in line]
     assert lines[-2].startswith("opening: scales on 12 samples, about ")
     assert "done in" in lines[-1]
 
@@ -315,7 +337,7 @@ def test_a_deferred_opening_tells_the_sizes_that_it_would_have(
 def test_large_samples_are_calibrated_a_few_at_a_time() -> None:
     assert SampleSize(1000).batch == SampleSize(1000).n_calibration == 64
     assert SampleSize(2**21).batch == 8
-    assert SampleSize(2**21).n_calibration == 16
+    assert SampleSize(2**21).n_calibration == 3
     assert SampleSize(10**9).batch == 2
     layer = freeze(nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3)))
     assert sample_size(layer, ROWS).numbers == 40 + 40 + 3
@@ -373,3 +395,17 @@ def test_a_subclass_that_computes_something_else_is_run_again() -> None:
     methods = {name: rule.method for rule in rules for name in rule.parameters}
     assert methods["0.weight"] == "vjp"
     assert methods["0.bias"] == methods["2.weight"] == "layer"
+
+
+# Embedding alone ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [cnn, lambda: zoo.mlp(12, [9, 7], 5)], ids=["cnn", "mlp"])
+def test_the_embedding_alone_has_the_bits_of_rows_and_takes_no_backward_pass(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = IMAGES if build is cnn else ROWS
+    opened = open_features(build(), AUTO, inputs)
+    expected = opened.rows(inputs)[1]
+    monkeypatch.setattr(Recording, "backward", None)
+    np.testing.assert_array_equal(opened.embedding(inputs), expected)

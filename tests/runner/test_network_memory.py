@@ -198,7 +198,13 @@ def test_a_plan_opens_no_network_that_takes_long(
     monkeypatch.setattr(plans, "OPENING_SECONDS", 0.0)
     monkeypatch.setattr(gradient_plan, "_proven_rules", None)
     planned = make_plan(recipe, tmp_path / "w", Options(workers=1), timed=True)
-    assert "the run opens it once and records what it finds" in planned["rows"]["not measured"]
+    words = planned["rows"]
+    assert "the run opens it once and records what it finds" in words["not measured"]
+    assert re.fullmatch(r"\d+ forward and backward passes of one sample", words["opening"])
+    # From classes alone, and as they are proven where the network is opened.
+    assert words["ways by class, not proven yet"] == "layers: Conv2d 4, Linear 2"
+    assert opened["rows"]["ways by class"] == "layers: Conv2d 4, Linear 2"
+    assert "a row estimated at 1.0 such passes; all 600 rows: " in words["cost"]
     for key in ("n_features", "n_moments", "n_outputs", "n_parameters", "block_rows"):
         assert planned["shape"][key] == opened["shape"][key]
     assert features_row(planned)["disk_bytes"] == features_row(opened)["disk_bytes"]
@@ -282,3 +288,9 @@ def test_wide_activations_stay_within_the_plan(tmp_path: Path, batch: int, memor
         assert found["run_peak"] <= found["planned"] <= memory
     assert found["plan_peak"] <= memory
     assert found["run_peak"] <= memory
+
+
+def test_auto_batches_fit_blocks_that_the_recipe_fixes(tmp_path: Path) -> None:
+    recipe = Recipe.load(str(pictures(tmp_path, samples=40, forward_batch="auto", block_rows=16)))
+    planned = make_plan(recipe, tmp_path / "w", Options(workers=1))
+    assert (planned["shape"]["forward_batch"], planned["shape"]["block_rows"]) == (16, 16)

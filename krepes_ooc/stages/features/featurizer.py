@@ -25,6 +25,7 @@ from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.storage.store_reader import StoreReader
+from krepes_ooc.views.spec import CLEAN
 
 Half = npt.NDArray[np.float16]
 Ids = npt.NDArray[np.int64]
@@ -116,6 +117,16 @@ class Featurizer:
             features.append(store_rows(part, self.layout))
             embeddings.append(embedding)
         return np.concatenate(features), np.concatenate(embeddings), content
+
+    def embedding(self, positions: Ids) -> Rows:
+        """Network embedding [sample, output] of clean samples, without their rows."""
+        feature_map = self.recipe.feature_map(self.opened(), self.context.device.torch)
+        inputs, _ = self.recipe.encode(positions, CLEAN)
+        parts = []
+        for start in range(0, len(positions), self.batch):
+            self.context.stop.check()
+            parts.append(feature_map.embedding(inputs[start : start + self.batch]))
+        return np.concatenate(parts)
 
     def rows_on_device(self, positions: Ids, view: int) -> tuple[Array, str]:
         """Stored rows [sample, feature] as ``rows`` gives them, for products on the device.

@@ -158,7 +158,7 @@ def landmark_embedding(
     featurizer = open_featurizer(features, recipe, context)
     size = context.plan.sub_rows
     starts = range(0, len(sample_id), size)
-    parts = [featurizer.rows(sample_id[i : i + size], CLEAN)[1] for i in starts]
+    parts = [featurizer.embedding(sample_id[i : i + size]) for i in starts]
     return np.concatenate(parts).astype(np.float64)
 
 
