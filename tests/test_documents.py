@@ -32,6 +32,7 @@ NOT_RUN = {
     "eval ": "changes the shell; test_completion below asks for the same script",
     r"krepes \w+ (adult|fashion-mnist|examples/\S+)\b": "needs a download",
     r"krepes run mine\.yaml": "a copy of adult, which needs the downloaded table",
+    "krepes compare ": "needs several audits; tests/runner/test_compare.py",
     "python examples/audit_digits.py": "tests/test_examples.py",
     "python examples/open_workspace.py": "tests/test_examples.py",
 }
