@@ -2,11 +2,11 @@
 
     python benchmarks/concepts.py WORK [--cells digits,fashion,adult] [--cost]
 
-Every cell is an audit up to stage examples in a workspace of its own under WORK; an interrupted one
-goes on where it stopped, a finished one is read. ``fashion`` plants 200 copies of its images moved
-by one pixel and 100 digits of MNIST among 19,700 images, and audits all of them with their
-originals. Figures go into ``benchmarks/results/concepts.json``. The data are fetched first:
-``python benchmarks/fetch.py fashion-mnist --to .cache/data``, likewise mnist and adult.
+Every cell is an audit as far as stage examples needs it, in a workspace of its own under WORK; an
+interrupted one goes on where it stopped, a finished one is read. ``fashion`` plants 200 copies of
+its images moved by one pixel and 100 digits of MNIST among 19,700 images, and audits all of them
+with their originals. Figures go into ``benchmarks/results/concepts.json``. The data are fetched
+first: ``python benchmarks/fetch.py fashion-mnist --to .cache/data``, likewise mnist and adult.
 """
 
 from __future__ import annotations
@@ -37,13 +37,18 @@ from krepes_ooc.storage.workspace import Workspace
 DATA = Path(".cache/data")
 RESULTS = Path(__file__).parent / "results" / "concepts.json"
 CARDS = 300
+# What stage examples reads, and nothing else of an audit.
+STAGES = (
+    *("pretrain", "features", "landmarks", "audited", "kernel", "moments", "spectrum"),
+    *("discovery", "newton", "minimiser", "influence", "examples"),
+)
 # Samples of the planted set.
 IMAGES, TWINS, DIGITS, OTHERS = 19_700, 200, 100, 1000
 FASHION = """
 recipe: fashion-planted
 source:
   {{kind: idx, path: {folder}/images.idx, labels: {folder}/labels.idx, mean: [0.286], std: [0.353]}}
-views: {{count: 2, shift: 2, noise: 0.1}}
+views: {{count: 2, crop: 0.6, flip: true, shift: 2, jitter: 0.3, noise: 0.05}}
 network:
   factory: krepes_ooc.network.zoo:mlp
   arguments: {{inputs: 784, hidden: [256, 256], outputs: 64}}
@@ -261,8 +266,9 @@ def main() -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in filter(None, arguments.cells.split(",")):
         root = arguments.work / name
-        options = Options(until="examples", workers=1, memory=int(arguments.memory * 2**30))
-        run(CELLS[name](arguments.work), root, options)
+        recipe, memory = CELLS[name](arguments.work), int(arguments.memory * 2**30)
+        for stage in STAGES:
+            run(recipe, root, Options(only=stage, workers=1, memory=memory))
         found[name] = entry(Workspace(root))
         print(name, json.dumps(found[name], indent=1))
         RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

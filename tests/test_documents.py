@@ -33,6 +33,7 @@ NOT_RUN = {
     r"krepes \w+ (adult|fashion-mnist|examples/\S+)\b": "needs a download",
     r"krepes run mine\.yaml": "a copy of adult, which needs the downloaded table",
     r"krepes export bias\b": "the audit of adult, which needs a download",
+    "krepes compare ": "needs several audits; tests/runner/test_compare.py",
     "python examples/audit_digits.py": "tests/test_examples.py",
     "python examples/open_workspace.py": "tests/test_examples.py",
 }

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--probe", metavar="LABEL", help="Explain a linear probe's logit of this class.")
 @click.option("--without", metavar="GROUP", help="Neighbours with and without this group.")
+@click.option("--corpus", is_flag=True, help="Rank all samples of the source instead of landmarks.")
 @click.option(
     "--coefficients",
     type=click.Choice(["auto", "step", "minimiser", "distilled"]),
@@ -59,6 +60,7 @@ def explain(
     against: int | None,
     probe: str | None,
     without: str | None,
+    corpus: bool,
     coefficients: str | None,
     top: int | None,
     png: Path | None,
@@ -68,11 +70,12 @@ def explain(
 
     A sample is one of the source (--sample) or a new one (--input), which goes through the frozen
     network. --against and --probe split a similarity or a logit into a sum over landmarks;
-    --without shows the nearest landmarks with and without a group of samples.
+    --without shows the nearest landmarks with and without a group of samples; --corpus ranks all
+    samples by the kernel instead of landmarks.
     """
     from krepes_ooc.runner.targets import find_workspace
 
-    question = _question(against, probe, without)
+    question = _question(against, probe, without, corpus)
     _refuse_coefficients(coefficients, question)
     root, named = find_workspace(recipe, workspace)
     asked = {"sample": samples, "file": file, "top": top, "recipe": named}
@@ -82,6 +85,7 @@ def explain(
         against=against,
         probe=probe,
         without=without,
+        corpus=corpus,
         coefficients=coefficients or "auto",
     )
     # The card first: if it cannot be written, nothing is printed either.
@@ -96,13 +100,18 @@ def explain(
         echo(f"wrote {png}")
 
 
-def _question(against: int | None, probe: str | None, without: str | None) -> str:
+def _question(against: int | None, probe: str | None, without: str | None, corpus: bool) -> str:
     """The one option that says what is explained; empty: the landmarks alone.
 
     Raises:
         UsageError: several of them.
     """
-    given = {"--against": against, "--probe": probe, "--without": without}
+    given = {
+        "--against": against,
+        "--probe": probe,
+        "--without": without,
+        "--corpus": corpus or None,
+    }
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise UsageError(
@@ -132,6 +141,7 @@ def _explained(
     against: int | None,
     probe: str | None,
     without: str | None,
+    corpus: bool,
     coefficients: str,
 ) -> Sequence[Explained | ExplainedSum | ExplainedWithout]:
     """The explanations that were asked for; each kind is imported where it is used."""
@@ -147,6 +157,10 @@ def _explained(
         from krepes_ooc.runner.explain_without import explain_without
 
         return explain_without(root, group=without, **asked)
+    if corpus:
+        from krepes_ooc.runner.explain_corpus import explain_corpus
+
+        return explain_corpus(root, **asked)
     from krepes_ooc.runner.explain import explain as explain_samples
 
     return explain_samples(root, **asked)

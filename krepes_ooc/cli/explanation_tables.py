@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 CELL_WIDTH = 16
 MOST_RANKED = 5
 MOST_REPELLING = 1
+# Concepts of a sample, and landmarks that move it along each.
+MOST_CONCEPTS = 5
+MOST_MOVING = 3
 SIGNS = {"attract": "+", "repel": "-", "neutral": ""}
 
 
@@ -25,6 +28,9 @@ def print_landmarks(one: Explained) -> None:
 
     # One line of counts.
     record = one.record()
+    if _is_corpus(one):
+        _print_corpus(record)
+        return
     class_name = f" ({record['class']})" if record["class"] else ""
     counts = f"{record['attract']} attract, {record['repel']} repel"
     if one.repelling_only:
@@ -38,8 +44,50 @@ def print_landmarks(one: Explained) -> None:
     print_table("", columns, [_link_cells(link) for link in links])
     if one.nothing_repels:
         echo(NOTHING_REPELS.lower().rstrip("."))
+    _show_concepts(one)
     if one.agrees is not None:
         _show_columns(one)
+
+
+def _is_corpus(one: Explained) -> bool:
+    """Whether samples of the whole source stand in the place of landmarks."""
+    from krepes_ooc.runner.explain_corpus import MEASURE
+
+    return one.audit.influence is not None and one.audit.influence.measure == MEASURE
+
+
+def _print_corpus(record: dict[str, Any]) -> None:
+    """Print the samples of the source that are most like a sample."""
+    class_name = f" ({record['class']})" if record["class"] else ""
+    words = ""
+    if record["same_class"] is not None:
+        words = f": {record['same_class']} of {record['ranked']} share its class"
+    echo(printable(f"sample {record['name']}{class_name}{words}"))
+    rows = [
+        (link["rank"], f"{link['score']:.3g}", link["class"] or "", link["name"])
+        for link in record["landmarks"]
+    ]
+    print_table("", ("rank", "kernel", "class", "sample"), rows)
+
+
+def _show_concepts(one: Explained) -> None:
+    """Concepts along which the sample is moved, with the landmarks that move it most."""
+    if one.concepts is None or not one.concepts.scores:
+        return
+    rows = []
+    for concept in one.concepts.first(MOST_CONCEPTS):
+        moved = sorted(one.displayed, key=lambda link: -abs(link.concepts.get(concept.name, 0.0)))
+        landmarks = [
+            f"{one.landmarks.name(link.row)} {link.concepts[concept.name]:+.2g}"
+            for link in moved[:MOST_MOVING]
+            if link.concepts.get(concept.name)
+        ]
+        activation = f"{concept.activation:.3g}" if concept.kind == "discovered" else ""
+        shows = "shown" if concept.shows else ""
+        row = (concept.title, shows, activation, f"{concept.score:+.3g}", ", ".join(landmarks))
+        rows.append(row)
+    head = ("concept", "", "activation", "moved along it", "by")
+    print_table("", head, rows)
 
 
 def _link_cells(link: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc.rendering.data import Array, AuditData, Audited, Influence, Landmarks
+from krepes_ooc.rendering.drawing.markup import to_plain
 from krepes_ooc.rendering.drawing.sample_view import (
     AGREES_FROM,
     SampleView,
@@ -18,6 +19,58 @@ from krepes_ooc.rendering.drawing.sample_view import (
     column_spans,
 )
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptScore:
+    """One concept and one sample.
+
+    Args:
+        name: given, or ``concept`` and the number of a discovered one.
+        kind: ``given`` or ``discovered``.
+        kept_as: names that people gave a discovered concept.
+        reliable: recognised better than by chance, or stable.
+        score: displacement of the sample by the step along the concept.
+        activation: of a discovered concept; NaN for a given one.
+        shows: whether it is the discovered concept of largest activation.
+    """
+
+    name: str
+    kind: str
+    kept_as: tuple[str, ...]
+    reliable: bool
+    score: float
+    activation: float
+    shows: bool
+
+    @property
+    def title(self) -> str:
+        """The name, those that people gave it, and whether it is to be relied on."""
+        kept = f" ({', '.join(self.kept_as)})" if self.kept_as else ""
+        doubt = "unstable" if self.kind == "discovered" else "not recognised"
+        return f"{self.name}{kept}" + ("" if self.reliable else f", {doubt}")
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {key: to_plain(value) for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class SampleConcepts:
+    """Concepts of one sample.
+
+    Args:
+        scores: of every concept, given ones first.
+        by_landmark: landmark row -> name of the concept -> k_lt <dA_l, v_c>.
+    """
+
+    scores: Sequence[ConceptScore]
+    by_landmark: Mapping[int, Mapping[str, float]]
+
+    def first(self, count: int) -> list[ConceptScore]:
+        """The concept that the sample shows, then those along which it is moved furthest."""
+        order = sorted(self.scores, key=lambda each: (not each.shows, -abs(each.score)))
+        return order[:count]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +84,7 @@ class Explained:
         spans: range of each table column [column].
         repelling_only: the most repelling landmarks that are not ranked; None: not measured.
         other: row of a sample that it is compared with, drawn beside it.
+        concepts: concepts of the sample; None: not measured.
     """
 
     audit: AuditData
@@ -39,6 +93,7 @@ class Explained:
     spans: Array
     repelling_only: Sequence[LandmarkLink] | None = None
     other: int | None = None
+    concepts: SampleConcepts | None = None
 
     def __repr__(self) -> str:
         """One line; the page's data that it is drawn from are left out."""
@@ -149,7 +204,13 @@ class Explained:
             "landmarks": landmarks[:n_ranked],
             "further_repel": None if self.repelling_only is None else len(self.repelling_only),
             "repelling": None if self.repelling_only is None else landmarks[n_ranked:],
+            **self._concepts(),
         }
+
+    def _concepts(self) -> dict[str, Any]:
+        if self.concepts is None:
+            return {}
+        return {"concepts": [each.record() for each in self.concepts.scores]}
 
     def _agreeing(self, place: int) -> dict[str, list[str]]:
         if self.agrees is None:
@@ -165,8 +226,16 @@ def _cell(value: Any) -> str:
     return "" if value is None else escape(str(value))
 
 
-def explain_rows(audit: AuditData, rows: Sequence[int]) -> list[Explained]:
-    """Explain some rows of an audit that has landmarks, audited samples and influence."""
+def explain_rows(
+    audit: AuditData, rows: Sequence[int], concepts: Sequence[SampleConcepts] | None = None
+) -> list[Explained]:
+    """Explain some rows of an audit that has landmarks, audited samples and influence.
+
+    Args:
+        audit: what the samples are rows of.
+        rows: among the audited samples.
+        concepts: of every row; None: not measured.
+    """
     landmarks = audit.landmarks
     audited = audit.audited
     influence = audit.influence
@@ -175,7 +244,17 @@ def explain_rows(audit: AuditData, rows: Sequence[int]) -> list[Explained]:
     assert isinstance(influence, Influence)
     # Ranges are those of the whole page, so that all samples are compared alike
     spans = column_spans(audit)
-    return [
-        Explained(audit, row, links.ranked, spans, links.repelling_only)
-        for row, links in zip(rows, links_of(landmarks, influence, list(rows)), strict=True)
-    ]
+    found = []
+    for i, links in enumerate(links_of(landmarks, influence, list(rows))):
+        shown = None if concepts is None else concepts[i]
+        repelling = links.repelling_only
+        if shown is not None:
+            links = links._replace(ranked=_with_concepts(links.ranked, shown))
+            repelling = None if repelling is None else _with_concepts(repelling, shown)
+        found.append(Explained(audit, rows[i], links.ranked, spans, repelling, None, shown))
+    return found
+
+
+def _with_concepts(links: Sequence[LandmarkLink], shown: SampleConcepts) -> list[LandmarkLink]:
+    """Links with the concepts that their landmarks move the sample along."""
+    return [replace(link, concepts=shown.by_landmark.get(link.row, {})) for link in links]

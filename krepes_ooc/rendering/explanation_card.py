@@ -21,6 +21,7 @@ GAP = 20
 LINE = 20
 MOST = 5
 MOST_REPELLING = 1
+MOST_CONCEPTS = 3
 MOST_COLUMNS = 14
 MOST_TILES = 7
 CELL = 132
@@ -59,7 +60,14 @@ def _counts(explained: Explained) -> list[str]:
     counted = f"{counts['attract']} landmarks attract it, {counts['repel']} repel it"
     if explained.repelling_only:
         counted += f", {len(explained.repelling_only)} more push it away"
-    return [counted, *([NOTHING_REPELS] if explained.nothing_repels else [])]
+    lines = [counted, *([NOTHING_REPELS] if explained.nothing_repels else [])]
+    if explained.concepts is not None and explained.concepts.scores:
+        first = explained.concepts.first(MOST_CONCEPTS)
+        words = [
+            f"{'shows ' if each.shows else ''}{each.title} {each.score:+.2g}" for each in first
+        ]
+        lines.append(f"moved along concepts: {'; '.join(words)}")
+    return lines
 
 
 @dataclass
@@ -144,6 +152,8 @@ def _draw_links(canvas: _Canvas, landmarks: SampleView, links: list[LandmarkLink
     if images is None:
         for link in links:
             words = f"{_figure(link)}  {landmarks.class_name(link.row)}  "
+            if (concept := link.strongest_concept) is not None:
+                words += f"{concept[1]:+.1g} {concept[0]}  "
             canvas.text(MARGIN, words + landmarks.name(link.row), small=True, limit=130)
         return
     for order, link in enumerate(links):
@@ -153,7 +163,12 @@ def _draw_links(canvas: _Canvas, landmarks: SampleView, links: list[LandmarkLink
         words = f"{landmarks.class_name(link.row)} {landmarks.name(link.row)}".strip()
         canvas.write(x, canvas.y + TILE + 4, words, small=True, limit=14)
         canvas.write(x, canvas.y + TILE + 4 + LINE, _figure(link), SOFT, small=True)
-    canvas.y += TILE + 2 * LINE + GAP
+        # Along which concept it moves the sample furthest
+        if (concept := link.strongest_concept) is not None:
+            below = canvas.y + TILE + 4 + 2 * LINE
+            canvas.write(x, below, f"{concept[1]:+.1g} {concept[0]}", SOFT, small=True, limit=17)
+    lines = 3 if any(link.strongest_concept for link in links) else 2
+    canvas.y += TILE + lines * LINE + GAP
 
 
 def _draw_rows(canvas: _Canvas, explained: Explained, headings: Mapping[str, str]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from krepes_ooc.rendering.data import Array, Influence, Landmarks
@@ -20,7 +21,8 @@ SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
 class LandmarkLink:
     """One landmark of one audited sample: its row, rank from 1, score, contribution, kernel.
 
-    One that repels without being ranked has neither rank nor score.
+    One that repels without being ranked has neither rank nor score. ``concepts`` says how far it
+    moves the sample along each concept, by the concept's name; empty where none was measured.
     """
 
     row: int
@@ -28,6 +30,13 @@ class LandmarkLink:
     score: float
     contribution: float
     kernel: float
+    concepts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def strongest_concept(self) -> tuple[str, float] | None:
+        """The concept along which it moves the sample furthest; None without concepts."""
+        moved = [(name, value) for name, value in self.concepts.items() if value]
+        return max(moved, key=lambda pair: abs(pair[1]), default=None)
 
     @property
     def kind(self) -> str:
@@ -65,7 +74,8 @@ class LandmarkLink:
             "contribution": self.contribution,
             "kernel": self.kernel,
         }
-        return {name: to_plain(value) for name, value in named.items()}
+        found = {name: to_plain(value) for name, value in named.items()}
+        return found | ({"concepts": to_plain(dict(self.concepts))} if self.concepts else {})
 
 
 class LandmarkLinks(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from krepes_ooc import rendering
 from krepes_ooc.errors import UsageError
+from krepes_ooc.runner.explain_concepts import KnownConcepts
 from krepes_ooc.runner.explain_stores import AuditStores, Samples, one_kind_of_samples
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.stages.influence.ranking import InfluenceScorer, ranking_score
@@ -162,4 +164,14 @@ class _Explainer:
         measure = str(self.stores.reader("influence").attributes["measure"])
         influence = rendering.Influence(measure=measure, **arrays)
         audit = self.stores.data(columns, influence, warnings=warnings)
-        return rendering.explain_rows(audit, range(len(columns["sample_id"])))
+        concepts = None
+        if self.concepts is not None:
+            assert audit.landmarks is not None
+            step = self.stores.reader("influence").array("step")
+            concepts = self.concepts.of_samples(arrays["kernel"], step, audit.landmarks)
+        return rendering.explain_rows(audit, range(len(columns["sample_id"])), concepts)
+
+    @cached_property
+    def concepts(self) -> KnownConcepts | None:
+        """Given and discovered concepts; None: the audit has none."""
+        return KnownConcepts.read(self.stores)

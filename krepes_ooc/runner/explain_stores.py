@@ -61,6 +61,8 @@ class Samples:
         network: the network's embedding [sample, output].
         row: row in the store audited, -1 for a sample that is not stored [sample].
         warnings: about how new samples were read.
+        features: feature rows, rounded as stored ones, of samples that went through the network
+            [sample, feature]; None: all are stored, or the samples come from both.
     """
 
     columns: dict[str, Any]
@@ -68,6 +70,7 @@ class Samples:
     network: Float
     row: Ids
     warnings: tuple[str, ...] = ()
+    features: npt.NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -273,16 +276,31 @@ class AuditStores:
             names: their names.
             identity: ``sample_id`` and ``label`` [sample].
         """
+        columns = self.visible(raw, names, identity)
+        kernel, network, features = self._rows(raw, identity["sample_id"])
+        return Samples(columns, kernel, network, np.full(len(names), NEW), features=features)
+
+    def visible(
+        self, raw: npt.NDArray[Any], names: list[str], identity: dict[str, npt.NDArray[Any]]
+    ) -> dict[str, Any]:
+        """Columns that people see of raw samples, fields of ``rendering.Samples``.
+
+        Args:
+            raw: raw samples [sample, ...] of the source's kind.
+            names: their names.
+            identity: ``sample_id`` and ``label`` [sample].
+        """
         columns: dict[str, Any] = {**identity, "sample_name": np.array(names, dtype=object)}
         if self.audit.inputs.source.kind == "table":
             columns["values"] = np.asarray(raw, dtype=np.float64)
         elif self.audit.inputs.source.kind == "image":
             columns["image"] = picture(raw, full_scale(self.audit.inputs.source))
-        kernel, network = self._rows(raw, identity["sample_id"])
-        return Samples(columns, kernel, network, np.full(len(names), NEW))
+        return columns
 
-    def _rows(self, raw: npt.NDArray[Any], ids: Ids) -> tuple[Float, Float]:
-        """Kernel rows [sample, landmark], as the stores hold them, and network embeddings."""
+    def _rows(
+        self, raw: npt.NDArray[Any], ids: Ids
+    ) -> tuple[Float, Float, npt.NDArray[np.float16]]:
+        """Kernel rows [sample, landmark], as stores hold them, embeddings, and feature rows."""
         from krepes_ooc.jacobian.float16_rows import store_rows
 
         inputs = self.audit.inputs
@@ -300,7 +318,7 @@ class AuditStores:
         stored = store_rows(features, layout)
         diagonal = np.asarray(self_kernel(unscale_rows(stored, layout), layout))
         kernel = np.asarray(self.landmark_kernel.rows(stored, diagonal))
-        return kernel.astype(np.float64), np.asarray(network, dtype=np.float64)
+        return kernel.astype(np.float64), np.asarray(network, dtype=np.float64), stored
 
     @cached_property
     def landmark_kernel(self) -> LandmarkKernel:

@@ -211,7 +211,9 @@ def test_command(capsys: Any, digits: Path, own: Path, tmp_path: Path) -> None:
     assert "rank" in shown.out
     assert "further ones repel" in shown.out
     record = explain_sample(digits, int(sample), top=2).record()
-    assert len(shown.out.splitlines()) == 4 + record["further_repel"]
+    # Below the landmarks the discovered concepts, under a head of their own
+    concepts = 1 + len(record["concepts"])
+    assert len(shown.out.splitlines()) == 4 + record["further_repel"] + concepts
     given = ("explain", "-w", str(own / "w"), "--sample", str(audited(own / "w")[0]))
     table = small.krepes(capsys, *given)
     assert "= agrees, + attracts, - repels" in table.out
