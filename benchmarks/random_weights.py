@@ -3,8 +3,8 @@
     python benchmarks/random_weights.py WORK [--seeds 8] [--landmarks 64] [--objective barlow-twins]
 
 Every network is an audit of digits with the stages that the check reads, in a workspace of its own
-under WORK; an interrupted run goes on, a finished one is read. A network that was never trained
-should pass in at most about one of twenty; how often a trained one passes is the power of the check.
+under WORK; an interrupted run goes on, a finished one is read. Of networks that were never trained
+about one in twenty may pass; how often a trained one passes is the power of the check.
 """
 
 from __future__ import annotations
