@@ -35,7 +35,7 @@ from krepes_ooc.storage.store_writer import StoreWriter
 
 # Constants that decide the order of the sums: no budget and no setting changes them.
 SPANS, LONG_ROWS = 4, 2**23
-BATCH_ROWS = 16_384
+BATCH_ROWS = 65_536
 PRODUCT_ROWS = 2048
 # Sums of the groups of one wave in one worker.
 WAVE_BYTES = 256 * 2**20
@@ -386,7 +386,7 @@ def estimate_cost(sizes: AuditSizes, settings: GroupMomentsSettings) -> Cost:
 
 STAGE = Stage(
     name="group_moments",
-    version=1,
+    version=2,
     inputs=GroupMomentsInputs,
     store="group_moments",
     settings=GroupMomentsSettings,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from krepes_ooc.core.blocks import Block
+from krepes_ooc.errors import KrepesError
 from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.run import run
 from krepes_ooc.stages.group_moments import stage
@@ -24,6 +25,7 @@ from tests import small
 from tests.crash.compare import differences
 from tests.stages import audits, group_audits
 from tests.stages.test_killed_audits import KILL
+from tests.storage import stores
 
 # More rows and several shards, so that there are several spans.
 CHANGES = (
@@ -191,3 +193,24 @@ def test_chunks_are_groups(reference: Path):
     info = Workspace(reference).reader("group_moments").info("second")
     assert info.chunks == (1, *info.shape[1:])
     assert info.is_chunk(Block(3, 3, 4))
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with stores.mounted(tmp_path / "disk", "40m") as disk:
+        workspace = anew(reference, disk)
+        filled: list[Path] = []
+        save = stage.GroupPass._save
+
+        def full(self, span, running):
+            if not filled:
+                filled.append(stores.fill_disk(disk, 0))
+            save(self, span, running)
+
+        monkeypatch.setattr(stage.GroupPass, "_save", full)
+        with pytest.raises(KrepesError, match=r"the disk is full: .* needed, .* free"):
+            small.audit(workspace, *CHANGES, until="group_moments")
+        filled[0].unlink()
+        small.audit(workspace, *CHANGES, until="group_moments")
+        assert differences(reference, workspace) == []

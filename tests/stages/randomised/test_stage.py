@@ -17,6 +17,7 @@ from krepes_ooc.runner.run import run
 from krepes_ooc.stages.randomised import stage as module
 from krepes_ooc.stages.randomised.control_figures import FIGURES
 from krepes_ooc.stages.randomised.stage import summary_lines
+from krepes_ooc.stages.verdict.criteria import random_weights
 from krepes_ooc.storage.workspace import Workspace
 from tests import dense, small
 from tests.crash.compare import differences
@@ -188,6 +189,23 @@ def test_a_trained_network_is_told_apart_and_a_never_trained_one_is_not(tmp_path
         assert found["ranking"]["decided"]
         assert not found["distinguishable"], found["ranking"]["reason"]
         assert any("is NOT told apart" in line for line in summary_lines(found))
+
+
+@pytest.mark.slow
+def test_the_check_tells_both_apart_with_the_default_solution(tmp_path: Path) -> None:
+    """The solution that a run chooses by itself, where the ranking alone need not differ."""
+    default = tuple(change for change in DIGITS if "minimiser" not in change)
+    for name, changes, outcome in (
+        ("trained", ("stages.pretrain.epochs=40",), "pass"),
+        ("never", NEVER, "fail"),
+    ):
+        space = until_control(tmp_path / name, Recipe.load("digits", (*default, *changes)))
+        found = space.reader("randomised").attributes
+        check = random_weights(found["ranking"], found["figures"]["cka"])
+        assert check.outcome == outcome, (name, check.words())
+        assert check.blocking
+        if name == "trained":
+            assert space.reader("influence").attributes["solution"] == "minimiser"
 
 
 def test_a_killed_control_ends_in_the_same_bits(tmp_path: Path) -> None:
