@@ -264,6 +264,9 @@ def _convolution(
 def _normalisation(
     layer: Any, inputs: torch.Tensor, gradient: torch.Tensor, n_samples: int
 ) -> Iterator[GradientTerm]:
+    # Norms of pictures over their channels, in subclasses of layer norm: channels come last.
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm) and _is_channels_first(layer, inputs):
+        inputs, gradient = (each.movedim(1, -1) for each in (inputs, gradient))
     normalised = _normalise(layer, inputs)
     for leaf, product in (("weight", gradient * normalised), ("bias", gradient)):
         if getattr(layer, leaf, None) is None:
@@ -300,6 +303,13 @@ def _normalise(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
     return functional.batch_norm(
         inputs, layer.running_mean, layer.running_var, training=False, eps=layer.eps
     )
+
+
+def _is_channels_first(layer: Any, inputs: torch.Tensor) -> bool:
+    """Whether the normalised axis is the second one and cannot be the last."""
+    shape = tuple(layer.normalized_shape)
+    is_last = tuple(inputs.shape[-len(shape) :]) == shape
+    return len(shape) == 1 and inputs.ndim > 2 and not is_last and inputs.shape[1] == shape[0]
 
 
 def _pad(layer: Any, inputs: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -90,7 +90,10 @@ def measure_pass_size(
 
     n_weights = sum(p.numel() for p in network.parameters())
     flops = _count_flops(lambda: plain(1))
-    return _linear(lambda n: growth(lambda: plain(n)), len(inputs), size, n_weights, free, flops)
+    work = _linear(lambda n: growth(lambda: plain(n)), len(inputs), size, n_weights, free, flops)
+    # Rows hold the gradients at all layers at once; a plain pass frees them one by one.
+    gradients = int(MARGIN * 4 * size.numbers)
+    return replace(work, sample_bytes=work.sample_bytes + gradients)
 
 
 def _linear(

@@ -366,7 +366,23 @@ class OwnRms(nn.RMSNorm):
         return x * scale * self.weight
 
 
+class PictureNorm(nn.LayerNorm):
+    """Layer norm over the channels of pictures [sample, channel, y, x], as ConvNeXt has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+def picture_norms(channels: int) -> nn.Module:
+    """Twelve numbers as pictures of 2 x 3 x 2, through convolutions and norms."""
+    body = (nn.Conv2d(2, channels, 1), PictureNorm(channels), nn.GELU(), PictureNorm(channels))
+    return nn.Sequential(nn.Unflatten(1, (2, 3, 2)), *body, nn.Flatten(), nn.Tanh())
+
+
 CLOSED = {
+    "LayerNorm over channels": lambda: picture_norms(5),
     "SyncBatchNorm": lambda: nn.Sequential(nn.Linear(12, 8), nn.SyncBatchNorm(8), nn.Linear(8, 3)),
     "Conv1D": lambda: nn.Sequential(nn.Unflatten(1, (3, 4)), Conv1D(6, 4), nn.GELU(), nn.Flatten()),
     "own RMSNorm": lambda: nn.Sequential(nn.Linear(12, 8), OwnRms(8), nn.Tanh(), nn.Linear(8, 3)),
@@ -379,6 +395,15 @@ def test_layers_of_other_libraries_have_closed_gradients(name: str) -> None:
     network = freeze(CLOSED[name]())
     rules = plan_rules(network, network.trainable, torch.tensor(ROWS))
     assert {rule.method for rule in rules} == {"layer"}
+
+
+def test_a_norm_whose_axis_cannot_be_told_by_shape_is_run_again() -> None:
+    # As many channels as columns: the closed gradient takes the last axis, and the trial sees it.
+    torch.manual_seed(0)
+    network = freeze(picture_norms(2))
+    rules = plan_rules(network, network.trainable, torch.tensor(ROWS))
+    methods = {name: rule.method for rule in rules for name in rule.parameters}
+    assert {methods[name] for name in ("2.weight", "4.weight", "4.bias")} == {"vjp"}
 
 
 class Standardised(nn.Linear):

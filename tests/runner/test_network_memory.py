@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from torch import nn
 
 from krepes_ooc.errors import PlanRefused
 from krepes_ooc.jacobian import gradient_plan
+from krepes_ooc.jacobian.opening import sample_size
 from krepes_ooc.jacobian.row_cost import RowCost, measure_rows
-from krepes_ooc.jacobian.row_size import RowSize
+from krepes_ooc.jacobian.row_size import RowSize, measure_pass_size
+from krepes_ooc.network.frozen import freeze
 from krepes_ooc.runner import plan as plans
 from krepes_ooc.runner.audit import Audit, Options
 from krepes_ooc.runner.plan import make_plan, refuse_unfit_plan
@@ -294,3 +297,16 @@ def test_auto_batches_fit_blocks_that_the_recipe_fixes(tmp_path: Path) -> None:
     recipe = Recipe.load(str(pictures(tmp_path, samples=40, forward_batch="auto", block_rows=16)))
     planned = make_plan(recipe, tmp_path / "w", Options(workers=1))
     assert (planned["shape"]["forward_batch"], planned["shape"]["block_rows"]) == (16, 16)
+
+
+def test_a_plain_pass_stands_for_rows_with_the_gradients_at_all_layers() -> None:
+    """What a plan measures of a network that it does not open is no less than rows take."""
+    draw = np.random.default_rng(0)
+    inputs = draw.random((4, 8, 96, 96)).astype(np.float32)
+    body = [layer for _ in range(6) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.GELU())]
+    network = freeze(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    size = sample_size(network, inputs)
+    # Growth that sees nothing, as where the allocator has room: results and gradients count.
+    arguments = (inputs, size, 1 << 60, lambda work: 0)
+    plain = measure_pass_size(network, network.trainable, *arguments)
+    assert plain.sample_bytes >= 2 * 4 * size.numbers
