@@ -92,11 +92,15 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
         "code": np.array([c for _, c in group_of], dtype=np.int64),
         "count": count,
     }
-    attributes = {
+    seal_blocks(context, writer, files, arrays, _attributes(partitions))
+
+
+def _attributes(partitions: Sequence[Partition]) -> dict[str, Any]:
+    """Names of the groups, kinds and names of the partitions."""
+    return {
         "names": [name for part in partitions for name in part.groups],
         "partitions": [{"kind": part.kind, "name": part.name} for part in partitions],
     }
-    seal_blocks(context, writer, files, arrays, attributes)
 
 
 def _landmark_clusters(inputs: GroupsInputs, partitions: Sequence[Partition]) -> Codes:
