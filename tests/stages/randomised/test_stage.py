@@ -192,6 +192,7 @@ def test_a_trained_network_is_told_apart_and_a_never_trained_one_is_not(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_check_tells_both_apart_with_the_default_solution(tmp_path: Path) -> None:
     """The solution that a run chooses by itself, where the ranking alone need not differ."""
     default = tuple(change for change in DIGITS if "minimiser" not in change)
