@@ -135,7 +135,10 @@ def fashion_cell(work: Path) -> Recipe:
 
 def adult_cell(work: Path) -> Recipe:
     """20,000 rows of Adult."""
-    sizes = ("source.limit=20000", "stages.landmarks.count=1000", "stages.audited.fit=2000")
+    sizes = (
+        *("source.limit=20000", "network.arguments.inputs=106"),
+        *("stages.landmarks.count=1000", "stages.audited.fit=2000"),
+    )
     changes = ("stages.concepts.sets={}", "stages.groups.clusters=0", "stages.alignment.groups=[]")
     return Recipe.load("adult", (*sizes, *changes))
 
