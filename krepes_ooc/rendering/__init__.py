@@ -13,34 +13,52 @@ from krepes_ooc.rendering.data import (
     Influence,
     Landmarks,
     Newton,
+    OddSamples,
     Samples,
     Spectrum,
     StageRecord,
     Subject,
 )
 from krepes_ooc.rendering.explanation import Explained, explain_rows
+from krepes_ooc.rendering.hidden import hide_samples
 from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
+from krepes_ooc.rendering.overview import (
+    ClassFigures,
+    DiscoveredConcepts,
+    EmbeddingMap,
+    GroupEffects,
+    OddTable,
+    SampleFigures,
+)
 from krepes_ooc.rendering.page import Report, build_report
 
 __all__ = [
     "Alignment",
     "AuditData",
     "Audited",
+    "ClassFigures",
     "Column",
     "Concepts",
     "Control",
     "Curve",
+    "DiscoveredConcepts",
+    "EmbeddingMap",
     "Explained",
     "Figure",
+    "GroupEffects",
     "Groups",
     "Influence",
     "Landmarks",
     "Newton",
+    "OddSamples",
+    "OddTable",
     "Report",
+    "SampleFigures",
     "Samples",
     "Spectrum",
     "StageRecord",
     "Subject",
     "build_report",
     "explain_rows",
+    "hide_samples",
 ]

@@ -10,6 +10,7 @@ from krepes_ooc.core.figure_specs import CURVES
 from krepes_ooc.core.figures import check_figure, reading_order
 from krepes_ooc.errors import DataError
 from krepes_ooc.rendering.data import AuditData, Influence, Newton, Samples
+from krepes_ooc.rendering.drawing.sample_view import explained_rows
 from krepes_ooc.rendering.measured import CONCEPT_CONTROLS, Groups
 
 
@@ -45,6 +46,34 @@ def check_audit(audit: AuditData) -> None:
                 _check_length(f"alignment.{name}", value, n_names, "columns")
     for name, groups in audit.groups.items():
         _check_groups(f"groups.{name}", groups)
+    _check_overview(audit)
+
+
+def _check_overview(audit: AuditData) -> None:
+    """Lengths of what is drawn beside samples and landmarks."""
+    n_explained = 0
+    if audit.audited is not None:
+        n_explained = len(explained_rows(audit.audited))
+    if audit.embedding_map is not None and audit.audited is not None:
+        for name in ("network", "audit"):
+            plane = getattr(audit.embedding_map, name)
+            _check_length(f"map.{name}.samples", plane.samples, n_explained, "explained samples")
+            if audit.landmarks is not None:
+                n_landmarks = len(audit.landmarks.sample_id)
+                _check_length(f"map.{name}.landmarks", plane.landmarks, n_landmarks, "landmarks")
+    if audit.sample_figures is not None and audit.audited is not None:
+        for name, values in vars(audit.sample_figures).items():
+            _check_length(f"sample_figures.{name}", values, n_explained, "explained samples")
+    if audit.group_effects is not None:
+        n_groups = len(audit.group_effects.names)
+        for name in ("partition", "count", "mean", "stderr", "residual", "by_group"):
+            values = getattr(audit.group_effects, name)
+            _check_length(f"group_effects.{name}", values, n_groups, "groups")
+    if audit.discovered is not None:
+        n_concepts = len(audit.discovered.names)
+        for name in ("share", "stability", "stable", "view_agreement", "precision"):
+            values = getattr(audit.discovered, name)
+            _check_length(f"discovered.{name}", values, n_concepts, "concepts")
 
 
 def _check_concepts(audit: AuditData) -> None:
@@ -70,8 +99,11 @@ def _check_concepts(audit: AuditData) -> None:
 
 def _check_groups(where: str, groups: Groups) -> None:
     n_groups = len(groups.categories)
-    for name in ("samples", "landmarks", "chance", "share", "stderr", "kernel_only"):
+    shares = ("share", "stderr", "kernel_only", "by_network", "by_inputs", "random_weights")
+    for name in ("samples", "landmarks", "chance", *shares):
         value = getattr(groups, name)
+        if value is None:
+            continue
         _check_length(f"{where}.{name}", value, n_groups, "groups")
         if value.ndim == 2:
             _check_length(f"{where}.{name}", value.T, n_groups, "groups")

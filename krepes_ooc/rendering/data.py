@@ -15,6 +15,14 @@ import numpy.typing as npt
 from krepes_ooc.core.figures import Curve, Figure
 from krepes_ooc.core.verdict import Verdict
 from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
+from krepes_ooc.rendering.overview import (
+    ClassFigures,
+    DiscoveredConcepts,
+    EmbeddingMap,
+    GroupEffects,
+    OddTable,
+    SampleFigures,
+)
 
 Array = npt.NDArray[Any]
 # A value that was not measured is shown in words, never as a number
@@ -108,6 +116,19 @@ class Audited(Samples):
     """
 
     role: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OddSamples:
+    """Odd samples with what is visible of them.
+
+    Args:
+        samples: audited samples and landmarks of all tables.
+        tables: by key of ``ODD_TABLES``.
+    """
+
+    samples: Samples
+    tables: Mapping[str, OddTable]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +226,16 @@ class AuditData:
         versions: program or library -> version.
         record: anything else for the provenance panel: name -> words.
         cards: how many audited samples get a card of their own.
+        embedding_map: the embeddings on a plane; None: it was not computed.
+        discovered: concepts found without labels; None: the stage has not run.
+        group_effects: effects of leaving out groups; None: the stage has not run.
+        class_figures: landmarks of every class; None: no labels.
+        sample_figures: figures of the samples that get a card.
+        odd: odd samples.
+        random_weights: figures of networks with random weights: key -> label, value, most.
+        further: figures of the solution, distilled coefficients, deletions, convex weights.
+        audited_columns: columns that the recipe audits; their rows stand on every table card.
+        hidden: whether samples are hidden: aggregates only.
     """
 
     subject: Subject
@@ -227,3 +258,13 @@ class AuditData:
     versions: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, str] = field(default_factory=dict)
     cards: int = 24
+    embedding_map: EmbeddingMap | None = None
+    discovered: DiscoveredConcepts | None = None
+    group_effects: GroupEffects | None = None
+    class_figures: ClassFigures | None = None
+    sample_figures: SampleFigures | None = None
+    odd: OddSamples | None = None
+    random_weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    further: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    audited_columns: tuple[str, ...] = ()
+    hidden: bool = False

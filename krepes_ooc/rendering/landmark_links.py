@@ -13,7 +13,7 @@ from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples
 
 # Below it one digit is enough, and all that fits under a picture.
 SMALL = 1e-3
-NOTHING_REPELS = "No landmark pushes it away."
+NOTHING_REPELS = "No landmark repels it."
 SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
 
 
@@ -49,7 +49,7 @@ class LandmarkLink:
         """Score, contribution and kernel value, those that were measured, named for people."""
         named = [
             ("score", self.score, False),
-            ("pull", self.contribution, True),
+            ("contribution", self.contribution, True),
             ("k", self.kernel, False),
         ]
         return [

@@ -13,16 +13,20 @@ Array = npt.NDArray[Any]
 # The controls of an alignment gap, by field of ``Alignment``: the head of a column, and what it is.
 ALIGNMENT_CONTROLS = {
     "chance": ("chance", "how far the gap scatters if the column is shuffled over the landmarks"),
-    "kernel_only": ("kernel only", "ranked by the kernel alone, without the step"),
+    "kernel_only": ("plain kernel", "ranked by the kernel value alone, no objective"),
     "network_gap": ("by network", "ranked by the centred cosine of the network's own embeddings"),
     "input_gap": (
         "by inputs",
         "ranked by the cosine of the inputs, without any network: what is no larger than this was "
         "in the data before",
     ),
+    "random_most": (
+        "random weights",
+        "the most that one more network with random weights would reach (95 % prediction interval)",
+    ),
     "weighted": ("weighted", "both means weighted by |k|"),
     "paper": ("paper", "the literal form of the paper: the gap of |k| times the agreement"),
-    "repelling": ("repelling", "the gap of the landmarks that push most against the sample"),
+    "repelling": ("repelling", "the gap of the most repelling landmarks"),
     "repelling_kernel": (
         "least kernel",
         "the gap of the landmarks of smallest kernel: the control of repelling, without the step",
@@ -55,6 +59,7 @@ class Alignment:
         repelling: the gap of the landmarks that repel most.
         repelling_kernel: of the landmarks of smallest kernel, its control.
         paper: the gap in the paper's literal form, of |k| times the agreement.
+        random_most: upper end of the 95 % prediction interval of a network with random weights.
         names: what is aligned; empty: ``columns``. The last one may be the label.
         notes: name -> why its gap is not defined.
     """
@@ -72,6 +77,7 @@ class Alignment:
     notes: Mapping[str, str] = field(default_factory=dict)
     repelling_kernel: Array | None = None
     paper: Array | None = None
+    random_most: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +93,10 @@ class Groups:
         kernel_only: the same share ranked by the kernel alone, [group, group].
         chance: share of every group among the landmarks, [group].
         note: what a reader must know.
+        by_network: share among the nearest landmarks in the network's embedding, [group, group].
+        by_inputs: the same in the network's inputs; None: inputs are long, or an earlier version.
+        random_weights: share among the top landmarks of networks with random weights, mean over
+            the networks, [group, group].
     """
 
     categories: tuple[str, ...] = ()
@@ -97,13 +107,18 @@ class Groups:
     kernel_only: Array = field(default_factory=lambda: np.zeros((0, 0)))
     chance: Array = field(default_factory=lambda: np.zeros(0))
     note: str = ""
+    by_network: Array | None = None
+    by_inputs: Array | None = None
+    random_weights: Array | None = None
 
     @classmethod
     def from_attributes(cls, table: Mapping[str, Any]) -> Groups:
         """A table as a store keeps it; one that is not defined has its note alone."""
         if "share" not in table:
             return cls(note=table["note"])
-        shares = ("share", "stderr", "kernel_only", "chance")
+        # Audits of earlier versions lack the shares of other rankings
+        others = [name for name in ("by_network", "by_inputs") if name in table]
+        shares = ("share", "stderr", "kernel_only", "chance", *others)
         return cls(
             categories=tuple(table["categories"]),
             note=table["note"],
@@ -119,15 +134,18 @@ class Concepts:
     Args:
         names: of the concepts.
         accuracy: held-out accuracy of the concept vector, [concept].
-        score: displacement of a sample by the step along the concept, [audited, concept].
+        score: displacement of a sample by the step along the concept, [audited, concept]; None:
+            samples are hidden.
         trusted: whether it is recognised better than by chance, [concept]; None: all are.
         controls: key of ``CONCEPT_CONTROLS`` -> [concept]; NaN: not measured.
         landmark_score: [concept, landmark]; None: not shown.
+        mean_score: mean over the explained samples where ``score`` is hidden, [concept].
     """
 
     names: tuple[str, ...]
     accuracy: Array
-    score: Array
+    score: Array | None
     trusted: Array | None = None
     controls: Mapping[str, Array] = field(default_factory=dict)
     landmark_score: Array | None = None
+    mean_score: Array | None = None

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from krepes_ooc.rendering.data import Array, AuditData, Audited, Landmarks
 from krepes_ooc.rendering.drawing.markup import Markup, element, to_plain
 from krepes_ooc.rendering.drawing.sample_view import SampleView
@@ -24,10 +26,17 @@ PICTURE_BYTES = 2_500_000
 # Sides that are tried, largest first
 SIDES = (96, 64, 48, 32, 24, 16)
 MAX_TEXT = 400
+# Groups whose effects colour the map, and digits of its figures
+MAP_GROUPS = 24
+MAP_DIGITS = 5
+SCRIPTS = ("page", "cards", "search", "map", "downloads")
 
 
 def search_index(audit: AuditData, explained: Sequence[Explained]) -> dict[str, Any]:
     """The samples and the landmarks that any of them shows, as JSON values.
+
+    ``top``, ``agree``, ``near``, ``mix`` and ``concept`` of a sample are its first score, its
+    agreement with its landmarks, closeness, mixing and discovered concept; null: not measured.
 
     A link is [place in ``landmarks``, score, contribution, kernel]; ``links`` are ranked, ``push``
     are the most repelling ones outside the ranking, without a score (null: not measured).
@@ -40,7 +49,13 @@ def search_index(audit: AuditData, explained: Sequence[Explained]) -> dict[str, 
     return {
         "classes": list(audit.classes),
         "columns": [
-            {"name": c.name, "kind": c.kind, "categories": list(c.categories), "span": span}
+            {
+                "name": c.name,
+                "kind": c.kind,
+                "categories": list(c.categories),
+                "span": span,
+                "audited": c.name in audit.audited_columns,
+            }
             # Keys as the page's script spells numbers.
             | (
                 {"words": {f"{code:.15g}": word for code, word in c.words.items()}}
@@ -53,18 +68,81 @@ def search_index(audit: AuditData, explained: Sequence[Explained]) -> dict[str, 
         "samples": [
             {
                 **record,
+                **_figures(audit, place_of, one),
                 "links": [_link(link, place) for link in one.links],
                 "push": None
                 if one.repelling_only is None
                 else [_link(link, place) for link in one.repelling_only],
             }
-            for record, one in zip(
-                _samples(audit, audit.audited, [one.row for one in explained]),
-                explained,
-                strict=True,
+            for place_of, (record, one) in enumerate(
+                zip(
+                    _samples(audit, audit.audited, [one.row for one in explained]),
+                    explained,
+                    strict=True,
+                )
             )
         ],
+        **_map_data(audit),
     }
+
+
+def _figures(audit: AuditData, place: int, one: Explained) -> dict[str, Any]:
+    """Figures that cards are sorted by and the map is coloured by."""
+    scores = [link.score for link in one.links]
+    found: dict[str, Any] = {"top": to_plain(scores[0]) if scores else None}
+    found["agree"] = _agreement(one)
+    known = audit.sample_figures
+    for key, name in (("near", "closeness"), ("mix", "mixing"), ("concept", "concept")):
+        found[key] = None if known is None else to_plain(getattr(known, name)[place])
+    return found
+
+
+def _agreement(one: Explained) -> float | None:
+    """Share of ranked landmarks of the sample's class; without labels, of cells that agree."""
+    n_ranked = len(one.links)
+    if not n_ranked:
+        return None
+    if one.same_class is not None:
+        return one.same_class / n_ranked
+    return None if one.agrees is None else float(one.agrees[:n_ranked].mean())
+
+
+def _map_data(audit: AuditData) -> dict[str, Any]:
+    """Coordinates, landmarks and group effects for the map; nothing without one."""
+    found = audit.embedding_map
+    if found is None or audit.landmarks is None:
+        return {}
+    view = SampleView(audit.landmarks, audit)
+    rings = range(len(audit.landmarks.sample_id))
+    effects = audit.group_effects
+    groups: dict[str, Any] = {}
+    if effects is not None and effects.effect is not None:
+        order = [int(g) for g in np.argsort(-np.nan_to_num(effects.mean), kind="stable")]
+        groups = {
+            effects.names[g]: _rounded(effects.effect[g])
+            for g in order[:MAP_GROUPS]
+            if np.isfinite(effects.mean[g])
+        }
+    planes = (("network", found.network), ("audit", found.audit))
+    return {
+        "map": {
+            "concepts": [] if audit.discovered is None else list(audit.discovered.names),
+            "effects": groups,
+            "rings": [[view.name(row)[:MAX_TEXT], view.code(row)] for row in rings],
+            "points": {
+                name: {
+                    "samples": [_rounded(point) for point in plane.samples],
+                    "landmarks": [_rounded(point) for point in plane.landmarks],
+                }
+                for name, plane in planes
+            },
+        }
+    }
+
+
+def _rounded(values: Array) -> list[Any]:
+    """Values with the digits that a drawing needs."""
+    return [to_plain(float(f"{value:.{MAP_DIGITS}g}")) for value in values.tolist()]
 
 
 def embed_search_index(
@@ -86,8 +164,10 @@ def embed_search_index(
 
 
 def script() -> str:
-    """The page's one script."""
-    return files("krepes_ooc.rendering").joinpath("report.js").read_text(encoding="utf-8")
+    """The page's one script: its parts in one function, so that no name is global."""
+    folder = files("krepes_ooc.rendering").joinpath("script")
+    parts = [folder.joinpath(f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    return f'"use strict";\n(() => {{\n{"".join(parts)}}})();\n'
 
 
 def script_policy() -> str:

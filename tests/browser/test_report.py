@@ -7,6 +7,7 @@ needs a Chromium on the path; playwright brings none of its own here.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
@@ -14,10 +15,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from krepes_ooc.rendering.hidden import hide_samples
 from krepes_ooc.rendering.page import Report, build_report
 from tests import small
 from tests.rendering.samples import HOSTILE, full_audit, numbers_in, table_audit
@@ -171,14 +174,23 @@ def test_every_panel_and_every_number(report: Report, show: Any) -> None:
     assert set(panels) == set(report.json) - {"report_format"}
     assert sum(map(len, panels.values())) > 100
     assert wrong_numbers(panels, report.json) == []
-    for section in opened.page.query_selector_all("main section"):
+    for section in opened.page.query_selector_all("main > section"):
+        assert section.is_visible()
+        assert section.query_selector("h2").inner_text().strip()
+    appendix = opened.page.query_selector_all("#appendix section")
+    assert not any(section.is_visible() for section in appendix)
+    opened.page.click("#appendix > summary")
+    for section in appendix:
         assert section.is_visible()
         assert section.query_selector("h2").inner_text().strip()
     assert opened.complaints == []
     assert opened.requests == [opened.page.url]
 
 
-@pytest.mark.parametrize("panel", ["reliability", "samples", "fidelity", "spectrum", "timing"])
+PANELS = ("findings", "reliability", "discovered", "groups", "group_influence", "samples", "odd")
+
+
+@pytest.mark.parametrize("panel", [*PANELS, "alignment", "fidelity", "spectrum", "timing"])
 def test_a_number_changed_by_hand_is_found(panel: str, digits: Report, show: Any) -> None:
     start = digits.html.index(f'<section id="{panel}"')
     figure = re.compile(r'<data class="num" value="([^"]+)" data-value="\1">([^<]+)</data>')
@@ -207,11 +219,14 @@ def test_search_by_position_class_and_pull(digits: Report, show: Any) -> None:
     page.fill("[name=query]", str(wanted["id"]))
     assert shown_ids(page) == [wanted["id"]]
     assert page.inner_text("#told") == f"1 of {len(deck['samples'])} samples, 1 shown"
-    assert not page.is_visible("#cards")
+    assert page.query_selector("#cards") is None
     read = "all => all.map((d) => Number(d.dataset.value))"
     numbers = page.eval_on_selector_all("#found data", read)
     links = [*wanted["links"], *wanted["push"]]
-    assert set(numbers) == {v for link in links for v in link[1:] if v is not None}
+    assert set(numbers) == {
+        *(v for link in links for v in link[1:] if v is not None),
+        *(wanted[key] for key in ("top", "agree", "near", "mix")),
+    }
     assert page.locator("#found .pull:has(.repel) li").count() == sum(link[2] < 0 for link in links)
     page.fill("[name=query]", "")
     assert page.is_visible("#cards")
@@ -226,7 +241,7 @@ def test_search_by_position_class_and_pull(digits: Report, show: Any) -> None:
     ]
     assert shown_ids(page) == repelled[:24]
     page.fill("[name=query]", "no such sample")
-    assert page.inner_text("#told") == "No sample is like that."
+    assert page.inner_text("#told").startswith("No match among the 60 audited samples.")
     page.click("button[type=reset]")
     page.wait_for_selector("#cards", state="visible")
     assert shown_ids(page) == []
@@ -247,8 +262,9 @@ def test_search_by_column_marks_what_the_static_cards_mark(show: Any) -> None:
             [*card["landmarks"], *further], key=lambda landmark: landmark["contribution"] < 0
         )
         for row in rows:
-            name = row.query_selector("th").inner_text()
-            marks = [cell.get_attribute("class") for cell in row.query_selector_all("td")][1:]
+            name = row.query_selector("th").text_content()
+            name = name.removesuffix(" audited")
+            marks = [cell.get_attribute("class") for cell in row.query_selector_all("td")][2:]
             assert marks == ["agrees" if name in one["agrees"] else None for one in order]
 
 
@@ -260,9 +276,9 @@ def test_what_is_found_says_what_pushes_as_the_static_card_does(show: Any) -> No
         page = show(report.html).page
         for card in report.json["samples"]["samples"]:
             page.fill("[name=query]", str(card["sample_id"]))
-            told = page.inner_text("#found")
-            assert ("No landmark pushes it away." in told) == (not card["repelling"])
-            assert ("more push it away" in told) == bool(card["repelling"])
+            told = page.text_content("#found")
+            assert ("No landmark repels it." in told) == (not card["repelling"])
+            assert ("more repel it" in told) == bool(card["repelling"])
 
 
 def test_show_more_by_keyboard(show: Any) -> None:
@@ -307,7 +323,7 @@ def test_reached_by_keyboard_alone(report: Report, show: Any) -> None:
     page.keyboard.press("Enter")
     assert page.url.endswith("#report")
     seen = set()
-    for _ in range(120):
+    for _ in range(160):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.name || document.activeElement.tagName"))
     assert {"query", "pull", "SUMMARY"} <= seen
@@ -324,6 +340,7 @@ def test_charts_and_pictures_have_words(report: Report, show: Any) -> None:
         assert drawing.query_selector("title").text_content()
         assert drawing.query_selector("desc").text_content()
     assert page.eval_on_selector_all("img", "all => all.filter((i) => !i.alt.trim()).length") == 0
+    assert page.locator(".plane[aria-label]").count() == 2
     nameless = "all => all.filter((i) => i.type !== 'hidden' && !i.closest('label')).length"
     assert page.eval_on_selector_all("input, select", nameless) == 0
 
@@ -377,8 +394,8 @@ def test_hostile_text_stays_text(show: Any) -> None:
     page = opened.page
     page.fill("[name=query]", "<img src=x")
     assert len(shown_ids(page)) == 5
-    assert "<img src=x onerror=alert(1)>" in page.inner_text("#found")
-    assert page.locator("#found img, main script:not(#deck)").count() == 0
+    assert "<img src=x onerror=alert(1)>" in page.text_content("#found")
+    assert page.locator("#found img, .tip img, main script:not(#deck)").count() == 0
     assert opened.complaints == []
     assert opened.requests == [page.url]
 
@@ -411,3 +428,185 @@ def test_two_thousand_samples_stay_small(show: Any) -> None:
     page = show(report.html).page
     page.fill("[name=query]", "1999")
     assert shown_ids(page) == [1999]
+
+
+# --- links to cards ------------------------------------------------------------------------------
+
+
+def test_a_link_opens_the_card_of_any_sample(digits: Report, show: Any) -> None:
+    opened = show(digits.html)
+    page, deck = opened.page, digits.json["samples"]["deck"]
+    static, found = deck["samples"][2]["id"], deck["samples"][-1]["id"]
+    for sample in (static, found):
+        page.goto(f"{page.url.partition('#')[0]}#sample-{sample}")
+        card = page.locator(f"#sample-{sample}")
+        assert card.count() == 1
+        assert card.evaluate("card => card.open")
+        assert page.evaluate("document.activeElement.closest('details').id") == f"sample-{sample}"
+    page.goto(f"{page.url.partition('#')[0]}#spectrum")
+    assert page.is_visible("#spectrum h2")
+    assert opened.complaints == []
+
+
+def test_a_page_opened_at_a_sample_shows_it(digits: Report, chromium: Any, tmp_path: Path) -> None:
+    path = tmp_path / "linked.html"
+    path.write_text(digits.html, encoding="utf-8")
+    sample = digits.json["samples"]["deck"]["samples"][-1]["id"]
+    page = chromium.new_page()
+    page.goto(f"{path.as_uri()}#sample-{sample}")
+    assert page.locator(f"#found #sample-{sample}[open]").count() == 1
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("order", "descending"), [("top", True), ("agree", False), ("near", False), ("mix", True)]
+)
+def test_cards_are_sorted(order: str, descending: bool, digits: Report, show: Any) -> None:
+    page, deck = show(digits.html).page, digits.json["samples"]["deck"]
+    page.select_option("[name=order]", order)
+    value = {sample["id"]: sample[order] for sample in deck["samples"]}
+    shown = [value[i] for i in shown_ids(page)]
+    assert shown == sorted(value.values(), reverse=descending)[:24]
+    assert len(set(shown)) > 1
+    page.fill("[name=query]", str(deck["samples"][0]["id"]))
+    assert shown_ids(page) == [deck["samples"][0]["id"]]
+
+
+# --- the map -------------------------------------------------------------------------------------
+
+
+def centre(page: Any, selector: str, place: int = 0) -> tuple[float, float]:
+    page.locator(selector).nth(place).scroll_into_view_if_needed()
+    box = page.locator(selector).nth(place).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_the_map_shows_every_sample_at_its_place(digits: Report, show: Any) -> None:
+    page, figures = show(digits.html).page, digits.json["map"]
+    for side in ("network", "audit"):
+        plane = f".plane[data-side={side}]"
+        for kind, name in (("dots", "samples"), ("rings", "landmarks")):
+            drawn = page.eval_on_selector_all(
+                f"{plane} .{kind} circle",
+                "all => all.map((c) => [Number(c.getAttribute('cx')), "
+                "Number(c.getAttribute('cy'))])",
+            )
+            known = np.array(figures[side][name])
+            assert len(drawn) == len(known)
+            # Equal lengths on both axes; y grows upwards
+            drawn_x, drawn_y = np.array(drawn).T
+            slope, start = np.polyfit(known[:, 0], drawn_x, 1)
+            assert np.allclose(slope * known[:, 0] + start, drawn_x, atol=0.06)
+            down, top = np.polyfit(known[:, 1], drawn_y, 1)
+            assert np.allclose(down * known[:, 1] + top, drawn_y, atol=0.06)
+            assert down == pytest.approx(-slope, rel=1e-2)
+
+
+def test_the_map_by_pointer(digits: Report, show: Any) -> None:
+    opened = show(digits.html)
+    page, deck = opened.page, digits.json["samples"]["deck"]
+    # The last dot lies on top of all others
+    last = len(deck["samples"]) - 1
+    page.mouse.move(*centre(page, ".plane[data-side=audit] .dots circle", last))
+    assert page.is_visible("#map-tip")
+    assert deck["samples"][last]["name"] in page.inner_text("#map-tip")
+    assert page.locator(".plane .dots circle.on").count() == 2
+    page.mouse.click(*centre(page, ".plane[data-side=audit] .dots circle", last))
+    assert page.url.endswith(f"#sample-{deck['samples'][last]['id']}")
+    assert page.locator(f"#sample-{deck['samples'][last]['id']}[open]").count() == 1
+    page.uncheck("[name=rings]")
+    assert not page.locator(".rings").first.is_visible()
+    assert opened.complaints == []
+
+
+def test_the_map_by_keyboard(digits: Report, show: Any) -> None:
+    page, deck = show(digits.html).page, digits.json["samples"]["deck"]
+    page.focus(".plane[data-side=network]")
+    places = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+        on = page.locator(".plane[data-side=network] .dots circle.on")
+        assert on.count() == 1
+        places.append(float(on.get_attribute("cx")))
+        assert page.text_content("#map-said").startswith("sample ")
+    assert places[1] > places[0]
+    assert places[2] < places[1]
+    said = page.text_content("#map-said")
+    page.keyboard.press("Enter")
+    sample = int(page.url.rpartition("-")[2])
+    named = {s["id"]: s["name"] for s in deck["samples"]}
+    assert named[sample] in said
+    assert page.locator(f"#sample-{sample}[open]").count() == 1
+
+
+def test_the_map_is_coloured_by_columns_concepts_and_effects(digits: Report, show: Any) -> None:
+    opened = show(digits.html)
+    page, deck = opened.page, digits.json["samples"]["deck"]
+    colours = "all => all.map((c) => c.getAttribute('class'))"
+    dots = ".plane[data-side=network] .dots circle"
+    start = page.eval_on_selector_all(dots, colours)
+    options = page.eval_on_selector_all("#map-form option", "all => all.map((o) => o.value)")
+    assert {"", "label", "concept", "near", "agree", "effect-0"} <= set(options)
+    for option in options[1:]:
+        page.select_option("[name=colour]", option)
+        found = page.eval_on_selector_all(dots, colours)
+        assert len(set(found)) > 1 or option in ("mix", "agree"), option
+        assert page.inner_text("#map-legend").strip()
+    page.select_option("[name=colour]", "near")
+    near = np.array([sample["near"] for sample in deck["samples"]])
+    step = [int(c[1:]) for c in page.eval_on_selector_all(dots, colours)]
+    assert (np.diff(np.array(step)[np.argsort(near)]) >= 0).all()
+    page.select_option("[name=colour]", "")
+    assert page.eval_on_selector_all(dots, colours) == start
+    assert opened.complaints == []
+
+
+# --- downloads -----------------------------------------------------------------------------------
+
+
+def saved(page: Any, label: str) -> str:
+    with page.expect_download() as waiting:
+        page.click(f"button[aria-label='{label}']")
+    return str(waiting.value.path().read_bytes().decode("utf-8"))
+
+
+def test_figures_are_saved_as_svg_and_csv(digits: Report, show: Any) -> None:
+    opened = show(digits.html)
+    page, figures = opened.page, digits.json
+    picture = ElementTree.fromstring(saved(page, "Save Audit's embedding as SVG"))
+    circles = picture.findall(".//{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == len(figures["map"]["audit"]["samples"]) + 24
+    assert all(circle.get("fill") for circle in circles)
+    lines = list(csv.reader(saved(page, "Save the figures of Audit's embedding as CSV").split()))
+    assert lines[0][0] == "kind"
+    page.click("#appendix > summary")
+    series = saved(page, "Save the figures of Eigenvalues as CSV")
+    rows = list(csv.reader(series.splitlines()))[1:]
+    assert [float(row[1]) for row in rows] == figures["spectrum"]["eigenvalues"]
+    table = list(csv.reader(saved(page, "Save Alignment gaps as CSV").splitlines()))
+    gaps = figures["alignment"]["gap"]
+    assert [float(row[2].partition(" ")[0]) for row in table[1:]] == gaps
+    assert opened.complaints == []
+    assert opened.requests == [opened.page.url]
+
+
+def test_a_formula_in_a_name_is_quoted(show: Any) -> None:
+    audit = table_audit()
+    columns = tuple(dataclasses.replace(c, name=f"=cmd(){i}") for i, c in enumerate(audit.columns))
+    alignment = dataclasses.replace(audit.alignment, names=(*(c.name for c in columns), "label"))
+    html = build_report(dataclasses.replace(audit, columns=columns, alignment=alignment)).html
+    text = saved(show(html).page, "Save Alignment gaps as CSV")
+    assert "'=cmd()0" in text
+    assert "\n=cmd" not in text
+
+
+# --- a page without samples ----------------------------------------------------------------------
+
+
+def test_a_page_without_samples_works(show: Any) -> None:
+    report = build_report(hide_samples(table_audit()))
+    opened = show(report.html)
+    assert wrong_numbers(read_numbers(opened.page), report.json) == []
+    assert opened.page.locator("img, .card, #deck").count() == 0
+    assert "colour" in saved(opened.page, "Save Alignment gaps as CSV")
+    assert opened.complaints == []

@@ -17,15 +17,29 @@ from krepes_ooc.rendering.data import (
     Influence,
     Landmarks,
     Newton,
+    OddSamples,
+    Samples,
     Spectrum,
     StageRecord,
     Subject,
 )
 from krepes_ooc.rendering.measured import Alignment, Concepts, Groups
+from krepes_ooc.rendering.overview import (
+    ClassFigures,
+    ColumnDifference,
+    DiscoveredConcepts,
+    EmbeddingMap,
+    GroupEffects,
+    OddTable,
+    Plane,
+    SampleFigures,
+)
 from tests.figures import complete
 
 HOSTILE = "<script>alert('x')</script>\"&\x00‮"
 N_LANDMARKS, N_AUDITED, N_RANKS, N_COMPONENTS = 9, 7, 4, 3
+# Audited samples of role audit
+N_EXPLAINED = 5
 VOID = {"img", "input", "meta", "br", "hr", "link"}
 
 
@@ -113,8 +127,78 @@ def full_audit(**changes: Any) -> AuditData:
         "recipe_text": "stages:\n  features: {}\n",
         "versions": {"python": "3.11"},
         "record": {"seed": "0"},
+        **_overview(),
     }
     return AuditData(**{**parts, **changes})
+
+
+def _overview() -> dict[str, Any]:
+    """Map, concepts, group effects, classes and odd samples of the five explained samples."""
+    rng = np.random.default_rng(11)
+    planes = [
+        Plane(rng.normal(size=(N_EXPLAINED, 2)), rng.normal(size=(N_LANDMARKS, 2)), (0.5, 0.25))
+        for _ in range(2)
+    ]
+    difference = ColumnDifference("colour", "red", 1.5, 0.81, 0.33)
+    odd = Samples(
+        np.array([0, 3, 6, 102]),
+        label=np.array([0, 0, 0, 2]),
+        image=rng.integers(0, 256, (4, 5, 6), dtype=np.uint8),
+        values=rng.random((4, 3)),
+    )
+    return {
+        "embedding_map": EmbeddingMap(*planes, likeness=0.625),
+        "discovered": DiscoveredConcepts(
+            names=("concept 0", "concept 1"),
+            share=np.array([0.7, 0.3]),
+            stability=np.array([0.6, 0.95]),
+            stable=np.array([False, True]),
+            view_agreement=np.array([0.5, np.nan]),
+            best_class=np.array([0, 2]),
+            precision=np.array([0.41, 0.93]),
+            top_samples=np.array([[0, 3, -1], [4, 1, 2]]),
+            top_landmark=np.array([[0], [1]]),
+            differences=((difference,), ()),
+            figures={"average_precision": {"concepts": 0.67, "random": 0.5, "inputs": 0.71}},
+        ),
+        "group_effects": GroupEffects(
+            names=("label = cat", "label = dog", "cluster 0"),
+            partition=("label", "label", "landmarks"),
+            count=np.array([30, 4, 11]),
+            mean=np.array([0.2, 0.05, 0.3]),
+            stderr=np.array([0.01, 0.02, 0.03]),
+            residual=np.array([0.1, -0.02, np.nan]),
+            by_group=rng.random((3, 3)),
+            effect=rng.random((3, N_EXPLAINED)),
+            reasons={"label = hen": "no sample"},
+            converged=False,
+        ),
+        "class_figures": ClassFigures(
+            samples=np.array([40, 15, 3]),
+            first_same=np.array([30, 15, 0]),
+            prototypes=np.array([[0, 3], [1, -1], [-1, -1]]),
+            confusing=np.array([[1, 2], [0, -1], [-1, -1]]),
+        ),
+        "sample_figures": SampleFigures(
+            closeness=np.array([0.5, 0.2, 0.9, 0.7, 0.1]),
+            mixing=np.array([0.0, 0.6, 0.1, 0.2, 0.3]),
+            concept=np.array([0, 0, 1, 0, 1]),
+            own_landmark=np.full(N_EXPLAINED, -1),
+        ),
+        "odd": OddSamples(
+            odd,
+            {
+                "novel": OddTable(np.array([[1], [2]]), np.array([0.11, 0.12])),
+                "duplicate": OddTable(np.array([[0, 1]]), np.array([0.013])),
+                "mixed": OddTable(np.zeros((0, 1), dtype=np.int64), np.zeros(0)),
+                "lonely": OddTable(np.array([[3]]), np.array([0.21])),
+            },
+        ),
+        "random_weights": {
+            "cka": {"label": "similarity", "value": 0.82, "most": 0.52, "learned": True}
+        },
+        "further": {"convex": {"ranking": 0.94, "random": 0.61}},
+    }
 
 
 def _pushing() -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +217,7 @@ def table_audit(**changes: Any) -> AuditData:
     columns = (Column("age"), Column("colour", "category", ("red", "blue")), Column("constant"))
     assert audit.landmarks is not None
     assert audit.audited is not None
+    assert audit.odd is not None
 
     def values(rows: int) -> np.ndarray:
         return np.c_[rng.normal(40, 10, rows), rng.integers(0, 2, rows), np.ones(rows)]
@@ -143,6 +228,10 @@ def table_audit(**changes: Any) -> AuditData:
         "columns": columns,
         "landmarks": dataclasses.replace(audit.landmarks, image=None, values=theirs),
         "audited": dataclasses.replace(audit.audited, image=None, values=mine),
+        "odd": dataclasses.replace(
+            audit.odd, samples=dataclasses.replace(audit.odd.samples, image=None)
+        ),
+        "audited_columns": ("colour",),
         "alignment": Alignment(
             np.array([0.3, -0.1, np.nan, 0.12]),
             np.array([0.02, 0.02, np.nan, 0.01]),
@@ -155,6 +244,7 @@ def table_audit(**changes: Any) -> AuditData:
             np.array([-0.04, -0.05, np.nan, -0.06]),
             (*(column.name for column in columns), "label"),
             {"constant": "the column is constant"},
+            random_most=np.array([0.2, 0.03, np.nan, 0.2]),
         ),
         "groups": {
             "colour": Groups(

@@ -29,14 +29,33 @@ def test_every_figure_of_a_panel_is_in_its_json(panel):
 
 def test_alignment_shows_every_control_largest_gap_first():
     page = Page(alignment_panel(table_audit()).render())
-    rows = page.text[page.text.index("repelling age") :]
-    assert rows.index("age") < rows.index("label") < rows.index("colour") < rows.index("constant")
-    for words in ("chance", "kernel only", "by network", "by inputs", "weighted", "repelling"):
+    rows = page.text[page.text.index("random weights colour audited") :]
+    # The audited column first
+    assert rows.index("colour") < rows.index("age") < rows.index("label") < rows.index("constant")
+    for words in (
+        "chance",
+        "plain kernel",
+        "by network",
+        "random weights",
+        "by inputs",
+        "weighted",
+        "repelling",
+    ):
         assert words in page.text
     assert "the column is constant" in page.text
     found = table_audit().alignment
     printed = shown(alignment_panel(table_audit()))
-    for name in ("gap", "stderr", "chance", "kernel_only", "network_gap", "input_gap", "repelling"):
+    two = 2 * found.stderr
+    assert set(two[np.isfinite(two)].tolist()) <= set(printed)
+    for name in (
+        "gap",
+        "random_most",
+        "chance",
+        "kernel_only",
+        "network_gap",
+        "input_gap",
+        "repelling",
+    ):
         values = getattr(found, name)
         assert set(values[np.isfinite(values)].tolist()) <= set(printed), name
 
@@ -45,7 +64,7 @@ def test_a_control_that_was_not_measured_has_no_column():
     found = dataclasses.replace(table_audit().alignment, input_gap=None, chance=None)
     text = Page(alignment_panel(table_audit(alignment=found)).render()).text
     assert "by inputs" not in text
-    assert "chance" not in text
+    assert "chance" not in text.replace("by chance", "")
 
 
 def test_the_kernel_alone_is_compared_in_words():
@@ -55,12 +74,13 @@ def test_the_kernel_alone_is_compared_in_words():
         "largest_difference": pytest.approx(0.1), "columns": 3, "beyond_two_standard_errors": 2
     }  # fmt: skip
     text = Page(alignment_panel(table_audit()).render()).text
-    assert "the kernel alone gives the same gaps within 0.1 ; 2 of 3 differ by more than" in text
+    assert "Plain kernel gives the same gaps within 0.1 ; the difference is significant" in text
+    assert "(2 s.e.) for 2 of 3" in text
     silent = dataclasses.replace(found, difference_stderr=None)
     assert "beyond_two_standard_errors" not in kernel_says_the_same(silent)
     nothing = dataclasses.replace(found, gap=np.full(4, np.nan))
     assert kernel_says_the_same(nothing) == {}
-    assert "Here the kernel alone" not in alignment_panel(table_audit(alignment=nothing)).render()
+    assert "Plain kernel gives" not in alignment_panel(table_audit(alignment=nothing)).render()
 
 
 def test_many_columns_are_cut():
@@ -78,7 +98,8 @@ def test_many_columns_are_cut():
 def test_a_group_table_shows_shares_control_and_chance():
     page = Page(groups_panel(table_audit()).render())
     assert "samples of red blue green by chance" not in page.text
-    assert "grey" not in page.text  # neither samples nor landmarks
+    assert "samples of red blue green grey" not in page.text  # neither samples nor landmarks
+    assert "red 3 70 % ± 6 % 68 % 44 % blue 20 % ± 6 %" in page.text
     assert "red ( 3 ) 70 % ( 68 )" in page.text
     assert "by chance 44 % 44 % 11 %" in page.text
     assert "1 of 2 groups have no landmark" in page.text
@@ -101,7 +122,28 @@ def test_too_many_groups_are_not_drawn():
         tuple(map(str, range(n))), ones, ones, *(np.eye(n) for _ in range(3)), ones / n
     )
     text = Page(groups_panel(table_audit(groups={"town": crowded})).render()).text
-    assert "There are 30 groups; a table is drawn for at most 24." in text
+    assert "There are 30 groups; a table of pairs has at most 24." in text
+
+
+def test_small_groups_are_grey_and_classes_have_prototypes():
+    html = groups_panel(table_audit()).render()
+    assert html.count("small-group") == 2
+    groups = table_audit().groups["colour"]
+    large = dataclasses.replace(groups, samples=np.array([10, 9, 0, 0]))
+    assert groups_panel(table_audit(groups={"colour": large})).render().count("small-group") == 1
+    by_label = dataclasses.replace(
+        groups,
+        categories=("cat", "dog", "hen", "owl"),
+        by_inputs=groups.kernel_only + 0.01,
+        random_weights=groups.kernel_only + 0.02,
+    )
+    panel = groups_panel(full_audit(groups={"label": by_label}))
+    page = Page(panel.render())
+    assert "by inputs random weights by chance" in page.text
+    assert "first landmark prototypes confused with" in page.text
+    assert "75 %" in page.text
+    assert panel.figures["classes"]["prototypes"] == [[100, 103], [101], []]
+    assert panel.figures["classes"]["first_same_share"][0] == 0.75
 
 
 def test_without_tables_the_panel_says_what_is_needed():

@@ -9,7 +9,7 @@ import pytest
 from krepes_ooc.core.figures import undefined_figure
 from krepes_ooc.core.verdict import Check, Verdict
 from krepes_ooc.rendering.data import AuditData, Column, Spectrum, StageRecord, Subject
-from krepes_ooc.rendering.page import PANELS, build_report
+from krepes_ooc.rendering.page import APPENDIX, PANELS, build_report
 from krepes_ooc.rendering.search_data import script_policy
 from tests.figures import complete
 from tests.rendering.samples import HOSTILE, Page, full_audit, numbers_in, table_audit
@@ -47,11 +47,12 @@ def without(name):
 def test_page_is_well_formed_and_complete(report):
     page = Page(report.html)
     assert report.html.startswith('<!doctype html>\n<html lang="en">')
-    assert len(page.all("section")) == len(PANELS)
+    assert len(page.all("section")) == len(PANELS) + len(APPENDIX)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    targets = {link["href"] for link in page.all("a")}
-    assert {target.removeprefix("#") for target in targets} <= set(ids)
+    targets = {link["href"].removeprefix("#") for link in page.all("a")}
+    # A sample without a card in the page gets one from the script
+    assert {target for target in targets if not target.startswith("sample-")} <= set(ids)
     for _, attributes in page.tags:
         for name in ("aria-labelledby",):
             assert set((attributes.get(name) or "").split()) <= set(ids)
@@ -67,7 +68,7 @@ def test_every_number_shown_is_in_the_json(report):
 def test_json_is_strict_and_plain(report):
     assert json.loads(json.dumps(report.json, allow_nan=False)) == report.json
     assert report.json["reliability"]["verdict"]["checks"][0]["figures"]["rho"] == 0.611
-    assert report.json["report_format"] == 1
+    assert report.json["report_format"] == 2
 
 
 def test_nan_is_never_printed(report):
@@ -83,8 +84,8 @@ def test_nothing_is_loaded_or_run(report):
     page = Page(report.html)
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"link", "iframe", "object", "embed", "base"}
-    # The one form is the search; it has nowhere to be sent to, and the policy allows nowhere.
-    assert [form.get("action") for form in page.all("form")] == [None]
+    # Map and search; they have nowhere to be sent to, and the policy allows nowhere.
+    assert [form.get("action") for form in page.all("form")] == [None, None]
     assert page.all("script") == OUR_SCRIPTS
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from krepes_ooc.rendering.drawing.markup import (
     join,
     number,
     table,
+    to_plain,
 )
 
 # Drawing units of the view box; the page scales it
@@ -79,7 +81,16 @@ class Chart:
             if self.tabled
             else None,
             class_="chart",
+            data_name=self.key,
+            data_series=self._series(),
         )
+
+    def _series(self) -> str:
+        """All figures of the chart as JSON, which the page's script saves as CSV."""
+        columns = [self.x, *self.lines.values()]
+        rows = [to_plain(list(row)) for row in zip(*columns, strict=True)]
+        series = {"head": [self.x_axis.words, *self.lines], "rows": to_plain(rows)}
+        return json.dumps(series, separators=(",", ":"), allow_nan=False)
 
     def _drawing(self) -> Markup:
         x_scale = fit_scale(

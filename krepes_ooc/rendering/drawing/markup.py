@@ -23,6 +23,7 @@ __all__ = [
     "format_seconds",
     "join",
     "number",
+    "shorten",
     "table",
     "to_plain",
     "user_text",
@@ -73,9 +74,14 @@ def user_text(text: str, limit: int = MAX_TEXT) -> Markup:
 
     ``bdi`` keeps right-to-left marks in a name from turning the rest of the line around.
     """
+    return element("bdi", shorten(text, limit))
+
+
+def shorten(text: str, limit: int = MAX_TEXT) -> str:
+    """Text of a user on one line, cut to a length; SVG has no ``bdi``, and takes it as it is."""
     # Line breaks of a name must not break the layout
     text = " ".join(str(text).split())
-    return element("bdi", text if len(text) <= limit else text[: limit - 1] + "…")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def number(value: Any, *, signed: bool = False, digits: int = 3, words: str = "") -> Markup:

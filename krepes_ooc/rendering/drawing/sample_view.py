@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from krepes_ooc.rendering.data import Array, AuditData, Column, Samples
+from krepes_ooc.rendering.data import Array, AuditData, Audited, Column, Samples
 from krepes_ooc.rendering.drawing.markup import Child, Markup, element, to_plain, user_text
 from krepes_ooc.rendering.drawing.thumbnails import data_uri
 
@@ -128,6 +128,12 @@ def class_name(code: int, classes: tuple[str, ...]) -> str:
     if code < 0:
         return ""
     return classes[code] if code < len(classes) else f"class {code}"
+
+
+def explained_rows(audited: Audited) -> list[int]:
+    """Rows of the samples that are explained."""
+    rows = np.arange(len(audited.sample_id))
+    return [int(i) for i in (rows if audited.role is None else rows[audited.role == 0])]
 
 
 def column_spans(audit: AuditData) -> Array:

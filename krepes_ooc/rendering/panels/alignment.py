@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -26,47 +25,85 @@ ROW = 16
 # More rows than this are in the JSON only
 MAX_COLUMNS = 40
 LEAD = (
-    "The gap says how much more a sample agrees with its top landmarks in this column than with "
-    "landmarks drawn at random; 0 is no preference, 1 the most there can be. The ring is the "
-    "control: ranked by the kernel alone. Where ring and dot coincide, the kernel's geometry "
-    "explains the gap, not the step."
+    "The alignment gap of a column is the agreement of a sample with its top landmarks minus that "
+    "with all landmarks; 0 is no preference, 1 the most there can be. Dot: gap with its 95 % "
+    "interval; ring: ranked by plain kernel. Equal dot and ring: the gap comes from the kernel, "
+    "not from the objective. "
 )
+# Controls that decide about a column; the others are in a further table
+DECIDING = ("chance", "kernel_only", "network_gap", "input_gap", "random_most")
+KEY = "alignment"
+TITLE = "Feature alignment"
 
 
 def alignment_panel(audit: AuditData) -> Panel:
     """Alignment gaps, largest first, with standard errors and all controls."""
-    key = "alignment"
-    title = "Which columns the influence follows"
     alignment = audit.alignment
     names = alignment_names(audit)
     if alignment is None or not names:
-        return absent(key, title, "No alignment gap was measured: it needs columns or labels.")
-    # Largest gaps first, undefined ones last
+        return absent(KEY, TITLE, "No alignment gap was measured: it needs columns or labels.")
+    # Audited columns first, then largest gaps, undefined ones last
     rank = np.argsort(-np.nan_to_num(alignment.gap, nan=-np.inf), kind="stable")
-    order = [int(c) for c in rank[:MAX_COLUMNS]]
+    order = sorted(
+        map(int, rank[:MAX_COLUMNS]), key=lambda c: names[c] not in audit.audited_columns
+    )
     # Controls that this source has
-    shown = [name for name in ALIGNMENT_CONTROLS if getattr(alignment, name) is not None]
-    head: list[Child] = ["column", "gap ± two standard errors", "gap", "standard error"]
-    head += [ALIGNMENT_CONTROLS[name][0] for name in shown]
-    scale = _scale(alignment)
-    rows = [_row(alignment, c, names[c], shown, scale) for c in order]
-    n_further = len(names) - len(order)
+    known = [name for name in ALIGNMENT_CONTROLS if getattr(alignment, name) is not None]
+    shown = [name for name in DECIDING if name in known]
+    further = [name for name in known if name not in DECIDING]
+    n_left = len(names) - len(order)
     body = join(
-        table(head, rows, caption="Alignment gaps", class_="wide"),
-        element("p", f"{n_further} columns with smaller gaps are in the JSON only.", class_="quiet")
-        if n_further
+        _table(audit, alignment, order, shown),
+        element("p", f"{n_left} columns with smaller gaps are in the JSON only.", class_="quiet")
+        if n_left
         else None,
-        _legend(shown),
+        _further(audit, alignment, order, (shown, further)),
     )
     same = kernel_says_the_same(alignment)
     figures = {
         "columns": list(names),
         **{name: getattr(alignment, name) for name in ("gap", "stderr", *ALIGNMENT_CONTROLS)},
+        "two_stderr": 2 * alignment.stderr,
         "difference_stderr": alignment.difference_stderr,
         "notes": dict(alignment.notes),
         "kernel_alone": same,
     }
-    return Panel(key, title, join(LEAD, _explanation(same)), body, figures)
+    return Panel(KEY, TITLE, join(LEAD, _explanation(same)), body, figures)
+
+
+def _table(audit: AuditData, alignment: Alignment, order: list[int], shown: list[str]) -> Markup:
+    """One line a column: the drawing, the gap, and the controls that decide."""
+    scale = _scale(alignment)
+    head: list[Child] = ["column", _axis(scale), "gap ± 2 s.e."]
+    head += [
+        element("span", ALIGNMENT_CONTROLS[name][0], title=ALIGNMENT_CONTROLS[name][1])
+        for name in shown
+    ]
+    names = alignment_names(audit)
+    rows = [_row(audit, alignment, c, names[c], shown, scale) for c in order]
+    return table(head, rows, caption="Alignment gaps", class_="lines gaps")
+
+
+def _further(
+    audit: AuditData, alignment: Alignment, order: list[int], controls: tuple[list[str], list[str]]
+) -> Markup:
+    """The other controls, and what all of them are, behind one line."""
+    shown, further = controls
+    names = alignment_names(audit)
+    inside: Child = None
+    if further:
+        head: list[Child] = ["column", *(ALIGNMENT_CONTROLS[name][0] for name in further)]
+        rows: list[list[Child]] = [
+            [
+                user_text(names[c], 40),
+                *(number(getattr(alignment, name)[c], digits=2) for name in further),
+            ]
+            for c in order
+            if np.isfinite(alignment.gap[c])
+        ]
+        inside = table(head, rows, caption="Further controls of the gaps", class_="lines")
+    summary = element("summary", "Definitions and further controls")
+    return element("details", summary, _legend([*shown, *further]), inside, class_="further")
 
 
 def alignment_names(audit: AuditData) -> tuple[str, ...]:
@@ -98,11 +135,11 @@ def _explanation(same: dict[str, float]) -> Markup | None:
     counted = None
     if beyond is not None:
         counted = join(
-            "; ", number(beyond), " of ", number(same["columns"]),
-            " differ by more than two standard errors of the difference",
+            "; the difference is significant (2 s.e.) for ", number(beyond), " of ",
+            number(same["columns"]),
         )  # fmt: skip
     return join(
-        " Here the kernel alone gives the same gaps within ",
+        "Plain kernel gives the same gaps within ",
         number(same["largest_difference"], digits=2), counted, ".",
     )  # fmt: skip
 
@@ -127,18 +164,37 @@ def _scale(alignment: Alignment) -> Scale | None:
     )
 
 
+def _axis(scale: Scale | None) -> Markup:
+    """Numbers of the drawings' common axis."""
+    if scale is None:
+        return Markup("")
+    ticks = [
+        element("text", f"{value:.6g}", x=f"{scale.at(value):.1f}", y=12, class_="tick middle")
+        for value in scale.ticks()
+    ]
+    return element("svg", ticks, viewBox=f"0 0 {WIDTH} {ROW}", class_="gap", aria_hidden="true")
+
+
 def _row(
-    alignment: Alignment, c: int, name: str, shown: list[str], scale: Scale | None
+    audit: AuditData,
+    alignment: Alignment,
+    c: int,
+    name: str,
+    shown: list[str],
+    scale: Scale | None,
 ) -> list[Child]:
+    is_audited = name in audit.audited_columns
+    head = join(user_text(name, 40), element("small", " audited") if is_audited else None)
     # An undefined column keeps its row: the reason stands in it
     if name in alignment.notes and not math.isfinite(alignment.gap[c]):
         meaning = element("span", user_text(alignment.notes[name]), class_="none")
-        return [user_text(name, 40), meaning, *("" for _ in ("gap", "stderr", *shown))]
-    measured: list[Any] = [getattr(alignment, part)[c] for part in ("gap", "stderr", *shown)]
+        return [head, meaning, *("" for _ in ("gap", *shown))]
     drawn = None
     if scale is not None:
         drawn = _drawing(alignment.gap[c], alignment.stderr[c], alignment.kernel_only[c], scale)
-    return [user_text(name, 40), drawn, *(number(value, digits=2) for value in measured)]
+    gap = join(number(alignment.gap[c], digits=2), " ± ", number(2 * alignment.stderr[c], digits=1))
+    controls = [number(getattr(alignment, name)[c], digits=2) for name in shown]
+    return [head, drawn, gap, *controls]
 
 
 def _drawing(gap: float, stderr: float, kernel_only: float, scale: Scale) -> Markup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from krepes_ooc.rendering.drawing.markup import (
     user_text,
 )
 from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples, SampleView
+from krepes_ooc.rendering.hidden import mean_scores
 from krepes_ooc.rendering.measured import CONCEPT_CONTROLS, Concepts
 from krepes_ooc.rendering.panels.landmarks import Entry, gallery
 from krepes_ooc.rendering.panels.panel import Panel, absent
@@ -36,13 +36,12 @@ LEAD = (
 def concepts_panel(audit: AuditData) -> Panel:
     """Concepts with their accuracies, mean scores and carrying landmarks."""
     key = "concepts"
-    title = "Concepts"
+    title = "Named concepts"
     concepts = audit.concepts
     if concepts is None or not concepts.names:
         return absent(key, title, "No concept was named in the recipe.")
-    chosen = _explained(audit, concepts)
     # A concept that is not trusted has no score
-    means = [float(np.nanmean(s)) if np.isfinite(s).any() else math.nan for s in chosen.T]
+    means = _means(audit, concepts)
     head: list[Child] = ["concept", "", "held-out accuracy"]
     head += [*(CONCEPT_CONTROLS[key] for key in concepts.controls), "mean score"]
     rows = [_row(concepts, i, means[i]) for i in range(len(concepts.names))]
@@ -70,11 +69,11 @@ def concepts_panel(audit: AuditData) -> Panel:
     return Panel(key, title, LEAD, body, figures)
 
 
-def _explained(audit: AuditData, concepts: Concepts) -> Array:
-    """Scores of the samples that are audited, not of those that fit probes."""
-    # Samples that fit probes are not explained
+def _means(audit: AuditData, concepts: Concepts) -> list[float]:
+    """Mean score over the samples that are explained, not over those that fit probes."""
     role = None if audit.audited is None else audit.audited.role
-    return concepts.score if role is None else concepts.score[role == 0]
+    means = mean_scores(concepts, None if role is None else role == 0)
+    return [float(value) for value in means]
 
 
 def _row(concepts: Concepts, i: int, mean: float) -> list[Child]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from krepes_ooc.core.verdict import Check, Verdict
+from krepes_ooc.core.verdict import Check
 from krepes_ooc.rendering.data import AuditData
 from krepes_ooc.rendering.drawing.markup import (
     DASH,
@@ -13,16 +13,21 @@ from krepes_ooc.rendering.drawing.markup import (
     element,
     join,
     number,
+    table,
     user_text,
 )
 from krepes_ooc.rendering.panels.panel import Panel
 
-KEY, TITLE = "reliability", "Reliability"
+KEY = "reliability"
+TITLE = "Reliability checks"
 MISSING = "No verdict: the stage verdict has not run."
-SIGNS = {"pass": ("✓", "passes"), "fail": ("!", "reservation"), "unknown": (DASH, "not measured")}
-BLOCKED = ("✗", "fails")
+SIGNS = {"pass": ("✓", "passed"), "fail": ("!", "reservation"), "unknown": (DASH, "not measured")}
+BLOCKED = ("✗", "failed")
 # Classes of the style sheet.
 CLASSES = {"pass": "good", "fail": "care", "unknown": "unknown"}
+ORDER = ("bad", "care", "unknown", "good")
+# Passed checks up to this number stand open
+UNFOLDED = 4
 _FIGURE = re.compile(r"\{(\w+)\}")
 
 
@@ -31,35 +36,55 @@ def reliability_panel(audit: AuditData) -> Panel:
     verdict = audit.verdict
     warnings = {"warnings": list(audit.warnings)}
     if verdict is None:
-        lead: Child = MISSING
-        return Panel(KEY, TITLE, lead, _warnings(audit.warnings), {"missing": MISSING, **warnings})
+        return Panel(
+            KEY, TITLE, MISSING, _warnings(audit.warnings), {"missing": MISSING, **warnings}
+        )
+    head: list[Child] = ["result", "check", "measured", "criterion"]
+    # What limits the use of the audit comes before what passed
+    order = sorted(verdict.checks, key=lambda check: ORDER.index(_kind(check)))
+    passed = [_row(check) for check in order if check.outcome == "pass"]
+    others = [_row(check) for check in order if check.outcome != "pass"]
+    caption = "Checks with their criteria"
     body = join(
-        element("ul", [_item(check) for check in verdict.checks], class_="findings"),
+        table(head, others, caption=caption, class_="checks") if others else None,
+        _passed(head, passed),
         _warnings(audit.warnings),
     )
-    figures = {"verdict": verdict.to_json(), **warnings}
-    return Panel(KEY, TITLE, _lead(verdict), body, figures)
+    counts = {"passed": len(passed), "checks": len(verdict.checks)}
+    lead = join(
+        number(len(passed)), " of ", number(len(verdict.checks)), " checks passed. A failed check "
+        "makes the audit unusable; a reservation limits what it may be used for.",
+    )  # fmt: skip
+    return Panel(KEY, TITLE, lead, body, {"verdict": verdict.to_json(), **counts, **warnings})
 
 
-def _lead(verdict: Verdict) -> Markup:
-    """The status; titles hold numbers that the verdict's JSON has in words."""
-    return element("strong", verdict.sentence, class_=verdict.status.replace(" ", "-"))
+def _passed(head: list[Child], rows: list[list[Child]]) -> Markup | None:
+    """Checks that passed, behind one line."""
+    if not rows:
+        return None
+    return element(
+        "details",
+        element("summary", number(len(rows)), " checks passed"),
+        table(head, rows, caption="Checks that passed", class_="checks"),
+        open="" if len(rows) <= UNFOLDED else None,
+    )
 
 
-def _item(check: Check) -> Markup:
+def _kind(check: Check) -> str:
+    return "bad" if check.blocking and check.outcome == "fail" else CLASSES[check.outcome]
+
+
+def _row(check: Check) -> list[Child]:
     blocked = check.blocking and check.outcome == "fail"
     sign, words = BLOCKED if blocked else SIGNS[check.outcome]
-    return element(
-        "li",
-        element("span", sign, class_="sign", aria_hidden="true"),
-        element(
-            "div",
-            element("h3", check.title, element("span", f" ({words})", class_="unseen")),
-            element("p", _sentence(check)),
-            element("p", f"Criterion: {check.criterion}.", class_="quiet"),
-        ),
-        class_="bad" if blocked else CLASSES[check.outcome],
-    )
+    kind = "bad" if blocked else CLASSES[check.outcome]
+    mark = element("span", sign, class_="sign", aria_hidden="true")
+    return [
+        element("span", mark, " ", words, class_=f"outcome {kind}"),
+        element("b", check.title),
+        _sentence(check),
+        check.criterion,
+    ]
 
 
 def _sentence(check: Check) -> Markup:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from krepes_ooc.rendering.data import Array, Column
-from krepes_ooc.rendering.drawing.markup import Child, Markup, element, join, user_text
+from krepes_ooc.rendering.data import Column
+from krepes_ooc.rendering.drawing.markup import Child, Markup, element, join, number, user_text
 from krepes_ooc.rendering.drawing.sample_view import (
     AGREES_FROM,
     NAME_LIMIT,
@@ -17,21 +15,20 @@ from krepes_ooc.rendering.drawing.sample_view import (
 )
 from krepes_ooc.rendering.explanation import Explained
 from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, SIGNS, LandmarkLink
+from krepes_ooc.rendering.lift import card_columns, column_lift
 
 # What fits beside each other without scrolling on a wide screen
-MAX_COLUMNS = 12
 MAX_LANDMARKS = 8
 MAX_REPELLING = 2
 
 
-def row_table(explained: Explained) -> Markup:
-    """A sample's table row beside the rows of its landmarks, attracting ones first."""
+def row_table(explained: Explained) -> tuple[Markup, dict[str, float]]:
+    """A sample's table row beside the rows of its landmarks, attracting ones first; its lifts."""
     columns = explained.audit.columns
     values = explained.landmarks.samples.values
     assert explained.sample.samples.values is not None
     assert explained.agreement is not None
     assert values is not None
-    sample_values = explained.sample.samples.values[explained.row]
     # A stable sort: attracting landmarks first, each side by rank
     pairs = sorted(
         explained.beside(MAX_LANDMARKS, MAX_REPELLING), key=lambda pair: _repels(pair[1])
@@ -40,18 +37,14 @@ def row_table(explained: Explained) -> Markup:
     shown = [link for _, link in pairs]
     landmark_values = values[[link.row for link in shown]].reshape(len(shown), len(columns))
     agrees = explained.agreement[places]
-    # Too many columns: those in which the landmarks agree most
-    chosen = _most_agreeing(agrees)
+    # Columns in which the agreement is more than the data give, and audited ones
+    lift = column_lift(explained, places)
+    chosen = card_columns(explained.audit, lift)
     body = [
-        element(
-            "tr",
-            element("th", user_text(columns[c].name, NAME_LIMIT), scope="row"),
-            element(
-                "td",
-                cell(sample_values[c], columns[c]),
-                class_="own",
-                title=plain_cell(sample_values[c], columns[c]),
-            ),
+        _line(
+            explained,
+            c,
+            float(lift[c]),
             [
                 _cell(other[c], columns[c], bool(agree >= AGREES_FROM))
                 for other, agree in zip(landmark_values, agrees[:, c], strict=True)
@@ -62,10 +55,9 @@ def row_table(explained: Explained) -> Markup:
     head = _head(shown, explained.landmarks)
     table = element("table", head, element("tbody", body), class_="beside")
     n_further = len(columns) - len(chosen)
-    further = "column, in which they agree less, is" if n_further == 1 else None
-    further = further or "columns, in which they agree less, are"
+    further = "column of smaller lift is" if n_further == 1 else "columns of smaller lift are"
     note = f"{n_further} further {further} left out." if n_further else None
-    return join(
+    drawn = join(
         element(
             "div",
             table,
@@ -77,17 +69,29 @@ def row_table(explained: Explained) -> Markup:
         element("p", note, class_="quiet") if note else None,
         element("p", NOTHING_REPELS, class_="quiet") if explained.nothing_repels else None,
     )
+    return drawn, {columns[c].name: float(lift[c]) for c in chosen}
+
+
+def _line(explained: Explained, c: int, lift: float, cells: list[Markup]) -> Markup:
+    """One column of the table: its lift, the sample's cell, and those of the landmarks."""
+    column = explained.audit.columns[c]
+    values = explained.sample.samples.values
+    assert values is not None
+    value = values[explained.row, c]
+    is_audited = column.name in explained.audit.audited_columns
+    head = element(
+        "th",
+        user_text(column.name, NAME_LIMIT),
+        element("small", " audited") if is_audited else None,
+        scope="row",
+    )
+    title = plain_cell(value, column)
+    sample_cell = element("td", cell(value, column), class_="own", title=title)
+    return element("tr", head, element("td", number(lift, digits=2)), sample_cell, cells)
 
 
 def _repels(link: LandmarkLink) -> bool:
     return link.kind == "repel"
-
-
-def _most_agreeing(agrees: Array) -> list[int]:
-    """The columns to show, in their own order; of many, those in which landmarks agree most."""
-    # Chosen by agreement, shown in the order of the table
-    means = agrees.mean(axis=0) if len(agrees) else np.zeros(agrees.shape[1])
-    return sorted(int(c) for c in np.argsort(-means, kind="stable")[:MAX_COLUMNS])
 
 
 def _cell(value: float, column: Column, agrees: bool) -> Markup:
@@ -117,11 +121,19 @@ def _head(shown: Sequence[LandmarkLink], view: SampleView) -> Markup:
     for name in dict.fromkeys(name for known in figures for name in known):
         cells = [element("td", known.get(name)) for known in figures]
         lines.append(
-            element("tr", element("th", name, scope="row"), element("td"), cells, class_="figures")
+            element(
+                "tr",
+                element("th", name, scope="row"),
+                element("td"),
+                element("td"),
+                cells,
+                class_="figures",
+            )
         )
     first = element(
         "tr",
         element("th", "column", scope="col"),
+        element("th", "lift", scope="col"),
         element("th", "this sample", scope="col"),
         headings,
     )

@@ -18,10 +18,23 @@ from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.search_data import embed_search_index, search_index
 
 # Cards that stand in the page unasked; a line opens the others.
-UNFOLDED = 8
-UNFOLDED_ROWS = 3
+UNFOLDED = 6
 KEY = "samples"
-TITLE = "Sample by sample"
+TITLE = "Samples"
+# Figures of a card: key in the search index, name, meaning
+FIGURES = {
+    "top": ("score", "score of the first landmark"),
+    "agree": ("agreement", "share of landmarks of its class, or of columns that agree"),
+    "near": ("closeness", "mean of the ten largest kernel values; small is novel"),
+    "mix": ("mixing", "share of the weights outside the main class or concept"),
+}
+# Orders: value of the form, words
+ORDERS = (
+    ("top", "highest score first"),
+    ("agree", "least agreement first"),
+    ("near", "most novel first"),
+    ("mix", "most mixed first"),
+)
 # The measure that ranks, in one phrase for the legend
 MEASURES = {
     "is": "the paper's influence score, |kernel| times the length of the landmark's step row",
@@ -35,22 +48,28 @@ HEADINGS = {"attract": "+ attracting", "repel": f"{MINUS} repelling", "neutral":
 def samples_panel(audit: AuditData) -> Panel:
     """Cards of the first audited samples."""
     if audit.audited is None or audit.landmarks is None or audit.influence is None:
-        return absent(KEY, TITLE, "No influence was computed, so no sample is explained here.")
+        hidden = "This page shows no sample: report.samples is hidden."
+        missing = "No influence was computed, so no sample is explained here."
+        return absent(KEY, TITLE, hidden if audit.hidden else missing)
     # Samples that fit probes are not explained
     role = audit.audited.role
     chosen = np.arange(len(audit.audited.sample_id)) if role is None else np.flatnonzero(role == 0)
     if not audit.cards or not len(chosen):
         return absent(KEY, TITLE, "No sample was chosen to be shown.")
     samples = explain_rows(audit, [int(row) for row in chosen])
-    cards = [_card(one, place) for place, one in enumerate(samples[: max(0, audit.cards)])]
     # Every explained sample can be searched, cards or not
     index = search_index(audit, samples)
+    count = max(0, audit.cards)
+    cards = [
+        _card(one, known)
+        for one, known in zip(samples[:count], index["samples"][:count], strict=True)
+    ]
     measure = audit.influence.measure
     lead = join(
-        "The landmarks that weigh most on a sample's embedding. ",
-        element("b", "Attracting", class_="attract"), " ones pull it their way, ",
-        element("b", "repelling", class_="repel"), " ones push it off. Shown are ",
-        number(len(cards)), " of ", number(len(chosen)), " audited samples.",
+        "The landmarks with most influence on each of ", number(len(chosen)), " audited samples: ",
+        element("b", "attracting", class_="attract"), " (positive contribution) and ",
+        element("b", "repelling", class_="repel"), " (negative). ",
+        number(len(cards)), " cards stand here; sort, search and links reach all.",
     )  # fmt: skip
     figures = {
         "measure": measure,
@@ -94,11 +113,13 @@ def search_form(audit: AuditData, index: dict[str, Any]) -> Markup:
     # Options for what occurs among the samples; a field without options is left out
     codes = sorted({sample["label"] for sample in index["samples"]} - {-1})
     labels = [(str(code), class_name(code, audit.classes)) for code in codes]
-    signs = [("attract", "attracting ones ranked"), ("repel", "repelling ones ranked")]
+    signs = [("attract", "attracting in the ranking"), ("repel", "repelling in the ranking")]
+    orders = [(key, words) for key, words in ORDERS if _is_known(index, key)]
     # Values are matched by column number, names may repeat
     columns = [(str(c), column.name) for c, column in enumerate(audit.columns)]
     return element(
         "form",
+        _field("order", _select("order", "as stored", orders)),
         _field("number or name", element("input", name="query", type="search", size=18)),
         _field("class", _select("label", "any", labels)) if labels else _hidden("label"),
         _field("landmarks", _select("pull", "any", signs)),
@@ -114,6 +135,10 @@ def search_form(audit: AuditData, index: dict[str, Any]) -> Markup:
     )
 
 
+def _is_known(index: dict[str, Any], key: str) -> bool:
+    return any(sample.get(key) is not None for sample in index["samples"])
+
+
 def _field(words: str, control: Markup) -> Markup:
     return element("label", element("span", words), control)
 
@@ -127,26 +152,36 @@ def _select(name: str, empty: str, options: list[tuple[str, str]]) -> Markup:
     return element("select", element("option", empty, value=""), shown, name=name)
 
 
-def _card(explained: Explained, place: int) -> tuple[Markup, dict[str, Any]]:
-    figures = explained.record()
-    anchor = f"sample-{explained.row}"
-    title = element("h3", explained.sample.caption(explained.row), id=anchor)
-    description = _description(explained)
+def _card(explained: Explained, index: dict[str, Any]) -> tuple[Markup, dict[str, Any]]:
+    """One closed card: its summary in one line, its landmarks behind it."""
+    figures = {**explained.record(), **{name: index[name] for name in FIGURES if name in index}}
+    position = int(explained.sample.samples.sample_id[explained.row])
+    anchor = f"sample-{position}"
     picture = explained.sample.picture(explained.row)
-    # Table rows: the sample beside its landmarks
-    if picture is None and explained.agrees is not None:
-        head = join(title, element("span", description, class_="quiet"))
-        # An empty attribute is a set one
-        unfolded = "" if place < UNFOLDED_ROWS else None
-        main = element("details", element("summary", head), row_table(explained), open=unfolded)
-        return element("article", main, class_="card rows", aria_labelledby=anchor), figures
-    # Pictures: one strip for each sign
-    strips = [_strip(sign, explained) for sign in HEADINGS]
-    head = element(
-        "header", picture, element("div", title, element("p", description, class_="quiet"))
+    summary = element(
+        "summary",
+        picture,
+        element("h3", explained.sample.caption(explained.row)),
+        element("span", _description(explained), class_="quiet"),
+        element("span", _figures(index), class_="quiet figs"),
     )
-    main = element("div", strips, class_="links")
-    return element("article", head, main, class_="card", aria_labelledby=anchor), figures
+    link = element("a", "link", href=f"#{anchor}", class_="permalink", title="Link to this card")
+    if picture is None and explained.agrees is not None:
+        main, lift = row_table(explained)
+        figures["lift"] = lift
+    else:
+        main = element("div", [_strip(sign, explained) for sign in HEADINGS], class_="links")
+    card = element("details", summary, main, link, class_="card", id=anchor, data_id=position)
+    return card, figures
+
+
+def _figures(index: dict[str, Any]) -> list[Markup]:
+    """Figures that cards are sorted by."""
+    return [
+        element("span", name, " ", number(index[key], digits=2), " ", title=meaning)
+        for key, (name, meaning) in FIGURES.items()
+        if index.get(key) is not None
+    ]
 
 
 def _description(explained: Explained) -> Child:
@@ -154,7 +189,7 @@ def _description(explained: Explained) -> Child:
     same = explained.same_class
     counts = explained.counts
     if not ranked:
-        return "No landmark weighs on it."
+        return "No landmark has influence on it."
     parts: list[Child] = []
     # Without labels there is no class to share
     if same is not None:
@@ -163,7 +198,7 @@ def _description(explained: Explained) -> Child:
         attract, repel = number(counts["attract"]), number(counts["repel"])
         parts.append(element("span", attract, " attract, ", repel, " repel"))
     if explained.repelling_only:
-        parts += [" ", element("span", number(len(explained.repelling_only)), " more push it away")]
+        parts += [" ", element("span", number(len(explained.repelling_only)), " more repel it")]
     return join(parts)
 
 
@@ -198,14 +233,24 @@ def _strip(kind: str, explained: Explained) -> Markup | None:
 
 def _legend(measure: str, table: bool) -> Markup:
     return element(
-        "p",
-        element("b", "score"), f" ranks the landmarks: {measure}; bars compare it within a card. ",
-        element("b", "pull"), " is the signed share along the sample's own embedding. ",
-        element("b", "k"), " is the kernel value. ",
-        "Repelling are the ranked landmarks with a pull below 0, and those that push most of all, ",
-        "which have no score; their bars compare the pull. ",
-        "A number behind # is a sample's position in the data.",
-        join(" ", element("span", "Marked", class_="agrees"), " cells agree with the sample's own.")
-        if table else None,
-        class_="legend",
+        "details",
+        element("summary", "What the figures of a card mean"),
+        element(
+            "p",
+            element("b", "score"), f" ranks the landmarks: {measure}; bars compare it within a "
+            "card. ",
+            element("b", "contribution"), " is the signed contribution, the projection of the "
+            "landmark's term on the sample's own embedding. ",
+            element("b", "k"), " is the kernel value. The most repelling landmarks are added even "
+            "if they are not ranked; they have no score, and bars of repelling ones compare the "
+            "contribution. A number behind # is a sample's position in the data.",
+            join(
+                " ", element("b", "lift"), " is the share of landmarks that agree in a column over "
+                "the share of all audited samples that do. ",
+                element("span", "Marked", class_="agrees"), " cells agree with the sample's own.",
+            )
+            if table else None,
+            class_="legend",
+        ),
+        class_="about-cards",
     )  # fmt: skip

@@ -294,6 +294,13 @@ def _table(column: AlignedColumn, rankings: _Rankings) -> dict[str, Any]:
         control = table(*rankings.kernel_only)
     except StageFailed as error:
         return {"note": error.what}
+    # Landmarks nearest in inputs or network embedding have no score: all weigh the same
+    orders = {"by_network": rankings.network, "by_inputs": rankings.inputs}
+    alike = {
+        name: to_json(table(order, np.ones(order.shape)).share)
+        for name, order in orders.items()
+        if order is not None
+    }
     return {
         "note": group_note(measured),
         "categories": list(column.categories),
@@ -303,6 +310,7 @@ def _table(column: AlignedColumn, rankings: _Rankings) -> dict[str, Any]:
         "stderr": to_json(measured.stderr),
         "kernel_only": to_json(control.share),
         "chance": to_json(measured.chance),
+        **alike,
     }
 
 
@@ -312,8 +320,8 @@ def group_note(table: GroupTable) -> str:
     if not unseen:
         return ""
     return (
-        f"{unseen} of {int(np.sum(table.samples > 0))} groups have no landmark, so that nothing of "
-        "their own can hold them up: take more landmarks"
+        f"{unseen} of {int(np.sum(table.samples > 0))} groups have no landmark, so that their own "
+        "share is 0; take more landmarks"
     )
 
 
@@ -343,7 +351,7 @@ def estimate_cost(sizes: AuditSizes, settings: AlignmentSettings) -> Cost:
 
 STAGE = Stage(
     name="alignment",
-    version=3,
+    version=4,
     inputs=AlignmentInputs,
     store="alignment",
     settings=AlignmentSettings,

@@ -25,9 +25,11 @@ from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, recipe_parts
 from krepes_ooc.stages.features.row_cost_record import load_row_description
 from krepes_ooc.stages.fidelity.stored_figures import read_curves, read_fidelity
+from krepes_ooc.stages.report import structure
 from krepes_ooc.stages.report.results import (
     read_alignment,
     read_concepts,
+    read_further,
     read_groups,
 )
 from krepes_ooc.stages.retraining.stage import NOT_REPEATABLE
@@ -40,6 +42,8 @@ INFLUENCE = (
     *("top_landmark", "score", "contribution", "kernel", "embedding"),
     *("repelling_landmark", "repelling"),
 )
+# Value of stages.report.samples for a page of aggregates
+HIDDEN = "hidden"
 # Longer names of samples that show nothing else are sentences, that is the samples themselves.
 NAME_LENGTH = 32
 # More landmarks than this at the mean feature: the network maps everything to one point.
@@ -62,11 +66,18 @@ class ReportInputs(StageInputs):
     audited: StoreReader
     kernel: StoreReader
     spectrum: StoreReader
+    discovery: StoreReader
+    groups: StoreReader
     newton: StoreReader
+    minimiser: StoreReader
+    group_influence: StoreReader
     influence: StoreReader
     concepts: StoreReader
     alignment: StoreReader
     fidelity: StoreReader
+    distilled: StoreReader
+    examples: StoreReader
+    randomised: StoreReader
     verdict: StoreReader
     retraining: StoreReader | None = optional_store()
     recipe: RecipeInputs = recipe_parts("source")
@@ -87,7 +98,8 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
     columns = landmarks.attributes["columns"]
     versions = {"python": platform.python_version()}
     versions |= {name: version(name) for name in LIBRARIES}
-    return rendering.AuditData(
+    cards = context.settings.samples
+    audit = rendering.AuditData(
         subject=_subject(inputs, context),
         landmarks=rendering.Landmarks(
             **display_columns(landmarks, slice(None)),
@@ -100,8 +112,8 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         newton=_newton(inputs.newton),
         fidelity=_figures(inputs),
         curves=read_curves(inputs.fidelity),
-        alignment=read_alignment(inputs.alignment),
-        groups=read_groups(inputs.alignment),
+        alignment=read_alignment(inputs.alignment, inputs.randomised),
+        groups=read_groups(inputs.alignment, inputs.randomised, landmarks, audited, explained),
         concepts=read_concepts(inputs.concepts, explained),
         verdict=Verdict.from_json(inputs.verdict.attributes["verdict"]),
         stages=tuple(_stages(context)),
@@ -111,8 +123,42 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         recipe_text=context.recipe_text,
         versions=versions,
         record=_record(context),
-        cards=context.settings.samples,
+        cards=0 if cards == HIDDEN else cards,
+        random_weights=inputs.randomised.attributes["figures"],
+        further=read_further(inputs.minimiser, inputs.distilled, inputs.examples),
+        audited_columns=_audited_columns(context),
+        **_overview(inputs, explained),
     )
+    return rendering.hide_samples(audit) if cards == HIDDEN else audit
+
+
+def _overview(inputs: ReportInputs, explained: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Fields of ``AuditData`` about the structure of the data."""
+    audited = inputs.audited
+    landmarks = inputs.landmarks
+    examples = inputs.examples
+    influence = inputs.influence
+    return {
+        "embedding_map": structure.read_map(
+            influence, inputs.spectrum, inputs.kernel, audited, examples, explained
+        ),
+        "discovered": structure.read_discovered(inputs.discovery, examples, audited, explained),
+        "group_effects": structure.read_group_effects(
+            inputs.group_influence, inputs.groups, explained
+        ),
+        "class_figures": structure.read_class_figures(landmarks, audited, influence, explained),
+        "sample_figures": structure.read_sample_figures(examples, explained),
+        "odd": structure.read_odd(examples, audited, landmarks, display_columns),
+    }
+
+
+def _audited_columns(context: StageContext) -> tuple[str, ...]:
+    """Columns that the recipe names for the audit: group tables, and columns for it alone."""
+    recipe = resources.parse_value(context.recipe_text)
+    parts = recipe if isinstance(recipe, dict) else {}
+    grouped = ((parts.get("stages") or {}).get("alignment") or {}).get("groups") or ()
+    audit_only = (parts.get("source") or {}).get("audit_only") or ()
+    return tuple(dict.fromkeys(str(name) for name in (*grouped, *audit_only)))
 
 
 def _figures(inputs: ReportInputs) -> dict[str, Figure]:

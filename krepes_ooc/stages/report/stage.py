@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from krepes_ooc import rendering
 from krepes_ooc.core.files import checksum, write_atomic
@@ -18,7 +19,12 @@ from krepes_ooc.stages.report.collect import ReportInputs, collect
 class ReportSettings:
     """Recipe key ``stages.report``."""
 
-    samples: int = setting(24, about="audited samples that are shown one by one", minimum=0)
+    samples: int | Literal["hidden"] = setting(
+        24,
+        about="audited samples that have a card in the page; hidden: a page of aggregates, without "
+        "pictures, names or rows",
+        minimum=0,
+    )
 
 
 def run(inputs: ReportInputs, context: StageContext) -> None:
@@ -41,13 +47,16 @@ def estimate_cost(sizes: AuditSizes, settings: ReportSettings) -> Cost:
     memory = Quantity.of(
         Term("page, figures and pictures", 2**25),
         Term("kernel rows, read and cut", f64(sizes.n_explained, sizes.n_landmarks), 2),
+        Term("landmark kernel", f64(sizes.n_landmarks, sizes.n_landmarks)),
+        Term("embeddings", f64(sizes.n_explained + sizes.n_landmarks, sizes.n_outputs), 3),
+        Term("effects of groups", f64(sizes.n_groups, sizes.n_audited), 2),
     )
     return Cost(disk=Quantity.of(Term("report.html and report.json", 2**21)), memory=memory)
 
 
 STAGE = Stage(
     name="report",
-    version=8,
+    version=9,
     inputs=ReportInputs,
     store=None,
     settings=ReportSettings,

@@ -72,18 +72,20 @@ CHECKS = (
 def test_every_check_stands_with_its_criterion_and_figures():
     panel = reliability_panel(good(verdict=Verdict(CHECKS)))
     page = Page(panel.render())
-    assert "Usable with reservations: Raw inputs do as well." in page.text
-    assert "Rows carry it (passes) R² is 0.918 . Criterion: R² at least .5." in page.text
-    assert "Raw inputs do as well (reservation) From −0.25 on." in page.text
-    assert "Probe (not measured) No probe: not measured ." in page.text
+    assert "1 of 3 checks passed." in page.text
+    assert "passed Rows carry it R² is 0.918 . R² at least .5" in page.text
+    assert "reservation Raw inputs do as well From −0.25 on." in page.text
+    assert "not measured Probe No probe: not measured ." in page.text
+    # What limits the use comes first
+    assert page.text.index("Raw inputs") < page.text.index("Probe") < page.text.index("Rows carry")
     assert panel.figures["verdict"] == Verdict(CHECKS).to_json()
 
 
 def test_a_blocking_failure_is_marked_as_one():
     blocked = dataclasses.replace(CHECKS[0], outcome="fail")
     page = Page(reliability_panel(good(verdict=Verdict((blocked, *CHECKS[1:])))).render())
-    assert "Not usable: Rows carry it." in page.text
-    assert "Rows carry it (fails)" in page.text
+    assert "✗ failed Rows carry it" in page.text
+    assert page.text.index("Rows carry it") < page.text.index("Raw inputs")
 
 
 def test_without_a_verdict_the_panel_says_so():
@@ -144,7 +146,9 @@ def test_cards_show_audit_samples_only():
     panel = samples_panel(full_audit())
     assert [card["name"] for card in panel.figures["samples"]] == [f"name {i}" for i in range(5)]
     assert (panel.figures["shown"], panel.figures["total"]) == (5, 5)
-    assert len(Page(panel.render()).all("article")) == 5
+    cards = [d for d in Page(panel.render()).all("details") if d.get("class") == "card"]
+    assert [card["id"] for card in cards] == [f"sample-{i}" for i in range(5)]
+    assert all("open" not in card for card in cards)
     fewer = samples_panel(full_audit(cards=2))
     assert (fewer.figures["shown"], fewer.figures["total"]) == (2, 5)
     assert "No sample was chosen" in samples_panel(full_audit(cards=0)).render()
@@ -189,20 +193,20 @@ def calm(audit: AuditData, row: int) -> AuditData:
 def test_a_card_says_that_nothing_pushes(make):
     audit = calm(make(), 1)
     panel = samples_panel(audit)
-    cards = panel.render().split("<article")[1:]
-    said = ["No landmark pushes it away." in card for card in cards]
+    cards = panel.render().split('<details class="card"')[1:]
+    said = ["No landmark repels it." in card for card in cards]
     told = [c["repel"] == 0 and not c["repelling"] for c in panel.figures["samples"]]
     assert said == told
     assert said[1]
     silent = dataclasses.replace(audit.influence, repelling_landmark=None, repelling=None)
     html = samples_panel(dataclasses.replace(audit, influence=silent)).render()
-    assert "No landmark pushes" not in html
+    assert "No landmark repels" not in html
 
 
 def test_cards_show_what_pushes_besides_the_ranked():
     audit = full_audit()
     panel = samples_panel(audit)
-    cards = panel.render().split("<article")[1:]
+    cards = panel.render().split('<details class="card"')[1:]
     deck = panel.figures["deck"]
     for row, (figures, card) in enumerate(zip(panel.figures["samples"], cards, strict=True)):
         ranked = set(audit.influence.top_landmark[row].tolist())
@@ -211,10 +215,10 @@ def test_cards_show_what_pushes_besides_the_ranked():
         assert [mark["sample_id"] for mark in figures["repelling"]] == [100 + i for i in further]
         assert figures["further_repel"] == len(further)
         shown = [*figures["landmarks"], *figures["repelling"]]
-        assert card.count("<li>") == len(shown)
+        assert card.partition('id="found"')[0].count("<li>") == len(shown)
         strip = card.partition("− repelling")[2]
-        assert strip.count("<li>") == figures["repel"] + len(further)
-        assert ("more push it away" in card) == bool(further)
+        assert strip.partition('id="found"')[0].count("<li>") == figures["repel"] + len(further)
+        assert ("more repel it" in card) == bool(further)
         sample = deck["samples"][row]
         assert [deck["landmarks"][at]["id"] for at, *_ in sample["push"]] == [
             100 + i for i in further
@@ -241,13 +245,14 @@ def test_a_table_shows_what_pushes_behind_the_ranked():
     assert len(one.repelling_only) == 3 - len(
         set(audit.influence.top_landmark[0]) & set(audit.influence.repelling_landmark[0])
     )
-    page = Page(row_table(one))
+    drawn, _ = row_table(one)
+    page = Page(drawn)
     heads = [th["class"] for th in page.all("th") if "class" in th]
     assert len(heads) == len(one.links) + min(2, len(one.repelling_only))
     assert heads == sorted(heads)
-    scores = [row for row in row_table(one).split("<tr") if ">score<" in row]
+    scores = [row for row in drawn.split("<tr") if ">score<" in row]
     assert scores[0].count("<data") == len(one.links)
-    pulls = [row for row in row_table(one).split("<tr") if ">pull<" in row]
+    pulls = [row for row in drawn.split("<tr") if ">contribution<" in row]
     assert pulls[0].count("<data") == len(heads)
 
 
@@ -315,23 +320,39 @@ def test_agreeing_cells_are_marked():
     theirs = dataclasses.replace(audit.landmarks, values=np.tile(mine, (9, 1)))
     theirs.values[1] = [90.0, 0.0, 2.0]
     links = [LandmarkLink(0, 1, 2.0, -1.0, 0.5), LandmarkLink(1, 2, 1.0, 1.0, 0.5)]
-    page = Page(row_table(beside(audit, mine, theirs, links, np.array([10.0, 1.0, 0.0]))))
-    cells = [td.get("class") for td in page.all("td") if td.get("class") != "own"][6 + 3 :]
+    drawn, _ = row_table(beside(audit, mine, theirs, links, np.array([10.0, 1.0, 0.0])))
+    page = Page(drawn)
+    cells = [td.get("class") for td in page.all("td") if td.get("class") != "own"][9 + 3 :]
+    # One cell a column holds the lift
+    cells = [cell for i, cell in enumerate(cells) if i % 3]
     # The attracting landmark, which differs everywhere, comes first.
     assert cells == [None, "agrees"] * 3
     assert [th["class"] for th in page.all("th") if "class" in th] == ["attract", "repel"]
 
 
-def test_a_wide_table_keeps_the_columns_that_agree():
+def test_a_wide_table_keeps_columns_of_high_lift_and_audited_ones():
     columns = tuple(Column(f"c{i}") for i in range(20))
-    audit = table_audit(columns=columns, alignment=None)
-    mine = np.zeros(20)
-    theirs = Landmarks(np.arange(9), values=np.tile(np.arange(20.0)[::-1], (9, 1)))
-    links = [LandmarkLink(0, 1, 1.0, 1.0, 1.0)]
-    page = Page(row_table(beside(audit, mine, theirs, links, np.full(20, 20.0))))
-    rows = [f"c{i}" for i in range(20) if f"c{i} " in page.text]
-    assert rows == [f"c{i}" for i in range(8, 20)]
-    assert "8 further columns" in page.text
+    audit = table_audit(columns=columns, alignment=None, audited_columns=("c0",))
+    n = len(audit.audited.sample_id)
+    # All samples agree in c1 to c9; in the others the explained sample differs from all
+    mine = np.r_[np.zeros(10), np.full(10, 50.0)]
+    values = np.zeros((n, 20))
+    values[0] = mine
+    audited = dataclasses.replace(audit.audited, values=values)
+    audit = dataclasses.replace(audit, audited=audited)
+    theirs = Landmarks(np.arange(9), values=np.tile(mine, (9, 1)))
+    theirs.values[:, 0] = 30.0
+    one = Explained(
+        dataclasses.replace(audit, landmarks=theirs), 0, [LandmarkLink(0, 1, 1.0, 1.0, 1.0)],
+        np.full(20, 20.0),
+    )  # fmt: skip
+    drawn, lift = row_table(one)
+    # Of five explained samples one agrees with itself: lift 5; the audited column has 0
+    assert lift == {**{f"c{i}": 5.0 for i in range(10, 20)}, "c0": 0.0}
+    page = Page(drawn)
+    assert "c0 audited" in page.text
+    assert page.text.index("c10") < page.text.index("c19") < page.text.index("c0 audited")
+    assert "9 further columns of smaller lift are left out." in page.text
 
 
 # --- gallery -------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ def test_more_groups_than_landmarks(tables: dict[str, Any]) -> None:
     bare = int(np.sum((np.array(table["samples"]) > 0) & (counts == 0)))
     assert bare >= TOWNS - 24
     assert table["note"] == (
-        f"{bare} of {TOWNS} groups have no landmark, so that nothing of their own can hold them "
-        "up: take more landmarks"
+        f"{bare} of {TOWNS} groups have no landmark, so that their own share is 0; take more "
+        "landmarks"
     )
 
 

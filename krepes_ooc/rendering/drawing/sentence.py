@@ -1,0 +1,49 @@
+"""Sentences with figures: ``{name}`` is a number, ``{name%}`` a percentage, ``{name:}`` a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.rendering.drawing.markup import Child, Markup, join, number, user_text
+
+_PLACE = re.compile(r"\{(\w+)([%:]?)\}")
+
+
+def fill(
+    sentence: str, figures: Mapping[str, Any], words: Mapping[str, str] | None = None
+) -> Markup:
+    """A sentence with every figure as a number of the page.
+
+    Args:
+        sentence: our own words, with places for figures and texts.
+        figures: values by name; None or NaN: not measured.
+        words: texts by name, such as names of classes.
+    """
+    parts: list[Child] = []
+    at = 0
+    for found in _PLACE.finditer(sentence):
+        name, kind = found.groups()
+        parts.append(sentence[at : found.start()])
+        if kind == ":":
+            parts.append(user_text((words or {})[name], 60))
+        else:
+            value = figures[name]
+            plain = float("nan") if value is None else value
+            parts.append(percent(plain) if kind == "%" else number(plain))
+        at = found.end()
+    return join(parts, sentence[at:])
+
+
+def percent(value: float, *, digits: int = 0) -> Markup:
+    """A share as a percentage.
+
+    Args:
+        value: between 0 and 1; NaN is said in words.
+        digits: decimals that are printed.
+    """
+    shown = f"{100 * value:.{digits}f} %" if np.isfinite(value) else ""
+    return number(float(value), words=shown)

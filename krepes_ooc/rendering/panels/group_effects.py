@@ -1,0 +1,138 @@
+"""Group influence: change of the embedding when one group of samples is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from krepes_ooc.rendering.data import AuditData
+from krepes_ooc.rendering.drawing.line_chart import bar
+from krepes_ooc.rendering.drawing.markup import (
+    Child,
+    Markup,
+    element,
+    join,
+    number,
+    table,
+    user_text,
+)
+from krepes_ooc.rendering.overview import GroupEffects
+from krepes_ooc.rendering.panels.panel import Panel, absent
+
+KEY = "group_influence"
+TITLE = "Group influence"
+LANDMARKS = "landmarks"
+SHADES = 6
+# Groups of a table, and lines of the list of the strongest groups
+MOST_GROUPS = 24
+UNFOLDED = 8
+LEAD = (
+    "Each group of samples is left out, the embedding solved again, and its change measured on "
+    "every audited sample: 1 minus the correlation of the sample's profile of cosines. 0 is no "
+    "change."
+)
+
+
+def group_effects_panel(audit: AuditData) -> Panel:
+    """Groups by their mean effect, and the effect of every group on every other one."""
+    effects = audit.group_effects
+    if effects is None or not len(effects.names):
+        return absent(KEY, TITLE, "No group was left out: the audit has no groups.")
+    order = strongest_groups(effects)
+    lead = join(
+        LEAD,
+        " Some solutions ended above their tolerance." if not effects.converged else None,
+    )
+    named = _partitions(effects)
+    # Audited columns stand open; of all others the first
+    opened = {name for name in named if name in audit.audited_columns} or set(named[:1])
+    body = element(
+        "div",
+        element("div", _ranking(effects, order)),
+        element("div", [_matrix(effects, name, name in opened) for name in named]),
+        class_="pair",
+    )
+    figures = {
+        "names": list(effects.names),
+        "partition": list(effects.partition),
+        "count": effects.count,
+        "mean": effects.mean,
+        "stderr": effects.stderr,
+        "two_stderr": 2 * effects.stderr,
+        "residual": effects.residual,
+        "by_group": effects.by_group,
+        "reasons": dict(effects.reasons),
+        "converged": effects.converged,
+        "folded": max(0, len(order) - UNFOLDED),
+    }
+    return Panel(KEY, TITLE, lead, body, figures)
+
+
+def strongest_groups(effects: GroupEffects) -> list[int]:
+    """Groups with a mean effect, largest first."""
+    rank = np.argsort(-np.nan_to_num(effects.mean, nan=-np.inf), kind="stable")
+    return [int(g) for g in rank if np.isfinite(effects.mean[g])]
+
+
+def _ranking(effects: GroupEffects, order: list[int]) -> Markup:
+    if not order:
+        return element("p", "No group could be left out.", class_="quiet")
+    most = float(effects.mean[order[0]]) or 1.0
+    rows: list[list[Child]] = [
+        [
+            user_text(effects.names[g], 32),
+            number(int(effects.count[g])),
+            join(
+                number(effects.mean[g], digits=2), " ± ",
+                number(2 * effects.stderr[g], digits=1),
+                bar(float(effects.mean[g]) / most, "attract"),
+            ),
+            number(effects.residual[g], signed=True, digits=2),
+        ]
+        for g in order
+    ]  # fmt: skip
+    head: list[Child] = ["left out", "samples", "mean effect ± 2 s.e.", "beyond its size"]
+    caption = "Groups by mean effect"
+    shown = table(head, rows[:UNFOLDED], caption=caption, class_="lines")
+    rest = rows[UNFOLDED:]
+    if not rest:
+        return shown
+    summary = element("summary", number(len(rest)), " more groups")
+    further = table(head, rest, caption="Further groups by mean effect", class_="lines")
+    return join(shown, element("details", summary, further, class_="further"))
+
+
+def _partitions(effects: GroupEffects) -> list[str]:
+    """Partitions with a table: all but the clusters of landmarks, which have no meaning by name."""
+    names = list(dict.fromkeys(effects.partition))
+    named = [name for name in names if name != LANDMARKS]
+    return named or names
+
+
+def _matrix(effects: GroupEffects, partition: str, is_open: bool) -> Markup | None:
+    """Mean effect of leaving out a group (line) on the samples of another (column)."""
+    groups = [g for g, name in enumerate(effects.partition) if name == partition]
+    if not 1 < len(groups) <= MOST_GROUPS:
+        return None
+    block = effects.by_group[np.ix_(groups, groups)]
+    if not np.isfinite(block).any():
+        return None
+    most = float(np.nanmax(np.abs(block))) or 1.0
+    # Without the name of the column, which stands in the caption
+    short = [effects.names[g].removeprefix(f"{partition} = ") for g in groups]
+    rows: list[list[Child]] = [
+        [user_text(short[i], 14), *(_cell(value, most, i == j) for j, value in enumerate(block[i]))]
+        for i in range(len(groups))
+    ]
+    head: list[Child] = ["without", *(user_text(name, 10) for name in short)]
+    caption = f"Effect of leaving out a group (line) on samples of a group (column): {partition}"
+    drawn = table(head, rows, caption=caption, class_="shares dense")
+    summary = element("summary", user_text(partition))
+    return element("details", summary, drawn, open="" if is_open else None)
+
+
+def _cell(value: Any, most: float, is_same: bool) -> Markup:
+    shade = 0 if not np.isfinite(value) else min(SHADES - 1, int(abs(value) / most * (SHADES - 1)))
+    classes = f"shade shade-{shade}{' own' if is_same else ''}"
+    return element("span", number(float(value), digits=2), class_=classes)
