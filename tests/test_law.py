@@ -478,6 +478,7 @@ SAME_NAME = {
     "compare": {"cli", "runner"},
     "explain": {"cli", "runner"},
     "groups": {"rendering/panels", "stages/alignment"},
+    "plan": {"cli", "runner"},
     "registry": {"stages", "stages/newton/objectives"},
     "run": {"cli", "runner"},
     "spec": {"network", "views"},

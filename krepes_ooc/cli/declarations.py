@@ -123,7 +123,11 @@ def list_sites() -> None:
 @click.argument("name")
 @click.argument("target", type=click.Path(path_type=Path))
 def copy_site(name: str, target: Path) -> None:
-    """Copy the site file or batch script NAME to the file TARGET, to be edited."""
+    """Copy the site file or batch script NAME to the file TARGET, to be edited.
+
+    Raises:
+        UsageError: no such file, or the target exists.
+    """
     found = resources.site_files()
     if name not in found:
         raise UsageError(f"no site {name!r}", expected="one of " + ", ".join(found))

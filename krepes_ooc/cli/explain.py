@@ -73,20 +73,20 @@ def explain(
     --without shows the nearest landmarks with and without a group of samples; --corpus ranks all
     samples by the kernel instead of landmarks.
     """
+    from krepes_ooc.runner.questions import answer
     from krepes_ooc.runner.targets import find_workspace
 
-    question = _question(against, probe, without, corpus)
-    _refuse_coefficients(coefficients, question)
     root, named = find_workspace(recipe, workspace)
     asked = {"sample": samples, "file": file, "top": top, "recipe": named}
-    explanations = _explained(
+    explanations = answer(
         root,
         asked,
         against=against,
         probe=probe,
         without=without,
         corpus=corpus,
-        coefficients=coefficients or "auto",
+        coefficients=coefficients,
+        prefix="--",
     )
     # The card first: if it cannot be written, nothing is printed either.
     if png is not None:
@@ -98,72 +98,6 @@ def explain(
         _show(one)
     if png is not None:
         echo(f"wrote {png}")
-
-
-def _question(against: int | None, probe: str | None, without: str | None, corpus: bool) -> str:
-    """The one option that says what is explained; empty: the landmarks alone.
-
-    Raises:
-        UsageError: several of them.
-    """
-    given = {
-        "--against": against,
-        "--probe": probe,
-        "--without": without,
-        "--corpus": corpus or None,
-    }
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise UsageError(
-            f"{' and '.join(named)} were given", expected=f"one of {', '.join(given)} at a time"
-        )
-    return named[0] if named else ""
-
-
-def _refuse_coefficients(coefficients: str | None, question: str) -> None:
-    """Refuse a choice of coefficients where nothing is summed.
-
-    Raises:
-        UsageError: it is given without --against or --probe.
-    """
-    if coefficients is not None and question not in ("--against", "--probe"):
-        raise UsageError(
-            f"--coefficients {coefficients} without a sum",
-            expected="--against SAMPLE or --probe LABEL beside it",
-            advice="stages.minimiser.solution chooses what rankings of landmarks use",
-        )
-
-
-def _explained(
-    root: Path,
-    asked: dict[str, Any],
-    *,
-    against: int | None,
-    probe: str | None,
-    without: str | None,
-    corpus: bool,
-    coefficients: str,
-) -> Sequence[Explained | ExplainedSum | ExplainedWithout]:
-    """The explanations that were asked for; each kind is imported where it is used."""
-    if against is not None:
-        from krepes_ooc.runner.explain_sums import explain_pair
-
-        return explain_pair(root, against=against, coefficients=coefficients, **asked)
-    if probe is not None:
-        from krepes_ooc.runner.explain_sums import explain_decision
-
-        return explain_decision(root, probe=probe, coefficients=coefficients, **asked)
-    if without is not None:
-        from krepes_ooc.runner.explain_without import explain_without
-
-        return explain_without(root, group=without, **asked)
-    if corpus:
-        from krepes_ooc.runner.explain_corpus import explain_corpus
-
-        return explain_corpus(root, **asked)
-    from krepes_ooc.runner.explain import explain as explain_samples
-
-    return explain_samples(root, **asked)
 
 
 def _write_card(

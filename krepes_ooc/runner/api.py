@@ -19,6 +19,7 @@ from krepes_ooc.engine.run_control import Progress, Silent, StopFlag
 from krepes_ooc.errors import UsageError
 from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.plan import make_plan
+from krepes_ooc.runner.questions import answer
 from krepes_ooc.runner.recipe import Overrides
 from krepes_ooc.runner.run import run as run_recipe
 from krepes_ooc.runner.run_history import Summary
@@ -155,7 +156,8 @@ def explain(
     against: int | None = None,
     probe: str | None = None,
     without: str | None = None,
-    coefficients: str = "auto",
+    corpus: bool = False,
+    coefficients: str | None = None,
     top: int | None = None,
     recipe: RecipeLike | None = None,
 ) -> Sequence[Explained | ExplainedSum | ExplainedWithout]:
@@ -168,6 +170,7 @@ def explain(
         against: position of another sample: its similarity as a sum over landmarks.
         probe: label: the logit of its linear probe as a sum over landmarks.
         without: group: nearest landmarks with and without it.
+        corpus: all samples of the source in the place of landmarks.
         coefficients: of the sums: ``auto``, ``step``, ``minimiser`` or ``distilled``.
         top: landmarks to rank; default as many as the audit keeps.
         recipe: the recipe, if it names code or files that a new sample needs.
@@ -182,31 +185,19 @@ def explain(
         DataError: the file holds what the network cannot be shown.
         WorkspaceError: the audit has not got that far, or its recipe is stale.
     """
-    questions = {"against": against, "probe": probe, "without": without}
-    given = [name for name, value in questions.items() if value is not None]
-    if len(given) > 1:
-        raise UsageError(
-            f"{' and '.join(given)} were given", expected=f"one of {', '.join(questions)} at a time"
-        )
     root, named = find_workspace(workspace)
     if recipe is not None:
         named = as_recipe(recipe)
-    asked: dict[str, Any] = {"sample": sample, "file": file, "top": top, "recipe": named}
-    if against is not None:
-        from krepes_ooc.runner.explain_sums import explain_pair
-
-        return explain_pair(root, against=against, coefficients=coefficients, **asked)
-    if probe is not None:
-        from krepes_ooc.runner.explain_sums import explain_decision
-
-        return explain_decision(root, probe=probe, coefficients=coefficients, **asked)
-    if without is not None:
-        from krepes_ooc.runner.explain_without import explain_without
-
-        return explain_without(root, group=without, **asked)
-    from krepes_ooc.runner.explain import explain as explain_samples
-
-    return explain_samples(root, **asked)
+    asked = {"sample": sample, "file": file, "top": top, "recipe": named}
+    return answer(
+        root,
+        asked,
+        against=against,
+        probe=probe,
+        without=without,
+        corpus=corpus,
+        coefficients=coefficients,
+    )
 
 
 # Keywords of the command line that have another name in ``Options``.

@@ -54,6 +54,7 @@ OPTIONS = {
         "probe",
         "without",
         "coefficients",
+        "corpus",
         "top",
         "png",
         "json",

@@ -151,7 +151,8 @@ def plan(
     """
     todo = [harm for harm, count in harms.items() for _ in range(count)]
     draw.shuffle(todo)
-    turns: list[str] = []
+    # One file of every kind comes first, so that a short campaign has them all.
+    turns = list({kind_of(file): file for file in draw.sample(files, len(files))}.values())
     while todo:
         batch: dict[str, Harm] = {}
         for _ in range(3 * BATCH):
