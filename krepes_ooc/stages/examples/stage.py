@@ -95,6 +95,7 @@ def run(inputs: ExamplesInputs, context: StageContext) -> None:
     context.stop.check()
     arrays |= shown | _odd(inputs, samples, context.settings.table)
     arrays |= _mixed(inputs, arrays, context.settings.table)
+    # Mixing is measured by labels only where every landmark has one.
     labelled = bool((inputs.landmarks.array("label") >= 0).all())
     attributes = {
         "r_squared": refitted,
@@ -104,6 +105,7 @@ def run(inputs: ExamplesInputs, context: StageContext) -> None:
     }
     for line in summary_lines(attributes):
         context.progress.note(line)
+    # Lengths of the dims, each by an array that has it.
     lengths = {
         "audited": arrays["closeness"],
         "explained": arrays["residual"],
@@ -126,6 +128,7 @@ def _samples(inputs: ExamplesInputs, context: StageContext) -> _Samples:
     audited = inputs.audited
     sample_id = audited.array("sample_id")
     landmark_id = inputs.landmarks.array("sample_id")
+    # The first of equal landmarks stands for the sample.
     position = {int(sample): index for index, sample in reversed(list(enumerate(landmark_id)))}
     own = np.array([position.get(int(sample), NONE) for sample in sample_id], dtype=np.int64)
     return _Samples(
@@ -150,6 +153,7 @@ def _weights(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[st
         "random": random_landmarks(len(target), len(landmarks), count, inputs.recipe.seed),
         "ranking": inputs.influence.array("top_landmark")[explained][:, :count],
     }
+    # Every ranking loses the sample itself, so that all have the same number.
     chosen = {name: without_own(ranked, own, count - 1) for name, ranked in rankings.items()}
     weights = {name: convex_weights(target, landmarks, each) for name, each in chosen.items()}
     sums = {name: weighted_sum(weights[name], landmarks, chosen[name]) for name in chosen}
@@ -176,6 +180,7 @@ def _concepts(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[s
     maps = {"concepts": "", "random": "random_"}
     precision: dict[str, float | None] = {}
     r_squared: dict[str, float | None] = {}
+    # Without concepts: arrays of no columns, no figures.
     if not inputs.discovery.attributes["defined"]:
         none = {"average_precision": precision, "embedding_r_squared": r_squared}
         empty = np.zeros((len(label), 0))
@@ -184,12 +189,14 @@ def _concepts(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[s
         name: read_concept_map(inputs.discovery, prefix).activation(kernel)
         for name, prefix in maps.items()
     }
+    # Weights on inputs are there only where inputs are few.
     rows = None
     if inputs.discovery.has("input_weights"):
         rows = flat_inputs(inputs.recipe, samples.sample_id)
     if rows is not None:
         activations["inputs"] = read_concept_map(inputs.discovery, "input_").activation(rows)
     fit, audit = (samples.role == ROLES[role] for role in ("fit", "audit"))
+    # Means of the embedding by winner are fitted on fit samples and judged on audit samples.
     for name, activation in activations.items():
         winners = np.argmax(activation, axis=1)
         precision[name] = best_class_precision(activation, label)
@@ -203,6 +210,7 @@ def _concepts(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[s
 
 def _odd(inputs: ExamplesInputs, samples: _Samples, table: int) -> Arrays:
     """Novel samples, near duplicates, and landmarks without others near them."""
+    # Closeness counts no landmark that is the sample itself.
     near = closeness(inputs.influence.whole("kernel"), samples.own)
     novel = np.argsort(near, kind="stable")[:table].astype(np.int64)
     pairs = near_pairs(samples.network, table)
@@ -233,6 +241,7 @@ def _mixed(inputs: ExamplesInputs, arrays: Arrays, table: int) -> Arrays:
         known = bool(inputs.discovery.attributes["defined"])
         groups = inputs.discovery.array("landmark_concept") if known else np.full_like(groups, NONE)
     chosen = arrays["top_landmark"]
+    # Places beyond the last landmark belong to no group.
     group = np.where(chosen >= 0, groups[np.maximum(chosen, 0)], NONE)
     found = mixing(arrays["weight"], group)
     order = np.argsort(-found, kind="stable")[:table]

@@ -125,12 +125,14 @@ def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[i
     m, h = full["coefficients"].shape
     groups, audited = problem.members.shape
     context.record.reset()
+    # One block a group, so that coefficients are written one group at a time.
     sizes = {"group": groups, "audited": audited, "landmark": m, "component": h}
     sizes["anchor"] = len(problem.anchors)
     spec = StoreSpec(load_contract("group_influence"), sizes, block_rows=1)
     writer = context.workspace.writer(spec, context.digest)
     writer.create()
     found, files = _collect(problem, reasons, writer, (m, h))
+    # Effects on groups and beyond size follow from those on samples.
     summary = summarise(found.effect, problem.members, problem.groups.count)
     arrays = {
         "effect": found.effect,
@@ -143,6 +145,7 @@ def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[i
     }
     for line in _lines(names, summary.mean_effect, found.converged, reasons):
         context.progress.note(line)
+    # Absolute damping is that of all samples; the relative one is comparable between audits.
     attributes = {
         "names": names,
         "reasons": {names[group]: text for group, text in reasons.items()},
@@ -169,6 +172,7 @@ def _collect(
     found = _Groups.empty(*problem.members.shape)
     files: Files = {}
     for group, name in enumerate(problem.groups.names):
+        # NaN stands for a group that cannot be left out.
         coefficients = np.full(shape, np.nan)
         if group not in reasons:
             known = _partial(problem.context, group)
@@ -180,6 +184,7 @@ def _collect(
                 )
             found.put(group, known)
             coefficients = known["coefficients"]
+        # A row of the array is one chunk.
         block = Block(group, group, group + 1)
         files |= writer.write_block("coefficients", block, coefficients[None])
     return found, files
@@ -194,6 +199,7 @@ def _lines(
     """The result in words: the group of the largest effect, and what to know about the solves."""
     lines = []
     if np.isfinite(mean_effect).any():
+        # Groups with a reason are NaN and never the largest.
         top = int(np.nanargmax(mean_effect))
         lines.append(f"largest mean effect: {names[top]}, {mean_effect[top]:.3f}")
     if reasons:
@@ -206,6 +212,7 @@ def _lines(
 
 def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
     """One minimisation a group on its moments; kernel rows of the audited samples once."""
+    # The kernel rows are computed once in this process, each solve runs in a worker.
     m, h, views = sizes.n_landmarks, sizes.n_components, sizes.n_views
     n, width, groups = sizes.n_audited, sizes.n_features, max(1, sizes.n_groups)
     pairs = views * (views + 1) // 2
@@ -217,6 +224,7 @@ def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
     membership = Term("membership of audited samples", n * groups, 4)
     coefficients = Term("coefficients", f64(groups + 1, m, h))
     effects = Term("effects", f64(groups, n))
+    # An evaluation is one product with every moment of a pair of views.
     evaluations = groups * settings.max_evaluations
     products = Term("products of moments", 2.0 * m * m * h * (pairs + 3), evaluations)
     return Cost(
@@ -240,6 +248,7 @@ def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
 def _worker_memory(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Quantity:
     """One group: the moments of the rest, the iterates, or the profiles of a short range."""
     m, h, views, n = sizes.n_landmarks, sizes.n_components, sizes.n_views, sizes.n_audited
+    # Moments are symmetric in the views: one for each pair.
     pairs, anchors = views * (views + 1) // 2, min(settings.anchors, n)
     return Quantity(
         {

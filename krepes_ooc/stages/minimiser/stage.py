@@ -86,12 +86,15 @@ def run(inputs: MinimiserInputs, context: StageContext) -> None:
         StageFailed: the recipe asks for coefficients that this objective does not have.
     """
     problem = MinimiserProblem(inputs, context)
+    # Largest damping first: it is the nearest to the start.
     grid = tuple(sorted(set(context.settings.damping_grid), reverse=True))
+    # SimCLR and BYOL stream the kernel: their loss is not known by moments.
     if not problem.can_minimise:
         grid = ()
     paths = [partial_path(context, PREFIX, index) for index in range(len(grid))]
     missing = [i for i, path in enumerate(paths) if read_partial(context, path) is None]
     context.progress.begin("minimiser", max(1, len(grid)), len(grid) - len(missing))
+    # Shared before tasks begin, so that threads do not compute it twice.
     if missing:
         problem.prepare()
 
@@ -139,6 +142,7 @@ class MinimiserProblem:
     @cached_property
     def objective(self) -> Any:
         """The loss of the moments."""
+        # The very objective that the step was taken with.
         stored = self.inputs.newton.attributes["objective_settings"]
         constants = read_settings(registry.settings_type(self.name), stored, "newton")
         return registry.create(
@@ -167,6 +171,7 @@ class MinimiserProblem:
     def minimum(self, relative: float) -> Arrays:
         """The minimiser at one relative damping, and its likeness to the network."""
         settings = self.context.settings
+        # Damping in units of the mean diagonal of the curvature at the start.
         found = minimise(
             self.objective,
             self.start,
@@ -195,6 +200,7 @@ class MinimiserProblem:
         """Clean kernel rows [sample, landmark] and network embeddings [sample, output]."""
         audited, kernel = self.inputs.audited, self.inputs.kernel.attributes
         fit = np.flatnonzero(audited.array("role") == ROLES["fit"])[:MOST_FIT]
+        # Rows are computed from stored features, as for a new sample.
         landmark_kernel = read_landmark_kernel(
             self.inputs.landmarks,
             kernel["normalise"],
@@ -214,6 +220,7 @@ def _seal(problem: MinimiserProblem, grid: tuple[float, ...], found: list[Arrays
         StageFailed: the recipe asks for coefficients that this objective does not have.
     """
     context, newton = problem.context, problem.inputs.newton
+    # Every solution is judged on the same fit samples.
     likeness = {"start": problem.likeness(problem.start)}
     likeness[STEP] = problem.likeness(newton.array("coefficients"))
     if newton.has("coefficients_lm"):

@@ -100,6 +100,7 @@ def _audit_network(network: DrawnNetwork, rule: AuditRule, context: StageContext
         ):
             raise
         return {"reason": np.array(str(error))}
+    # Empty where the network could be audited.
     found: dict[str, npt.NDArray[Any]] = {**vars(figures), "reason": np.array("")}
     if network.draw == TRAINED:
         health = _health(rows)
@@ -134,9 +135,11 @@ def _compare(networks: list[Arrays], rule: AuditRule) -> tuple[dict[str, Any], d
     for key, table in tables.items():
         matrices[key][np.ix_(audited, audited)] = table.mean(axis=2)
 
+    # Draw 0 is the trained network.
     figures = _figures(networks, rule, audited)
     reasons = {f"draw {i}" if i else "network": str(networks[i]["reason"]) for i in range(count)}
     ranking = _verdict(tables["overlap"], audited)
+    # Criteria, then every figure beside those of the draws.
     attributes = {
         "draws": count - 1,
         "measure": rule.measure,
@@ -161,6 +164,7 @@ def _figures(networks: list[Arrays], rule: AuditRule, audited: list[int]) -> dic
     """Figures, gaps and top landmarks of every network; 0 or -1 where they are not defined."""
     count = len(networks)
     explained = int(np.sum(rule.role == ROLES["audit"]))
+    # NaN and -1 until a network gives a value.
     figure = np.full((len(FIGURES), count), np.nan)
     gap = np.full((len(rule.columns), count), np.nan)
     top_landmark = np.full((count, explained, rule.top), -1, dtype=np.int64)
@@ -168,6 +172,7 @@ def _figures(networks: list[Arrays], rule: AuditRule, audited: list[int]) -> dic
         figure[:, i] = networks[i]["figure"]
         gap[:, i] = networks[i]["gap"]
         top_landmark[i] = networks[i]["top_landmark"]
+    # Stores hold no NaN: a mask says what is defined.
     return {
         "audited_network": np.isin(np.arange(count), audited).astype(np.int64),
         "top_landmark": top_landmark,
@@ -183,6 +188,7 @@ def _verdict(table: Float, audited: list[int]) -> dict[str, Any]:
     try:
         if TRAINED not in audited:
             raise StageFailed("the network itself could not be audited", where="randomised")
+        # The interval covers the draws as well as the samples.
         found = compare_rankings(table)
     except StageFailed as error:
         return {"decided": False, "distinguishable": False, "reason": str(error)}
@@ -215,8 +221,10 @@ def _beside_draws(labels: Mapping[str, str], values: Float, defined: Index) -> d
     """
     found: dict[str, Any] = {}
     for (key, label), row, known in zip(labels.items(), values, defined > 0, strict=True):
+        # Draws without this figure are left out of the interval.
         draws = row[1:][known[1:]]
         found[key] = {"label": label, "value": None, "draws": [], "learned": None, "most": None}
+        # A prediction interval needs several draws.
         if known[TRAINED] and len(draws) >= MIN_DRAWS:
             reached, most = draws_reach(float(row[TRAINED]), draws)
             found[key] |= {"value": float(row[TRAINED]), "draws": draws.tolist()}
@@ -264,9 +272,11 @@ def estimate_cost(sizes: AuditSizes, settings: RandomisedSettings) -> Cost:
     Rows of the fit samples' views pass through the network twice: for the centre, for the kernel.
     """
     m, width, batch = sizes.n_landmarks, sizes.n_features, sizes.plan.forward_batch
+    # Audited samples that are not explained have the role fit.
     fit = min(settings.fit, max(0, sizes.n_audited - sizes.n_explained))
     networks, view_rows = settings.draws + 1, fit * sizes.n_views
     audited = sizes.n_explained + fit
+    # Views of the fit samples twice, clean samples and landmarks once.
     passed = 2 * view_rows + audited + m
     return Cost(
         units=networks,
