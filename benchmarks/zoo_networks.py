@@ -146,8 +146,6 @@ TIMM: dict[str, dict[str, Any]] = {
     **{
         name: {"size": 64}
         for name in (
-            "resnetv2_50x1_bit",
-            "nf_regnet_b0",
             "convnext_atto",
             "convnextv2_atto",
             "poolformer_s12",
@@ -174,6 +172,8 @@ TIMM: dict[str, dict[str, Any]] = {
     "tiny_vit_5m_224": {"size": 224},
     "hiera_tiny_224": {"size": 224},
     "coat_lite_tiny": {"size": 64},
+    "nf_regnet_b0": {"size": 64},
+    "resnetv2_50x1_bit": {"size": 64},
 }  # fmt: skip
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Bert": BERT,
