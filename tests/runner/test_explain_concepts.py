@@ -21,6 +21,10 @@ from tests.small import krepes
 from tests.stages import audits
 
 
+# Whole audits in the fixtures.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A finished audit with given, discovered and kept concepts."""

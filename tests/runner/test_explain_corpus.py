@@ -18,6 +18,10 @@ from tests import small
 from tests.small import krepes
 
 
+# Whole audits in the fixtures.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits up to influence, in several blocks."""
