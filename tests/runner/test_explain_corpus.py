@@ -17,7 +17,6 @@ from krepes_ooc.storage.workspace import Workspace
 from tests import small
 from tests.small import krepes
 
-
 # Whole audits in the fixtures.
 pytestmark = pytest.mark.timeout(600)
 
