@@ -1,6 +1,6 @@
 """Discovered concepts, refitted weights and odd samples: figures beside their controls, and costs.
 
-    python benchmarks/concepts.py WORK [--cells digits,fashion,adult] [--cost]
+    python benchmarks/concepts.py WORK [--cells digits,fashion,...] [--cost]
 
 Every cell is an audit as far as stage examples needs it, in a workspace of its own under WORK; an
 interrupted one goes on where it stopped, a finished one is read. ``fashion`` plants 200 copies of
@@ -44,11 +44,13 @@ STAGES = (
 )
 # Samples of the planted set.
 IMAGES, TWINS, DIGITS, OTHERS = 19_700, 200, 100, 1000
+VIEWS = "count: 2, crop: 0.6, flip: true, shift: 2, jitter: 0.3, noise: 0.05"
+WEAK_VIEWS = "count: 2, shift: 2, noise: 0.1"
 FASHION = """
 recipe: fashion-planted
 source:
   {{kind: idx, path: {folder}/images.idx, labels: {folder}/labels.idx, mean: [0.286], std: [0.353]}}
-views: {{count: 2, crop: 0.6, flip: true, shift: 2, jitter: 0.3, noise: 0.05}}
+views: {{{views}}}
 network:
   factory: krepes_ooc.network.zoo:mlp
   arguments: {{inputs: 784, hidden: [256, 256], outputs: 64}}
@@ -102,8 +104,8 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(head + np.ascontiguousarray(values).tobytes())
 
 
-def fashion_recipe(folder: Path) -> Path:
-    """The planted set and its recipe; written once."""
+def fashion_recipe(folder: Path, views: str) -> Path:
+    """The planted set and its recipe with these views; written once."""
     target = folder / "fashion.yaml"
     if target.exists():
         return target
@@ -119,7 +121,8 @@ def fashion_recipe(folder: Path) -> Path:
     kinds = np.full(DIGITS, 10, dtype=np.uint8)
     write_idx(folder / "labels.idx", np.concatenate([labels, labels[where.originals], kinds]))
     ids = np.concatenate([where.originals, where.twins, where.digits, where.others])
-    target.write_text(FASHION.format(folder=folder.resolve(), ids=sorted(ids.tolist())))
+    found = {"folder": folder.resolve(), "ids": sorted(ids.tolist()), "views": views}
+    target.write_text(FASHION.format(**found))
     return target
 
 
@@ -129,8 +132,13 @@ def digits_cell(work: Path) -> Recipe:
 
 
 def fashion_cell(work: Path) -> Recipe:
-    """The planted Fashion-MNIST."""
-    return Recipe.load(str(fashion_recipe(work / "data")))
+    """The planted Fashion-MNIST, views of the shipped recipe."""
+    return Recipe.load(str(fashion_recipe(work / "data", VIEWS)))
+
+
+def weak_views_cell(work: Path) -> Recipe:
+    """The planted Fashion-MNIST under weak views."""
+    return Recipe.load(str(fashion_recipe(work / "weak-views", WEAK_VIEWS)))
 
 
 def adult_cell(work: Path) -> Recipe:
@@ -146,6 +154,7 @@ def adult_cell(work: Path) -> Recipe:
 CELLS: dict[str, Callable[[Path], Recipe]] = {
     "digits": digits_cell,
     "fashion": fashion_cell,
+    "fashion-weak-views": weak_views_cell,
     "adult": adult_cell,
 }
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.errors import WorkspaceError
 from krepes_ooc.rendering.data import Landmarks
 from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples
 from krepes_ooc.rendering.explanation import ConceptScore, SampleConcepts
@@ -56,8 +57,8 @@ class KnownConcepts:
     @classmethod
     def read(cls, stores: AuditStores) -> KnownConcepts | None:
         """The concepts of an audit; None: it has none yet."""
-        given = _given(stores) if _is_sealed(stores, "concepts") else None
-        found = _discovered(stores) if _is_sealed(stores, "discovery") else None
+        given = _given(stores) if _is_readable(stores, "concepts") else None
+        found = _discovered(stores) if _is_readable(stores, "discovery") else None
         parts = [part for part in (given, found) if part is not None]
         if not parts:
             return None
@@ -149,7 +150,7 @@ def _discovered(stores: AuditStores) -> KnownConcepts | None:
     concepts = read_concept_map(store)
     influence = stores.reader("influence")
     # Stage examples has them already; kernel rows are the larger read.
-    if _is_sealed(stores, "examples"):
+    if _is_readable(stores, "examples"):
         activation = stores.reader("examples").array("activation")
     else:
         activation = concepts.activation(influence.whole("kernel"))
@@ -165,5 +166,10 @@ def _discovered(stores: AuditStores) -> KnownConcepts | None:
     )
 
 
-def _is_sealed(stores: AuditStores, store: str) -> bool:
-    return bool(stores.workspace.record(store, store).is_sealed())
+def _is_readable(stores: AuditStores, store: str) -> bool:
+    """Whether a store is sealed and belongs to the stores there; landmarks need none of them."""
+    try:
+        stores.reader(store)
+    except WorkspaceError:
+        return False
+    return True

@@ -23,6 +23,9 @@ from tests import small
 from tests.small import krepes
 from tests.stages import audits
 
+# Whole audits in the fixtures.
+pytestmark = pytest.mark.timeout(600)
+
 SMALL = ("stages.groups.clusters=0", "stages.groups.columns={town: []}")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from krepes_ooc.errors import WorkspaceError
 from krepes_ooc.rendering.explanation_card import draw_card
 from krepes_ooc.runner.explain import explain
 from krepes_ooc.runner.explain_concepts import discovered_directions
@@ -19,6 +20,9 @@ from krepes_ooc.runner.kept_concepts import keep_concept
 from krepes_ooc.storage.workspace import Workspace
 from tests.small import krepes
 from tests.stages import audits
+
+# Whole audits in the fixtures.
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +131,19 @@ def test_an_audit_that_has_none_yet_is_explained_without(space: Workspace, tmp_p
     (one,) = explain(tmp_path / "w", sample=sample_of(space, 3))
     assert one.concepts is None
     assert "concepts" not in one.record()
+
+
+def test_concepts_of_another_audit_are_left_out(space: Workspace, monkeypatch: pytest.MonkeyPatch):
+    from krepes_ooc.runner.explain_stores import AuditStores
+
+    read = AuditStores.reader
+
+    def refuses(stores: AuditStores, store: str) -> Any:
+        if store == "concepts":
+            raise WorkspaceError("stage concepts was computed from another influence")
+        return read(stores, store)
+
+    monkeypatch.setattr(AuditStores, "reader", refuses)
+    (one,) = explain(space.root, sample=sample_of(space, 3))
+    assert one.concepts is not None
+    assert {each.kind for each in one.concepts.scores} == {"discovered"}

@@ -17,6 +17,9 @@ from krepes_ooc.storage.workspace import Workspace
 from tests import small
 from tests.small import krepes
 
+# Whole audits in the fixtures.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
