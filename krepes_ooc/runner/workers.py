@@ -64,6 +64,8 @@ def open_workers(
         open_cluster(options.cluster, n_workers, private / "jobs") as cluster,
         contextlib.closing(TransferFolder.open(private / "temp", numerics)) as transfer,
     ):
+        if cluster.pages:
+            audit.note(f"pages of the scheduler: {cluster.pages}")
         if local:
             cluster.share_devices(visible_devices(device.count))
         yield OpenWorkers(cluster, transfer)

@@ -34,6 +34,7 @@ class Cluster:
         patience: seconds to wait while there is no worker.
         stall_seconds: between two polls of the workers while no task finishes.
         transfer_seconds: for a worker to send a finished result.
+        pages: address of the scheduler's pages; empty: it has none.
     """
 
     client: Any
@@ -43,6 +44,7 @@ class Cluster:
     patience: float = 60.0
     stall_seconds: float = 30.0
     transfer_seconds: float = 10.0
+    pages: str = ""
     _last_poll: float = 0.0
     _last_renewal: float = 0.0
     _last_worker: float = field(default_factory=time.monotonic)

@@ -11,7 +11,7 @@ from typing import Any
 
 from krepes_ooc.engine.cluster.cluster import CONNECT_SECONDS, Cluster
 from krepes_ooc.engine.cluster.site_file import ADDRESSES, Site, read_site
-from krepes_ooc.engine.cluster.tls import Certificates
+from krepes_ooc.engine.cluster.tls import Certificates, temporary_security
 from krepes_ooc.errors import StageFailed, UsageError
 
 LOOPBACK = "127.0.0.1"
@@ -27,7 +27,11 @@ SETTINGS = {
     "distributed.deploy.lost-worker-timeout": "3s",
     "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS}s",
     "distributed.admin.large-graph-warning-threshold": "1GB",
+    # Pages that show what runs to everybody who reaches their port.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
 }
+PAGES = ("distributed.http.scheduler.info", "distributed.http.statics")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,19 @@ class ClusterSpec:
     def certificates(self) -> Certificates | None:
         """Files that encrypt all connections, if a site file names them."""
         return None if self.site is None else self.site.certificates
+
+    @property
+    def pages(self) -> dict[str, Any]:
+        """Settings of Distributed for the pages that a site file asks for, encrypted."""
+        if self.site is None or not self.site.info_pages or self.certificates is None:
+            return {}
+        tls = {"ca-file": self.certificates.ca, "cert": self.certificates.cert}
+        tls["key"] = self.certificates.key
+        prefix = "distributed.scheduler.dashboard.tls"
+        return {
+            "distributed.scheduler.http.routes": list(PAGES),
+            **{f"{prefix}.{name}": str(path) for name, path in tls.items()},
+        }
 
 
 def parse_cluster(text: str, memory: int | None) -> ClusterSpec:
@@ -92,24 +109,33 @@ def open_cluster(spec: ClusterSpec, n_workers: int, logs: Path) -> Iterator[Clus
         logs: folder for the output of jobs.
 
     Raises:
-        UsageError: the scheduler cannot be reached, or dask-jobqueue is not installed.
+        UsageError: the scheduler cannot be reached, or a library is not installed.
+        StageFailed: a worker process of this machine ends before it begins.
     """
     import dask
     import distributed  # noqa: F401  its defaults come first: what is set here is unset again
 
     # A lost scheduler is one line of krepes, not pages of Distributed's log.
-    with dask.config.set(SETTINGS), _quiet("distributed"):
+    with dask.config.set(SETTINGS | spec.pages), _quiet("distributed"):
         if spec.kind == "local":
-            yield from _local(n_workers, spec.certificates)
+            opened = _local(n_workers, spec.certificates)
         elif spec.kind == "site" and spec.site is not None:
-            yield from _jobs(spec.site, logs)
+            opened = _jobs(spec.site, logs)
         else:
-            yield from _joined(spec.address, spec.certificates)
+            opened = _joined(spec.address, spec.certificates)
+        with opened as cluster:
+            if spec.pages:
+                port = cluster.client.scheduler_info()["services"]["dashboard"]
+                cluster.pages = f"https://{LOOPBACK}:{port}/info/main/workers.html"
+            yield cluster
 
 
+@contextlib.contextmanager
 def _local(n_workers: int, tls: Certificates | None) -> Iterator[Cluster]:
     from distributed import Client, LocalCluster
 
+    # Without certificates of its own an audit makes some, which nobody else has.
+    security = tls.security() if tls else temporary_security()
     # One thread a process, no memory monitor: the budget has counted what each may take.
     with contextlib.ExitStack() as opened:
         try:
@@ -119,18 +145,17 @@ def _local(n_workers: int, tls: Certificates | None) -> Iterator[Cluster]:
                     threads_per_worker=1,
                     processes=True,
                     host=LOOPBACK,
-                    protocol="tls://" if tls else None,
-                    security=tls.security() if tls else None,
+                    protocol="tls://",
+                    security=security,
                     memory_limit=None,
                     silence_logs=logging.CRITICAL,
-                    **_no_dashboard(),
-                    worker_dashboard_address=None,
+                    scheduler_kwargs=_no_dashboard(),
                 )
             )
         except (RuntimeError, OSError) as error:
             # A process that is killed at once, by the system's memory killer for one.
             raise StageFailed(
-                f"a worker process ended before it began ({' '.join(str(error).split())})",
+                "a worker process ended before it began",
                 where="--cluster local",
                 expected=f"{n_workers} processes that start",
                 advice="look at the memory that is free, take fewer --workers, and run again",
@@ -141,6 +166,7 @@ def _local(n_workers: int, tls: Certificates | None) -> Iterator[Cluster]:
         yield Cluster(client, n_workers)
 
 
+@contextlib.contextmanager
 def _jobs(site: Site, logs: Path) -> Iterator[Cluster]:
     from krepes_ooc.engine.cluster.job_queue import open_jobs
 
@@ -148,6 +174,7 @@ def _jobs(site: Site, logs: Path) -> Iterator[Cluster]:
         yield cluster
 
 
+@contextlib.contextmanager
 def _joined(address: str, tls: Certificates | None) -> Iterator[Cluster]:
     from distributed import Client
 
@@ -178,8 +205,8 @@ def _joined(address: str, tls: Certificates | None) -> Iterator[Cluster]:
 
 
 def _no_dashboard() -> dict[str, Any]:
-    """Dashboard settings: a page that shows what runs is open to this machine alone."""
-    return {"dashboard_address": f"{LOOPBACK}:0"}
+    """Options of a scheduler without a dashboard; its pages, if any, are for this machine alone."""
+    return {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
 
 
 @contextlib.contextmanager

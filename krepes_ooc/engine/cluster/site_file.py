@@ -48,6 +48,9 @@ class Site:
     tls_ca: str = setting("", about="certificate of the authority: with it, all is encrypted")
     tls_cert: str = setting("", about="certificate of scheduler, workers and this process")
     tls_key: str = setting("", about="private key of the certificate")
+    info_pages: bool = setting(
+        False, about="the scheduler's pages on what runs, encrypted, for browsers of this machine"
+    )
 
     @property
     def certificates(self) -> Certificates | None:
@@ -108,19 +111,23 @@ def read_site(path: Path, memory: int | None = None) -> Site:
 
 
 def _refuse_idle_keys(site: Site, given: set[str], where: str) -> None:
-    """Refuse keys without effect for this kind of site, and an address of another form.
+    """Refuse keys without effect for this kind of site, open pages, and a wrong address.
 
     Raises:
         UsageError: naming the key.
     """
     always = {"scheduler", "about", *KEYS}
-    read = {"local": always, "running": always | {"address", "memory"}}
+    read = {"local": always | {"info_pages"}, "running": always | {"address", "memory"}}
     queue = {field.name for field in fields(Site)} - {"address"}
     if idle := sorted(given - read.get(site.scheduler, queue)):
         raise UsageError(
             f"{idle[0]} has no meaning beside scheduler {site.scheduler}",
             where=where,
             expected="one of " + ", ".join(sorted(read.get(site.scheduler, queue))),
+        )
+    if site.info_pages and not any(getattr(site, key) for key in KEYS):
+        raise UsageError(
+            "info_pages without certificates", where=where, expected=f"all of {', '.join(KEYS)}"
         )
     # Certificates have no effect on an unencrypted address.
     wanted = ("tls://",) if any(getattr(site, key) for key in KEYS) else ADDRESSES
@@ -201,7 +208,7 @@ def job_settings(site: Site) -> dict[str, Any]:
 
 
 def _one_thread() -> list[str]:
-    """Environment of a worker: one thread, and a monitor that leaves mapped files alone.
+    """Environment of a worker: one thread, no pages, a monitor that leaves mapped files alone.
 
     Distributed counts the pages of mapped files as memory of the worker; the budget binds instead.
     """
@@ -209,7 +216,8 @@ def _one_thread() -> list[str]:
         f"export DASK_DISTRIBUTED__WORKER__MEMORY__{name}=False"
         for name in ("TARGET", "SPILL", "PAUSE", "TERMINATE")
     ]
-    return [*monitor, "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1"]
+    pages = "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'"
+    return [*monitor, pages, "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1"]
 
 
 def _hours_and_minutes(site: Site) -> str:

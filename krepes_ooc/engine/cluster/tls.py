@@ -42,6 +42,27 @@ class Certificates:
         )
 
 
+def temporary_security() -> Any:
+    """Security settings with a key and a certificate that only this run and its workers have.
+
+    They pass to the workers through the pipe by which a process starts another one.
+
+    Raises:
+        UsageError: cryptography is not installed, which makes them.
+    """
+    from distributed.security import Security
+
+    try:
+        return Security.temporary()  # type: ignore[no-untyped-call]
+    except ImportError:
+        raise UsageError(
+            "cryptography is not installed",
+            where="--cluster local",
+            expected="certificates, without which other users of this machine could connect",
+            advice="pip install cryptography",
+        ) from None
+
+
 def read_certificates(files: dict[str, str], folder: Path, where: str) -> Certificates | None:
     """The certificates that a site file names, or None if it names none.
 

@@ -94,7 +94,7 @@ def test_a_frozen_worker_that_holds_results_is_named_and_replaced(
     executor = ClusterExecutor(2, When(until_frozen), notes, pool, transfer)
     assert list(executor.map(task, range(4))) == [0, 1, 4, 9]
     (line,) = notes.saying("holds a result and does not answer for 2 s: it is started again")
-    assert line.startswith("tcp://127.0.0.1:")
+    assert line.startswith("tls://127.0.0.1:")
     assert not psutil.pid_exists(int(marker.read_text()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -204,8 +205,8 @@ def test_shipped_file_of_a_running_scheduler(tmp_path: Path):
         job_script(read_site(path))
 
 
-def listening() -> set[str]:
-    """Addresses at which this process and its children accept connections."""
+def listening() -> set[tuple[str, int]]:
+    """Addresses and ports at which this process and its children accept connections."""
     import psutil
 
     here = psutil.Process()
@@ -213,8 +214,12 @@ def listening() -> set[str]:
     for process in [here, *here.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
             sockets = process.net_connections(kind="inet")
-            found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+            found |= {tuple(each.laddr) for each in sockets if each.status == psutil.CONN_LISTEN}
     return found
+
+
+def ports() -> set[int]:
+    return {port for _, port in listening()}
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm"])
@@ -225,5 +230,111 @@ def test_schedulers_workers_and_dashboards_listen_on_the_loopback_alone(tmp_path
         "local" if kind == "local" else str(site(tmp_path, "scheduler: slurm")), None
     )
     with open_cluster(spec, 1, tmp_path / "jobs"):
-        assert listening() - before <= {"127.0.0.1"}
-        assert "127.0.0.1" in listening()
+        opened = listening() - before
+        assert {address for address, _ in opened} == {"127.0.0.1"}
+
+
+def connections(address: str) -> list[bytes]:
+    """What a port answers to a stranger: in the clear, and with a certificate of his own making."""
+    import socket
+    import ssl
+
+    host, port = address.rpartition("://")[2].rsplit(":", 1)
+    answers = []
+    for context in (None, ssl._create_unverified_context()):
+        with socket.create_connection((host, int(port)), timeout=10) as plain:
+            plain.settimeout(2)
+            try:
+                stream = plain if context is None else context.wrap_socket(plain)
+                stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                answers.append(stream.recv(4096))
+            except (OSError, ssl.SSLError):
+                answers.append(b"")
+    return answers
+
+
+def test_another_user_of_this_machine_reaches_no_process_of_a_local_cluster(tmp_path: Path):
+    """Certificates are made for each cluster; nothing but them opens a connection."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    async def knock(address: str, security: Security) -> None:
+        comm = await connect(address, timeout=2, **security.get_connection_args("client"))
+        await comm.write({"op": "identity", "reply": True})
+        await comm.read()
+
+    strangers = (("tls", Security.temporary()), ("tcp", Security()))
+    before = ports()
+    spec = parse_cluster("local", None)
+    with open_cluster(spec, 1, tmp_path) as cluster:
+        transfer = TransferFolder.open(tmp_path / "temp", "")
+        executor = ClusterExecutor(1, pool=cluster, transfer=transfer)
+        assert list(executor.map(str, range(2))) == ["0", "1"]
+        info = cluster.client.scheduler_info(n_workers=-1)
+        addresses = [cluster.client.scheduler.address, *info["workers"]]
+        assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
+        for address in addresses:
+            for scheme, security in strangers:
+                with pytest.raises(OSError, match=r"(?i)TLS certificate|timed out|closed"):
+                    asyncio.run(knock(address.replace("tls", scheme), security))
+            asyncio.run(knock(address, cluster.client.security))
+        # Every port of every process, those of the nannies and of pages too.
+        opened = ports() - before
+        assert len(opened) >= 3
+        for port in opened:
+            for answer in connections(f"127.0.0.1:{port}"):
+                assert answer == b"" or b" 404 " in answer.splitlines()[0], (port, answer)
+    with open_cluster(spec, 1, tmp_path) as second:
+        assert second.client.security.tls_client_cert != cluster.client.security.tls_client_cert
+
+
+def test_pages_are_served_where_they_are_asked_for_and_encrypted(tmp_path: Path, ours: Path):
+    import ssl
+    from urllib.request import urlopen
+
+    spec = parse_cluster(str(site(ours, "scheduler: local", "info_pages: true", *TLS)), None)
+    with open_cluster(spec, 1, tmp_path) as cluster:
+        assert cluster.pages.startswith("https://127.0.0.1:")
+        trusted = ssl.create_default_context(cafile=str(ours / "ca.pem"))
+        trusted.check_hostname = False
+        with urlopen(cluster.pages, timeout=10, context=trusted) as page:
+            assert b"Workers" in page.read()
+        plain, encrypted = connections(cluster.pages.removesuffix("/info/main/workers.html"))
+        assert plain == b""
+        assert encrypted.startswith(b"HTTP")
+    with pytest.raises(UsageError, match=r"info_pages without certificates.*all of tls_ca"):
+        parse_cluster(
+            str(site(ours, "scheduler: local", "info_pages: true", name="bare.yaml")), None
+        )
+
+
+def test_a_worker_that_is_killed_at_its_start_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    import dask
+    import distributed  # noqa: F401  its defaults come before what is set here
+
+    killed = tmp_path / "killed.py"
+    killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    recipe = str(small.own_recipe(tmp_path / "recipe"))
+    given = ("run", recipe, "-w", str(tmp_path / "w"), "--quiet", "--cluster", "local", "--until",
+             "features")  # fmt: skip
+    with dask.config.set({"distributed.worker.preload": [str(killed)]}):
+        told = small.krepes(capsys, *given)
+    assert told.code == 1
+    assert "a worker process ended before it began" in told.line
+    assert "Nanny" not in told.err
+    assert small.krepes(capsys, *given).code == 0
+
+
+def test_without_the_library_that_makes_certificates_nothing_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    before = ports()
+    with (
+        pytest.raises(UsageError, match=r"cryptography is not installed.*pip install cryptography"),
+        open_cluster(parse_cluster("local", None), 1, tmp_path),
+    ):
+        pass
+    assert ports() == before
