@@ -85,9 +85,11 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
 @recipe_or_none
 @options.option_group(options.workspace, options.quiet)
 @click.option(
-    "--samples", type=options.IntAtLeast(min=0), help="Cards that are drawn without a search."
+    "--samples",
+    metavar="N|hidden",
+    help="Cards that are drawn without a search; hidden: a page without samples.",
 )
-def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: int | None) -> None:
+def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: str | None) -> None:
     """Draw the report of a finished audit again; nothing else is computed."""
     from krepes_ooc import runner
     from krepes_ooc.runner.audit import recorded_recipe

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from krepes_ooc.rendering.hidden import hide_samples
+from krepes_ooc.rendering.overview import EmbeddingMap, Plane, SampleFigures
 from krepes_ooc.rendering.page import Report, build_report
 from tests import small
 from tests.rendering.samples import HOSTILE, full_audit, numbers_in, table_audit
@@ -241,7 +242,7 @@ def test_search_by_position_class_and_pull(digits: Report, show: Any) -> None:
     ]
     assert shown_ids(page) == repelled[:24]
     page.fill("[name=query]", "no such sample")
-    assert page.inner_text("#told").startswith("No match among the 60 audited samples.")
+    assert page.inner_text("#told").startswith("No match among the 30 audited samples.")
     page.click("button[type=reset]")
     page.wait_for_selector("#cards", state="visible")
     assert shown_ids(page) == []
@@ -300,7 +301,11 @@ def test_show_more_by_keyboard(show: Any) -> None:
             )
         },
     )
-    html = build_report(dataclasses.replace(audit, audited=many, influence=influence)).html
+    html = build_report(
+        dataclasses.replace(
+            audit, audited=many, influence=influence, embedding_map=None, sample_figures=None
+        )
+    ).html
     page = show(html).page
     page.focus("[name=query]")
     page.keyboard.type("name")
@@ -405,6 +410,7 @@ def test_two_thousand_samples_stay_small(show: Any) -> None:
     n, m, ranks = 2000, 500, 10
     ramp = np.linspace(0, 255, 28)[None, :, None, None] * np.ones((1, 1, 28, 1))
     bumps = (ramp * rng.random((n, 1, 1, 1))).astype(np.uint8) // 16 * 16
+    planes = [Plane(rng.normal(size=(n, 2)), rng.normal(size=(m, 2)), (0.5, 0.2)) for _ in range(2)]
     many = dataclasses.replace(
         audit,
         audited=dataclasses.replace(
@@ -422,9 +428,14 @@ def test_two_thousand_samples_stay_small(show: Any) -> None:
             repelling=-rng.random((n, 3)),
         ),
         newton=None,
+        embedding_map=EmbeddingMap(*planes, likeness=0.5),
+        sample_figures=SampleFigures(
+            rng.random(n), rng.random(n), rng.integers(0, 2, n), np.full(n, -1)
+        ),
+        group_effects=None,
     )  # fmt: skip
     report = build_report(many)
-    assert len(report.html.encode()) < 5_000_000
+    assert len(report.html.encode()) < 6_000_000
     page = show(report.html).page
     page.fill("[name=query]", "1999")
     assert shown_ids(page) == [1999]
@@ -512,7 +523,7 @@ def test_the_map_by_pointer(digits: Report, show: Any) -> None:
     assert deck["samples"][last]["name"] in page.inner_text("#map-tip")
     assert page.locator(".plane .dots circle.on").count() == 2
     page.mouse.click(*centre(page, ".plane[data-side=audit] .dots circle", last))
-    assert page.url.endswith(f"#sample-{deck['samples'][last]['id']}")
+    page.wait_for_url(f"**#sample-{deck['samples'][last]['id']}")
     assert page.locator(f"#sample-{deck['samples'][last]['id']}[open]").count() == 1
     page.uncheck("[name=rings]")
     assert not page.locator(".rings").first.is_visible()
@@ -566,7 +577,7 @@ def test_the_map_is_coloured_by_columns_concepts_and_effects(digits: Report, sho
 
 def saved(page: Any, label: str) -> str:
     with page.expect_download() as waiting:
-        page.click(f"button[aria-label='{label}']")
+        page.get_by_label(label, exact=True).click()
     return str(waiting.value.path().read_bytes().decode("utf-8"))
 
 
