@@ -150,7 +150,7 @@ def measure(name: str, asked: argparse.Namespace) -> dict[str, Any]:
         },
         "run": {**ran, "log": log.splitlines()},
         "opening": opening_figures(log),
-        "row_cost": json.loads((workspace / ".krepes/row-cost.json").read_text()),
+        "row_cost": json.loads((workspace / ".krepes/row-cost.json").read_text())["body"],
     }
 
 

@@ -83,6 +83,8 @@ def measure(name: str, build: Callable[[Any], Any]) -> dict[str, Any]:
             figures = _figures(module, inputs)
         except KrepesError as error:
             return {"state": "refused", "why": str(error)[:400]}
+        except Exception as error:
+            return {"state": "failed", "why": f"{type(error).__name__}: {error}"[:400]}
         except OutOfTime:
             return {"state": "not measured", "why": f"took more than {SECONDS} s"}
     figures["load"] = round(os.getloadavg()[0], 1)

@@ -171,7 +171,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "levit_128s": {"size": 224},
     "tiny_vit_5m_224": {"size": 224},
     "hiera_tiny_224": {"size": 224},
-    "coat_lite_tiny": {"size": 64},
+    "coat_lite_tiny": {"size": 224},
     "nf_regnet_b0": {"size": 64},
     "resnetv2_50x1_bit": {"size": 64},
 }  # fmt: skip

@@ -77,7 +77,7 @@ def named_failure(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> Iterator[
     """
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise NetworkError(
             f"the network does not run: {error}",
             where=f"inputs of shape {tuple(inputs.shape)} and type {inputs.dtype}",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from krepes_ooc.errors import NetworkError
 from krepes_ooc.jacobian import feature_map as feature_maps
 from krepes_ooc.jacobian import gradient_plan, sketched_features
 from krepes_ooc.jacobian import opening as openings
@@ -434,3 +435,21 @@ def test_the_embedding_alone_has_the_bits_of_rows_and_takes_no_backward_pass(
     expected = opened.rows(inputs)[1]
     monkeypatch.setattr(Recording, "backward", None)
     np.testing.assert_array_equal(opened.embedding(inputs), expected)
+
+
+class Asserting(nn.Module):
+    """A network that asserts the size of its input, as those of timm do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1] == 4, "Input width does not match model (4)."
+        return self.layer(x)
+
+
+def test_an_assertion_of_the_network_names_the_inputs() -> None:
+    with pytest.raises(NetworkError, match=r"does not run: Input width does not match") as caught:
+        open_features(Asserting(), AUTO, ROWS)
+    assert "inputs of shape (2, 12)" in caught.value.where
