@@ -38,6 +38,11 @@ def main() -> None:
     name = f"scale-{asked.samples}-{asked.landmarks}-{asked.objective}-{asked.features}.json"
     asked.out = asked.out or ROOT / "benchmarks/results" / name
     asked.folder.mkdir(parents=True, exist_ok=True)
+    if not asked.adult.is_file():
+        raise SystemExit(
+            f"{asked.adult}: no such file; fetch it: python benchmarks/fetch.py adult --to "
+            ".cache/data, or name it with --adult"
+        )
     table = bootstrap(asked.adult, asked.folder / f"adult-{asked.samples}.parquet", asked.samples)
     recipe, workspace = write_recipe(asked, table, pretrained(asked))
     notes = workspace.with_suffix(".parts.json")
