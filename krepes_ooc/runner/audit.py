@@ -255,13 +255,21 @@ def _refuse_unnamed(workspace: Workspace, recipe: Recipe, named: Recipe | str | 
             advice="if you trust it, name the recipe beside --workspace",
         )
     # What is read enters the caches of a workspace that may be sent on.
-    if unread := recipe.files - (trusted.files if trusted is not None else frozenset()):
+    read = trusted.files if trusted is not None else frozenset()
+    if unread := files_elsewhere(recipe, workspace) - read:
         raise UsageError(
             f"the recipe that is recorded there names a file, {min(unread)}",
             where=str(workspace.root),
             expected="files that you have named yourself",
             advice="if it may be read, name the recipe beside --workspace",
         )
+
+
+def files_elsewhere(recipe: Recipe, workspace: Workspace) -> frozenset[str]:
+    """Files that a recipe names outside the workspace; those in it may be read, as it is itself."""
+    return frozenset(
+        name for name in recipe.files if not Path(name).resolve().is_relative_to(workspace.root)
+    )
 
 
 def _recipe_path(workspace: Workspace) -> Path:

@@ -10,7 +10,7 @@ from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.core.verdict import Verdict
 from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.runner import preflight
-from krepes_ooc.runner.audit import Audit, recorded_recipe
+from krepes_ooc.runner.audit import Audit, files_elsewhere, recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.repair import cache_damage
 from krepes_ooc.runner.run_history import read_last
@@ -64,7 +64,7 @@ def read_status(
     rows = []
     listed = STAGES if recipe is None else recipe.stages
     # Somebody may have sent the workspace: looking at it runs no code and opens no file of its.
-    if recipe is not None and name is None and (unnamed := _unnamed(recipe)):
+    if recipe is not None and name is None and (unnamed := _unnamed(recipe, space)):
         note = f"shown without comparison: its recipe, which you have not named, names {unnamed}"
         recipe = None
     # Compared with the recipe where that is possible, else as the records have it.
@@ -85,11 +85,12 @@ def read_status(
     }
 
 
-def _unnamed(recipe: Recipe) -> str:
+def _unnamed(recipe: Recipe, space: Workspace) -> str:
     """Code or a file that comparing with a recorded recipe would run or open; empty: none."""
     if recipe.code_of_data:
         return f"code, {min(recipe.code_of_data)}"
-    return f"a file, {min(recipe.files)}" if recipe.files else ""
+    files = files_elsewhere(recipe, space)
+    return f"a file, {min(files)}" if files else ""
 
 
 def verify_workspace(workspace: Path | str, only: str | None = None) -> Verification:

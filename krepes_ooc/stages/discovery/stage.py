@@ -234,6 +234,11 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
     k, q = min(settings.concepts, m), min(FIT_ROWS, n)
     inputs = min(INPUT_VALUES, q * MAX_INPUTS)
     fits = 2.0 * 2 * MAX_ROUNDS * k
+    worker = Quantity.of(
+        Term("kernel rows of a short range, float32 and float64", f64(min(ROWS, n), m), 1.5),
+        Term("activations", f64(min(ROWS, n), k), 4),
+        Term("winners of a block", f64(sizes.plan.block_rows, views), 4),
+    )
     return Cost(
         units=count_units(sizes.plan.n_shards),
         disk=Quantity.of(
@@ -241,12 +246,8 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
             Term("control on inputs", f64(MAX_INPUTS, k)),
             Term("figures of the concepts", f64(k, 8 + 2 * TOP_LANDMARKS)),
         ),
-        memory=_memory(m, k, q, inputs),
-        worker_memory=Quantity.of(
-            Term("kernel rows of a short range, float32 and float64", f64(min(ROWS, n), m), 1.5),
-            Term("activations", f64(min(ROWS, n), k), 4),
-            Term("winners of a block", f64(sizes.plan.block_rows, views), 4),
-        ),
+        memory=_memory(m, k, q, inputs, worker),
+        worker_memory=worker,
         parallel_tasks=sizes.plan.n_shards,
         flops=Quantity.of(
             Term("Nystrom map", 2.0 * q * m * m),
@@ -259,16 +260,23 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
     )
 
 
-def _memory(m: int, k: int, q: int, inputs: int) -> Quantity:
+def _memory(m: int, k: int, q: int, inputs: int, worker: Quantity) -> Quantity:
     """Bytes of the process: m landmarks, k concepts, q fit rows, numbers in the fitted inputs."""
     mapped = Term("Nystrom map of the fit rows", f32(q, m))
     projection = Term("projection", f64(m, m))
+    # Fits come before the pass over all samples: no worker holds anything yet.
+    idle = Term("no worker yet", worker.bytes, -1)
     loaded = Term("scipy.optimize, for the matching", OPTIMIZE_BYTES)
     product = f64(READ_ROWS, m)
     return Quantity(
         {
-            "eigenvectors": (Term("eigenvectors and their workspace", f64(m, m), 4),),
-            "mapping": (mapped, projection, Term("rows of one product, and mapped", product, 2.5)),
+            "eigenvectors": (Term("eigenvectors and their workspace", f64(m, m), 4), idle),
+            "mapping": (
+                mapped,
+                projection,
+                Term("rows of one product, and mapped", product, 2.5),
+                idle,
+            ),
             "fit": (
                 mapped,
                 Term("half of it", f32(q // 2, m)),
@@ -276,10 +284,12 @@ def _memory(m: int, k: int, q: int, inputs: int) -> Quantity:
                 Term("cosines and membership of a chunk", f32(CHUNK, k), 3),
                 projection,
                 # The allocator returns freed blocks of this size late.
-                Term("rows of one product, freed", product, 2.5),
+                Term("rows of one product, freed", product, 1),
                 loaded,
+                idle,
             ),
-            "inputs": (Term("inputs of the fit rows", f32(inputs)), loaded),
+            "inputs": (Term("inputs of the fit rows", f32(inputs)), loaded, idle),
+            "pass": (loaded, projection),
         }
     )
 
