@@ -159,7 +159,7 @@ def test_where_nothing_pushes_it_is_said(digits: Path, capsys: Any) -> None:
     assert calm.nothing_repels
     assert draw_card(calm).startswith(b"\x89PNG")
     _show(calm)
-    assert "no landmark pushes it away" in capsys.readouterr().out
+    assert "no landmark repels it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["digits", "own"])

@@ -283,8 +283,6 @@ def _memory(m: int, k: int, q: int, inputs: int, worker: Quantity) -> Quantity:
                 Term("centres and their sums", f64(k, m), 4),
                 Term("cosines and membership of a chunk", f32(CHUNK, k), 3),
                 projection,
-                # The allocator returns freed blocks of this size late.
-                Term("rows of one product, freed", product, 1),
                 loaded,
                 idle,
             ),

@@ -355,7 +355,7 @@ def estimate_cost(sizes: AuditSizes, settings: GroupMomentsSettings) -> Cost:
             ),
             "keeping": (
                 Term("sums of the groups of a wave", one, together),
-                Term("file of one group, and the bytes of it", one, 2.25),
+                Term("file of one group, and the bytes of it", one, 1.5),
             ),
             "adding": (
                 Term("sums of two spans, and the file of one", one, 3.25),
