@@ -214,4 +214,6 @@ def _draw_rows(canvas: _Canvas, explained: Explained, headings: Mapping[str, str
 
 def _figure(link: LandmarkLink) -> str:
     """The score; the contribution of what has none."""
-    return f"{link.score:.3g}" if math.isfinite(link.score) else f"contribution {link.contribution:.2g}"
+    if math.isfinite(link.score):
+        return f"{link.score:.3g}"
+    return f"contribution {link.contribution:.2g}"

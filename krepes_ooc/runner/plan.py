@@ -148,7 +148,7 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
     if unfit:
         budget = Budget(planned["memory"]["budget"], 1)
         stage = max(unfit, key=lambda name: unfit[name])
-        advice = planned["memory"]["advice"] if stage == "features" else ""
+        advice = planned["memory"]["advice"] if "features" in unfit else ""
         beside = [name for name in unfit if name != stage]
         raise budget.refusal_error(stage, unfit[stage], advice, beside)
     disk = planned["disk"]

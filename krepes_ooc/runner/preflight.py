@@ -206,7 +206,9 @@ def _memory_refusal(
     """The error for stages without one worker that fits, with the batch that would."""
     assert limits.budget is not None
     stage = max(unfit, key=lambda name: unfit[name])
-    advice = memory_advice(stage, sizes, audit.inputs, audit.recipe.settings, limits)
+    # A smaller batch of the features is one of every stage that computes rows.
+    batched = "features" if "features" in unfit else stage
+    advice = memory_advice(batched, sizes, audit.inputs, audit.recipe.settings, limits)
     beside = [name for name in unfit if name != stage]
     return limits.budget.refusal_error(stage, unfit[stage], advice, beside)
 

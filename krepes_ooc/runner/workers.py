@@ -98,6 +98,10 @@ def workers_that_fit(spec: ClusterSpec, stage: str, cost: Cost, budget: Budget, 
 KINDS = ("auto", "cpu", "cuda")
 
 
+# There where the kernel has a driver for NVIDIA devices.
+NVIDIA = Path("/proc/driver/nvidia")
+
+
 def open_device(device: str | Device, note: Callable[[str], None]) -> Device:
     """The device that computes blocks.
 
@@ -114,13 +118,15 @@ def open_device(device: str | Device, note: Callable[[str], None]) -> Device:
         raise UsageError(f"no device {device!r}", where="--device", expected=", ".join(KINDS))
     if device == "cpu":
         return HOST
-    # auto falls back to the processor, and says why.
+    # auto falls back to the processor, and says why where a device is.
     try:
         gpu = open_gpu()
     except UsageError as error:
         if device == "cuda":
             raise
-        note(f"blocks are computed on the CPU: {error.what}")
+        # On a machine without a device there is nothing to say.
+        if NVIDIA.exists():
+            note(f"blocks are computed on the CPU: {error.what}")
         return HOST
     note(f"blocks are computed on {gpu.name}, {format_bytes(gpu.memory or 0)} free")
     return gpu

@@ -163,7 +163,9 @@ def test_a_device_reaches_a_worker_as_its_name(monkeypatch: pytest.MonkeyPatch):
         cuda_device.reopen_gpu("NVIDIA H200")
 
 
-def test_cuda_is_refused_and_auto_goes_on_without_a_device(monkeypatch: pytest.MonkeyPatch):
+def test_cuda_is_refused_and_auto_goes_on_without_a_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
 
     def refuse() -> cuda_device.Gpu:
         raise UsageError("there is no NVIDIA driver", where="--device cuda")
@@ -174,6 +176,10 @@ def test_cuda_is_refused_and_auto_goes_on_without_a_device(monkeypatch: pytest.M
         workers.open_device("cuda", told.append)
     assert is_host(workers.open_device("cpu", told.append))
     assert told == []
+    monkeypatch.setattr(workers, "NVIDIA", tmp_path / "nothing")
+    assert is_host(workers.open_device("auto", told.append))
+    assert told == []
+    monkeypatch.setattr(workers, "NVIDIA", tmp_path)
     assert is_host(workers.open_device("auto", told.append))
     assert told == ["blocks are computed on the CPU: there is no NVIDIA driver"]
     with pytest.raises(UsageError, match="no device 'tpu'"):
