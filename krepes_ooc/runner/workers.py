@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.engine import machine
