@@ -149,7 +149,8 @@ def test_every_import_is_declared():
 def test_every_dependency_is_imported():
     libraries = imported_libraries(ROOT / "krepes_ooc")
     used = set().union(*(distributions(name) for name in libraries))
-    assert declared() - used == set()
+    # distributed makes the keys of its processes with it, and does not install it.
+    assert declared() - used == {"cryptography"}
 
 
 def test_constraints_pin_every_dependency_within_its_bound():

@@ -13,8 +13,8 @@ import pytest
 import xarray
 
 from krepes_ooc.errors import UsageError, WorkspaceError
-from krepes_ooc.runner.workspace import Workspace
 from krepes_ooc.storage.export import export_store
+from krepes_ooc.storage.workspace import Workspace
 from tests import small
 
 
