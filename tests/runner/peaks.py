@@ -51,6 +51,10 @@ def write_recipe(folder: Path, samples: int, landmarks: int) -> Path:
             "audited": {"audit": 500, "fit": 3500},
             "spectrum": {"components": 16},
             "newton": {"objective": "barlow-twins"},
+            # Repetitions: a few fill the same memory as many.
+            "minimiser": {"max_evaluations": 40},
+            "group_influence": {"max_evaluations": 25},
+            "randomised": {"draws": 3},
         },
     }
     path = folder / "peaks.yaml"
