@@ -351,7 +351,7 @@ def estimate_cost(sizes: AuditSizes, settings: GroupMomentsSettings) -> Cost:
             "summing": (
                 Term("sums of the groups of a wave", one, together),
                 Term("rows of one product, and about the shift", f64(rows, m), views),
-                Term("rows as they are read", f32(rows, m), 2),
+                Term("rows as they are read", f32(rows, m), 1),
             ),
             "keeping": (
                 Term("sums of the groups of a wave", one, together),
