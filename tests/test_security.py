@@ -322,3 +322,37 @@ def test_script_in_names_labels_and_texts_through_a_whole_run(capsys: Any, tmp_p
     assert "&lt;script&gt;alert(1)" in html
     told = small.krepes(capsys, "status", "-w", str(tmp_path / "w"))
     assert told.code == 0
+
+
+def test_only_files_that_lie_in_the_workspace_are_read_with_it(tmp_path: Path) -> None:
+    """A link in it that leads elsewhere is elsewhere, and one in a circle is no error."""
+    from krepes_ooc.runner.audit import files_elsewhere
+    from krepes_ooc.storage.workspace import Workspace
+
+    small.audit(tmp_path / "w", until="pretrain")
+    inside = tmp_path / "w" / ".krepes" / "checkpoints" / "network.safetensors"
+    outside = tmp_path / "private.csv"
+    outside.write_text("a,b\n1,2\n")
+    link, circle = (tmp_path / "w" / name for name in ("link.csv", "circle.csv"))
+    link.symlink_to(outside)
+    circle.symlink_to(circle)
+    space = Workspace(tmp_path / "w")
+    for path, expected in (
+        (inside, set()),
+        (outside, {str(outside)}),
+        (link, {str(link)}),
+        (circle, None),
+    ):
+        found = files_elsewhere(small.recipe(f"network.weights={path}"), space)
+        assert expected is None or found == expected
+
+
+@pytest.mark.parametrize("command", ["run digits -w circle", "plan digits -w circle"])
+def test_a_workspace_whose_links_lead_in_a_circle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    done = small.krepes(capsys, *command.split())
+    assert done.code == 2
+    assert "links that lead in a circle; expected a folder" in done.err

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -81,7 +82,7 @@ def locate_arguments(arguments: Mapping[str, Any], base: Path) -> dict[str, Any]
 
     def located(value: Any) -> Any:
         if isinstance(value, str) and value.startswith(("./", "../")):
-            return str((base / value).resolve())
+            return os.path.realpath(base / value)
         if isinstance(value, Mapping):
             return {key: located(entry) for key, entry in value.items()}
         return [located(entry) for entry in value] if isinstance(value, list) else value

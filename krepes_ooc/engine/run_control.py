@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from krepes_ooc.errors import Interrupted, Stopped
 
@@ -98,7 +98,6 @@ def stop_on_signals(flag: StopFlag) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-@runtime_checkable
 class Progress(Protocol):
     """Listener of a run."""
 

@@ -69,7 +69,7 @@ def run(
     """
     chosen = as_recipe(recipe, settings, tuple(with_stages))
     options = _options(options, keywords)
-    if not isinstance(progress, Progress):
+    if progress is None or isinstance(progress, bool):
         loud = "ipykernel" in sys.modules if progress is None else progress
         progress = Lines(print) if loud else Silent()
     return run_recipe(chosen, _folder(workspace), options, progress, stop)

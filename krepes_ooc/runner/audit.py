@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +24,7 @@ from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, stage_cost
-from krepes_ooc.storage.workspace import Workspace
+from krepes_ooc.storage.workspace import Workspace, resolve_folder
 
 # Folder of workspaces that were given none of their own.
 WORKSPACES = "krepes-workspace"
@@ -163,6 +164,19 @@ def default_workspace(recipe: Recipe) -> Path:
     return Path(WORKSPACES) / recipe.name
 
 
+def workspace_folder(recipe: Recipe, workspace: Path | str | None) -> Path:
+    """Folder of a run, without links: the given one, else that of the recipe.
+
+    Args:
+        recipe: what is run.
+        workspace: the folder, where it is given; need not exist.
+
+    Raises:
+        UsageError: its links lead in a circle.
+    """
+    return resolve_folder(Path(default_workspace(recipe) if workspace is None else workspace))
+
+
 def record_recipe(workspace: Workspace, recipe: Recipe) -> None:
     """Write the text of the recipe into the workspace, which can then be read without it."""
     record = checksummed_json({"text": recipe.text, "base": str(recipe.base.resolve())})
@@ -268,7 +282,9 @@ def _refuse_unnamed(workspace: Workspace, recipe: Recipe, named: Recipe | str | 
 def files_elsewhere(recipe: Recipe, workspace: Workspace) -> frozenset[str]:
     """Files that a recipe names outside the workspace; those in it may be read, as it is itself."""
     return frozenset(
-        name for name in recipe.files if not Path(name).resolve().is_relative_to(workspace.root)
+        name
+        for name in recipe.files
+        if not Path(os.path.realpath(name)).is_relative_to(workspace.root)
     )
 
 

@@ -112,7 +112,10 @@ def _decoded(space: Workspace, store: str, array: str) -> npt.NDArray[np.str_]:
 
 def _attributes(array: xarray.DataArray) -> Mapping[str, Any]:
     """Units, and the meaning of codes as the CF conventions write it."""
-    found: dict[str, Any] = {"units": "1"}
+    # Pixels and cells of a table have the user's units, codes and positions none.
+    in_own_units = array.name == "image" or (array.name == "values" and "column" in array.dims)
+    measured = array.dtype.kind == "f" and not in_own_units
+    found: dict[str, Any] = {"units": "1"} if measured else {}
     if (texts := array.attrs.get("categories")) is not None:
         found["flag_values"] = list(range(len(texts)))
         # Meanings are separated by blanks, and so hold none.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from krepes_ooc.errors import UsageError
-from krepes_ooc.runner.audit import default_workspace
+from krepes_ooc.runner.audit import workspace_folder
 from krepes_ooc.runner.plan import trial_folder
 from krepes_ooc.runner.recipe import Recipe
 
@@ -60,7 +60,7 @@ def learn_encoding(
         raise UsageError("the file exists", where=str(out), expected="a new file")
     spec = dataclasses.replace(recipe.source, encoding="", unseen="refuse")
     check_keys(spec)
-    root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
+    root = workspace_folder(recipe, workspace)
     with trial_folder(root) as folder:
         cache = folder / ".krepes" / "cache"
         scanned = table.scan_source(spec, recipe.base, cache, keep_missing=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from krepes_ooc.engine.budget import Budget, base_bytes, default_budget
 from krepes_ooc.engine.calibration import Rates, calibrate
 from krepes_ooc.runner import preflight
-from krepes_ooc.runner.audit import Audit, Options, default_workspace
+from krepes_ooc.runner.audit import Audit, Options, workspace_folder
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.sizing import SizingLimits, feature_map, memory_advice, opening_limit
 from krepes_ooc.runner.staleness import StageState
@@ -62,7 +62,7 @@ def make_plan(
         WorkspaceError: the workspace is of another recipe or format.
     """
     options = options or Options()
-    root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
+    root = workspace_folder(recipe, workspace)
     preflight.refuse_no_folder(root)
     with trial_folder(root) as folder:
         audit = Audit(recipe, Workspace(folder), note=note)

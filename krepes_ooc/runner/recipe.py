@@ -126,7 +126,7 @@ class Recipe:
         place, _, function = name.rpartition(":")
         if not place.endswith(".py"):
             return name
-        return f"{(self.base / place).resolve()}:{function}"
+        return f"{os.path.realpath(self.base / place)}:{function}"
 
     @classmethod
     def load(cls, name: str | os.PathLike[str], overrides: Overrides = ()) -> Recipe:

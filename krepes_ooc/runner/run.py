@@ -13,7 +13,7 @@ from krepes_ooc.engine.budget import Budget, base_bytes, bound_allocator, defaul
 from krepes_ooc.engine.device import Device, device_scope
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag, stop_on_signals
 from krepes_ooc.runner import preflight
-from krepes_ooc.runner.audit import Audit, Options, default_workspace, record_recipe
+from krepes_ooc.runner.audit import Audit, Options, record_recipe, workspace_folder
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.repair import repair, repair_records
 from krepes_ooc.runner.run_history import Summary, recorded_run
@@ -60,7 +60,7 @@ def run(
     preflight.refuse_no_queue(options.cluster)
     device = open_device(options.device, progress.note)
     bound_allocator()
-    root = Path(workspace if workspace is not None else default_workspace(recipe)).resolve()
+    root = workspace_folder(recipe, workspace)
     preflight.refuse_no_folder(root)
     # Stores above half of the free memory are read past the page cache, which they would empty.
     space = Workspace(root, direct_above=machine.available_bytes() // 2)

@@ -42,7 +42,7 @@ class Workspace:
     """
 
     def __init__(self, root: Path | str, direct_above: int | None = None) -> None:
-        self.root = _resolved(Path(root))
+        self.root = resolve_folder(Path(root))
         self.direct_above = direct_above
         self.audit = self.root / "audit.zarr"
         self.private = self.root / ".krepes"
@@ -249,8 +249,11 @@ class Workspace:
         return _format_text(version)
 
 
-def _resolved(root: Path) -> Path:
-    """The folder without links.
+def resolve_folder(root: Path) -> Path:
+    """A folder without links.
+
+    Args:
+        root: its path; need not exist.
 
     Raises:
         UsageError: its links lead in a circle.

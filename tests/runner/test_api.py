@@ -181,6 +181,8 @@ def test_texts_stand_beside_positions(ws: ko.Workspace) -> None:
     assert ws["group_influence"]["effect"].sel(group="label = 3").dims == ("audited",)
     assert ws["alignment"]["gap"].sel(column="label").ndim == 0
     assert influence["score"].attrs["units"] == "1"
+    assert "units" not in landmarks["image"].attrs
+    assert "units" not in landmarks["sample_id"].attrs
 
 
 def test_every_store_opens_with_coordinates_and_unchanged_values(sealed: Path) -> None:

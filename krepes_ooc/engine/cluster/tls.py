@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def read_certificates(files: dict[str, str], folder: Path, where: str) -> Certif
     if missing := [key for key in KEYS if not files[key]]:
         raise UsageError(f"{missing[0]} is not set", where=where, expected=f"all of {_ALL}")
     # Looked at now: later errors come from Distributed, in many lines.
-    paths = {key: (folder / Path(files[key]).expanduser()).resolve() for key in KEYS}
+    paths = {key: Path(os.path.realpath(folder / Path(files[key]).expanduser())) for key in KEYS}
     for key, path in paths.items():
         try:
             path.open("rb").close()
