@@ -122,7 +122,7 @@ class PairedDifference:
 
 
 def paired_difference(first: Float, other: Float) -> PairedDifference:
-    """Means and their difference with its normal interval, paired over samples.
+    """Means and their difference with its normal interval, paired over samples; NaN ends for one.
 
     Args:
         first: quantity in the first audit [sample]; samples where either is NaN are left out.
@@ -136,7 +136,8 @@ def paired_difference(first: Float, other: Float) -> PairedDifference:
         return PairedDifference(nan, nan, nan, nan, nan, 0)
     change = b - a
     difference = float(change.mean())
-    half = NORMAL_95 * float(change.std()) / np.sqrt(len(change))
+    # One sample says nothing of how samples differ: no interval, rather than one of width 0.
+    half = NORMAL_95 * float(change.std()) / np.sqrt(len(change)) if len(change) > 1 else np.nan
     return PairedDifference(
         float(a.mean()),
         float(b.mean()),

@@ -106,6 +106,14 @@ def test_a_group_table_shows_shares_control_and_chance():
     assert "no group is known" in page.text
 
 
+def test_a_group_of_one_sample_has_no_error():
+    groups = table_audit().groups["colour"]
+    alone = dataclasses.replace(groups, samples=np.array([3, 1, 0, 0]), stderr=np.zeros((4, 4)))
+    text = Page(groups_panel(table_audit(groups={"colour": alone})).render()).text
+    assert "red 3 70 % ± 0 % 68 %" in text
+    assert "blue 1 55 % 60 %" in text
+
+
 def test_same_group_share_is_the_mean_over_samples():
     groups = table_audit().groups["colour"]
     own, chance = same_group_share(groups)

@@ -109,6 +109,11 @@ def test_paired_difference_is_narrower_than_the_difference_of_means():
     same = measures.paired_difference(a, a.copy())
     assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0)
     assert np.isnan(measures.paired_difference(a, np.full(500, np.nan)).difference)
+    # A single sample differs, but not beyond an interval.
+    single = measures.paired_difference(a[:1], b[:1])
+    assert single.difference == pytest.approx(b[0] - a[0])
+    assert np.isnan(single.low)
+    assert np.isnan(single.high)
 
 
 def test_concepts_are_matched_by_the_largest_sum_of_correlations():

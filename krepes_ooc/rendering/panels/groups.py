@@ -119,6 +119,14 @@ def _summary(audit: AuditData, name: str, groups: Groups, lines: list[int]) -> M
     return table(head, rows, caption=caption, class_="lines groups")
 
 
+def _share_with_error(groups: Groups, g: int, other: int) -> Child:
+    """Share with two standard errors; one sample has no error, which is not an error of 0."""
+    share = percent(groups.share[g, other])
+    if groups.samples[g] < 2:
+        return share
+    return join(share, " ± ", percent(2 * groups.stderr[g, other]))
+
+
 def _line(
     audit: AuditData, groups: Groups, controls: list[str], g: int, has_classes: bool
 ) -> list[Child]:
@@ -128,16 +136,15 @@ def _line(
     row: list[Child] = [
         element("span", name, class_="small-group" if count < LEAST_SAMPLES else None),
         number(count),
-        join(percent(groups.share[g, g]), " ± ", percent(2 * groups.stderr[g, g])),
+        _share_with_error(groups, g, g),
         *(percent(getattr(groups, key)[g, g]) for key in controls),
         percent(groups.chance[g]),
         DASH
         if other is None
         else join(
-            user_text(groups.categories[other], NAME), " ", percent(groups.share[g, other]),
-            " ± ", percent(2 * groups.stderr[g, other]),
+            user_text(groups.categories[other], NAME), " ", _share_with_error(groups, g, other)
         ),
-    ]  # fmt: skip
+    ]
     if has_classes:
         row += _class_cells(audit, g)
     return row
