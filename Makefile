@@ -30,8 +30,8 @@ browser: $(VENV)/.browser ## open the report in an installed Chromium
 docs: $(VENV)/.docs ## build the documentation; a broken link is an error
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/docs
 
-crash: $(VENV)/.test ## kill whole runs at random and check that they resume to the same bits
-	$(BIN)/pytest -m crash tests/crash
+crash: $(VENV)/.test ## kill whole runs at random and check that they resume to the same bits; slow waits
+	$(BIN)/pytest -m crash tests/crash tests/engine tests/runner
 
 slurm-test: $(VENV)/.test ## (root, Debian) a real Slurm of one node: every result equals threads
 	apt-get install -y --no-install-recommends slurm-wlm munge

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,7 @@ def test_a_file_that_changes_while_it_is_parsed(
     }[change]
     monkeypatch.setattr(parquet, "CSV_BLOCK_BYTES", 2**14)
     reads = 0
+    written = threading.Event()
     read = hashed_stream.HashedStream.read
 
     def late(self: HashedStream, size: int = -1) -> bytes:
@@ -233,6 +235,7 @@ def test_a_file_that_changes_while_it_is_parsed(
         reads += 1
         if reads == 5:
             path.write_bytes(changed)
+            written.set()
         return read(self, size)
 
     with monkeypatch.context() as patch:
@@ -240,6 +243,8 @@ def test_a_file_that_changes_while_it_is_parsed(
         with pytest.raises(KrepesError) as error:
             open_table(spec(), tmp_path, tmp_path / "cache")
     assert str(path) in str(error.value)
+    # The reader's own thread writes: it may be in the middle of it when the change is seen.
+    assert written.wait(30)
     # Nothing of it is kept.
     assert not list((tmp_path / "cache").glob("rows-*"))
     source = open_table(spec(), tmp_path, tmp_path / "cache")

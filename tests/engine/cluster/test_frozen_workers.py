@@ -136,6 +136,7 @@ def test_a_frozen_worker_holds_up_no_work_that_is_handed_out(
     assert notes.saying("started again"), notes.lines
 
 
+@pytest.mark.crash  # it waits for most of a minute
 def test_a_suspended_job_is_struck_off_and_the_others_go_on(
     transfer: TransferFolder, tmp_path: Path
 ):

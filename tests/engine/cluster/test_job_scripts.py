@@ -77,6 +77,7 @@ def test_a_job_of_two_processes_that_is_killed_is_replaced(
     assert len(jobs_of(queue)) == 2
 
 
+@pytest.mark.crash  # it waits for most of a minute
 def test_a_worker_whose_lifetime_is_over_leaves_and_another_comes(
     queue: Path, transfer: TransferFolder, tmp_path: Path
 ):
