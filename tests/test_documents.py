@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -205,3 +206,30 @@ def test_named_files_exist() -> None:
     for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
         for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()):
             assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_figures_of_the_bias_guide_are_the_recorded_ones() -> None:
+    recorded = json.loads((ROOT / "benchmarks/results/bias-adult.json").read_text())
+    text = (ROOT / "docs/bias.md").read_text()
+    assert recorded["command"] in text
+    gender = recorded["alignment"]["gender"]
+    draws = gender["random_weights"]
+    expected = [
+        f"| gap | {short(gender['gap'])} ± {short(2 * gender['stderr'])} ",
+        f"| chance | {short(gender['chance'])} |",
+        f"| by inputs | {short(gender['input_gap'])} |",
+        f"| random weights | {short(min(draws))} to {short(max(draws))} |",
+        f"| plain kernel | {short(gender['kernel_only'])} |",
+        f"| by network embedding | {short(gender['network_gap'])} |",
+    ]
+    for name in ("gender = Female", "gender = Male", "race = White", "race = Black"):
+        one = recorded["group_influence"][name]
+        sign = "−" if one["beyond_size"] < 0 else "+"
+        effect, beyond = short(one["mean_effect"]), short(abs(one["beyond_size"]))
+        expected.append(f"{name.split()[-1]} {effect} ({sign}{beyond})")
+    assert [words for words in expected if words not in text] == []
+
+
+def short(value: float) -> str:
+    """Three decimals without the zero before the point."""
+    return f"{value:.3f}".removeprefix("0")
