@@ -237,7 +237,7 @@ def test_ten_thousand_blocks_leak_no_descriptor_and_no_memory(reader: StoreReade
         return len(os.listdir("/proc/self/fd"))
 
     def maps() -> int:
-        return Path("/proc/self/maps").read_text().count(CHUNK)
+        return Path("/proc/self/maps").read_text().count(str(reader.path / CHUNK))
 
     reader.block("values", BLOCKS[2], 1)
     before, cpu = descriptors(), time.process_time()
