@@ -111,6 +111,12 @@ class ArraySource:
         self.valid_positions: Int64 | None = None
         if not self.n_samples:
             raise SourceError("no samples", where=self._where, expected="at least one")
+        if 0 in rows.shape:
+            raise SourceError(
+                f"samples without a value, shape {list(rows.shape)}",
+                where=self._where,
+                expected="at least one number a sample",
+            )
         if labels is not None and len(labels.codes) < self.n_samples:
             raise SourceError(
                 f"{len(labels.codes)} labels for {self.n_samples} samples",
@@ -317,8 +323,8 @@ def array_source(
     all else is taken as it is.
 
     Raises:
-        SourceError: no samples, values that are no numbers, fewer labels than samples, or an image
-            scaling that does not fit.
+        SourceError: no samples, empty ones, values that are no numbers, fewer labels than samples,
+            or an image scaling that does not fit.
     """
     # Texts, complex numbers and a single column of scalars have no encoding.
     if rows.dtype.kind not in "uif" or len(rows.shape) < 2:

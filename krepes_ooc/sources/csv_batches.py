@@ -26,8 +26,9 @@ COMPRESSED = set(CODECS)
 # Fields that Arrow takes for missing numbers: empty, NA, NaN, null and their like.
 NULL_WORDS = tuple(pa.csv.ConvertOptions().null_values)
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-# Numbers that lose digits as numbers: leading zeros, or more digits than float64 holds.
-_CODE = re.compile(r"[-+]?(0\d+|\d{17,})")
+# Likely codes: leading zeros, more digits than float64 holds, and hexadecimal digits, which Arrow
+# reads as whole numbers.
+_CODE = re.compile(r"[-+]?(0\d+|\d{17,}|0[xX][0-9a-fA-F]+)")
 _MISREAD = re.compile(r"In CSV column #(\d+):")
 # Excel's own way of stating the separator.
 _SEPARATOR_LINE = re.compile(r"sep=.", re.IGNORECASE)
@@ -273,7 +274,7 @@ class CsvHead:
         return " " if len(widths) == 1 and widths != {1} and numbers else ""
 
     def codes(self) -> dict[str, tuple[int, str]]:
-        """Columns whose numbers lose digits when they are read as numbers: first row and field."""
+        """Columns of numbers that are likely codes: first row and field."""
         found: dict[str, tuple[int, str]] = {}
         for index, row in enumerate(self.rows):
             for name, field in zip(self.names, row, strict=False):
@@ -283,7 +284,7 @@ class CsvHead:
 
 
 def head_warnings(head: CsvHead, kinds: Iterable[tuple[str, str, bool]]) -> list[str]:
-    """Warnings about columns without a name, and numbers that lose digits: likely codes."""
+    """Warnings about columns without a name, and numbers that are likely codes."""
     numeric = {name for name, kind, _ in kinds if kind == "numeric"}
     nameless = sum(not name.strip() for name in head.names)
     left_out = f"{nameless} columns without a name are left out: to use them, give them names"

@@ -245,6 +245,11 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
             "label cat has no name; expected labels from 0 to 1",
         ),
         (
+            {"x": np.ones((3, 0))},
+            {},
+            r"samples without a value, shape \[3, 0\]; expected at least one number a sample",
+        ),
+        (
             {"x": np.ones((3, 2)), "y": np.arange(3)},
             {"array": "x", "label_array": "y", "classes": ["cat", "dog", "cat"]},
             "source.classes names a class twice",

@@ -159,8 +159,10 @@ def test_text_behind_the_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_numbers_that_may_be_codes_are_pointed_out(tmp_path: Path) -> None:
     zips = [f"{10000 + i}" for i in range(4)] + [f"{37 * i:05}" for i in range(N - 4)]
-    write(tmp_path, {"zip": zips, "id": [10**20 + i for i in range(N)], "x": NUMBERS})
+    columns = {"zip": zips, "id": [10**20 + i for i in range(N)], "x": NUMBERS}
+    write(tmp_path, columns | {"hex": [f"0x{i:02X}" for i in range(N)]})
     source = opened(tmp_path)
+    assert warned(source, "'hex'", "'0x00' in row 1 (sample 0)", "source.categorical")
     assert warned(source, "'zip'", "'00000' in row 5 (sample 4)", "source.categorical")
     assert warned(source, "'id'", "'100000000000000000000' in row 1")
     assert not warned(source, "'x'")
