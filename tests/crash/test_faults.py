@@ -22,7 +22,7 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> faults.Ladder:
 @pytest.mark.parametrize("lasting", [False, True])
 def test_some_calls_fail(ladder: faults.Ladder, tmp_path: Path, lasting: bool) -> None:
     stages = ("features", "kernel", "moments", "report")
-    tally = faults.campaign(ladder, tmp_path, 97, 7, stages=stages, lasting=lasting)
+    tally = faults.campaign(ladder, tmp_path, 211, 7, stages=stages, lasting=lasting)
     assert tally.wrong == []
     assert tally.runs > 6
     assert tally.recomputed == 0

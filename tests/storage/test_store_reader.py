@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -240,15 +239,13 @@ def test_ten_thousand_blocks_leak_no_descriptor_and_no_memory(reader: StoreReade
         return Path("/proc/self/maps").read_text().count(str(reader.path / CHUNK))
 
     reader.block("values", BLOCKS[2], 1)
-    before, cpu = descriptors(), time.process_time()
+    before = descriptors()
     for _ in range(10_000):
         rows = reader.block("values", BLOCKS[2], 1)
-    cpu = time.process_time() - cpu
     assert descriptors() <= before + 1
     assert maps() <= 1
     del rows
     assert descriptors() <= before
-    assert cpu < 3
 
 
 def test_running_out_of_descriptors_is_no_damage(reader: StoreReader):
