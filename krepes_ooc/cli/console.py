@@ -56,11 +56,12 @@ class Bars:
         """Print a line above the bars."""
         self._progress.console.print(f"  {printable(text)}", markup=False, highlight=False)
 
-    def end(self, stage: str, seconds: float) -> None:
+    def end(self, stage: str, seconds: float, memory: str = "") -> None:
         """Fill the bar."""
         if self._task is not None:
             total = self._progress.tasks[self._task].total
-            self._progress.update(self._task, completed=total, rate=f"{seconds:.1f} s")
+            words = ", ".join(filter(None, (f"{seconds:.1f} s", memory)))
+            self._progress.update(self._task, completed=total, rate=words)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -64,9 +64,9 @@ class Lines:
         """Print a remark."""
         self._write(f"  {printable(text)}")
 
-    def end(self, stage: str, seconds: float) -> None:
+    def end(self, stage: str, seconds: float, memory: str = "") -> None:
         """Print that the stage is sealed."""
-        self._write(f"{stage}: sealed in {seconds:.1f} s")
+        self._write(", ".join(filter(None, (f"{stage}: sealed in {seconds:.1f} s", memory))))
 
 
 def _format_duration(seconds: float) -> str:

@@ -92,6 +92,11 @@ class Budget:
             advice=f"raise --memory to {enough}, or {other or 'lower the number of landmarks'}",
         )
 
+    def planned_bytes(self, need: MemoryNeed, base: int) -> int:
+        """Anonymous memory of a stage with all workers that fit, at least one, in bytes."""
+        workers = max(1, self.workers_that_fit(need, base))
+        return base + need.fixed + workers * need.per_worker
+
     def workers_that_fit(self, need: MemoryNeed, base: int) -> int:
         """Number of workers that fit; 0 if not even one does."""
         # base + fixed + workers x per_worker <= memory, and no more workers than tasks.

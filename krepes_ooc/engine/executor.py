@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from krepes_ooc.engine.memory_limit import MemoryLimit
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag
 
 T = TypeVar("T")
@@ -26,11 +28,13 @@ class Executor:
         workers: threads, one BLAS thread each.
         stop: checked before every task.
         progress: on which tasks report what they have put on disk; the executor reports nothing.
+        limit: may lower the number of tasks at a time; None: never.
     """
 
     workers: int = 1
     stop: StopFlag = field(default_factory=StopFlag)
     progress: Progress = field(default_factory=Silent)
+    limit: MemoryLimit | None = field(default=None, kw_only=True)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Results of ``function`` over ``items`` in their order, computed in waves.
@@ -75,8 +79,9 @@ class Executor:
 
     def _tasks(self, function: Callable[[T], R], items: Sequence[T]) -> Graph:
         def task(index: int) -> R:
-            self.stop.check()
-            return function(items[index])
+            with self.limit.task() if self.limit else contextlib.nullcontext():
+                self.stop.check()
+                return function(items[index])
 
         # Dask starts independent tasks with the last name: these names begin at the first block.
         return {f"task-{len(items) - index:06d}": (task, index) for index in range(len(items))}

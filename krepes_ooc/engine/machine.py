@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -230,9 +230,13 @@ class ResourceMeter:
 
     The kernel records no peak of anonymous memory alone, so a light thread reads it fifty times a
     second.
+
+    Args:
+        observe: receives every sample, in bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[int], None] = lambda anonymous: None) -> None:
+        self._observe = observe
         self._start = time.monotonic()
         self._cpu = time.process_time()
         self._first = self._peak = anonymous_bytes()
@@ -266,4 +270,6 @@ class ResourceMeter:
 
     def _sample(self) -> None:
         while not self._done.wait(INTERVAL_SECONDS):
-            self._peak = max(self._peak, anonymous_bytes())
+            anonymous = anonymous_bytes()
+            self._peak = max(self._peak, anonymous)
+            self._observe(anonymous)

@@ -110,8 +110,8 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """One line that the user should read."""
 
-    def end(self, stage: str, seconds: float) -> None:
-        """A stage is sealed."""
+    def end(self, stage: str, seconds: float, memory: str = "") -> None:
+        """A stage is sealed; its peak of memory beside the plan, in words."""
 
 
 class Silent:
@@ -126,5 +126,5 @@ class Silent:
     def note(self, text: str) -> None:
         """As ``Progress``; no output."""
 
-    def end(self, stage: str, seconds: float) -> None:
+    def end(self, stage: str, seconds: float, memory: str = "") -> None:
         """As ``Progress``; no output."""

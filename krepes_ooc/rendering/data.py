@@ -199,12 +199,17 @@ class Newton:
 
 @dataclass(frozen=True, eq=False)
 class StageRecord:
-    """Cost of one stage: wall seconds, blocks, bytes written, digest, version, free notes."""
+    """Cost of one stage: wall seconds, blocks, bytes written and in memory, digest, version, notes.
+
+    ``peak_memory`` is anonymous memory at its peak, ``planned_memory`` what the plan counted.
+    """
 
     name: str
     seconds: float = NOT_MEASURED
     blocks: int = -1
     bytes_written: int = -1
+    peak_memory: int = -1
+    planned_memory: int = -1
     digest: str = ""
     version: int = -1
     note: str = ""

@@ -281,7 +281,7 @@ def _row(audit: Audit, state: StageState, cost: Cost, budget: Budget, base: int)
         "remaining_bytes": preflight.remaining_bytes(
             audit.staleness.record(state.stage), state, cost
         ),
-        "memory_bytes": base + cost.need.fixed + max(1, fitting) * cost.need.per_worker,
+        "memory_bytes": budget.planned_bytes(cost.need, base),
         "workers": fitting,
         "flops": cost.flops.total,
         "cost": cost.to_json(),

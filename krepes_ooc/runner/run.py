@@ -6,11 +6,14 @@ import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from krepes_ooc.core.verdict import Verdict
 from krepes_ooc.engine import machine
 from krepes_ooc.engine.budget import Budget, base_bytes, bound_allocator, default_budget, release
 from krepes_ooc.engine.device import Device, device_scope
+from krepes_ooc.engine.machine import ResourceMeter
+from krepes_ooc.engine.memory_limit import MemoryLimit, PlannedMemory, memory_note, memory_words
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag, stop_on_signals
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, Options, record_recipe, workspace_folder
@@ -23,7 +26,13 @@ from krepes_ooc.runner.staleness import SIZES_KEY, StageState
 from krepes_ooc.runner.workers import OpenWorkers, open_device, open_workers
 from krepes_ooc.sources.cache import remove_stale_files as sweep_cache
 from krepes_ooc.stages.base.sizes import AuditSizes
-from krepes_ooc.stages.base.stage import BINDS_PARTIALS, ShardDone, StageContext
+from krepes_ooc.stages.base.stage import (
+    BINDS_PARTIALS,
+    ShardDone,
+    Stage,
+    StageContext,
+    stage_cost,
+)
 from krepes_ooc.stages.registry import BY_NAME
 from krepes_ooc.storage.workspace import Workspace
 
@@ -215,12 +224,16 @@ class _Run:
                 is_shard = True
         # The next stage is planned from the memory of an empty process.
         release(context.base)
+        facts = context.meter.facts()
+        peak, planned = int(facts["anonymous_peak"]), context.planned_memory
+        if note := memory_note(name, peak, PlannedMemory(planned, context.budget.memory)):
+            self.progress.note(note)
         if is_shard and context.shard is not None:
             number, count = context.shard
             self.summary.shard = f"shard {number}/{count} of {name}"
             return
         self.summary.ran.append(name)
-        self.progress.end(name, context.meter.facts()["seconds"])
+        self.progress.end(name, facts["seconds"], memory_words(peak, planned))
 
     def _start_stage(self, state: StageState, context: StageContext) -> None:
         """Write the record of a stage before its first block."""
@@ -246,9 +259,12 @@ class _Run:
         # The block plan is chosen with the features, and part of their digest from then on.
         if stage.name == "features":
             fingerprint[SIZES_KEY] = resources.sizes.of_features()
+        settings = self.audit.settings[stage.name]
+        before = tuple(BY_NAME[name] for name in self.summary.ran)
+        limit = self._limit(stage, settings, before, resources)
         return StageContext(
             stage,
-            self.audit.settings[stage.name],
+            settings,
             self.audit.workspace.limited_to(
                 stage.name, {*stage.inputs.stores(), stage.store or ""}
             ),
@@ -256,14 +272,30 @@ class _Run:
             fingerprint,
             resources.sizes,
             resources.budget,
-            self.stop,
+            limit,
             self.progress,
+            meter=ResourceMeter(limit.observe),
             recipe_text=recipe.text,
             base=resources.base,
             pool=resources.workers.pool,
             transfer=resources.workers.transfer,
             owner=journal_owner(self.options),
             shard=self.options.shard,
-            stages_before=tuple(BY_NAME[name] for name in self.summary.ran),
+            stages_before=before,
             device=resources.device,
+            planned_memory=limit.planned,
+            limit=limit,
         )
+
+    def _limit(
+        self, stage: Stage, settings: Any, before: tuple[Stage, ...], resources: RunResources
+    ) -> MemoryLimit:
+        """The limit that the stage's measured memory is compared with while it runs."""
+        cost = stage_cost(stage, resources.sizes, settings, self.audit.inputs, before)
+        budget = resources.budget
+        # Blocks on a cluster are computed elsewhere.
+        elsewhere = resources.workers.pool is not None and stage.parallel != "no"
+        threads = 1 if elsewhere else budget.workers
+        planned = Budget(budget.memory, threads).planned_bytes(cost.need, resources.base)
+        allowed = PlannedMemory(planned, budget.memory, resources.workers.memory)
+        return MemoryLimit(stage.name, allowed, threads, self.stop, self.progress.note)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.core.verdict import Verdict
+from krepes_ooc.engine.memory_limit import memory_words
 from krepes_ooc.errors import DamageError, KrepesError, UsageError
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, files_elsewhere, recorded_recipe
@@ -121,6 +123,12 @@ def _state_row(space: Workspace, state: StageState) -> dict[str, Any]:
     return _record_row(space, state.stage)
 
 
+def _memory_of(seal: Mapping[str, Any]) -> str:
+    """Peak of a stage's memory beside its plan, in words; empty where the seal has none."""
+    peak, planned = seal.get("anonymous_peak"), seal.get("planned_memory")
+    return f", {memory_words(peak, planned)}" if peak and planned else ""
+
+
 def _record_row(space: Workspace, stage: Stage) -> dict[str, Any]:
     """State of a stage by its record alone."""
     record = space.record(stage.name, stage.store)
@@ -135,10 +143,12 @@ def _record_row(space: Workspace, stage: Stage) -> dict[str, Any]:
         return {
             "stage": stage.name,
             "state": "sealed",
-            "detail": f"{format_bytes(size)}, {seconds:.1f} s",
+            "detail": f"{format_bytes(size)}, {seconds:.1f} s{_memory_of(seal)}",
             "bytes": size,
             "seconds": seconds,
             "peak_bytes": seal.get("peak_bytes"),
+            "anonymous_peak": seal.get("anonymous_peak"),
+            "planned_memory": seal.get("planned_memory"),
         }
     if fingerprint is None:
         return {"stage": stage.name, "state": "missing", "detail": ""}

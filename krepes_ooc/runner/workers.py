@@ -23,10 +23,17 @@ from krepes_ooc.stages.base.sizes import AuditSizes
 
 @dataclass(frozen=True)
 class OpenWorkers:
-    """Workers that the block tasks of a run go to; both None for threads of this process."""
+    """Workers that the block tasks of a run go to; all None for threads of this process.
+
+    Args:
+        pool: the processes.
+        transfer: folder through which payloads and large results pass to them.
+        memory: limit of one process in bytes; None: not known.
+    """
 
     pool: WorkerPool | None = None
     transfer: TransferFolder | None = None
+    memory: int | None = None
 
 
 @contextlib.contextmanager
@@ -69,7 +76,12 @@ def open_workers(
             audit.note(f"pages of the scheduler: {cluster.pages}")
         if local:
             cluster.share_devices(visible_devices(device.count))
-        yield OpenWorkers(cluster, transfer)
+        # Processes on this machine share what this one leaves; elsewhere each has its own.
+        memory = options.cluster.memory
+        if options.cluster.kind == "local":
+            here = base + max(costs[name].need.fixed for name in names)
+            memory = (budget.memory - here) // max(1, n_workers)
+        yield OpenWorkers(cluster, transfer, memory)
 
 
 def workers_that_fit(spec: ClusterSpec, stage: str, cost: Cost, budget: Budget, base: int) -> int:

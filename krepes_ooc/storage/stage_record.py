@@ -307,6 +307,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("stage", "digest", "numerics", "sealed"), str),
     **dict.fromkeys(("settings", "inputs", "versions", "begun"), dict),
     **dict.fromkeys(("bytes", "seconds", "peak_bytes"), _MEASURED),
+    **dict.fromkeys(("anonymous_peak", "planned_memory"), _MEASURED),
     "units": int,
 }
 

@@ -172,6 +172,8 @@ class ClusterExecutor(Executor):
         for name, result in self.pool.compute(graph, names, self.stop.check, self.progress.note):
             replay_events(result, self.progress)
             self.peaks[0] = max(self.peaks[0], result.anonymous)
+            if self.limit is not None:
+                self.limit.observe_worker(result.anonymous)
             results[name] = load_arrays(result.value)
         return results
 

@@ -110,7 +110,7 @@ class ProgressRecorder:
     def begin(self, stage: str, total: int, done: int) -> None:
         """Said by the client alone."""
 
-    def end(self, stage: str, seconds: float) -> None:
+    def end(self, stage: str, seconds: float, memory: str = "") -> None:
         """Said by the client alone."""
 
     def advance(self, units: int = 1, n_bytes: int = 0) -> None:

@@ -81,14 +81,17 @@ def timing_panel(audit: AuditData) -> Panel:
             _seconds(stage.seconds),
             number(stage.blocks) if stage.blocks >= 0 else _none(),
             _bytes(stage.bytes_written),
+            _bytes(stage.peak_memory),
+            _bytes(stage.planned_memory),
             *([user_text(stage.note)] if noted else []),
         ]
         for stage in audit.stages
     ]
-    head: list[Child] = ["stage", "time", "blocks", "written", *(["note"] if noted else [])]
+    head: list[Child] = ["stage", "time", "blocks", "written", "memory", "planned"]
+    head += ["note"] if noted else []
     body = join(
         element("dl", big, class_="counts"),
-        table(head, rows, caption="Time, blocks and bytes of each stage"),
+        table(head, rows, caption="Time, blocks, bytes and peak memory of each stage"),
     )
     figures = {
         "parts": totals,
@@ -98,6 +101,8 @@ def timing_panel(audit: AuditData) -> Panel:
                 "seconds": s.seconds,
                 "blocks": s.blocks if s.blocks >= 0 else None,
                 "bytes_written": s.bytes_written if s.bytes_written >= 0 else None,
+                "peak_memory": s.peak_memory if s.peak_memory >= 0 else None,
+                "planned_memory": s.planned_memory if s.planned_memory >= 0 else None,
                 "note": s.note,
             }
             for s in audit.stages

@@ -19,6 +19,7 @@ from krepes_ooc.engine.cluster.worker import worker_state
 from krepes_ooc.engine.device import HOST, Device, workers_on
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.engine.machine import ResourceMeter
+from krepes_ooc.engine.memory_limit import MemoryLimit
 from krepes_ooc.engine.run_control import Progress, StopFlag
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
@@ -104,6 +105,8 @@ class StageContext:
         shard: number of the part that this process computes, from 1, and of how many; None: all.
         stages_before: stages that ran earlier in this process, whose libraries stay loaded.
         device: where blocks are computed.
+        planned_memory: anonymous memory that this process may take by the plan, in bytes.
+        limit: compares the measured memory with that of the run.
     """
 
     stage: Stage
@@ -126,6 +129,8 @@ class StageContext:
     shard: tuple[int, int] | None = None
     stages_before: tuple[Stage, ...] = ()
     device: Device = HOST
+    planned_memory: int = 0
+    limit: MemoryLimit | None = None
 
     @property
     def stage_name(self) -> str:
@@ -188,6 +193,7 @@ class StageContext:
             "peak_bytes": machine.peak_bytes(),
             "workers": self.budget.workers,
             "memory": self.budget.memory,
+            "planned_memory": self.planned_memory,
             "numerics": self.numerics,
             "bytes": sum(size for size, _ in files.values()),
         }
@@ -213,6 +219,7 @@ class StageContext:
             self.transfer,
             self.finish_task,
             self.peaks,
+            limit=self.limit,
         )
 
     def _threads(self) -> Executor:
@@ -221,7 +228,7 @@ class StageContext:
         cost = self.cost
         workers = self.budget.workers_for(self.stage.name, cost.need, base)
         fitting = workers_on(self.device, self.stage.name, cost.device, workers)
-        return Executor(fitting, self.stop, self.progress)
+        return Executor(fitting, self.stop, self.progress, limit=self.limit)
 
     def my_shards(self, shards: Iterable[int]) -> list[int]:
         """The shards that this process computes; consecutive ones stay together.

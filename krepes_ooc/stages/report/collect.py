@@ -330,6 +330,8 @@ def _stages(context: StageContext) -> list[rendering.StageRecord]:
                     seconds=float(seal.get("seconds", float("nan"))),
                     blocks=n_blocks or -1,
                     bytes_written=int(seal.get("bytes", -1)),
+                    peak_memory=int(seal.get("anonymous_peak") or -1),
+                    planned_memory=int(seal.get("planned_memory") or -1),
                     digest=str(seal["digest"]),
                     version=int(seal["versions"]["stage"]),
                 )

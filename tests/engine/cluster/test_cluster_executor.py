@@ -38,6 +38,7 @@ from krepes_ooc.engine.cluster.worker import (
     worker_state,
 )
 from krepes_ooc.engine.executor import Executor
+from krepes_ooc.engine.memory_limit import MemoryLimit, PlannedMemory
 from krepes_ooc.engine.run_control import Silent, StopFlag
 from krepes_ooc.errors import DataError, Stopped, UsageError, WorkspaceError
 
@@ -345,6 +346,20 @@ def test_a_killed_worker_costs_its_tasks_alone(
         range(40)
     )
     assert (tmp_path / "killed").exists()
+
+
+def test_a_worker_above_its_memory_ends_the_run(pool: Cluster, transfer: TransferFolder) -> None:
+    def task(index: int) -> int:
+        return index
+
+    for memory, fits in ((64 << 30, True), (1 << 20, False)):
+        limit = MemoryLimit("kernel", PlannedMemory(0, 64 << 30, memory), 1, StopFlag())
+        executor = ClusterExecutor(2, limit, Silent(), pool, transfer, limit=limit)
+        if fits:
+            assert list(executor.map(task, range(8))) == list(range(8))
+        else:
+            with pytest.raises(Stopped, match=r"a worker process takes .* --memory 1\.0 MiB"):
+                executor.run(task, range(50_000))
 
 
 def test_a_stop_request_ends_the_wait_and_the_tasks(
