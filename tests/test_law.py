@@ -316,6 +316,7 @@ STORES = [
     "kernel/stage",
     "kernel/stream",
     "landmarks/passes",
+    "landmarks/recorded_rows",
     "landmarks/samplers",
     "landmarks/stage",
     "landmarks/view_errors",

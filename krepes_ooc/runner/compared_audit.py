@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc import rendering
+from krepes_ooc.core.landmark_rows import rows_of_each
 from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.errors import DamageError, UsageError
 from krepes_ooc.runner.explain_stores import AuditStores
@@ -240,9 +241,9 @@ class ComparedAudit:
         influence = self.stores.reader("influence")
         measure = str(influence.attributes["measure"])
         second = second_moment(self.stores.reader("moments")) if measure == "unique" else None
-        score = ranking_score(
-            measure, influence.array("step"), influence.array("landmark_displacement"), second
-        )
+        n_views = rows_of_each(self.stores.reader("landmarks").array("sample_id"))
+        step, displacement = influence.array("step"), influence.array("landmark_displacement")
+        score = ranking_score(measure, step, displacement, second, n_views)
         return np.asarray(score(self.kernel[entries]))[:, landmarks]
 
     def landmark_of(self, entry: int) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc import rendering
+from krepes_ooc.core.landmark_rows import rows_of_each
 from krepes_ooc.errors import UsageError
 from krepes_ooc.runner.explain_concepts import KnownConcepts
 from krepes_ooc.runner.explain_stores import AuditStores, Samples, one_kind_of_samples
@@ -146,10 +147,13 @@ class _Explainer:
         store = self.stores.reader("influence")
         step, measure = store.array("step"), str(store.attributes["measure"])
         second = second_moment(self.stores.reader("moments")) if measure == "unique" else None
-        score = ranking_score(measure, step, store.array("landmark_displacement"), second)
+        n_views = rows_of_each(self.stores.reader("landmarks").array("sample_id"))
+        displacement = store.array("landmark_displacement")
+        score = ranking_score(measure, step, displacement, second, n_views)
         offset = self.stores.reader("spectrum").array("offset")
         coefficients = store.array("coefficients")
-        scorer = InfluenceScorer(step, coefficients, offset, score, min(top, len(step)))
+        most = min(top, len(step) // n_views)
+        scorer = InfluenceScorer(step, coefficients, offset, score, most, n_views)
         ranked = scorer.rank(kernel)._asdict()
         del ranked["embedding"]
         return {**ranked, "kernel": kernel}

@@ -103,7 +103,7 @@ def measure_sizes(
     if n < LEAST_SAMPLES:
         raise UsageError(f"{n} sample", where="source", expected=f"at least {LEAST_SAMPLES}")
     # Widths: of a kernel row by the landmarks, of a feature row by the network.
-    m = count_landmarks(settings["landmarks"], n)
+    m = _kernel_width(inputs, settings)
     form = _row_form(inputs, features, limits)
     width = form.layout.n_features
     itemsize = _kernel_itemsize(settings)
@@ -233,7 +233,8 @@ def _complete(
 ) -> AuditSizes:
     """Add the sizes that later stages choose anew whenever their settings change."""
     n = plan.n_samples
-    m = count_landmarks(settings["landmarks"], n)
+    n_landmarks = count_landmarks(settings["landmarks"], n)
+    m = _kernel_width(inputs, settings)
     components = settings["spectrum"].components
     if components != "auto" and components > m:
         raise UsageError(
@@ -242,7 +243,7 @@ def _complete(
             expected=f"at most {m}",
             advice="lower it, or raise stages.landmarks.count",
         )
-    check_sample_ids(settings["audited"], inputs.source, m)
+    check_sample_ids(settings["audited"], inputs.source, n_landmarks)
     # Concepts are found later: at most these, and never more than landmarks.
     concepts = min(m, settings["discovery"].concepts)
     partitions = declare_partitions(settings["groups"], inputs.source, inputs.base, m, concepts)
@@ -258,7 +259,7 @@ def _complete(
         **sizes,
         n_landmarks=m,
         n_components=most if components == "auto" else components,
-        n_audited=min(n, explained + min(settings["audited"].fit, max(0, n - m))),
+        n_audited=min(n, explained + min(settings["audited"].fit, max(0, n - n_landmarks))),
         n_explained=explained,
         n_classes=len(inputs.source.classes),
         kernel_itemsize=_kernel_itemsize(settings),
@@ -268,6 +269,13 @@ def _complete(
         n_retrained=len(retrained.groups or groups) if retrained.enabled else 0,
         training_epochs=settings["pretrain"].epochs if retrained.enabled else 0,
     )
+
+
+def _kernel_width(inputs: AuditInputs, settings: Mapping[str, Any]) -> int:
+    """Columns of a kernel row: the rows of all landmarks."""
+    landmarks = settings["landmarks"]
+    n_rows = len(landmarks.row_views(inputs.view_spec.count))
+    return count_landmarks(landmarks, inputs.source.n_samples) * n_rows
 
 
 def _kernel_itemsize(settings: Mapping[str, Any]) -> int:

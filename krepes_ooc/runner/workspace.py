@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.blocks import BlockPlan
 from krepes_ooc.core.float16 import to_float32
+from krepes_ooc.core.landmark_rows import rows_of_each
 from krepes_ooc.engine.lazy_arrays import lazy_rows, lazy_whole
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.coordinates import with_coordinates
@@ -184,13 +185,17 @@ class Workspace(Mapping[str, "xarray.Dataset"]):
         views, plan = self._kernel()
         step = self._solution("step")
         wanted = np.atleast_1d(np.asarray(samples, dtype=np.int64))
+        # Landmarks with several rows have one score, and are named by their first rows.
+        ids = np.asarray(self._space.reader("landmarks").array("sample_id"))
+        rows_each = rows_of_each(ids)
+        n_landmarks = len(ids) // rows_each
 
         def compute() -> Float:
             rows = self._find(wanted, plan)
             between = self._space.reader("kernel").array("landmark_kernel")
             second = second_moment(self._space.reader("moments"))
-            score = ranking_score(measure, step, between @ step, second)
-            out = np.empty((views, len(rows), len(step)))
+            score = ranking_score(measure, step, between @ step, second, rows_each)
+            out = np.empty((views, len(rows), n_landmarks))
             # One kernel row at a time: samples may lie in any blocks.
             for view in range(views):
                 for place, row in enumerate(rows.tolist()):
@@ -199,14 +204,13 @@ class Workspace(Mapping[str, "xarray.Dataset"]):
                     out[view, place] = score(kernel)[0]
             return out
 
-        shape = (views, len(wanted), len(step))
+        shape = (views, len(wanted), n_landmarks)
         values = lazy_whole(compute, shape, ("view", "sample", "landmark"), "influence")
-        ids = np.asarray(self._space.reader("landmarks").array("sample_id"))
         values = values.assign_coords(
             sample=("sample", wanted),
             view=np.arange(views),
-            landmark=np.arange(len(ids)),
-            landmark_sample=("landmark", ids),
+            landmark=np.arange(n_landmarks),
+            landmark_sample=("landmark", ids[:n_landmarks]),
         )
         values.attrs = {"long_name": "influence score", "measure": measure, "units": "1"}
         return values

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.landmark_rows import rows_of_each, sum_views
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.stages.alignment.gap import (
@@ -173,9 +174,12 @@ def read_columns(audited: StoreReader, landmarks: StoreReader, audit: Index) -> 
         audit: rows of the audit samples among the audited ones.
     """
     columns = []
+    # A landmark with several rows is one landmark: its first row shows it.
+    ids = landmarks.array("sample_id")
+    n_landmarks = len(ids) // rows_of_each(ids)
     if audited.has("values"):
         sample_values = audited.array("values")[audit]
-        landmark_values = landmarks.array("values")
+        landmark_values = landmarks.array("values")[:n_landmarks]
         for i, column in enumerate(audited.attributes["columns"]):
             # Agreement of numbers falls from 1 to 0 within this range
             is_numeric = column["kind"] == "numeric"
@@ -189,7 +193,7 @@ def read_columns(audited: StoreReader, landmarks: StoreReader, audit: Index) -> 
     label = audited.array("label")[audit]
     classes = tuple(audited.info("label").attributes["categories"])
     if (label >= 0).any() and classes:
-        landmark_label = landmarks.array("label").astype(np.float64)
+        landmark_label = landmarks.array("label")[:n_landmarks].astype(np.float64)
         values = ColumnValues(label.astype(np.float64), landmark_label)
         columns.append(AlignedColumn(LABEL, values, classes))
     return columns
@@ -204,15 +208,18 @@ def _rankings(inputs: AlignmentInputs, context: StageContext, audit: Index) -> _
         audit: rows of the audit samples among the audited ones.
     """
     influence = inputs.influence
-    kernel = influence.whole("kernel")[audit]
+    by_row = influence.whole("kernel")[audit]
+    n_views = rows_of_each(inputs.landmarks.array("sample_id"))
+    kernel = sum_views(by_row, n_views)
     top = influence.array("top_landmark")[audit]
     count = top.shape[1]
     # Most negative contributions first: the other end of the ranking
-    signed = contribution(kernel, influence.array("step"), influence.array("embedding")[audit])
+    signed = contribution(by_row, influence.array("step"), influence.array("embedding")[audit])
+    signed = sum_views(signed, n_views)
     repelling = np.argsort(signed, axis=1, kind="stable")[:, :count]
     # Controls without the step: likeness in the network's embedding and in the inputs
     samples = audited_rows(inputs, "audit")
-    landmarks = landmark_rows(inputs, context)
+    landmarks = landmark_rows(inputs, context).first(kernel.shape[1])
     # Centred by the same mean, so that the angle is about differences
     mean = samples.network.mean(axis=0)
     by_inputs = None

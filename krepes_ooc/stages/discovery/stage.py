@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.landmark_rows import mean_views
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
@@ -38,6 +39,7 @@ from krepes_ooc.stages.discovery.fits import (
 )
 from krepes_ooc.stages.discovery.spherical_kmeans import CHUNK, MAX_ROUNDS
 from krepes_ooc.stages.discovery.stored_concepts import ROWS
+from krepes_ooc.stages.landmarks.recorded_rows import rows_of_landmarks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
@@ -86,7 +88,8 @@ def run(inputs: DiscoveryInputs, context: StageContext) -> None:
     recipe = inputs.recipe if columns.names else None
     sums = ConceptPass(inputs.kernel, recipe, columns.codes, maps, context).run()
     arrays = _concept_arrays(found, sums)
-    landmarks = _landmark_arrays(found.concepts, np.asarray(inputs.kernel.whole("landmark_kernel")))
+    between = np.asarray(inputs.kernel.whole("landmark_kernel"))
+    landmarks = _landmark_arrays(found.concepts, between, rows_of_landmarks(context))
     shape = inputs.recipe.source.input_shape
     positions = inputs.recipe.order.positions(0, min(FIT_ROWS, context.plan.n_samples))
     of_inputs = fits.of_inputs(inputs.recipe.encode, positions, int(np.prod(shape)))
@@ -143,15 +146,17 @@ def _concept_arrays(found: DiscoveredConcepts, sums: ConceptSums) -> Arrays:
     }
 
 
-def _landmark_arrays(concepts: ConceptMap, landmark_kernel: Float) -> Arrays:
+def _landmark_arrays(concepts: ConceptMap, landmark_kernel: Float, n_views: int) -> Arrays:
     """Activations of the landmarks, and the landmarks of the largest ones."""
     activation = concepts.activation(landmark_kernel)
-    top = np.argsort(-activation, axis=0, kind="stable")[:TOP_LANDMARKS].T
+    # Of a landmark with several rows the mean.
+    by_landmark = mean_views(activation, n_views, axis=0)
+    top = np.argsort(-by_landmark, axis=0, kind="stable")[:TOP_LANDMARKS].T
     return {
         "landmark_activation": activation,
         "landmark_concept": np.argmax(activation, axis=1).astype(np.int64),
         "top_landmark": np.ascontiguousarray(top).astype(np.int64),
-        "top_activation": np.take_along_axis(activation.T, top, axis=1),
+        "top_activation": np.take_along_axis(by_landmark.T, top, axis=1),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.landmark_rows import rows_of, sum_views
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
@@ -31,6 +32,7 @@ from krepes_ooc.stages.distilled.terms import (
 )
 from krepes_ooc.stages.fidelity.baselines import LinearProbe
 from krepes_ooc.stages.fidelity.metrics import RIDGE_GRID, RidgeFit, ridge_ceiling
+from krepes_ooc.stages.landmarks.recorded_rows import rows_of_landmarks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
@@ -97,7 +99,7 @@ def run(inputs: DistilledInputs, context: StageContext) -> None:
             "penalty_at_edge": found.damping in (RIDGE_GRID[0], RIDGE_GRID[-1]),
             "r_squared": found.r_squared,
             "r_squared_fit": float(_r_squared(fit.network, found.predict(fit.kernel))),
-            "deletion": _deletion(inputs, found, fit, audit, context.settings.removed),
+            "deletion": _deletion(inputs, context, found, fit, audit),
         }
     for line in summary_lines(attributes):
         context.progress.note(line)
@@ -151,7 +153,11 @@ def _r_squared(target: Float, predicted: Float) -> Float:
 
 
 def _deletion(
-    inputs: DistilledInputs, found: RidgeFit, fit: _Samples, audit: _Samples, count: int
+    inputs: DistilledInputs,
+    context: StageContext,
+    found: RidgeFit,
+    fit: _Samples,
+    audit: _Samples,
 ) -> dict[str, Any]:
     """Decisions that flip without a sample's first landmarks, under rankings and at random.
 
@@ -167,25 +173,31 @@ def _deletion(
 
     # Decisions of the distilled embedding, and the terms of the logit that won.
     embedding, kernel = found.predict(audit.kernel), audit.kernel
+    # A landmark with several rows is ranked by their sum, and leaves with all of them.
+    n_views = rows_of_landmarks(context)
+    n_landmarks = kernel.shape[1] // n_views
     decided = readout.decisions(embedding)
     terms = logit_terms(kernel, found.coefficients, readout.weight.T[decided])
-    count = min(count, kernel.shape[1])
+    terms = sum_views(terms, n_views)
+    by_kernel = np.abs(sum_views(kernel, n_views))
+    count = min(context.settings.removed, n_landmarks)
     explained = inputs.audited.array("role") == ROLES["audit"]
     rankings = {
         "logit_terms": np.argsort(-terms, axis=1, kind="stable")[:, :count],
-        "kernel": np.argsort(-np.abs(kernel), axis=1, kind="stable")[:, :count],
+        "kernel": np.argsort(-by_kernel, axis=1, kind="stable")[:, :count],
         str(inputs.influence.attributes["measure"]): inputs.influence.array("top_landmark")[
             explained
         ][:, :count],
     }
-    n_samples, m = kernel.shape
+    n_samples = len(kernel)
     draws = [
-        random_landmarks(n_samples, m, count, inputs.recipe.seed, draw)
+        random_landmarks(n_samples, n_landmarks, count, inputs.recipe.seed, draw)
         for draw in range(RANDOM_DRAWS)
     ]
 
     def flipped(removed: Index) -> float:
-        return flipped_share(readout, embedding, kernel, found.coefficients, removed)
+        rows = rows_of(removed, n_landmarks, n_views)
+        return flipped_share(readout, embedding, kernel, found.coefficients, rows)
 
     shares = {name: flipped(removed) for name, removed in rankings.items()}
     shares["random"] = float(np.mean([flipped(removed) for removed in draws]))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.landmark_rows import mean_views, rows_of_each, sum_views
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
@@ -72,6 +73,7 @@ class _Samples:
         network: their embedding [audited, output].
         own: landmark that is the sample itself, or -1 [audited].
         landmarks: embedding of the landmarks [landmark, output].
+        n_views: rows of a landmark.
     """
 
     sample_id: Index
@@ -79,6 +81,7 @@ class _Samples:
     network: Float
     own: Index
     landmarks: Float
+    n_views: int
 
     @property
     def explained(self) -> Index:
@@ -131,12 +134,15 @@ def _samples(inputs: ExamplesInputs, context: StageContext) -> _Samples:
     # The first of equal landmarks stands for the sample.
     position = {int(sample): index for index, sample in reversed(list(enumerate(landmark_id)))}
     own = np.array([position.get(int(sample), NONE) for sample in sample_id], dtype=np.int64)
+    n_views = rows_of_each(landmark_id)
+    n_landmarks = len(landmark_id) // n_views
     return _Samples(
         sample_id,
         audited.array("role"),
         audited.array("network_embedding").astype(np.float64),
         own,
-        landmark_embedding(inputs.features, inputs.recipe, landmark_id, context),
+        landmark_embedding(inputs.features, inputs.recipe, landmark_id[:n_landmarks], context),
+        n_views,
     )
 
 
@@ -144,7 +150,7 @@ def _weights(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[st
     """Convex weights of the explained samples, and R^2 beside those of other landmarks."""
     explained = samples.explained
     target, own, landmarks = samples.network[explained], samples.own[explained], samples.landmarks
-    kernel = inputs.influence.whole("kernel")[explained]
+    kernel = sum_views(inputs.influence.whole("kernel")[explained], samples.n_views)
     # One more than are shown, because a sample must not explain itself.
     count = min(COUNT, kernel.shape[1]) + 1
     rankings = {
@@ -169,7 +175,7 @@ def _weights(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[st
         "weight": weights["ranking"],
         "residual": relative_residual(target, sums["ranking"]),
         "own_landmark": samples.own,
-        "landmark_embedding": landmarks.astype(np.float32),
+        "landmark_embedding": np.tile(landmarks.astype(np.float32), (samples.n_views, 1)),
     }
     return arrays, r_squared
 
@@ -211,10 +217,12 @@ def _concepts(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[s
 def _odd(inputs: ExamplesInputs, samples: _Samples, table: int) -> Arrays:
     """Novel samples, near duplicates, and landmarks without others near them."""
     # Closeness counts no landmark that is the sample itself.
-    near = closeness(inputs.influence.whole("kernel"), samples.own)
+    n_views = samples.n_views
+    near = closeness(mean_views(inputs.influence.whole("kernel"), n_views), samples.own)
     novel = np.argsort(near, kind="stable")[:table].astype(np.int64)
     pairs = near_pairs(samples.network, table)
-    landmark_kernel = np.asarray(inputs.kernel.whole("landmark_kernel"))
+    by_row = np.asarray(inputs.kernel.whole("landmark_kernel"))
+    landmark_kernel = mean_views(mean_views(by_row, n_views), n_views, axis=0)
     landmark_near = closeness(landmark_kernel, np.arange(len(landmark_kernel)))
     lonely = np.argsort(landmark_near, kind="stable")[:table].astype(np.int64)
     return {
@@ -227,7 +235,7 @@ def _odd(inputs: ExamplesInputs, samples: _Samples, table: int) -> Arrays:
         "pair_first_id": samples.sample_id[pairs.first],
         "pair_second_id": samples.sample_id[pairs.second],
         "pair_distance": pairs.distance,
-        "landmark_closeness": landmark_near,
+        "landmark_closeness": np.tile(landmark_near, n_views),
         "lonely_landmark": lonely,
         "lonely_id": inputs.landmarks.array("sample_id")[lonely],
         "lonely_closeness": landmark_near[lonely],

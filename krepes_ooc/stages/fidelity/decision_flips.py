@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from krepes_ooc.core.figure_specs import RANKED_BY, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure, figure
+from krepes_ooc.core.landmark_rows import sum_views
 from krepes_ooc.stages.fidelity.baselines import LinearProbe
-from krepes_ooc.stages.fidelity.confidence_drop import largest, random_landmarks, remove_from_sum
+from krepes_ooc.stages.fidelity.confidence_drop import largest, random_landmarks
 from krepes_ooc.stages.fidelity.landmark_removal import DRAWS, LandmarkRemoval
 from krepes_ooc.stages.fidelity.sample_estimates import mean_estimate, paired
 
@@ -34,20 +35,20 @@ def flips_figure(removal: LandmarkRemoval) -> Figure:
     Raises:
         StageFailed: no linear probe is defined.
     """
-    audit, A = removal.audit, removal.coefficients
+    audit, A, n_views = removal.audit, removal.coefficients, removal.n_views
     probe = LinearProbe.fit(removal.fit.embedding, removal.fit.label, removal.n_classes)
     decided = decisions(probe, audit.embedding)
-    terms = decision_terms(probe, audit.kernel, A, decided)
+    terms = sum_views(decision_terms(probe, audit.kernel, A, decided), n_views)
     count = removal.top.shape[1]
 
     def flipped(removed: Index) -> Float:
-        left = remove_from_sum(audit.embedding, audit.kernel, A, removed)
+        left = removal.without(removed)
         return np.asarray(decisions(probe, left) != decided, dtype=np.float64)
 
     by_term = mean_estimate(flipped(largest(terms, count)))
-    by_kernel = mean_estimate(flipped(largest(np.abs(audit.kernel), count)))
+    by_kernel = mean_estimate(flipped(largest(np.abs(sum_views(audit.kernel, n_views)), count)))
     random = [
-        flipped(random_landmarks(audit.sample_id, len(A), count, removal.seed + draw))
+        flipped(random_landmarks(audit.sample_id, removal.n_landmarks, count, removal.seed + draw))
         for draw in range(DRAWS)
     ]
     controls: dict[str, float | None] = {

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.figure_specs import AGAINST_INPUTS, RANKED_BY, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure, figure
+from krepes_ooc.core.landmark_rows import rows_of, rows_of_each, split_views, sum_views
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity.confidence_drop import (
     confidence_drop,
@@ -45,7 +46,7 @@ class LandmarkRemoval:
     Args:
         fit: labelled fit samples, the reference set.
         audit: labelled audit samples.
-        landmarks: the landmarks.
+        landmarks: rows of the landmarks.
         coefficients: A [landmark, component].
         second: un-centred S [landmark, landmark_].
         top: landmarks to remove [audited, rank].
@@ -63,6 +64,28 @@ class LandmarkRemoval:
     n_classes: int
     seed: int
     rankings: Mapping[str, Float] = field(default_factory=dict)
+
+    @cached_property
+    def n_views(self) -> int:
+        """Rows of a landmark; a landmark is removed with all of them."""
+        return rows_of_each(self.landmarks.sample_id)
+
+    @property
+    def n_landmarks(self) -> int:
+        """Landmarks m."""
+        return len(self.coefficients) // self.n_views
+
+    def without(self, removed: Index) -> Float:
+        """Embedding of the audit samples without some landmarks [sample, component].
+
+        Args:
+            removed: landmarks of every sample [sample, rank].
+        """
+        audit, rows = self.audit, self._rows_of(removed)
+        return remove_from_sum(audit.embedding, audit.kernel, self.coefficients, rows)
+
+    def _rows_of(self, removed: Index) -> Index:
+        return rows_of(removed, self.n_landmarks, self.n_views)
 
     def drop_figure(self) -> Figure:
         """Drop after removal from the representer sum, with all its controls."""
@@ -118,13 +141,13 @@ class LandmarkRemoval:
     @cached_property
     def _kernel_drop(self) -> Float:
         """Drop without the landmarks of largest |k_lt| [sample]."""
-        return self._ranked_drop(np.abs(self.audit.kernel))
+        return self._ranked_drop(np.abs(sum_views(self.audit.kernel, self.n_views)))
 
     @cached_property
     def _kernel_times_coefficients_drop(self) -> Float:
         """Drop without the landmarks of largest |k_lt| |A_l| [sample]."""
         size = np.abs(self.audit.kernel) * np.linalg.norm(self.coefficients, axis=1)
-        return self._ranked_drop(size)
+        return self._ranked_drop(sum_views(size, self.n_views))
 
     @cached_property
     def _shares(self) -> Float:
@@ -141,17 +164,14 @@ class LandmarkRemoval:
 
     def _random_landmarks(self, draw: int) -> Index:
         count = self.top.shape[1]
-        return random_landmarks(
-            self.audit.sample_id, len(self.coefficients), count, self.seed + draw
-        )
+        return random_landmarks(self.audit.sample_id, self.n_landmarks, count, self.seed + draw)
 
     def _classify(self, embedding: Float) -> Float:
         return knn_shares(embedding, self.fit.embedding, self.fit.label, self.n_classes)
 
     def _sum_drop(self, removed: Index) -> Float:
-        audit = self.audit
         # f_t without its removed landmarks, classified by the same reference set
-        left = remove_from_sum(audit.embedding, audit.kernel, self.coefficients, removed)
+        left = self.without(removed)
         return confidence_drop(self._shares, self._classify(left))
 
     def _ranked_drop(self, scores: Float) -> Float:
@@ -160,9 +180,8 @@ class LandmarkRemoval:
 
     def _refit_drop(self, removed: Index) -> Float:
         audit = self.audit
-        left = refit_without(
-            audit.embedding, audit.kernel, self.coefficients, removed, self._inverse
-        )
+        rows = self._rows_of(removed)
+        left = refit_without(audit.embedding, audit.kernel, self.coefficients, rows, self._inverse)
         return confidence_drop(self._shares, self._classify(left))
 
     @cached_property
@@ -173,19 +192,22 @@ class LandmarkRemoval:
         """Mean drop of a k-NN classifier whose reference set is the landmarks."""
         n_labelled = int(self.landmarks.labelled.sum())
         # Someone must be left in the reference set
-        if n_labelled <= removed.shape[1]:
+        rows = self._rows_of(removed)
+        if n_labelled <= rows.shape[1]:
             raise StageFailed(
                 f"{n_labelled} landmarks with labels", where="fidelity", expected="more"
             )
         reference = self.landmarks.embedding, self.landmarks.label, self.n_classes
         before = knn_shares(self.audit.embedding, *reference)
-        after = knn_shares(self.audit.embedding, *reference, without=removed)
+        after = knn_shares(self.audit.embedding, *reference, without=rows)
         return float(confidence_drop(before, after).mean())
 
 
 def coverage_figure(landmarks: EvaluationRows, step: Float, n_classes: int, seed: int) -> Figure:
     """Landmarks in order of |dA_l| until all classes are covered (kappa)."""
-    # |dA_l|
-    size = np.linalg.norm(step, axis=1)
-    controls = {"random": random_coverage(landmarks.label, n_classes, seed)}
-    return figure("coverage", float(coverage(size, landmarks.label, n_classes)), controls)
+    # |dA_l| over all rows of a landmark
+    rows = split_views(step, rows_of_each(landmarks.sample_id), axis=0)
+    size = np.linalg.norm(np.concatenate(rows, axis=1), axis=1)
+    label = landmarks.label[: len(size)]
+    controls = {"random": random_coverage(label, n_classes, seed)}
+    return figure("coverage", float(coverage(size, label, n_classes)), controls)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.figure_specs import AGAINST_INPUTS, MEASURE_KEYS, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure, figure
+from krepes_ooc.core.landmark_rows import rows_of_each, sum_views
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity import baselines
 from krepes_ooc.stages.fidelity.metrics import majority_share, precision_at_1
@@ -38,7 +39,7 @@ class LandmarkRankings:
 
     Args:
         audit: labelled audit samples.
-        landmarks: the landmarks.
+        rows: rows of the landmarks.
         step: dA [landmark, component].
         coefficients: A [landmark, component].
         second: un-centred S [landmark, landmark_].
@@ -47,12 +48,22 @@ class LandmarkRankings:
     """
 
     audit: EvaluationRows
-    landmarks: EvaluationRows
+    rows: EvaluationRows
     step: Float
     coefficients: Float
     second: Float
     measure: str
     n_classes: int
+
+    @cached_property
+    def n_views(self) -> int:
+        """Rows of a landmark."""
+        return rows_of_each(self.rows.sample_id)
+
+    @cached_property
+    def landmarks(self) -> EvaluationRows:
+        """The landmarks, each by its first row."""
+        return self.rows.first(len(self.rows.sample_id) // self.n_views)
 
     def precision_figure(self) -> Figure:
         """Precision@1 of the audit's ranking, beside every other."""
@@ -88,9 +99,8 @@ class LandmarkRankings:
         scores = {
             MEASURE_KEYS[name]: self._scores(name) for name in MEASURES if name != self.measure
         }
-        scores["contribution"] = embedding_contribution(
-            audit.kernel, self.coefficients, audit.embedding
-        )
+        terms = embedding_contribution(audit.kernel, self.coefficients, audit.embedding)
+        scores["contribution"] = sum_views(terms, self.n_views)
         # Likeness without the kernel: of the network's embeddings, and without any network
         mean = audit.network.mean(axis=0)
         scores["network_cosine_centred"] = baselines.cosine(
@@ -104,8 +114,9 @@ class LandmarkRankings:
     def _trained(self) -> dict[str, Float]:
         """Scores by a linear probe that is fitted on the landmarks; those without a label last."""
         labelled = self.landmarks.labelled
+        label_of = self.landmarks.label
         fitted = self.landmarks.network[labelled]
-        label = self.landmarks.label[labelled]
+        label = label_of[labelled]
         try:
             probe = baselines.LinearProbe.fit(fitted, label, self.n_classes)
         except StageFailed:
@@ -115,7 +126,7 @@ class LandmarkRankings:
             ("representer_values", baselines.representer_values),
             ("influence_functions", baselines.influence_functions),
         ):
-            scores[key] = np.full(self.audit.kernel.shape, -np.inf)
+            scores[key] = np.full((len(self.audit.label), len(label_of)), -np.inf)
             scores[key][:, labelled] = attribute(probe, fitted, label, self.audit.network)
         return scores
 
@@ -127,8 +138,8 @@ class LandmarkRankings:
 
     def _scores(self, measure: str) -> Float:
         # Kernel rows of the landmarks are K_mm, so this is their displacement K_mm dA
-        displacement = self.landmarks.kernel @ self.step
-        score = ranking_score(measure, self.step, displacement, self.second)
+        displacement = self.rows.kernel @ self.step
+        score = ranking_score(measure, self.step, displacement, self.second, self.n_views)
         return np.asarray(score(self.audit.kernel))
 
     def _nearest_label(self, scores: Float) -> Index:

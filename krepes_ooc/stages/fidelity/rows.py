@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.figures import Figure, undefined_figure
+from krepes_ooc.core.landmark_rows import rows_of_each
 from krepes_ooc.errors import NetworkError, StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
@@ -102,6 +103,14 @@ class EvaluationRows:
         """Mask of the samples with a label [sample]."""
         return self.label >= 0
 
+    def first(self, count: int) -> EvaluationRows:
+        """The first samples; all of them are not copied.
+
+        Args:
+            count: samples.
+        """
+        return self.take(np.arange(len(self.sample_id)) < count)
+
     def take(self, chosen: npt.NDArray[np.bool_]) -> EvaluationRows:
         """Some of the samples; all of them are not copied.
 
@@ -136,9 +145,12 @@ def audited_rows(inputs: RowInputs, role: str) -> EvaluationRows:
 
 
 def landmark_rows(inputs: RowInputs, context: StageContext) -> EvaluationRows:
-    """The landmarks; their network embedding is computed here."""
+    """The rows of the landmarks; the network's embedding of the clean samples is computed here."""
     sample_id = inputs.landmarks.array("sample_id")
-    network = landmark_embedding(inputs.features, inputs.recipe, sample_id, context)
+    n_views = rows_of_each(sample_id)
+    clean = sample_id[: len(sample_id) // n_views]
+    network = landmark_embedding(inputs.features, inputs.recipe, clean, context)
+    network = np.tile(network, (n_views, 1))
     label = inputs.landmarks.array("label")
     kernel = inputs.kernel.whole("landmark_kernel")
     return _evaluation_rows(inputs, sample_id, label, kernel, network)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
+from krepes_ooc.core.landmark_rows import sum_views
 from krepes_ooc.stages.influence.scores import (
     aligned_with,
     contribution,
@@ -18,6 +19,7 @@ from krepes_ooc.stages.influence.scores import (
     positive_only,
     repelling,
     scorer,
+    sum_scores,
     top_k,
 )
 
@@ -57,6 +59,7 @@ class InfluenceScorer:
         offset: gamma [component].
         score: of ``ranking_score``.
         top: landmarks kept for every sample.
+        n_views: rows of a landmark; its contributions are summed over them.
     """
 
     step: Array
@@ -64,14 +67,15 @@ class InfluenceScorer:
     offset: Array
     score: Callable[[Array], Array]
     top: int
+    n_views: int = 1
 
     def rank(self, kernel: Array) -> RankedLandmarks:
-        """Landmarks of samples with kernel rows [audited, landmark] in float64, on their device."""
+        """Landmarks of samples with kernel rows [audited, row] in float64, on their device."""
         xp = array_namespace(kernel)
         f = embedding(kernel, self.coefficients, self.offset)
         landmark, value = top_k(self.score(kernel), self.top)
         # Signed contributions of the ranked landmarks, then the most negative ones of all
-        signed = contribution(kernel, self.step, f)
+        signed = sum_views(contribution(kernel, self.step, f), self.n_views)
         ranked = xp.take_along_axis(signed, landmark, axis=1)
         return RankedLandmarks(f, landmark, value, ranked, *repelling(signed, REPELLING_KEPT))
 
@@ -81,6 +85,7 @@ def ranking_score(
     step: Float,
     landmark_displacement: Float,
     second: Float | None = None,
+    n_views: int = 1,
 ) -> Callable[[Array], Array]:
     """The scores that rank landmarks for people, from a kernel block [audited, landmark].
 
@@ -94,6 +99,7 @@ def ranking_score(
         step: dA [landmark, component].
         landmark_displacement: df of the landmarks, K_mm dA [landmark, component].
         second: un-centred S [landmark, landmark_], needed by ``unique``.
+        n_views: rows of a landmark, over which its score is summed.
 
     Raises:
         UsageError: no such measure, or ``unique`` without moments.
@@ -101,5 +107,5 @@ def ranking_score(
     if measure == "aligned":
         # Partial functions: their arrays can be moved to where the kernel block is
         score = partial(aligned_with, step=step, landmark_displacement=landmark_displacement)
-        return partial(positive_only, score)
-    return scorer(measure, step, None, second)
+        return sum_scores(partial(positive_only, score), n_views)
+    return scorer(measure, step, None, second, n_views)

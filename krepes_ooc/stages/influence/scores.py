@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
+from krepes_ooc.core.landmark_rows import split_views, sum_views
 from krepes_ooc.errors import UsageError
 
 Array = Any
 Float = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 MEASURES = ("is", "aligned", "unique", "kernel")
 
 # Of the mean diagonal of S: below it the float32 kernel decides, not the data.
@@ -50,20 +50,20 @@ def influence_score(kernel: Array, step: Array) -> Array:
     return abs(kernel) * row_norms(step)[None, :]
 
 
-def grouped_influence_score(kernel: Array, step: Array, groups: Index) -> Array:
-    """|sum over the rows l of one landmark sample of k_lt dA_l| [audited, landmark sample].
+def grouped_influence_score(kernel: Array, step: Array, n_views: int) -> Array:
+    """|sum over the rows l of one landmark of k_lt dA_l| [audited, landmark].
 
-    The rows of one sample's views are summed before the norm is taken, by the Gram matrix of the
-    few rows of a sample, so that no [audited, landmark, component] array is formed.
+    The rows of a landmark's views are summed before the norm is taken, by the Gram matrix of the
+    few rows of a landmark, so that no [audited, row, component] array is formed.
 
     Args:
-        kernel: values [audited, landmark row].
-        step: [landmark row, component].
-        groups: rows of every landmark sample, as ``group_rows`` lists them.
+        kernel: values [audited, row], rows as ``core.landmark_rows`` orders them.
+        step: [row, component].
+        n_views: rows of a landmark.
     """
     xp = array_namespace(kernel, step)
-    k = _by_view(kernel, groups, 1)
-    rows = _by_view(step, groups, 0)
+    k = split_views(kernel, n_views)
+    rows = split_views(step, n_views, axis=0)
     # |sum_i k_i r_i|^2 = sum_ij k_i k_j <r_i, r_j>; the Gram matrix is symmetric
     total = 0.0
     for i in range(len(k)):
@@ -158,28 +158,27 @@ def scorer(
     step: Array,
     landmark_kernel: Array,
     second: Array | None = None,
-    groups: Index | None = None,
+    n_views: int = 1,
 ) -> Callable[[Array], Array]:
-    """The function from a kernel block [audited, landmark] to its scores [audited, landmark].
+    """The function from a kernel block [audited, row] to its scores [audited, landmark].
 
-    With ``groups`` the scores are those of landmark samples, the rows of their views summed.
+    Of a landmark with several rows the scores are summed, ``is`` before its norm is taken.
 
     Args:
         measure: one of ``MEASURES``.
         step: dA [landmark, component].
         landmark_kernel: K_mm [landmark, landmark_]; only ``aligned`` reads it.
         second: un-centred S [landmark, landmark_], needed by ``unique``.
-        groups: rows of every landmark sample, as ``group_rows`` lists them; None = one row each.
+        n_views: rows of a landmark.
 
     Raises:
         UsageError: no such measure, or ``unique`` without moments.
     """
-    if groups is not None:
-        if measure == "is":
-            return partial(grouped_influence_score, step=step, groups=groups)
-        by_row = scorer(measure, step, landmark_kernel, second)
-        return lambda kernel: group_views(by_row(kernel), groups)
     # Partial functions: their arrays can be moved to where the kernel block is.
+    if n_views > 1:
+        if measure == "is":
+            return partial(grouped_influence_score, step=step, n_views=n_views)
+        return sum_scores(scorer(measure, step, landmark_kernel, second), n_views)
     if measure == "is":
         return partial(influence_score, step=step)
     if measure == "aligned":
@@ -195,29 +194,18 @@ def scorer(
     )
 
 
-def group_rows(landmark_sample: Index) -> Index:
-    """Landmark rows of every landmark sample [landmark sample, view], padded with -1.
+def sum_scores(score: Callable[[Array], Array], n_views: int) -> Callable[[Array], Array]:
+    """The scores of landmarks [audited, landmark], summed over their rows.
 
     Args:
-        landmark_sample: number of the sample of every landmark row [landmark row], from 0.
+        score: from kernel blocks to scores of rows [audited, row].
+        n_views: rows of a landmark.
     """
-    order = np.argsort(landmark_sample, kind="stable")
-    counts = np.bincount(landmark_sample)
-    rows = np.full((len(counts), int(counts.max())), -1, dtype=np.int64)
-    # Place of each row among those of its sample, in order of landmark rows
-    first = np.cumsum(counts) - counts
-    column = np.arange(len(order)) - np.repeat(first, counts)
-    rows[landmark_sample[order], column] = order
-    return rows
+    return score if n_views == 1 else partial(_summed_scores, score, n_views)
 
 
-def group_views(score: Array, groups: Index) -> Array:
-    """Scores [audited, landmark row] summed over every sample's rows [audited, landmark sample]."""
-    parts = _by_view(score, groups, 1)
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+def _summed_scores(score: Callable[[Array], Array], n_views: int, kernel: Array) -> Array:
+    return sum_views(score(kernel), n_views)
 
 
 def top_k(score: Array, k: int, first_landmark: int = 0) -> tuple[Array, Array]:
@@ -248,17 +236,3 @@ def repelling(signed: Array, count: int) -> tuple[Array, Array]:
     repels = value < 0
     landmark = xp.where(repels, order, xp.full_like(order, -1))
     return landmark, xp.where(repels, value, xp.zeros_like(value))
-
-
-def _by_view(values: Array, groups: Index, axis: int) -> list[Array]:
-    """Entries of each group's row along ``axis``, by view; a missing row gives 0."""
-    xp = array_namespace(values)
-    parts = []
-    for rows in groups.T:
-        index = xp.asarray(np.maximum(rows, 0), device=device(values))
-        picked = xp.take(values, index, axis=axis)
-        if rows.min() < 0:
-            exists = xp.asarray((rows >= 0).astype(np.float64), device=device(values))
-            picked = picked * (exists[None, :] if axis == 1 else exists[:, None])
-        parts.append(picked)
-    return parts

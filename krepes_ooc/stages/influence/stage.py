@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
+from krepes_ooc.core.landmark_rows import rows_of_each
 from krepes_ooc.core.settings import setting
 from krepes_ooc.engine.device import to_device
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
@@ -66,8 +67,8 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     self_kernel = inputs.audited.array("self_kernel")
     # The same scorer explains new samples later
     solution, displacement, scorer = _scorer(inputs, context)
-    n_landmarks = len(scorer.step)
-    kernel_rows = np.empty((len(features), n_landmarks))
+    n_rows = len(scorer.step)
+    kernel_rows = np.empty((len(features), n_rows))
     starts = range(0, len(features), ROWS)
     context.progress.begin("influence", len(starts), 0)
 
@@ -98,7 +99,7 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
     arrays["coefficients"], arrays["step"] = solution.coefficients, solution.step
     sizes = {
         "audited": len(features),
-        "landmark": n_landmarks,
+        "landmark": n_rows,
         "component": scorer.step.shape[1],
         "rank": scorer.top,
         "repelled": arrays["repelling"].shape[1],
@@ -122,12 +123,14 @@ def _scorer(
     step = solution.step
     displacement = inputs.kernel.whole("landmark_kernel") @ step
     second = read_moments(inputs.moments).mean_uncentred()
+    n_views = rows_of_each(inputs.landmarks.array("sample_id"))
     scorer = InfluenceScorer(
         step,
         solution.coefficients,
         inputs.spectrum.array("offset"),
-        ranking_score(context.settings.measure, step, displacement, second),
-        min(context.settings.top, len(step)),
+        ranking_score(context.settings.measure, step, displacement, second, n_views),
+        min(context.settings.top, len(step) // n_views),
+        n_views,
     )
     return solution, displacement, scorer
 

@@ -69,12 +69,20 @@ class LandmarksSettings:
     )
     rounds: int = setting(5, about="passes of kmeans-parallel that draw candidates", minimum=1)
     oversampling: float = setting(0.5, about="candidates per round over landmarks", above=0)
-    rows: Literal["clean", "views"] = setting(
+    rows: Literal["clean", "views", "both"] = setting(
         "clean",
-        about="rows that stand for the landmarks: their clean samples, or view 0 that they were "
-        "chosen by",
+        about="rows that stand for the landmarks: their clean samples, view 0 that they were "
+        "chosen by, or both: every view, each with coefficients of its own",
         digest_omits="clean",
     )
+
+    def row_views(self, n_views: int) -> tuple[int, ...]:
+        """Views of a landmark's rows, CLEAN for the clean sample.
+
+        Args:
+            n_views: views of a sample.
+        """
+        return {"clean": (CLEAN,), "views": (0,), "both": tuple(range(n_views))}[self.rows]
 
 
 def count_landmarks(settings: LandmarksSettings, n_samples: int) -> int:
@@ -109,20 +117,21 @@ class LandmarksInputs(StageInputs):
 
 def run(inputs: LandmarksInputs, context: StageContext) -> None:
     """Choose landmarks over the features store, compute their rows, seal."""
-    features = inputs.features
     recipe = inputs.recipe
     chosen, curve = choose_landmarks(inputs, context)
-    # Landmarks are ordered by sample id, whatever the order of the store and of the choice.
+    # Landmarks are ordered by sample id, whatever the order of the store and of the choice; with
+    # rows of several views, all landmarks of one view before those of the next.
     order = np.argsort(chosen.sample_id, kind="stable")
-    sample_id = chosen.sample_id[order]
+    n_views = len(chosen.views)
+    sample_id = np.tile(chosen.sample_id[order], n_views)
     layout = chosen.layout
-    centre = features.array("centre")
+    centre = inputs.features.array("centre")
     display = display_arrays(recipe.source, sample_id)
-    stored = chosen.stored[order]
+    stored = np.concatenate([rows[order] for rows in chosen.stored])
     arrays = {
         **display.arrays,
-        "view": np.full(len(sample_id), chosen.view, dtype=np.int64),
-        "weight": chosen.weight[order],
+        "view": np.repeat(np.array(chosen.views, dtype=np.int64), len(order)),
+        "weight": np.tile(chosen.weight[order], n_views),
         "self_kernel": np.asarray(inner_products.self_kernel(unscale_rows(stored, layout), layout)),
         "features": stored,
         "centre": centre,
@@ -145,7 +154,7 @@ def run(inputs: LandmarksInputs, context: StageContext) -> None:
         "layout": layout.to_attributes(),
         "centre_self": inner_products.centre_self(centre),
         "columns": describe_columns(recipe.source),
-        "probes": features.attributes["probes"],
+        "probes": inputs.features.attributes["probes"],
         "nystrom_curve": curve,
     }
     write_whole(context, spec, arrays, attributes)
@@ -157,15 +166,15 @@ class ChosenLandmarks:
 
     Args:
         sample_id: position in the source [landmark].
-        view: of their rows, CLEAN for the clean samples.
-        stored: their feature rows as stored [landmark, feature].
+        views: of their rows, CLEAN for the clean samples.
+        stored: their feature rows as stored [landmark, feature], of every such view.
         layout: of a row.
         weight: samples whose view 0 is nearest to that of the landmark [landmark].
     """
 
     sample_id: Ids
-    view: int
-    stored: npt.NDArray[np.float16]
+    views: tuple[int, ...]
+    stored: tuple[npt.NDArray[np.float16], ...]
     layout: FeatureLayout
     weight: npt.NDArray[np.float64]
 
@@ -182,16 +191,18 @@ def choose_landmarks(
     settings = context.settings
     count = count_landmarks(settings, context.plan.n_samples)
     passes, rows = _sampled(inputs, context, count)
-    # Their rows: those of the clean samples, or of the view that they were chosen on.
-    view = CLEAN if settings.rows == "clean" else 0
+    views = settings.row_views(inputs.features.info("self_kernel").shape[0])
     featurizer = open_featurizer(inputs.features, inputs.recipe, context)
     sample_id = _positions(inputs.recipe, rows)
-    stored, _, _ = featurizer.rows(sample_id, view)
+    stored = tuple(featurizer.rows(sample_id, view)[0] for view in views)
     curve: list[dict[str, float]] = []
     if settings.count == "auto":
         counts = candidate_counts(count)
-        landmarks = unscale_rows(stored, featurizer.layout)
-        errors = view_errors(inputs.features, inputs.recipe, context, landmarks, counts)
+        # The rows of a landmark together, so that the first landmarks have the first rows.
+        together = np.stack(stored, axis=1).reshape(-1, featurizer.layout.n_features)
+        landmarks = unscale_rows(together, featurizer.layout)
+        n_rows = [len(views) * m for m in counts]
+        errors = view_errors(inputs.features, inputs.recipe, context, landmarks, n_rows)
         curve = [
             {"landmarks": m, "error": float(error)} for m, error in zip(counts, errors, strict=True)
         ]
@@ -200,8 +211,8 @@ def choose_landmarks(
         context.progress.note(f"{count} landmarks; Nystrom error by their number: {shown}")
     weight = passes.weights(rows[:count])
     context.progress.advance(1)
-    kept = stored[:count]
-    return ChosenLandmarks(sample_id[:count], view, kept, featurizer.layout, weight), curve
+    kept = tuple(part[:count] for part in stored)
+    return ChosenLandmarks(sample_id[:count], views, kept, featurizer.layout, weight), curve
 
 
 def _sampled(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.landmark_rows import rows_of_each, sum_views
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.alignment.gap import ColumnValues, agreement, sample_gaps
 from krepes_ooc.stages.audited.stage import ROLES
@@ -98,6 +99,8 @@ def read_audit_rule(
     """
     used = used_samples(inputs, most_fit)
     newton = inputs.newton.attributes
+    ids = inputs.landmarks.array("sample_id")
+    n_landmarks = len(ids) // rows_of_each(ids)
     step = StepRule(
         str(newton["objective"]),
         newton["objective_settings"],
@@ -109,10 +112,10 @@ def read_audit_rule(
     return AuditRule(
         inputs.audited.array("role")[used],
         inputs.audited.array("label")[used],
-        inputs.landmarks.array("label"),
+        inputs.landmarks.array("label")[:n_landmarks],
         _columns(inputs),
         str(inputs.influence.attributes["measure"]),
-        min(top, inputs.landmarks.info("sample_id").shape[0]),
+        min(top, n_landmarks),
         step,
         inputs.kernel.attributes["normalise"],
         block_rows,
@@ -135,9 +138,10 @@ def network_figures(rule: AuditRule, rows: KernelRows) -> NetworkFigures:
     # Rankings of the landmarks, as the audit shows them and by the kernel alone.
     kernel = rows.clean[explained].astype(np.float64)
     displacement = rows.landmark_kernel @ found.step
-    score = ranking_score(rule.measure, found.step, displacement, found.second)
+    n_views = kernel.shape[1] // len(rule.landmark_label)
+    score = ranking_score(rule.measure, found.step, displacement, found.second, n_views)
     top_landmark = np.asarray(top_k(score(kernel), rule.top)[0])
-    top_kernel = np.asarray(top_k(np.maximum(kernel, 0.0), rule.top)[0])
+    top_kernel = np.asarray(top_k(np.maximum(sum_views(kernel, n_views), 0.0), rule.top)[0])
 
     # Every figure of both embeddings: the audit's f = K A + gamma and the network's.
     audit_embedding = found.embedding(rows.clean)

@@ -198,9 +198,13 @@ class DrawnNetwork:
         scale = self_sum / count if normalise == "mean-diagonal" else 1.0
         normalisation = Normalisation(normalise, inner_products.centre_self(centre), scale)
 
-        # Landmarks as the audit chose them, in their view, through this network.
-        chosen = self.inputs.landmarks
-        landmark_ranges = self._ranges(int(chosen.array("view")[0]), chosen.array("sample_id"))
+        # Landmarks as the audit chose them, in their views, through this network.
+        view_of_row, row_id = (self.inputs.landmarks.array(n) for n in ("view", "sample_id"))
+        landmark_ranges = [
+            part
+            for view in np.unique(view_of_row).tolist()
+            for part in self._ranges(view, row_id[view_of_row == view])
+        ]
         found = list(executor.map(self.stored_rows, landmark_ranges))
         landmarks = self._unscaled(np.concatenate([rows for rows, _ in found]))
         layout = self.feature_map.layout

@@ -169,7 +169,8 @@ def _figures(inputs: ReportInputs) -> dict[str, Figure]:
 
 def _subject(inputs: ReportInputs, context: StageContext) -> rendering.Subject:
     n_views, n_samples = inputs.features.info("self_kernel").shape
-    n_landmarks, n_components = inputs.spectrum.info("start").shape
+    n_landmarks = len(np.unique(inputs.landmarks.array("sample_id")))
+    n_components = inputs.spectrum.info("start").shape[1]
     # The text is parsed again: ``about`` is not part of any settings
     recipe = resources.parse_value(context.recipe_text)
     objective = str(inputs.newton.attributes["objective"])

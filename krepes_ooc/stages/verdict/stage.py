@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from krepes_ooc.core.verdict import Check, Verdict
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
@@ -69,7 +71,7 @@ def make_checks(inputs: VerdictInputs) -> Iterator[Check]:
     if origin is not None:
         yield criteria.encoding(learned_here=origin == "learned here")
     yield criteria.nystrom(float(inputs.spectrum.attributes["nystrom_error"]))
-    yield criteria.landmarks(int(inputs.landmarks.info("sample_id").shape[0]))
+    yield criteria.landmarks(len(np.unique(inputs.landmarks.array("sample_id"))))
 
 
 def verdict_lines(verdict: Verdict) -> Iterator[str]:

@@ -126,40 +126,39 @@ def test_scorer_errors() -> None:
         scores.scorer("unique", STEP, K_MM)
 
 
-SAMPLE = np.array([1, 0, 2, 1, 0, 2, 1])  # three samples, the second with three rows
+# Three landmarks, each with a row for both views: rows 0 to 2, then rows 3 to 5.
+VIEWS = 2
+K_2, STEP_2 = RNG.normal(size=(T, 6)), RNG.normal(size=(6, H))
 
 
-def test_views_of_a_sample_are_summed_before_the_norm() -> None:
-    groups = scores.group_rows(SAMPLE)
-    assert groups.tolist() == [[1, 4, -1], [0, 3, 6], [2, 5, -1]]
+def test_views_of_a_landmark_are_summed_before_the_norm() -> None:
     expected = np.zeros((T, 3))
     for t in range(T):
-        for sample in range(3):
-            rows = np.flatnonzero(sample == SAMPLE)
-            expected[t, sample] = np.linalg.norm(sum(K[t, j] * STEP[j] for j in rows))
-    np.testing.assert_allclose(scores.grouped_influence_score(K, STEP, groups), expected)
-    summed = np.array([[row[s == SAMPLE].sum() for s in range(3)] for row in K])
-    np.testing.assert_allclose(scores.group_views(K, groups), summed)
+        for mark in range(3):
+            rows = (mark, mark + 3)
+            expected[t, mark] = np.linalg.norm(sum(K_2[t, row] * STEP_2[row] for row in rows))
+    found = scores.grouped_influence_score(K_2, STEP_2, VIEWS)
+    np.testing.assert_allclose(found, expected)
 
 
 @pytest.mark.parametrize("measure", scores.MEASURES)
-def test_scorer_of_landmark_samples(measure: str) -> None:
-    groups, second = scores.group_rows(SAMPLE), K.T @ K / T
-    got = scores.scorer(measure, STEP, K_MM, second, groups)(K)
-    rows = scores.scorer(measure, STEP, K_MM, second)(K)
-    expected = scores.group_views(rows, groups)
+def test_scorer_of_landmarks_with_several_rows(measure: str) -> None:
+    between, second = K_2[:6] @ K_2[:6].T, K_2.T @ K_2 / T
+    got = scores.scorer(measure, STEP_2, between, second, VIEWS)(K_2)
+    rows = scores.scorer(measure, STEP_2, between, second)(K_2)
+    expected = rows[:, :3] + rows[:, 3:]
     if measure == "is":
-        expected = scores.grouped_influence_score(K, STEP, groups)
+        expected = scores.grouped_influence_score(K_2, STEP_2, VIEWS)
     np.testing.assert_array_equal(got, expected)
     assert got.shape == (T, 3)
 
 
-def test_one_row_per_sample_changes_nothing() -> None:
-    groups = scores.group_rows(np.arange(M))
+def test_one_row_per_landmark_changes_nothing() -> None:
     np.testing.assert_allclose(
-        scores.grouped_influence_score(K, STEP, groups), scores.influence_score(K, STEP)
+        scores.grouped_influence_score(K, STEP, 1), scores.influence_score(K, STEP)
     )
-    np.testing.assert_array_equal(scores.group_views(K, groups), K)
+    score = scores.kernel_score
+    assert scores.sum_scores(score, 1) is score
 
 
 small = hnp.arrays(np.float64, (3, 11), elements=st.integers(-3, 3).map(float))
@@ -176,7 +175,6 @@ def test_top_k_sorts_by_size_and_then_by_index(score: np.ndarray, k: int) -> Non
 
 def test_block_functions_keep_to_the_array_api() -> None:
     here, cpu = strict.Device("device1"), strict.Device("CPU_DEVICE")
-    groups = scores.group_rows(SAMPLE)
     calls = [
         (scores.embedding, (K, A, GAMMA), ()),
         (scores.influence_score, (K, STEP), ()),
@@ -184,8 +182,7 @@ def test_block_functions_keep_to_the_array_api() -> None:
         (scores.contribution, (K, STEP, F), ()),
         (scores.embedding_contribution, (K, A, F), ()),
         (scores.unique, (K, K_MM), ()),
-        (scores.grouped_influence_score, (K, STEP), (groups,)),
-        (scores.group_views, (K,), (groups,)),
+        (scores.grouped_influence_score, (K_2, STEP_2), (VIEWS,)),
         (scores.top_k, (K,), (4,)),
         (scores.repelling, (K,), (4,)),
     ]
