@@ -339,6 +339,7 @@ STORES = [
     "report/collect",
     "report/structure",
     "report/results",
+    "report/known_concepts",
     "report/stage",
     "spectrum/stage",
     "spectrum/tiled",

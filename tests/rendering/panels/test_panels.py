@@ -32,6 +32,7 @@ from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
 from krepes_ooc.rendering.panels.reliability import reliability_panel
 from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.panels.samples import samples_panel
+from krepes_ooc.rendering.sample_concepts import ConceptScore, SampleConcepts
 from tests.figures import complete
 from tests.rendering.samples import Page, full_audit, table_audit
 
@@ -163,6 +164,32 @@ def test_a_card_counts_what_it_shows():
     assert card["same_class"] == (audit.landmarks.label[top] == 1).sum()
     assert [mark["sample_id"] for mark in card["landmarks"]] == (100 + top).tolist()
     assert [mark["kernel"] for mark in card["landmarks"]] == audit.influence.kernel[1, top].tolist()
+
+
+def test_cards_show_the_concepts_that_their_sample_shows_and_moves_along():
+    def score(name, value, shows=False, reliable=True):
+        return ConceptScore(name, "discovered", (), reliable, value, 0.5, shows)
+
+    scores = [score("round <b>", -0.31), score("a", 0.01), score("b", 0.2, reliable=False)]
+    many = [score(f"concept {i}", 0.001 * i, shows=i == 4) for i in range(100)]
+    known = tuple(SampleConcepts(each, {}) for each in (scores, many, ()))
+    panel = samples_panel(full_audit(sample_concepts=known))
+    html = panel.render()
+    assert "round &lt;b&gt;" in html
+    assert "round <b>" not in html
+    lines = [line for line in Page(html).text.split("\n") if "Concepts: " in line]
+    words = " ".join(" ".join(lines).split())
+    assert words.count("Concepts: ") == 2, "a sample without concepts has no such line"
+    first, second = words.split("Concepts: ")[1:]
+    places = [first.index(name) for name in ("round", "b, unstable", "a")]
+    assert places[0] < places[1]
+    # The one that it shows, then those of largest score, and no other of a hundred
+    assert second.index("shows concept 4") < second.index("concept 99") < second.index("concept 98")
+    assert "concept 97" not in second
+    cards = panel.figures["samples"]
+    assert [len(card.get("concepts", ())) for card in cards] == [3, 100, 0, 0, 0]
+    assert cards[0]["concepts"][0]["score"] == -0.31
+    assert "Concepts: " not in samples_panel(full_audit()).render()
 
 
 def test_attracting_and_repelling_stand_apart_in_words_and_colour():
