@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from krepes_ooc.core.kernel_values import FAR
 from krepes_ooc.rendering.data import Array, AuditData, Audited, Influence, Landmarks
 from krepes_ooc.rendering.drawing.markup import to_plain
 from krepes_ooc.rendering.drawing.sample_view import (
@@ -73,6 +74,12 @@ class Explained:
         return self.repelling_only is not None and all(
             link.kind != "repel" for link in self.displayed
         )
+
+    @property
+    def is_far(self) -> bool:
+        """True if it is known that no landmark is near it: all kernel values are rounding."""
+        kernels = [link.kernel for link in self.displayed]
+        return bool(kernels) and all(abs(value) < FAR for value in kernels)
 
     def beside(self, ranked: int, repelling: int) -> list[tuple[int, LandmarkLink]]:
         """Places in ``shown`` and links: the first ranked ones, then the first others that repel.

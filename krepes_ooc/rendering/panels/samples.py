@@ -20,7 +20,7 @@ from krepes_ooc.rendering.drawing.markup import (
 )
 from krepes_ooc.rendering.drawing.sample_view import class_name
 from krepes_ooc.rendering.explanation import Explained, explain_rows
-from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
+from krepes_ooc.rendering.landmark_links import NOTHING_NEAR, NOTHING_REPELS
 from krepes_ooc.rendering.panels.panel import Panel, absent
 from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.search_data import embed_search_index, search_index
@@ -223,6 +223,8 @@ def _description(explained: Explained) -> Child:
     counts = explained.counts
     if not ranked:
         return "No landmark has influence on it."
+    if explained.is_far:
+        return NOTHING_NEAR
     parts: list[Child] = []
     # Without labels there is no class to share
     if same is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.kernel_values import FAR
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
@@ -213,7 +214,10 @@ def _concepts(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[s
             winners[fit], samples.network[fit], winners[audit], samples.network[audit]
         )
     activation = activations["concepts"]
-    arrays = {"activation": activation, "concept": np.argmax(activation, axis=1).astype(np.int64)}
+    # A sample that no landmark is near shows no concept: its activation is a constant.
+    near = np.abs(kernel).max(axis=1) >= FAR
+    shown = np.where(near, np.argmax(activation, axis=1), NONE).astype(np.int64)
+    arrays = {"activation": activation, "concept": shown}
     return arrays, {"average_precision": precision, "embedding_r_squared": r_squared}
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.kernel_values import FAR
 from krepes_ooc.rendering.data import Landmarks
 from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples
 from krepes_ooc.rendering.sample_concepts import ConceptScore, SampleConcepts
@@ -107,7 +108,9 @@ class KnownConcepts:
             a = np.full(len(self.names), np.nan)
             if activation is not None:
                 a[n_given:] = activation[i]
-            shown = -1 if activation is None else n_given + int(np.argmax(activation[i]))
+            # A sample that no landmark is near shows no concept: its activation is a constant.
+            near = activation is not None and float(np.abs(k).max()) >= FAR
+            shown = n_given + int(np.argmax(a[n_given:])) if near else -1
             found.append(
                 SampleConcepts(
                     self._scores(parts.sum(axis=1), a, shown),
