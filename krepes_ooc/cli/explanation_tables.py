@@ -24,7 +24,7 @@ SIGNS = {"attract": "+", "repel": "-", "neutral": ""}
 
 def print_landmarks(one: Explained) -> None:
     """Print the counts of landmarks, then the landmarks, then the columns of a table row."""
-    from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
+    from krepes_ooc.rendering.landmark_links import NOTHING_NEAR, NOTHING_REPELS
 
     # One line of counts.
     record = one.record()
@@ -42,6 +42,8 @@ def print_landmarks(one: Explained) -> None:
     columns = ("rank", "", "score", "contribution", "kernel", "class", "landmark")
     links = [*record["landmarks"], *(record["repelling"] or ())]
     print_table("", columns, [_link_cells(link) for link in links])
+    if one.is_far:
+        echo(f"warning: {NOTHING_NEAR[0].lower()}{NOTHING_NEAR[1:].rstrip('.')}")
     if one.nothing_repels:
         echo(NOTHING_REPELS.lower().rstrip("."))
     _show_concepts(one)

@@ -31,6 +31,7 @@ from krepes_ooc.rendering.overview import (
     SampleFigures,
 )
 from krepes_ooc.rendering.page import Report, build_report
+from krepes_ooc.rendering.sample_concepts import SampleConcepts
 
 __all__ = [
     "Alignment",
@@ -53,6 +54,7 @@ __all__ = [
     "OddSamples",
     "OddTable",
     "Report",
+    "SampleConcepts",
     "SampleFigures",
     "Samples",
     "Spectrum",

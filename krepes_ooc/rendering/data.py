@@ -23,6 +23,7 @@ from krepes_ooc.rendering.overview import (
     OddTable,
     SampleFigures,
 )
+from krepes_ooc.rendering.sample_concepts import SampleConcepts
 
 Array = npt.NDArray[Any]
 # A value that was not measured is shown in words, never as a number
@@ -236,6 +237,7 @@ class AuditData:
         group_effects: effects of leaving out groups; None: the stage has not run.
         class_figures: landmarks of every class; None: no labels.
         sample_figures: figures of the samples that get a card.
+        sample_concepts: concepts of the first samples, those that get a card; empty: not measured.
         odd: odd samples.
         random_weights: figures of networks with random weights: key -> label, value, most.
         further: figures of the solution, distilled coefficients, deletions, convex weights.
@@ -268,6 +270,7 @@ class AuditData:
     group_effects: GroupEffects | None = None
     class_figures: ClassFigures | None = None
     sample_figures: SampleFigures | None = None
+    sample_concepts: tuple[SampleConcepts, ...] = ()
     odd: OddSamples | None = None
     random_weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     further: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from krepes_ooc.core.kernel_values import FAR
 from krepes_ooc.rendering.data import Array, AuditData, Audited, Influence, Landmarks
 from krepes_ooc.rendering.drawing.markup import to_plain
 from krepes_ooc.rendering.drawing.sample_view import (
@@ -19,58 +20,7 @@ from krepes_ooc.rendering.drawing.sample_view import (
     column_spans,
 )
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
-
-
-@dataclass(frozen=True, eq=False)
-class ConceptScore:
-    """One concept and one sample.
-
-    Args:
-        name: given, or ``concept`` and the number of a discovered one.
-        kind: ``given`` or ``discovered``.
-        kept_as: names that people gave a discovered concept.
-        reliable: recognised better than by chance, or stable.
-        score: displacement of the sample by the step along the concept.
-        activation: of a discovered concept; NaN for a given one.
-        shows: whether it is the discovered concept of largest activation.
-    """
-
-    name: str
-    kind: str
-    kept_as: tuple[str, ...]
-    reliable: bool
-    score: float
-    activation: float
-    shows: bool
-
-    @property
-    def title(self) -> str:
-        """The name, those that people gave it, and whether it is to be relied on."""
-        kept = f" ({', '.join(self.kept_as)})" if self.kept_as else ""
-        doubt = "unstable" if self.kind == "discovered" else "not recognised"
-        return f"{self.name}{kept}" + ("" if self.reliable else f", {doubt}")
-
-    def record(self) -> dict[str, Any]:
-        """The same as JSON values."""
-        return {key: to_plain(value) for key, value in vars(self).items()}
-
-
-@dataclass(frozen=True, eq=False)
-class SampleConcepts:
-    """Concepts of one sample.
-
-    Args:
-        scores: of every concept, given ones first.
-        by_landmark: landmark row -> name of the concept -> k_lt <dA_l, v_c>.
-    """
-
-    scores: Sequence[ConceptScore]
-    by_landmark: Mapping[int, Mapping[str, float]]
-
-    def first(self, count: int) -> list[ConceptScore]:
-        """The concept that the sample shows, then those along which it is moved furthest."""
-        order = sorted(self.scores, key=lambda each: (not each.shows, -abs(each.score)))
-        return order[:count]
+from krepes_ooc.rendering.sample_concepts import SampleConcepts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,6 +74,12 @@ class Explained:
         return self.repelling_only is not None and all(
             link.kind != "repel" for link in self.displayed
         )
+
+    @property
+    def is_far(self) -> bool:
+        """True if it is known that no landmark is near it: all kernel values are rounding."""
+        kernels = [link.kernel for link in self.displayed]
+        return bool(kernels) and all(abs(value) < FAR for value in kernels)
 
     def beside(self, ranked: int, repelling: int) -> list[tuple[int, LandmarkLink]]:
         """Places in ``shown`` and links: the first ranked ones, then the first others that repel.
@@ -210,7 +166,11 @@ class Explained:
     def _concepts(self) -> dict[str, Any]:
         if self.concepts is None:
             return {}
-        return {"concepts": [each.record() for each in self.concepts.scores]}
+        records = [
+            {key: to_plain(value) for key, value in vars(each).items()}
+            for each in self.concepts.scores
+        ]
+        return {"concepts": records}
 
     def _agreeing(self, place: int) -> dict[str, list[str]]:
         if self.agrees is None:
@@ -227,7 +187,7 @@ def _cell(value: Any) -> str:
 
 
 def explain_rows(
-    audit: AuditData, rows: Sequence[int], concepts: Sequence[SampleConcepts] | None = None
+    audit: AuditData, rows: Sequence[int], concepts: Sequence[SampleConcepts | None] | None = None
 ) -> list[Explained]:
     """Explain some rows of an audit that has landmarks, audited samples and influence.
 

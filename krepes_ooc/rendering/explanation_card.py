@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from krepes_ooc.rendering.drawing.sample_view import SampleView, plain_cell
 from krepes_ooc.rendering.drawing.thumbnails import to_picture
 from krepes_ooc.rendering.explanation import Explained
-from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, LandmarkLink
+from krepes_ooc.rendering.landmark_links import NOTHING_NEAR, NOTHING_REPELS, LandmarkLink
 
 MARGIN = 32
 TILE = 96
@@ -61,6 +61,8 @@ def _counts(explained: Explained) -> list[str]:
     if explained.repelling_only:
         counted += f", {len(explained.repelling_only)} more push it away"
     lines = [counted, *([NOTHING_REPELS] if explained.nothing_repels else [])]
+    if explained.is_far:
+        lines = [NOTHING_NEAR]
     if explained.concepts is not None and explained.concepts.scores:
         first = explained.concepts.first(MOST_CONCEPTS)
         words = [

@@ -19,9 +19,9 @@ LEAST_SAMPLES = 10
 def hide_samples(audit: AuditData) -> AuditData:
     """The audit without anything of a single sample.
 
-    Left out are samples, landmarks, rankings, map, odd samples, the recipe's text and the origin of
-    a table's encoding, which name files; groups and classes of fewer than ten samples lose their
-    figures. Names of columns, levels, classes and concepts stay.
+    Left out are samples, their concepts, landmarks, rankings, map, odd samples, the recipe's text
+    and the origin of a table's encoding, which name files; groups and classes of fewer than ten
+    samples lose their figures. Names of columns, levels, classes and concepts stay.
     """
     return dataclasses.replace(
         audit,
@@ -31,6 +31,7 @@ def hide_samples(audit: AuditData) -> AuditData:
         influence=None,
         embedding_map=None,
         sample_figures=None,
+        sample_concepts=(),
         odd=None,
         cards=0,
         recipe_text="",

@@ -14,6 +14,7 @@ from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples
 # Below it one digit is enough, and all that fits under a picture.
 SMALL = 1e-3
 NOTHING_REPELS = "No landmark repels it."
+NOTHING_NEAR = "No landmark is near it: every kernel value is 0, and the order says nothing."
 SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
 
 

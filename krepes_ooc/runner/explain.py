@@ -14,12 +14,13 @@ import numpy.typing as npt
 from krepes_ooc import rendering
 from krepes_ooc.core.landmark_rows import rows_of_each
 from krepes_ooc.errors import UsageError
-from krepes_ooc.runner.explain_concepts import KnownConcepts
+from krepes_ooc.runner.explain_concepts import read_known_concepts
 from krepes_ooc.runner.explain_stores import AuditStores, Samples, one_kind_of_samples
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.stages.influence.ranking import InfluenceScorer, ranking_score
 from krepes_ooc.stages.moments.stored_moments import second_moment
 from krepes_ooc.stages.report.collect import display_columns
+from krepes_ooc.stages.report.known_concepts import KnownConcepts
 from krepes_ooc.storage.workspace import Workspace
 
 # Arrays of the store influence: with a column for every rank, and with other columns.
@@ -178,4 +179,4 @@ class _Explainer:
     @cached_property
     def concepts(self) -> KnownConcepts | None:
         """Given and discovered concepts; None: the audit has none."""
-        return KnownConcepts.read(self.stores)
+        return read_known_concepts(self.stores)

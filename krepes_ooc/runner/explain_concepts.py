@@ -1,175 +1,32 @@
-"""Concepts of explained samples: how far landmarks move them along given and discovered ones.
-
-    s_ct = sum_l k_lt <dA_l, v_c>          displacement of sample t by the step along concept c
-
-For a given concept v_c is the unit normal of its classifier, in store concepts. For a discovered
-one it is the unit direction of the embedding in which its activation rises,
-
-    v_c ~ sum_t (f_t - mean f) (a_tc - mean a_c)          over the audited samples,
-
-the pattern that belongs to a linear activation (Haufe et al. 2014, "On the interpretation of weight
-vectors of linear models in multivariate neuroimaging"). Only small stores are read.
-"""
+"""Concepts of an audit, from those of its stores that are there and current."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
-
 from krepes_ooc.errors import WorkspaceError
-from krepes_ooc.rendering.data import Landmarks
-from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples
-from krepes_ooc.rendering.explanation import ConceptScore, SampleConcepts
 from krepes_ooc.runner.explain_stores import AuditStores
 from krepes_ooc.runner.kept_concepts import read_kept
-from krepes_ooc.stages.discovery.concept_map import ConceptMap
-from krepes_ooc.stages.discovery.stored_concepts import read_concept_map
-from krepes_ooc.stages.influence.scores import unit_rows
-
-GIVEN = "given"
-DISCOVERED = "discovered"
-Float = npt.NDArray[np.float64]
+from krepes_ooc.stages.report.known_concepts import KnownConcepts
+from krepes_ooc.storage.store_reader import StoreReader
 
 
-@dataclass(frozen=True)
-class KnownConcepts:
-    """Concepts of an audit.
-
-    Args:
-        names: of all, given ones first.
-        kinds: ``given`` or ``discovered``.
-        kept_as: names that people gave.
-        reliable: recognised, or stable.
-        vectors: v_c [concept, component]; 0 for a given one that is not recognised.
-        activation: of the discovered ones; None: there are none.
-    """
-
-    names: tuple[str, ...]
-    kinds: tuple[str, ...]
-    kept_as: tuple[tuple[str, ...], ...]
-    reliable: tuple[bool, ...]
-    vectors: Float
-    activation: ConceptMap | None
-
-    @classmethod
-    def read(cls, stores: AuditStores) -> KnownConcepts | None:
-        """The concepts of an audit; None: it has none yet."""
-        given = _given(stores) if _is_readable(stores, "concepts") else None
-        found = _discovered(stores) if _is_readable(stores, "discovery") else None
-        parts = [part for part in (given, found) if part is not None]
-        if not parts:
-            return None
-        return cls(
-            tuple(name for part in parts for name in part.names),
-            tuple(kind for part in parts for kind in part.kinds),
-            tuple(names for part in parts for names in part.kept_as),
-            tuple(each for part in parts for each in part.reliable),
-            np.concatenate([part.vectors for part in parts]),
-            found.activation if found is not None else None,
-        )
-
-    def of_samples(self, kernel: Float, step: Float, landmarks: Landmarks) -> list[SampleConcepts]:
-        """Concepts of some samples.
-
-        Args:
-            kernel: normalised kernel rows [sample, landmark].
-            step: dA [landmark, component].
-            landmarks: as people see them; rows of one sample's views are added.
-        """
-        along = self.vectors @ step.T
-        rows = LandmarkSamples(landmarks)
-        n_given = self.kinds.count(GIVEN)
-        activation = None if self.activation is None else self.activation.activation(kernel)
-        found = []
-        for i, k in enumerate(kernel):
-            # k_lt <dA_l, v_c> [concept, landmark], then by landmark sample
-            parts = rows.total(k * along)
-            a = np.full(len(self.names), np.nan)
-            if activation is not None:
-                a[n_given:] = activation[i]
-            shown = -1 if activation is None else n_given + int(np.argmax(activation[i]))
-            found.append(
-                SampleConcepts(
-                    self._scores(parts.sum(axis=1), a, shown),
-                    {
-                        int(row): dict(zip(self.names, parts[:, place].tolist(), strict=True))
-                        for place, row in enumerate(rows.first_row)
-                    },
-                )
-            )
-        return found
-
-    def _scores(self, total: Float, activation: Float, shown: int) -> Sequence[ConceptScore]:
-        """Scores of one sample, one for each concept."""
-        return [
-            ConceptScore(
-                name,
-                self.kinds[c],
-                self.kept_as[c],
-                self.reliable[c],
-                float(total[c]),
-                float(activation[c]),
-                c == shown,
-            )
-            for c, name in enumerate(self.names)
-        ]
-
-
-def discovered_directions(embedding: Float, activation: Float) -> Float:
-    """Unit directions v_c in which activations rise [concept, component]; 0 where they do not.
-
-    Args:
-        embedding: f of samples [sample, component].
-        activation: a of the same samples [sample, concept].
-    """
-    rising = (activation - activation.mean(axis=0)).T @ (embedding - embedding.mean(axis=0))
-    return np.asarray(unit_rows(rising))
-
-
-def _given(stores: AuditStores) -> KnownConcepts:
-    store = stores.reader("concepts")
-    names = tuple(str(name) for name in store.attributes["names"])
-    return KnownConcepts(
-        names,
-        (GIVEN,) * len(names),
-        ((),) * len(names),
-        tuple(bool(value) for value in store.array("trusted")),
-        store.array("vector"),
-        None,
+def read_known_concepts(stores: AuditStores) -> KnownConcepts | None:
+    """Given and discovered concepts, with the names that people gave; None: there are none yet."""
+    kept_as: dict[int, tuple[str, ...]] = {}
+    for kept in read_kept(stores.workspace):
+        kept_as[kept.concept] = (*kept_as.get(kept.concept, ()), kept.name)
+    concepts, discovery, examples = (
+        _readable(stores, name) for name in ("concepts", "discovery", "examples")
     )
-
-
-def _discovered(stores: AuditStores) -> KnownConcepts | None:
-    """Discovered concepts, under their numbers; None: discovery found none."""
-    store = stores.reader("discovery")
-    if not store.attributes["defined"]:
+    # Landmarks are explained before influence is there; concepts are not.
+    if concepts is None and discovery is None:
         return None
-    concepts = read_concept_map(store)
     influence = stores.reader("influence")
-    # Stage examples has them already; kernel rows are the larger read.
-    if _is_readable(stores, "examples"):
-        activation = stores.reader("examples").array("activation")
-    else:
-        activation = concepts.activation(influence.whole("kernel"))
-    count = len(concepts.const)
-    kept = read_kept(stores.workspace)
-    return KnownConcepts(
-        tuple(f"concept {number}" for number in range(count)),
-        (DISCOVERED,) * count,
-        tuple(tuple(k.name for k in kept if k.concept == number) for number in range(count)),
-        tuple(bool(value) for value in store.array("stable")),
-        discovered_directions(influence.array("embedding"), activation),
-        concepts,
-    )
+    return KnownConcepts.of_stores(influence, concepts, discovery, examples, kept_as)
 
 
-def _is_readable(stores: AuditStores, store: str) -> bool:
-    """Whether a store is sealed and belongs to the stores there; landmarks need none of them."""
+def _readable(stores: AuditStores, store: str) -> StoreReader | None:
+    """A store that is sealed and belongs to the stores there; None: landmarks need none of them."""
     try:
-        stores.reader(store)
+        return stores.reader(store)
     except WorkspaceError:
-        return False
-    return True
+        return None

@@ -9,6 +9,7 @@ import pytest
 
 from krepes_ooc.rendering.hidden import LEAST_SAMPLES, hide_samples
 from krepes_ooc.rendering.page import build_report
+from krepes_ooc.rendering.sample_concepts import ConceptScore, SampleConcepts
 from tests.rendering.samples import N_LANDMARKS, Page, full_audit, numbers_in, table_audit
 
 
@@ -27,9 +28,11 @@ def secret_audit(make):
         changes[kind] = dataclasses.replace(
             samples, sample_name=names, sample_id=ids, values=values
         )
+    scores = [ConceptScore("given", "given", (), True, 7_000_000.0, 8_000_000.0, True)]
     return dataclasses.replace(
         audit,
         **changes,
+        sample_concepts=(SampleConcepts(scores, {}),),
         recipe_text="path: /home/SECRET/data.csv",
         warnings=("Source: row SECRET is bad", "The step is not trusted."),
         record={"table encoding": "/home/SECRET.json", "seed": "0"},

@@ -15,8 +15,8 @@ from PIL import Image
 from krepes_ooc.errors import WorkspaceError
 from krepes_ooc.rendering.explanation_card import draw_card
 from krepes_ooc.runner.explain import explain
-from krepes_ooc.runner.explain_concepts import discovered_directions
 from krepes_ooc.runner.kept_concepts import keep_concept
+from krepes_ooc.stages.report.known_concepts import discovered_directions
 from krepes_ooc.storage.workspace import Workspace
 from tests.small import krepes
 from tests.stages import audits

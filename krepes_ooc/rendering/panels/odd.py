@@ -23,7 +23,12 @@ ODD_TABLES = {
         "closeness",
         "mean of the ten largest kernel values; small is novel",
     ),
-    "duplicate": ("Near duplicates", "distance", "in the network's embedding, over its spread"),
+    "copy": ("Near duplicates", "ratio", "difference of inputs, over that to the fifth nearest"),
+    "duplicate": (
+        "Near duplicates",
+        "ratio",
+        "distance in the network's embedding, over that to the fifth nearest",
+    ),
     "mixed": ("Mixed samples", "mixing", "share of the weights outside the main class or concept"),
     "lonely": ("Isolated landmarks", "closeness", "to other landmarks; they explain themselves"),
 }

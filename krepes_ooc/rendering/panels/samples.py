@@ -9,10 +9,18 @@ import numpy as np
 
 from krepes_ooc.rendering.data import AuditData
 from krepes_ooc.rendering.drawing.line_chart import bar
-from krepes_ooc.rendering.drawing.markup import MINUS, Child, Markup, element, join, number
+from krepes_ooc.rendering.drawing.markup import (
+    MINUS,
+    Child,
+    Markup,
+    element,
+    join,
+    number,
+    user_text,
+)
 from krepes_ooc.rendering.drawing.sample_view import class_name
 from krepes_ooc.rendering.explanation import Explained, explain_rows
-from krepes_ooc.rendering.landmark_links import NOTHING_REPELS
+from krepes_ooc.rendering.landmark_links import NOTHING_NEAR, NOTHING_REPELS
 from krepes_ooc.rendering.panels.panel import Panel, absent
 from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.search_data import embed_search_index, search_index
@@ -42,6 +50,10 @@ MEASURES = {
     "unique": "the leave-one-out kernel: what this landmark alone adds",
     "kernel": "the kernel alone (a control)",
 }
+# Concepts of a card, and the letters of a name
+MOST_CONCEPTS = 3
+MOST_TITLE = 32
+CONCEPTS = "how far the step moves it along a concept, summed over all landmarks"
 HEADINGS = {"attract": "+ attracting", "repel": f"{MINUS} repelling", "neutral": "strongest"}
 
 
@@ -56,7 +68,10 @@ def samples_panel(audit: AuditData) -> Panel:
     chosen = np.arange(len(audit.audited.sample_id)) if role is None else np.flatnonzero(role == 0)
     if not audit.cards or not len(chosen):
         return absent(KEY, TITLE, "No sample was chosen to be shown.")
-    samples = explain_rows(audit, [int(row) for row in chosen])
+    rows = [int(row) for row in chosen]
+    concepts = [*audit.sample_concepts[: len(rows)]]
+    # Samples without a card have none.
+    samples = explain_rows(audit, rows, [*concepts, *[None] * (len(rows) - len(concepts))])
     # Every explained sample can be searched, cards or not
     index = search_index(audit, samples)
     count = max(0, audit.cards)
@@ -171,8 +186,26 @@ def _card(explained: Explained, index: dict[str, Any]) -> tuple[Markup, dict[str
         figures["lift"] = lift
     else:
         main = element("div", [_strip(sign, explained) for sign in HEADINGS], class_="links")
-    card = element("details", summary, main, link, class_="card", id=anchor, data_id=position)
+    card = element(
+        "details",
+        [summary, _concepts(explained), main, link],
+        class_="card",
+        id=anchor,
+        data_id=position,
+    )
     return card, figures
+
+
+def _concepts(explained: Explained) -> Markup | None:
+    """The concept that it shows, and those along which its landmarks move it furthest."""
+    if explained.concepts is None or not explained.concepts.scores:
+        return None
+    parts: list[Child] = []
+    for each in explained.concepts.first(MOST_CONCEPTS):
+        before = "; " if parts else "Concepts: "
+        parts += [before, "shows " if each.shows else "", user_text(each.title, MOST_TITLE), " "]
+        parts.append(number(each.score, signed=True, digits=2))
+    return element("p", parts, class_="quiet", title=CONCEPTS)
 
 
 def _figures(index: dict[str, Any]) -> list[Markup]:
@@ -190,6 +223,8 @@ def _description(explained: Explained) -> Child:
     counts = explained.counts
     if not ranked:
         return "No landmark has influence on it."
+    if explained.is_far:
+        return NOTHING_NEAR
     parts: list[Child] = []
     # Without labels there is no class to share
     if same is not None:

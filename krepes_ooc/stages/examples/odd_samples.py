@@ -1,8 +1,6 @@
-"""Samples that are odd: far from all landmarks, nearly the same as another, between groups."""
+"""Samples that are odd: far from all landmarks, or between groups."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +9,7 @@ Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
 NEAREST = 10
-# Rows whose distances to all others are computed at a time.
+# Kernel rows that are looked at at a time.
 ROWS = 256
 
 
@@ -34,63 +32,6 @@ def closeness(kernel: Float, own: Index, count: int = NEAREST) -> Float:
         largest = np.partition(rows, -count, axis=1)[:, -count:]
         found[cut] = largest.mean(axis=1)
     return found
-
-
-@dataclass(frozen=True)
-class NearPairs:
-    """Pairs of samples by distance, nearest first, and the nearest other sample of each.
-
-    Args:
-        first: sample of a pair, the lower one [pair].
-        second: the other one [pair].
-        distance: over the root mean square distance from the mean [pair].
-        nearest: [sample]; -1 for a single one.
-        nearest_distance: of it [sample].
-    """
-
-    first: Index
-    second: Index
-    distance: Float
-    nearest: Index
-    nearest_distance: Float
-
-
-def near_pairs(embedding: Float, count: int) -> NearPairs:
-    """Pairs of samples that lie nearest in an embedding; no matrix of all pairs is made.
-
-    Args:
-        embedding: [sample, output].
-        count: pairs at most.
-    """
-    n = len(embedding)
-    centred = embedding - embedding.mean(axis=0)
-    square = np.sum(centred**2, axis=1)
-    spread = float(np.sqrt(square.mean())) or 1.0
-    nearest, nearest_distance = np.full(n, -1, dtype=np.int64), np.zeros(n)
-    pairs = np.empty((0, 2), dtype=np.int64)
-    distances = np.empty(0)
-    for start in range(0, n if n > 1 else 0, ROWS):
-        rows = np.arange(start, min(start + ROWS, n))
-        found = square[rows, None] + square - 2.0 * centred[rows] @ centred.T
-        found[rows - start, rows] = np.inf
-        nearest[rows] = np.argmin(found, axis=1)
-        nearest_distance[rows] = found[rows - start, nearest[rows]]
-        # Every pair once, at its lower sample.
-        found[np.arange(n) < rows[:, None]] = np.inf
-        flat = found.reshape(-1)
-        kept = np.argpartition(flat, min(count, flat.size) - 1)[:count] if count else np.empty(0)
-        kept = kept[np.isfinite(flat[kept])].astype(np.int64)
-        new = np.stack([rows[kept // n], kept % n], axis=1)
-        pairs, distances = np.concatenate([pairs, new]), np.append(distances, flat[kept])
-        order = np.lexsort((pairs[:, 1], pairs[:, 0], distances))[:count]
-        pairs, distances = pairs[order], distances[order]
-    return NearPairs(
-        pairs[:, 0],
-        pairs[:, 1],
-        np.sqrt(np.maximum(distances, 0.0)) / spread,
-        nearest,
-        np.sqrt(np.maximum(nearest_distance, 0.0)) / spread,
-    )
 
 
 def mixing(weights: Float, groups: Index) -> Float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from krepes_ooc.core.kernel_values import FAR
 from krepes_ooc.core.landmark_rows import mean_views, rows_of_each, sum_views
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.audited.stage import ROLES
@@ -30,7 +31,9 @@ from krepes_ooc.stages.examples.convex_weights import (
     weights_over_all,
     without_own,
 )
-from krepes_ooc.stages.examples.odd_samples import ROWS, closeness, mixing, near_pairs
+from krepes_ooc.stages.examples.duplicate_tables import COMPARED_INPUTS, duplicate_tables
+from krepes_ooc.stages.examples.near_duplicates import NEIGHBOURS, ROWS
+from krepes_ooc.stages.examples.odd_samples import closeness, mixing
 from krepes_ooc.stages.fidelity.rows import flat_inputs, landmark_embedding
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
@@ -97,6 +100,11 @@ def run(inputs: ExamplesInputs, context: StageContext) -> None:
     shown, concept_figures = _concepts(inputs, samples)
     context.stop.check()
     arrays |= shown | _odd(inputs, samples, context.settings.table)
+    duplicates, compared_by = duplicate_tables(
+        inputs.recipe, samples.sample_id, samples.network, context.settings.table
+    )
+    arrays |= duplicates
+    context.stop.check()
     arrays |= _mixed(inputs, arrays, context.settings.table)
     # Mixing is measured by labels only where every landmark has one.
     labelled = bool((inputs.landmarks.array("label") >= 0).all())
@@ -104,6 +112,7 @@ def run(inputs: ExamplesInputs, context: StageContext) -> None:
         "r_squared": refitted,
         "bound_samples": min(BOUND_SAMPLES, len(samples.explained)),
         "mixed_by": "label" if labelled else "concept",
+        "copies_by": compared_by,
         **concept_figures,
     }
     for line in summary_lines(attributes):
@@ -115,6 +124,7 @@ def run(inputs: ExamplesInputs, context: StageContext) -> None:
         "landmark": arrays["landmark_closeness"],
         "novel": arrays["novel_audited"],
         "pair": arrays["pair_distance"],
+        "copy": arrays["copy_distance"],
         "mixed": arrays["mixed_audited"],
         "lonely": arrays["lonely_landmark"],
     }
@@ -210,17 +220,19 @@ def _concepts(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[s
             winners[fit], samples.network[fit], winners[audit], samples.network[audit]
         )
     activation = activations["concepts"]
-    arrays = {"activation": activation, "concept": np.argmax(activation, axis=1).astype(np.int64)}
+    # A sample that no landmark is near shows no concept: its activation is a constant.
+    near = np.abs(kernel).max(axis=1) >= FAR
+    shown = np.where(near, np.argmax(activation, axis=1), NONE).astype(np.int64)
+    arrays = {"activation": activation, "concept": shown}
     return arrays, {"average_precision": precision, "embedding_r_squared": r_squared}
 
 
 def _odd(inputs: ExamplesInputs, samples: _Samples, table: int) -> Arrays:
-    """Novel samples, near duplicates, and landmarks without others near them."""
+    """Novel samples, and landmarks without others near them."""
     # Closeness counts no landmark that is the sample itself.
     n_views = samples.n_views
     near = closeness(mean_views(inputs.influence.whole("kernel"), n_views), samples.own)
     novel = np.argsort(near, kind="stable")[:table].astype(np.int64)
-    pairs = near_pairs(samples.network, table)
     by_row = np.asarray(inputs.kernel.whole("landmark_kernel"))
     landmark_kernel = mean_views(mean_views(by_row, n_views), n_views, axis=0)
     landmark_near = closeness(landmark_kernel, np.arange(len(landmark_kernel)))
@@ -230,11 +242,6 @@ def _odd(inputs: ExamplesInputs, samples: _Samples, table: int) -> Arrays:
         "novel_audited": novel,
         "novel_id": samples.sample_id[novel],
         "novel_closeness": near[novel],
-        "nearest_audited": pairs.nearest,
-        "nearest_distance": pairs.nearest_distance,
-        "pair_first_id": samples.sample_id[pairs.first],
-        "pair_second_id": samples.sample_id[pairs.second],
-        "pair_distance": pairs.distance,
         "landmark_closeness": np.tile(landmark_near, n_views),
         "lonely_landmark": lonely,
         "lonely_id": inputs.landmarks.array("sample_id")[lonely],
@@ -296,7 +303,7 @@ def estimate_cost(sizes: AuditSizes, settings: ExamplesSettings) -> Cost:
         disk=Quantity.of(
             Term("landmark embedding", f32(m, outputs)),
             Term("activations", f64(n, 20)),
-            Term("weights and tables", f64(explained, 4 * COUNT) + f64(settings.table, 12)),
+            Term("weights and tables", f64(explained, 4 * COUNT) + f64(settings.table, 17)),
             Term("closeness and nearest samples", f64(n, 4) + f64(m, 2)),
         ),
         memory=Quantity(
@@ -313,12 +320,15 @@ def estimate_cost(sizes: AuditSizes, settings: ExamplesSettings) -> Cost:
                 "odd": (
                     embeddings,
                     Term("distances of a row range", f64(rows, n), 3),
+                    Term("neighbours and their ratios", f64(n, NEIGHBOURS), 12),
+                    Term("compared inputs", f32(n, COMPARED_INPUTS)),
                 ),
             }
         ),
         flops=Quantity.of(
             Term("forward passes of the landmarks", 6.0 * sizes.n_parameters * m),
             Term("distances", 2.0 * n * n * outputs),
+            Term("distances of shifted inputs", 100.0 * n * NEIGHBOURS * COMPARED_INPUTS),
             Term("quadratic programs", 4.0 * 20 * explained * COUNT**3),
         ),
         float64=True,
@@ -327,7 +337,7 @@ def estimate_cost(sizes: AuditSizes, settings: ExamplesSettings) -> Cost:
 
 STAGE = Stage(
     name="examples",
-    version=1,
+    version=2,
     inputs=ExamplesInputs,
     store="examples",
     settings=ExamplesSettings,

@@ -26,6 +26,7 @@ from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, rec
 from krepes_ooc.stages.features.row_cost_record import load_row_description
 from krepes_ooc.stages.fidelity.stored_figures import read_curves, read_fidelity
 from krepes_ooc.stages.report import structure
+from krepes_ooc.stages.report.known_concepts import KnownConcepts
 from krepes_ooc.stages.report.results import (
     read_alignment,
     read_concepts,
@@ -99,13 +100,15 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
     versions = {"python": platform.python_version()}
     versions |= {name: version(name) for name in LIBRARIES}
     cards = context.settings.samples
+    shown = rendering.Landmarks(
+        **display_columns(landmarks, slice(None)),
+        weight=landmarks.array("weight"),
+        view=landmarks.array("view"),
+    )
+    n_cards = 0 if cards == HIDDEN else cards
     audit = rendering.AuditData(
         subject=_subject(inputs, context),
-        landmarks=rendering.Landmarks(
-            **display_columns(landmarks, slice(None)),
-            weight=landmarks.array("weight"),
-            view=landmarks.array("view"),
-        ),
+        landmarks=shown,
         audited=rendering.Audited(**display_columns(audited, explained), role=role[explained]),
         influence=_influence(inputs.influence, explained),
         spectrum=_spectrum(inputs),
@@ -123,7 +126,8 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         recipe_text=context.recipe_text,
         versions=versions,
         record=_record(context),
-        cards=0 if cards == HIDDEN else cards,
+        cards=n_cards,
+        sample_concepts=_sample_concepts(inputs, explained[:n_cards], shown),
         random_weights=inputs.randomised.attributes["figures"],
         further=read_further(inputs.minimiser, inputs.distilled, inputs.examples),
         audited_columns=_audited_columns(context),
@@ -150,6 +154,20 @@ def _overview(inputs: ReportInputs, explained: npt.NDArray[np.int64]) -> dict[st
         "sample_figures": structure.read_sample_figures(examples, explained),
         "odd": structure.read_odd(examples, audited, landmarks, display_columns),
     }
+
+
+def _sample_concepts(
+    inputs: ReportInputs, rows: npt.NDArray[np.int64], landmarks: rendering.Landmarks
+) -> tuple[rendering.SampleConcepts, ...]:
+    """Concepts of the samples that have a card."""
+    influence = inputs.influence
+    known = KnownConcepts.of_stores(
+        influence, inputs.concepts, inputs.discovery, inputs.examples, {}
+    )
+    if known is None or not len(known.names):
+        return ()
+    kernel, step = influence.whole("kernel")[rows], influence.array("step")
+    return tuple(known.of_samples(kernel, step, landmarks, by_landmark=False))
 
 
 def _audited_columns(context: StageContext) -> tuple[str, ...]:

@@ -233,17 +233,19 @@ def read_odd(
     def few(name: str) -> npt.NDArray[Any]:
         return examples.array(name)[:ODD_ROWS]
 
-    pairs = [few("pair_first_id"), few("pair_second_id")]
+    # One table of pairs: of inputs, or of the network's embedding where no inputs are compared.
+    key, table = ("copy", "copy") if examples.attributes["copies_by"] else ("duplicate", "pair")
+    pairs = [few(f"{table}_first_id"), few(f"{table}_second_id")]
     rows = {
         "novel": few("novel_audited")[:, None],
-        "duplicate": np.array(
+        key: np.array(
             [[position[int(i)] for i in pair] for pair in zip(*pairs, strict=True)], dtype=np.int64
         ).reshape(-1, 2),
         "mixed": few("mixed_audited")[:, None],
     }
     values = {
         "novel": few("novel_closeness"),
-        "duplicate": few("pair_distance"),
+        key: few(f"{table}_ratio"),
         "mixed": few("mixed_share"),
         "lonely": few("lonely_closeness"),
     }

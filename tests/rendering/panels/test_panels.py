@@ -26,14 +26,16 @@ from krepes_ooc.rendering.drawing.sample_view import (
 )
 from krepes_ooc.rendering.explanation import Explained, explain_rows
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
+from krepes_ooc.rendering.panels.discovered import discovered_panel
 from krepes_ooc.rendering.panels.fidelity import fidelity_panel
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
 from krepes_ooc.rendering.panels.reliability import reliability_panel
 from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.panels.samples import samples_panel
+from krepes_ooc.rendering.sample_concepts import ConceptScore, SampleConcepts
 from tests.figures import complete
-from tests.rendering.samples import Page, full_audit, table_audit
+from tests.rendering.samples import N_LANDMARKS, Page, full_audit, table_audit
 
 
 def with_attributes(audit: AuditData, **changes) -> AuditData:
@@ -163,6 +165,72 @@ def test_a_card_counts_what_it_shows():
     assert card["same_class"] == (audit.landmarks.label[top] == 1).sum()
     assert [mark["sample_id"] for mark in card["landmarks"]] == (100 + top).tolist()
     assert [mark["kernel"] for mark in card["landmarks"]] == audit.influence.kernel[1, top].tolist()
+
+
+def test_cards_show_the_concepts_that_their_sample_shows_and_moves_along():
+    def score(name, value, shows=False, reliable=True):
+        return ConceptScore(name, "discovered", (), reliable, value, 0.5, shows)
+
+    scores = [score("round <b>", -0.31), score("a", 0.01), score("b", 0.2, reliable=False)]
+    many = [score(f"concept {i}", 0.001 * i, shows=i == 4) for i in range(100)]
+    known = tuple(SampleConcepts(each, {}) for each in (scores, many, ()))
+    panel = samples_panel(full_audit(sample_concepts=known))
+    html = panel.render()
+    assert "round &lt;b&gt;" in html
+    assert "round <b>" not in html
+    lines = [line for line in Page(html).text.split("\n") if "Concepts: " in line]
+    words = " ".join(" ".join(lines).split())
+    assert words.count("Concepts: ") == 2, "a sample without concepts has no such line"
+    first, second = words.split("Concepts: ")[1:]
+    places = [first.index(name) for name in ("round", "b, unstable", "a")]
+    assert places[0] < places[1]
+    # The one that it shows, then those of largest score, and no other of a hundred
+    assert second.index("shows concept 4") < second.index("concept 99") < second.index("concept 98")
+    assert "concept 97" not in second
+    cards = panel.figures["samples"]
+    assert [len(card.get("concepts", ())) for card in cards] == [3, 100, 0, 0, 0]
+    assert cards[0]["concepts"][0]["score"] == -0.31
+    assert "Concepts: " not in samples_panel(full_audit()).render()
+
+
+def test_a_sample_that_no_landmark_is_near_says_so():
+    audit = full_audit()
+    kernel = audit.influence.kernel.copy()
+    kernel[1] = 1e-9
+    far = dataclasses.replace(audit.influence, kernel=kernel)
+    html = samples_panel(full_audit(influence=far)).render()
+    assert html.count("No landmark is near it") == 1
+    assert [one.is_far for one in explain_rows(full_audit(influence=far), range(5))] == [
+        *(False, True, False, False, False)
+    ]
+    unknown = dataclasses.replace(audit.influence, kernel=None)
+    assert "No landmark is near it" not in samples_panel(full_audit(influence=unknown)).render()
+
+
+def test_a_hundred_concepts_are_folded_and_stable_ones_come_first():
+    draw = np.random.default_rng(0)
+    two = full_audit().discovered
+    stability = draw.uniform(0.5, 1.0, 100)
+    found = dataclasses.replace(
+        two,
+        names=tuple(f"concept {i}" for i in range(100)),
+        share=np.full(100, 0.01),
+        stability=stability,
+        stable=stability >= 0.8,
+        view_agreement=draw.uniform(size=100),
+        best_class=draw.integers(0, 3, 100),
+        precision=draw.uniform(size=100),
+        top_samples=draw.integers(0, 5, (100, 3)),
+        top_landmark=draw.integers(0, N_LANDMARKS, (100, 1)),
+        differences=((),) * 100,
+    )
+    panel = discovered_panel(full_audit(discovered=found))
+    page = Page(panel.render())
+    assert "94 more concepts" in page.text
+    shown = panel.render().split("<details")[0]
+    assert shown.count("<tr") <= 6 + 6, "six concepts, heads, and the table of controls"
+    first = np.flatnonzero(stability >= 0.8)[:6]
+    assert all(f"concept {i}<" in shown for i in first)
 
 
 def test_attracting_and_repelling_stand_apart_in_words_and_colour():

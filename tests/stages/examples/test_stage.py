@@ -89,16 +89,19 @@ def test_tables_are_ranked_and_name_samples(space: Workspace, tmp_path: Path) ->
     novel = store.array("novel_audited")
     assert np.array_equal(novel, np.argsort(near, kind="stable")[: len(novel)])
     assert np.array_equal(store.array("novel_id"), ids[novel])
-    assert (np.diff(store.array("pair_distance")) >= 0).all()
-    assert set(store.array("pair_first_id")) <= set(ids)
-    assert (store.array("pair_first_id") != store.array("pair_second_id")).all()
+    assert store.attributes["copies_by"] == "rows"
+    for table in ("pair", "copy"):
+        assert (np.diff(store.array(f"{table}_ratio")) >= 0).all()
+        assert set(store.array(f"{table}_first_id")) <= set(ids)
+        assert (store.array(f"{table}_first_id") != store.array(f"{table}_second_id")).all()
     assert (np.diff(store.array("mixed_share")) <= 0).all()
     assert np.array_equal(store.array("mixed_id"), ids[store.array("mixed_audited")])
     landmark_ids = space.reader("landmarks").array("sample_id")
     assert np.array_equal(store.array("lonely_id"), landmark_ids[store.array("lonely_landmark")])
     assert (np.diff(store.array("lonely_closeness")) >= 0).all()
     assert (store.array("own_landmark") == -1).all()
-    for dim, column in (("pair", "pair_first_id"), ("novel", "novel_id"), ("mixed", "mixed_id")):
+    columns = {"pair": "pair_first_id", "copy": "copy_second_id", "novel": "novel_id"}
+    for dim, column in {**columns, "mixed": "mixed_id"}.items():
         export_store(space, "examples", tmp_path / f"{dim}.csv", "csv", dim)
         table = pyarrow.csv.read_csv(tmp_path / f"{dim}.csv")
         assert table[column].to_pylist() == store.array(column).tolist()

@@ -63,3 +63,17 @@ def test_figures_and_curves_come_in_reading_order(shown):
         assert shown["fidelity"]["figures"][name]["controls"] == kept["controls"]
     for name, kept in store.attributes["curves"].items():
         assert shown["fidelity"]["curves"][name]["lines"] == kept["lines"]
+
+
+def test_cards_have_the_concept_scores_of_their_samples(shown):
+    space = audits.finished()
+    concepts, examples = space.reader("concepts"), space.reader("examples")
+    rows = np.flatnonzero(space.reader("audited").array("role") == 0)
+    names = list(concepts.attributes["names"])
+    for card, row in zip(shown["samples"]["samples"], rows, strict=False):
+        given = [each for each in card["concepts"] if each["kind"] == "given"]
+        assert [each["name"] for each in given] == names
+        stored = concepts.array("score")[row].tolist()
+        assert [each["score"] for each in given] == pytest.approx(stored, abs=1e-12)
+        found = [each for each in card["concepts"] if each["kind"] == "discovered"]
+        assert [each["shows"] for each in found].index(True) == examples.array("concept")[row]
