@@ -202,7 +202,7 @@ def _overview() -> dict[str, Any]:
 
 
 def _pushing() -> tuple[np.ndarray, np.ndarray]:
-    """Three landmarks that push each sample; the third has one, the fourth none."""
+    """Three landmarks that repel each sample; the third has one, the fourth none."""
     rng = np.random.default_rng(9)
     landmark = np.array([rng.permutation(N_LANDMARKS)[:3] for _ in range(N_AUDITED)])
     pull = -np.sort(rng.random((N_AUDITED, 3)))[:, ::-1]

@@ -186,5 +186,5 @@ def test_concepts_without_controls_are_still_shown():
     audit = table_audit()
     plain = dataclasses.replace(audit.concepts, trusted=None, controls={}, landmark_score=None)
     text = Page(concepts_panel(table_audit(concepts=plain)).render()).text
-    assert "carry samples" not in text
+    assert "displace samples" not in text
     assert "noise recognised 0.52" in text

@@ -71,8 +71,7 @@ class LandmarksSettings:
     oversampling: float = setting(0.5, about="candidates per round over landmarks", above=0)
     rows: Literal["clean", "views"] = setting(
         "clean",
-        about="rows that stand for the landmarks: their clean samples, or view 0 that they were "
-        "chosen by",
+        about="rows of the landmarks: their clean samples, or view 0 that they were chosen by",
         digest_omits="clean",
     )
 
