@@ -31,6 +31,8 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make browser")
 pytestmark = [
     pytest.mark.browser,
+    # One whole audit, minutes on a busy machine
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium"),
 ]
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
