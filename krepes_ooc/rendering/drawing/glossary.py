@@ -21,7 +21,7 @@ TERMS = {
     "stability": "mean cosine of a discovered concept with its match in fits on half samples",
     "alignment gap": "agreement of a sample with its top landmarks in a column, minus its "
     "agreement with all landmarks",
-    "left out": "how the embedding of a sample would change without a group: 1 − correlation of "
+    "mean effect": "how the embedding of a sample would change without a group: 1 − correlation of "
     "its cosines to anchors",
     "plain kernel": "landmarks ranked by kernel value, no step",
     "random weights": "the audit of the same architecture with permuted weights",
