@@ -26,7 +26,7 @@ def compare(workspaces: tuple[Path, ...], out: Path | None, as_json: bool) -> No
     """Compare the first of several finished audits with each other one.
 
     WORKSPACES are their folders. Only small stores are read: no source, no network, no recipe. Add
-    an audit of another seed: it is the noise floor that differences are read by.
+    an audit of another seed: differences are compared with the variation by seed.
     """
     from krepes_ooc.runner.compare import compare as compare_audits
 

@@ -99,7 +99,7 @@ def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: str
     root, named = find_workspace(recipe, workspace)
     # The recorded recipe, with as many cards as were asked for: nothing but the report is stale.
     changes = () if samples is None else (f"stages.report.samples={samples}",)
-    run_options = runner.Options(only="report", restart_stale=True)
+    run_options = runner.Options(only="report", restart_stale=True, again=True)
     with _listener(quiet) as listener:
         recorded = recorded_recipe(Workspace(root), changes, require="trust", named=named)
         summary = runner.run(recorded, root, run_options, listener)

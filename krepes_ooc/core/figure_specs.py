@@ -221,9 +221,9 @@ FIGURES: Mapping[str, FigureSpec] = {
     ),
     "confidence_drop": FigureSpec(
         "Confidence lost without the top landmarks",
-        "A vote of the 50 nearest fit samples; the share of the class predicted before, minus "
+        "k-NN over the 50 nearest fit samples; the share of the class predicted before, minus "
         "its share after. Removal is from the representer sum, unless a control says "
-        "otherwise; after an exact refit the other landmarks take over what they can express "
+        "otherwise; in the exact refit the other landmarks are fitted to what they can express "
         "of the embedding by least squares over all samples.",
         {
             "random": "random",
@@ -307,7 +307,7 @@ FIGURES: Mapping[str, FigureSpec] = {
     "retraining_margin": FigureSpec(
         "Group influence above the best control, all pairs of group and sample",
         "Difference of the correlations, its interval paired over the same draws of groups and "
-        "samples; an interval with 0 in it means that the control foretells as well.",
+        "samples; an interval with 0 in it means that the control predicts as well.",
         {"within": "within a group over samples", "centred": "without the mean of each group"},
     ),
     "retraining_halves": FigureSpec(
@@ -341,7 +341,7 @@ CURVES: Mapping[str, CurveSpec] = {
         _OVER_COMPONENTS,
     ),
     "ceiling_over_components": CurveSpec(
-        "What h components carry of the network's embedding",
+        "Held-out R² of the network's embedding from h components",
         "components h",
         "held-out R squared",
         "Ridge regression from the embedding" + _SOLVED_ANEW,

@@ -66,7 +66,7 @@ def fill_module(module: nn.Module, loaded: LoadedState, path: Path, rules: KeyRu
         rules: how names are changed.
 
     Raises:
-        NetworkError: names are missing, left over, or of another shape or type; the message names
+        NetworkError: names are missing, unexpected, or of another shape or type; the message names
             the key of the recipe that helps.
         UsageError: a rule fits no name.
     """
@@ -322,7 +322,7 @@ def _key_error(
     needed = {key for key in expected if key.rpartition(".")[2] != _COUNTER}
     return NetworkError(
         f"{len(missing)} keys missing ({list_few(missing)}), "
-        f"{len(extra)} left over ({list_few(extra)})",
+        f"{len(extra)} unexpected ({list_few(extra)})",
         where=str(path),
         expected=f"the {len(expected)} keys of the factory's module",
         advice=_key_advice(needed, missing, extra, set(state)),

@@ -18,7 +18,7 @@ FIRST, SAME, SEED, OTHER = "first", "same", "seed", "other"
 RELATIONS = {
     FIRST: "the others are compared with it",
     SAME: "the same audit",
-    SEED: "another seed: the noise floor",
+    SEED: "another seed: the variation by seed",
     OTHER: "",
 }
 SPACES = {

@@ -41,7 +41,7 @@ ROW = 16
 MOST_ROWS = 40
 LEADS = {
     "audits": "The first audit is what the others are compared with. An audit that differs by its "
-    "seed alone is the noise floor: a difference no larger than its own says nothing.",
+    "seed alone gives the variation by seed: a difference no larger than that is not evidence.",
     "figures": "As each audit measured them; RankMe is measured on the samples that all have.",
     "similarity": "Debiased CKA over the samples that two audits have: 1 is the same geometry up "
     "to rotation and scale, 0 what unrelated ones give.",

@@ -59,7 +59,7 @@ def _counts(explained: Explained) -> list[str]:
     counts = explained.counts
     counted = f"{counts['attract']} landmarks attract it, {counts['repel']} repel it"
     if explained.repelling_only:
-        counted += f", {len(explained.repelling_only)} more push it away"
+        counted += f", {len(explained.repelling_only)} more repel it"
     lines = [counted, *([NOTHING_REPELS] if explained.nothing_repels else [])]
     if explained.is_far:
         lines = [NOTHING_NEAR]

@@ -12,7 +12,7 @@ from krepes_ooc.rendering.data import Array, AuditData
 from krepes_ooc.rendering.measured import Concepts, Groups
 from krepes_ooc.rendering.overview import ClassFigures, DiscoveredConcepts, GroupEffects
 
-# Figures of fewer samples tell of single ones.
+# Figures of fewer samples disclose single ones.
 LEAST_SAMPLES = 10
 
 

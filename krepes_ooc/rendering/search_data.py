@@ -38,8 +38,9 @@ def search_index(audit: AuditData, explained: Sequence[Explained]) -> dict[str, 
     ``top``, ``agree``, ``near``, ``mix`` and ``concept`` of a sample are its first score, its
     agreement with its landmarks, closeness, mixing and discovered concept; null: not measured.
 
-    A link is [place in ``landmarks``, score, contribution, kernel]; ``links`` are ranked, ``push``
-    are the most repelling ones outside the ranking, without a score (null: not measured).
+    A link is [place in ``landmarks``, score, contribution, kernel]; ``links`` are ranked,
+    ``repelling`` are the most repelling ones outside the ranking, without a score (null: not
+    measured).
     """
     assert audit.landmarks is not None
     assert audit.audited is not None
@@ -70,7 +71,7 @@ def search_index(audit: AuditData, explained: Sequence[Explained]) -> dict[str, 
                 **record,
                 **_figures(audit, place_of, one),
                 "links": [_link(link, place) for link in one.links],
-                "push": None
+                "repelling": None
                 if one.repelling_only is None
                 else [_link(link, place) for link in one.repelling_only],
             }

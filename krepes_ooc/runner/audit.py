@@ -42,6 +42,7 @@ class Options:
         until: last stage to run.
         only: the one stage to run.
         restart_stale: compute stale stages again.
+        again: compute the stage of ``only`` again although it is sealed and up to date.
         repair: find damaged files and compute them again.
         max_seconds: stop, resumable, after this time.
         mixed_numerics: resume a stage that another backend or processor began.
@@ -58,6 +59,7 @@ class Options:
     until: str | None = None
     only: str | None = None
     restart_stale: bool = False
+    again: bool = False
     repair: bool = False
     max_seconds: float | None = None
     mixed_numerics: bool = False

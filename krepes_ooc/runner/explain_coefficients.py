@@ -1,4 +1,4 @@
-"""Coefficients that a sum over landmarks is taken with, and how well they tell of the network."""
+"""Coefficients that a sum over landmarks is taken with, and their likeness to the network."""
 
 from __future__ import annotations
 

@@ -138,6 +138,12 @@ class _Run:
         picked = [states[stage.name] for stage in chosen]
         self._refuse(picked, states)
         record_recipe(space, recipe)
+        if self.options.again:
+            # The sealed result stays in the archive until the new one is sealed.
+            for state in (state for state in picked if state.kind == "sealed"):
+                space.record(state.stage.name, state.stage.store).archive_previous()
+            states = self.audit.states()
+            picked = [states[stage.name] for stage in chosen]
         unsealed = [state for state in picked if state.kind != "sealed"]
         if unsealed:
             # What was left out or brought together is seen before the first block.

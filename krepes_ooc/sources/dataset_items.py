@@ -63,7 +63,7 @@ def _find_in_mapping(item: Mapping[Any, Any], key: str, where: str) -> str:
     raise SourceError(
         f"{len(arrays)} entries of an item are arrays of numbers ({found})",
         where=where,
-        expected="to be told which entry is the sample",
+        expected="one array, or source.key",
         advice="set source.key to one of " + ", ".join(map(repr, names[:_SHOWN_ENTRIES])),
     )
 

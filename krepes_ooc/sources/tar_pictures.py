@@ -77,7 +77,7 @@ def index_tar(path: Path, key: str, label: str) -> TarIndex:
         raise SourceError(
             f"samples hold several pictures: {listed}",
             where=str(path),
-            expected="to be told which is the sample",
+            expected="one picture a sample, or source.key",
             advice=f"set source.key: {min(extensions)}",
         )
     index.labels = [texts.get(stem) for stem in stems]

@@ -69,7 +69,7 @@ def _holes(
 def _only_sharding(codecs: Sequence[Any], path: Path) -> Sequence[Any]:
     if len(codecs) != 1 or not hasattr(codecs[0], "index_codecs"):
         raise SourceError(
-            "shards behind another codec, whose missing chunks cannot be told",
+            "shards behind another codec, whose missing chunks cannot be found",
             where=str(path),
             expected="sharding as the only codec",
             advice="set source.missing_chunks: fill if no chunk is missing",

@@ -31,6 +31,8 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make browser")
 pytestmark = [
     pytest.mark.browser,
+    # One whole audit, minutes on a busy machine
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium"),
 ]
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -214,27 +216,29 @@ def shown_ids(page: Any) -> list[int]:
     return [int(card.get_attribute("data-id")) for card in page.query_selector_all("#found .card")]
 
 
-def test_search_by_position_class_and_pull(digits: Report, show: Any) -> None:
+def test_search_by_position_class_and_sign(digits: Report, show: Any) -> None:
     page, deck = show(digits.html).page, digits.json["samples"]["deck"]
     wanted = deck["samples"][5]
     page.fill("[name=query]", str(wanted["id"]))
     assert shown_ids(page) == [wanted["id"]]
-    assert page.inner_text("#told") == f"1 of {len(deck['samples'])} samples, 1 shown"
+    assert page.inner_text("#matched") == f"1 of {len(deck['samples'])} samples, 1 shown"
     assert page.query_selector("#cards") is None
     read = "all => all.map((d) => Number(d.dataset.value))"
     numbers = page.eval_on_selector_all("#found data", read)
-    links = [*wanted["links"], *wanted["push"]]
+    links = [*wanted["links"], *wanted["repelling"]]
     assert set(numbers) == {
         *(v for link in links for v in link[1:] if v is not None),
         *(wanted[key] for key in ("top", "agree", "near", "mix")),
     }
-    assert page.locator("#found .pull:has(.repel) li").count() == sum(link[2] < 0 for link in links)
+    assert page.locator("#found .contributions:has(.repel) li").count() == sum(
+        link[2] < 0 for link in links
+    )
     page.fill("[name=query]", "")
     assert page.is_visible("#cards")
     page.select_option("[name=label]", str(wanted["label"]))
     same = [s["id"] for s in deck["samples"] if s["label"] == wanted["label"]]
     assert shown_ids(page) == same[:24]
-    page.select_option("[name=pull]", "repel")
+    page.select_option("[name=sign]", "repel")
     repelled = [
         s["id"]
         for s in deck["samples"]
@@ -242,7 +246,7 @@ def test_search_by_position_class_and_pull(digits: Report, show: Any) -> None:
     ]
     assert shown_ids(page) == repelled[:24]
     page.fill("[name=query]", "no such sample")
-    assert page.inner_text("#told").startswith("No match among the 30 audited samples.")
+    assert page.inner_text("#matched").startswith("No match among the 30 audited samples.")
     page.click("button[type=reset]")
     page.wait_for_selector("#cards", state="visible")
     assert shown_ids(page) == []
@@ -269,7 +273,7 @@ def test_search_by_column_marks_what_the_static_cards_mark(show: Any) -> None:
             assert marks == ["agrees" if name in one["agrees"] else None for one in order]
 
 
-def test_what_is_found_says_what_pushes_as_the_static_card_does(show: Any) -> None:
+def test_what_is_found_says_what_repels_as_the_static_card_does(show: Any) -> None:
     for audit in (full_audit(), table_audit()):
         signed = abs(audit.influence.contribution)
         influence = dataclasses.replace(audit.influence, contribution=signed)
@@ -277,9 +281,9 @@ def test_what_is_found_says_what_pushes_as_the_static_card_does(show: Any) -> No
         page = show(report.html).page
         for card in report.json["samples"]["samples"]:
             page.fill("[name=query]", str(card["sample_id"]))
-            told = page.text_content("#found")
-            assert ("No landmark repels it." in told) == (not card["repelling"])
-            assert ("more repel it" in told) == bool(card["repelling"])
+            shown = page.text_content("#found")
+            assert ("No landmark repels it." in shown) == (not card["repelling"])
+            assert ("more repel it" in shown) == bool(card["repelling"])
 
 
 def test_show_more_by_keyboard(show: Any) -> None:
@@ -331,7 +335,7 @@ def test_reached_by_keyboard_alone(report: Report, show: Any) -> None:
     for _ in range(160):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.name || document.activeElement.tagName"))
-    assert {"query", "pull", "SUMMARY"} <= seen
+    assert {"query", "sign", "SUMMARY"} <= seen
     wide = "(all) => all.filter((e) => e.scrollWidth > e.clientWidth + 1 && e.tabIndex < 0).length"
     assert page.eval_on_selector_all(".scroll", wide) == 0
 

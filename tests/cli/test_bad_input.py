@@ -170,7 +170,7 @@ DEGENERATE: list[tuple[str, tuple[str, ...], int, str]] = [
         EQUAL,
         (*FACTORY, "network.arguments.inputs=4", "views.noise=0"),
         1,
-        "the landmarks cannot be told apart",
+        "the landmarks do not differ",
     ),
     (EQUAL, (*FACTORY, "network.arguments.inputs=4", "stages.spectrum.components=auto"), 0, ""),
     (CONSTANT, (), 0, ""),

@@ -160,6 +160,17 @@ def test_run_with_nothing_to_do_imports_no_heavy_library(sealed: Path) -> None:
     assert report == f"report: {sealed}/report.html"
 
 
+def test_report_is_drawn_again_though_it_is_up_to_date(capsys: Any, sealed: Path) -> None:
+    page = sealed / "report.html"
+    whole = page.read_bytes()
+    page.write_text("another page")
+    outcome = small.krepes(capsys, "report", "--workspace", str(sealed))
+    assert outcome.code == 0, outcome.err
+    # Times of stages are measured, all else is the same
+    assert abs(len(page.read_bytes()) - len(whole)) < 200
+    assert small.krepes(capsys, "verify", str(sealed)).code == 0
+
+
 def test_plain_lines_of_a_run(capsys: Any, tmp_path: Path) -> None:
     outcome = small.krepes(capsys, *small.arguments(tmp_path, "--until", "features"))
     assert outcome.code == 0

@@ -141,7 +141,7 @@ def test_a_left_over_head_is_left_out_by_a_key(
     torch.save({"epoch": 3, "state_dict": wrapped}, folder / "w.pth")
     keys = {"state_key": "state_dict", "strip_prefix": "module.encoder_q."}
     told = refusal(folder, "batch_norm", "w.pth", **keys)
-    assert f"{len(left_over)} left over ({left_over[0]}" in told
+    assert f"{len(left_over)} unexpected ({left_over[0]}" in told
     assert told.endswith(f"leave them out with network.ignore: [{glob}]")
     network = load(folder, "batch_norm", "w.pth", **keys, ignore=[glob])
     assert_same(network, net)

@@ -148,7 +148,7 @@ def test_weights_are_loaded_as_those_of_a_checkpoint(folder: Path):
         ("raises", "train.py:raises failed: ValueError: no more samples than this; expected a f"),
         ("nothing", "train.py:nothing returned nothing; expected a mapping"),
         ("numbers", "returned float under '0.weight'; expected a mapping"),
-        ("other_keys", "1 keys missing (0.bias), 1 left over (1.bias)"),
+        ("other_keys", "1 keys missing (0.bias), 1 unexpected (1.bias)"),
         ("other_shape", "0.weight has shape (5, 6); expected shape (4, 6)"),
         ("infinite", "0.bias: 1 of 4 values are NaN or infinite"),
     ],

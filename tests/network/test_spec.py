@@ -183,7 +183,7 @@ def test_keys_and_shapes_must_fit(tmp_path: Path, state) -> None:
     module = build_network(spec("w"))
     extra = {**state, "head.weight": torch.zeros(2)}
     with pytest.raises(
-        NetworkError, match=r"1 left over \(head.weight\).*network.ignore: \[head\.\*\]"
+        NetworkError, match=r"1 unexpected \(head.weight\).*network.ignore: \[head\.\*\]"
     ):
         fill_module(module, LoadedState(extra), tmp_path, KeyRules())
     short = {k: v for k, v in state.items() if k != "1.bias"}

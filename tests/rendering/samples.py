@@ -202,7 +202,7 @@ def _overview() -> dict[str, Any]:
 
 
 def _pushing() -> tuple[np.ndarray, np.ndarray]:
-    """Three landmarks that push each sample; the third has one, the fourth none."""
+    """Three landmarks that repel each sample; the third has one, the fourth none."""
     rng = np.random.default_rng(9)
     landmark = np.array([rng.permutation(N_LANDMARKS)[:3] for _ in range(N_AUDITED)])
     pull = -np.sort(rng.random((N_AUDITED, 3)))[:, ::-1]
@@ -279,6 +279,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.joined = False
         self.feed(html)
         self.close()
         assert not self.open, f"never closed: {self.open}"
@@ -286,16 +287,23 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len(dict(attrs)) == len(attrs), f"an attribute stands twice in {tag}"
         self.tags.append((tag, dict(attrs)))
+        # A defined term is no word of its own
+        self.joined = tag == "abbr"
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"{tag} closed but never opened"
         assert self.open.pop() == tag
+        self.joined = tag == "abbr"
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("style", "script"):
-            self.words.append(data)
+            if self.joined and self.words:
+                self.words[-1] += data
+            else:
+                self.words.append(data)
+            self.joined = False
 
     @property
     def text(self) -> str:

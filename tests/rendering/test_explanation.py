@@ -99,7 +99,7 @@ def test_a_group_table_shows_shares_control_and_chance():
     page = Page(groups_panel(table_audit()).render())
     assert "samples of red blue green by chance" not in page.text
     assert "samples of red blue green grey" not in page.text  # neither samples nor landmarks
-    assert "red 3 70 % ± 6 % 68 % 44 % blue 20 % ± 6 %" in page.text
+    assert "red 3 70 % ± 6 % 68 % 44 % blue : 20 % ± 6 %" in page.text
     assert "red ( 3 ) 70 % ( 68 )" in page.text
     assert "by chance 44 % 44 % 11 %" in page.text
     assert "1 of 2 groups have no landmark" in page.text
@@ -186,5 +186,5 @@ def test_concepts_without_controls_are_still_shown():
     audit = table_audit()
     plain = dataclasses.replace(audit.concepts, trusted=None, controls={}, landmark_score=None)
     text = Page(concepts_panel(table_audit(concepts=plain)).render()).text
-    assert "carry samples" not in text
+    assert "displace samples" not in text
     assert "noise recognised 0.52" in text

@@ -221,7 +221,7 @@ def test_the_page_has_no_script_and_shows_what_the_json_has(
     target = tmp_path / "page.html"
     shown = krepes(capsys, "compare", str(first), str(seed), "--out", str(target))
     assert shown.code == 0
-    assert "another seed: the noise floor" in shown.out
+    assert "another seed: the variation by seed" in shown.out
     page = html.unescape(target.read_text())
     assert "script-src 'none'" in page
     assert "default-src 'none'" in page

@@ -187,7 +187,7 @@ def _joined(address: str, tls: Certificates | None) -> Iterator[Cluster]:
         )
     except (TypeError, RuntimeError) as error:  # no certificate, where the address asks for one
         raise UsageError(
-            f"cannot speak to {address}: {' '.join(str(error).split())}",
+            f"cannot connect to {address}: {' '.join(str(error).split())}",
             where="--cluster",
             expected="certificates for tls://",
             advice="name them in a site file, see pipelines/hpc/running.yaml",

@@ -24,6 +24,8 @@ WIDTH = 300
 ROW = 16
 # More rows than this are in the JSON only
 MAX_COLUMNS = 40
+# Columns that stand open
+UNFOLDED = 7
 LEAD = (
     "The alignment gap of a column is the agreement of a sample with its top landmarks minus that "
     "with all landmarks; 0 is no preference, 1 the most there can be. Dot: gap with its 95 % "
@@ -67,6 +69,7 @@ def alignment_panel(audit: AuditData) -> Panel:
         "difference_stderr": alignment.difference_stderr,
         "notes": dict(alignment.notes),
         "kernel_alone": same,
+        "folded": max(0, len(order) - UNFOLDED),
     }
     return Panel(KEY, TITLE, join(LEAD, _explanation(same)), body, figures)
 
@@ -81,7 +84,13 @@ def _table(audit: AuditData, alignment: Alignment, order: list[int], shown: list
     ]
     names = alignment_names(audit)
     rows = [_row(audit, alignment, c, names[c], shown, scale) for c in order]
-    return table(head, rows, caption="Alignment gaps", class_="lines gaps")
+    drawn = table(head, rows[:UNFOLDED], caption="Alignment gaps", class_="lines gaps")
+    rest = rows[UNFOLDED:]
+    if not rest:
+        return drawn
+    summary = element("summary", number(len(rest)), " more columns")
+    further = table(head, rest, caption="Further alignment gaps", class_="lines gaps")
+    return join(drawn, element("details", summary, further, class_="further"))
 
 
 def _further(

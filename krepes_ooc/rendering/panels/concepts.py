@@ -1,4 +1,4 @@
-"""Concepts: whether each is recognised, beside its controls, and which landmarks carry it."""
+"""Concepts: whether each is recognised, beside its controls, and the landmarks of largest score."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from krepes_ooc.rendering.panels.panel import Panel, absent
 # Landmarks shown on either side of a concept
 TOP_LANDMARKS = 6
 LEAD = (
-    "A concept is believed only if samples held out are told apart better than random concepts on "
-    "the same samples are; 0.5 is chance. The controls are the same classifier on the embedding at "
-    "the start, on the network's own embedding and on its inputs: the kernel is made of gradients, "
-    "which hold the inputs, so a concept may be seen here although the network hardly tells it."
+    "A concept is recognised only if held-out samples are classified better than for random "
+    "concepts on the same samples; 0.5 is chance. The controls are the same classifier on the "
+    "embedding at the start, on the network's own embedding and on its inputs: the kernel is made "
+    "of gradients, which contain the inputs, so a concept may be recognised here though hardly by "
+    "the network."
 )
 
 
 def concepts_panel(audit: AuditData) -> Panel:
-    """Concepts with their accuracies, mean scores and carrying landmarks."""
+    """Concepts with their accuracies, mean scores and landmarks of largest score."""
     key = "concepts"
     title = "Named concepts"
     concepts = audit.concepts
@@ -100,7 +101,7 @@ def _trusted(concepts: Concepts, i: int) -> bool:
 
 
 def _top_landmarks(view: SampleView, scores: Array) -> dict[str, list[dict[str, Any]]]:
-    """The landmarks that carry samples farthest towards a concept and away from it."""
+    """The landmarks that displace samples farthest towards a concept and away from it."""
     marks = LandmarkSamples(view.samples)
     total = marks.total(scores)
     order = np.argsort(-total, kind="stable")
@@ -132,6 +133,6 @@ def _top_landmark(view: SampleView, name: str, sides: dict[str, list[dict[str, A
             for one in sides[side]
         ]
         if entries:
-            parts.append(element("h4", f"carry samples {side}", class_=kind))
-            parts.append(gallery(view, entries, f"Landmarks that carry samples {side}"))
+            parts.append(element("h4", f"displace samples {side}", class_=kind))
+            parts.append(gallery(view, entries, f"Landmarks that displace samples {side}"))
     return element("details", element("summary", "Landmarks of ", user_text(name)), parts)

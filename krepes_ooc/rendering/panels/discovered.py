@@ -25,6 +25,8 @@ KEY = "discovered"
 TITLE = "Discovered concepts"
 # Rows that stand in the page unasked; a line opens the others
 UNFOLDED = 6
+# With columns that differ a concept takes three lines
+UNFOLDED_OF_TABLES = 4
 MOST_PICTURES = 8
 MOST_NAMES = 4
 CONTROLS = {"concepts": "concepts", "random": "random directions", "inputs": "k-means on inputs"}
@@ -46,12 +48,13 @@ def discovered_panel(audit: AuditData) -> Panel:
     order = reading_order(found)
     head = _head(found)
     rows = [_row(audit, found, c) for c in order]
+    count = UNFOLDED_OF_TABLES if any(found.differences) else UNFOLDED
     caption = "Discovered concepts"
     parts: list[Child] = [
         controls_table(found),
-        table(head, rows[:UNFOLDED], caption=caption, class_="concepts"),
+        table(head, rows[:count], caption=caption, class_="concepts"),
     ]
-    rest = rows[UNFOLDED:]
+    rest = rows[count:]
     if rest:
         summary = element("summary", number(len(rest)), " more concepts")
         further = table(head, rest, caption="Further concepts", class_="concepts")

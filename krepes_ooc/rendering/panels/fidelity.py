@@ -22,12 +22,12 @@ from krepes_ooc.rendering.panels.panel import Panel, absent
 def fidelity_panel(audit: AuditData) -> Panel:
     """Every fidelity figure with its interval and the controls it must be read beside."""
     key = "fidelity"
-    title = "How faithful is it?"
+    title = "Fidelity metrics"
     if not audit.fidelity and not audit.curves:
         return absent(key, title, "No fidelity figure was measured.")
     rows = [_figure_row(audit, figure) for figure in audit.fidelity.values()]
     # Controls stand in the same row: a figure alone means little
-    head: list[Child] = ["figure", "value", "95 % interval", "beside it", "how to read it"]
+    head: list[Child] = ["figure", "value", "95 % interval", "baselines and controls", "definition"]
     body = join(
         table(head, rows, caption="Fidelity figures and their controls", class_="wide")
         if rows
@@ -56,9 +56,7 @@ def fidelity_panel(audit: AuditData) -> Panel:
             key: {"x": curve.x, "lines": dict(curve.lines)} for key, curve in audit.curves.items()
         },
     }
-    return Panel(
-        key, title, "A figure means little alone; its controls stand beside it.", body, figures
-    )
+    return Panel(key, title, "Read each figure beside its baselines and controls.", body, figures)
 
 
 def _figure_row(audit: AuditData, figure: Figure) -> list[Child]:

@@ -26,7 +26,7 @@ LANDMARKS = "landmarks"
 SHADES = 6
 # Groups of a table, and lines of the list of the strongest groups
 MOST_GROUPS = 24
-UNFOLDED = 8
+UNFOLDED = 6
 LEAD = (
     "Each group of samples is left out, the embedding solved again, and its change measured on "
     "every audited sample: 1 minus the correlation of the sample's profile of cosines. 0 is no "
@@ -45,12 +45,13 @@ def group_effects_panel(audit: AuditData) -> Panel:
         " Some solutions ended above their tolerance." if not effects.converged else None,
     )
     named = _partitions(effects)
-    # Audited columns stand open; of all others the first
+    # Audited columns stand first and open; without any, the first column
     opened = {name for name in named if name in audit.audited_columns} or set(named[:1])
+    named = sorted(named, key=lambda name: name not in opened)
     body = element(
         "div",
         element("div", _ranking(effects, order)),
-        element("div", [_matrix(effects, name, name in opened) for name in named]),
+        element("div", [_matrix(effects, name, name in opened) for name in named], class_="tables"),
         class_="pair",
     )
     figures = {

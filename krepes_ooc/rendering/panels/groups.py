@@ -96,7 +96,7 @@ def _part(audit: AuditData, name: str, unfolded: bool) -> Markup:
     )  # fmt: skip
     lines, heads = _shown(groups)
     inside = join(
-        element("p", summary, class_="quiet"),
+        element("p", summary, class_="quiet beside-name"),
         _summary(audit, name, groups, lines),
         _pairs(name, groups, lines, heads),
     )
@@ -142,7 +142,7 @@ def _line(
         DASH
         if other is None
         else join(
-            user_text(groups.categories[other], NAME), " ", _share_with_error(groups, g, other)
+            user_text(groups.categories[other], NAME), ": ", _share_with_error(groups, g, other)
         ),
     ]
     if has_classes:

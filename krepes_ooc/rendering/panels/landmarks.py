@@ -92,7 +92,7 @@ def _sizes(audit: AuditData, landmarks: Landmarks) -> tuple[Array, str]:
         return np.sqrt(samples.total(squares)), "that the step moves most (length of the step row)"
     if landmarks.weight is not None:
         weight = np.asarray(landmarks.weight[samples.first_row], dtype=np.float64)
-        return weight, "that stand for most samples (no step was computed)"
+        return weight, "nearest to most samples (no step was computed)"
     return np.zeros(len(samples.first_row)), "chosen first (neither step nor weight is known)"
 
 

@@ -19,11 +19,11 @@ from krepes_ooc.rendering.drawing.markup import (
 )
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
-# Ratio of real to foreseen decrease below which the quadratic model is no guide.
+# Ratio of real to predicted decrease below which the quadratic model is no guide.
 LEAST_RHO = 0.25
 SWEPT = {
     "loss": "loss after the step",
-    "predicted": "foreseen decrease",
+    "predicted": "predicted decrease",
     "rho": "rho",
     "step_norm": "length of the step",
     "stability": "top landmarks kept",
@@ -34,7 +34,7 @@ SWEPT = {
 def step_panel(audit: AuditData) -> Panel:
     """The step: what was solved, the damping sweep, the solver's convergence."""
     key = "step"
-    title = "The step"
+    title = "Newton step"
     if audit.newton is None:
         return absent(key, title, "No step was computed.")
     newton = audit.newton
@@ -113,7 +113,10 @@ def _sweep_charts(newton: Newton) -> list[Chart]:
     # Title and description of every chart, in reading order
     words = {
         "loss": ("Loss after the step", "The loss after the step for each damping."),
-        "rho": ("Real over foreseen decrease (rho)", "The ratio rho for each damping."),
+        "rho": (
+            "Gain ratio rho: real over predicted decrease",
+            "The ratio rho for each damping.",
+        ),
         "step_norm": ("Length of the step", "The length of the step for each damping."),
         "stability": (
             "Top landmarks kept from one damping to the next",

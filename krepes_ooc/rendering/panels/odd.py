@@ -15,6 +15,8 @@ TITLE = "Odd samples"
 # Columns of a table row that are shown, and lines of a table
 MAX_COLUMNS = 5
 MAX_ROWS = 4
+# A pair takes two lines
+MAX_PAIRS = 3
 LEAD = "Look at these first for errors in the data. The full tables are in the store examples."
 # Key, heading, and the name of the figure with its meaning
 ODD_TABLES = {
@@ -100,7 +102,8 @@ def _rows(view: SampleView, found: OddTable, title: str, figure: str, cards: set
     assert values is not None
     columns = view.audit.columns[:MAX_COLUMNS]
     lines: list[list[Child]] = []
-    for rows, value in zip(found.rows[:MAX_ROWS].tolist(), found.values, strict=False):
+    most = MAX_PAIRS if found.rows.shape[1] > 1 else MAX_ROWS
+    for rows, value in zip(found.rows[:most].tolist(), found.values, strict=False):
         for order, row in enumerate(rows):
             cells = [cell(v, column) for v, column in zip(values[row], columns, strict=False)]
             shown = number(value, digits=2) if order == 0 else ""

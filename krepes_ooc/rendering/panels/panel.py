@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from krepes_ooc.rendering.drawing.markup import Child, Markup, element
+from krepes_ooc.rendering.drawing.glossary import define_terms
+from krepes_ooc.rendering.drawing.markup import Child, Markup, element, join
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,11 @@ class Panel:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self) -> Markup:
-        """The panel as a section of the page."""
+        """The panel as a section of the page; its terms are defined on hover."""
         return element(
             "section",
             element("h2", self.title, id=f"{self.key}-title"),
-            element("p", self.lead, class_="lead"),
-            self.body,
+            define_terms(join(element("p", self.lead, class_="lead"), self.body)),
             id=self.key,
             aria_labelledby=f"{self.key}-title",
         )

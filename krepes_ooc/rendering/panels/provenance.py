@@ -20,14 +20,14 @@ from krepes_ooc.rendering.drawing.markup import (
 from krepes_ooc.rendering.panels.newton import attribute_list
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
-# Parts of a run and their stages; building the kernel and the solve are compared apart
+# Parts of a run and their stages; kernel and the solve are compared apart
 PARTS = {
-    "building the kernel": ("features", "landmarks", "kernel"),
-    "solving for the step": ("moments", "spectrum", "newton"),
-    "reading the result": ("audited", "influence", "concepts", "alignment", "fidelity", "report"),
+    "kernel": ("features", "landmarks", "kernel"),
+    "optimisation": ("moments", "spectrum", "newton"),
+    "evaluation": ("audited", "influence", "concepts", "alignment", "fidelity", "report"),
     "training": ("pretrain",),
 }
-# As many digits as tell digests apart at a glance; the title has them all
+# As many digits as distinguish digests at a glance; the title has them all
 DIGEST_LENGTH = 12
 
 
@@ -54,11 +54,11 @@ def subject_panel(audit: AuditData) -> Panel:
         element("dl", counts, class_="counts") if counts else None,
     )
     lead = (
-        "The network is frozen. Its behaviour is told through landmarks: samples that stand for "
-        "the data, and the pull that each has on the others under the objective."
+        "The network is frozen. It is approximated by a kernel model on landmark samples; scores "
+        "attribute an embedding to landmarks inside that model."
     )
     figures = {**dict(words), "counts": dict(subject.counts)}
-    return Panel("subject", "What was audited", lead, body, figures)
+    return Panel("subject", "Subject of the audit", lead, body, figures)
 
 
 def timing_panel(audit: AuditData) -> Panel:
@@ -109,7 +109,11 @@ def timing_panel(audit: AuditData) -> Panel:
         ],
     }
     return Panel(
-        key, title, "Wall time; building the kernel and solving are told apart.", body, figures
+        key,
+        title,
+        "Wall time of kernel, optimisation and evaluation, and of each stage.",
+        body,
+        figures,
     )
 
 

@@ -137,11 +137,11 @@ def search_form(audit: AuditData, index: dict[str, Any]) -> Markup:
         _field("order", _select("order", "as stored", orders)),
         _field("number or name", element("input", name="query", type="search", size=18)),
         _field("class", _select("label", "any", labels)) if labels else _hidden("label"),
-        _field("landmarks", _select("pull", "any", signs)),
+        _field("landmarks", _select("sign", "any", signs)),
         _field("column", _select("column", "any", columns)) if columns else None,
         _field("value", element("input", name="value", size=14)) if columns else None,
         element("button", "Clear", type="reset"),
-        element("output", id="told", aria_live="polite"),
+        element("output", id="matched", aria_live="polite"),
         id="find",
         class_="find",
         hidden="",
@@ -241,7 +241,7 @@ def _strip(kind: str, explained: Explained) -> Markup | None:
     heading = element("h4", HEADINGS[kind], class_=kind)
     if kind == "repel" and explained.nothing_repels:
         none = element("p", NOTHING_REPELS, class_="quiet")
-        return element("div", heading, none, class_="pull")
+        return element("div", heading, none, class_="contributions")
     # Ranked landmarks of this sign, then those outside the ranking
     chosen = [link for link in explained.displayed if link.kind == kind]
     if not chosen:
@@ -263,7 +263,7 @@ def _strip(kind: str, explained: Explained) -> Markup | None:
         )
         for link in chosen
     ]
-    return element("div", heading, element("ol", tiles, class_="strip"), class_="pull")
+    return element("div", heading, element("ol", tiles, class_="strip"), class_="contributions")
 
 
 def _legend(measure: str, table: bool) -> Markup:

@@ -25,7 +25,7 @@ const counts = (sample) => {
   const attract = links.filter((link) => kind(link[2]) === "attract").length;
   const repel = links.filter((link) => kind(link[2]) === "repel").length;
   parts.push(`${attract} attract, ${repel} repel`);
-  if (sample.push?.length) parts.push(`${sample.push.length} more repel it`);
+  if (sample.repelling?.length) parts.push(`${sample.repelling.length} more repel it`);
   return parts.map((part) => make("span", {}, part, " "));
 };
 const measured = (sample) => [["top", "score"], ["agree", "agreement"], ["near", "closeness"], ["mix", "mixing"]]
@@ -35,16 +35,16 @@ const figures = (link) => make("dl", {},
   ...[["score", link[1], ""], ["contribution", link[2], "+"], ["k", link[3], ""]]
     .filter(([, value]) => value !== null)
     .map(([name, value, sign]) => make("div", {}, make("dt", {}, name), make("dd", {}, number(value, sign)))));
-const all = (sample) => [...sample.links, ...(sample.push ?? [])];
+const all = (sample) => [...sample.links, ...(sample.repelling ?? [])];
 const quiet = () => make("p", { class: "quiet" }, "No landmark repels it.");
-const nothingRepels = (sample) => sample.push !== null && !all(sample).some((link) => kind(link[2]) === "repel");
+const nothingRepels = (sample) => sample.repelling !== null && !all(sample).some((link) => kind(link[2]) === "repel");
 
 const strips = (sample) => {
   const links = make("div", { class: "links" });
   for (const name of Object.keys(headings)) {
     const chosen = all(sample).filter((link) => kind(link[2]) === name);
     if (name === "repel" && nothingRepels(sample)) {
-      links.append(make("div", { class: "pull" }, make("h4", { class: name }, headings[name]), quiet()));
+      links.append(make("div", { class: "contributions" }, make("h4", { class: name }, headings[name]), quiet()));
     }
     if (!chosen.length) continue;
     // Landmarks outside the ranking have no score; bars of repelling ones compare the contribution.
@@ -55,7 +55,7 @@ const strips = (sample) => {
       bar.style.setProperty("--share", Math.abs(link[by]) / most);
       return make("li", {}, picture("landmarks", link[0], other), caption(other, sample.label), bar, figures(link));
     });
-    links.append(make("div", { class: "pull" }, make("h4", { class: name }, headings[name]),
+    links.append(make("div", { class: "contributions" }, make("h4", { class: name }, headings[name]),
       make("ol", { class: "strip" }, ...tiles)));
   }
   return links;

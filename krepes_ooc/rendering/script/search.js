@@ -2,7 +2,7 @@
 const form = document.getElementById("find");
 if (deck && form) {
   const box = document.getElementById("found"), first = document.getElementById("cards");
-  const said = document.getElementById("told"), more = document.getElementById("more");
+  const said = document.getElementById("matched"), more = document.getElementById("more");
   const field = (name) => form.elements.namedItem(name);
   // Small agreement and closeness come first, large scores and mixing.
   const descending = { top: true, mix: true, agree: false, near: false };
@@ -16,7 +16,7 @@ if (deck && form) {
 
   const asked = () => {
     const query = field("query").value.trim().toLowerCase().replace(/^#/, "");
-    const label = field("label").value, sign = field("pull").value, order = field("order").value;
+    const label = field("label").value, sign = field("sign").value, order = field("order").value;
     const column = field("column") ? field("column").value : "";
     const value = field("value") ? field("value").value.trim().toLowerCase() : "";
     return { query, label, sign, column, value, order, any: Boolean(query || label || sign || order || (column && value)) };

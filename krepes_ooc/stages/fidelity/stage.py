@@ -1,4 +1,4 @@
-"""Stage fidelity: figures that say whether to believe the audit, each beside its control.
+"""Stage fidelity: agreement with the network, each figure beside its controls.
 
 Without labels: how well the embedding and the kernel reproduce the network's own embedding, whether
 the ranking names the network's own nearest landmarks, how much of the kernel the landmarks miss,
@@ -359,5 +359,5 @@ STAGE = Stage(
     settings=FidelitySettings,
     run=run,
     estimate_cost=estimate_cost,
-    about="figures that say whether to believe the audit",
+    about="agreement with the network, each figure beside its controls",
 )

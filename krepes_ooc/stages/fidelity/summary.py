@@ -32,7 +32,7 @@ SUMMARISED = {
         {
             "random": "random landmarks",
             "kernel_only": "the kernel without the step",
-            "exact_refit": "what is lost after the others take over",
+            "exact_refit": "what is lost after a least-squares refit of the others",
         },
     ),
     "precision_at_1": (
@@ -83,8 +83,8 @@ def summary_lines(figures: Mapping[str, Figure]) -> list[str]:
     ]
     if ceiling := defined.get("ridge_ceiling"):
         sentences.append(
-            f"kernel rows carry {ceiling.value:.3f} of the network's embedding, the audit's own "
-            f"embedding {ceiling.control(SOLUTION).value:.3f}"
+            f"kernel rows explain {ceiling.value:.3f} of the network's embedding's variance, the "
+            f"audit's embedding {ceiling.control(SOLUTION).value:.3f}"
         )
     return ["in short:", *(f"    {line}" for line in sentences)] if sentences else []
 

@@ -337,7 +337,7 @@ def _rows_and_diagonal(
     """The function from indices to kernel rows, and k(c, c) [candidate]."""
     if callable(kernel):
         if self_kernel is None and weights is None:
-            raise ValueError("a kernel function needs weights or a self kernel to tell its size")
+            raise ValueError("a kernel function needs weights or a self kernel for its size")
         k_cc = np.ones(len(weights)) if self_kernel is None else self_kernel  # type: ignore[arg-type]
         return kernel, np.asarray(k_cc, dtype=np.float64)
     values = np.asarray(kernel)

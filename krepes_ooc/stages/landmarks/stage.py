@@ -71,8 +71,8 @@ class LandmarksSettings:
     oversampling: float = setting(0.5, about="candidates per round over landmarks", above=0)
     rows: Literal["clean", "views", "both"] = setting(
         "clean",
-        about="rows that stand for the landmarks: their clean samples, view 0 that they were "
-        "chosen by, or both: every view, each with coefficients of its own",
+        about="rows of the landmarks: their clean samples, view 0 that they were chosen by, or "
+        "both: every view, each with coefficients of its own",
         digest_omits="clean",
     )
 

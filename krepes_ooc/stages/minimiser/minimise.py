@@ -234,7 +234,7 @@ class _Path:
 def _check(objective: MinimisedLoss, damping: float) -> None:
     if not objective.can_iterate:
         raise UsageError(
-            f"{objective.name} pulls the embedding towards its own start and collapses if repeated",
+            f"{objective.name} moves the embedding towards its own start and collapses if repeated",
             where="stages.newton",
             expected="an objective that may be iterated",
         )

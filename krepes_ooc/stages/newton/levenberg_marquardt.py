@@ -100,7 +100,7 @@ def levenberg_marquardt(
     """
     if not objective.can_iterate:
         raise UsageError(
-            f"{objective.name} pulls the embedding towards its own start and collapses if repeated",
+            f"{objective.name} moves the embedding towards its own start and collapses if repeated",
             where="stages.newton.lm_steps",
             expected="0",
         )

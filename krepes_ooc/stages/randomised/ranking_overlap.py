@@ -79,7 +79,7 @@ def correlation_table(kernels: Sequence[npt.NDArray[Any]]) -> Float:
     """Correlation of kernel rows [network, network_, sample] of blocks [sample, landmark].
 
     Pearson correlation over the landmarks, sample by sample; 0 for a constant row, whose landmarks
-    cannot be told apart.
+    cannot be distinguished.
     """
     rows = [_standardised(np.asarray(kernel, dtype=np.float64)) for kernel in kernels]
     count = len(rows)

@@ -252,7 +252,7 @@ def summary_lines(attributes: Mapping[str, Any]) -> list[str]:
         attributes: of the store.
     """
     ranking = attributes["ranking"]
-    verdict = "differs from" if ranking["distinguishable"] else "is NOT told apart from"
+    verdict = "differs from" if ranking["distinguishable"] else "is NOT distinguishable from"
     lines = [f"the ranking of landmarks {verdict} random weights: {ranking['reason']}"]
     if attributes["health"]["collapsed"]:
         lines.append(f"the network has collapsed: {attributes['health']['reason']}")

@@ -55,7 +55,7 @@ def eigenpairs(landmark_kernel: Float, eigh: Eigh = np.linalg.eigh) -> tuple[Flo
             f"the largest eigenvalue of {len(U)} landmarks is {eigenvalues[0]:g}",
             where="spectrum",
             expected="a positive one",
-            advice="the landmarks cannot be told apart: the network has collapsed on this source",
+            advice="the landmarks do not differ: the network has collapsed on this source",
         )
     return eigenvalues, U * column_signs(U)
 

@@ -1,8 +1,8 @@
 """Criteria of the verdict: one function a check, from plain values to ``Check``.
 
 Blocking checks fail where no figure of the audit means anything: rows or solver are wrong, the
-step does not lower the loss as foreseen, the network is collapsed or explained as random weights
-are, kernel rows do not carry its embedding, or the audited objective is not the one that trained
+step does not lower the loss as predicted, the network is collapsed or explained as random weights
+are, kernel rows do not explain its embedding, or the audited objective is not the one that trained
 it. All other checks are reservations. Checks of probes need labels, the others do not.
 """
 
@@ -16,8 +16,8 @@ from krepes_ooc.core.figure_specs import AGAINST_INPUTS, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure
 from krepes_ooc.core.verdict import Check, Outcome
 
-# Variance of the network's embedding below which kernel rows do not carry it.
-LEAST_CARRIED = 0.5
+# Variance of the network's embedding below which kernel rows do not explain it.
+LEAST_EXPLAINED = 0.5
 LEAST_RANK_ME = 2.0
 MOST_NYSTROM_ERROR = 0.2
 # Top landmarks of a sample may be at most this share of all landmarks.
@@ -66,10 +66,10 @@ def step(newton: Mapping[str, Any]) -> Check:
     return Check(
         "step",
         "Newton step is trusted" if trusted else "Newton step is not trusted",
-        "the step lowers the loss, by at least a quarter of what its quadratic model foresees",
+        "the step lowers the loss by at least a quarter of what its quadratic model predicts",
         "pass" if trusted else "fail",
-        "The loss is {loss_start} at the start and {loss_step} after the step; the ratio of real "
-        "to foreseen decrease is {rho}.",
+        "The loss is {loss_start} at the start and {loss_step} after the step; the gain ratio, "
+        "real over predicted decrease, is {rho}.",
         {name: _or_none(newton[name]) for name in names},
         blocking=True,
     )
@@ -180,24 +180,25 @@ def collapse(health: Mapping[str, Any]) -> Check:
 
 
 def kernel_rows(ceiling: Figure) -> Check:
-    """Share of the network's embedding that kernel rows carry.
+    """Share of the variance of the network's embedding that kernel rows explain.
 
     Args:
         ceiling: figure ``ridge_ceiling``.
     """
-    carried = ceiling.value
-    outcome = _holds(carried >= LEAST_CARRIED, carried)
+    explained = ceiling.value
+    outcome = _holds(explained >= LEAST_EXPLAINED, explained)
     return Check(
         "kernel_rows",
-        "Kernel rows do not carry the embedding"
+        "Kernel rows do not explain the embedding"
         if outcome == "fail"
-        else "Kernel rows carry the embedding",
-        f"held-out ridge R² of the network's embedding from kernel rows at least {LEAST_CARRIED:g}",
+        else "Kernel rows explain the embedding",
+        "held-out ridge R² of the network's embedding from kernel rows at least "
+        f"{LEAST_EXPLAINED:g}",
         outcome,
         "R² is {r_squared} on samples that the regression has not seen."
         if ceiling.is_defined
         else _plain(f"Not measured: {ceiling.reason}."),
-        {"r_squared": _or_none(carried)},
+        {"r_squared": _or_none(explained)},
         blocking=True,
     )
 
@@ -276,7 +277,7 @@ def noise_ceiling(figures: Mapping[str, Figure]) -> Check:
         title = "Agreement up to the noise ceiling: not measured"
         return Check("noise_ceiling", title, criterion, "unknown", "No probe could be fitted.")
     ceiling = tau.control("noise_ceiling").value
-    # The upper end of the interval: the ceiling cannot be told from the figure.
+    # The upper end of the interval: the ceiling cannot be distinguished from the figure.
     reached = (tau.value if tau.interval is None else tau.interval[1]) >= ceiling
     return Check(
         "noise_ceiling",

@@ -288,13 +288,13 @@ def test_cards_show_what_pushes_besides_the_ranked():
         assert strip.partition('id="found"')[0].count("<li>") == figures["repel"] + len(further)
         assert ("more repel it" in card) == bool(further)
         sample = deck["samples"][row]
-        assert [deck["landmarks"][at]["id"] for at, *_ in sample["push"]] == [
+        assert [deck["landmarks"][at]["id"] for at, *_ in sample["repelling"]] == [
             100 + i for i in further
         ]
-        assert [score for _, score, _, _ in sample["push"]] == [None] * len(further)
+        assert [score for _, score, _, _ in sample["repelling"]] == [None] * len(further)
 
 
-def test_bars_of_what_repels_compare_the_pull():
+def test_bars_of_what_repels_compare_the_contribution():
     landmarks = full_audit().landmarks
     influence = Influence(
         np.array([[0]]), np.array([[5.0]]), np.array([[0.4]]),
@@ -320,8 +320,8 @@ def test_a_table_shows_what_pushes_behind_the_ranked():
     assert heads == sorted(heads)
     scores = [row for row in drawn.split("<tr") if ">score<" in row]
     assert scores[0].count("<data") == len(one.links)
-    pulls = [row for row in drawn.split("<tr") if ">contribution<" in row]
-    assert pulls[0].count("<data") == len(heads)
+    contributions = [row for row in drawn.split("<tr") if ">contribution<" in row]
+    assert contributions[0].count("<data") == len(heads)
 
 
 def test_a_ranked_one_that_repels_far_down_takes_the_place_of_one_that_pushes():
@@ -465,11 +465,11 @@ def test_class_names():
 # --- timing --------------------------------------------------------------------------------------
 
 
-def test_kernel_and_solve_are_told_apart():
+def test_kernel_and_optimisation_are_timed_apart():
     audit = full_audit()
-    assert part_seconds(audit.stages) == {"building the kernel": 41.25, "solving for the step": 1.5}
+    assert part_seconds(audit.stages) == {"kernel": 41.25, "optimisation": 1.5}
     page = Page(timing_panel(audit).render())
-    assert "41 s building the kernel 1.50 s solving for the step" in page.text
+    assert "41 s kernel 1.50 s optimisation" in page.text
     assert "116.3 MiB" in page.text
 
 
@@ -479,7 +479,7 @@ def test_an_untimed_part_is_not_measured():
             full_audit().stages[0], seconds=float("nan"), blocks=-1, bytes_written=-1
         ),
     )
-    assert np.isnan(part_seconds(stages)["building the kernel"])
+    assert np.isnan(part_seconds(stages)["kernel"])
     assert "not measured" in timing_panel(full_audit(stages=stages)).render()
 
 

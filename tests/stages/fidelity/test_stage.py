@@ -429,7 +429,7 @@ def test_the_summary_says_on_which_side_of_its_interval_a_control_lies(figures):
     )
     real = summary_lines({key: Figure.from_attributes(key, one) for key, one in figures.items()})
     assert len(real) == 6
-    assert real[-1].startswith("    kernel rows carry ")
+    assert real[-1].startswith("    kernel rows explain ")
 
 
 def nothing() -> Any:

@@ -70,7 +70,7 @@ def test_a_model_that_lies_ends_the_descent() -> None:
 def test_byol_is_not_iterated() -> None:
     case = cases.case("two-views")
     objective = sample_objective("byol", case)
-    with pytest.raises(UsageError, match=r"byol pulls the embedding .* collapses if repeated"):
+    with pytest.raises(UsageError, match=r"byol moves the embedding .* collapses if repeated"):
         levenberg_marquardt(objective, case.start, prepare(objective))
 
 

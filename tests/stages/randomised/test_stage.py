@@ -188,7 +188,7 @@ def test_a_trained_network_is_told_apart_and_a_never_trained_one_is_not(tmp_path
         found = until_control(tmp_path / f"never-{seed}", recipe).reader("randomised").attributes
         assert found["ranking"]["decided"]
         assert not found["distinguishable"], found["ranking"]["reason"]
-        assert any("is NOT told apart" in line for line in summary_lines(found))
+        assert any("is NOT distinguishable" in line for line in summary_lines(found))
 
 
 @pytest.mark.slow

@@ -252,7 +252,7 @@ def keyed(subset, seed):
     ("name", "said"),
     [
         ("raises", "(without 'copy', seed 0): own.py:raises failed: RuntimeError: out of samples"),
-        ("other_keys", "(all samples, seed 0): 0 keys missing (none), 1 left over (bias)"),
+        ("other_keys", "(all samples, seed 0): 0 keys missing (none), 1 unexpected (bias)"),
         ("infinite", "(all samples, seed 0): 15 of 15 values are NaN or infinite"),
     ],
 )
