@@ -1,4 +1,4 @@
-"""The tape, its layers, its plan: every gradient against torch.func on each sample alone."""
+"""The tape, its layers, its plan: every gradient against autograd on each sample alone."""
 
 from __future__ import annotations
 
@@ -115,6 +115,43 @@ def normalised_cnn() -> nn.Module:
     return module
 
 
+class Blocks(nn.Module):
+    """Blocks that hold one module in common, as encodings of positions are shared."""
+
+    def __init__(self, shared: nn.Module, n_blocks: int = 2) -> None:
+        super().__init__()
+        self.shared = shared
+        self.blocks = nn.ModuleList(
+            Custom(lambda m, x: m.shared(m.a(x).tanh()), a=nn.Linear(6, 6), shared=shared)
+            for _ in range(n_blocks)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def shared_in_a_list() -> nn.Module:
+    """One convolution in two lists of one module: several names of one place inside it."""
+
+    def run(m, x):
+        parts = x.view(len(x), 2, 3).unbind(1)
+        weight = m.again[0].weight
+        return torch.cat([functional.linear(p, weight[:, :, 0]) for p in parts], 1).tanh()
+
+    convolution = nn.Conv1d(3, 3, 1, bias=False)
+    first, second = nn.ModuleList([convolution]), nn.ModuleList([convolution])
+    return Custom(run, first=first, again=second)
+
+
+def shared_and_tied() -> nn.Module:
+    """A module under two names whose weight is the weight of a third one too."""
+    prelu, other = nn.PReLU(6), nn.PReLU(6)
+    other.weight = prelu.weight
+    return nn.Sequential(nn.Linear(6, 6), prelu, nn.Linear(6, 6), prelu, nn.Linear(6, 6), other)
+
+
 IMAGES, VECTORS, TOKENS, SEQUENCES = (2, 4, 4), (6,), "tokens", (5, 4)
 CASES: dict[str, tuple[Callable[[], nn.Module], object, set[str]]] = {
     "mlp": (lambda: zoo.mlp(6, [5], 3), VECTORS, {"layer"}),
@@ -175,6 +212,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], object, set[str]]] = {
         VECTORS,
         {"layer"},
     ),
+    "module shared by blocks": (lambda: Blocks(nn.PReLU(6)), VECTORS, {"layer", "vjp"}),
+    "module shared by lists": (shared_in_a_list, VECTORS, {"vjp"}),
+    "module shared and tied": (shared_and_tied, VECTORS, {"layer", "vjp"}),
     "in place": (
         lambda: Custom(in_place, a=nn.Linear(6, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 3)),
         VECTORS,
@@ -244,18 +284,16 @@ def build(case: str) -> tuple[FrozenNetwork, torch.Tensor]:
 
 
 def exact_gradients(network: FrozenNetwork, inputs, probe, names=()) -> dict[str, torch.Tensor]:
-    """One sample after the other, by jacrev."""
-    named = dict(network.inner.named_parameters())
-    state = {name: named[name].detach() for name in names or named}
-
-    def outputs(parameters, sample):
-        wrapped = {f"inner.{name}": value for name, value in parameters.items()}
-        return torch.func.functional_call(network, wrapped, (sample[None],))[0]
-
-    rows = [torch.func.jacrev(outputs)(state, sample) for sample in inputs]
+    """One sample after the other, by plain autograd."""
+    names = names or [name for name, _ in network.inner.named_parameters()]
+    copied = network.differentiable_copy(names)
+    leaves = [copied.inner.get_parameter(name) for name in names]
+    rows = [
+        torch.autograd.grad(copied(x[None].clone())[0] @ probe, leaves, materialize_grads=True)
+        for x in inputs
+    ]
     return {
-        name: torch.stack([torch.tensordot(probe, row[name], dims=1) for row in rows])
-        for name in state
+        name: torch.stack(row) for name, row in zip(names, zip(*rows, strict=True), strict=True)
     }
 
 
@@ -277,6 +315,24 @@ def test_planned_gradients_are_exact(case: str) -> None:
     single = dict(Jacobian(network, units).gradients(inputs, probe.float()))
     for name, gradient in exact.items():
         torch.testing.assert_close(single[name].double(), gradient, rtol=1e-3, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "shared" in case])
+def test_a_module_with_several_names_is_as_it_was_afterwards(case: str) -> None:
+    network, inputs = build(case)
+    inner = network.inner
+    before = dict(inner.named_parameters(remove_duplicate=False))
+    state = {name: 2.0 * value for name, value in inner.named_parameters()}
+    for _ in range(2):
+        result = module_vjp.call_with(inner, state, (inputs.clone(),), {})
+        assert not torch.equal(result, inner(inputs.clone()))
+        after = dict(inner.named_parameters(remove_duplicate=False))
+        assert all(after[name] is parameter for name, parameter in before.items())
+    # As if the weights themselves were changed.
+    with torch.no_grad():
+        for parameter in inner.parameters():
+            parameter.mul_(2.0)
+    torch.testing.assert_close(result, inner(inputs.clone()))
 
 
 def test_modules_in_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
