@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from krepes_ooc.jacobian.layer_gradients import DenseGradient, GradientTerm
+from krepes_ooc.jacobian.replaced_parameters import replaced_parameters
 from krepes_ooc.jacobian.tape import Call
 
 # Most numbers in the gradients that are formed at once: 64 MiB of float32.
@@ -80,33 +81,6 @@ def sample_axes(small: Call, large: Call, n_small: int, n_large: int) -> Axes:
     )
 
 
-def call_with(
-    module: nn.Module, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Result of the module with some of its parameters replaced, tied ones under all names.
-
-    ``torch.func.functional_call`` replaces a tied parameter once a name. Two names of one module
-    that several blocks share mean one place, which it then restores to the replacement: its own
-    rule for ties is left out, and every place is named once.
-
-    Args:
-        module: the module; it is restored.
-        state: a tensor for one name of each parameter.
-        args: positional arguments.
-        kwargs: keyword arguments.
-    """
-    by_parameter = {id(module.get_parameter(name)): value for name, value in state.items()}
-    places: set[tuple[int, str]] = set()
-    replaced: State = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        owner, _, leaf = name.rpartition(".")
-        place = (id(module.get_submodule(owner)), leaf)
-        if id(parameter) in by_parameter and place not in places:
-            places.add(place)
-            replaced[name] = by_parameter[id(parameter)]
-    return torch.func.functional_call(module, replaced, args, kwargs, tie_weights=False)
-
-
 def _growing_axis(
     one: tuple[int, ...], two: tuple[int, ...], n_small: int, n_large: int
 ) -> int | None:
@@ -142,7 +116,8 @@ def _cotangent_product(
             arguments[index] = value.clone()
         args, kwargs = pytree.tree_unflatten(arguments, tree)
         # The module itself, with its parameters replaced by the arguments of this function.
-        result: Any = call_with(module, state, args, kwargs)
+        with replaced_parameters(module, state):
+            result: Any = module(*args, **kwargs)
         results = [
             leaf
             for leaf in pytree.tree_leaves(result)

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.jacobian import attention, gradient_plan, module_vjp
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian
+from krepes_ooc.jacobian.replaced_parameters import replaced_parameters
 from krepes_ooc.jacobian.tape import Tape
 from krepes_ooc.network import zoo
 from krepes_ooc.network.frozen import FrozenNetwork, freeze
@@ -113,6 +114,64 @@ def normalised_cnn() -> nn.Module:
     for _ in range(2):
         module(torch.randn(16, 2, 4, 4))
     return module
+
+
+class Standardised(nn.Conv2d):
+    """Weights with mean 0 and variance 1 in every row, as BiT's residual networks have them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.flatten(1)
+        flat = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, keepdim=True) + 1e-6).sqrt()
+        weight = flat.view_as(self.weight)
+        return functional.conv2d(
+            x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class StandardisedVolume(nn.Conv3d):
+    """The same for volumes, by batch normalisation, and with keywords."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return functional.conv3d(input=x, weight=weight, bias=self.bias, padding=self.padding)
+
+
+class Scaled(Standardised):
+    """Standardised weights times a gain, which is a parameter too; the input is padded first."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.rand(sizes[1], 1, 1, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(rows, None, None, self.gain.view(-1), training=True)
+        return functional.conv2d(functional.pad(x, (0, 1, 0, 1)), weight.reshape_as(self.weight),
+                                 self.bias)  # fmt: skip
+
+
+def equalised(function: Callable, n_inputs: int, *shape: int) -> nn.Module:
+    """A layer that is no layer of torch: its weight is scaled at every run."""
+
+    def run(m, x):
+        x = x.transpose(1, 2) if len(shape) > 1 else x
+        result = function(x, 0.3 * m.matrix)
+        return result.transpose(1, 2) + 0.7 * m.shift if len(shape) > 1 else result + 0.7 * m.shift
+
+    n_outputs = shape[0]
+    return Custom(run, matrix=parameter(n_outputs, n_inputs, *shape[1:]),
+                  shift=parameter(n_outputs))  # fmt: skip
+
+
+def mixed_weights(m, x):
+    """Each sample has the mixture of matrices that it asks for."""
+    shares = m.route(x).softmax(1)
+    rows = [
+        functional.linear(row[None], torch.einsum("e,eoi->oi", share, m.experts))
+        for row, share in zip(x, shares, strict=True)
+    ]
+    return torch.cat(rows)
 
 
 class Blocks(nn.Module):
@@ -232,6 +291,57 @@ CASES: dict[str, tuple[Callable[[], nn.Module], object, set[str]]] = {
     "weight norm": (
         lambda: parametrizations.weight_norm(nn.Linear(6, 4)),
         VECTORS,
+        {"layer", "computed"},
+    ),
+    "weight norm of a convolution": (
+        lambda: parametrizations.weight_norm(
+            nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect", groups=2)
+        ),
+        IMAGES,
+        {"layer", "computed"},
+    ),
+    "orthogonal, spectral norm, a sequence": (
+        lambda: nn.Sequential(
+            parametrizations.orthogonal(nn.Linear(4, 4)),
+            nn.Tanh(),
+            parametrizations.spectral_norm(nn.Linear(4, 3)),
+        ),
+        SEQUENCES,
+        {"layer", "computed"},
+    ),
+    "weight standardisation": (
+        lambda: nn.Sequential(
+            Standardised(2, 6, 3, padding=1),
+            nn.ReLU(inplace=True),
+            Standardised(6, 4, 3, padding="same", groups=2, bias=False),
+            nn.GroupNorm(2, 4),
+            Standardised(4, 3, (2, 1), stride=(2, 1), dilation=(1, 2)),
+        ),
+        IMAGES,
+        {"layer", "computed"},
+    ),
+    "weight standardisation of volumes, called twice": (
+        lambda: Custom(
+            lambda m, x: m.a(m.a(x).tanh()), a=StandardisedVolume(1, 1, 3, padding="same")
+        ),
+        (1, 3, 3, 3),
+        {"layer", "computed"},
+    ),
+    "equalised learning rates": (
+        lambda: nn.Sequential(
+            equalised(functional.conv1d, 4, 5, 3), nn.Tanh(), equalised(functional.linear, 5, 2)
+        ),
+        SEQUENCES,
+        {"bare", "computed"},
+    ),
+    "scaled weight standardisation": (
+        lambda: nn.Sequential(Scaled(2, 4, 3), nn.Flatten()),
+        IMAGES,
+        {"layer", "computed"},
+    ),
+    "weight that a sample computes": (
+        lambda: Custom(mixed_weights, route=nn.Linear(6, 2), experts=parameter(2, 3, 6)),
+        VECTORS,
         {"layer", "vjp"},
     ),
     "prelu": (lambda: nn.Sequential(nn.Linear(6, 4), nn.PReLU(4)), VECTORS, {"layer", "vjp"}),
@@ -324,7 +434,8 @@ def test_a_module_with_several_names_is_as_it_was_afterwards(case: str) -> None:
     before = dict(inner.named_parameters(remove_duplicate=False))
     state = {name: 2.0 * value for name, value in inner.named_parameters()}
     for _ in range(2):
-        result = module_vjp.call_with(inner, state, (inputs.clone(),), {})
+        with replaced_parameters(inner, state):
+            result = inner(inputs.clone())
         assert not torch.equal(result, inner(inputs.clone()))
         after = dict(inner.named_parameters(remove_duplicate=False))
         assert all(after[name] is parameter for name, parameter in before.items())
