@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from krepes_ooc.errors import NetworkError
-from krepes_ooc.jacobian import attention, computed_weights, layer_gradients, module_vjp
+from krepes_ooc.jacobian import attention, computed_weights, layer_gradients, module_vjp, recurrent
 from krepes_ooc.jacobian.autograd_reference import TOLERANCE, AutogradGradients, random_probe
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
 from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
@@ -257,6 +257,8 @@ def _candidate_paths(
     # Attention projections, once for each layer.
     if all(head is not None for head in heads):
         yield tuple(GradientRule("attention", str(head), (name,)) for head in dict.fromkeys(heads))
+    elif all(map(recurrent.can_record, modules)):
+        yield tuple(GradientRule("recurrent", owner, (name,)) for owner in dict.fromkeys(owners))
     else:
         # Layers with closed per-sample gradients, subclasses with a forward of their own included;
         # the sample axis is 0, or 1 for [token, sample, ...].

@@ -14,7 +14,7 @@ from krepes_ooc.jacobian.layer_gradients import DenseGradient, GradientTerm
 from krepes_ooc.jacobian.tape import Call, Recording, Tape
 from krepes_ooc.network.frozen import FrozenNetwork
 
-Method = Literal["layer", "attention", "computed", "bare", "vjp", "loop"]
+Method = Literal["layer", "attention", "recurrent", "computed", "bare", "vjp", "loop"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class GradientRule:
     """Rule by which the gradients of some parameters are computed.
 
     Args:
-        method: ``layer`` and ``attention`` from a layer's input and output gradient; ``computed``
-            likewise, through the computation of its weight; ``bare`` by one leaf a sample; ``vjp``
-            and ``loop`` by running a module again sample by sample.
+        method: ``layer``, ``attention`` and ``recurrent`` from a layer's input and output gradient;
+            ``computed`` likewise, through the computation of its weight; ``bare`` by one leaf a
+            sample; ``vjp`` and ``loop`` by running a module again sample by sample.
         name: the module, or the bare parameter.
         parameters: canonical names of the parameters that the rule contributes to.
         axis: sample axis of a layer, or axes inserted behind a bare parameter's sample axis.
@@ -66,7 +66,7 @@ class Jacobian:
 
     def __init__(self, network: FrozenNetwork, rules: Sequence[GradientRule]) -> None:
         self.rules = tuple(rules)
-        own = ("attention", "bare", "computed")
+        own = ("attention", "recurrent", "computed", "bare")
         by_method = {m: [r for r in rules if r.method == m] for m in own}
         # A module may serve several rules: it is hooked once.
         hooked = [r.name for r in rules if r.method in ("layer", "vjp", "loop")]
@@ -76,6 +76,7 @@ class Jacobian:
             tuple(rule.name for rule in by_method["attention"]),
             {rule.name: rule.axis for rule in by_method["bare"]},
             tuple(dict.fromkeys(rule.name for rule in by_method["computed"])),
+            tuple(dict.fromkeys(rule.name for rule in by_method["recurrent"])),
         )
         inner = self._tape.network.inner
         self._canonical = canonical_names(inner)
@@ -164,7 +165,7 @@ class Jacobian:
         assert gradient is not None
         if call.weight is not None:
             return computed_gradients.computed_terms(call, gradient, n_samples)
-        if rule.method == "attention":
+        if call.projection is not None:
             return layer_gradients.projection_terms(call, gradient, n_samples)
         return layer_gradients.layer_terms(call, gradient, n_samples, rule.axis)
 
@@ -177,8 +178,11 @@ class Jacobian:
 
 def _records(method: Method, call: Call) -> bool:
     """Whether a call is of the kind that the method records."""
-    kinds = {"attention": call.projection is not None, "computed": call.weight is not None}
-    return kinds[method] if method in kinds else not any(kinds.values())
+    if method in ("attention", "recurrent"):
+        return call.projection is not None
+    if method == "computed":
+        return call.weight is not None
+    return call.projection is None and call.weight is None
 
 
 def canonical_names(module: nn.Module) -> dict[str, str]:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.jacobian.attention import Projection, record_attention
 from krepes_ooc.jacobian.computed_weights import ComputedWeight, record_weights
+from krepes_ooc.jacobian.recurrent import record_recurrent
 from krepes_ooc.jacobian.replaced_parameters import replaced_parameters
 from krepes_ooc.network.frozen import FrozenNetwork
 
@@ -35,7 +36,8 @@ class Call:
     Args:
         name: the layer's (or bare parameter's) name in the user's module.
         layer: the layer; None for a bare parameter.
-        projection: which rows of which parameters, for a projection inside attention.
+        projection: which rows of which parameters, for a projection inside attention or a product
+            inside a recurrent layer.
         args: the layer's positional arguments; tensors are detached.
         kwargs: its keyword arguments; tensors are detached.
         shapes: shape of each floating-point tensor in its result.
@@ -131,6 +133,7 @@ class Tape:
         bare: parameters replaced by one leaf a sample, with the number of axes to insert
             behind the sample axis; -1 if the parameter's first axis becomes the sample axis.
         computed: modules whose computed weights are recorded.
+        recurrent: recurrent layers whose products are recorded.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Tape:
         attention: Sequence[str] = (),
         bare: Mapping[str, int] | None = None,
         computed: Sequence[str] = (),
+        recurrent: Sequence[str] = (),
     ) -> None:
         self.network = network.shared_copy()
         self._bare = dict(bare or {})
@@ -149,6 +153,8 @@ class Tape:
         _disable_fused_paths(self.network)
         for name in attention:
             record_attention(self.network.inner.get_submodule(name), name, self._record_projection)
+        for name in recurrent:
+            record_recurrent(self.network.inner.get_submodule(name), name, self._record_projection)
         for name in computed:
             module = self.network.inner.get_submodule(name)
             record_weights(module, name, self._record_weight, lambda: self._active)

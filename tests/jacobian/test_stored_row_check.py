@@ -114,7 +114,7 @@ TOKENS = np.random.default_rng(3).integers(0, 11, (4, 5))
 
 
 class Words(nn.Module):
-    """Embedding, a recurrent layer that is run again, a bare scale and a head."""
+    """Embedding, a recurrent layer, a bare scale and a head."""
 
     def __init__(self) -> None:
         super().__init__()

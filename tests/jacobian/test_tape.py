@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from krepes_ooc.errors import NetworkError
-from krepes_ooc.jacobian import attention, gradient_plan, module_vjp
+from krepes_ooc.jacobian import attention, gradient_plan, module_vjp, recurrent
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian
 from krepes_ooc.jacobian.replaced_parameters import replaced_parameters
 from krepes_ooc.jacobian.tape import Tape
@@ -172,6 +172,20 @@ def mixed_weights(m, x):
         for row, share in zip(x, shares, strict=True)
     ]
     return torch.cat(rows)
+
+
+def steps(rnn: nn.RNNBase) -> nn.Module:
+    width = (rnn.proj_size or rnn.hidden_size) * (1 + rnn.bidirectional)
+    return Custom(lambda m, x: m.a(m.rnn(x)[0])[:, -1], rnn=rnn, a=nn.Linear(width, 2))
+
+
+def packed() -> nn.Module:
+    def run(m, x):
+        lengths = torch.full((len(x),), 4)
+        sequence = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return m.a(m.rnn(sequence)[1][0][0])
+
+    return Custom(run, rnn=nn.LSTM(4, 3, batch_first=True), a=nn.Linear(3, 2))
 
 
 class Blocks(nn.Module):
@@ -372,11 +386,39 @@ CASES: dict[str, tuple[Callable[[], nn.Module], object, set[str]]] = {
         {"layer"},
     ),
     "embedding tied to the output": (embedding_tied_to_the_output, TOKENS, {"layer", "vjp"}),
-    "lstm": (
-        lambda: Custom(lambda m, x: m.a(m.rnn(x)[0])[:, -1], rnn=nn.LSTM(4, 3), a=nn.Linear(3, 2)),
+    "lstm": (lambda: steps(nn.LSTM(4, 3, batch_first=True)), SEQUENCES, {"recurrent", "layer"}),
+    "lstm of both directions, two layers, projected": (
+        lambda: steps(nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2, batch_first=True)),
         SEQUENCES,
-        set(),
+        {"recurrent", "layer"},
     ),
+    "gru, samples second, with a first state": (
+        lambda: Custom(
+            lambda m, x: m.a(m.rnn(x.transpose(0, 1), m.b(x[:, 0])[None])[0][-1]),
+            rnn=nn.GRU(4, 3),
+            a=nn.Linear(3, 2),
+            b=nn.Linear(4, 3),
+        ),
+        SEQUENCES,
+        {"recurrent", "layer"},
+    ),
+    "gru of both directions, last state": (
+        lambda: Custom(
+            lambda m, x: m.rnn(x)[1].transpose(0, 1).flatten(1),
+            rnn=nn.GRU(4, 3, 2, bidirectional=True, batch_first=True, bias=False),
+        ),
+        SEQUENCES,
+        {"recurrent"},
+    ),
+    "rnn with relu, called twice": (
+        lambda: Custom(
+            lambda m, x: m.rnn(m.rnn(x)[0])[0][:, -1],
+            rnn=nn.RNN(4, 4, nonlinearity="relu", batch_first=True),
+        ),
+        SEQUENCES,
+        {"recurrent"},
+    ),
+    "lstm of packed sequences": (packed, SEQUENCES, {"loop", "layer"}),
 }
 
 
@@ -384,8 +426,6 @@ def build(case: str) -> tuple[FrozenNetwork, torch.Tensor]:
     make, shape, _ = CASES[case]
     torch.manual_seed(0)
     module = make()
-    if case == "lstm":
-        module.rnn.batch_first = True
     if shape == TOKENS:
         inputs = torch.from_numpy(np.random.default_rng(0).integers(0, 7, (4, 5))).float()
     else:
@@ -598,3 +638,41 @@ def test_recorded_attention_without_a_batch() -> None:
     actual = layer(tokens, tokens, tokens, key_padding_mask=padding)
     for one, two in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+RECURRENT = {
+    "lstm": lambda **kw: nn.LSTM(4, 3, 2, **kw),
+    "shorter lstm": lambda **kw: nn.LSTM(4, 3, proj_size=2, **kw),
+    "gru": lambda **kw: nn.GRU(4, 3, 2, **kw),
+    "rnn": lambda **kw: nn.RNN(4, 3, **kw),
+    "relu rnn": lambda **kw: nn.RNN(4, 3, nonlinearity="relu", **kw),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"batch_first": True}])
+def test_recorded_recurrent_layers_are_torch_layers(kind: str, given: bool, options: dict) -> None:
+    torch.manual_seed(0)
+    layer = RECURRENT[kind](**options).double().eval()
+    x = torch.randn(5, 5, 4, dtype=torch.float64)
+    result, last = layer(x)
+    is_lstm = isinstance(last, tuple)
+    start = None
+    if given:
+        parts = [torch.randn_like(part) for part in (last if is_lstm else (last,))]
+        start = tuple(parts) if is_lstm else parts[0]
+        result, last = layer(x, start)
+    told: list[tuple[str, tuple[int, ...]]] = []
+
+    def record(name, projection, inputs, value):
+        told.append((projection.weight, tuple(inputs.shape)))
+        return value
+
+    recurrent.record_recurrent(layer, "rnn", record)
+    actual, actual_last = layer(x, start)
+    torch.testing.assert_close(actual, result, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(actual_last, last, rtol=1e-12, atol=1e-14)
+    weights = [name for name, _ in layer.named_parameters() if name.startswith("weight")]
+    assert sorted(name for name, _ in told) == sorted(weights)
+    assert {shape[:2] for _, shape in told} == {(5, 5)}
