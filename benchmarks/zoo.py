@@ -86,7 +86,7 @@ def measure(name: str, build: Callable[[Any], Any]) -> dict[str, Any]:
         except Exception as error:
             return {"state": "failed", "why": f"{type(error).__name__}: {error}"[:400]}
         except OutOfTime:
-            return {"state": "not measured", "why": f"took more than {SECONDS} s"}
+            return {"state": "not measured", "why": f"took more than {SECONDS} s of processor time"}
     figures["load"] = round(os.getloadavg()[0], 1)
     figures["cpu_seconds"] = round(time.process_time() - begun, 1)
     return figures
@@ -136,18 +136,18 @@ def ways(opened: FeatureMap) -> dict[str, int]:
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """OutOfTime after so many seconds."""
+    """OutOfTime after so many seconds of processor time."""
 
     def stop(*_: object) -> None:
         raise OutOfTime
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:

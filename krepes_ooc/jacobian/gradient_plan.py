@@ -1,17 +1,17 @@
 """Plan of the path to every parameter's per-sample gradient, each proven on two samples.
 
 The fast paths record what layers read and write. What they do not see (functional use of a weight,
-a parametrisation, an unusual sample axis) they would miss in silence, so each choice is compared
-with plain autograd, and a parameter that fails moves on to the next path: its layer with another
-sample axis, one leaf a sample, then the module that owns it, and the modules around that one, run
-again sample by sample. This trial is in float32 and finds gross errors; the self-check then proves
-the plan in float64.
+an unusual sample axis) they would miss in silence, so each choice is compared with plain autograd,
+and a parameter that fails moves on to the next path: the weight that a module computes from it, its
+layer, that with another sample axis, one leaf a sample, then the module that owns it, and the
+modules around that one, run again sample by sample. This trial is in float32 and finds gross
+errors; the self-check then proves the plan in float64.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from krepes_ooc.errors import NetworkError
-from krepes_ooc.jacobian import attention, layer_gradients, module_vjp
+from krepes_ooc.jacobian import attention, computed_weights, layer_gradients, module_vjp, recurrent
 from krepes_ooc.jacobian.autograd_reference import TOLERANCE, AutogradGradients, random_probe
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
 from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
@@ -62,7 +62,8 @@ def plan_rules(
 
 def count_trial_passes(n_samples: int) -> float:
     """Forward and backward passes of one sample that trials of the first paths take."""
-    # Autograd on two samples, outputs and gradients of a trial on three, and the other samples.
+    # Autograd on two samples, a look at one for computed weights (a forward pass), outputs and
+    # gradients of a trial on three, and the other samples.
     return 2 + 1 + 3 + max(0, n_samples - 2)
 
 
@@ -71,7 +72,8 @@ def _proven_rules(
 ) -> tuple[GradientRule, ...]:
     """Cheapest proven path to each parameter, by rounds over all that failed so far."""
     trial = GradientTrial(network, parameters, inputs[:2])
-    candidates = {name: _candidate_paths(network.inner, name) for name in parameters}
+    computed = computed_weights.find_computed(network, inputs[:1])
+    candidates = {name: _candidate_paths(network.inner, name, computed) for name in parameters}
     current: Paths = {}
     # Each round tries the next path of every parameter that failed so far.
     pending = list(parameters)
@@ -101,7 +103,8 @@ def expected_rules(network: FrozenNetwork, parameters: Sequence[str]) -> tuple[G
         network: the frozen network.
         parameters: canonical names of the audited parameters.
     """
-    paths = (next(_candidate_paths(network.inner, name), ()) for name in parameters)
+    computed = computed_weights.expected_computed(network.inner)
+    paths = (next(_candidate_paths(network.inner, name, computed), ()) for name in parameters)
     return merge_rules(rule for path in paths for rule in path)
 
 
@@ -232,17 +235,30 @@ def _path_class(inner: nn.Module, name: str, path: GradientPath) -> Any:
     return type(inner.get_submodule(owner)), leaf, rules
 
 
-def _candidate_paths(inner: nn.Module, name: str) -> Iterator[GradientPath]:
-    """Candidate paths to one parameter, cheapest first."""
+def _candidate_paths(
+    inner: nn.Module, name: str, computed: Mapping[str, str]
+) -> Iterator[GradientPath]:
+    """Candidate paths to one parameter, cheapest first.
+
+    Args:
+        inner: the user's module.
+        name: canonical name of the parameter.
+        computed: module that computes a weight from it, by name of the parameter.
+    """
     canonical = canonical_names(inner)
     # A tied parameter is reached through each layer that uses it.
     aliases = [alias for alias, first in canonical.items() if first == name]
     owners = [alias.rpartition(".")[0] for alias in aliases]
     modules = [inner.get_submodule(owner) for owner in owners]
     heads = [_attention_head(inner, owner) for owner in owners]
+    # A weight that is computed from it, in each module that does so.
+    if computing := dict.fromkeys(computed[alias] for alias in aliases if alias in computed):
+        yield tuple(GradientRule("computed", module, (name,)) for module in computing)
     # Attention projections, once for each layer.
     if all(head is not None for head in heads):
         yield tuple(GradientRule("attention", str(head), (name,)) for head in dict.fromkeys(heads))
+    elif all(map(recurrent.can_record, modules)):
+        yield tuple(GradientRule("recurrent", owner, (name,)) for owner in dict.fromkeys(owners))
     else:
         # Layers with closed per-sample gradients, subclasses with a forward of their own included;
         # the sample axis is 0, or 1 for [token, sample, ...].

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from krepes_ooc.jacobian import layer_gradients, module_vjp
+from krepes_ooc.jacobian import computed_gradients, layer_gradients, module_vjp
 from krepes_ooc.jacobian.layer_gradients import DenseGradient, GradientTerm
 from krepes_ooc.jacobian.tape import Call, Recording, Tape
 from krepes_ooc.network.frozen import FrozenNetwork
 
-Method = Literal["layer", "attention", "bare", "vjp", "loop"]
+Method = Literal["layer", "attention", "recurrent", "computed", "bare", "vjp", "loop"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class GradientRule:
     """Rule by which the gradients of some parameters are computed.
 
     Args:
-        method: ``layer`` and ``attention`` from a layer's input and output gradient; ``bare`` by
-            one leaf a sample; ``vjp`` and ``loop`` by running a module again sample by sample.
+        method: ``layer``, ``attention`` and ``recurrent`` from a layer's input and output gradient;
+            ``computed`` likewise, through the computation of its weight; ``bare`` by one leaf a
+            sample; ``vjp`` and ``loop`` by running a module again sample by sample.
         name: the module, or the bare parameter.
         parameters: canonical names of the parameters that the rule contributes to.
         axis: sample axis of a layer, or axes inserted behind a bare parameter's sample axis.
@@ -65,7 +66,8 @@ class Jacobian:
 
     def __init__(self, network: FrozenNetwork, rules: Sequence[GradientRule]) -> None:
         self.rules = tuple(rules)
-        by_method = {m: [r for r in rules if r.method == m] for m in ("attention", "bare")}
+        own = ("attention", "recurrent", "computed", "bare")
+        by_method = {m: [r for r in rules if r.method == m] for m in own}
         # A module may serve several rules: it is hooked once.
         hooked = [r.name for r in rules if r.method in ("layer", "vjp", "loop")]
         self._tape = Tape(
@@ -73,6 +75,8 @@ class Jacobian:
             tuple(dict.fromkeys(hooked)),
             tuple(rule.name for rule in by_method["attention"]),
             {rule.name: rule.axis for rule in by_method["bare"]},
+            tuple(dict.fromkeys(rule.name for rule in by_method["computed"])),
+            tuple(dict.fromkeys(rule.name for rule in by_method["recurrent"])),
         )
         inner = self._tape.network.inner
         self._canonical = canonical_names(inner)
@@ -96,8 +100,8 @@ class Jacobian:
         if all(gradient is None for gradient in gradients):
             return
         for rule in self.rules:
-            # A hooked attention layer and its projections have one name: distinguish them.
-            if rule.name == call.name and (rule.method == "attention") == bool(call.projection):
+            # A hooked module, its projections and its computed weights have one name.
+            if rule.name == call.name and _records(rule.method, call):
                 yield from self._rule_terms(rule, call, gradients, n_samples)
 
     def gradients(
@@ -159,7 +163,9 @@ class Jacobian:
             return module_vjp.call_terms(call, gradients, inside, rule.axes, n_samples, loop)
         gradient = gradients[0]
         assert gradient is not None
-        if rule.method == "attention":
+        if call.weight is not None:
+            return computed_gradients.computed_terms(call, gradient, n_samples)
+        if call.projection is not None:
             return layer_gradients.projection_terms(call, gradient, n_samples)
         return layer_gradients.layer_terms(call, gradient, n_samples, rule.axis)
 
@@ -168,6 +174,15 @@ class Jacobian:
         prefix = f"{rule.name}." if rule.name else ""
         names = [name for name, _ in module.named_parameters()]
         return [name for name in names if self._canonical[prefix + name] in rule.parameters]
+
+
+def _records(method: Method, call: Call) -> bool:
+    """Whether a call is of the kind that the method records."""
+    if method in ("attention", "recurrent"):
+        return call.projection is not None
+    if method == "computed":
+        return call.weight is not None
+    return call.projection is None and call.weight is None
 
 
 def canonical_names(module: nn.Module) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from krepes_ooc.jacobian.layer_gradients import DenseGradient, GradientTerm
+from krepes_ooc.jacobian.replaced_parameters import replaced_parameters
 from krepes_ooc.jacobian.tape import Call
 
 # Most numbers in the gradients that are formed at once: 64 MiB of float32.
@@ -115,7 +116,8 @@ def _cotangent_product(
             arguments[index] = value.clone()
         args, kwargs = pytree.tree_unflatten(arguments, tree)
         # The module itself, with its parameters replaced by the arguments of this function.
-        result: Any = torch.func.functional_call(module, state, args, kwargs)
+        with replaced_parameters(module, state):
+            result: Any = module(*args, **kwargs)
         results = [
             leaf
             for leaf in pytree.tree_leaves(result)

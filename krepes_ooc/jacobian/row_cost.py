@@ -16,6 +16,8 @@ MAX_LISTED = 5
 _METHODS = {
     "layer": "layers",
     "attention": "attention layers",
+    "recurrent": "recurrent layers",
+    "computed": "weights that a module computes",
     "bare": "bare parameters",
     "vjp": "modules run again, all samples of a batch at once",
     "loop": "modules run again, one sample at a time (slow)",

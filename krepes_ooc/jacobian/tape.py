@@ -19,6 +19,9 @@ from torch.utils import _pytree as pytree
 
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.jacobian.attention import Projection, record_attention
+from krepes_ooc.jacobian.computed_weights import ComputedWeight, record_weights
+from krepes_ooc.jacobian.recurrent import record_recurrent
+from krepes_ooc.jacobian.replaced_parameters import replaced_parameters
 from krepes_ooc.network.frozen import FrozenNetwork
 
 Gradients = tuple[torch.Tensor | None, ...]
@@ -33,12 +36,14 @@ class Call:
     Args:
         name: the layer's (or bare parameter's) name in the user's module.
         layer: the layer; None for a bare parameter.
-        projection: which rows of which parameters, for a projection inside attention.
+        projection: which rows of which parameters, for a projection inside attention or a product
+            inside a recurrent layer.
         args: the layer's positional arguments; tensors are detached.
         kwargs: its keyword arguments; tensors are detached.
         shapes: shape of each floating-point tensor in its result.
         edges: graph edge of each of them, where its gradient is taken.
         versions: how often each tensor argument had been overwritten when the layer read it.
+        weight: the computed weight, for a linear layer or a convolution with one.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]
     edges: tuple[GradientEdge, ...]
     versions: tuple[int, ...]
+    weight: ComputedWeight | None = None
 
     @property
     def input(self) -> torch.Tensor:
@@ -126,6 +132,8 @@ class Tape:
         attention: attention layers whose projections are recorded.
         bare: parameters replaced by one leaf a sample, with the number of axes to insert
             behind the sample axis; -1 if the parameter's first axis becomes the sample axis.
+        computed: modules whose computed weights are recorded.
+        recurrent: recurrent layers whose products are recorded.
     """
 
     def __init__(
@@ -134,6 +142,8 @@ class Tape:
         layers: Sequence[str],
         attention: Sequence[str] = (),
         bare: Mapping[str, int] | None = None,
+        computed: Sequence[str] = (),
+        recurrent: Sequence[str] = (),
     ) -> None:
         self.network = network.shared_copy()
         self._bare = dict(bare or {})
@@ -143,6 +153,11 @@ class Tape:
         _disable_fused_paths(self.network)
         for name in attention:
             record_attention(self.network.inner.get_submodule(name), name, self._record_projection)
+        for name in recurrent:
+            record_recurrent(self.network.inner.get_submodule(name), name, self._record_projection)
+        for name in computed:
+            module = self.network.inner.get_submodule(name)
+            record_weights(module, name, self._record_weight, lambda: self._active)
         for name in layers:
             layer = self.network.inner.get_submodule(name)
             layer.register_forward_hook(self._hook(name), with_kwargs=True)
@@ -166,7 +181,8 @@ class Tape:
             return plain
         leaves = self._leaves(len(inputs))
         # The network with its bare parameters replaced by one copy a sample.
-        outputs: torch.Tensor = torch.func.functional_call(self.network, leaves, (inputs,))
+        with replaced_parameters(self.network, leaves):
+            outputs: torch.Tensor = self.network(inputs)
         return outputs
 
     def _leaves(self, n_samples: int) -> dict[str, torch.Tensor]:
@@ -208,6 +224,13 @@ class Tape:
         self._record_call(name, result, projection=projection, args=(inputs,))
         return result
 
+    def _record_weight(
+        self, name: str, weight: ComputedWeight, inputs: torch.Tensor, result: torch.Tensor
+    ) -> torch.Tensor:
+        result = with_graph(result)
+        self._record_call(name, result, args=(inputs,), weight=weight)
+        return result
+
     def _record_call(
         self,
         name: str,
@@ -217,6 +240,7 @@ class Tape:
         projection: Projection | None = None,
         args: Any = (),
         kwargs: Any = None,
+        weight: ComputedWeight | None = None,
     ) -> None:
         """Append one call; arguments are detached, results keep their edges only."""
         results = [value for value in _tensors(result) if value.is_floating_point()]
@@ -235,6 +259,7 @@ class Tape:
             # Edges, not tensors: a later in-place operation changes the edge of a tensor.
             tuple(get_gradient_edge(value) for value in results),
             _versions(args, kwargs),
+            weight,
         )
         self._calls.append(call)
 

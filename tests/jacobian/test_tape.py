@@ -1,4 +1,4 @@
-"""The tape, its layers, its plan: every gradient against torch.func on each sample alone."""
+"""The tape, its layers, its plan: every gradient against autograd on each sample alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from krepes_ooc.errors import NetworkError
-from krepes_ooc.jacobian import attention, gradient_plan, module_vjp
+from krepes_ooc.jacobian import attention, gradient_plan, module_vjp, recurrent
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian
+from krepes_ooc.jacobian.replaced_parameters import replaced_parameters
 from krepes_ooc.jacobian.tape import Tape
 from krepes_ooc.network import zoo
 from krepes_ooc.network.frozen import FrozenNetwork, freeze
@@ -115,6 +116,115 @@ def normalised_cnn() -> nn.Module:
     return module
 
 
+class Standardised(nn.Conv2d):
+    """Weights with mean 0 and variance 1 in every row, as BiT's residual networks have them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.flatten(1)
+        flat = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, keepdim=True) + 1e-6).sqrt()
+        weight = flat.view_as(self.weight)
+        return functional.conv2d(
+            x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class StandardisedVolume(nn.Conv3d):
+    """The same for volumes, by batch normalisation, and with keywords."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return functional.conv3d(input=x, weight=weight, bias=self.bias, padding=self.padding)
+
+
+class Scaled(Standardised):
+    """Standardised weights times a gain, which is a parameter too; the input is padded first."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.rand(sizes[1], 1, 1, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(rows, None, None, self.gain.view(-1), training=True)
+        return functional.conv2d(functional.pad(x, (0, 1, 0, 1)), weight.reshape_as(self.weight),
+                                 self.bias)  # fmt: skip
+
+
+def equalised(function: Callable, n_inputs: int, *shape: int) -> nn.Module:
+    """A layer that is no layer of torch: its weight is scaled at every run."""
+
+    def run(m, x):
+        x = x.transpose(1, 2) if len(shape) > 1 else x
+        result = function(x, 0.3 * m.matrix)
+        return result.transpose(1, 2) + 0.7 * m.shift if len(shape) > 1 else result + 0.7 * m.shift
+
+    n_outputs = shape[0]
+    return Custom(run, matrix=parameter(n_outputs, n_inputs, *shape[1:]),
+                  shift=parameter(n_outputs))  # fmt: skip
+
+
+def mixed_weights(m, x):
+    """Each sample has the mixture of matrices that it asks for."""
+    shares = m.route(x).softmax(1)
+    rows = [
+        functional.linear(row[None], torch.einsum("e,eoi->oi", share, m.experts))
+        for row, share in zip(x, shares, strict=True)
+    ]
+    return torch.cat(rows)
+
+
+def steps(rnn: nn.RNNBase) -> nn.Module:
+    width = (rnn.proj_size or rnn.hidden_size) * (1 + rnn.bidirectional)
+    return Custom(lambda m, x: m.a(m.rnn(x)[0])[:, -1], rnn=rnn, a=nn.Linear(width, 2))
+
+
+def packed() -> nn.Module:
+    def run(m, x):
+        lengths = torch.full((len(x),), 4)
+        sequence = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return m.a(m.rnn(sequence)[1][0][0])
+
+    return Custom(run, rnn=nn.LSTM(4, 3, batch_first=True), a=nn.Linear(3, 2))
+
+
+class Blocks(nn.Module):
+    """Blocks that hold one module in common, as encodings of positions are shared."""
+
+    def __init__(self, shared: nn.Module, n_blocks: int = 2) -> None:
+        super().__init__()
+        self.shared = shared
+        self.blocks = nn.ModuleList(
+            Custom(lambda m, x: m.shared(m.a(x).tanh()), a=nn.Linear(6, 6), shared=shared)
+            for _ in range(n_blocks)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def shared_in_a_list() -> nn.Module:
+    """One convolution in two lists of one module: several names of one place inside it."""
+
+    def run(m, x):
+        parts = x.view(len(x), 2, 3).unbind(1)
+        weight = m.again[0].weight
+        return torch.cat([functional.linear(p, weight[:, :, 0]) for p in parts], 1).tanh()
+
+    convolution = nn.Conv1d(3, 3, 1, bias=False)
+    first, second = nn.ModuleList([convolution]), nn.ModuleList([convolution])
+    return Custom(run, first=first, again=second)
+
+
+def shared_and_tied() -> nn.Module:
+    """A module under two names whose weight is the weight of a third one too."""
+    prelu, other = nn.PReLU(6), nn.PReLU(6)
+    other.weight = prelu.weight
+    return nn.Sequential(nn.Linear(6, 6), prelu, nn.Linear(6, 6), prelu, nn.Linear(6, 6), other)
+
+
 IMAGES, VECTORS, TOKENS, SEQUENCES = (2, 4, 4), (6,), "tokens", (5, 4)
 CASES: dict[str, tuple[Callable[[], nn.Module], object, set[str]]] = {
     "mlp": (lambda: zoo.mlp(6, [5], 3), VECTORS, {"layer"}),
@@ -175,6 +285,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], object, set[str]]] = {
         VECTORS,
         {"layer"},
     ),
+    "module shared by blocks": (lambda: Blocks(nn.PReLU(6)), VECTORS, {"layer", "vjp"}),
+    "module shared by lists": (shared_in_a_list, VECTORS, {"vjp"}),
+    "module shared and tied": (shared_and_tied, VECTORS, {"layer", "vjp"}),
     "in place": (
         lambda: Custom(in_place, a=nn.Linear(6, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 3)),
         VECTORS,
@@ -191,6 +304,57 @@ CASES: dict[str, tuple[Callable[[], nn.Module], object, set[str]]] = {
     ),
     "weight norm": (
         lambda: parametrizations.weight_norm(nn.Linear(6, 4)),
+        VECTORS,
+        {"layer", "computed"},
+    ),
+    "weight norm of a convolution": (
+        lambda: parametrizations.weight_norm(
+            nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect", groups=2)
+        ),
+        IMAGES,
+        {"layer", "computed"},
+    ),
+    "orthogonal, spectral norm, a sequence": (
+        lambda: nn.Sequential(
+            parametrizations.orthogonal(nn.Linear(4, 4)),
+            nn.Tanh(),
+            parametrizations.spectral_norm(nn.Linear(4, 3)),
+        ),
+        SEQUENCES,
+        {"layer", "computed"},
+    ),
+    "weight standardisation": (
+        lambda: nn.Sequential(
+            Standardised(2, 6, 3, padding=1),
+            nn.ReLU(inplace=True),
+            Standardised(6, 4, 3, padding="same", groups=2, bias=False),
+            nn.GroupNorm(2, 4),
+            Standardised(4, 3, (2, 1), stride=(2, 1), dilation=(1, 2)),
+        ),
+        IMAGES,
+        {"layer", "computed"},
+    ),
+    "weight standardisation of volumes, called twice": (
+        lambda: Custom(
+            lambda m, x: m.a(m.a(x).tanh()), a=StandardisedVolume(1, 1, 3, padding="same")
+        ),
+        (1, 3, 3, 3),
+        {"layer", "computed"},
+    ),
+    "equalised learning rates": (
+        lambda: nn.Sequential(
+            equalised(functional.conv1d, 4, 5, 3), nn.Tanh(), equalised(functional.linear, 5, 2)
+        ),
+        SEQUENCES,
+        {"bare", "computed"},
+    ),
+    "scaled weight standardisation": (
+        lambda: nn.Sequential(Scaled(2, 4, 3), nn.Flatten()),
+        IMAGES,
+        {"layer", "computed"},
+    ),
+    "weight that a sample computes": (
+        lambda: Custom(mixed_weights, route=nn.Linear(6, 2), experts=parameter(2, 3, 6)),
         VECTORS,
         {"layer", "vjp"},
     ),
@@ -222,11 +386,39 @@ CASES: dict[str, tuple[Callable[[], nn.Module], object, set[str]]] = {
         {"layer"},
     ),
     "embedding tied to the output": (embedding_tied_to_the_output, TOKENS, {"layer", "vjp"}),
-    "lstm": (
-        lambda: Custom(lambda m, x: m.a(m.rnn(x)[0])[:, -1], rnn=nn.LSTM(4, 3), a=nn.Linear(3, 2)),
+    "lstm": (lambda: steps(nn.LSTM(4, 3, batch_first=True)), SEQUENCES, {"recurrent", "layer"}),
+    "lstm of both directions, two layers, projected": (
+        lambda: steps(nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2, batch_first=True)),
         SEQUENCES,
-        set(),
+        {"recurrent", "layer"},
     ),
+    "gru, samples second, with a first state": (
+        lambda: Custom(
+            lambda m, x: m.a(m.rnn(x.transpose(0, 1), m.b(x[:, 0])[None])[0][-1]),
+            rnn=nn.GRU(4, 3),
+            a=nn.Linear(3, 2),
+            b=nn.Linear(4, 3),
+        ),
+        SEQUENCES,
+        {"recurrent", "layer"},
+    ),
+    "gru of both directions, last state": (
+        lambda: Custom(
+            lambda m, x: m.rnn(x)[1].transpose(0, 1).flatten(1),
+            rnn=nn.GRU(4, 3, 2, bidirectional=True, batch_first=True, bias=False),
+        ),
+        SEQUENCES,
+        {"recurrent"},
+    ),
+    "rnn with relu, called twice": (
+        lambda: Custom(
+            lambda m, x: m.rnn(m.rnn(x)[0])[0][:, -1],
+            rnn=nn.RNN(4, 4, nonlinearity="relu", batch_first=True),
+        ),
+        SEQUENCES,
+        {"recurrent"},
+    ),
+    "lstm of packed sequences": (packed, SEQUENCES, {"loop", "layer"}),
 }
 
 
@@ -234,8 +426,6 @@ def build(case: str) -> tuple[FrozenNetwork, torch.Tensor]:
     make, shape, _ = CASES[case]
     torch.manual_seed(0)
     module = make()
-    if case == "lstm":
-        module.rnn.batch_first = True
     if shape == TOKENS:
         inputs = torch.from_numpy(np.random.default_rng(0).integers(0, 7, (4, 5))).float()
     else:
@@ -244,18 +434,16 @@ def build(case: str) -> tuple[FrozenNetwork, torch.Tensor]:
 
 
 def exact_gradients(network: FrozenNetwork, inputs, probe, names=()) -> dict[str, torch.Tensor]:
-    """One sample after the other, by jacrev."""
-    named = dict(network.inner.named_parameters())
-    state = {name: named[name].detach() for name in names or named}
-
-    def outputs(parameters, sample):
-        wrapped = {f"inner.{name}": value for name, value in parameters.items()}
-        return torch.func.functional_call(network, wrapped, (sample[None],))[0]
-
-    rows = [torch.func.jacrev(outputs)(state, sample) for sample in inputs]
+    """One sample after the other, by plain autograd."""
+    names = names or [name for name, _ in network.inner.named_parameters()]
+    copied = network.differentiable_copy(names)
+    leaves = [copied.inner.get_parameter(name) for name in names]
+    rows = [
+        torch.autograd.grad(copied(x[None].clone())[0] @ probe, leaves, materialize_grads=True)
+        for x in inputs
+    ]
     return {
-        name: torch.stack([torch.tensordot(probe, row[name], dims=1) for row in rows])
-        for name in state
+        name: torch.stack(row) for name, row in zip(names, zip(*rows, strict=True), strict=True)
     }
 
 
@@ -277,6 +465,25 @@ def test_planned_gradients_are_exact(case: str) -> None:
     single = dict(Jacobian(network, units).gradients(inputs, probe.float()))
     for name, gradient in exact.items():
         torch.testing.assert_close(single[name].double(), gradient, rtol=1e-3, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "shared" in case])
+def test_a_module_with_several_names_is_as_it_was_afterwards(case: str) -> None:
+    network, inputs = build(case)
+    inner = network.inner
+    before = dict(inner.named_parameters(remove_duplicate=False))
+    state = {name: 2.0 * value for name, value in inner.named_parameters()}
+    for _ in range(2):
+        with replaced_parameters(inner, state):
+            result = inner(inputs.clone())
+        assert not torch.equal(result, inner(inputs.clone()))
+        after = dict(inner.named_parameters(remove_duplicate=False))
+        assert all(after[name] is parameter for name, parameter in before.items())
+    # As if the weights themselves were changed.
+    with torch.no_grad():
+        for parameter in inner.parameters():
+            parameter.mul_(2.0)
+    torch.testing.assert_close(result, inner(inputs.clone()))
 
 
 def test_modules_in_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,3 +638,41 @@ def test_recorded_attention_without_a_batch() -> None:
     actual = layer(tokens, tokens, tokens, key_padding_mask=padding)
     for one, two in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+RECURRENT = {
+    "lstm": lambda **kw: nn.LSTM(4, 3, 2, **kw),
+    "shorter lstm": lambda **kw: nn.LSTM(4, 3, proj_size=2, **kw),
+    "gru": lambda **kw: nn.GRU(4, 3, 2, **kw),
+    "rnn": lambda **kw: nn.RNN(4, 3, **kw),
+    "relu rnn": lambda **kw: nn.RNN(4, 3, nonlinearity="relu", **kw),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"batch_first": True}])
+def test_recorded_recurrent_layers_are_torch_layers(kind: str, given: bool, options: dict) -> None:
+    torch.manual_seed(0)
+    layer = RECURRENT[kind](**options).double().eval()
+    x = torch.randn(5, 5, 4, dtype=torch.float64)
+    result, last = layer(x)
+    is_lstm = isinstance(last, tuple)
+    start = None
+    if given:
+        parts = [torch.randn_like(part) for part in (last if is_lstm else (last,))]
+        start = tuple(parts) if is_lstm else parts[0]
+        result, last = layer(x, start)
+    told: list[tuple[str, tuple[int, ...]]] = []
+
+    def record(name, projection, inputs, value):
+        told.append((projection.weight, tuple(inputs.shape)))
+        return value
+
+    recurrent.record_recurrent(layer, "rnn", record)
+    actual, actual_last = layer(x, start)
+    torch.testing.assert_close(actual, result, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(actual_last, last, rtol=1e-12, atol=1e-14)
+    weights = [name for name, _ in layer.named_parameters() if name.startswith("weight")]
+    assert sorted(name for name, _ in told) == sorted(weights)
+    assert {shape[:2] for _, shape in told} == {(5, 5)}
