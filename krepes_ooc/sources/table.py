@@ -48,7 +48,7 @@ from krepes_ooc.sources.table_summary import describe_table
 
 # Memory of reading a row group: Arrow's copies of it, and what Parquet keeps of every column.
 ARROW_COPIES = 1.5
-COLUMN_BYTES = 16 * 2**10
+COLUMN_BYTES = 8 * 2**10
 
 
 def open_table(
