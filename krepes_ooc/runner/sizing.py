@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from krepes_ooc.core.blocks import BlockPlan, choose_block_plan
 from krepes_ooc.core.feature_layout import FeatureLayout
@@ -251,6 +254,7 @@ def _complete(
     retrained = settings["retraining"]
     check_trainer(retrained, inputs.network_spec.weights)
     check_group_names(retrained.groups if retrained.enabled else (), groups)
+    row = inputs.source.read(np.zeros(1, dtype=np.int64))
     # Audited are explained samples and, beside the landmarks, those that controls are fitted on.
     explained = min(n, _n_explained(settings["audited"], n))
     # auto asks for at most as many components as the network has outputs.
@@ -268,6 +272,10 @@ def _complete(
         n_partitions=len(partitions),
         n_retrained=len(retrained.groups or groups) if retrained.enabled else 0,
         training_epochs=settings["pretrain"].epochs if retrained.enabled else 0,
+        n_inputs=math.prod(inputs.source.input_shape),
+        n_values=row[0].size,
+        n_columns=len(inputs.source.columns),
+        row_bytes=row.nbytes,
     )
 
 

@@ -46,6 +46,10 @@ from krepes_ooc.sources.table_scan import (
 )
 from krepes_ooc.sources.table_summary import describe_table
 
+# Memory of reading a row group: Arrow's copies of it, and what Parquet keeps of every column.
+ARROW_COPIES = 1.5
+COLUMN_BYTES = 8 * 2**10
+
 
 def open_table(
     spec: SourceSpec, base: Path, cache: Path, *, buffer_bytes: int = BUFFER_BYTES
@@ -228,7 +232,11 @@ class TableSource:
         width = 8 * (len(shown.columns) + bool(table.scan.classes))
         # Too large for the buffer: rows are read window by window.
         self.row_groups = table.groups if self.n_samples * width > buffer_bytes else None
-        self.resident_bytes = min(buffer_bytes, self.n_samples * width) + self.marginal_rows.nbytes
+        # Beside the decoded rows: the largest group as Arrow reads it, and what every column takes.
+        reading = int(ARROW_COPIES * width * max(table.groups, default=0))
+        reading += COLUMN_BYTES * len(shown.columns)
+        self.resident_bytes = min(buffer_bytes, self.n_samples * width) + reading
+        self.resident_bytes += self.marginal_rows.nbytes
         self._ends = np.cumsum(table.groups)
         self._buffer = _GroupBuffer(buffer_bytes)
 
@@ -371,6 +379,9 @@ class TableSource:
         if self._table_columns.label:
             values = table.column(self._table_columns.label).combine_chunks()
             decoded[:, -1] = self.label_codes(values)
+        # Arrow keeps what it freed.
+        del table
+        pa.default_memory_pool().release_unused()
         return decoded
 
     def _table(self, group: int, columns: list[str]) -> Any:

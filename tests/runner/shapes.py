@@ -83,12 +83,12 @@ def audited(folder: Path) -> Path:
 
 
 def pictures(folder: Path) -> Path:
-    """Files of 2,400 by 2,400 pixels, read at 224."""
+    """Files of 1,600 by 1,600 pixels, read at 224."""
     (folder / "pictures").mkdir(parents=True)
     draw = np.random.default_rng(0)
-    for number in range(40):
+    for number in range(24):
         colours = draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        large = Image.fromarray(colours).resize((2400, 2400), Image.Resampling.BICUBIC)
+        large = Image.fromarray(colours).resize((1600, 1600), Image.Resampling.BICUBIC)
         large.save(folder / "pictures" / f"{number:03d}.png", compress_level=1)
     (folder / "nets.py").write_text(PICTURE_NETWORK)
     return _written(

@@ -259,7 +259,9 @@ def test_a_large_table_is_streamed_in_windows_of_row_groups(tmp_path: Path) -> N
     spec = SourceSpec(kind="table", path="t.parquet")
     small = open_table(spec, tmp_path, tmp_path / "cache", buffer_bytes=6000)
     assert small.row_groups == (100,) * 10
-    assert small.resident_bytes == 6000 + small.marginal_rows.nbytes
+    # The buffer, the marginals, and one group of 100 rows as it is read.
+    least = 6000 + small.marginal_rows.nbytes + 100 * 2 * 8
+    assert least <= small.resident_bytes <= least + 2**16
     order = row_order(small, spec, 9)
     seen = np.concatenate(
         [small.read(order.positions(a, a + 64))[:, 0] for a in range(0, 1000, 64)]

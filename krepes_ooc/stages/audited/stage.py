@@ -22,7 +22,12 @@ from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import batch_term, open_featurizer, unscale_rows
+from krepes_ooc.stages.features.featurizer import (
+    batch_term,
+    input_terms,
+    open_featurizer,
+    unscale_rows,
+)
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.views.spec import CLEAN
@@ -174,6 +179,7 @@ def estimate_cost(sizes: AuditSizes, settings: AuditedSettings) -> Cost:
         worker_memory=Quantity.of(
             Term("feature rows of a block in float16, in batches and joined", f16(rows, width), 3),
             Term("unscaled feature rows of a block and their squares", f32(rows, width), 2),
+            *input_terms(sizes, rows),
             batch_term(sizes),
         ),
         parallel_tasks=n_blocks,

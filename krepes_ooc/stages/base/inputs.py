@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 
 CALIBRATION_ROWS = 64
 Rows = npt.NDArray[np.float32]
+# Bytes of raw samples, in float32 at least, that views are made of at a time.
+VIEWED_BYTES = 4 * 2**20
+VIEWED_ITEMSIZE = 4
+
+
+def samples_at_once(raw: npt.NDArray[Any]) -> int:
+    """Samples that views are made of at a time, at least one.
+
+    Args:
+        raw: samples as the source reads them [sample, ...].
+    """
+    of_one = raw[:1].size * max(VIEWED_ITEMSIZE, raw.dtype.itemsize)
+    return max(1, VIEWED_BYTES // max(1, of_one))
 
 
 @dataclass(frozen=True)
@@ -206,11 +219,23 @@ class AuditInputs:
         """
         raw = self.source.read(positions)
         # The hash is of the raw rows, so that every view of a block records the same one.
-        content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
-        augmented = raw if view == CLEAN else self.views.apply(raw, positions, view)
-        inputs = self.source.encode(augmented)
+        content = hashlib.sha256(np.ascontiguousarray(raw).data).hexdigest()
+        # Views and encoding are of each sample alone: their copies are of a few samples at a time.
+        step = samples_at_once(raw)
+        if step >= len(raw):
+            inputs = self._viewed(raw, positions, view)
+        else:
+            inputs = np.empty((len(raw), *self.source.input_shape), dtype=np.float32)
+            for start in range(0, len(raw), step):
+                part = slice(start, start + step)
+                inputs[part] = self._viewed(raw[part], positions[part], view)
         check_finite(inputs, positions, "network input")
         return inputs, content
+
+    def _viewed(self, raw: npt.NDArray[Any], positions: npt.NDArray[np.int64], view: int) -> Rows:
+        """Network inputs [sample, ...] of raw samples in one view."""
+        augmented = raw if view == CLEAN else self.views.apply(raw, positions, view)
+        return self.source.encode(augmented)
 
     def open_features(
         self,

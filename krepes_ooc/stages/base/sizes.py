@@ -40,6 +40,10 @@ class AuditSizes:
         row_flops: measured operations of one feature row; 0: not known.
         n_retrained: groups that networks are trained again without.
         training_epochs: epochs of the demo trainer.
+        n_inputs: numbers of an encoded sample.
+        n_values: numbers of a sample as the source reads it.
+        n_columns: named columns of a table; 0: no table.
+        row_bytes: bytes of a sample as the source reads it.
     """
 
     n_views: int
@@ -64,6 +68,10 @@ class AuditSizes:
     row_flops: float = 0.0
     n_retrained: int = 0
     training_epochs: int = 0
+    n_inputs: int = 0
+    n_values: int = 0
+    n_columns: int = 0
+    row_bytes: int = 0
 
     @property
     def batch_bytes(self) -> int:

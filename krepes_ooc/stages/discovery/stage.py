@@ -243,6 +243,8 @@ def estimate_cost(sizes: AuditSizes, settings: DiscoverySettings) -> Cost:
         Term("kernel rows of a short range, float32 and float64", f64(min(ROWS, n), m), 1.5),
         Term("activations", f64(min(ROWS, n), k), 4),
         Term("winners of a block", f64(sizes.plan.block_rows, views), 4),
+        Term("rows of the source", min(ROWS, n) * sizes.row_bytes, 2),
+        Term("sums of columns by concept", f64(k, sizes.n_columns), 3),
     )
     return Cost(
         units=count_units(sizes.plan.n_shards),

@@ -19,7 +19,7 @@ from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings
 from krepes_ooc.jacobian.float16_rows import store_rows
 from krepes_ooc.sources.base import check_finite
 from krepes_ooc.stages.base.cost import Quantity, Term, f16, f32
-from krepes_ooc.stages.base.inputs import Rows
+from krepes_ooc.stages.base.inputs import VIEWED_BYTES, VIEWED_ITEMSIZE, Rows
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import StageContext
@@ -33,6 +33,8 @@ Ids = npt.NDArray[np.int64]
 PART_ROWS = 512
 # Relative difference of k(x, x): rounding of another processor is smaller, another sample larger.
 SAME = 1e-3
+# Copies of the raw samples that views and encoding hold at their peak, measured.
+VIEW_COPIES = 11
 
 
 @dataclass(frozen=True)
@@ -349,7 +351,19 @@ def computing_terms(sizes: AuditSizes, rows: int | None = None) -> tuple[Term, .
             f16(rows, sizes.n_features),
             3,
         ),
+        *input_terms(sizes, rows),
         batch_term(sizes),
+    )
+
+
+def input_terms(sizes: AuditSizes, rows: int) -> tuple[Term, ...]:
+    """Memory of reading and encoding so many samples, at most those of a block."""
+    rows = min(rows, sizes.plan.block_rows, sizes.plan.n_samples)
+    viewed = max(VIEWED_ITEMSIZE * sizes.n_values, sizes.row_bytes)
+    return (
+        Term("samples as the source reads them", rows * sizes.row_bytes),
+        Term("network inputs", f32(rows, sizes.n_inputs)),
+        Term("views of a few samples", min(rows * viewed, max(viewed, VIEWED_BYTES)), VIEW_COPIES),
     )
 
 

@@ -165,7 +165,7 @@ def estimate_cost(sizes: AuditSizes, settings: GroupsSettings) -> Cost:
     worker = Quantity.of(
         Term("kernel rows of a short range", f32(min(rows, ROWS), m), views + 2),
         Term("codes and positions of a block", f64(rows, codes + 3), 2),
-        Term("rows of the source", f64(rows, max(1, sizes.n_features // 8))),
+        Term("rows of the source, and one column of them", rows * sizes.row_bytes, 2),
     )
     return Cost(
         units=sizes.plan.n_blocks,

@@ -24,6 +24,7 @@ from krepes_ooc.stages.base.writing import write_whole
 from krepes_ooc.stages.features import inner_products
 from krepes_ooc.stages.features.featurizer import (
     batch_term,
+    input_terms,
     open_featurizer,
     unscale_rows,
 )
@@ -258,7 +259,7 @@ def estimate_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
     clean_rows = Term("clean rows: float16 and float32, batches and self kernels", f32(m, width), 5)
     # Phases: the passes of the choice, then the clean rows, when no worker computes any more.
     phases = dict(choice.memory.phases)
-    batch = (batch_term(sizes),) if sizes.sample_bytes else ()
+    batch = (*input_terms(sizes, m), *((batch_term(sizes),) if sizes.sample_bytes else ()))
     free = Term("memory of one worker", worker, -1)
     phases["clean rows"] = (clean_rows, *batch, free)
     if settings.count == "auto":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -159,7 +158,7 @@ class MomentTile:
         Returns:
             The files written.
         """
-        sums = reduce(self._merge, map(self._partial, range(self.context.plan.n_shards)))
+        sums = self._total()
         row = self.left.start // blocks.TILE
         column = self.right.start // blocks.TILE
         if self.left == self.right:
@@ -170,6 +169,14 @@ class MomentTile:
         mirror = np.ascontiguousarray(second.transpose(1, 0, 3, 2))
         files = writer.write_tile("second", row, column, second)
         return files | writer.write_tile("second", column, row, mirror)
+
+    def _total(self) -> Any:
+        """The sums of all shards, added in their order."""
+        total = self._partial(0)
+        for shard in range(1, self.context.plan.n_shards):
+            # ``functools.reduce`` would hold the two last parts while the next is read.
+            total = self._merge(total, self._partial(shard))
+        return total
 
     def _add(self, sums: Any, blocks: Sequence[Block], shift: Any) -> MomentSums | CrossSums:
         left = self._rows(blocks, self.left)

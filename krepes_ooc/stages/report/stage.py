@@ -14,6 +14,9 @@ from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.report.collect import ReportInputs, collect
 
+# Memory of one value of a table in page and figures: objects, then JSON and its bytes.
+CELL_BYTES = 1400
+
 
 @dataclass(frozen=True)
 class ReportSettings:
@@ -44,12 +47,14 @@ def run(inputs: ReportInputs, context: StageContext) -> None:
 
 def estimate_cost(sizes: AuditSizes, settings: ReportSettings) -> Cost:
     """One page, and the arrays that it is drawn from."""
+    shown = sizes.n_explained * sizes.n_columns
     memory = Quantity.of(
         Term("page, figures and pictures", 2**25),
         Term("kernel rows, read and cut", f64(sizes.n_explained, sizes.n_landmarks), 2),
         Term("landmark kernel", f64(sizes.n_landmarks, sizes.n_landmarks)),
         Term("embeddings", f64(sizes.n_explained + sizes.n_landmarks, sizes.n_outputs), 3),
         Term("effects of groups", f64(sizes.n_groups, sizes.n_audited), 2),
+        Term("values of explained samples, as objects and as text", shown, CELL_BYTES),
     )
     return Cost(disk=Quantity.of(Term("report.html and report.json", 2**21)), memory=memory)
 

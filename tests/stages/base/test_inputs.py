@@ -10,9 +10,11 @@ import torch
 
 from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.runner.audit import Audit
+from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.staleness import _changed
 from krepes_ooc.sources.base import check_finite
 from krepes_ooc.sources.display import display_arrays, picture
+from krepes_ooc.stages.base import inputs as module
 from krepes_ooc.stages.base.stage import digest_of
 from krepes_ooc.storage.workspace import Workspace
 from krepes_ooc.views.spec import CLEAN
@@ -43,6 +45,36 @@ def test_encoding_is_the_same_in_any_batch(tmp_path: Path) -> None:
         whole, _ = inputs.encode(rows, view)
         single = np.concatenate([inputs.encode(rows[i : i + 1], view)[0] for i in range(4)])
         np.testing.assert_array_equal(whole, single)
+
+
+@pytest.mark.parametrize("kind", ["pictures", "table"])
+def test_views_of_a_few_samples_at_a_time_are_those_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Every step of the views and of the encoding, in parts of 1, 2 and 3 samples."""
+    views = {"count": 2, "crop": 0.4, "flip": True, "shift": 3, "jitter": 0.3, "noise": 0.1}
+    if kind == "pictures":
+        draw = np.random.default_rng(0)
+        np.save(tmp_path / "x.npy", draw.integers(0, 256, (13, 67, 45, 3), dtype=np.uint8))
+        changes = [f"views.{key}={value}" for key, value in views.items()]
+        changes += ["source.kind=arrays", f"source.path={tmp_path / 'x.npy'}", "source.limit=13"]
+        inputs = Audit(small.recipe(*changes), Workspace(tmp_path / "w")).inputs
+    else:
+        recipe = small.own_recipe(tmp_path, small.rows_csv(13))
+        inputs = Audit(Recipe.load(str(recipe)), Workspace(tmp_path / "w")).inputs
+    rows = np.arange(inputs.source.n_samples)[::-1]
+    raw = inputs.source.read(rows)
+    for view in (CLEAN, 0, 1):
+        whole, content = inputs.encode(rows, view)
+        for count in (1, 2, 3):
+            of_one = raw[0].size * max(4, raw.dtype.itemsize)
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "VIEWED_BYTES", count * of_one)
+                assert module.samples_at_once(raw) == count
+                parts, same = inputs.encode(rows, view)
+            np.testing.assert_array_equal(parts, whole)
+            assert parts.dtype == whole.dtype
+            assert same == content
 
 
 def test_content_is_that_of_the_raw_rows(tmp_path: Path) -> None:
