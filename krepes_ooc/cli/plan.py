@@ -61,6 +61,7 @@ def plan(
 def _show_plan(planned: Any) -> None:
     """Print a table of stages, then disk, memory, time, source, sizes and feature rows."""
     from krepes_ooc.runner.plan import format_range
+    from krepes_ooc.stages.groups.declared import left_out_line
 
     columns = ("stage", "state", "units", "disk", "memory", "workers", "time")
     rows = [
@@ -94,6 +95,8 @@ def _show_plan(planned: Any) -> None:
     for line in planned["source"]:
         echo(f"source: {line}")
     echo(f"audit: {_sizes_line(planned['shape'])}")
+    if left_out := left_out_line(planned["groups"]["left_out"]):
+        echo(f"groups: {planned['groups']['count']}; {left_out}")
     for key, text in planned["rows"].items():
         echo(f"{key}: {text}")
     if trainings := planned["trainings"]:

@@ -110,6 +110,7 @@ class GroupEffects:
         effect: on every explained sample [group, explained]; None: not shown.
         reasons: name of a group that was not left out -> why.
         converged: whether every solution reached the tolerance.
+        left_out: levels of every column that could be groups and is none, by name.
     """
 
     names: tuple[str, ...]
@@ -122,6 +123,7 @@ class GroupEffects:
     effect: Array | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     converged: bool = True
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, stage_cost
+from krepes_ooc.stages.groups.declared import choose_columns
 from krepes_ooc.storage.workspace import Workspace, resolve_folder
 
 # Folder of workspaces that were given none of their own.
@@ -115,8 +116,12 @@ class Audit:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """Settings of every stage by name: the recipe's, and the concepts that people named."""
-        return with_kept(self.recipe.settings, self.workspace)
+        """Settings of every stage by name: the recipe's, named concepts, columns of the groups."""
+        settings = with_kept(self.recipe.settings, self.workspace)
+        groups = settings["groups"]
+        if groups.columns != "auto":
+            return settings
+        return {**settings, "groups": choose_columns(groups, self.inputs.source)}
 
     @cached_property
     def staleness(self) -> StalenessChecker:

@@ -22,6 +22,7 @@ from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.stages.base.cost import ROW_PASSES, Cost
 from krepes_ooc.stages.base.sizes import MEASURED
 from krepes_ooc.stages.features.row_cost_record import describe_rows, load_row_description
+from krepes_ooc.stages.groups.declared import columns_left_out
 from krepes_ooc.storage.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ def make_plan(
         "source": source,
         "rows": description,
         "trainings": trainings,
+        "groups": {
+            "count": sizes.n_groups,
+            "left_out": columns_left_out(audit.settings["groups"], audit.inputs.source),
+        },
         "shape": {**facts, **sizes.plan.to_attributes()},
         "disk": _disk(rows, root),
         "memory": {"budget": budget.memory, "base": base, "advice": advice},

@@ -43,6 +43,7 @@ def group_effects_panel(audit: AuditData) -> Panel:
     lead = join(
         LEAD,
         " Some solutions ended above their tolerance." if not effects.converged else None,
+        _left_out(effects),
     )
     named = _partitions(effects)
     # Audited columns stand first and open; without any, the first column
@@ -65,9 +66,25 @@ def group_effects_panel(audit: AuditData) -> Panel:
         "by_group": effects.by_group,
         "reasons": dict(effects.reasons),
         "converged": effects.converged,
+        "left_out": dict(effects.left_out),
         "folded": max(0, len(order) - UNFOLDED),
     }
     return Panel(KEY, TITLE, lead, body, figures)
+
+
+def _left_out(effects: GroupEffects) -> Markup | None:
+    """Columns whose levels are no groups, and the key that makes them groups."""
+    if not effects.left_out:
+        return None
+    columns = [
+        join(user_text(name), " (", number(count), " levels)")
+        for name, count in effects.left_out.items()
+    ]
+    listed = [part for column in columns for part in (", ", column)][1:]
+    return join(
+        " Not among the groups: ", *listed, "; name them in ",
+        element("code", "stages.groups.columns"), ".",
+    )  # fmt: skip
 
 
 def strongest_groups(effects: GroupEffects) -> list[int]:

@@ -20,7 +20,13 @@ from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, rec
 from krepes_ooc.stages.base.writing import BlockValues, seal_blocks, write_blocks
 from krepes_ooc.stages.discovery.concept_map import ConceptMap
 from krepes_ooc.stages.discovery.stored_concepts import block_winners, read_concept_map
-from krepes_ooc.stages.groups.declared import GroupsSettings, Partition, declare_partitions
+from krepes_ooc.stages.groups.declared import (
+    GroupsSettings,
+    Partition,
+    columns_left_out,
+    declare_partitions,
+    left_out_line,
+)
 from krepes_ooc.stages.groups.partitions import NONE, cluster_landmarks, nearest_landmark
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
@@ -51,6 +57,8 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
     partitions = declare_partitions(
         context.settings, source, inputs.recipe.base, m, n_concepts, inputs.recipe.seed
     )
+    if note := left_out_line(columns_left_out(context.settings, source)):
+        context.progress.note(note)
     clusters = _landmark_clusters(inputs, partitions)
     by_kernel = _codes_by_kernel(inputs, clusters, concepts, views)
     group_of = [(p, c) for p, part in enumerate(partitions) for c in range(len(part.groups))]

@@ -148,7 +148,7 @@ def _overview(inputs: ReportInputs, explained: npt.NDArray[np.int64]) -> dict[st
         ),
         "discovered": structure.read_discovered(inputs.discovery, examples, audited, explained),
         "group_effects": structure.read_group_effects(
-            inputs.group_influence, inputs.groups, explained
+            inputs.group_influence, inputs.groups, landmarks, explained
         ),
         "class_figures": structure.read_class_figures(landmarks, audited, influence, explained),
         "sample_figures": structure.read_sample_figures(examples, explained),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from krepes_ooc import rendering
 from krepes_ooc.rendering.overview import ColumnDifference, OddTable, Plane
 from krepes_ooc.stages.examples.concept_figures import average_precision
+from krepes_ooc.stages.groups.declared import LABEL, LEAST_LEVELS, MOST_LEVELS
 from krepes_ooc.stages.report.class_landmarks import class_landmarks
 from krepes_ooc.stages.report.plane import Projected, principal_plane, turn_onto
 from krepes_ooc.storage.store_reader import StoreReader
@@ -154,7 +155,7 @@ def _differences(
 
 
 def read_group_effects(
-    group_influence: StoreReader, groups: StoreReader, explained: Index
+    group_influence: StoreReader, groups: StoreReader, landmarks: StoreReader, explained: Index
 ) -> rendering.GroupEffects | None:
     """Effects of leaving out every group but random halves; None without groups."""
     partitions = groups.attributes["partitions"]
@@ -176,7 +177,22 @@ def read_group_effects(
         effect=group_influence.array("effect")[np.ix_(kept, explained)],
         reasons={str(k): str(v) for k, v in group_influence.attributes["reasons"].items()},
         converged=bool(group_influence.attributes["converged"]),
+        left_out=_left_out(partitions, landmarks),
     )
+
+
+def _left_out(partitions: Sequence[Mapping[str, Any]], landmarks: StoreReader) -> dict[str, int]:
+    """Levels of the label and of every categorical column that could be groups and is none."""
+    levels = {LABEL: len(landmarks.info("label").attributes["categories"])}
+    for column in landmarks.attributes["columns"]:
+        if column["kind"] == "categorical":
+            levels[str(column["name"])] = len(column["categories"])
+    named = {each["name"] for each in partitions if each["kind"] in ("label", "column")}
+    return {
+        name: count
+        for name, count in levels.items()
+        if LEAST_LEVELS <= count <= MOST_LEVELS and name not in named
+    }
 
 
 def read_class_figures(
