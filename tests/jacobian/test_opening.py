@@ -408,19 +408,29 @@ def test_a_norm_whose_axis_cannot_be_told_by_shape_is_run_again() -> None:
 
 
 class Standardised(nn.Linear):
-    """A subclass whose gradient is not that of its class: the trial sees it."""
+    """A subclass whose gradient is not that of its class: it computes its weight."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True), self.bias)
 
 
-def test_a_subclass_that_computes_something_else_is_run_again() -> None:
+class Weighed(nn.Linear):
+    """Another one: its weight enters behind the product too, which no layer's gradient shows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight, self.bias) / self.weight.norm()
+
+
+@pytest.mark.parametrize(("kind", "way"), [(Standardised, "computed"), (Weighed, "vjp")])
+def test_a_subclass_that_computes_something_else_has_another_way(
+    kind: type[nn.Linear], way: str
+) -> None:
     torch.manual_seed(0)
-    network = freeze(nn.Sequential(Standardised(12, 8), nn.Tanh(), nn.Linear(8, 3)))
+    network = freeze(nn.Sequential(kind(12, 8), nn.Tanh(), nn.Linear(8, 3)))
     rules = plan_rules(network, network.trainable, torch.tensor(ROWS))
     methods = {name: rule.method for rule in rules for name in rule.parameters}
-    assert methods["0.weight"] == "vjp"
-    assert methods["0.bias"] == methods["2.weight"] == "layer"
+    assert methods["0.weight"] == way
+    assert methods["2.weight"] == "layer"
 
 
 # Embedding alone ---------------------------------------------------------------------------------

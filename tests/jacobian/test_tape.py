@@ -547,6 +547,42 @@ def test_wrong_plans_are_not_believed() -> None:
         assert trial.wrong_parameters({**good, name: fault}) == [name]
 
 
+def sensitive() -> FrozenNetwork:
+    """Rounding of a sample alone changes the gradient by some hundredths, and no output."""
+
+    def run(m, x):
+        if len(x) == 1 and x.dtype == torch.float32:
+            x = x * (1 + 2e-7)
+        z = m.a(x)
+        # The derivative 1 + 0.05 cos(2e7 z), which float32 can only guess.
+        return m.b(z + 2.5e-9 * torch.sin(2e7 * z))
+
+    torch.manual_seed(0)
+    return freeze(Custom(run, a=nn.Linear(6, 4), b=nn.Linear(4, 3)))
+
+
+def test_rounding_is_no_fault_of_a_path() -> None:
+    network, inputs = sensitive(), torch.randn(4, 6)
+    trial = gradient_plan.GradientTrial(network, network.trainable, inputs[:2])
+    right = {name: (GradientRule("layer", name[0], (name,)),) for name in ("a.weight", "a.bias")}
+    paths = Jacobian(network, gradient_plan.merge_rules(u for p in right.values() for u in p))
+    rows = paths.gradients(trial.inputs, trial.probe)
+    # Beside the sample alone both are wrong, whatever the path.
+    assert min(trial._exact.errors(list(right), rows).values()) > 1e-2
+    assert trial.wrong_parameters(right) == []
+    # What is wrong in the batch too stays wrong.
+    name = "a.weight"
+    for fault in (
+        (),
+        (GradientRule("layer", "b", (name,)),),
+        (GradientRule("bare", name, (name,), 3),),
+    ):
+        assert trial.wrong_parameters({**right, name: fault}) == [name]
+    assert {u.method for u in gradient_plan.plan_rules(network, network.trainable, inputs[:2])} == {
+        "layer"
+    }
+
+
 def test_an_overwritten_input_is_told_by_the_tape() -> None:
     call = Tape(overwriting(), ["b"]).record(torch.randn(3, 6)).calls[0]
     with pytest.raises(NetworkError, match=r"b: the network overwrites this layer's input.*x \+="):
