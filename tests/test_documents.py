@@ -17,6 +17,7 @@ from docs.source_links import missing_links
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.runner.recipe import Recipe, RecipeFile
 from tests import small
+from tests.document_figures import figures_of, is_among, marked_blocks, tables_without_mark
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -206,6 +207,43 @@ def test_named_files_exist() -> None:
     for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
         for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()):
             assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_figures_are_those_of_their_results_file(path: Path) -> None:
+    assert tables_without_mark(path) == []
+    for block in marked_blocks(path):
+        assert block.files or block.reason, (path.name, block.text[:60])
+        assert block.wrong() == [], (path.name, block.text[:60])
+        # What is excused stands there
+        assert block.beside <= set(figures_of(block.text)), path.name
+
+
+def test_a_changed_figure_is_found(tmp_path: Path) -> None:
+    copy = tmp_path / "scale.md"
+    text = (ROOT / "docs/scale.md").read_text()
+    for figure, other in (("137.8", "138.8"), ("82.7 %", "83.7 %"), ("1,310 MiB", "1,327 MiB")):
+        assert figure in text
+        copy.write_text(text.replace(figure, other))
+        assert other.split()[0] in [found for b in marked_blocks(copy) for found in b.wrong()]
+    copy.write_text(re.sub(r"<!-- figures: engine.*?-->", "", text))
+    assert tables_without_mark(copy) == ["| figure | ratio | goal |"]
+
+
+def test_figures_are_compared_as_they_are_printed() -> None:
+    assert is_among("42,800", [42757.2])
+    assert not is_among("42,757", [42758.0])
+    assert is_among("82.7", [0.82671])
+    assert not is_among(".85", [0.8446])
+    assert figures_of("| a | b |\n|---|---|\n| `x` 12 | −.5 to 1e6, 3 |") == ["12", "−.5"]
+
+
+def test_tables_of_scale_are_the_generated_ones() -> None:
+    from benchmarks.scale_table import run_table, stage_table
+
+    text = (ROOT / "docs/scale.md").read_text()
+    assert stage_table() in text
+    assert run_table() in text
 
 
 def test_figures_of_the_bias_guide_are_the_recorded_ones() -> None:
