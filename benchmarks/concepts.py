@@ -195,23 +195,9 @@ def cards_seconds(space: Workspace) -> float:
 
 
 def planted_figures(space: Workspace) -> dict[str, Any]:
-    """Recall and precision of the planted copies, AUROC of the planted digits."""
+    """AUROC of the planted digits, and the precision of concepts without them."""
     where, examples = planted(), space.reader("examples")
     ids = space.reader("audited").array("sample_id")
-    pairs = list(zip(where.originals.tolist(), where.twins.tolist(), strict=True))
-    true = {tuple(sorted(pair)) for pair in pairs}
-    listed = zip(
-        examples.array("pair_first_id").tolist(),
-        examples.array("pair_second_id").tolist(),
-        strict=True,
-    )
-    hits = np.array([tuple(sorted(pair)) in true for pair in listed])
-    audited = {int(i) for i in ids}
-    assert all(a in audited and b in audited for a, b in pairs)
-    # Of a copy: whether its original is its nearest audited sample
-    nearest = ids[examples.array("nearest_audited")]
-    place = {int(i): row for row, i in enumerate(ids)}
-    own = np.mean([nearest[place[twin]] == original for original, twin in pairs])
     closeness = examples.array("closeness")
     odd = np.isin(ids, where.digits)
     usual = np.isin(ids, where.others)
@@ -227,11 +213,6 @@ def planted_figures(space: Workspace) -> dict[str, Any]:
         for name, prefix in maps.items()
     }
     return {
-        "copies": {
-            "precision_at": {str(k): float(hits[:k].mean()) for k in (50, 100, 200, 400)},
-            "recall_at": {str(k): float(hits[:k].sum() / len(true)) for k in (200, 400)},
-            "original_is_nearest": float(own),
-        },
         "novelty_auroc": auroc(-closeness[odd], -closeness[usual]),
         "average_precision_without_digits": precision,
     }
