@@ -127,6 +127,13 @@ def figures(rows: np.ndarray, originals: np.ndarray, network: torch.nn.Module) -
     order = np.argsort(by_distance.distance, kind="stable")
     plain = NearPairs(*(getattr(by_distance, key)[order] for key in vars(by_distance)))
     compared = shifted_distances(rows, near.index)
+    by_inputs = near_pairs(near.index, compared, near.index.size)
+    # Samples of the source may be nearer to each other than copies are to their originals.
+    planted = np.array(
+        [pair in true for pair in zip(by_inputs.first, by_inputs.second, strict=True)]
+    )
+    usual = float(np.median(by_inputs.distance[planted]))
+    others = ~planted[: len(true)]
     return {
         "original_is_nearest": float(np.mean(near.index[first:, 0] == originals)),
         "original_among_neighbours": float(
@@ -134,7 +141,10 @@ def figures(rows: np.ndarray, originals: np.ndarray, network: torch.nn.Module) -
         ),
         "distance": counted(plain, true),
         "ratio": counted(near_pairs(near.index, near.distance, near.index.size), true),
-        "inputs": counted(near_pairs(near.index, compared, near.index.size), true),
+        "inputs": counted(by_inputs, true),
+        "others_nearer_than_a_copy": float(
+            np.mean(others & (by_inputs.distance[: len(true)] <= usual))
+        ),
     }
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from krepes_ooc.core.blocks import BlockPlan
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.rendering.explanation_card import draw_card
-from krepes_ooc.runner.explain_corpus import explain_corpus
+from krepes_ooc.runner import explain_corpus as explain_corpus_module
+from krepes_ooc.runner.explain_corpus import explain_corpus, nearest_samples
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
 from tests.small import krepes
@@ -130,3 +134,57 @@ def test_bad_input_is_refused(digits: Path, tmp_path: Path, capsys: Any):
     shutil.rmtree(tmp_path / "w" / "audit.zarr" / "features")
     with pytest.raises(WorkspaceError, match="no feature rows of all samples"):
         explain_corpus(tmp_path / "w", sample=0)
+
+
+class RepeatedBlocks:
+    """The store features with its first block a number of times, positions counted on."""
+
+    def __init__(self, store: Any, times: int) -> None:
+        plan = BlockPlan.from_attributes(store.attributes["block_plan"])
+        self.store, self.rows = store, plan.block(0).rows
+        long = dataclasses.replace(plan, n_samples=self.rows * times)
+        self.attributes = {**store.attributes, "block_plan": long.to_attributes()}
+        self.first = plan.block(0)
+
+    def info(self, name: str) -> Any:
+        return self.store.info(name)
+
+    def block(self, name: str, block: Any, view: int | None = None) -> Any:
+        if name == "sample_id":
+            return np.arange(block.start, block.start + self.rows)
+        return np.array(self.store.block(name, self.first, view))
+
+
+def test_memory_is_that_of_one_block_and_the_explained_rows(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The bytes that the document counts, whatever the number of samples and of explained ones."""
+    from krepes_ooc.runner.explain_stores import AuditStores, Samples
+
+    stores = AuditStores(Workspace(digits))
+    store = stores.reader("features")
+    landmark_kernel, audited = stores.landmark_kernel, stores.reader("audited")
+    n_features = store.info("values").shape[2]
+    peaks = {}
+    for times, n_explained in ((2, 1), (2, 30), (40, 1), (40, 30)):
+        repeated = RepeatedBlocks(store, times)
+        monkeypatch.setattr(explain_corpus_module, "_features", lambda _, r=repeated: r)
+        ids = audited.array("sample_id")[:n_explained]
+        rows = np.arange(n_explained)
+        empty = np.zeros((n_explained, 1))
+        samples = Samples({"sample_id": ids}, empty, empty, rows)
+        tracemalloc.start()
+        found, value = nearest_samples(stores, samples, 10)
+        peaks[times, n_explained] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.shape == value.shape == (n_explained, 10)
+        block = repeated.rows * n_features * 2
+        products = landmark_kernel.sub_rows * (12 * n_explained + 8 * n_features)
+        candidates = 48 * n_explained * (repeated.rows + 10)
+        explained = 32 * n_explained * n_features
+        # A tenth and 1 MiB for small objects and the centre
+        assert peaks[times, n_explained] < 1.1 * (
+            2 * block + products + candidates + explained + 2**20
+        )
+    for n_explained in (1, 30):
+        assert peaks[40, n_explained] < 1.1 * peaks[2, n_explained]
