@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.rendering.data import AuditData, StageRecord
@@ -93,21 +94,7 @@ def timing_panel(audit: AuditData) -> Panel:
         element("dl", big, class_="counts"),
         table(head, rows, caption="Time, blocks, bytes and peak memory of each stage"),
     )
-    figures = {
-        "parts": totals,
-        "stages": [
-            {
-                "name": s.name,
-                "seconds": s.seconds,
-                "blocks": s.blocks if s.blocks >= 0 else None,
-                "bytes_written": s.bytes_written if s.bytes_written >= 0 else None,
-                "peak_memory": s.peak_memory if s.peak_memory >= 0 else None,
-                "planned_memory": s.planned_memory if s.planned_memory >= 0 else None,
-                "note": s.note,
-            }
-            for s in audit.stages
-        ],
-    }
+    figures = {"parts": totals, "stages": [_stage_figures(stage) for stage in audit.stages]}
     return Panel(
         key,
         title,
@@ -115,6 +102,18 @@ def timing_panel(audit: AuditData) -> Panel:
         body,
         figures,
     )
+
+
+def _stage_figures(stage: StageRecord) -> dict[str, Any]:
+    """Figures of one stage; None for what it does not have."""
+    sizes = {
+        "blocks": stage.blocks,
+        "bytes_written": stage.bytes_written,
+        "peak_memory": stage.peak_memory,
+        "planned_memory": stage.planned_memory,
+    }
+    present = {key: value if value >= 0 else None for key, value in sizes.items()}
+    return {"name": stage.name, "seconds": stage.seconds, **present, "note": stage.note}
 
 
 def provenance_panel(audit: AuditData) -> Panel:
