@@ -94,16 +94,14 @@ def make_plan(
             | _seconds_of_trainings(name, trainings)
             for name, state in states.items()
         ]
+        left_out = columns_left_out(audit.settings["groups"], audit.inputs.source)
         advice = memory_advice("features", sizes, audit.inputs, recipe.settings, limits)
     return {
         "stages": rows,
         "source": source,
         "rows": description,
         "trainings": trainings,
-        "groups": {
-            "count": sizes.n_groups,
-            "left_out": columns_left_out(audit.settings["groups"], audit.inputs.source),
-        },
+        "groups": {"count": sizes.n_groups, "left_out": left_out},
         "shape": _shape(sizes),
         "disk": _disk(rows, root),
         "memory": {"budget": budget.memory, "base": base, "advice": advice},

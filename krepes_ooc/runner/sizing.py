@@ -22,7 +22,7 @@ from krepes_ooc.stages.base.sizes import FEATURE_SIZES, AuditSizes
 from krepes_ooc.stages.base.stage import stage_cost
 from krepes_ooc.stages.features.row_cost_record import load_measured
 from krepes_ooc.stages.groups.declared import declare_partitions
-from krepes_ooc.stages.landmarks.settings import count_landmarks
+from krepes_ooc.stages.landmarks.landmark_settings import count_landmarks
 from krepes_ooc.stages.registry import BY_NAME
 from krepes_ooc.stages.retraining.stage import check_trainer
 from krepes_ooc.stages.retraining.training_sets import check_group_names

@@ -106,7 +106,7 @@ def test_resuming_needs_only_the_disk_that_is_left(tmp_path: Path, monkeypatch: 
 
 
 def test_small_sources_leave_samples_to_audit() -> None:
-    from krepes_ooc.stages.landmarks.settings import LandmarksSettings, count_landmarks
+    from krepes_ooc.stages.landmarks.landmark_settings import LandmarksSettings, count_landmarks
 
     assert [count_landmarks(LandmarksSettings(), n) for n in (2, 3, 300, 512, 10**6)] == [
         1,

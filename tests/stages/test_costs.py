@@ -16,7 +16,7 @@ from krepes_ooc.stages.base.cost import Cost, Quantity, Term
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, computing_bytes
 from krepes_ooc.stages.kernel.stage import KernelSettings
-from krepes_ooc.stages.landmarks.settings import LandmarksSettings
+from krepes_ooc.stages.landmarks.landmark_settings import LandmarksSettings
 from krepes_ooc.stages.landmarks.stage import SAMPLERS
 from krepes_ooc.stages.registry import BY_NAME
 

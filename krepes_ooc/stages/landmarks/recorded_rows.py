@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.stages.base.stage import StageContext
-from krepes_ooc.stages.landmarks.settings import LandmarksSettings
+from krepes_ooc.stages.landmarks.landmark_settings import LandmarksSettings
 
 
 def rows_of_landmarks(context: StageContext) -> int:

@@ -19,8 +19,8 @@ from krepes_ooc.stages.features.featurizer import (
     open_featurizer,
     unscale_rows,
 )
-from krepes_ooc.stages.landmarks.cost import estimate_cost
 from krepes_ooc.stages.landmarks.count_rule import candidate_counts, choose_count
+from krepes_ooc.stages.landmarks.landmark_settings import LandmarksSettings, count_landmarks
 from krepes_ooc.stages.landmarks.passes import SelectionPasses
 from krepes_ooc.stages.landmarks.samplers import (
     KmeansParallel,
@@ -28,7 +28,7 @@ from krepes_ooc.stages.landmarks.samplers import (
     Leverage,
 )
 from krepes_ooc.stages.landmarks.sampling import uniform_order
-from krepes_ooc.stages.landmarks.settings import LandmarksSettings, count_landmarks
+from krepes_ooc.stages.landmarks.selection_cost import estimate_cost
 from krepes_ooc.stages.landmarks.view_errors import view_errors
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader

@@ -9,9 +9,9 @@ from dataclasses import replace
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.features.featurizer import batch_term, input_terms
+from krepes_ooc.stages.landmarks.landmark_settings import LandmarksSettings
 from krepes_ooc.stages.landmarks.samplers import PILOT, POOL, ROUND
 from krepes_ooc.stages.landmarks.sampling import seeding_trials
-from krepes_ooc.stages.landmarks.settings import LandmarksSettings
 from krepes_ooc.stages.landmarks.view_errors import CURVE_SAMPLES
 
 
