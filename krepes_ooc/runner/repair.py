@@ -10,6 +10,7 @@ from krepes_ooc.runner.audit import recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.cache import damaged_files
 from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.storage.sealed_list import unlist_sealed
 from krepes_ooc.storage.stage_record import StageRecord, discard, remove
 from krepes_ooc.storage.verify import STRANGER, WORKSPACE, Damage, verify, workspace_damage
 from krepes_ooc.storage.workspace import Workspace
@@ -69,6 +70,7 @@ def _open_again(record: StageRecord, damage: Sequence[Damage]) -> None:
         # last: as long as it exists, the next repair finds it damaged again.
         if record.store is not None:
             discard(record.store, record.temp)
+        unlist_sealed(record.private, record.name)
         discard(record.folder, record.temp)
         return
     files = [Path(item.file) for item in damage]

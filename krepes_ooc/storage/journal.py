@@ -40,6 +40,8 @@ class Unit:
         boot: boot id under which the files were written; ``append`` fills it in.
         numerics: backend and BLAS that computed it.
         content: hash of the source rows, empty where no source was read.
+        digest: of the stage that it is part of; ``append`` fills it in; empty in journals of
+            earlier versions.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Unit:
     boot: str = ""
     numerics: str = ""
     content: str = ""
+    digest: str = ""
 
 
 class Journal:
@@ -54,10 +57,12 @@ class Journal:
 
     Args:
         path: the file; its folder exists.
+        digest: of the stage, in every line: the journal of another run says nothing about this one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, digest: str = "") -> None:
         self.path = path
+        self.digest = digest
         self._lock = threading.Lock()
         self._file: Any = None
         self._synced = 0.0
@@ -75,6 +80,7 @@ class Journal:
                 "boot": boot_id(),
                 "numerics": unit.numerics,
                 "content": unit.content,
+                "digest": self.digest,
             }
         )
         # Group commit: a flush costs milliseconds, so lines of one second share it.
@@ -128,10 +134,14 @@ class Journal:
         self._synced = time.monotonic()
 
 
-def read_journal(path: Path) -> tuple[list[Unit], int]:
+def read_journal(path: Path, digest: str = "") -> tuple[list[Unit], int]:
     """The units of one journal, later lines last, and the number of damaged lines in it.
 
     A kill can tear the last line only, which then has no end and is dropped.
+
+    Args:
+        path: the file.
+        digest: of the stage; lines of another one are damage. Empty: unknown.
 
     Raises:
         UsageError: no permission to read it.
@@ -141,7 +151,7 @@ def read_journal(path: Path) -> tuple[list[Unit], int]:
     damaged = 0
     for line in _lines(path):
         unit = _parse(line)
-        if unit is not None:
+        if unit is not None and _belongs(unit, digest):
             units.append(unit)
         elif line.endswith(b"\n") or _parse(line[:-1] + b"\n") is not None:
             # The second case is a whole line whose end was changed: a torn one is shorter.
@@ -149,11 +159,19 @@ def read_journal(path: Path) -> tuple[list[Unit], int]:
     return units, damaged
 
 
-def drop_damaged_lines(path: Path, temp: Path) -> None:
-    """Take damaged lines out of a journal: their units are computed again and written anew."""
+def drop_damaged_lines(path: Path, temp: Path, digest: str = "") -> None:
+    """Take damaged lines out of a journal: their units are computed again and written anew.
+
+    Args:
+        path: the file.
+        temp: folder on the same file system.
+        digest: of the stage; lines of another one go too.
+    """
     lines = list(_lines(path))
     # By temporary name and rename: the good lines survive a kill.
-    whole = [line for line in lines if _parse(line) is not None]
+    whole = [
+        line for line in lines if (unit := _parse(line)) is not None and _belongs(unit, digest)
+    ]
     if whole != lines:
         write_atomic(path, b"".join(whole), temp, sync=True)
 
@@ -170,7 +188,12 @@ def _parse(line: bytes) -> Unit | None:
         )
     except (KeyError, ValueError):
         return None
-    return Unit(name, files, boot, numerics, content)
+    return Unit(name, files, boot, numerics, content, str(value.get("digest", "")))
+
+
+def _belongs(unit: Unit, digest: str) -> bool:
+    """Whether a unit is part of the stage with this digest, as far as both are known."""
+    return not (unit.digest and digest) or unit.digest == digest
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -21,10 +22,11 @@ from krepes_ooc.core.files import (
     sync_path,
     write_checksummed_file,
 )
-from krepes_ooc.errors import DamageError
+from krepes_ooc.errors import DamageError, KrepesError
 from krepes_ooc.storage.file_checks import file_problem, measure, parse_files
 from krepes_ooc.storage.journal import Journal, Unit, drop_damaged_lines, read_journal
 from krepes_ooc.storage.sealed_list import list_sealed, unlist_sealed
+from krepes_ooc.storage.zarr_metadata import read_document
 
 _SYNC_THREADS = 16  # the disk flushes what many ask for at once in one go: 20 times faster
 
@@ -74,7 +76,7 @@ class StageRecord:
     @cached_property
     def journal(self) -> Journal:
         """The journal that this process appends to."""
-        return Journal(self.folder / f"journal-{self.owner or '0000'}.jsonl")
+        return Journal(self.folder / f"journal-{self.owner or '0000'}.jsonl", self._digest())
 
     @property
     def journals(self) -> list[Path]:
@@ -87,15 +89,21 @@ class StageRecord:
         Raises:
             DamageError: the record is there, but not what was written.
         """
-        return _read_record(self.folder / "begun.json")
+        return _read_record(self.folder / "begun.json", self.name)
 
     def seal(self) -> dict[str, Any] | None:
         """The manifest if the stage is sealed.
 
         Raises:
-            DamageError: the manifest is there, but not what was written.
+            DamageError: the manifest is there, but not what was written, or not of this run.
         """
-        return _read_record(self.folder / "seal.json")
+        path = self.folder / "seal.json"
+        seal = _read_record(path, self.name)
+        # A seal of another run is whole too: only what was begun says whose it is.
+        begun = self._digest() if seal is not None else ""
+        if seal is not None and begun and seal.get("digest") != begun:
+            raise _other_form(path, f"it seals digest {seal.get('digest')}, not {begun}")
+        return seal
 
     def is_sealed(self) -> bool:
         """Whether there is a whole seal."""
@@ -122,31 +130,38 @@ class StageRecord:
         write_checksummed_file(self.folder / "begun.json", record, self.temp)
 
     def restore(self) -> dict[str, Any] | None:
-        """Digest and settings of the begun stage; a damaged record is rewritten from the seal."""
-        try:
-            if (begun := self.begun()) is not None:
-                return begun
-        except DamageError:
-            pass
-        try:
-            begun = (self.seal() or {}).get("begun")
-        except DamageError:
-            return None
-        if not isinstance(begun, dict) or "digest" not in begun:
-            return None
+        """Digest and settings of the begun stage; a damaged record is rewritten from the seal.
+
+        Where record and seal are of two runs, the stamp of the store says of which the result is;
+        without such a store the stage has none.
+        """
+        begun = sealed = None
+        with contextlib.suppress(DamageError):
+            begun = self.begun()
         # The manifest holds a copy of what was begun.
+        with contextlib.suppress(DamageError):
+            sealed = (_read_record(self.folder / "seal.json", self.name) or {}).get("begun")
+        if not isinstance(sealed, dict) or "digest" not in sealed:
+            return begun
+        if begun is not None:
+            if begun.get("digest") == sealed["digest"]:
+                return begun
+            stamped = self.stamped_digest()
+            if stamped != sealed["digest"]:
+                return begun if stamped == begun.get("digest") else None
         if (self.folder / "begun.json").is_dir():
             remove(self.folder / "begun.json")
-        write_checksummed_file(self.folder / "begun.json", begun, self.temp)
-        return begun
+        write_checksummed_file(self.folder / "begun.json", sealed, self.temp)
+        return sealed
 
     def units(self) -> tuple[dict[str, Unit], int]:
         """All journalled units by name, and the number of damaged journal lines."""
         units: dict[str, Unit] = {}
         damaged = 0
+        digest = self._digest()
         # A unit that was computed again is journalled again: its last line counts.
         for path in self.journals:
-            journalled, damaged_lines = read_journal(path)
+            journalled, damaged_lines = read_journal(path, digest)
             units |= {unit.name: unit for unit in journalled}
             damaged += damaged_lines
         return units, damaged
@@ -251,7 +266,7 @@ class StageRecord:
             if not path.is_file() or path.is_symlink():
                 remove(path)
                 continue
-            drop_damaged_lines(path, self.temp)
+            drop_damaged_lines(path, self.temp, self._digest())
         unlist_sealed(self.private, self.name)
         remove(self.folder / "seal.json")
 
@@ -263,6 +278,22 @@ class StageRecord:
                 path.unlink()
         if self.store is not None:
             discard(self.store, self.temp)
+
+    def _digest(self) -> str:
+        """Digest of the begun stage; empty where its record is missing or damaged."""
+        try:
+            return str((self.begun() or {}).get("digest", ""))
+        except DamageError:
+            return ""
+
+    def stamped_digest(self) -> str:
+        """Digest of the run that wrote the store, by the store itself; empty if it says none."""
+        if self.store is None:
+            return ""
+        try:
+            return str(read_document(self.store)["attributes"]["krepes"]["digest"])
+        except (KrepesError, KeyError, TypeError):
+            return ""
 
     @property
     def _previous_store(self) -> Path:
@@ -311,8 +342,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def _read_record(path: Path, stage: str) -> dict[str, Any] | None:
     """A record of a stage whose known keys hold what the writer puts there, or None.
+
+    Args:
+        path: the file.
+        stage: whose record it must be.
 
     Raises:
         DamageError: the record is there, but not what was written.
@@ -324,6 +359,8 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         unknown = value is None and kind is _MEASURED
         if not unknown and (isinstance(value, bool) or not isinstance(value, kind)):
             raise _other_form(path, f"{key} is {str(value)[:40]!r}")
+    if record is not None and record.get("stage", stage) != stage:
+        raise _other_form(path, f"the record of stage {record['stage']}")
     return record
 
 

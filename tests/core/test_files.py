@@ -17,13 +17,11 @@ from krepes_ooc.core.files import (
     checksum,
     checksummed_json,
     disk_errors,
-    read_arrays,
     read_bytes,
     read_checksummed,
     read_checksummed_file,
     sync_path,
     to_json,
-    write_arrays,
     write_atomic,
 )
 from krepes_ooc.errors import DamageError, KrepesError, StageFailed, UsageError
@@ -232,54 +230,10 @@ def test_boot_id_is_the_kernels():
     assert boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-PARTIAL = {
-    "rows": np.array(3),
-    "sums": np.arange(6.0).reshape(2, 3),
-    "none": np.empty((0, 4), dtype=np.float32),
-}
-
-
-def test_partial_result_comes_back(tmp_path: Path):
-    path = tmp_path / "partials" / "sums.npz"
-    write_arrays(path, PARTIAL, tmp_path / "temp")
-    found = read_arrays(path)
-    assert found is not None
-    assert sorted(found) == sorted(PARTIAL)
-    for name, values in PARTIAL.items():
-        assert found[name].dtype == values.dtype
-        np.testing.assert_array_equal(found[name], values)
-    before = path.read_bytes()
-    write_arrays(path, PARTIAL, tmp_path / "temp")
-    assert path.read_bytes() == before
-
-
-def test_damaged_partial_result_is_missing(tmp_path: Path):
-    path = tmp_path / "sums.npz"
-    assert read_arrays(path) is None
-    write_arrays(path, PARTIAL, tmp_path / "temp")
-    good = path.read_bytes()
-    for bit in range(0, 8 * len(good), 37):
-        stores.flip(path, bit)
-        assert read_arrays(path) is None
-        path.write_bytes(good)
-    for end in range(0, len(good), 29):
-        path.write_bytes(good[:end])
-        assert read_arrays(path) is None
-
-
-def test_signed_partial_result_of_another_form_is_missing(tmp_path: Path):
-    path = tmp_path / "sums.npz"
-    path.write_bytes(b"no zip" + checksum(b"no zip").to_bytes(4, "little"))
-    assert read_arrays(path) is None
-    np.savez(path, code=np.array([print], dtype=object))
-    data = path.read_bytes()
-    path.write_bytes(data + checksum(data).to_bytes(4, "little"))
-    assert read_arrays(path) is None
-
-
-def test_arrays_of_another_key_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "sums-000000.npz"
-    write_arrays(path, PARTIAL, tmp_path / "temp", "digest/sums-000000.npz")
-    assert read_arrays(path, "digest/sums-000000.npz") is not None
-    for other in ("digest/sums-000001.npz", "another/sums-000000.npz", ""):
-        assert read_arrays(path, other) is None
+def test_a_line_of_another_key_is_refused() -> None:
+    line = checksummed_json({"a": 1}, "cache/scan-1.json")
+    assert read_checksummed(line, "cache/scan-1.json") == {"a": 1}
+    assert read_checksummed(line, "cache/scan-2.json") is None
+    assert read_checksummed(line) is None
+    # Lines of earlier versions have no key.
+    assert read_checksummed(checksummed_json({"a": 1}), "cache/scan-1.json") == {"a": 1}
