@@ -101,8 +101,8 @@ class StageRecord:
         seal = _read_record(path, self.name)
         # A seal of another run is whole too: only what was begun says whose it is.
         begun = self._digest() if seal is not None else ""
-        if seal is not None and begun and seal.get("digest") != begun:
-            raise _other_form(path, f"it seals digest {seal.get('digest')}, not {begun}")
+        if seal is not None and begun and seal.get("digest", begun) != begun:
+            raise _other_form(path, f"it seals digest {seal['digest']}, not {begun}")
         return seal
 
     def is_sealed(self) -> bool:

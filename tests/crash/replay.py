@@ -101,6 +101,7 @@ class Tally:
         named: cases in which the first run or command named the file.
         stale: cases in which it named the record of a stage as of other settings.
         unharmed: cases in which it gave the bits of a clean run.
+        unread: cases in which it did not read the file, which a verification names.
         silent: wrong bits without a word.
         not_repaired: what a repair left.
     """
@@ -111,6 +112,7 @@ class Tally:
     named: int = 0
     stale: int = 0
     unharmed: int = 0
+    unread: int = 0
     silent: list[str] = field(default_factory=list)
     not_repaired: list[str] = field(default_factory=list)
 
@@ -360,8 +362,9 @@ class Campaign:
             if not isinstance(told, DamageError | WorkspaceError):
                 self.tally.silent.append(f"{where}: {type(told).__name__}: {told}")
             return
-        self.tally.unharmed += 1
         wrong = set(changed(clean, workspace))
+        self.tally.unharmed += not wrong
+        self.tally.unread += bool(wrong)
         for file in sorted(wrong - found):
             self.tally.silent.append(f"{where}: exit 0, {file} differs and is not named")
 

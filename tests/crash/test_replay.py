@@ -13,11 +13,11 @@ from tests.crash import replay
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_short_campaign(tmp_path: Path) -> None:
-    tally = replay.campaign(tmp_path, 16, seed=5, trained=False)
+    tally = replay.campaign(tmp_path, 8, seed=5, trained=False)
     assert tally.silent == []
     assert tally.not_repaired == []
-    assert tally.harms.total() == 16
-    assert tally.named > 5
+    assert tally.harms.total() == 8
+    assert tally.named + tally.stale + tally.unread > 0
 
 
 @pytest.mark.crash
@@ -32,4 +32,5 @@ def test_long_campaign(tmp_path: Path, campaign_row: Callable[..., None]) -> Non
     assert cases == 1000
     kinds = {"chunk", "seal.json", "begun.json", "journal-0000.jsonl", "zarr.json", "cache"}
     assert kinds | {"checkpoint", "training.pt", "partial"} <= tally.files.keys()
-    assert min(tally.harms[harm] for harm in ("exchange", "replay", "earlier", "flip")) > 20
+    assert min(tally.harms[harm] for harm in ("exchange", "replay", "earlier", "flip")) > 5
+    assert min(tally.named, tally.unharmed, tally.unread) > 100
