@@ -89,7 +89,7 @@ def remember_sha256(path: Path, cache: Path, sha256: str) -> None:
     # Read again: another process may have added its files meanwhile.
     digests = _read_digests(memory)
     digests |= {str(path): {"stat": list(stat_signature(path)), "sha256": sha256}}
-    write_cache_file(memory, checksummed_json(digests))
+    write_cache_file(memory, checksummed_json(digests, cache_key(memory)))
 
 
 def stat_signature(path: Path) -> tuple[int, int, int, int]:
@@ -103,6 +103,14 @@ def stat_signature(path: Path) -> tuple[int, int, int, int]:
     except OSError as error:
         raise unreadable(path, error, source=True) from error
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
+def cache_key(path: Path) -> str:
+    """Key of a checksummed file of the cache: its name and that of its folder.
+
+    The names hold digests of what was scanned, so that a result of another scan is refused.
+    """
+    return f"{path.parent.name}/{path.name}"
 
 
 def write_cache_file(path: Path, content: bytes) -> None:
@@ -125,6 +133,6 @@ def _cache_error(error: OSError, path: Path, _needed: int) -> SourceError:
 def _read_digests(path: Path) -> dict[str, Any]:
     """Cached digests by path; none where the record is damaged, so that files are read again."""
     try:
-        return read_checksummed(read_small(path, MAX_RECORD_BYTES)) or {}
+        return read_checksummed(read_small(path, MAX_RECORD_BYTES), cache_key(path)) or {}
     except OSError:
         return {}

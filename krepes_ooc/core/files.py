@@ -11,7 +11,6 @@ import os
 import shutil
 import stat
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,6 @@ from krepes_ooc.errors import DamageError, KrepesError, SourceError, StageFailed
 
 CHECKSUM_BYTES = 4
 MAX_RECORD_BYTES = 2**28
-_END_BYTES = 22 + CHECKSUM_BYTES  # what ends an archive of arrays, and the checksum behind it
 # A pipe is opened without waiting for its other end, and a link is not followed.
 SAFE_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
 READ_FLAGS = os.O_RDONLY | SAFE_FLAGS | getattr(os, "O_BINARY", 0)
@@ -332,64 +330,10 @@ def write_checksummed_file(path: Path, value: Mapping[str, Any], temp: Path) -> 
     write_atomic(path, checksummed_json(value), temp, sync=True)
 
 
-def write_arrays(
-    path: Path, arrays: Mapping[str, npt.NDArray[Any]], temp: Path, key: str = ""
-) -> None:
-    """Write a partial result: named arrays with one checksum, whole or absent.
-
-    Args:
-        path: the file.
-        arrays: by name.
-        temp: folder on the same file system.
-        key: what the result is part of; it enters the checksum, so that a file of another run or
-            another place is refused when it is read under this key.
-    """
-    # An uncompressed .npz, followed by its crc32c as a chunk is.
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    suffix = _keyed_checksum(np.frombuffer(buffer.getbuffer(), dtype=np.uint8), key)
-    data = (buffer.getbuffer(), suffix.to_bytes(CHECKSUM_BYTES, "little"))
-    write_atomic(path, data, temp, sync=True)
-
-
-def read_arrays(path: Path, key: str = "") -> dict[str, npt.NDArray[Any]] | None:
-    """The arrays of a partial result; None if it is missing, damaged or of another key.
-
-    Args:
-        path: the file.
-        key: what it was written under.
-    """
-    try:
-        with open_binary(path) as file:
-            # The end of an archive comes first: a file of holes is not read.
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _END_BYTES))
-            if not file.read(_END_BYTES).startswith(b"PK\x05\x06"):
-                return None
-            file.seek(0)
-            data = file.readall()
-    except (OSError, MemoryError):
-        return None
-    # Nothing is parsed before its checksum holds; the zip reader skips the bytes behind its end.
-    payload = np.frombuffer(data, dtype=np.uint8)[:-CHECKSUM_BYTES]
-    if _keyed_checksum(payload, key) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
-        return None
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
-            # They are written as they are: nothing may grow when it is read.
-            if any(item.compress_size != item.file_size for item in loaded.zip.infolist()):
-                return None
-            return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, KeyError, MemoryError, zipfile.BadZipFile):
-        return None
-
-
-def _keyed_checksum(payload: npt.NDArray[np.uint8], key: str) -> int:
-    return int(google_crc32c.extend(checksum(payload), key.encode()))
-
-
-def checksum(data: bytes | npt.NDArray[Any]) -> int:
-    """crc32c of bytes or of a contiguous array."""
-    return int(google_crc32c.value(data))
+def checksum(data: bytes | npt.NDArray[Any], key: str = "") -> int:
+    """crc32c of bytes or of a contiguous array, and of a key behind them."""
+    crc = google_crc32c.value(data)
+    return int(google_crc32c.extend(crc, key.encode()) if key else crc)
 
 
 def to_json(value: Any) -> str:
@@ -420,19 +364,29 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def checksummed_json(value: Mapping[str, Any]) -> bytes:
-    """One line of JSON that carries its own checksum."""
+def checksummed_json(value: Mapping[str, Any], key: str = "") -> bytes:
+    """One line of JSON that carries its own checksum.
+
+    Args:
+        value: the content.
+        key: what the line is, such as the name of its file; it enters the checksum, so that the
+            line is refused when it is read under another key.
+    """
     # Written by hand: the checksum covers the exact bytes of the body.
     body = to_json(value).encode()
-    return b'{"crc32c":%d,"body":%b}\n' % (checksum(body), body)
+    return b'{"crc32c":%d,"body":%b}\n' % (checksum(body, key), body)
 
 
-def read_checksummed(line: bytes) -> dict[str, Any] | None:
-    """The value of one checksummed line, or None if the line is torn or changed."""
+def read_checksummed(line: bytes, key: str = "") -> dict[str, Any] | None:
+    """The value of one checksummed line, or None if the line is torn, changed or of another key.
+
+    Lines without a key, as earlier versions wrote them, are read under every key.
+    """
     # The inverse of ``checksummed_json``: {"crc32c":N,"body":BODY} and a line end, nothing else.
     head, _, rest = line.partition(b',"body":')
     body = rest[:-2]
-    if rest[-2:] != b"}\n" or head != b'{"crc32c":%d' % checksum(body):
+    known = {b'{"crc32c":%d' % checksum(body, each) for each in (key, "")}
+    if rest[-2:] != b"}\n" or head not in known:
         return None
     try:
         value = json.loads(body)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
+from krepes_ooc.core.partial_files import read_partial_file, write_partial_file
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import NetworkError, UsageError
 from krepes_ooc.network.spec import NetworkSpec, build_network
@@ -145,14 +147,37 @@ def train_epoch(
     return state.losses[-1]
 
 
-def save_state(state: TrainState, path: Path) -> None:
-    """Write the whole training state, whole or absent."""
+def save_state(state: TrainState, path: Path, key: str = "") -> None:
+    """Write the whole training state, whole or absent, with a checksum.
+
+    Args:
+        state: after an epoch.
+        path: the file.
+        key: what the training is part of; the state is resumed under the same key only.
+
+    Raises:
+        StageFailed: the disk is full; torch itself would fail without saying so.
+    """
     import torch
 
-    from krepes_ooc.network.checkpoint import write_file
+    buffer = io.BytesIO()
+    torch.save(state_content(state), buffer)
+    write_partial_file(path, buffer.getvalue(), path.parent, key)
 
-    content = state_content(state)
-    write_file(path, lambda temporary: torch.save(content, temporary))
+
+def resume_state(
+    path: Path, spec: NetworkSpec, settings: PretrainSettings, base: Path, seed: int, key: str
+) -> TrainState:
+    """Training state that ``save_state`` wrote under this key; else that of the first step.
+
+    A state that is damaged, of another training or of an earlier version is no state.
+
+    Raises:
+        NetworkError: the state belongs to another network.
+    """
+    if read_partial_file(path, key) is None:
+        return new_state(spec, settings, base, seed)
+    return load_state(path, spec, settings, base, seed, key)
 
 
 def state_content(state: TrainState) -> dict[str, Any]:
@@ -168,7 +193,12 @@ def state_content(state: TrainState) -> dict[str, Any]:
 
 
 def load_state(
-    path: Path, spec: NetworkSpec, settings: PretrainSettings, base: Path = Path(), seed: int = 0
+    path: Path,
+    spec: NetworkSpec,
+    settings: PretrainSettings,
+    base: Path = Path(),
+    seed: int = 0,
+    key: str = "",
 ) -> TrainState:
     """Training state that ``save_state`` wrote.
 
@@ -179,7 +209,11 @@ def load_state(
 
     state = new_state(spec, settings, base, seed)
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        data = read_partial_file(path, key)
+        if data is None:
+            raise ValueError("the checksum of a training state does not match")
+        file = io.BytesIO(data)
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         if set(content) != _STATE_KEYS:
             raise ValueError("other keys than a training state has")
         # Strict: all keys and shapes must fit the network of the recipe.

@@ -7,7 +7,6 @@ finite values are checked. torch is imported on first use.
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import write_atomic
 from krepes_ooc.core.import_object import load_callable
 from krepes_ooc.errors import KrepesError, NetworkError
 from krepes_ooc.network import pretrain
@@ -68,9 +66,8 @@ class DemoTraining:
             NetworkError: the loss is not finite.
             UsageError: fewer than two samples, or a module with nothing to train.
         """
-        state = pretrain.new_state(self.spec, self.settings, self.base, seed)
-        if saved.exists():
-            state = pretrain.load_state(saved, self.spec, self.settings, self.base, seed)
+        key = f"{seed}/{saved.name}"
+        state = pretrain.resume_state(saved, self.spec, self.settings, self.base, seed, key)
         written = time.monotonic()
         while state.epoch < self.settings.epochs:
             pretrain.train_epoch(
@@ -78,7 +75,7 @@ class DemoTraining:
             )
             # A short training is cheaper done again than saved every epoch.
             if time.monotonic() - written > SAVE_SECONDS:
-                _save_state(state, saved)
+                pretrain.save_state(state, saved, key)
                 written = time.monotonic()
         return dict(state.module.state_dict())
 
@@ -216,19 +213,6 @@ def seconds_of_training(
         steps = settings.epochs * (n_samples // min(settings.batch, n_samples))
         return (calls[-1] - calls[1]) / (len(calls) - 2) * steps
     return time.monotonic() - started
-
-
-def _save_state(state: pretrain.TrainState, path: Path) -> None:
-    """Write the training state, whole or absent.
-
-    Raises:
-        StageFailed: the disk is full; torch itself would fail without saying so.
-    """
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(pretrain.state_content(state), buffer)
-    write_atomic(path, buffer.getvalue(), path.parent, sync=True)
 
 
 def _state(weights: Any, function: str) -> State:

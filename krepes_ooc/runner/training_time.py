@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import read_arrays
+from krepes_ooc.core.partial_files import read_arrays
 from krepes_ooc.network.retrain import DemoTraining, seconds_of_training
 from krepes_ooc.network.spec import PRETRAIN
 from krepes_ooc.runner.audit import Audit

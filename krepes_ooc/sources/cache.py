@@ -20,7 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.digests import canonical_digest, file_sha256, write_cache_file
+from krepes_ooc.core.digests import (
+    cache_key,
+    canonical_digest,
+    file_sha256,
+    write_cache_file,
+)
 from krepes_ooc.core.files import (
     MAX_RECORD_BYTES,
     checksum,
@@ -193,13 +198,13 @@ def write_scan_result(path: Path, result: Mapping[str, Any]) -> None:
     Raises:
         SourceError: the cache folder cannot be written.
     """
-    write_cache_file(path, checksummed_json(result))
+    write_cache_file(path, checksummed_json(result, cache_key(path)))
 
 
 def read_scan_result(path: Path) -> dict[str, Any]:
     """Result that an earlier run wrote; {} if it is missing or damaged."""
     try:
-        return read_checksummed(read_small(path, MAX_RECORD_BYTES)) or {}
+        return read_checksummed(read_small(path, MAX_RECORD_BYTES), cache_key(path)) or {}
     except OSError:
         return {}
 
@@ -246,7 +251,8 @@ def damaged_files(cache: Path) -> list[tuple[Path, str]]:
             continue
         if path.suffix in (".json", CHECKSUM_SUFFIX):
             try:
-                intact = read_checksummed(read_small(path, MAX_RECORD_BYTES)) is not None
+                line = read_small(path, MAX_RECORD_BYTES)
+                intact = read_checksummed(line, cache_key(path)) is not None
             except PermissionError as error:
                 raise unreadable(path, error) from error
             except OSError as error:

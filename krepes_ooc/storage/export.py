@@ -100,10 +100,12 @@ def _load_sealed(workspace: Workspace, store: str) -> xarray.Dataset:
     )
     try:
         dataset: xarray.Dataset = workspace[store].load()
-    except (KeyError, OSError, ValueError, TypeError) as error:
+    except (DamageError, KeyError, OSError, ValueError, TypeError) as error:
         # Zarr meets files that are gone; whether a run took them, the seal says.
         if record.seal() != before:
             raise changed from error
+        if isinstance(error, DamageError):
+            raise
         place = record.base
         if isinstance(error, OSError):
             raise unreadable(Path(error.filename or place), error) from error

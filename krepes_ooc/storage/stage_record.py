@@ -101,8 +101,8 @@ class StageRecord:
         seal = _read_record(path, self.name)
         # A seal of another run is whole too: only what was begun says whose it is.
         begun = self._digest() if seal is not None else ""
-        if seal is not None and begun and seal.get("digest") != begun:
-            raise _other_form(path, f"it seals digest {seal.get('digest')}, not {begun}")
+        if seal is not None and begun and seal.get("digest", begun) != begun:
+            raise _other_form(path, f"it seals digest {seal['digest']}, not {begun}")
         return seal
 
     def is_sealed(self) -> bool:
@@ -144,11 +144,11 @@ class StageRecord:
         if not isinstance(sealed, dict) or "digest" not in sealed:
             return begun
         if begun is not None:
-            if begun["digest"] == sealed["digest"]:
+            if begun.get("digest") == sealed["digest"]:
                 return begun
-            stamped = self._stamped_digest()
+            stamped = self.stamped_digest()
             if stamped != sealed["digest"]:
-                return begun if stamped == begun["digest"] else None
+                return begun if stamped == begun.get("digest") else None
         if (self.folder / "begun.json").is_dir():
             remove(self.folder / "begun.json")
         write_checksummed_file(self.folder / "begun.json", sealed, self.temp)
@@ -286,7 +286,7 @@ class StageRecord:
         except DamageError:
             return ""
 
-    def _stamped_digest(self) -> str:
+    def stamped_digest(self) -> str:
         """Digest of the run that wrote the store, by the store itself; empty if it says none."""
         if self.store is None:
             return ""

@@ -18,7 +18,7 @@ from krepes_ooc.storage.chunk_readers import (
     chunk_path,
     damage_error,
 )
-from krepes_ooc.storage.file_checks import confine
+from krepes_ooc.storage.file_checks import confine, file_problem
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.zarr_metadata import DOCUMENT, ArrayInfo, read_document, read_info
 
@@ -34,7 +34,7 @@ class StoreReader:
 
     A chunk must also be the one that was recorded: its crc32c is that of the stage's seal, or of
     its journal while it runs. So a chunk of an earlier run, or of another place in the array, which
-    is whole by its own checksum, is refused.
+    is whole by its own checksum, is refused. So is a document that is not the one that was sealed.
 
     Args:
         path: the store's group inside ``audit.zarr``.
@@ -70,6 +70,7 @@ class StoreReader:
             WorkspaceError: there is no such store.
             DamageError: its metadata cannot be read.
         """
+        self._check_document(self.path)
         return dict(read_document(self.path).get("attributes", {}))
 
     def info(self, name: str) -> ArrayInfo:
@@ -80,7 +81,9 @@ class StoreReader:
             DamageError: its metadata are not those of an array that krepes may read.
         """
         if name not in self._arrays:
-            self._arrays[name] = read_info(confine(self.path / name, self.path))
+            folder = confine(self.path / name, self.path)
+            self._check_document(folder)
+            self._arrays[name] = read_info(folder)
         return self._arrays[name]
 
     def has(self, name: str) -> bool:
@@ -167,6 +170,18 @@ class StoreReader:
             self._check_recorded(folder, at, crc)
             self._verified.add((name, at))
         return values
+
+    def _check_document(self, folder: Path) -> None:
+        """Raise for a document of a sealed store that is not the one that was sealed."""
+        path = folder / DOCUMENT
+        files, complete = self._recorded
+        recorded = files.get(path.relative_to(self.path).as_posix())
+        if not complete or not path.exists():
+            return  # what is missing is named by its reader
+        if recorded is None:
+            raise damage_error(path, "a document that the seal does not list", "a file of the seal")
+        if problem := file_problem(path, *recorded, suffixed=False):
+            raise damage_error(path, problem, "what was written")
 
     def _check_recorded(self, folder: Path, at: tuple[int, ...], crc: int) -> None:
         """Raise for a whole chunk that is not the one that was written here."""

@@ -120,6 +120,10 @@ def _expected_files(record: StageRecord) -> tuple[Files | None, list[Damage]]:
         units, bad_lines = record.units()
         if bad_lines:
             damage.append(Damage(record.name, "journal", f"{bad_lines} damaged lines"))
+        # No seal names the documents; the store says itself which run writes it.
+        stamped = record.stamped_digest()
+        if begun is not None and stamped and stamped != begun.get("digest"):
+            damage.append(Damage(record.name, DOCUMENT, f"of another run, with digest {stamped}"))
         return {key: value for unit in units.values() for key, value in unit.files.items()}, damage
     # Sealed: the manifest names every file, and the journals with their checksums.
     if begun is None and not damage:

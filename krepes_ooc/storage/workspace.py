@@ -83,8 +83,11 @@ class Workspace:
         check_sealed(record, unsealed)
         import xarray
 
+        from krepes_ooc.storage.recorded_files import RecordedStore
+
         # Refuses what krepes did not write before Zarr opens it: a pipe would be waited for.
-        refuse_foreign_files(self._store(store), record.recorded_files()[0])
+        files, _ = record.recorded_files()
+        refuse_foreign_files(self._store(store), files)
         reader = self.reader(store)
         for name in reader.names():
             reader.info(name)
@@ -92,7 +95,10 @@ class Workspace:
             # Of a stray file, which a verification names.
             warnings.filterwarnings("ignore", message="Object at")
             dataset: xarray.Dataset = xarray.open_zarr(
-                self.audit, group=store, consolidated=False, zarr_format=3, chunks={}
+                RecordedStore(self._store(store), files),
+                consolidated=False,
+                zarr_format=3,
+                chunks={},
             )
         return dataset
 

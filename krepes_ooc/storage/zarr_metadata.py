@@ -6,6 +6,8 @@ whatever the library's version and the user's Zarr configuration.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -29,6 +31,9 @@ _CRC32C = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _SINGLE_BYTES = {"name": "bytes"}
 _KEYS = {"name": "default", "configuration": {"separator": "/"}}
+
+_MARGIN = 6 * " "  # of the copies in the root document
+_SHORT_BYTES = 2**15  # documents whose text is kept
 
 
 @dataclass(frozen=True)
@@ -133,11 +138,49 @@ def write_root(audit: Path, temp: Path) -> None:
     """
     # Groups and their arrays, relative to the root, as Zarr's own consolidation lists them.
     paths = sorted([*audit.glob(f"*/{DOCUMENT}"), *audit.glob(f"*/*/{DOCUMENT}")])
-    copies = {p.parent.relative_to(audit).as_posix(): read_document(p.parent) for p in paths}
+    copies = {p.parent.relative_to(audit).as_posix(): _read_indented(p.parent) for p in paths}
     # Written only where it differs: a run that changes nothing touches no file.
-    data = to_bytes(root_document(copies))
+    data = _root_bytes(copies)
     if read_bytes(audit / DOCUMENT) != data:
         write_atomic(audit / DOCUMENT, data, temp, sync=True)
+
+
+def _root_bytes(copies: Mapping[str, str]) -> bytes:
+    """``to_bytes(root_document(...))`` from copies that are JSON already, by their folder."""
+    text = to_bytes(root_document({})).decode()
+    if copies:
+        # The one empty object of that name; keys of objects are sorted.
+        keys = sorted(copies)
+        entries = ",\n".join(f"{_MARGIN}{json.dumps(key)}: {copies[key]}" for key in keys)
+        text = text.replace('"metadata": {}', f'"metadata": {{\n{entries}\n{_MARGIN[2:]}}}')
+    return text.encode()
+
+
+def _read_indented(folder: Path) -> str:
+    """The document of one folder as JSON, indented as the root document holds it.
+
+    Raises:
+        WorkspaceError: there is none.
+        DamageError: it is no JSON object.
+    """
+    data = read_bytes(folder / DOCUMENT)
+    # A stage changes few of some hundred documents, and indenting costs more than reading.
+    if data is not None and len(data) <= _SHORT_BYTES:
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            return _remembered(data)
+    return _indented(read_document(folder))
+
+
+@functools.lru_cache(maxsize=512)
+def _remembered(data: bytes) -> str:
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise TypeError("no JSON object")
+    return _indented(document)
+
+
+def _indented(document: Mapping[str, Any]) -> str:
+    return to_bytes(document).decode().rstrip("\n").replace("\n", f"\n{_MARGIN}")
 
 
 def to_bytes(document: Mapping[str, Any]) -> bytes:

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from krepes_ooc.core.partial_files import read_arrays, write_arrays
 
 from krepes_ooc.core.files import checksum
+from krepes_ooc.core.partial_files import read_arrays, write_arrays
 from tests.storage import stores
 
 PARTIAL = {

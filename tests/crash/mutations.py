@@ -90,7 +90,7 @@ MUTATIONS = (
     Mutation(
         "records are believed without their checksum",
         "core/files.py",
-        '    if rest[-2:] != b"}\\n" or head != b\'{"crc32c":%d\' % checksum(body):\n',
+        '    if rest[-2:] != b"}\\n" or head not in known:\n',
         '    if rest[-2:] != b"}\\n":\n',
         "tests/core/test_files.py",
     ),
@@ -128,6 +128,27 @@ MUTATIONS = (
         "        if recorded is not None and recorded[1] != crc:",
         "        if False:",
         "tests/runner/test_recorded_bytes.py -k whole_chunk",
+    ),
+    Mutation(
+        "a seal of another run is believed",
+        "storage/stage_record.py",
+        "        if seal is not None and begun and seal",
+        "        if False and seal is not None and seal",
+        "tests/runner/test_recorded_bytes.py -k record_of_another_seed",
+    ),
+    Mutation(
+        "a journal of another run is believed",
+        "storage/journal.py",
+        "    return not (unit.digest and digest) or unit.digest == digest",
+        "    return True",
+        "tests/runner/test_recorded_bytes.py -k journal",
+    ),
+    Mutation(
+        "a document of another run is believed",
+        "storage/store_reader.py",
+        "        if problem := file_problem(path, *recorded, suffixed=False):",
+        "        if False:",
+        "tests/runner/test_recorded_bytes.py -k document",
     ),
     Mutation(
         "the digest of a store is not compared",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 import torch
 
 from krepes_ooc.core import counter_rng
+from krepes_ooc.core.partial_files import write_partial_file
 from krepes_ooc.errors import NetworkError, UsageError
 from krepes_ooc.network import ssl_losses
 from krepes_ooc.network.pretrain import (
     PretrainSettings,
     load_state,
     new_state,
+    resume_state,
     save_checkpoint,
     save_state,
     train_epoch,
@@ -109,7 +112,9 @@ def test_failures_are_told(tmp_path: Path) -> None:
         path.write_bytes(damage)
         with pytest.raises(NetworkError, match=r"cannot resume.*delete the file"):
             load_state(path, SPEC, settings())
-    torch.save({"model": {}}, path)
+    buffer = io.BytesIO()
+    torch.save({"model": {}}, buffer)
+    write_partial_file(path, buffer.getvalue(), tmp_path)
     with pytest.raises(NetworkError, match="other keys"):
         load_state(path, SPEC, settings())
     save_state(
@@ -117,6 +122,27 @@ def test_failures_are_told(tmp_path: Path) -> None:
     )
     with pytest.raises(NetworkError, match="cannot resume: RuntimeError"):
         load_state(path, SPEC, settings())
+
+
+@pytest.mark.parametrize("harm", ["flipped", "of another training", "of an earlier version"])
+def test_a_state_that_is_not_the_recorded_one_is_no_state(tmp_path: Path, harm: str) -> None:
+    """torch reads a flipped weight, and the state of another seed, without a word."""
+    chosen, path = settings(), tmp_path / "state.pt"
+    state = new_state(SPEC, chosen)
+    train_epoch(state, chosen, len(DATA), views)
+    save_state(state, path, "digest/state.pt")
+    assert resume_state(path, SPEC, chosen, tmp_path, 0, "digest/state.pt").epoch == 1
+    key = "digest/state.pt"
+    if harm == "flipped":
+        data = bytearray(path.read_bytes())
+        place = data.index(next(state.module.parameters()).detach().numpy().tobytes())
+        data[place] ^= 1
+        path.write_bytes(data)
+    elif harm == "of another training":
+        key = "another/state.pt"
+    else:
+        path.write_bytes(path.read_bytes()[:-4])
+    assert resume_state(path, SPEC, chosen, tmp_path, 0, key).epoch == 0
 
 
 def test_losses_follow_their_formulas() -> None:

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.errors import WorkspaceError
+from krepes_ooc.errors import DamageError, WorkspaceError
+from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.recipe import Recipe
+from krepes_ooc.runner.run import run
+from krepes_ooc.runner.status import verify_workspace
+from krepes_ooc.runner.workspace import Workspace as Stores
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.storage.export import export_store
 from krepes_ooc.storage.workspace import Workspace
@@ -155,3 +160,130 @@ def test_a_store_that_is_replaced_while_it_is_exported_is_refused(
     with pytest.raises(WorkspaceError, match="replaced while it was read"):
         export_store(space, "influence", tmp_path / "out.csv", "csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def record(folder: Path, stage: str, name: str) -> Path:
+    return folder / ".krepes/stages" / stage / name
+
+
+def unseal(folder: Path, stage: str) -> None:
+    """The stage as a kill before its seal leaves it."""
+    space = Workspace(folder)
+    space.record(stage, stage).unseal()
+
+
+def test_a_journal_of_another_seed_vouches_for_nothing(
+    tmp_path: Path, clean: Path, other_seed: Path, capsys: Any
+) -> None:
+    """Its chunks are whole, and just those that it names."""
+    assert krepes(capsys, tmp_path, "--until", "features").code == 0
+    unseal(tmp_path, "features")
+    name = "journal-0000.jsonl"
+    shutil.copy(record(other_seed, "features", name), record(tmp_path, "features", name))
+    for array in ("values", "self_kernel", "sample_id"):
+        chunks = f"audit.zarr/features/{array}/c"
+        shutil.copytree(other_seed / chunks, tmp_path / chunks, dirs_exist_ok=True)
+    assert krepes(capsys, tmp_path).code == 0
+    assert differences(clean, tmp_path) == []
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "features", "moments"])
+@pytest.mark.parametrize("name", ["seal.json", "begun.json"])
+def test_a_record_of_another_seed_is_refused(
+    tmp_path: Path, clean: Path, other_seed: Path, capsys: Any, stage: str, name: str
+) -> None:
+    """A checkpoint is laid in with its seal: the two agree."""
+    shutil.copytree(clean, tmp_path / "w")
+    workspace = tmp_path / "w"
+    shutil.copy(record(other_seed, stage, name), record(workspace, stage, name))
+    if (stage, name) == ("pretrain", "seal.json"):
+        shutil.copy(other_seed / CHECKPOINT, workspace / CHECKPOINT)
+    refused = krepes(capsys, workspace)
+    assert refused.code == 5
+    assert f"stages/{stage}/seal.json" in refused.line
+    assert krepes(capsys, workspace, "--repair").code == 0
+    assert differences(clean, workspace) == []
+    assert (workspace / CHECKPOINT).read_bytes() == (clean / CHECKPOINT).read_bytes()
+    assert small.seals(workspace) == small.seals(clean)
+    assert verify_workspace(workspace).damage == ()
+
+
+def test_a_record_of_another_stage_is_refused(tmp_path: Path, clean: Path, capsys: Any) -> None:
+    shutil.copytree(clean, tmp_path / "w")
+    for name in ("seal.json", "begun.json"):
+        shutil.copy(record(clean, "moments", name), record(tmp_path / "w", "spectrum", name))
+    refused = krepes(capsys, tmp_path / "w")
+    assert refused.code == 5
+    assert "the record of stage moments" in refused.line
+    assert krepes(capsys, tmp_path / "w", "--repair").code == 0
+    assert differences(clean, tmp_path / "w") == []
+
+
+def test_a_document_of_an_earlier_state_is_refused(
+    tmp_path: Path, clean: Path, capsys: Any
+) -> None:
+    """A verdict is read from the document of its store, and from nothing else."""
+    shutil.copytree(clean, tmp_path / "w")
+    document = tmp_path / "w/audit.zarr/verdict/zarr.json"
+    said = small.krepes(capsys, "verdict", "-w", str(tmp_path / "w"))
+    word = said.out.split()[0].encode()
+    assert word in document.read_bytes()
+    document.write_bytes(document.read_bytes().replace(word, b"X" * len(word)))
+    refused = small.krepes(capsys, "verdict", "-w", str(tmp_path / "w"))
+    assert refused.code == 5
+    assert "verdict/zarr.json" in refused.line
+
+
+@pytest.mark.parametrize("how", ["exchanged", "missing"])
+def test_a_dataset_gives_only_what_was_sealed(tmp_path: Path, clean: Path, how: str) -> None:
+    """Zarr would read the one, and fill the other with NaN."""
+    shutil.copytree(clean, tmp_path / "w")
+    chunks = tmp_path / "w/audit.zarr/kernel/values/c/0"
+    assert Stores(tmp_path / "w")["kernel"].load().equals(Stores(clean)["kernel"].load())
+    if how == "exchanged":
+        exchange(chunks / "0/0", chunks / "1/0")
+    else:
+        (chunks / "1/0").unlink()
+    dataset = Stores(tmp_path / "w")["kernel"]
+    with pytest.raises(DamageError, match=r"kernel/values/c/0/./0"):
+        dataset.load()
+
+
+def test_a_scan_of_another_table_is_no_scan_of_this_one(tmp_path: Path) -> None:
+    """Two tables of the same columns: the scan holds their means and their marginals."""
+    recipes = []
+    for seed in (0, 1):
+        table = small.rows_csv(60, seed).replace("z,", "w," if seed else "z,")
+        path = small.own_recipe(tmp_path / f"recipe-{seed}", table)
+        changes = ("stages.features.block_rows=32", "stages.features.forward_batch=32")
+        recipes.append(Recipe.load(str(path), changes))
+        run(recipes[seed], tmp_path / f"w{seed}", Options(workers=1, until="features"))
+    scans = [next((tmp_path / f"w{seed}").glob(".krepes/cache/scan-*")) for seed in (0, 1)]
+    shutil.copytree(tmp_path / "w0", tmp_path / "w")
+    laid = tmp_path / "w/.krepes/cache" / scans[0].name
+    for path in scans[1].iterdir():
+        shutil.copy(path, laid / path.name)
+    (damage, *_) = verify_workspace(tmp_path / "w").damage
+    assert str(laid) in damage.file
+    run(recipes[0], tmp_path / "w", Options(workers=1, until="landmarks"))
+    run(recipes[0], tmp_path / "w0", Options(workers=1, until="landmarks"))
+    assert differences(tmp_path / "w0", tmp_path / "w") == []
+    assert verify_workspace(tmp_path / "w").damage == ()
+
+
+def test_a_document_of_another_seed_in_an_unsealed_store_is_repaired(
+    tmp_path: Path, clean: Path, other_seed: Path, capsys: Any
+) -> None:
+    """No seal lists it yet; the store's own stamp says whose it is."""
+    assert krepes(capsys, tmp_path, "--until", "features").code == 0
+    unseal(tmp_path, "features")
+    document = "audit.zarr/features/zarr.json"
+    shutil.copy(other_seed / document, tmp_path / document)
+    refused = krepes(capsys, tmp_path)
+    assert refused.code == 4
+    assert "features: the store was written as" in refused.line
+    assert [damage.file for damage in verify_workspace(tmp_path, "features").damage] == [
+        "zarr.json"
+    ]
+    assert krepes(capsys, tmp_path, "--repair").code == 0
+    assert differences(clean, tmp_path) == []

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krepes_ooc.core.files import Files, checksummed_json, write_arrays
+from krepes_ooc.core.files import Files, checksummed_json
+from krepes_ooc.core.partial_files import write_arrays
 from krepes_ooc.errors import DamageError
 from krepes_ooc.storage.journal import Unit
 from krepes_ooc.storage.stage_record import StageRecord, discard

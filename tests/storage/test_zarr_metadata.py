@@ -17,7 +17,9 @@ from krepes_ooc.storage.zarr_metadata import (
     fill_value,
     read_document,
     read_info,
+    root_document,
     to_bytes,
+    write_root,
 )
 
 INFO = ArrayInfo((2, 600, 5), (1, 256, 5), np.dtype("<f2"), ("view", "sample", "feature"), {"a": 1})
@@ -164,3 +166,24 @@ def test_other_layouts_are_refused(tmp_path: Path, change: dict[str, Any]):
     folder = write(tmp_path, {**array_document(INFO), **change})
     with pytest.raises(DamageError, match="expected"):
         read_info(folder)
+
+
+def test_root_document_is_that_of_its_copies(tmp_path: Path) -> None:
+    """Its text is put together from the texts of the copies; every byte is that of the whole."""
+    audit = tmp_path / "audit.zarr"
+    audit.mkdir()
+    names = ["b", "a/values", "a", "ab", "long"]
+    for turn in range(3):
+        for name in names[: 3 * turn]:
+            (audit / name).mkdir(parents=True, exist_ok=True)
+            attributes = {"text": 'a "quoted"\nline, {"metadata": {}}', "n": [turn, {}, []]}
+            document = {"zarr_format": 3, "attributes": attributes, "x": float("nan")}
+            if name == "long":
+                document["rows"] = list(range(20_000))
+            (audit / name / "zarr.json").write_text(json.dumps(document))
+        write_root(audit, tmp_path / "temp")
+        copies = {name: read_document(audit / name) for name in sorted(names[: 3 * turn])}
+        assert (audit / "zarr.json").read_bytes() == to_bytes(root_document(copies))
+    (audit / "a/zarr.json").write_text("[]")
+    with pytest.raises(DamageError, match="no JSON object"):
+        write_root(audit, tmp_path / "temp")

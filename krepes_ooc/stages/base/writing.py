@@ -9,7 +9,8 @@ from typing import Any
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block, BlockPlan
-from krepes_ooc.core.files import Files, read_arrays, write_arrays
+from krepes_ooc.core.files import Files
+from krepes_ooc.core.partial_files import read_arrays, write_arrays
 from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.storage.contracts import StoreSpec
 from krepes_ooc.storage.journal import Unit

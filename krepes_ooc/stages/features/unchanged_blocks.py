@@ -112,7 +112,7 @@ def _changed_positions(
         return None
     # Scales and probes are measured on samples: those of a changed sample may differ.
     with contextlib.suppress(KrepesError):
-        archived = StoreReader(previous.store).attributes
+        archived = StoreReader(previous.store, record=previous).attributes
         if _compared(archived) == _compared(attributes):
             cache = context.record.private / "cache"
             old, new = (read_file_digests(cache, digest) for digest in sources)

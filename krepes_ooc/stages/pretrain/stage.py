@@ -40,10 +40,8 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
     context.executor()
     # An interrupted training goes on after its last finished epoch, with the same bits.
     saved = context.record.folder / "training.pt"
-    if saved.exists():
-        state = pretrain.load_state(saved, spec, settings, recipe.base, recipe.seed)
-    else:
-        state = pretrain.new_state(spec, settings, recipe.base, recipe.seed)
+    key = f"{context.digest}/{saved.name}"
+    state = pretrain.resume_state(saved, spec, settings, recipe.base, recipe.seed, key)
     context.progress.begin("pretrain", settings.epochs, state.epoch)
     n_samples = recipe.source.n_samples
 
@@ -53,7 +51,7 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
 
     while state.epoch < settings.epochs:
         pretrain.train_epoch(state, settings, n_samples, batch_views, spec.output)
-        pretrain.save_state(state, saved)
+        pretrain.save_state(state, saved, key)
         context.progress.advance(1)
     # The checkpoint lies outside the stores; its path and checksum are the files of the seal.
     recipe.pretrained.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.digests import canonical_digest
-from krepes_ooc.core.files import read_arrays, write_arrays
+from krepes_ooc.core.partial_files import read_arrays, write_arrays
 from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.network import retrain

@@ -1,0 +1,54 @@
+"""One table of all campaigns at the end of ``make crash``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+HEAD = ("campaign", "cases", "silent", "not repaired", "seconds")
+
+
+@pytest.fixture
+def campaign_row(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
+    """Figures of a campaign for the table: its cases, those that were silent, not repaired."""
+
+    def record(*, cases: int, silent: int = 0, not_repaired: int = 0) -> None:
+        record_property("campaign", (cases, silent, not_repaired))
+
+    return record
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the rows of the table: reports have names of folders among their keywords too."""
+    for item in items:
+        if item.get_closest_marker("crash") is not None:
+            item.user_properties.append(("row", True))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print a row for every test with the marker ``crash``."""
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, ())
+        if report.when == "call" and dict(report.user_properties).get("row")
+    ]
+    if not reports:
+        return
+    rows = [HEAD, *(row_of(report) for report in reports)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    terminalreporter.section("campaigns")
+    for row in rows:
+        texts = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        terminalreporter.write_line("  ".join(texts))
+
+
+def row_of(report: Any) -> tuple[str, ...]:
+    """Name, figures and seconds of one test; one without figures is a single case."""
+    figures = dict(report.user_properties).get("campaign", (1, 0, 0))
+    # What failed before it had figures is shown as such.
+    texts = ["failed"] * 3 if report.failed and not any(figures[1:]) else map(str, figures)
+    name = report.nodeid.removeprefix("tests/").replace("::", " ")
+    return (name, *texts, f"{report.duration:.0f}")
