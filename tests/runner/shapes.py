@@ -46,6 +46,12 @@ def wide(folder: Path) -> Path:
     return _table(folder, _numbers(600, 5000), _labels(600, 2))
 
 
+def columns(folder: Path) -> Path:
+    """2,000 columns of numbers, and little else."""
+    few = {"landmarks": {"count": 24}, "audited": {"audit": 60, "fit": 60}}
+    return _table(folder, _numbers(260, 2000), _labels(260, 2), **few)
+
+
 def tall(folder: Path) -> Path:
     """60,000 samples of a few columns."""
     return _table(folder, _numbers(60_000, 8), _labels(60_000, 2))
@@ -108,7 +114,7 @@ def pictures(folder: Path) -> Path:
 
 SHAPES: dict[str, Callable[[Path], Path]] = {
     shape.__name__: shape
-    for shape in (wide, tall, classes, categories, landmarks, audited, pictures)
+    for shape in (wide, columns, tall, classes, categories, landmarks, audited, pictures)
 }
 
 

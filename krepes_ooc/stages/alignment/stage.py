@@ -345,9 +345,17 @@ def estimate_cost(sizes: AuditSizes, settings: AlignmentSettings) -> Cost:
     n = sizes.n_explained
     m = sizes.n_landmarks
     rows = computing_bytes(sizes, sizes.plan.sub_rows)
-    memory = Quantity.of(
-        Term("kernel rows, agreement, rankings and what sorting takes", f64(n, m), 13),
-        Term("feature rows of one product and one batch", rows),
+    memory = Quantity(
+        {
+            "rankings": (
+                Term("kernel rows, agreement, rankings and what sorting takes", f64(n, m), 13),
+                Term("feature rows of one product and one batch", rows),
+            ),
+            "columns": (
+                Term("kernel rows, agreement and rankings", f64(n, m), 8),
+                Term("products of all landmarks, for the shuffles", f64(m, m), 4),
+            ),
+        }
     )
     return Cost(
         disk=Quantity.of(Term("gaps of all columns, group tables", 2**16)),

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from krepes_ooc.core.blocks import BlockPlan
+from krepes_ooc.core.blocks import TILE, BlockPlan
 from krepes_ooc.core.feature_layout import CONDENSED_WIDTH
 
 MEASURED = ("n_weights", "fixed_bytes", "sample_bytes", "opening_bytes", "row_flops")
@@ -78,6 +78,11 @@ class AuditSizes:
         """Measured bytes of the largest batch of feature rows; 0: not known."""
         n_samples = min(self.plan.forward_batch, self.plan.n_samples)
         return self.fixed_bytes + self.sample_bytes * n_samples
+
+    @property
+    def copied_square(self) -> int:
+        """Bytes of a landmark matrix in several tiles, read as a copy; one tile is mapped: 0."""
+        return 8 * self.n_landmarks**2 if self.n_landmarks > TILE else 0
 
     @property
     def row_operations(self) -> float:

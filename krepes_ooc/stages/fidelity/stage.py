@@ -50,6 +50,7 @@ from krepes_ooc.stages.fidelity.regressions import (
     sweep_tasks,
 )
 from krepes_ooc.stages.fidelity.rows import (
+    MAX_INPUTS,
     EvaluationRows,
     audited_rows,
     figure_or_reason,
@@ -301,21 +302,27 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
     n = sizes.n_audited
     m = sizes.n_landmarks
     h = sizes.n_components
+    # Inputs are a space of their own, unless they are very long.
+    n_inputs = sizes.n_inputs if sizes.n_inputs <= MAX_INPUTS else 0
+    width = max(m, n_inputs)
     squares = Term("landmark kernels, moments and their eigenvectors", f64(m, m), 5)
     kept = (
         Term("kernel rows of uniform landmarks", f64(n, m)),
         Term("embeddings", f64(n, h), 6),
         Term("network embeddings", f64(n, sizes.n_outputs), 2),
+        Term("network inputs", f64(n, n_inputs), 2),
         squares,
     )
     # Rows of the widest space are made, then centred and multiplied; ridge and probe may differ in
     # their samples
-    made = Term("rows of one space and what they are made of", f64(n, m), 3)
-    centred = Term("rows of one space, centred", f64(n, m), 2)
-    factors = Term("Gram matrices and their factors", f64(m, m), 5)
+    made = Term("rows of one space and what they are made of", f64(n, width), 3)
+    centred = Term("rows of one space, centred", f64(n, width), 2)
+    factors = Term("Gram matrices and their factors", f64(width, width), 5)
     probe = (
         Term("logits and errors of a probe", f64(n, sizes.n_classes), 6),
-        Term("weights, gradients and steps of a probe", f64(m, sizes.n_classes), 2 * MEMORY + 8),
+        Term(
+            "weights, gradients and steps of a probe", f64(width, sizes.n_classes), 2 * MEMORY + 8
+        ),
     )
     worker = {"rows": (made,), "fits": (centred, factors, *probe)}
     # Before and after the regressions there are none of their rows

@@ -221,6 +221,7 @@ def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
     landmarks = Term("landmark rows", f64(m, width), 2.5)
     block = Term("rows of one block", f32(sizes.plan.block_rows, width + m), 2)
     curvature = Term("curvature of all samples", f64(m, m), 2)
+    copied = Term("moments of all samples in tiles", sizes.copied_square, pairs)
     membership = Term("membership of audited samples", n * groups, 4)
     coefficients = Term("coefficients", f64(groups + 1, m, h))
     effects = Term("effects", f64(groups, n))
@@ -233,7 +234,7 @@ def estimate_cost(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Cost:
         memory=Quantity(
             {
                 "opening": (landmarks, block, rows, Term("no worker yet", worker.bytes, -1)),
-                "solving": (rows, curvature, membership),
+                "solving": (rows, curvature, copied, membership),
                 "writing": (rows, effects, effects, effects, effects, membership),
             }
         ),

@@ -172,6 +172,7 @@ def _memory(sizes: AuditSizes, worker_bytes: int) -> Quantity:
     """
     n = sizes.n_audited
     m = sizes.n_landmarks
+    pairs = sizes.n_views**2
     stored = Term("stored feature rows of audited samples", f16(n, sizes.n_features))
     return Quantity(
         {
@@ -186,6 +187,7 @@ def _memory(sizes: AuditSizes, worker_bytes: int) -> Quantity:
                 stored,
                 Term("landmark feature rows, float32 and float64", f32(m, sizes.n_features), 5),
                 Term("second moments", f64(m, m), 3),
+                Term("second moments in tiles, every pair of views", sizes.copied_square, pairs),
                 Term("no worker yet", worker_bytes, -1),
             ),
         }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from krepes_ooc.core.files import write_atomic
 from krepes_ooc.network.pretrain import PretrainSettings
 from krepes_ooc.sources.base import sample_positions
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32
+from krepes_ooc.stages.base.cost import NETWORK_BYTES, Cost, Quantity, Term, f32
 from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
@@ -92,6 +92,7 @@ def estimate_cost(sizes: AuditSizes, settings: PretrainSettings) -> Cost:
         memory=Quantity.of(
             Term("weights, gradients, Adam moments, target network, saved state", weights, 6),
             Term("activations of a batch", f32(settings.batch, sizes.n_features), 16),
+            Term("autograd of torch", NETWORK_BYTES),
         ),
         flops=Quantity.of(Term("forward and backward passes of all epochs", flops)),
         scratch=Quantity.of(Term("training state: weights and Adam moments", weights, 3)),
