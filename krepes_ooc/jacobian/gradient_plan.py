@@ -10,6 +10,7 @@ errors; the self-check then proves the plan in float64.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from krepes_ooc.jacobian.autograd_reference import (
 )
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
 from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
-from krepes_ooc.jacobian.tape import Recording, Tape
+from krepes_ooc.jacobian.tape import Call, Recording, Tape
 from krepes_ooc.network.frozen import FrozenNetwork
 
 GradientPath = tuple[GradientRule, ...]
@@ -93,7 +94,8 @@ def _proven_rules(
                     expected="a network whose samples can be run one by one",
                     advice="leave it out: features.parameters",
                 )
-            current[name] = trial.with_sample_axes(path)
+            current[name] = path
+        current |= trial.with_sample_axes({name: current[name] for name in pending})
         pending = trial.wrong_parameters({name: current[name] for name in pending})
         # Only when all gradients agree: the other samples may take other branches.
         for part in torch.split(inputs[2:], batch) if len(inputs) > 2 else ():
@@ -146,6 +148,7 @@ class GradientTrial:
         n_outputs = self._outputs.shape[1]
         dtype = next(network.parameters()).dtype
         self.tolerance = TOLERANCE[dtype]
+        self._axes: dict[str, module_vjp.Axes] = {}
         self.probe = random_probe(n_outputs, range(n_outputs), dtype)
         # Once for all rounds, and at the scale of whole rows.
         self._exact = AutogradGradients(network, parameters, inputs, self.probe)
@@ -165,12 +168,14 @@ class GradientTrial:
 
         return _failing(self.network.inner, paths, run)
 
-    def with_sample_axes(self, path: GradientPath) -> GradientPath:
-        """The path with the sample axes of the modules that are run again."""
-        return tuple(
-            replace(rule, axes=self._axes(rule.name)) if rule.method in ("vjp", "loop") else rule
-            for rule in path
-        )
+    def with_sample_axes(self, paths: Paths) -> Paths:
+        """The paths with the sample axes of the modules that are run again, found together."""
+        again = {rule.name for path in paths.values() for rule in path if _runs_again(rule)}
+        self._find_axes(sorted(again - self._axes.keys()))
+        return {
+            name: tuple(replace(r, axes=self._axes[r.name]) if _runs_again(r) else r for r in path)
+            for name, path in paths.items()
+        }
 
     def _wrong(self, paths: Paths) -> list[str]:
         """Parameters whose gradient is wrong; fails where one of the paths fails to run."""
@@ -214,14 +219,28 @@ class GradientTrial:
         # Written so that a NaN counts as wrong.
         return [name for name, error in errors.items() if not error <= self.tolerance]
 
-    def _axes(self, name: str) -> module_vjp.Axes:
-        tape = Tape(self.network, (name,))
-        try:
-            # The sample axis is the one that grows with the batch.
-            two, three = (tape.record(self.inputs[:size].clone()).calls for size in (2, 3))
-            return module_vjp.sample_axes(two[0], three[0], 2, 3)
-        except Exception:  # never called, or the user's code fails: no path through this module
-            return ()
+    def _find_axes(self, names: Sequence[str]) -> None:
+        """Find the sample axes of modules by one pass of two samples and one of three."""
+        # None where a module is never called or the user's code fails: no path through it.
+        self._axes |= dict.fromkeys(names, ())
+        if not names:
+            return
+        tape = Tape(self.network, names)
+        with contextlib.suppress(Exception):
+            two, three = (_first_calls(tape.record(self.inputs[:n].clone())) for n in (2, 3))
+            for name in two.keys() & three.keys():
+                # The sample axis is the one that grows with the batch.
+                with contextlib.suppress(Exception):
+                    self._axes[name] = module_vjp.sample_axes(two[name], three[name], 2, 3)
+
+
+def _runs_again(rule: GradientRule) -> bool:
+    return rule.method in ("vjp", "loop")
+
+
+def _first_calls(recording: Recording) -> dict[str, Call]:
+    """First call of each module."""
+    return {call.name: call for call in reversed(recording.calls)}
 
 
 def _failing(inner: nn.Module, paths: Paths, run: Callable[[Paths], list[str]]) -> list[str]:

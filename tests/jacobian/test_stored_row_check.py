@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from krepes_ooc.core.feature_layout import LayerFactor
 from krepes_ooc.errors import NetworkError
+from krepes_ooc.jacobian import feature_map as feature_map_module
 from krepes_ooc.jacobian.exact_features import FactorFeatures
 from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features
 from krepes_ooc.jacobian.self_check import self_check
@@ -188,6 +189,32 @@ def test_a_parameter_that_a_sketched_row_lacks_is_named(
     with pytest.raises(NetworkError, match=r"stored rows lack 1 of .*: ") as caught:
         self_check(frozen, feature_map, inputs)
     assert name in caught.value.what
+
+
+class Sensitive(nn.Module):
+    """Rounding of a sample alone changes the gradient by some hundredths, and no output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.first(x * (1 + 2e-7) if len(x) == 1 and x.dtype == torch.float32 else x)
+        return self.last(z + 2.5e-9 * torch.sin(2e7 * z))
+
+
+def test_rounding_is_no_miss_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The whole row of this small network moves, which another check refuses.
+    monkeypatch.setattr(feature_map_module, "_check_batch_independence", lambda *_: None)
+    torch.manual_seed(0)
+    frozen = freeze(Sensitive())
+    settings = FeatureSettings(kind="sketch", sketch=512)
+    feature_map: Any = open_features(frozen, settings, INPUTS)
+    assert max(stored_row_errors(frozen, feature_map, INPUTS[:2]).values()) <= 5e-3
+    # What a row lacks, it lacks beside the batch too.
+    monkeypatch.setattr(feature_map.sketch.maps["first.weight"], "add", lambda *_: None)
+    errors = stored_row_errors(frozen, feature_map, INPUTS[:2])
+    assert errors["first.weight"] == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", ["convolution", "tensor"])

@@ -561,6 +561,24 @@ def sensitive() -> FrozenNetwork:
     return freeze(Custom(run, a=nn.Linear(6, 4), b=nn.Linear(4, 3)))
 
 
+def test_sample_axes_are_found_for_all_modules_in_two_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    network = freeze(nn.Sequential(*[nn.PReLU(6) for _ in range(9)]))
+    tapes: list[tuple[str, ...]] = []
+
+    class Counted(Tape):
+        def __init__(self, network: FrozenNetwork, layers: tuple[str, ...]) -> None:
+            tapes.append(tuple(layers))
+            super().__init__(network, layers)
+
+    monkeypatch.setattr(gradient_plan, "Tape", Counted)
+    rules = gradient_plan.plan_rules(network, network.trainable, torch.randn(4, 6))
+    assert {rule.axes for rule in rules} == {(0, 0)}
+    assert [len(names) for names in tapes if names] == [9]
+
+
 def test_rounding_is_no_fault_of_a_path() -> None:
     network, inputs = sensitive(), torch.randn(4, 6)
     trial = gradient_plan.GradientTrial(network, network.trainable, inputs[:2])
