@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.blocks import BlockPlan
 from krepes_ooc.core.float16 import to_float32
+from krepes_ooc.core.option_values import path_text, positions
 from krepes_ooc.engine.lazy_arrays import lazy_rows, lazy_whole
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.coordinates import with_coordinates
@@ -51,7 +52,7 @@ class Workspace(Mapping[str, "xarray.Dataset"]):
     """
 
     def __init__(self, root: os.PathLike[str] | str) -> None:
-        self._space = workspace.Workspace(Path(root))
+        self._space = workspace.Workspace(Path(path_text(root, "workspace")))
         if not (self._space.private.is_dir() or self._space.stores()):
             raise WorkspaceError(
                 "no workspace there",
@@ -183,7 +184,7 @@ class Workspace(Mapping[str, "xarray.Dataset"]):
         """
         views, plan = self._kernel()
         step = self._solution("step")
-        wanted = np.atleast_1d(np.asarray(samples, dtype=np.int64))
+        wanted = np.asarray(positions(samples), dtype=np.int64)
 
         def compute() -> Float:
             rows = self._find(wanted, plan)
