@@ -174,6 +174,28 @@ def test_python_of_the_documents_names_what_exists() -> None:
                 assert all(hasattr(krepes_ooc, name.strip()) for name in names.split(","))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_python_line_of_the_interface_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All blocks of explain.md, one after the other; on 400 digits and in one process."""
+    monkeypatch.chdir(tmp_path)
+    text = "".join(blocks(ROOT / "docs/explain.md", ("python",)))
+    shown = 'changes = {"stages.landmarks.count": 128}'
+    assert shown in text
+    text = text.replace(shown, f"changes = {[key for key in TINY if '=' in key]}")
+    space: dict[str, Any] = {}
+    for line in text.splitlines():
+        exec(compile(line, "explain.md", "exec"), space)
+    assert len(space["ws"]) == len(list(space["ws"])) > 10
+    frame = space["one"].to_dataframe()
+    assert list(frame["rank"][:3]) == [1, 2, 3]
+    assert len(frame) > space["one"].record()["ranked"]
+    assert (tmp_path / "seventeen.png").read_bytes().startswith(b"\x89PNG")
+    assert space["one"].plot().size[0] > 300
+
+
 def test_recipe_of_the_documents_can_be_loaded() -> None:
     assert Recipe.load("digits", ["stages.landmarks.count=128"]).name == "digits"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import echo, print_json, print_table
+from krepes_ooc.cli.console import echo, print_json, print_table, show_page
 from krepes_ooc.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ LISTED = 5
 @click.command(short_help="Compare audits: networks, objectives, seeds, checkpoints.")
 @click.argument("workspaces", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options.out()
+@options.open_page
 @options.as_json
-def compare(workspaces: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+def compare(workspaces: tuple[Path, ...], out: Path | None, open_page: bool, as_json: bool) -> None:
     """Compare the first of several finished audits with each other one.
 
     WORKSPACES are their folders. Only small stores are read: no source, no network, no recipe. Add
@@ -34,6 +35,8 @@ def compare(workspaces: tuple[Path, ...], out: Path | None, as_json: bool) -> No
     # The page first: if it cannot be written, nothing is printed either.
     if out is not None:
         _write_page(comparison, out)
+        if open_page:
+            show_page(out)
     if as_json:
         print_json(comparison.record())
         return

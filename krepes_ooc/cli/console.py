@@ -7,11 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.core.progress_lines import shorten_note
 from krepes_ooc.errors import Interrupted, neutral, printable
 
 
@@ -23,8 +25,10 @@ def echo(text: str = "", *, nl: bool = True) -> None:
 class Bars:
     """Progress as one bar a stage, with blocks, rate and remaining time."""
 
-    def __init__(self) -> None:
+    def __init__(self, note_length: int | None = None) -> None:
         from rich import progress
+
+        self._note_length = note_length
 
         self._progress = progress.Progress(
             progress.TextColumn("{task.description:<10}"),
@@ -54,7 +58,8 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(f"  {printable(text)}", markup=False, highlight=False)
+        words = shorten_note(text, self._note_length)
+        self._progress.console.print(f"  {words}", markup=False, highlight=False)
 
     def end(self, stage: str, seconds: float, memory: str = "") -> None:
         """Fill the bar."""
@@ -98,6 +103,14 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     for row in table:
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         click.echo(line.rstrip())
+
+
+def show_page(path: Path) -> None:
+    """Open a page in the user's browser; where there is none, say so."""
+    import webbrowser
+
+    if not webbrowser.open(path.resolve().as_uri()):
+        echo(f"no browser was found; open {path} yourself")
 
 
 def print_json(value: Any) -> None:

@@ -137,6 +137,10 @@ mixed_numerics = click.option(
     help="Resume a stage that another kind of machine began.",
 )
 strict = click.option("--strict", is_flag=True, help="Exit 1 if the verdict is 'not usable'.")
+open_page = click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+verbose = click.option(
+    "--verbose", "-v", is_flag=True, help="Print long remarks whole; the report has them all."
+)
 quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -19,6 +19,7 @@ from krepes_ooc.errors import printable
     options.workspace,
     options.memory,
     options.workers,
+    options.cluster,
     options.overrides,
     options.with_stages,
     options.as_json,
@@ -28,6 +29,7 @@ def plan(
     workspace: Path | None,
     memory: int | None,
     workers: int | None,
+    cluster: str | None,
     overrides: tuple[str, ...],
     with_stages: tuple[str, ...],
     as_json: bool,
@@ -35,13 +37,20 @@ def plan(
     """Show what RECIPE would cost: units, bytes, memory, workers of every stage.
 
     Computes nothing, and writes nothing where there is no workspace yet. Exit 3 if it does not fit.
+    With --cluster memory, workers and time are those of one worker of the site.
     """
+    from krepes_ooc.engine.cluster.connect import parse_cluster
     from krepes_ooc.runner.audit import Options, default_workspace
     from krepes_ooc.runner.plan import make_plan, refuse_unfit_plan
     from krepes_ooc.runner.recipe import Recipe, enable_stages
 
     loaded = Recipe.load(recipe, (*overrides, *enable_stages(with_stages)))
     root = workspace or default_workspace(loaded)
+    spec = None if cluster is None else parse_cluster(cluster, memory)
+    if spec is not None and spec.kind != "local":
+        # A worker process computes one task at a time in the memory of its site.
+        memory = spec.memory
+        workers = 1
     # Lines about a long opening go to stderr, beside the table or the JSON.
     planned = make_plan(
         loaded,
@@ -54,8 +63,30 @@ def plan(
         print_json(planned)
     else:
         _show_plan(planned)
+        if spec is not None and spec.site is not None:
+            _show_site(spec)
     # After the output: a plan that does not fit is shown, then refused.
     refuse_unfit_plan(planned, root)
+
+
+def _show_site(spec: Any) -> None:
+    """Print what a site's file asks for, and what would refuse the run here."""
+    from krepes_ooc.errors import KrepesError
+    from krepes_ooc.runner.preflight import refuse_no_queue
+
+    site = spec.site
+    count = site.jobs * site.processes
+    echo(
+        f"cluster: {site.scheduler}, {site.jobs} jobs of {site.processes} processes, "
+        f"{site.memory} each, walltime {site.walltime}, interface {site.interface}; memory and "
+        f"time above are those of one worker, {count} share the units of a stage"
+    )
+    if site.interface == "lo" and site.scheduler not in ("local", "running"):
+        echo("warning: interface lo: jobs on other nodes cannot reach this machine; ip -brief addr")
+    try:
+        refuse_no_queue(spec)
+    except KrepesError as error:
+        echo(f"warning: {error}")
 
 
 def _show_plan(planned: Any) -> None:

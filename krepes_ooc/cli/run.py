@@ -11,11 +11,14 @@ from typing import Any
 import click
 
 from krepes_ooc.cli import options
-from krepes_ooc.cli.console import Bars, echo, on_interrupt, print_json
+from krepes_ooc.cli.console import Bars, echo, on_interrupt, print_json, show_page
 from krepes_ooc.cli.inspect_workspace import recipe_or_none
 from krepes_ooc.core.blocks import format_bytes
-from krepes_ooc.core.progress_lines import Lines
+from krepes_ooc.core.progress_lines import NOTE_LENGTH, Lines
 from krepes_ooc.errors import StageFailed, UsageError
+
+# Stages that a summary names; of more it says the number
+FEW_STAGES = 4
 
 
 @click.command(short_help="Run a recipe, or resume it.")
@@ -37,6 +40,8 @@ from krepes_ooc.errors import StageFailed, UsageError
     options.mixed_numerics,
     options.max_time,
     options.strict,
+    options.open_page,
+    options.verbose,
     options.quiet,
     options.as_json,
 )
@@ -53,7 +58,7 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
     quiet = given["quiet"] or given["as_json"]
     stop = StopFlag(given["max_time"], on_interrupt)
     # Signals are handled from here on: the imports below take a second.
-    with stop_on_signals(stop), _listener(quiet) as listener:
+    with stop_on_signals(stop), _listener(quiet, verbose=given["verbose"]) as listener:
         from krepes_ooc import runner
         from krepes_ooc.runner.recipe import Recipe, enable_stages
 
@@ -77,19 +82,27 @@ def run(recipe: str, workspace: Path | None, overrides: tuple[str, ...], **given
         print_json(vars(summary))
     elif not quiet:
         _print_summary(summary)
+    if given["open_page"] and "report" not in summary.left:
+        show_page(summary.workspace / "report.html")
     if given["strict"]:
         _require_usable(summary)
 
 
 @click.command(short_help="Draw the report again.")
 @recipe_or_none
-@options.option_group(options.workspace, options.quiet)
+@options.option_group(options.workspace, options.open_page, options.quiet)
 @click.option(
     "--samples",
     metavar="N|hidden",
     help="Cards that are drawn without a search; hidden: a page without samples.",
 )
-def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: str | None) -> None:
+def report(
+    recipe: str | None,
+    workspace: Path | None,
+    open_page: bool,
+    quiet: bool,
+    samples: str | None,
+) -> None:
     """Draw the report of a finished audit again; nothing else is computed."""
     from krepes_ooc import runner
     from krepes_ooc.runner.audit import recorded_recipe
@@ -105,6 +118,8 @@ def report(recipe: str | None, workspace: Path | None, quiet: bool, samples: str
         summary = runner.run(recorded, root, run_options, listener)
     if not quiet:
         echo(f"report: {summary.workspace / 'report.html'}")
+    if open_page:
+        show_page(summary.workspace / "report.html")
 
 
 def _cluster_spec(text: str | None, memory: int | None) -> Any:
@@ -134,16 +149,16 @@ def _print_job(text: str | None, memory: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _listener(quiet: bool) -> Iterator[Any]:
+def _listener(quiet: bool, *, verbose: bool = False) -> Iterator[Any]:
     """Progress of a run: none, plain lines on a pipe, or bars on a terminal."""
     from krepes_ooc.engine.run_control import Silent
 
     if quiet:
         yield Silent()
     elif not sys.stdout.isatty():
-        yield Lines(click.echo)
+        yield Lines(click.echo, None if verbose else NOTE_LENGTH)
     else:
-        with contextlib.closing(Bars()) as bars:
+        with contextlib.closing(Bars(None if verbose else NOTE_LENGTH)) as bars:
             yield bars
 
 
@@ -151,7 +166,9 @@ def _print_summary(summary: Any) -> None:
     """Print what was sealed, what is left, and the verdict."""
     if summary.ran:
         peak = format_bytes(summary.peak_bytes)
-        echo(f"sealed {', '.join(summary.ran)} in {summary.seconds:.1f} s, peak memory {peak}")
+        many = len(summary.ran) > FEW_STAGES
+        ran = f"{len(summary.ran)} stages" if many else ", ".join(summary.ran)
+        echo(f"sealed {ran} in {summary.seconds:.1f} s, peak resident memory {peak}")
     elif summary.shard:
         echo(f"{summary.shard} is on disk; a run without --shard seals the stage")
     elif summary.left:

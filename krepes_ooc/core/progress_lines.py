@@ -8,18 +8,23 @@ from collections.abc import Callable
 from krepes_ooc.core.blocks import format_bytes
 from krepes_ooc.errors import printable
 
+# Characters of a remark that are printed without --verbose
+NOTE_LENGTH = 300
+
 
 class Lines:
     """Progress as plain lines, for logs, pipes and notebooks.
 
     Args:
         write: receives each line.
+        note_length: characters of a remark that are printed; None: all.
     """
 
     INTERVAL_SECONDS = 10.0
 
-    def __init__(self, write: Callable[[str], object]) -> None:
+    def __init__(self, write: Callable[[str], object], note_length: int | None = None) -> None:
         self._write = write
+        self._note_length = note_length
         self._stage = ""
         self._total = 0
         self._done = 0
@@ -38,7 +43,7 @@ class Lines:
         self._started = time.monotonic()
         self._printed = self._started
         on_disk = f", {done} of {total} on disk" if done else ""
-        self._write(f"{stage}: {total} units{on_disk}")
+        self._write(f"{stage}: {total} {'unit' if total == 1 else 'units'}{on_disk}")
 
     def advance(self, units: int = 1, n_bytes: int = 0) -> None:
         """Print the progress of the stage, every ten seconds at most."""
@@ -62,11 +67,19 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print a remark."""
-        self._write(f"  {printable(text)}")
+        self._write(f"  {shorten_note(text, self._note_length)}")
 
     def end(self, stage: str, seconds: float, memory: str = "") -> None:
         """Print that the stage is sealed."""
         self._write(", ".join(filter(None, (f"{stage}: sealed in {seconds:.1f} s", memory))))
+
+
+def shorten_note(text: str, length: int | None) -> str:
+    """A remark on one line, cut where it is longer; warnings are never cut."""
+    text = printable(text)
+    if length is None or len(text) <= length or text.startswith(("warning", "source:")):
+        return text
+    return f"{text[:length].rstrip()} ... (-v prints it whole)"
 
 
 def _format_duration(seconds: float) -> str:

@@ -81,8 +81,7 @@ class Budget:
             other: what else to do than raise the limit.
             beside: further stages that do not fit.
         """
-        named = ", ".join(beside) if len(beside) <= MOST_NAMED else f"{len(beside)} further stages"
-        further = f" (nor do {named} fit)" if beside else ""
+        further = f" (nor do {', '.join(beside)} fit)" if beside else ""
         # A tenth of slack above the smallest limit that fits.
         enough = format_bytes(1.1 * total)
         return PlanRefused(
@@ -121,8 +120,6 @@ def default_budget(memory: int | None, workers: int | None) -> Budget:
 
 
 COLLECT_BYTES = 32 << 20
-# Stages that a refusal names beside the one that needs most.
-MOST_NAMED = 4
 # What glibc may keep of freed memory. By itself it makes an arena for every worker and keeps tens
 # of MiB in each; with these a stage leaves little behind, for 2 % of the CPU time of short blocks.
 # What is mapped must stay above the 2 MiB of one matrix product.

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
+from importlib import import_module
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from krepes_ooc.core.kernel_values import FAR
+from krepes_ooc.errors import UsageError
 from krepes_ooc.rendering.data import Array, AuditData, Audited, Influence, Landmarks
 from krepes_ooc.rendering.drawing.markup import to_plain
 from krepes_ooc.rendering.drawing.sample_view import (
@@ -143,6 +148,43 @@ class Explained:
         if code < 0 or self.landmarks.samples.label is None:
             return None
         return sum(self.landmarks.code(link.row) == code for link in self.links)
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Any:
+        """The card as a picture: sample, attracting and repelling landmarks with their scores.
+
+        Args:
+            path: PNG file that is written as well.
+
+        Returns:
+            A ``PIL.Image.Image``, which notebooks show.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        from PIL import Image
+
+        # By name: the card is drawn from this class, and imports it
+        card = import_module("krepes_ooc.rendering.explanation_card").draw_card(self)
+        if path is not None:
+            try:
+                Path(path).write_bytes(card)
+            except OSError as error:
+                raise UsageError(
+                    error.strerror or str(error), where=str(path), expected="a file to write"
+                ) from error
+        return Image.open(BytesIO(card))
+
+    def to_dataframe(self) -> Any:
+        """Landmarks as a pandas frame, one row each: ranked ones first, then repelling ones."""
+        import pyarrow as pa
+
+        record = self.record()
+        rows = [*record["landmarks"], *(record["repelling"] or ())]
+        # Lists and mappings, such as the values of a table's row, stay in the record
+        keys = dict.fromkeys(
+            key for one in rows for key, value in one.items() if not isinstance(value, dict | list)
+        )
+        return pa.table({key: [one.get(key) for one in rows] for key in keys}).to_pandas()
 
     def record(self) -> dict[str, Any]:
         """The same as JSON values."""

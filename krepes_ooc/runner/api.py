@@ -8,12 +8,12 @@ is a ``KrepesError``.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from krepes_ooc.core.option_values import path_text
 from krepes_ooc.core.progress_lines import Lines
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag
 from krepes_ooc.errors import UsageError
@@ -223,4 +223,4 @@ def _options(options: Options | None, keywords: dict[str, Any]) -> Options:
 
 
 def _folder(workspace: WorkspaceLike | None) -> Path | None:
-    return None if workspace is None else Path(os.fspath(workspace))
+    return None if workspace is None else Path(path_text(workspace, "workspace"))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc import rendering
+from krepes_ooc.core.option_values import positions
 from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, recorded_recipe
@@ -115,10 +116,9 @@ def one_kind_of_samples(
     """The samples of the source that are asked for; None: those of the file.
 
     Raises:
-        UsageError: neither or both are given.
+        UsageError: neither or both are given, or a sample is no whole number.
     """
-    # NumPy's integers are positions as well.
-    chosen = [] if sample is None else [int(one) for one in np.atleast_1d(sample)]
+    chosen = [] if sample is None else positions(sample)
     if bool(chosen) == (file is not None):
         raise UsageError(
             "a sample and a file were named" if chosen else "no sample was named",

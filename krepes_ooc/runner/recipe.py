@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from krepes_ooc.core import resources
 from krepes_ooc.core.live_objects import LIVE, NOT_LIVE, LiveObjects
+from krepes_ooc.core.option_values import path_text
 from krepes_ooc.core.settings import read_settings, setting, unknown_key
 from krepes_ooc.errors import RecipeError, UsageError
 from krepes_ooc.network.spec import FACTORY, PRETRAIN, SHIPPED_CODE, NetworkSpec
@@ -141,7 +142,7 @@ class Recipe:
             UsageError: no such recipe or file.
             RecipeError: an unknown key or a value that is not allowed.
         """
-        path, base = _locate(os.fspath(name))
+        path, base = _locate(path_text(name, "recipe"))
         return cls._read(resources.load_yaml(path), base, path.name, overrides)
 
     @classmethod

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+from krepes_ooc.core.option_values import path_text
 from krepes_ooc.errors import UsageError
 from krepes_ooc.runner.audit import WORKSPACES, default_workspace
 from krepes_ooc.runner.recipe import Overrides, Recipe, enable_stages
@@ -54,9 +55,11 @@ def find_workspace(
     """
     if named is None and workspace is None:
         raise UsageError("no workspace was named", expected="a recipe, or --workspace FOLDER")
-    recipe: Recipe | str | None = named if isinstance(named, Recipe | None) else os.fspath(named)
+    recipe: Recipe | str | None = (
+        named if isinstance(named, Recipe | None) else path_text(named, "workspace")
+    )
     if workspace is not None:
-        root = Path(workspace)
+        root = Path(path_text(workspace, "workspace"))
     else:
         assert recipe is not None
         root, recipe = _folder_of(recipe)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from krepes_ooc.core.blocks import BlockPlan
 from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.core.landmark_rows import rows_of_each
+from krepes_ooc.core.option_values import path_text, positions
 from krepes_ooc.engine.lazy_arrays import lazy_rows, lazy_whole
 from krepes_ooc.errors import UsageError, WorkspaceError
 from krepes_ooc.runner.coordinates import with_coordinates
@@ -52,7 +53,7 @@ class Workspace(Mapping[str, "xarray.Dataset"]):
     """
 
     def __init__(self, root: os.PathLike[str] | str) -> None:
-        self._space = workspace.Workspace(Path(root))
+        self._space = workspace.Workspace(Path(path_text(root, "workspace")))
         if not (self._space.private.is_dir() or self._space.stores()):
             raise WorkspaceError(
                 "no workspace there",
@@ -184,7 +185,7 @@ class Workspace(Mapping[str, "xarray.Dataset"]):
         """
         views, plan = self._kernel()
         step = self._solution("step")
-        wanted = np.atleast_1d(np.asarray(samples, dtype=np.int64))
+        wanted = np.asarray(positions(samples), dtype=np.int64)
         # Landmarks with several rows have one score, and are named by their first rows.
         ids = np.asarray(self._space.reader("landmarks").array("sample_id"))
         rows_each = rows_of_each(ids)

@@ -34,15 +34,17 @@ RUN = {
     "allow-mixed-numerics",
     "max-time",
     "strict",
+    "open",
+    "verbose",
     "quiet",
     "json",
 }
 OPTIONS = {
     "run": RUN,
-    "plan": {"workspace", "memory", "workers", "set", "with", "json"},
+    "plan": {"workspace", "memory", "workers", "cluster", "set", "with", "json"},
     "status": {"workspace", "set", "json"},
     "encode": {"workspace", "set", "out", "json"},
-    "compare": {"out", "json"},
+    "compare": {"out", "open", "json"},
     "concepts list": {"workspace", "json"},
     "concepts keep": {"workspace", "as"},
     "concepts drop": {"workspace"},
@@ -60,7 +62,7 @@ OPTIONS = {
         "json",
     },
     "export": {"workspace", "store", "format", "out", "dim"},
-    "report": {"workspace", "quiet", "samples"},
+    "report": {"workspace", "open", "quiet", "samples"},
     "verdict": {"workspace", "strict", "json", "schema"},
     "verify": {"workspace", "store", "json"},
     "doctor": {"json"},
@@ -171,12 +173,63 @@ def test_report_is_drawn_again_though_it_is_up_to_date(capsys: Any, sealed: Path
     assert small.krepes(capsys, "verify", str(sealed)).code == 0
 
 
+def test_report_hides_samples_when_asked(capsys: Any, sealed: Path) -> None:
+    outcome = small.krepes(capsys, "report", "-w", str(sealed), "--samples", "hidden")
+    assert outcome.code == 0, outcome.err
+    html = (sealed / "report.html").read_text()
+    hidden = json.loads((sealed / "report.json").read_text())
+    assert "<img" not in html
+    assert 'id="deck"' not in html
+    assert hidden["samples"] == {"missing": "This page shows no sample: report.samples is hidden."}
+    assert small.krepes(capsys, "report", "-w", str(sealed), "--samples", "24").code == 0
+    assert "<img" in (sealed / "report.html").read_text()
+
+
+def test_open_shows_the_page(capsys: Any, sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)))
+    outcome = small.krepes(capsys, "report", "-w", str(sealed), "--open")
+    assert outcome.code == 0, outcome.err
+    assert opened == [(sealed / "report.html").resolve().as_uri()]
+    assert outcome.out.splitlines()[-1].startswith("no browser was found; open ")
+
+
+def test_plan_of_a_site(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert small.krepes(capsys, "sites", "copy", "slurm", "site.yaml").code == 0
+    monkeypatch.setenv("PATH", str(tmp_path))
+    small_one = ("--set", "source.limit=200", "--set", "stages.landmarks.count=32")
+    given = ("plan", "digits", *small_one, "--cluster", "site.yaml")
+    outcome = small.krepes(capsys, *given)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    workers = {line.split()[7] for line in lines if line.split()[1] == "missing"}
+    assert workers == {"1"}
+    (told,) = [line for line in lines if line.startswith("cluster: slurm, ")]
+    assert "one worker" in told
+    assert "warning: interface lo: jobs on other nodes cannot reach this machine" in outcome.out
+    assert "warning: --cluster: sbatch is not on PATH" in outcome.out
+
+
+def test_long_remarks_are_cut_without_verbose() -> None:
+    from krepes_ooc.core.progress_lines import Lines
+
+    for length, whole in ((300, False), (None, True)):
+        lines: list[str] = []
+        listener = Lines(lines.append, length)
+        listener.note("x" * 400)
+        listener.note("source: " + "y" * 400)
+        assert ("x" * 400 in lines[0]) == whole
+        assert ("-v prints it whole" in lines[0]) != whole
+        assert "y" * 400 in lines[1]
+
+
 def test_plain_lines_of_a_run(capsys: Any, tmp_path: Path) -> None:
     outcome = small.krepes(capsys, *small.arguments(tmp_path, "--until", "features"))
     assert outcome.code == 0
     assert outcome.err == ""
     lines = outcome.out.splitlines()
-    assert lines[0] == "pretrain: 1 units"
+    assert lines[0] == "pretrain: 1 unit"
     assert lines[1].startswith("pretrain: sealed in ")
     assert "features: 2 units" in lines
     assert lines[-2].startswith("sealed pretrain, features in ")

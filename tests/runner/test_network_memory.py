@@ -146,7 +146,7 @@ def test_weights_that_cannot_fit_are_refused_before_the_network_is_opened(
     assert "does not fit the memory" in planned["rows"]["not measured"]
     assert features_row(planned)["workers"] == 0
     with pytest.raises(
-        PlanRefused, match=r"one worker needs .* of memory \(nor do \d+ further stages fit\)"
+        PlanRefused, match=r"one worker needs .* of memory \(nor do \w+(, \w+){4,} fit\)"
     ):
         refuse_unfit_plan(planned, tmp_path)
 

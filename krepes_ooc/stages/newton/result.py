@@ -153,10 +153,14 @@ class NewtonResult:
         products = self.products
         objective = self.problem.context.settings.objective
         passes = self.problem.stream.passes
+        solved = (
+            f"{objective}: {len(sweep.damping)} dampings solved by {products['grid']} products, "
+            f"{products['preconditioner']} more for the preconditioner"
+            if products["grid"]
+            else f"{objective}: {len(sweep.damping)} dampings solved directly"
+        )
         lines = [
-            f"{objective}: {products['grid']} products over {len(sweep.damping)} dampings, "
-            f"{products['preconditioner']} for the preconditioner, {products['residuals']} to "
-            f"check residuals; {passes} passes over the kernel in all",
+            f"{solved}; {passes} passes over the kernel" if passes else solved,
             f"damping {sweep.damping_relative[at]:g}: loss {sweep.loss_start:.4g} -> "
             f"{sweep.loss[at]:.4g}, rho {sweep.rho[at]:.2f}, "
             f"|step| {sweep.step_norm[at] / sweep.start_norm:.2g} of the start, residual "
