@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import runpy
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from krepes_ooc.network.zoo import small_vit
+from krepes_ooc.runner.recipe import Recipe
 
 from tests.notebook import NOTEBOOK, run_cells
 
@@ -66,3 +72,34 @@ def test_reviews_that_were_not_fetched_say_how(tmp_path: Path) -> None:
     reviews = runpy.run_path(str(tmp_path / "r" / "reviews.py"))
     with pytest.raises(FileNotFoundError, match=r"fetch them: python .*/r/fetch\.py"):
         reviews["Reviews"]()
+
+
+def test_emoji_are_sorted_into_a_folder_for_each_category(tmp_path: Path) -> None:
+    example = runpy.run_path(str(EXAMPLES / "vision-transformer" / "emoji.py"))
+    listed = [
+        {"image": "1.png", "category": "Flags", "has_img_twitter": True},
+        {"image": "2.png", "category": "Food & Drink", "has_img_twitter": True},
+        {"image": "3.png", "category": "Flags", "has_img_twitter": False},
+        {"image": "4.png", "category": "Component", "has_img_twitter": True},
+    ]
+    files = {"package/emoji.json": json.dumps(listed).encode()}
+    # The last two are other skin tones and components
+    files |= {f"package/img/twitter/64/{i}.png": bytes([i]) for i in (1, 2, 3, 4, 5)}
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    assert example["unpack"](tmp_path / "p.tgz", tmp_path / "emoji") == 2
+    found = sorted(path.relative_to(tmp_path / "emoji") for path in tmp_path.rglob("*.png"))
+    assert found == [Path("Flags/1.png"), Path("Food & Drink/2.png")]
+    assert (tmp_path / "emoji/Flags/1.png").read_bytes() == b"\x01"
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "emoji"])
+def test_recipes_of_the_vision_transformer_are_valid(name: str) -> None:
+    recipe = Recipe.load(str(EXAMPLES / "vision-transformer" / f"{name}.yaml"))
+    arguments = recipe.network.arguments
+    assert arguments["size"] % arguments["patch"] == 0
+    images = torch.zeros(2, arguments["channels"], arguments["size"], arguments["size"])
+    assert small_vit(**arguments)(images).shape == (2, arguments["outputs"])
