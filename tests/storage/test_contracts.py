@@ -65,6 +65,12 @@ def test_shipped_contract_is_sound(name: str):
     assert load_contract(name) is contract
 
 
+@pytest.mark.parametrize("name", contract_names())
+def test_arrays_that_may_hold_nan_say_so_to_people_and_to_the_writer(name: str):
+    for array in load_contract(name).arrays.values():
+        assert array.missing == ("NaN" in array.about), array.about
+
+
 def test_unknown_contract_is_named_with_the_known_ones():
     told = r"no 'nothing' in stores; expected one of .*features, .*spectrum"
     with pytest.raises(UsageError, match=told):
