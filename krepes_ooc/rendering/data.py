@@ -233,6 +233,8 @@ class AuditData:
         sample_figures: figures of the samples that get a card.
         odd: odd samples.
         random_weights: figures of networks with random weights: key -> label, value, most.
+        random_fidelity: the same for figures of ``fidelity``: key -> value of the audited network
+            on the rows of the comparison, draws, and low and high, a 95 % prediction interval.
         further: figures of the solution, distilled coefficients, deletions, convex weights.
         audited_columns: columns that the recipe audits; their rows stand on every table card.
         hidden: whether samples are hidden: aggregates only.
@@ -265,6 +267,7 @@ class AuditData:
     sample_figures: SampleFigures | None = None
     odd: OddSamples | None = None
     random_weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    random_fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     further: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     audited_columns: tuple[str, ...] = ()
     hidden: bool = False

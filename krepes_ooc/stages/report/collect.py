@@ -31,6 +31,7 @@ from krepes_ooc.stages.report.results import (
     read_concepts,
     read_further,
     read_groups,
+    read_random_fidelity,
 )
 from krepes_ooc.stages.retraining.stage import NOT_REPEATABLE
 from krepes_ooc.storage.store_reader import StoreReader
@@ -125,6 +126,7 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         record=_record(context),
         cards=0 if cards == HIDDEN else cards,
         random_weights=inputs.randomised.attributes["figures"],
+        random_fidelity=read_random_fidelity(inputs.randomised),
         further=read_further(inputs.minimiser, inputs.distilled, inputs.examples),
         audited_columns=_audited_columns(context),
         **_overview(inputs, explained),
