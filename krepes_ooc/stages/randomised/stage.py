@@ -356,6 +356,13 @@ def _memory(sizes: AuditSizes, fit: int) -> Quantity:
                 Term("rows of the ridge in float64", f64(audited, m), 4),
                 Term("scores and agreement", f64(sizes.n_explained, m), 5),
             ),
+            "fidelity": (
+                *rows,
+                Term("moments", f64(m, m), 2),
+                Term("kernel rows in float64", f64(audited, m), 2),
+                Term("scores", f64(sizes.n_explained, m), 4),
+                Term("landmark kernel, its eigenvectors and workspaces", f64(m, m), 6),
+            ),
         }
     )
 
