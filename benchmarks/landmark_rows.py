@@ -64,8 +64,9 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--rows", default=",".join(ROWS))
     given = parser.parse_args()
-    for rows in ROWS:
+    for rows in given.rows.split(","):
         found = measure(given.work / given.recipe, given.recipe, given.count, rows)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         key = f"{given.recipe}-{given.count}"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.figure_specs import AGAINST_INPUTS, RANKED_BY, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure, figure
-from krepes_ooc.core.landmark_rows import rows_of, rows_of_each, split_views, sum_views
+from krepes_ooc.core.landmark_rows import rows_of, rows_of_each, split_views, strongest_view
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity.confidence_drop import (
     confidence_drop,
@@ -141,13 +141,13 @@ class LandmarkRemoval:
     @cached_property
     def _kernel_drop(self) -> Float:
         """Drop without the landmarks of largest |k_lt| [sample]."""
-        return self._ranked_drop(np.abs(sum_views(self.audit.kernel, self.n_views)))
+        return self._ranked_drop(strongest_view(np.abs(self.audit.kernel), self.n_views))
 
     @cached_property
     def _kernel_times_coefficients_drop(self) -> Float:
         """Drop without the landmarks of largest |k_lt| |A_l| [sample]."""
         size = np.abs(self.audit.kernel) * np.linalg.norm(self.coefficients, axis=1)
-        return self._ranked_drop(sum_views(size, self.n_views))
+        return self._ranked_drop(strongest_view(size, self.n_views))
 
     @cached_property
     def _shares(self) -> Float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.landmark_rows import rows_of_each, sum_views
+from krepes_ooc.core.landmark_rows import rows_of_each, strongest_view
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.alignment.gap import ColumnValues, agreement, sample_gaps
 from krepes_ooc.stages.audited.stage import ROLES
@@ -158,7 +158,7 @@ def network_figures(rule: AuditRule, rows: KernelRows) -> NetworkFigures:
     score = ranking_score(rule.measure, found.step, displacement, found.second, n_views)
     scores = np.asarray(score(kernel))
     top_landmark = np.asarray(top_k(scores, rule.top)[0])
-    top_kernel = np.asarray(top_k(np.maximum(sum_views(kernel, n_views), 0.0), rule.top)[0])
+    top_kernel = np.asarray(top_k(strongest_view(np.maximum(kernel, 0.0), n_views), rule.top)[0])
 
     # Every figure of both embeddings: the audit's f = K A + gamma and the network's.
     audit_embedding = found.embedding(rows.clean)
