@@ -17,7 +17,6 @@ import torch
 
 from krepes_ooc.network.zoo import small_vit
 from krepes_ooc.runner.recipe import Recipe
-
 from tests.notebook import NOTEBOOK, run_cells
 
 ROOT = Path(__file__).parents[1]

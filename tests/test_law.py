@@ -253,6 +253,7 @@ MATHEMATICS = [
     "newton/preconditioners",
     "newton/solvers",
     "randomised/embedding_health",
+    "randomised/fidelity_controls",
     "randomised/ranking_overlap",
     "randomised/small_audit",
     "retraining/agreement",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace
 
 Array = Any
 Index = npt.NDArray[np.int64]
@@ -49,6 +50,20 @@ def sum_views(values: Array, n_views: int, axis: int = 1) -> Array:
     for part in others:
         total = total + part
     return total
+
+
+def strongest_view(values: Array, n_views: int) -> Array:
+    """Of every landmark the value of its row of largest size, with its sign [audited, landmark].
+
+    Args:
+        values: [audited, row].
+        n_views: rows of a landmark.
+    """
+    xp = array_namespace(values)
+    largest, *others = split_views(values, n_views)
+    for part in others:
+        largest = xp.where(xp.abs(part) > xp.abs(largest), part, largest)
+    return largest
 
 
 def mean_views(values: Array, n_views: int, axis: int = 1) -> Array:

@@ -240,6 +240,8 @@ class AuditData:
         sample_concepts: concepts of the first samples, those that get a card; empty: not measured.
         odd: odd samples.
         random_weights: figures of networks with random weights: key -> label, value, most.
+        random_fidelity: the same for figures of ``fidelity``: key -> value of the audited network
+            on the rows of the comparison, draws, and low and high, a 95 % prediction interval.
         further: figures of the solution, distilled coefficients, deletions, convex weights.
         audited_columns: columns that the recipe audits; their rows stand on every table card.
         hidden: whether samples are hidden: aggregates only.
@@ -273,6 +275,7 @@ class AuditData:
     sample_concepts: tuple[SampleConcepts, ...] = ()
     odd: OddSamples | None = None
     random_weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    random_fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     further: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     audited_columns: tuple[str, ...] = ()
     hidden: bool = False

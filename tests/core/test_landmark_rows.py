@@ -20,6 +20,12 @@ def test_sums_and_means_over_the_rows_of_a_landmark() -> None:
     assert landmark_rows.mean_views(values, 1) is values
 
 
+def test_the_strongest_row_of_a_landmark_keeps_its_sign() -> None:
+    values = np.array([[0.5, -0.9, 0.0, -0.6, 0.8, 0.0]])
+    assert landmark_rows.strongest_view(values, 2).tolist() == [[-0.6, -0.9, 0.0]]
+    assert landmark_rows.strongest_view(values, 1).tolist() == values.tolist()
+
+
 def test_a_landmark_has_all_of_its_rows() -> None:
     chosen = np.array([[0, 2], [1, 0]])
     assert landmark_rows.rows_of(chosen, 3, 2).tolist() == [[0, 2, 3, 5], [1, 0, 4, 3]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from krepes_ooc.core.figure_specs import MEASURE_KEYS, MEASURES
 from krepes_ooc.core.figures import Control, Curve, Figure
 from krepes_ooc.rendering.data import AuditData
@@ -27,7 +29,8 @@ def fidelity_panel(audit: AuditData) -> Panel:
         return absent(key, title, "No fidelity figure was measured.")
     rows = [_figure_row(audit, figure) for figure in audit.fidelity.values()]
     # Controls stand in the same row: a figure alone means little
-    head: list[Child] = ["figure", "value", "95 % interval", "baselines and controls", "definition"]
+    head: list[Child] = ["figure", "value", "95 % interval", "random weights"]
+    head += ["baselines and controls", "definition"]
     body = join(
         table(head, rows, caption="Fidelity figures and their controls", class_="wide")
         if rows
@@ -41,6 +44,7 @@ def fidelity_panel(audit: AuditData) -> Panel:
             key: {
                 "value": figure.value,
                 "controls": figure.values,
+                "random_weights": _random_values(audit, key),
                 "interval": figure.interval,
                 "at_ceiling": figure.at_ceiling,
                 "paired": {
@@ -78,9 +82,27 @@ def _figure_row(audit: AuditData, figure: Figure) -> list[Child]:
             ", at the ceiling" if figure.at_ceiling else None,
         ),
         low_high,
+        _random_cell(audit, figure.key),
         element("dl", controls) if controls else None,
         user_text(figure.note, 400),
     ]
+
+
+def _random_values(audit: AuditData, key: str) -> dict[str, Any] | None:
+    """Figure of the audited network and of random weights on the same rows; None: not measured."""
+    found = audit.random_fidelity.get(key)
+    return None if found is None or found["value"] is None else dict(found)
+
+
+def _random_cell(audit: AuditData, key: str) -> Child:
+    """Range of networks with random weights, and the audited network on the same rows."""
+    found = _random_values(audit, key)
+    if found is None:
+        return element("span", "not measured", class_="none")
+    return join(
+        number(found["low"]), " to ", number(found["high"]),
+        "; this network on the same rows ", number(found["value"]),
+    )  # fmt: skip
 
 
 def _paired(pair: Control) -> Markup:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.landmark_rows import rows_of_each, sum_views
+from krepes_ooc.core.landmark_rows import rows_of_each, strongest_view, sum_views
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.stages.alignment.gap import (
@@ -210,7 +210,7 @@ def _rankings(inputs: AlignmentInputs, context: StageContext, audit: Index) -> _
     influence = inputs.influence
     by_row = influence.whole("kernel")[audit]
     n_views = rows_of_each(inputs.landmarks.array("sample_id"))
-    kernel = sum_views(by_row, n_views)
+    kernel = strongest_view(by_row, n_views)
     top = influence.array("top_landmark")[audit]
     count = top.shape[1]
     # Most negative contributions first: the other end of the ranking

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.landmark_rows import rows_of, sum_views
+from krepes_ooc.core.landmark_rows import rows_of, strongest_view, sum_views
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
@@ -179,7 +179,7 @@ def _deletion(
     decided = readout.decisions(embedding)
     terms = logit_terms(kernel, found.coefficients, readout.weight.T[decided])
     terms = sum_views(terms, n_views)
-    by_kernel = np.abs(sum_views(kernel, n_views))
+    by_kernel = strongest_view(np.abs(kernel), n_views)
     count = min(context.settings.removed, n_landmarks)
     explained = inputs.audited.array("role") == ROLES["audit"]
     rankings = {

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.kernel_values import FAR
-from krepes_ooc.core.landmark_rows import mean_views, rows_of_each, sum_views
+from krepes_ooc.core.landmark_rows import mean_views, rows_of_each, strongest_view
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.audited.stage import ROLES
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
@@ -160,7 +160,7 @@ def _weights(inputs: ExamplesInputs, samples: _Samples) -> tuple[Arrays, dict[st
     """Convex weights of the explained samples, and R^2 beside those of other landmarks."""
     explained = samples.explained
     target, own, landmarks = samples.network[explained], samples.own[explained], samples.landmarks
-    kernel = sum_views(inputs.influence.whole("kernel")[explained], samples.n_views)
+    kernel = strongest_view(inputs.influence.whole("kernel")[explained], samples.n_views)
     # One more than are shown, because a sample must not explain itself.
     count = min(COUNT, kernel.shape[1]) + 1
     rankings = {

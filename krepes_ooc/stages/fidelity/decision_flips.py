@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.figure_specs import RANKED_BY, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure, figure
-from krepes_ooc.core.landmark_rows import sum_views
+from krepes_ooc.core.landmark_rows import strongest_view, sum_views
 from krepes_ooc.stages.fidelity.baselines import LinearProbe
 from krepes_ooc.stages.fidelity.confidence_drop import largest, random_landmarks
 from krepes_ooc.stages.fidelity.landmark_removal import DRAWS, LandmarkRemoval
@@ -46,7 +46,9 @@ def flips_figure(removal: LandmarkRemoval) -> Figure:
         return np.asarray(decisions(probe, left) != decided, dtype=np.float64)
 
     by_term = mean_estimate(flipped(largest(terms, count)))
-    by_kernel = mean_estimate(flipped(largest(np.abs(sum_views(audit.kernel, n_views)), count)))
+    by_kernel = mean_estimate(
+        flipped(largest(strongest_view(np.abs(audit.kernel), n_views), count))
+    )
     random = [
         flipped(random_landmarks(audit.sample_id, removal.n_landmarks, count, removal.seed + draw))
         for draw in range(DRAWS)

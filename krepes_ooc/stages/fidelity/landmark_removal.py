@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.figure_specs import AGAINST_INPUTS, RANKED_BY, STEP_AGAINST_KERNEL
 from krepes_ooc.core.figures import Figure, figure
-from krepes_ooc.core.landmark_rows import rows_of, rows_of_each, split_views, sum_views
+from krepes_ooc.core.landmark_rows import rows_of, rows_of_each, split_views, strongest_view
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.fidelity.confidence_drop import (
     confidence_drop,
@@ -89,12 +89,12 @@ class LandmarkRemoval:
 
     def drop_figure(self) -> Figure:
         """Drop after removal from the representer sum, with all its controls."""
-        drop = mean_interval(self._targeted, self.seed)
+        drop = mean_interval(self.targeted_drop, self.seed)
         drops = {key: self._ranked_drop(scores) for key, scores in self.rankings.items()}
-        error = float(self._random.mean(axis=0).std() / np.sqrt(self._random.shape[1]))
+        error = float(self.random_drop.mean(axis=0).std() / np.sqrt(self.random_drop.shape[1]))
         # The same removal, of landmarks that are chosen without the step
         controls: dict[str, float | None] = {
-            "random": float(self._random.mean(axis=1).mean()),
+            "random": float(self.random_drop.mean(axis=1).mean()),
             "random_two_standard_errors": 2 * error,
             "kernel_only": float(self._kernel_drop.mean()),
             "kernel_times_coefficients": float(self._kernel_times_coefficients_drop.mean()),
@@ -116,17 +116,17 @@ class LandmarkRemoval:
             STEP_AGAINST_KERNEL: mean_estimate(self._kernel_drop),
             AGAINST_INPUTS: None if inputs is None else mean_estimate(inputs),
         }
-        differences = paired(mean_estimate(self._targeted), others)
+        differences = paired(mean_estimate(self.targeted_drop), others)
         interval = drop.low, drop.high
         return figure("confidence_drop", drop.value, controls, interval, paired=differences)
 
     def ratio_figure(self) -> Figure:
         """Drop over the drop of random landmarks."""
-        ratio = drop_ratio(self._targeted, self._random, self.seed)
+        ratio = drop_ratio(self.targeted_drop, self.random_drop, self.seed)
         # The same random drop lies below both
-        random = self._random.mean(axis=0)
+        random = self.random_drop.mean(axis=0)
         targeted, kernel = (
-            ratio_estimate(drop, random) for drop in (self._targeted, self._kernel_drop)
+            ratio_estimate(drop, random) for drop in (self.targeted_drop, self._kernel_drop)
         )
         controls = {
             "kernel_only": kernel.value,
@@ -141,24 +141,25 @@ class LandmarkRemoval:
     @cached_property
     def _kernel_drop(self) -> Float:
         """Drop without the landmarks of largest |k_lt| [sample]."""
-        return self._ranked_drop(np.abs(sum_views(self.audit.kernel, self.n_views)))
+        return self._ranked_drop(strongest_view(np.abs(self.audit.kernel), self.n_views))
 
     @cached_property
     def _kernel_times_coefficients_drop(self) -> Float:
         """Drop without the landmarks of largest |k_lt| |A_l| [sample]."""
         size = np.abs(self.audit.kernel) * np.linalg.norm(self.coefficients, axis=1)
-        return self._ranked_drop(sum_views(size, self.n_views))
+        return self._ranked_drop(strongest_view(size, self.n_views))
 
     @cached_property
     def _shares(self) -> Float:
         return self._classify(self.audit.embedding)
 
     @cached_property
-    def _targeted(self) -> Float:
+    def targeted_drop(self) -> Float:
+        """Drop without the top landmarks [sample]."""
         return self._sum_drop(self.top)
 
     @cached_property
-    def _random(self) -> Float:
+    def random_drop(self) -> Float:
         """Drops without random landmarks [draw, sample]."""
         return np.stack([self._sum_drop(self._random_landmarks(draw)) for draw in range(DRAWS)])
 

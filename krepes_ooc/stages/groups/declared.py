@@ -129,7 +129,7 @@ def choose_columns(settings: GroupsSettings, source: Source) -> GroupsSettings:
     """Settings that name the columns of ``auto``, where not all of them are within the limit.
 
     Named columns are part of the digest, so that an audit whose default changes is known by it;
-    where all columns are taken, ``auto`` stays.
+    where all columns are taken, ``auto`` stays. The limit itself decides nothing further.
 
     Args:
         settings: of the stage.
@@ -146,9 +146,10 @@ def choose_columns(settings: GroupsSettings, source: Source) -> GroupsSettings:
         if count + len(levels[name]) <= settings.auto_limit or not count:
             chosen.append(name)
             count += len(levels[name])
+    decided = replace(settings, auto_limit=AUTO_LIMIT)
     if len(chosen) == len(fitting):
-        return settings
-    return replace(settings, columns={name: () for name in levels if name in chosen})
+        return decided
+    return replace(decided, columns={name: () for name in levels if name in chosen})
 
 
 def columns_left_out(settings: GroupsSettings, source: Source) -> dict[str, int]:

@@ -19,7 +19,7 @@ from krepes_ooc.stages.influence.scores import (
     positive_only,
     repelling,
     scorer,
-    sum_scores,
+    strongest_scores,
     top_k,
 )
 
@@ -99,7 +99,7 @@ def ranking_score(
         step: dA [landmark, component].
         landmark_displacement: df of the landmarks, K_mm dA [landmark, component].
         second: un-centred S [landmark, landmark_], needed by ``unique``.
-        n_views: rows of a landmark, over which its score is summed.
+        n_views: rows of a landmark; its score is that of ``scorer``.
 
     Raises:
         UsageError: no such measure, or ``unique`` without moments.
@@ -107,5 +107,5 @@ def ranking_score(
     if measure == "aligned":
         # Partial functions: their arrays can be moved to where the kernel block is
         score = partial(aligned_with, step=step, landmark_displacement=landmark_displacement)
-        return sum_scores(partial(positive_only, score), n_views)
+        return strongest_scores(partial(positive_only, score), n_views)
     return scorer(measure, step, None, second, n_views)

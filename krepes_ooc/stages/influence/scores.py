@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from krepes_ooc.core.landmark_rows import split_views, sum_views
+from krepes_ooc.core.landmark_rows import split_views, strongest_view, sum_views
 from krepes_ooc.errors import UsageError
 
 Array = Any
@@ -162,7 +162,8 @@ def scorer(
 ) -> Callable[[Array], Array]:
     """The function from a kernel block [audited, row] to its scores [audited, landmark].
 
-    Of a landmark with several rows the scores are summed, ``is`` before its norm is taken.
+    Of a landmark with several rows ``is`` is the norm of their sum and ``unique`` a sum; ``kernel``
+    and ``aligned`` say how near a landmark is, and take its row of largest score.
 
     Args:
         measure: one of ``MEASURES``.
@@ -178,7 +179,10 @@ def scorer(
     if n_views > 1:
         if measure == "is":
             return partial(grouped_influence_score, step=step, n_views=n_views)
-        return sum_scores(scorer(measure, step, landmark_kernel, second), n_views)
+        by_row = scorer(measure, step, landmark_kernel, second)
+        if measure == "unique":
+            return partial(_summed_scores, by_row, n_views)
+        return strongest_scores(by_row, n_views)
     if measure == "is":
         return partial(influence_score, step=step)
     if measure == "aligned":
@@ -194,14 +198,18 @@ def scorer(
     )
 
 
-def sum_scores(score: Callable[[Array], Array], n_views: int) -> Callable[[Array], Array]:
-    """The scores of landmarks [audited, landmark], summed over their rows.
+def strongest_scores(score: Callable[[Array], Array], n_views: int) -> Callable[[Array], Array]:
+    """The scores of landmarks [audited, landmark], each by its row of largest score.
 
     Args:
         score: from kernel blocks to scores of rows [audited, row].
         n_views: rows of a landmark.
     """
-    return score if n_views == 1 else partial(_summed_scores, score, n_views)
+    return score if n_views == 1 else partial(_strongest_scores, score, n_views)
+
+
+def _strongest_scores(score: Callable[[Array], Array], n_views: int, kernel: Array) -> Array:
+    return strongest_view(score(kernel), n_views)
 
 
 def _summed_scores(score: Callable[[Array], Array], n_views: int, kernel: Array) -> Array:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.landmark_rows import rows_of_each, sum_views
+from krepes_ooc.core.landmark_rows import rows_of_each, strongest_view
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.alignment.gap import ColumnValues, agreement, sample_gaps
 from krepes_ooc.stages.audited.stage import ROLES
+from krepes_ooc.stages.fidelity.rows import EvaluationRows
 from krepes_ooc.stages.influence.ranking import ranking_score
 from krepes_ooc.stages.influence.scores import top_k
 from krepes_ooc.stages.minimiser.solution import MINIMISER
@@ -22,7 +23,8 @@ from krepes_ooc.stages.randomised.drawn_network import (
     used_samples,
 )
 from krepes_ooc.stages.randomised.embedding_health import rank_me
-from krepes_ooc.stages.randomised.small_audit import ArrayStream, StepRule, solve_audit
+from krepes_ooc.stages.randomised.fidelity_controls import FidelityRows, fidelity_controls
+from krepes_ooc.stages.randomised.small_audit import ArrayStream, StepResult, StepRule, solve_audit
 
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -54,6 +56,10 @@ class AuditRule:
         step: how the audit took its step.
         normalise: how kernel values are normalised.
         block_rows: samples of one block of a streamed objective.
+        sample_id: position in the source of the used samples [used].
+        landmark_id: the same of every row of the landmarks [row].
+        n_classes: classes of the labels.
+        seed: of the recipe.
     """
 
     role: Index
@@ -65,6 +71,10 @@ class AuditRule:
     step: StepRule
     normalise: Any
     block_rows: int
+    sample_id: Index
+    landmark_id: Index
+    n_classes: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class NetworkFigures:
         kernel: rows of the audit samples [explained, landmark], float32.
         figure: in the order of ``FIGURES`` [figure].
         gap: alignment gap of every column [column].
+        fidelity: figures of the stage fidelity, in the order of ``CONTROLLED`` [figure].
     """
 
     top_landmark: Index
@@ -84,6 +95,7 @@ class NetworkFigures:
     kernel: npt.NDArray[np.float32]
     figure: Float
     gap: Float
+    fidelity: Float
 
 
 def read_audit_rule(
@@ -119,6 +131,10 @@ def read_audit_rule(
         step,
         inputs.kernel.attributes["normalise"],
         block_rows,
+        inputs.audited.array("sample_id")[used],
+        ids,
+        len(inputs.audited.info("label").attributes["categories"]),
+        inputs.recipe.seed,
     )
 
 
@@ -140,8 +156,9 @@ def network_figures(rule: AuditRule, rows: KernelRows) -> NetworkFigures:
     displacement = rows.landmark_kernel @ found.step
     n_views = kernel.shape[1] // len(rule.landmark_label)
     score = ranking_score(rule.measure, found.step, displacement, found.second, n_views)
-    top_landmark = np.asarray(top_k(score(kernel), rule.top)[0])
-    top_kernel = np.asarray(top_k(np.maximum(sum_views(kernel, n_views), 0.0), rule.top)[0])
+    scores = np.asarray(score(kernel))
+    top_landmark = np.asarray(top_k(scores, rule.top)[0])
+    top_kernel = np.asarray(top_k(strongest_view(np.maximum(kernel, 0.0), n_views), rule.top)[0])
 
     # Every figure of both embeddings: the audit's f = K A + gamma and the network's.
     audit_embedding = found.embedding(rows.clean)
@@ -161,6 +178,40 @@ def network_figures(rule: AuditRule, rows: KernelRows) -> NetworkFigures:
         rows.clean[explained],
         np.array([values[key] for key in FIGURES]),
         np.array([_gap(column, top_landmark) for column in rule.columns.values()]),
+        fidelity_controls(_fidelity_rows(rule, rows, found, scores, top_landmark)),
+    )
+
+
+def _fidelity_rows(
+    rule: AuditRule, rows: KernelRows, found: StepResult, scores: Float, top: Index
+) -> FidelityRows:
+    """Rows of one network as the figures of the stage fidelity read them."""
+
+    def samples(ids: Index, label: Index, kernel: npt.NDArray[Any], network: Any) -> EvaluationRows:
+        kernel = kernel.astype(np.float64)
+        f = found.embedding(kernel)
+        return EvaluationRows(ids, label, kernel, f, f, f, None, network.astype(np.float64), None)
+
+    def of_role(role: str) -> EvaluationRows:
+        part = rule.role == ROLES[role]
+        return samples(
+            rule.sample_id[part], rule.label[part], rows.clean[part], rows.embedding[part]
+        )
+
+    n_views = rows_of_each(rule.landmark_id)
+    label = np.tile(rule.landmark_label, n_views)
+    marks = samples(rule.landmark_id, label, rows.landmark_kernel, rows.landmark_embedding)
+    unit_kernel = rule.normalise in ("ccos", "cosine")
+    return FidelityRows(
+        of_role("fit"),
+        of_role("audit"),
+        marks,
+        found,
+        scores,
+        top,
+        rule.n_classes,
+        rule.seed,
+        unit_kernel,
     )
 
 

@@ -83,6 +83,7 @@ class KernelRows(NamedTuple):
 
     Args:
         landmark_kernel: K_mm [landmark, landmark_].
+        landmark_embedding: the network's embedding of the rows of the landmarks [landmark, output].
         views: rows of the fit samples' views [view, fit, landmark].
         clean: clean rows of the used samples [used, landmark].
         embedding: the network's embedding of them [used, output].
@@ -90,6 +91,7 @@ class KernelRows(NamedTuple):
     """
 
     landmark_kernel: Float
+    landmark_embedding: Rows
     views: Rows
     clean: Rows
     embedding: Rows
@@ -223,6 +225,7 @@ class DrawnNetwork:
         m, outputs = len(landmarks), len(self.feature_map.outputs)
         return KernelRows(
             K_mm,
+            np.concatenate([embedding for _, embedding in found]),
             _joined(of_views, 0).reshape(n_views, len(fit), m),
             _joined(of_clean, 0),
             _joined(of_clean, 1),

@@ -136,9 +136,19 @@ def draws_reach(value: float, draws: Float) -> tuple[bool, float]:
         value: of the trained network; larger means more was learned.
         draws: the same figure of every draw [draw], two or more.
     """
-    spread = float(np.std(draws, ddof=1)) * np.sqrt(1.0 + 1.0 / len(draws))
-    most = float(np.mean(draws)) + _student(len(draws) - 1) * float(spread)
+    _, most = prediction_interval(draws)
     return bool(value <= most), most
+
+
+def prediction_interval(draws: Float) -> tuple[float, float]:
+    """95 % prediction interval of one more draw, mean +- t sd sqrt(1 + 1 / draws).
+
+    Args:
+        draws: a figure of every draw [draw], two or more.
+    """
+    spread = float(np.std(draws, ddof=1)) * np.sqrt(1.0 + 1.0 / len(draws))
+    half, middle = _student(len(draws) - 1) * float(spread), float(np.mean(draws))
+    return middle - half, middle + half
 
 
 def _standardised(rows: Float) -> Float:

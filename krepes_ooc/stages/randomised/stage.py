@@ -35,6 +35,7 @@ from krepes_ooc.stages.randomised.drawn_network import (
     RandomisedInputs,
 )
 from krepes_ooc.stages.randomised.embedding_health import EmbeddingHealth, embedding_health
+from krepes_ooc.stages.randomised.fidelity_controls import CONTROLLED
 from krepes_ooc.stages.randomised.ranking_overlap import (
     MIN_DRAWS,
     RankingComparison,
@@ -42,6 +43,7 @@ from krepes_ooc.stages.randomised.ranking_overlap import (
     correlation_table,
     draws_reach,
     overlap_table,
+    prediction_interval,
 )
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 
@@ -152,6 +154,7 @@ def _compare(networks: list[Arrays], rule: AuditRule) -> tuple[dict[str, Any], d
         "gaps": _beside_draws(
             {name: name for name in rule.columns}, figures["gap"], figures["gap_defined"]
         ),
+        "fidelity": _fidelity_beside_draws(networks, audited),
         "figure_names": list(FIGURES),
         "columns": list(rule.columns),
         "health": _health_attributes(networks[TRAINED]),
@@ -229,6 +232,23 @@ def _beside_draws(labels: Mapping[str, str], values: Float, defined: Index) -> d
             reached, most = draws_reach(float(row[TRAINED]), draws)
             found[key] |= {"value": float(row[TRAINED]), "draws": draws.tolist()}
             found[key] |= {"learned": not reached, "most": most}
+    return found
+
+
+def _fidelity_beside_draws(networks: list[Arrays], audited: list[int]) -> dict[str, Any]:
+    """Figures of the stage fidelity with those of the draws; null where not defined.
+
+    More is not always better here, so that no criterion goes with them.
+    """
+    found: dict[str, Any] = {}
+    for place, key in enumerate(CONTROLLED):
+        values = {i: float(networks[i]["fidelity"][place]) for i in audited}
+        draws = [v for i, v in values.items() if i != TRAINED and np.isfinite(v)]
+        trained = values.get(TRAINED, np.nan)
+        found[key] = {"value": None, "draws": [], "low": None, "high": None}
+        if np.isfinite(trained) and len(draws) >= MIN_DRAWS:
+            low, high = prediction_interval(np.array(draws))
+            found[key] = {"value": trained, "draws": draws, "low": low, "high": high}
     return found
 
 
@@ -336,13 +356,20 @@ def _memory(sizes: AuditSizes, fit: int) -> Quantity:
                 Term("rows of the ridge in float64", f64(audited, m), 4),
                 Term("scores and agreement", f64(sizes.n_explained, m), 5),
             ),
+            "fidelity": (
+                *rows,
+                Term("moments", f64(m, m), 2),
+                Term("kernel rows in float64", f64(audited, m), 2),
+                Term("scores", f64(sizes.n_explained, m), 4),
+                Term("landmark kernel, its eigenvectors and workspaces", f64(m, m), 6),
+            ),
         }
     )
 
 
 STAGE = Stage(
     name="randomised",
-    version=1,
+    version=2,
     inputs=RandomisedInputs,
     store="randomised",
     settings=RandomisedSettings,

@@ -32,6 +32,7 @@ from krepes_ooc.stages.report.results import (
     read_concepts,
     read_further,
     read_groups,
+    read_random_fidelity,
 )
 from krepes_ooc.stages.retraining.stage import NOT_REPEATABLE
 from krepes_ooc.storage.store_reader import StoreReader
@@ -129,6 +130,7 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         cards=n_cards,
         sample_concepts=_sample_concepts(inputs, explained[:n_cards], shown),
         random_weights=inputs.randomised.attributes["figures"],
+        random_fidelity=read_random_fidelity(inputs.randomised),
         further=read_further(inputs.minimiser, inputs.distilled, inputs.examples),
         audited_columns=_audited_columns(context),
         **_overview(inputs, explained),

@@ -13,11 +13,15 @@ from krepes_ooc.rendering.measured import CONCEPT_CONTROLS
 from krepes_ooc.stages.alignment.groups import group_table
 from krepes_ooc.stages.alignment.stage import ARRAYS, INPUT_GAP, LABEL
 from krepes_ooc.stages.minimiser.solution import SOLUTIONS
+from krepes_ooc.stages.randomised.ranking_overlap import prediction_interval
 from krepes_ooc.storage.store_reader import StoreReader
 
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 GAPS = (*ARRAYS, INPUT_GAP)
+
+# Figures of store randomised that store fidelity has under another name
+FIDELITY_KEYS = {"ridge_r_squared": "ridge_ceiling"}
 
 
 def read_alignment(store: StoreReader, randomised: StoreReader) -> rendering.Alignment | None:
@@ -95,6 +99,19 @@ def _random_share(
         for draw in top
     ]
     return np.mean(shares, axis=0) if shares else np.full((n_groups, n_groups), np.nan)
+
+
+def read_random_fidelity(randomised: StoreReader) -> dict[str, dict[str, Any]]:
+    """Figures of store fidelity for networks with random weights, by their keys there."""
+    found = {str(key): dict(value) for key, value in randomised.attributes["fidelity"].items()}
+    for key, value in randomised.attributes["figures"].items():
+        draws = list(value["draws"])
+        if not draws:
+            continue
+        low, high = prediction_interval(np.array(draws))
+        figure = {"value": value["value"], "draws": draws, "low": low, "high": high}
+        found[FIDELITY_KEYS.get(str(key), str(key))] = figure
+    return found
 
 
 def read_further(

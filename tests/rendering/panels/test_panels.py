@@ -28,6 +28,7 @@ from krepes_ooc.rendering.explanation import Explained, explain_rows
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
 from krepes_ooc.rendering.panels.discovered import discovered_panel
 from krepes_ooc.rendering.panels.fidelity import fidelity_panel
+from krepes_ooc.rendering.panels.group_effects import group_effects_panel
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
 from krepes_ooc.rendering.panels.reliability import reliability_panel
@@ -496,3 +497,32 @@ def test_a_figure_shows_its_ceiling_and_its_paired_differences() -> None:
     assert shown["paired"]["step_against_kernel"]["interval"] == (-0.05, 0.01)
     below = complete("kendall_tau", 0.91, noise_ceiling=0.92)
     assert "at the ceiling" not in fidelity_panel(good(fidelity={"kendall_tau": below})).body
+
+
+def test_columns_without_groups_are_listed_with_the_key_that_makes_them_groups() -> None:
+    audit = full_audit()
+    assert audit.group_effects is not None
+    effects = dataclasses.replace(audit.group_effects, left_out={"school <b>": 16, "country": 42})
+    panel = group_effects_panel(dataclasses.replace(audit, group_effects=effects))
+    text = re.sub(r"<[^>]*>", "", str(panel.lead))
+    assert "school &lt;b&gt; (16 levels), country (42 levels)" in text
+    assert "stages.groups.columns" in str(panel.lead)
+    assert panel.figures["left_out"] == {"school <b>": 16, "country": 42}
+    plain = group_effects_panel(audit)
+    assert "stages.groups.columns" not in str(plain.lead)
+    assert plain.figures["left_out"] == {}
+
+
+def test_a_figure_stands_beside_random_weights_where_they_were_measured() -> None:
+    figures = {"cka": complete("cka", 0.8), "stability": complete("stability", 0.9)}
+    random = {
+        "cka": {"value": 0.75, "draws": [0.3, 0.4, 0.5], "low": 0.1, "high": 0.7},
+        "stability": {"value": None, "draws": [], "low": None, "high": None},
+    }
+    panel = fidelity_panel(good(fidelity=figures, random_fidelity=random))
+    assert "random weights" in panel.body
+    assert panel.body.count("this network on the same rows") == 1
+    assert '<span class="none">not measured</span>' in panel.body
+    shown = panel.figures["figures"]
+    assert shown["cka"]["random_weights"] == random["cka"]
+    assert shown["stability"]["random_weights"] is None

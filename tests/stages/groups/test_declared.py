@@ -63,14 +63,15 @@ def test_the_smallest_columns_are_taken_up_to_the_limit() -> None:
 def test_where_all_columns_are_within_the_limit_nothing_changes() -> None:
     few = source({"town": 3}, classes=9)
     settings = GroupsSettings()
-    assert declared.choose_columns(settings, few) is settings
+    assert declared.choose_columns(settings, few) == settings
     assert declared.columns_left_out(settings, few) == {}
     assert declared.left_out_line({}) == ""
     # One level more, and a column is left out.
     over = declared.choose_columns(settings, source({"town": 3}, classes=10))
     assert over.columns == {"town": ()}
+    # The limit itself is in no digest: a raised one gives the settings of earlier versions.
     raised = replace(settings, auto_limit=116)
-    assert declared.choose_columns(raised, source(ADULT, classes=2)) is raised
+    assert declared.choose_columns(raised, source(ADULT, classes=2)) == settings
 
 
 def test_named_columns_are_taken_whatever_they_cost() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
 
 from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
 from krepes_ooc.stages.randomised import stage as module
 from krepes_ooc.stages.randomised.control_figures import FIGURES
+from krepes_ooc.stages.randomised.fidelity_controls import CONTROLLED
 from krepes_ooc.stages.randomised.stage import summary_lines
 from krepes_ooc.stages.verdict.criteria import random_weights
 from krepes_ooc.storage.workspace import Workspace
@@ -108,6 +111,36 @@ def test_figures_and_health_are_there_for_every_network(store) -> None:
     assert store.attributes["notes"] == {}
 
 
+@pytest.mark.parametrize("key", CONTROLLED)
+def test_every_fidelity_figure_stands_beside_random_weights(store, key: str) -> None:
+    found = store.attributes["fidelity"][key]
+    draws = np.array(found["draws"])
+    assert len(draws) == store.attributes["draws"]
+    assert found["low"] < draws.mean() < found["high"]
+    half = student_t.ppf(0.975, len(draws) - 1) * draws.std(ddof=1) * np.sqrt(1 + 1 / len(draws))
+    assert found["high"] - draws.mean() == pytest.approx(half, rel=1e-6)
+    # The audited network on the rows of the comparison is near its own figure on all rows, where
+    # the kernel decides it; the others follow from coefficients, which few rows determine less.
+    figure = audits.finished().reader("fidelity").attributes["figures"][key]["value"]
+    if key in ("nystrom_error", "neighbour_overlap", "spectral_entropy"):
+        assert found["value"] == pytest.approx(figure, abs=0.15)
+
+
+def test_page_and_json_show_random_weights_beside_every_figure(store) -> None:
+    folder = audits.finished().root
+    figures = json.loads((folder / "report.json").read_text())["fidelity"]["figures"]
+    missing = {key for key, figure in figures.items() if figure["random_weights"] is None}
+    # A sweep of dampings has no figure for one damping.
+    assert missing == {"stability"}
+    tau = store.attributes["figures"]["kendall_tau"]
+    assert figures["kendall_tau"]["random_weights"]["draws"] == tau["draws"]
+    assert figures["kendall_tau"]["random_weights"]["high"] == pytest.approx(tau["most"])
+    ridge = store.attributes["figures"]["ridge_r_squared"]
+    assert figures["ridge_ceiling"]["random_weights"]["value"] == ridge["value"]
+    page = (folder / "report.html").read_text()
+    assert page.count("this network on the same rows") == len(figures) - 1
+
+
 def test_without_labels_the_other_figures_stay(tmp_path: Path) -> None:
     path = small.own_recipe(tmp_path)
     text = path.read_text().replace("label: kind", "audit_only: [kind]")
@@ -119,6 +152,8 @@ def test_without_labels_the_other_figures_stay(tmp_path: Path) -> None:
     assert store.attributes["figures"]["kendall_tau"]["learned"] is None
     assert "label" not in store.attributes["columns"]
     assert store.attributes["ranking"]["decided"]
+    known = {key for key, each in store.attributes["fidelity"].items() if each["value"] is not None}
+    assert known == {"neighbour_overlap", "spectral_entropy", "nystrom_error"}
     assert small.floats_that_are_not_finite(tmp_path / "w") == []
 
 
