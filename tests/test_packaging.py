@@ -118,7 +118,8 @@ def imported_libraries(folder: Path) -> set[str]:
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
                 ("find_spec", "import_module")
             ):
-                found |= {str(a.value) for a in node.args if isinstance(a, ast.Constant)}
+                names = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
+                found |= {name.split(".")[0] for name in names}
     return found - set(sys.stdlib_module_names) - {folder.name}
 
 
