@@ -20,7 +20,7 @@ from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.runner.training_time import RETRAINING, training_time
 from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.stages.base.cost import ROW_PASSES, Cost
-from krepes_ooc.stages.base.sizes import MEASURED
+from krepes_ooc.stages.base.sizes import MEASURED, AuditSizes
 from krepes_ooc.stages.features.row_cost_record import describe_rows, load_row_description
 from krepes_ooc.stages.groups.declared import columns_left_out
 from krepes_ooc.storage.workspace import Workspace
@@ -95,21 +95,29 @@ def make_plan(
             for name, state in states.items()
         ]
         advice = memory_advice("features", sizes, audit.inputs, recipe.settings, limits)
-    hidden = {"plan", *MEASURED}
-    facts = {key: value for key, value in sizes.to_attributes().items() if key not in hidden}
     return {
         "stages": rows,
         "source": source,
         "rows": description,
         "trainings": trainings,
-        "groups": {
-            "count": sizes.n_groups,
-            "left_out": columns_left_out(audit.settings["groups"], audit.inputs.source),
-        },
-        "shape": {**facts, **sizes.plan.to_attributes()},
+        "groups": _groups(audit, sizes),
+        "shape": _shape(sizes),
         "disk": _disk(rows, root),
         "memory": {"budget": budget.memory, "base": base, "advice": advice},
     }
+
+
+def _groups(audit: Audit, sizes: AuditSizes) -> dict[str, Any]:
+    """Number of groups that are left out one by one, and columns that have none."""
+    left_out = columns_left_out(audit.settings["groups"], audit.inputs.source)
+    return {"count": sizes.n_groups, "left_out": left_out}
+
+
+def _shape(sizes: AuditSizes) -> dict[str, Any]:
+    """Sizes of the audit and of its blocks."""
+    hidden = {"plan", *MEASURED}
+    facts = {key: value for key, value in sizes.to_attributes().items() if key not in hidden}
+    return {**facts, **sizes.plan.to_attributes()}
 
 
 def _disk(rows: Sequence[Mapping[str, Any]], root: Path) -> dict[str, int]:
