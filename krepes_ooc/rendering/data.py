@@ -209,11 +209,11 @@ class StageRecord:
     seconds: float = NOT_MEASURED
     blocks: int = -1
     bytes_written: int = -1
-    peak_memory: int = -1
-    planned_memory: int = -1
     digest: str = ""
     version: int = -1
     note: str = ""
+    peak_memory: int = -1
+    planned_memory: int = -1
 
 
 @dataclass(frozen=True, eq=False)

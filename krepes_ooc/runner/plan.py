@@ -94,22 +94,27 @@ def make_plan(
             | _seconds_of_trainings(name, trainings)
             for name, state in states.items()
         ]
-        left_out = columns_left_out(audit.settings["groups"], audit.inputs.source)
         advice = memory_advice("features", sizes, audit.inputs, recipe.settings, limits)
     return {
         "stages": rows,
         "source": source,
         "rows": description,
         "trainings": trainings,
-        "groups": {"count": sizes.n_groups, "left_out": left_out},
+        "groups": _groups(audit, sizes),
         "shape": _shape(sizes),
         "disk": _disk(rows, root),
         "memory": {"budget": budget.memory, "base": base, "advice": advice},
     }
 
 
+def _groups(audit: Audit, sizes: AuditSizes) -> dict[str, Any]:
+    """Number of groups that are left out one by one, and columns that have none."""
+    left_out = columns_left_out(audit.settings["groups"], audit.inputs.source)
+    return {"count": sizes.n_groups, "left_out": left_out}
+
+
 def _shape(sizes: AuditSizes) -> dict[str, Any]:
-    """Sizes and block plan that do not depend on the machine."""
+    """Sizes of the audit and of its blocks."""
     hidden = {"plan", *MEASURED}
     facts = {key: value for key, value in sizes.to_attributes().items() if key not in hidden}
     return {**facts, **sizes.plan.to_attributes()}

@@ -115,10 +115,10 @@ def test_what_is_not_defined_is_said_in_words() -> None:
     data = rankings()
     alike = dataclasses.replace(data.landmarks, network=np.ones((M, 2)))
     with pytest.raises(StageFailed, match="expected landmarks whose embeddings differ"):
-        neighbour_overlap_figure(dataclasses.replace(data, landmarks=alike))
+        neighbour_overlap_figure(dataclasses.replace(data, rows=alike))
     few = dataclasses.replace(data.landmarks, network=data.landmarks.network[:NEIGHBOURS])
     with pytest.raises(StageFailed, match="expected more than 10 landmarks"):
-        neighbour_overlap_figure(dataclasses.replace(data, landmarks=few))
+        neighbour_overlap_figure(dataclasses.replace(data, rows=few))
     nobody = data.audit.take(np.zeros(N, dtype=bool))
     with pytest.raises(StageFailed, match="nearest landmarks is not defined"):
         neighbour_overlap_figure(dataclasses.replace(data, audit=nobody))
