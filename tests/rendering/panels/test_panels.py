@@ -286,12 +286,41 @@ def test_cards_show_what_pushes_besides_the_ranked():
         assert card.partition('id="found"')[0].count("<li>") == len(shown)
         strip = card.partition("− repelling")[2]
         assert strip.partition('id="found"')[0].count("<li>") == figures["repel"] + len(further)
-        assert ("more repel it" in card) == bool(further)
+        assert card.count('title="not ranked') == len(further), "a dash where a score would stand"
         sample = deck["samples"][row]
         assert [deck["landmarks"][at]["id"] for at, *_ in sample["repelling"]] == [
             100 + i for i in further
         ]
         assert [score for _, score, _, _ in sample["repelling"]] == [None] * len(further)
+
+
+@pytest.mark.parametrize("make", [full_audit, table_audit])
+def test_a_card_counts_the_landmarks_that_it_draws(make):
+    audit = make()
+    panel = samples_panel(audit)
+    cards = panel.render().split('<details class="card"')[1:]
+    of_table = audit.audited.values is not None and audit.audited.image is None
+    for figures, card in zip(panel.figures["samples"], cards, strict=True):
+        card = card.partition('id="found"')[0]
+        counted = Page(f"<details{card.partition('</summary>')[0]}</summary></details>").text
+        drawn = figures["drawn"]
+        assert f"{drawn['attract']} attract, {drawn['repel']} repel" in counted.replace(" ,", ",")
+        for kind in ("attract", "repel"):
+            _, _, strip = card.partition(f'<h4 class="{kind}"')
+            shown = strip.partition("</ol>")[0].count("<li>")
+            if of_table:
+                shown = len(re.findall(rf'<th scope="col" class="{kind}"', card))
+            assert shown == drawn[kind], figures["name"]
+
+
+def test_figures_of_a_card_are_named_and_explained():
+    for audit in (full_audit(), table_audit()):
+        panel = samples_panel(audit)
+        html = panel.render()
+        for key in ("score", "contribution", "k"):
+            assert re.search(rf'title="{key}: [^"]+">(<abbr [^>]+>)?{key}<', html), key
+        assert set(panel.figures["deck"]["meanings"]) >= {"score", "contribution", "k", "agree"}
+    assert 'title="lift: ' in html
 
 
 def test_bars_of_what_repels_compare_the_contribution():
