@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 
 import numpy as np
@@ -30,10 +31,11 @@ from krepes_ooc.rendering.panels.discovered import discovered_panel
 from krepes_ooc.rendering.panels.fidelity import fidelity_panel
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
-from krepes_ooc.rendering.panels.reliability import reliability_panel
+from krepes_ooc.rendering.panels.reliability import LIMITS, reliability_panel
 from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.panels.samples import samples_panel
 from krepes_ooc.rendering.sample_concepts import ConceptScore, SampleConcepts
+from krepes_ooc.stages.verdict import criteria
 from tests.figures import complete
 from tests.rendering.samples import N_LANDMARKS, Page, full_audit, table_audit
 
@@ -81,6 +83,26 @@ def test_every_check_stands_with_its_criterion_and_figures():
     # What limits the use comes first
     assert page.text.index("Raw inputs") < page.text.index("Probe") < page.text.index("Rows carry")
     assert panel.figures["verdict"] == Verdict(CHECKS).to_json()
+
+
+def test_a_reservation_says_what_it_limits_and_lists_its_figures():
+    figures = {"tau": 0.5, "tau_most": 0.6, "cka": 0.7, "cka_most": 0.8}
+    words = "tau: {tau}, random weights up to {tau_most}; cka: {cka}, random up to {cka_most}."
+    failed = Check("learned_figures", "As well", "above", "fail", words, figures)
+    html = reliability_panel(full_audit(verdict=Verdict((failed,)))).render()
+    assert LIMITS["learned_figures"] in html
+    assert html.partition("</table>")[0].count("<li>") == 2
+    passed = dataclasses.replace(failed, outcome="pass")
+    html = reliability_panel(full_audit(verdict=Verdict((passed,)))).render()
+    assert LIMITS["learned_figures"] not in html
+
+
+def test_every_check_that_may_limit_an_audit_says_how():
+    keys = set(re.findall(r'Check\(\s*"(\w+)"', inspect.getsource(criteria)))
+    keys |= {"raw_inputs", "plain_kernel"}
+    # These stop the run or make the audit unusable, and are measured always
+    assert keys - set(LIMITS) == {"self_check", "solver", "step"}
+    assert set(LIMITS) <= keys
 
 
 def test_a_blocking_failure_is_marked_as_one():
