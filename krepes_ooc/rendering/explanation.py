@@ -27,6 +27,10 @@ from krepes_ooc.rendering.drawing.sample_view import (
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
 from krepes_ooc.rendering.sample_concepts import SampleConcepts
 
+# Landmarks of a table that fit beside each other without scrolling on a wide screen
+MAX_LANDMARKS = 8
+MAX_REPELLING = 2
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explained:
@@ -133,6 +137,30 @@ class Explained:
     def agrees(self) -> Array | None:
         """Mask of the cells that are marked [shown, column]."""
         return None if self.agreement is None else self.agreement >= AGREES_FROM
+
+    @property
+    def drawn(self) -> list[tuple[int, LandmarkLink]]:
+        """Places in ``displayed`` and links that a card draws: of a table as many as fit."""
+        places = list(enumerate(self.displayed))
+        if not self.is_table_row:
+            return places
+        # A stable sort: attracting landmarks first, each side by rank
+        return sorted(
+            self.beside(MAX_LANDMARKS, MAX_REPELLING), key=lambda pair: pair[1].kind == "repel"
+        )
+
+    @property
+    def is_table_row(self) -> bool:
+        """True if its card is a table of its row and those of its landmarks."""
+        samples = self.sample.samples
+        return self.agreement is not None and samples.image is None and samples.text is None
+
+    @property
+    def drawn_counts(self) -> dict[str, int]:
+        """Numbers of landmarks on its card that attract and that repel."""
+        return {
+            kind: sum(link.kind == kind for _, link in self.drawn) for kind in ("attract", "repel")
+        }
 
     @property
     def counts(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from krepes_ooc.rendering.data import Array, Influence, Landmarks
-from krepes_ooc.rendering.drawing.markup import MINUS, Markup, element, number, to_plain
+from krepes_ooc.rendering.drawing.markup import DASH, MINUS, Markup, element, number, to_plain
 from krepes_ooc.rendering.drawing.sample_view import LandmarkSamples
 
 # Below it one digit is enough, and all that fits under a picture.
@@ -16,6 +16,14 @@ SMALL = 1e-3
 NOTHING_REPELS = "No landmark repels it."
 NOTHING_NEAR = "No landmark is near it: every kernel value is 0, and the order says nothing."
 SIGNS = {"attract": "+", "repel": MINUS, "neutral": ""}
+# Figures of a landmark, as cards name them
+MEANINGS = {
+    "score": "score: ranks the landmarks of this sample by the measure of the audit",
+    "contribution": "contribution: the landmark's term, projected on the sample's own embedding; "
+    "above 0 it attracts, below 0 it repels",
+    "k": "k: kernel value of the two",
+}
+NOT_RANKED = "not ranked: it is drawn as one of the most repelling landmarks"
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,14 @@ class LandmarkLink:
         ]
 
     def describe(self) -> Markup:
-        """The same as a list of names and values."""
+        """The same as a list of names and values; one that is not ranked has a dash as score."""
+        figures = self.figures()
+        # A line of its own, so that the figures of all landmarks stand in line
+        if self.rank is None:
+            figures.insert(0, ("score", element("span", DASH, class_="none", title=NOT_RANKED)))
         pairs = [
-            element("div", element("dt", name), element("dd", value))
-            for name, value in self.figures()
+            element("div", element("dt", name, title=MEANINGS[name]), element("dd", value))
+            for name, value in figures
         ]
         return element("dl", pairs)
 

@@ -283,7 +283,10 @@ def test_what_is_found_says_what_repels_as_the_static_card_does(show: Any) -> No
             page.fill("[name=query]", str(card["sample_id"]))
             shown = page.text_content("#found")
             assert ("No landmark repels it." in shown) == (not card["repelling"])
-            assert ("more repel it" in shown) == bool(card["repelling"])
+            drawn = card["drawn"]
+            assert f"{drawn['attract']} attract, {drawn['repel']} repel" in shown
+            heads = "#found :is(.strip li, thead th.attract, thead th.repel)"
+            assert page.locator(heads).count() == drawn["attract"] + drawn["repel"]
 
 
 def test_show_more_by_keyboard(show: Any) -> None:

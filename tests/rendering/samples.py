@@ -119,8 +119,10 @@ def full_audit(**changes: Any) -> AuditData:
             )
         ),
         "stages": (
-            StageRecord("features", 41.25, 8, 122_000_000, "9f" * 32, 1, "note"),
-            StageRecord("newton", 1.5, 1, 2_000, "6f" * 32, 1),
+            StageRecord(
+                "features", 41.25, 8, 122_000_000, digest="9f" * 32, version=1, note="note"
+            ),
+            StageRecord("newton", 1.5, 1, 2_000, digest="6f" * 32, version=1),
         ),
         "classes": ("cat", "dog", "hen"),
         "warnings": ("rows in source order",),

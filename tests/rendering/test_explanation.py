@@ -70,17 +70,22 @@ def test_a_control_that_was_not_measured_has_no_column():
 def test_the_kernel_alone_is_compared_in_words():
     found = table_audit().alignment
     told = kernel_says_the_same(found)
+    beyond = np.abs(found.gap - found.kernel_only) > 2 * found.difference_stderr
     assert told == {
-        "largest_difference": pytest.approx(0.1), "columns": 3, "beyond_two_standard_errors": 2
+        "largest_difference": pytest.approx(0.1), "columns": 3, "beyond_two_standard_errors": 2,
+        "larger": (beyond & (found.gap > found.kernel_only)).sum(),
+        "smaller": (beyond & (found.gap < found.kernel_only)).sum(),
     }  # fmt: skip
+    assert told["larger"] + told["smaller"] == 2
     text = Page(alignment_panel(table_audit()).render()).text
-    assert "Plain kernel gives the same gaps within 0.1 ; the difference is significant" in text
-    assert "(2 s.e.) for 2 of 3" in text
+    assert "By more than 2 s.e. from plain kernel: 2 of 3 gaps (the label's is one)" in text
+    sides = f"{told['larger']} larger, {told['smaller']} smaller"
+    assert f"{sides}; the largest difference is 0.1 ." in text.replace(" ,", ",")
     silent = dataclasses.replace(found, difference_stderr=None)
     assert "beyond_two_standard_errors" not in kernel_says_the_same(silent)
     nothing = dataclasses.replace(found, gap=np.full(4, np.nan))
     assert kernel_says_the_same(nothing) == {}
-    assert "Plain kernel gives" not in alignment_panel(table_audit(alignment=nothing)).render()
+    assert "from plain kernel:" not in alignment_panel(table_audit(alignment=nothing)).render()
 
 
 def test_many_columns_are_cut():

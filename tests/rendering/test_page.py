@@ -178,7 +178,7 @@ def test_hostile_text_everywhere_is_only_text():
             audit.newton, attributes={**audit.newton.attributes, HOSTILE: HOSTILE}
         ),
         spectrum=dataclasses.replace(audit.spectrum, entropy={HOSTILE: 0.5}),
-        stages=(StageRecord(HOSTILE, 1.0, 1, 1, HOSTILE, 1, HOSTILE),),
+        stages=(StageRecord(HOSTILE, 1.0, 1, 1, digest=HOSTILE, version=1, note=HOSTILE),),
         warnings=(HOSTILE,),
         recipe_text="</pre>" + HOSTILE,
         versions={HOSTILE: HOSTILE},

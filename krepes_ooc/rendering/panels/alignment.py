@@ -34,6 +34,7 @@ LEAD = (
 )
 # Controls that decide about a column; the others are in a further table
 DECIDING = ("chance", "kernel_only", "network_gap", "input_gap", "random_most")
+LABEL = "label"
 KEY = "alignment"
 TITLE = "Feature alignment"
 
@@ -71,7 +72,7 @@ def alignment_panel(audit: AuditData) -> Panel:
         "kernel_alone": same,
         "folded": max(0, len(order) - UNFOLDED),
     }
-    return Panel(KEY, TITLE, join(LEAD, _explanation(same)), body, figures)
+    return Panel(KEY, TITLE, join(LEAD, _explanation(same, LABEL in names)), body, figures)
 
 
 def _table(audit: AuditData, alignment: Alignment, order: list[int], shown: list[str]) -> Markup:
@@ -133,23 +134,31 @@ def kernel_says_the_same(alignment: Alignment) -> dict[str, float]:
     if alignment.difference_stderr is not None:
         # Two standard errors of the paired difference
         beyond = away[known] > 2 * alignment.difference_stderr[known]
+        signed = (alignment.gap - alignment.kernel_only)[known][beyond]
         compared["beyond_two_standard_errors"] = int(beyond.sum())
+        compared["larger"] = int((signed > 0).sum())
+        compared["smaller"] = int((signed < 0).sum())
     return compared
 
 
-def _explanation(same: dict[str, float]) -> Markup | None:
+def _explanation(same: dict[str, float], has_label: bool) -> Markup | None:
+    """Number, direction and size of the differences to the plain kernel."""
     if not same:
         return None
+    largest = number(same["largest_difference"], digits=2)
     beyond = same.get("beyond_two_standard_errors")
-    counted = None
-    if beyond is not None:
-        counted = join(
-            "; the difference is significant (2 s.e.) for ", number(beyond), " of ",
-            number(same["columns"]),
-        )  # fmt: skip
+    if beyond is None:
+        return join("The largest difference to plain kernel is ", largest, ".")
+    counted = join(
+        number(beyond), " of ", number(same["columns"]),
+        " gaps", " (the label's is one)" if has_label else None,
+    )  # fmt: skip
+    sides: Child = None
+    if beyond:
+        sides = join(", ", number(same["larger"]), " larger, ", number(same["smaller"]), " smaller")
     return join(
-        "Plain kernel gives the same gaps within ",
-        number(same["largest_difference"], digits=2), counted, ".",
+        "By more than 2 s.e. from plain kernel: ", counted, sides,
+        "; the largest difference is ", largest, ".",
     )  # fmt: skip
 
 

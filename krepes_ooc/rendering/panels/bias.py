@@ -22,11 +22,12 @@ LABEL = "label"
 # Columns with a sentence where the recipe names none
 MOST_COLUMNS = 2
 ORIGINS = {
-    (True, True): "This exceeds both controls: the training adds to it.",
+    (True, True): "This exceeds inputs and random weights: the training adds to it.",
     (True, False): "Random weights reach as much, inputs do not: it comes from the architecture, "
     "not from the training.",
     (False, True): "The inputs give as much: it comes from the inputs, and the training keeps it.",
-    (False, False): "Both controls reach as much: it comes from the inputs, not from the training.",
+    (False, False): "Inputs and random weights both reach as much: it comes from the inputs, not "
+    "from the training.",
     (True, None): "This exceeds the inputs; random weights were not measured.",
     (False, None): "The inputs give as much: it comes from the inputs.",
     (
@@ -136,17 +137,17 @@ def _finding(name: str, place: int, found: Bias) -> Finding:
     }
     verb = "is grouped by" if found.is_found else "is not grouped by"
     sentence = (
-        f"The embedding {verb} {{name:}}: alignment gap {{gap}} (95 % interval {{low}} to "
+        f"The audit's embedding {verb} {{name:}}: alignment gap {{gap}} (95 % interval {{low}} to "
         "{high}, by chance ±{chance})"
     )
-    controls = []
     if found.network is not None:
-        controls.append("by the network's own embedding {network}")
+        sentence += "; the network's own embedding gives {network}"
+    controls = []
     if found.inputs is not None:
-        controls.append("by its inputs {inputs}")
+        controls.append("inputs {inputs}")
     if found.random_most is not None:
-        controls.append("by random weights up to {random_most}")
-    sentence += f"; {', '.join(controls)}" if controls else ""
+        controls.append("random weights up to {random_most}")
+    sentence += f"; controls: {', '.join(controls)}" if controls else ""
     sentence += f". {found.origin}" if found.is_found else "."
     title = "Class structure" if name == LABEL else "Bias"
     return Finding(f"bias_{place}", title, sentence, figures, {"name": name}, "alignment")

@@ -21,11 +21,16 @@ from krepes_ooc.rendering.panels.groups import LABEL, LEAST_SAMPLES, largest_oth
 
 # Figures that say how like the network the audit is; the first that was measured is used
 AGREEMENT = ("kendall_tau", "cka")
-AGREEMENT_NAMES = {"kendall_tau": "Kendall's τ of linear probes", "cka": "linear CKA"}
+AGREEMENT_NAMES = {
+    "kendall_tau": "Kendall's τ between the answers of linear probes on the two embeddings",
+    "cka": "linear CKA",
+}
 # What any method could reach without the objective or the network
 BASELINES = ("raw_inputs", "fourier_features", "kernel_rows", "start")
 # Confusions and groups that are named in one sentence
 NAMED = 2
+# Average precision from which a concept is named after its best class
+LEAST_PRECISION = 0.5
 
 
 def make_findings(audit: AuditData) -> list[Finding]:
@@ -46,7 +51,7 @@ def _agreement(audit: AuditData) -> Iterator[Finding]:
         figure = audit.fidelity.get(key)
         if figure is None or not figure.is_defined:
             continue
-        sentence = f"The audit agrees with the network with a {AGREEMENT_NAMES[key]} of {{value}}"
+        sentence = f"Agreement of audit and network: {AGREEMENT_NAMES[key]} {{value}}"
         figures: dict[str, Any] = {"value": figure.value}
         sentence += _interval(figure, figures)
         controls = _baselines(audit, figure)
@@ -61,7 +66,7 @@ def _agreement(audit: AuditData) -> Iterator[Finding]:
         ceiling = figure.controls.get("noise_ceiling")
         if ceiling is not None and ceiling.is_defined:
             figures["ceiling"] = ceiling.value
-            sentence += "; the network against itself gives {ceiling} (noise ceiling)"
+            sentence += "; two probes on the network's embedding give {ceiling} (noise ceiling)"
         yield Finding("agreement", "Fidelity", f"{sentence}.", figures, words, "fidelity")
         return
 
@@ -127,12 +132,19 @@ def _confusions(audit: AuditData) -> Iterator[Finding]:
         figures[f"kernel_{i}"] = float(groups.kernel_only[g, other])
         words[f"from_{i}"] = groups.categories[g]
         words[f"to_{i}"] = groups.categories[other]
+        chance = "by chance" if is_above_chance(groups, g, other) else "not clearly above chance,"
         parts.append(
-            f"{{from_{i}:}} with {{to_{i}:}} ({{share_{i}%}} ± {{error_{i}%}} of the influence, by "
-            f"chance {{chance_{i}%}}, plain kernel {{kernel_{i}%}})"
+            f"{{from_{i}:}} with {{to_{i}:}} {{share_{i}%}} ± {{error_{i}%}} ({chance} "
+            f"{{chance_{i}%}}; plain kernel {{kernel_{i}%}})"
         )
-    sentence = f"Most confused: {'; '.join(parts)}."
+    sentence = f"Most confused, by share of the influence ± 2 s.e.: {'; '.join(parts)}."
     yield Finding("confusions", "Classes", sentence, figures, words, "groups")
+
+
+def is_above_chance(groups: Groups, g: int, other: int) -> bool:
+    """True if the lower end of the interval of a share lies above chance, as both are printed."""
+    low = groups.share[g, other] - 2 * groups.stderr[g, other]
+    return bool(np.rint(100 * low) > np.rint(100 * groups.chance[other]))
 
 
 def confused_pairs(groups: Groups) -> list[tuple[int, int]]:
@@ -158,7 +170,12 @@ def _concepts(audit: AuditData) -> Iterator[Finding]:
     for i, c in enumerate(largest):
         figures[f"share_{i}"] = float(found.share[c])
         words[f"name_{i}"] = _concept_words(audit, found, c)
-        parts.append(f"{{name_{i}:}} ({{share_{i}%}} of the samples)")
+        part = f"{{name_{i}:}} ({{share_{i}%}} of the samples"
+        if _has_class(found, c):
+            assert found.precision is not None
+            figures[f"precision_{i}"] = float(found.precision[c])
+            part += f", average precision {{precision_{i}}}"
+        parts.append(f"{part})")
     if parts:
         sentence += f"; the largest are {' and '.join(parts)}"
     # A figure of labels first, as it is what people mean by a concept
@@ -180,9 +197,22 @@ def _concept_words(audit: AuditData, found: DiscoveredConcepts, c: int) -> str:
         first = found.differences[c][0]
         direction = "more" if first.difference > 0 else "less"
         return f"{name}: {direction} {first.column}" + (f" {first.level}" if first.level else "")
-    if found.best_class is not None and found.best_class[c] >= 0:
-        return f"{name}, like class {class_name(int(found.best_class[c]), audit.classes)}"
-    return name
+    if not _has_class(found, c):
+        return name
+    assert found.best_class is not None
+    assert found.precision is not None
+    best = class_name(int(found.best_class[c]), audit.classes)
+    # Below it most samples of the concept's order are of other classes
+    if not found.precision[c] >= LEAST_PRECISION:
+        return f"{name}, no class: the best is {best}"
+    return f"{name}, like class {best}"
+
+
+def _has_class(found: DiscoveredConcepts, c: int) -> bool:
+    """True if a concept is described by its best class: it has one, and no column differs."""
+    if found.best_class is None or found.precision is None or found.best_class[c] < 0:
+        return False
+    return not (found.differences and found.differences[c])
 
 
 def _group_effects(audit: AuditData) -> Iterator[Finding]:

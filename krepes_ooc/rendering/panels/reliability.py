@@ -26,6 +26,25 @@ BLOCKED = ("✗", "failed")
 # Classes of the style sheet.
 CLASSES = {"pass": "good", "fail": "care", "unknown": "unknown"}
 ORDER = ("bad", "care", "unknown", "good")
+# Checks of several figures, a line each
+LISTED = ("learned_figures",)
+# What an audit is not to be used for where a check did not pass
+LIMITS = {
+    "random_weights": "Attribute no figure to the training.",
+    "collapse": "Read no embedding or influence before the rank is known.",
+    "kernel_rows": "Do not take the kernel model for the network.",
+    "objective": "Attribute the influence to the audited objective, not to the training.",
+    "raw_inputs": "Do not claim that the audit shows more of the network than its inputs do.",
+    "plain_kernel": "Do not attribute the choice of landmarks to the objective.",
+    "noise_ceiling": "Do not use the audit's embedding in place of the network's.",
+    "learned_ranking": "Do not present a sample's landmarks as learned: architecture and inputs "
+    "give as similar ones.",
+    "learned_figures": "Do not quote these figures as effects of the training.",
+    "encoding": "Do not transfer figures to the deployed network: its inputs may differ.",
+    "nystrom": "Do not read differences of small scores: the landmarks miss part of the kernel; "
+    "use more.",
+    "landmarks": "Do not read ranks: the top ten are a large part of all landmarks; use more.",
+}
 # Passed checks up to this number stand open
 UNFOLDED = 4
 _FIGURE = re.compile(r"\{(\w+)\}")
@@ -53,7 +72,7 @@ def reliability_panel(audit: AuditData) -> Panel:
     counts = {"passed": len(passed), "checks": len(verdict.checks)}
     lead = join(
         number(len(passed)), " of ", number(len(verdict.checks)), " checks passed. A failed check "
-        "makes the audit unusable; a reservation limits what it may be used for.",
+        "makes the audit unusable; a reservation limits its use as stated below it.",
     )  # fmt: skip
     return Panel(KEY, TITLE, lead, body, {"verdict": verdict.to_json(), **counts, **warnings})
 
@@ -79,26 +98,31 @@ def _row(check: Check) -> list[Child]:
     sign, words = BLOCKED if blocked else SIGNS[check.outcome]
     kind = "bad" if blocked else CLASSES[check.outcome]
     mark = element("span", sign, class_="sign", aria_hidden="true")
+    limit = None if check.outcome == "pass" else LIMITS.get(check.key)
     return [
         element("span", mark, " ", words, class_=f"outcome {kind}"),
-        element("b", check.title),
+        join(element("b", check.title), element("span", limit, class_="limit") if limit else None),
         _sentence(check),
         check.criterion,
     ]
 
 
 def _sentence(check: Check) -> Markup:
-    """The sentence of a check, each of its figures as a number of the page."""
+    """The sentence of a check, each of its figures as a number of the page; parts as a list."""
+    if check.key not in LISTED or "; " not in check.sentence:
+        return _filled(check.sentence, check)
+    parts = check.sentence.removesuffix(".").split("; ")
+    return element("ul", [element("li", _filled(part, check)) for part in parts], class_="plain")
+
+
+def _filled(words: str, check: Check) -> Markup:
     parts: list[Child] = []
     at = 0
-    for found in _FIGURE.finditer(check.sentence):
+    for found in _FIGURE.finditer(words):
         value = check.figures[found[1]]
-        parts += [
-            check.sentence[at : found.start()],
-            number(float("nan") if value is None else value),
-        ]
+        parts += [words[at : found.start()], number(float("nan") if value is None else value)]
         at = found.end()
-    return join(parts, check.sentence[at:])
+    return join(parts, words[at:])
 
 
 def _warnings(warnings: tuple[str, ...]) -> Markup:

@@ -14,12 +14,13 @@ from krepes_ooc.rendering.drawing.sample_view import (
     plain_cell,
 )
 from krepes_ooc.rendering.explanation import Explained
-from krepes_ooc.rendering.landmark_links import NOTHING_REPELS, SIGNS, LandmarkLink
+from krepes_ooc.rendering.landmark_links import MEANINGS, NOTHING_REPELS, SIGNS, LandmarkLink
 from krepes_ooc.rendering.lift import card_columns, column_lift
 
-# What fits beside each other without scrolling on a wide screen
-MAX_LANDMARKS = 8
-MAX_REPELLING = 2
+LIFT = (
+    "lift: share of the landmarks that agree in the column, over the share of all audited samples "
+    "that do"
+)
 
 
 def row_table(explained: Explained) -> tuple[Markup, dict[str, float]]:
@@ -29,12 +30,8 @@ def row_table(explained: Explained) -> tuple[Markup, dict[str, float]]:
     assert explained.sample.samples.values is not None
     assert explained.agreement is not None
     assert values is not None
-    # A stable sort: attracting landmarks first, each side by rank
-    pairs = sorted(
-        explained.beside(MAX_LANDMARKS, MAX_REPELLING), key=lambda pair: _repels(pair[1])
-    )
-    places = [place for place, _ in pairs]
-    shown = [link for _, link in pairs]
+    places = [place for place, _ in explained.drawn]
+    shown = [link for _, link in explained.drawn]
     landmark_values = values[[link.row for link in shown]].reshape(len(shown), len(columns))
     agrees = explained.agreement[places]
     # Columns in which the agreement is more than the data give, and audited ones
@@ -90,10 +87,6 @@ def _line(explained: Explained, c: int, lift: float, cells: list[Markup]) -> Mar
     return element("tr", head, element("td", number(lift, digits=2)), sample_cell, cells)
 
 
-def _repels(link: LandmarkLink) -> bool:
-    return link.kind == "repel"
-
-
 def _cell(value: float, column: Column, agrees: bool) -> Markup:
     words = cell(value, column)
     title = plain_cell(value, column)
@@ -123,7 +116,7 @@ def _head(shown: Sequence[LandmarkLink], view: SampleView) -> Markup:
         lines.append(
             element(
                 "tr",
-                element("th", name, scope="row"),
+                element("th", name, scope="row", title=MEANINGS[name]),
                 element("td"),
                 element("td"),
                 cells,
@@ -133,7 +126,7 @@ def _head(shown: Sequence[LandmarkLink], view: SampleView) -> Markup:
     first = element(
         "tr",
         element("th", "column", scope="col"),
-        element("th", "lift", scope="col"),
+        element("th", "lift", scope="col", title=LIFT),
         element("th", "this sample", scope="col"),
         headings,
     )

@@ -20,9 +20,9 @@ from krepes_ooc.rendering.drawing.markup import (
 )
 from krepes_ooc.rendering.drawing.sample_view import class_name
 from krepes_ooc.rendering.explanation import Explained, explain_rows
-from krepes_ooc.rendering.landmark_links import NOTHING_NEAR, NOTHING_REPELS
+from krepes_ooc.rendering.landmark_links import MEANINGS, NOTHING_NEAR, NOTHING_REPELS
 from krepes_ooc.rendering.panels.panel import Panel, absent
-from krepes_ooc.rendering.panels.row_table import row_table
+from krepes_ooc.rendering.panels.row_table import LIFT, row_table
 from krepes_ooc.rendering.search_data import embed_search_index, search_index
 
 # Cards that stand in the page unasked; a line opens the others.
@@ -53,6 +53,7 @@ MEASURES = {
 # Concepts of a card, and the letters of a name
 MOST_CONCEPTS = 3
 MOST_TITLE = 32
+DRAWN = "landmarks on this card: the first ranked ones, and the most repelling ones"
 CONCEPTS = "how far the step moves it along a concept, summed over all landmarks"
 HEADINGS = {"attract": "+ attracting", "repel": f"{MINUS} repelling", "neutral": "strongest"}
 
@@ -73,7 +74,7 @@ def samples_panel(audit: AuditData) -> Panel:
     # Samples without a card have none.
     samples = explain_rows(audit, rows, [*concepts, *[None] * (len(rows) - len(concepts))])
     # Every explained sample can be searched, cards or not
-    index = search_index(audit, samples)
+    index = {**search_index(audit, samples), "meanings": _meanings()}
     count = max(0, audit.cards)
     cards = [
         _card(one, known)
@@ -104,6 +105,12 @@ def samples_panel(audit: AuditData) -> Panel:
         embed_search_index(index, audit, samples),
     )
     return Panel(KEY, TITLE, lead, body, figures)
+
+
+def _meanings() -> dict[str, str]:
+    """Meanings of the figures of a card, by their key in the search index."""
+    of_card = {key: meaning for key, (_, meaning) in FIGURES.items()}
+    return {**of_card, **MEANINGS, "lift": LIFT, "drawn": DRAWN}
 
 
 def _folded(cards: list[Markup]) -> Markup:
@@ -181,7 +188,8 @@ def _card(explained: Explained, index: dict[str, Any]) -> tuple[Markup, dict[str
         element("span", _figures(index), class_="quiet figs"),
     )
     link = element("a", "link", href=f"#{anchor}", class_="permalink", title="Link to this card")
-    if picture is None and explained.agrees is not None:
+    figures["drawn"] = explained.drawn_counts
+    if explained.is_table_row:
         main, lift = row_table(explained)
         figures["lift"] = lift
     else:
@@ -220,20 +228,20 @@ def _figures(index: dict[str, Any]) -> list[Markup]:
 def _description(explained: Explained) -> Child:
     ranked = len(explained.links)
     same = explained.same_class
-    counts = explained.counts
+    counts = explained.drawn_counts
     if not ranked:
         return "No landmark has influence on it."
     if explained.is_far:
         return NOTHING_NEAR
     parts: list[Child] = []
-    # Without labels there is no class to share
-    if same is not None:
-        parts = [element("span", number(same), " of ", number(ranked), " share its class"), " "]
+    # What the card draws, ranked or not
     if sum(counts.values()):
         attract, repel = number(counts["attract"]), number(counts["repel"])
-        parts.append(element("span", attract, " attract, ", repel, " repel"))
-    if explained.repelling_only:
-        parts += [" ", element("span", number(len(explained.repelling_only)), " more repel it")]
+        parts.append(element("span", attract, " attract, ", repel, " repel", title=DRAWN))
+    # Without labels there is no class to share
+    if same is not None:
+        shared = [number(same), " of the ", number(ranked), " ranked share its class"]
+        parts += [" ", element("span", shared)]
     return join(parts)
 
 

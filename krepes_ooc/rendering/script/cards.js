@@ -17,25 +17,34 @@ const picture = (which, place, sample) => {
 };
 const counts = (sample) => {
   const parts = [];
-  const links = sample.links;
+  const links = sample.links, shown = drawn(sample);
+  const attract = shown.filter((link) => kind(link[2]) === "attract").length;
+  const repel = shown.filter((link) => kind(link[2]) === "repel").length;
+  if (attract + repel) parts.push(make("span", { title: deck.meanings.drawn }, `${attract} attract, ${repel} repel`, " "));
   if (sample.label >= 0) {
     const same = links.filter(([at]) => deck.landmarks[at].label === sample.label).length;
-    parts.push(`${same} of ${links.length} share its class`);
+    parts.push(make("span", {}, `${same} of the ${links.length} ranked share its class`, " "));
   }
-  const attract = links.filter((link) => kind(link[2]) === "attract").length;
-  const repel = links.filter((link) => kind(link[2]) === "repel").length;
-  parts.push(`${attract} attract, ${repel} repel`);
-  if (sample.repelling?.length) parts.push(`${sample.repelling.length} more repel it`);
-  return parts.map((part) => make("span", {}, part, " "));
+  return parts;
 };
 const measured = (sample) => [["top", "score"], ["agree", "agreement"], ["near", "closeness"], ["mix", "mixing"]]
   .filter(([key]) => (sample[key] ?? null) !== null)
-  .map(([key, name]) => make("span", {}, name, " ", number(sample[key], ""), " "));
+  .map(([key, name]) => make("span", { title: deck.meanings[key] }, name, " ", number(sample[key], ""), " "));
+// A landmark without a score is not ranked; a dash keeps the figures of all in line.
 const figures = (link) => make("dl", {},
   ...[["score", link[1], ""], ["contribution", link[2], "+"], ["k", link[3], ""]]
-    .filter(([, value]) => value !== null)
-    .map(([name, value, sign]) => make("div", {}, make("dt", {}, name), make("dd", {}, number(value, sign)))));
+    .filter(([name, value]) => name === "score" || value !== null)
+    .map(([name, value, sign]) => make("div", {}, make("dt", { title: deck.meanings[name] }, name),
+      make("dd", {}, value === null ? make("span", { class: "none" }, "\u2013") : number(value, sign)))));
 const all = (sample) => [...sample.links, ...(sample.repelling ?? [])];
+const isRow = (sample) => Boolean(sample.values) && !sample.text && !pictures;
+// Landmarks of a card: of a table as many as fit, attracting ones first.
+const drawn = (sample) => {
+  if (!isRow(sample)) return all(sample);
+  const further = all(sample).slice(Math.min(SHOWN, sample.links.length));
+  const repelling = further.filter((link) => kind(link[2]) === "repel").slice(0, REPELLING);
+  return [...sample.links.slice(0, SHOWN), ...repelling].sort((a, b) => (kind(a[2]) === "repel") - (kind(b[2]) === "repel"));
+};
 const quiet = () => make("p", { class: "quiet" }, "No landmark repels it.");
 const nothingRepels = (sample) => sample.repelling !== null && !all(sample).some((link) => kind(link[2]) === "repel");
 
@@ -73,17 +82,15 @@ const columnsOf = (lift) => {
   return order.filter((c) => deck.columns[c].audited || free.includes(c));
 };
 const rows = (sample) => {
-  const further = all(sample).slice(Math.min(SHOWN, sample.links.length));
-  const repelling = further.filter((link) => kind(link[2]) === "repel").slice(0, REPELLING);
-  const links = [...sample.links.slice(0, SHOWN), ...repelling].sort((a, b) => (kind(a[2]) === "repel") - (kind(b[2]) === "repel"));
+  const links = drawn(sample);
   const others = links.map((link) => deck.landmarks[link[0]]);
   const marks = deck.columns.map((column, c) => others.map((o) => agrees(sample.values[c], o.values[c], column)));
   const lift = liftOf(sample, marks);
-  const head = make("tr", {}, make("th", { scope: "col" }, "column"), make("th", { scope: "col" }, "lift"),
+  const head = make("tr", {}, make("th", { scope: "col" }, "column"), make("th", { scope: "col", title: deck.meanings.lift }, "lift"),
     make("th", { scope: "col" }, "this sample"),
     ...links.map((link, i) => make("th", { scope: "col", class: kind(link[2]) }, caption(others[i]))));
   const lines = [["score", 1, ""], ["contribution", 2, "+"], ["k", 3, ""]].filter(([, at]) => links.some((link) => link[at] !== null))
-    .map(([name, at, sign]) => make("tr", { class: "figures" }, make("th", { scope: "row" }, name), make("td"), make("td"),
+    .map(([name, at, sign]) => make("tr", { class: "figures" }, make("th", { scope: "row", title: deck.meanings[name] }, name), make("td"), make("td"),
       ...links.map((link) => make("td", {}, link[at] === null ? "" : number(link[at], sign)))));
   const body = columnsOf(lift).map((c) => make("tr", {},
     make("th", { scope: "row" }, make("bdi", {}, deck.columns[c].name), deck.columns[c].audited ? make("small", {}, " audited") : null),
@@ -99,12 +106,11 @@ const rows = (sample) => {
 };
 const card = (place) => {
   const sample = deck.samples[place];
-  const isRow = sample.values && !pictures;
   const details = make("details", { class: "card", id: `sample-${sample.id}`, "data-id": sample.id },
     make("summary", {}, picture("samples", place, sample), make("h3", {}, caption(sample)),
       make("span", { class: "quiet" }, ...counts(sample)), make("span", { class: "quiet figs" }, ...measured(sample))),
-    isRow ? rows(sample) : strips(sample),
-    isRow && nothingRepels(sample) ? quiet() : null,
+    isRow(sample) ? rows(sample) : strips(sample),
+    isRow(sample) && nothingRepels(sample) ? quiet() : null,
     make("a", { href: `#sample-${sample.id}`, class: "permalink", title: "Link to this card" }, "link"));
   return details;
 };

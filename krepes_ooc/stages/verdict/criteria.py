@@ -24,6 +24,10 @@ MOST_NYSTROM_ERROR = 0.2
 TOP, MOST_TOP_SHARE = 10, 0.2
 # Label-free figures after those of probes: the first that was measured is used.
 AGREEMENT = ("kendall_tau", "cka")
+OVERLAPS_LESS = (
+    "the audit's top landmarks overlap with those of random-weight networks less than the top "
+    "landmarks of two random-weight networks overlap with each other"
+)
 RANKINGS = ("neighbour_overlap", "precision_at_1", "confidence_drop")
 
 
@@ -101,9 +105,8 @@ def random_weights(ranking: Mapping[str, Any], agreement: Mapping[str, Any]) -> 
     return Check(
         "random_weights",
         titles[outcome],
-        "top landmarks overlap with those of random-weight networks less than these overlap with "
-        "each other, or the audit's embedding is more like the network's than theirs; each at "
-        "97.5 %, one-sided",
+        f"{OVERLAPS_LESS}, or the audit's embedding is more like the network's than theirs; each "
+        "at 97.5 %, one-sided",
         outcome,
         sentence,
         figures,
@@ -123,9 +126,8 @@ def learned_ranking(ranking: Mapping[str, Any]) -> Check:
         "learned_ranking",
         "Ranking of landmarks is learned"
         if learned
-        else "Random weights rank the landmarks as much alike",
-        "top landmarks overlap with those of random-weight networks less than these overlap with "
-        "each other; 95 % interval of the difference below 0",
+        else "Ranking of landmarks not distinguishable from random weights",
+        f"{OVERLAPS_LESS}; 95 % interval of the difference below 0",
         "unknown" if not ranking["decided"] else "pass" if learned else "fail",
         sentence,
         figures,
@@ -138,8 +140,8 @@ def _ranking_words(ranking: Mapping[str, Any]) -> tuple[str, dict[str, float | N
         return _plain(f"The ranking was not compared: {ranking['reason']}."), {}
     low, high = ranking["interval"]
     return (
-        "The overlap with random-weight networks is {with_draws}, among them {among_draws}; "
-        "difference {difference}, 95 % interval {low} to {high}.",
+        "The overlap of the audit with a random-weight network is {with_draws}, of two of them "
+        "{among_draws}; difference {difference}, 95 % interval {low} to {high}.",
         {
             "with_draws": ranking["with_draws"],
             "among_draws": ranking["among_draws"],
@@ -270,7 +272,8 @@ def plain_kernel(figures: Mapping[str, Figure]) -> Check:
 def noise_ceiling(figures: Mapping[str, Figure]) -> Check:
     """Agreement of the probes against that of the network with itself."""
     criterion = (
-        "agreement of probes (tau) reaches that of the network refitted on other fit samples"
+        "tau between probes on the audit's and on the network's embedding reaches the tau of two "
+        "probes on the network's embedding alone, fitted on other samples; no network is refitted"
     )
     tau = figures.get("kendall_tau")
     if tau is None or not tau.is_defined or not tau.control("noise_ceiling").is_defined:
@@ -286,7 +289,7 @@ def noise_ceiling(figures: Mapping[str, Figure]) -> Check:
         else "Agreement with the network below its noise ceiling",
         criterion,
         "pass" if reached else "fail",
-        "tau is {tau}, the network against itself {ceiling}.",
+        "tau is {tau}, of two probes on the network's embedding {ceiling}.",
         {"tau": tau.value, "ceiling": ceiling},
     )
 
@@ -300,13 +303,14 @@ def learned_figures(figures: Mapping[str, Mapping[str, Any]]) -> Check:
     known = {key: value for key, value in figures.items() if value["learned"] is not None}
     reached = [key for key, value in known.items() if not value["learned"]]
     words = [
-        f"{_plain(known[key]['label'])} {{{key}}}, random up to {{{key}_most}}" for key in reached
+        f"{_plain(known[key]['label'])}: {{{key}}}, random weights up to {{{key}_most}}"
+        for key in reached
     ]
     values = {key: float(known[key]["value"]) for key in reached}
     values |= {f"{key}_most": float(known[key]["most"]) for key in reached}
     return Check(
         "learned_figures",
-        f"Random weights reach {len(reached)} of {len(known)} figures"
+        f"Random weights do as well in {len(reached)} of {len(known)} figures"
         if reached
         else "No figure is reached by random weights",
         "every figure above the 95 % prediction interval of one more random-weight network",

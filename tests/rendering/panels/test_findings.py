@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from krepes_ooc.rendering.panels.bias import ORIGINS, Bias, bias_findings, read_bias
-from krepes_ooc.rendering.panels.finding_sentences import confused_pairs, make_findings
+from krepes_ooc.rendering.panels.finding_sentences import (
+    confused_pairs,
+    is_above_chance,
+    make_findings,
+)
 from krepes_ooc.rendering.panels.findings import findings_panel
 from tests.figures import complete
 from tests.rendering.samples import Page, full_audit, table_audit
@@ -73,6 +77,41 @@ def test_confusions_need_samples_and_error():
     unsure = dataclasses.replace(large, stderr=np.full((4, 4), 0.12))
     assert confused_pairs(unsure) == [(0, 1)]
     assert confused_pairs(dataclasses.replace(large, samples=np.array([9, 20, 0, 0]))) == [(1, 0)]
+
+
+def test_a_share_at_chance_is_not_called_a_confusion():
+    groups = table_audit().groups["colour"]
+    share = np.array([[0.6, 0.3, 0.1, 0], [0.2, 0.75, 0.05, 0], *np.full((2, 4), np.nan)])
+    chance = np.array([0.1, 0.24, 0.1, 0])
+    found = dataclasses.replace(
+        groups, categories=("a", "b", "c", "d"), share=share, chance=chance, note="",
+        samples=np.array([20, 20, 0, 0]), stderr=np.full((4, 4), 0.03), kernel_only=share,
+    )  # fmt: skip
+    # 30 % - 6 % is printed like the 24 % of chance, 20 % - 6 % lies above 10 %
+    assert [is_above_chance(found, g, other) for g, other in ((0, 1), (1, 0))] == [False, True]
+    text = Page(findings_panel(full_audit(groups={"label": found})).render()).text
+    assert "a with b 30 % ± 6 % (not clearly above chance, 24 %" in text
+    assert "b with a 20 % ± 6 % (by chance 10 %" in text
+
+
+def test_a_concept_is_named_after_a_class_only_if_it_is_precise():
+    audit = full_audit()
+    found = dataclasses.replace(audit.discovered, differences=((), ()))
+    text = Page(findings_panel(dataclasses.replace(audit, discovered=found)).render()).text
+    assert "concept 1, like class hen ( 30 % of the samples, average precision 0.93 )" in text
+    low = dataclasses.replace(found, precision=np.array([0.41, 0.49]))
+    text = Page(findings_panel(dataclasses.replace(audit, discovered=low)).render()).text
+    assert "concept 1, no class: the best is hen ( 30 % of the samples, average precision" in text
+    assert "like class" not in text
+
+
+def test_the_two_controls_of_a_gap_are_named():
+    page = Page(findings_panel(table_audit(audited_columns=("age",))).render()).text
+    assert "The audit's embedding is grouped by age : alignment gap 0.3" in page
+    assert "the network's own embedding gives 0.25 ; controls: inputs 0.36 , random weights" in page
+    for (inputs, random), words in ORIGINS.items():
+        if inputs is not None and inputs == random:
+            assert words.startswith(("This exceeds inputs and random", "Inputs and random"))
 
 
 def test_findings_read_as_sentences():

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 
 import numpy as np
@@ -31,10 +32,11 @@ from krepes_ooc.rendering.panels.fidelity import fidelity_panel
 from krepes_ooc.rendering.panels.group_effects import group_effects_panel
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
-from krepes_ooc.rendering.panels.reliability import reliability_panel
+from krepes_ooc.rendering.panels.reliability import LIMITS, reliability_panel
 from krepes_ooc.rendering.panels.row_table import row_table
 from krepes_ooc.rendering.panels.samples import samples_panel
 from krepes_ooc.rendering.sample_concepts import ConceptScore, SampleConcepts
+from krepes_ooc.stages.verdict import criteria
 from tests.figures import complete
 from tests.rendering.samples import N_LANDMARKS, Page, full_audit, table_audit
 
@@ -82,6 +84,26 @@ def test_every_check_stands_with_its_criterion_and_figures():
     # What limits the use comes first
     assert page.text.index("Raw inputs") < page.text.index("Probe") < page.text.index("Rows carry")
     assert panel.figures["verdict"] == Verdict(CHECKS).to_json()
+
+
+def test_a_reservation_says_what_it_limits_and_lists_its_figures():
+    figures = {"tau": 0.5, "tau_most": 0.6, "cka": 0.7, "cka_most": 0.8}
+    words = "tau: {tau}, random weights up to {tau_most}; cka: {cka}, random up to {cka_most}."
+    failed = Check("learned_figures", "As well", "above", "fail", words, figures)
+    html = reliability_panel(full_audit(verdict=Verdict((failed,)))).render()
+    assert LIMITS["learned_figures"] in html
+    assert html.partition("</table>")[0].count("<li>") == 2
+    passed = dataclasses.replace(failed, outcome="pass")
+    html = reliability_panel(full_audit(verdict=Verdict((passed,)))).render()
+    assert LIMITS["learned_figures"] not in html
+
+
+def test_every_check_that_may_limit_an_audit_says_how():
+    keys = set(re.findall(r'Check\(\s*"(\w+)"', inspect.getsource(criteria)))
+    keys |= {"raw_inputs", "plain_kernel"}
+    # These stop the run or make the audit unusable, and are measured always
+    assert keys - set(LIMITS) == {"self_check", "solver", "step"}
+    assert set(LIMITS) <= keys
 
 
 def test_a_blocking_failure_is_marked_as_one():
@@ -287,12 +309,41 @@ def test_cards_show_what_pushes_besides_the_ranked():
         assert card.partition('id="found"')[0].count("<li>") == len(shown)
         strip = card.partition("− repelling")[2]
         assert strip.partition('id="found"')[0].count("<li>") == figures["repel"] + len(further)
-        assert ("more repel it" in card) == bool(further)
+        assert card.count('title="not ranked') == len(further), "a dash where a score would stand"
         sample = deck["samples"][row]
         assert [deck["landmarks"][at]["id"] for at, *_ in sample["repelling"]] == [
             100 + i for i in further
         ]
         assert [score for _, score, _, _ in sample["repelling"]] == [None] * len(further)
+
+
+@pytest.mark.parametrize("make", [full_audit, table_audit])
+def test_a_card_counts_the_landmarks_that_it_draws(make):
+    audit = make()
+    panel = samples_panel(audit)
+    cards = panel.render().split('<details class="card"')[1:]
+    of_table = audit.audited.values is not None and audit.audited.image is None
+    for figures, card in zip(panel.figures["samples"], cards, strict=True):
+        card = card.partition('id="found"')[0]
+        counted = Page(f"<details{card.partition('</summary>')[0]}</summary></details>").text
+        drawn = figures["drawn"]
+        assert f"{drawn['attract']} attract, {drawn['repel']} repel" in counted.replace(" ,", ",")
+        for kind in ("attract", "repel"):
+            _, _, strip = card.partition(f'<h4 class="{kind}"')
+            shown = strip.partition("</ol>")[0].count("<li>")
+            if of_table:
+                shown = len(re.findall(rf'<th scope="col" class="{kind}"', card))
+            assert shown == drawn[kind], figures["name"]
+
+
+def test_figures_of_a_card_are_named_and_explained():
+    for audit in (full_audit(), table_audit()):
+        panel = samples_panel(audit)
+        html = panel.render()
+        for key in ("score", "contribution", "k"):
+            assert re.search(rf'title="{key}: [^"]+">(<abbr [^>]+>)?{key}<', html), key
+        assert set(panel.figures["deck"]["meanings"]) >= {"score", "contribution", "k", "agree"}
+    assert 'title="lift: ' in html
 
 
 def test_bars_of_what_repels_compare_the_contribution():

@@ -99,6 +99,12 @@ def test_both_sides_of_every_threshold(found: Check, outcome: str, blocking: boo
     assert "{" not in found.words()
 
 
+def test_the_criterion_of_the_ranking_names_both_overlaps() -> None:
+    for found in (criteria.learned_ranking(SAME), criteria.random_weights(SAME, agreement(None))):
+        assert "these" not in found.criterion
+        assert "two random-weight networks overlap with each other" in found.criterion
+
+
 @pytest.mark.parametrize(("low", "outcome"), [(0.01, "pass"), (0.0, "fail"), (-0.2, "fail")])
 def test_a_paired_interval_decides(low: float, outcome: str) -> None:
     figures = {"cka": paired("cka", "against_inputs", low, 0.3)}
@@ -137,6 +143,6 @@ def test_figures_that_random_weights_reach_are_named() -> None:
     assert criteria.learned_figures({"cka": one(True), "rank_me": one(None)}).outcome == "pass"
     found = criteria.learned_figures({"cka": one(False), "rank_me": one(True)})
     assert found.outcome == "fail"
-    assert found.title == "Random weights reach 1 of 2 figures"
-    assert found.words() == "likeness (x) 0.5, random up to 0.6."
+    assert found.title == "Random weights do as well in 1 of 2 figures"
+    assert found.words() == "likeness (x): 0.5, random weights up to 0.6."
     assert criteria.learned_figures({"rank_me": one(None)}).outcome == "unknown"
