@@ -71,7 +71,7 @@ def test_settings_of_a_recipe_are_changed_without_its_file(tmp_path: Path) -> No
         ({"shard": "3 of 16"}, "is no part; expected such as 3/16"),
         ({"cluster": "nearby"}, "expected local, a scheduler"),
         ({"until": "kernle"}, "kernle"),
-        ({"untill": "kernel"}, "no option 'untill'; expected one of allow_mixed_numerics"),
+        ({"untill": "kernel"}, "no option 'untill'; expected one of again, allow_mixed_numerics"),
         ({"options": ko.Options(), "memory": "1GiB"}, "one object, or keywords"),
         ({"with_stages": ["landmarks"]}, "is part of every run"),
         ({"settings": ["stages"]}, "expected key.key=value"),
