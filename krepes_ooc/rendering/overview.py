@@ -5,8 +5,11 @@ Arrays are plain; ``explained`` counts the audited samples that get a card, in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from krepes_ooc.rendering.measured import Array
 
@@ -111,6 +114,8 @@ class GroupEffects:
         reasons: name of a group that was not left out -> why.
         converged: whether every solution reached the tolerance.
         left_out: levels of every column that could be groups and is none, by name.
+        gradient_norm: gradient at the end over that at the start [group]; None: not known.
+        tolerance: what a solution was to reach; NaN: not known.
     """
 
     names: tuple[str, ...]
@@ -124,6 +129,24 @@ class GroupEffects:
     reasons: Mapping[str, str] = field(default_factory=dict)
     converged: bool = True
     left_out: Mapping[str, int] = field(default_factory=dict)
+    gradient_norm: Array | None = None
+    tolerance: float = math.nan
+
+    @property
+    def display_names(self) -> list[str]:
+        """Names of the groups; clusters are called after the landmarks that they divide."""
+        return [
+            f"landmark {name}" if partition == "landmarks" else name
+            for name, partition in zip(self.names, self.partition, strict=True)
+        ]
+
+    @property
+    def above_tolerance(self) -> list[int]:
+        """Groups whose solution did not reach the tolerance, the farthest from it first."""
+        if self.gradient_norm is None or not math.isfinite(self.tolerance):
+            return []
+        order = np.argsort(-np.nan_to_num(self.gradient_norm), kind="stable")
+        return [int(g) for g in order if self.gradient_norm[g] > self.tolerance]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Panels of what the last stages measured: alignment, groups, concepts."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -86,6 +87,31 @@ def test_the_kernel_alone_is_compared_in_words():
     nothing = dataclasses.replace(found, gap=np.full(4, np.nan))
     assert kernel_says_the_same(nothing) == {}
     assert "from plain kernel:" not in alignment_panel(table_audit(alignment=nothing)).render()
+
+
+@pytest.mark.parametrize("largest", [0.04, 0.3, 0.62, 0.97])
+def test_the_axis_of_the_gaps_reaches_every_mark(largest):
+    found = table_audit().alignment
+    known = {
+        name: np.where(np.isfinite(value), value / 0.36 * largest, np.nan)
+        for name in ("gap", "stderr", "kernel_only", "chance", "input_gap", "random_most")
+        if (value := getattr(found, name)) is not None
+    }
+    html = (
+        alignment_panel(table_audit(alignment=dataclasses.replace(found, **known)))
+        .render()
+        .partition("Definitions")[0]
+    )
+    axis, *drawings = re.findall(r'<svg viewBox[^>]*class="gap".*?</svg>', html)
+    ticks = [float(x) for x in re.findall(r'<text x="([-\d.]+)"', axis)]
+    marks = [float(x) for d in drawings for x in re.findall(r' (?:cx|x1|x2)="([-\d.]+)"', d)]
+    assert len(drawings) == 3
+    for kind in ("by-inputs", "random", "ring", "dot", "error"):
+        assert sum(f'class="{kind}"' in drawing for drawing in drawings) == 3, kind
+    assert min(ticks) - 0.1 <= min(marks)
+    assert max(marks) <= max(ticks) + 0.1
+    # The end of the axis is the most there can be, where gaps come near it
+    assert (">1</text>" in axis) == (largest > 0.5)
 
 
 def test_many_columns_are_cut():

@@ -332,6 +332,29 @@ def fit_scale(
     return Scale(low - pad, high + pad, start, stop, log)
 
 
+def fit_round_scale(
+    values: Sequence[Any], start: float, stop: float
+) -> tuple[Scale, list[float]] | None:
+    """A linear scale from tick to tick around all values, and its ticks; None without a value.
+
+    Args:
+        values: arrays or lists; what is not finite is left out.
+        start: where the first tick is drawn.
+        stop: where the last tick is drawn.
+    """
+    flat = np.concatenate([np.asarray(v, dtype=np.float64).ravel() for v in values])
+    flat = flat[np.isfinite(flat)]
+    if not flat.size:
+        return None
+    low, high = float(flat.min()), float(flat.max())
+    step = _round_step((high - low) / 4 or 0.25)
+    # Outward to whole steps, so that no mark lies beyond a tick
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
+    ticks = [index * step for index in range(first, last + 1)]
+    return Scale(ticks[0], ticks[-1], start, stop), ticks
+
+
 def _even_ticks(low: float, high: float) -> list[float]:
     step = _round_step((high - low) / 4)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

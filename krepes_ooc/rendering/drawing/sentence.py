@@ -10,6 +10,8 @@ import numpy as np
 
 from krepes_ooc.rendering.drawing.markup import Child, Markup, join, number, user_text
 
+# Decimals of a small percentage
+MOST_DECIMALS = 2
 _PLACE = re.compile(r"\{(\w+)([%:]?)\}")
 
 
@@ -39,11 +41,15 @@ def fill(
 
 
 def percent(value: float, *, digits: int = 0) -> Markup:
-    """A share as a percentage.
+    """A share as a percentage; one that is not 0 is not printed as 0 down to a hundredth.
 
     Args:
         value: between 0 and 1; NaN is said in words.
         digits: decimals that are printed.
     """
-    shown = f"{100 * value:.{digits}f} %" if np.isfinite(value) else ""
-    return number(float(value), words=shown)
+    if not np.isfinite(value):
+        return number(float(value))
+    tried = [f"{100 * value:.{places}f}" for places in range(digits, MOST_DECIMALS + 1)]
+    # Below half a percent as many decimals as show a digit that is not 0
+    shown = next((words for words in tried if float(words)), f"{100 * value:.{digits}f}")
+    return number(float(value), words=f"{shown} %")

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from krepes_ooc.rendering.data import AuditData
-from krepes_ooc.rendering.drawing.line_chart import Scale, fit_scale
+from krepes_ooc.rendering.data import Array, AuditData
+from krepes_ooc.rendering.drawing.line_chart import Scale, fit_round_scale
 from krepes_ooc.rendering.drawing.markup import (
     Child,
     Markup,
@@ -22,15 +22,26 @@ from krepes_ooc.rendering.panels.panel import Panel, absent
 
 WIDTH = 300
 ROW = 16
+# Free units at both ends, for the numbers of the axis
+MARGIN = 10
+# From this gap on the axis reaches to 1
+NEAR_THE_MOST = 0.5
 # More rows than this are in the JSON only
 MAX_COLUMNS = 40
 # Columns that stand open
 UNFOLDED = 7
 LEAD = (
     "The alignment gap of a column is the agreement of a sample with its top landmarks minus that "
-    "with all landmarks; 0 is no preference, 1 the most there can be. Dot: gap with its 95 % "
-    "interval; ring: ranked by plain kernel. Equal dot and ring: the gap comes from the kernel, "
-    "not from the objective. "
+    "with all landmarks; 0 is no preference, 1 the most there can be. Equal dot and ring: the gap "
+    "comes from the kernel, not from the objective. "
+)
+# Marks of the drawing: field of ``Alignment``, words; None: always drawn
+MARKS = (
+    (None, "Dot: gap with its 95 % interval"),
+    (None, "ring: plain kernel"),
+    ("chance", "grey band: chance"),
+    ("input_gap", "stroke: inputs"),
+    ("random_most", "triangle: random weights"),
 )
 # Controls that decide about a column; the others are in a further table
 DECIDING = ("chance", "kernel_only", "network_gap", "input_gap", "random_most")
@@ -72,13 +83,28 @@ def alignment_panel(audit: AuditData) -> Panel:
         "kernel_alone": same,
         "folded": max(0, len(order) - UNFOLDED),
     }
-    return Panel(KEY, TITLE, join(LEAD, _explanation(same, LABEL in names)), body, figures)
+    return Panel(
+        KEY,
+        TITLE,
+        join(LEAD, f"{_marks(alignment)}. ", _explanation(same, LABEL in names)),
+        body,
+        figures,
+    )
+
+
+def _marks(alignment: Alignment) -> str:
+    """The marks of the drawing, those that were measured."""
+    return "; ".join(
+        words for name, words in MARKS if name is None or getattr(alignment, name) is not None
+    )
 
 
 def _table(audit: AuditData, alignment: Alignment, order: list[int], shown: list[str]) -> Markup:
     """One line a column: the drawing, the gap, and the controls that decide."""
-    scale = _scale(alignment)
-    head: list[Child] = ["column", _axis(scale), "gap ± 2 s.e."]
+    fitted = _scale(alignment, order)
+    scale = None if fitted is None else fitted[0]
+    axis = None if fitted is None else _axis(*fitted)
+    head: list[Child] = ["column", axis, "gap ± 2 s.e."]
     head += [
         element("span", ALIGNMENT_CONTROLS[name][0], title=ALIGNMENT_CONTROLS[name][1])
         for name in shown
@@ -171,24 +197,26 @@ def _legend(shown: list[str]) -> Markup | None:
     return element("p", parts, ".", class_="legend")
 
 
-def _scale(alignment: Alignment) -> Scale | None:
-    # All that is drawn must fit: intervals, controls, zero
+def _scale(alignment: Alignment, order: list[int]) -> tuple[Scale, list[float]] | None:
+    """The common scale of all lines, and its ticks."""
+    # All that is drawn must fit: intervals, controls, chance on both sides of zero
     error = 2 * np.nan_to_num(alignment.stderr)
-    return fit_scale(
-        [alignment.gap - error, alignment.gap + error, alignment.kernel_only, [0.0]],
-        False,
-        0,
-        WIDTH,
-    )
+    drawn = [alignment.gap - error, alignment.gap + error, alignment.kernel_only]
+    drawn += [known for known in (alignment.input_gap, alignment.random_most) if known is not None]
+    if alignment.chance is not None:
+        drawn += [-alignment.chance, alignment.chance]
+    shown = [values[order] for values in drawn]
+    largest = max((float(np.nanmax(v)) for v in shown if np.isfinite(v).any()), default=0.0)
+    # Near the most there can be, the axis ends there
+    ends = [0.0, 1.0] if largest > NEAR_THE_MOST else [0.0]
+    return fit_round_scale([*shown, ends], MARGIN, WIDTH - MARGIN)
 
 
-def _axis(scale: Scale | None) -> Markup:
+def _axis(scale: Scale, marks: list[float]) -> Markup:
     """Numbers of the drawings' common axis."""
-    if scale is None:
-        return Markup("")
     ticks = [
         element("text", f"{value:.6g}", x=f"{scale.at(value):.1f}", y=12, class_="tick middle")
-        for value in scale.ticks()
+        for value in marks
     ]
     return element("svg", ticks, viewBox=f"0 0 {WIDTH} {ROW}", class_="gap", aria_hidden="true")
 
@@ -209,17 +237,24 @@ def _row(
         return [head, meaning, *("" for _ in ("gap", *shown))]
     drawn = None
     if scale is not None:
-        drawn = _drawing(alignment.gap[c], alignment.stderr[c], alignment.kernel_only[c], scale)
+        drawn = _drawing(alignment, c, scale)
     gap = join(number(alignment.gap[c], digits=2), " ± ", number(2 * alignment.stderr[c], digits=1))
     controls = [number(getattr(alignment, name)[c], digits=2) for name in shown]
     return [head, drawn, gap, *controls]
 
 
-def _drawing(gap: float, stderr: float, kernel_only: float, scale: Scale) -> Markup:
+def _drawing(alignment: Alignment, c: int, scale: Scale) -> Markup:
+    """The gap of one column with its interval and the controls that decide."""
+    gap, stderr = float(alignment.gap[c]), float(alignment.stderr[c])
+    kernel_only = float(alignment.kernel_only[c])
     middle = ROW / 2
-    # Zero line, interval, ring of the control, dot of the gap: later ones lie on top
+    # Zero line, controls, interval, ring of plain kernel, dot of the gap: later ones lie on top
     zero = f"{scale.at(0.0):.1f}"
-    parts: list[Child] = [element("line", x1=zero, x2=zero, y1=0, y2=ROW, class_="base")]
+    parts: list[Child] = [
+        _chance(_known(alignment.chance, c), scale),
+        element("line", x1=zero, x2=zero, y1=0, y2=ROW, class_="base"),
+        _control_marks(_known(alignment.input_gap, c), _known(alignment.random_most, c), scale),
+    ]
     if math.isfinite(gap):
         error = 2 * stderr if math.isfinite(stderr) else 0.0
         low, high = f"{scale.at(gap - error):.1f}", f"{scale.at(gap + error):.1f}"
@@ -231,3 +266,31 @@ def _drawing(gap: float, stderr: float, kernel_only: float, scale: Scale) -> Mar
     if math.isfinite(gap):
         parts.append(element("circle", cx=f"{scale.at(gap):.1f}", cy=middle, r=3, class_="dot"))
     return element("svg", parts, viewBox=f"0 0 {WIDTH} {ROW}", class_="gap", aria_hidden="true")
+
+
+def _known(values: Array | None, c: int) -> float:
+    return math.nan if values is None else float(values[c])
+
+
+def _chance(chance: float, scale: Scale) -> Markup | None:
+    """A band of the scatter by chance on both sides of zero."""
+    if not math.isfinite(chance):
+        return None
+    low, high = scale.at(-chance), scale.at(chance)
+    return element(
+        "rect", x=f"{low:.1f}", y=0, width=f"{high - low:.1f}", height=ROW, class_="chance"
+    )
+
+
+def _control_marks(inputs: float, random_most: float, scale: Scale) -> Markup:
+    """A stroke for the gap by inputs, a triangle for the most of random weights."""
+    parts: list[Child] = []
+    if math.isfinite(inputs):
+        x = f"{scale.at(inputs):.1f}"
+        parts.append(element("line", x1=x, x2=x, y1=1, y2=ROW - 1, class_="by-inputs"))
+    if math.isfinite(random_most):
+        x_middle = scale.at(random_most)
+        corners = ((x_middle - 4, ROW - 2), (x_middle + 4, ROW - 2), (x_middle, ROW - 10))
+        points = " ".join(f"{x:.1f},{y:g}" for x, y in corners)
+        parts.append(element("polygon", points=points, class_="random"))
+    return join(parts)

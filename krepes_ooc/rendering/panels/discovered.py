@@ -29,6 +29,8 @@ UNFOLDED = 6
 UNFOLDED_OF_TABLES = 4
 MOST_PICTURES = 8
 MOST_NAMES = 4
+# Letters of a class on a small picture; the whole name is its title
+CLASS_LETTERS = 6
 CONTROLS = {"concepts": "concepts", "random": "random directions", "inputs": "k-means on inputs"}
 FIGURES = {
     "average_precision": "average precision of the best class",
@@ -163,8 +165,15 @@ def _samples(audit: AuditData, rows: list[int]) -> Markup | None:
     return strip(view, [explained[i] for i in rows], count)
 
 
-def strip(view: SampleView, rows: list[int], count: int = 8) -> Markup:
-    """Samples in a row: pictures, or names; audited ones link to their cards."""
+def strip(view: SampleView, rows: list[int], count: int = 8, *, with_class: bool = False) -> Markup:
+    """Samples in a row: pictures, or names; audited ones link to their cards.
+
+    Args:
+        view: of the samples.
+        rows: of the samples.
+        count: how many are shown at most.
+        with_class: whether the class of every sample is written on it.
+    """
     samples = view.samples
     is_card = isinstance(samples, Audited)
     tiles: list[Child] = []
@@ -175,7 +184,9 @@ def strip(view: SampleView, rows: list[int], count: int = 8) -> Markup:
         if is_card:
             shown = element("a", shown, href=f"#sample-{int(samples.sample_id[row])}", title=title)
         kind = "ring" if isinstance(samples, Landmarks) else None
-        tiles.append(element("li", shown, class_=kind, title=None if is_card else title))
+        named = view.class_name(row) if with_class else ""
+        badge = element("small", user_text(named, CLASS_LETTERS), class_="badge") if named else None
+        tiles.append(element("li", shown, badge, class_=kind, title=None if is_card else title))
     return element("ol", tiles, class_="thumbs")
 
 

@@ -228,8 +228,8 @@ def _group_effects(audit: AuditData) -> Iterator[Finding]:
         "residual": float(effects.residual[g]),
     }
     sentence = (
-        "Leaving out {name:} ({count} samples) changes the embedding most: mean effect {mean} ± "
-        "{error} (2 standard errors)"
+        "Solved again without {name:} ({count} samples), the kernel model changes most: mean "
+        "effect {mean} ± {error} (2 standard errors)"
     )
     if math.isfinite(figures["residual"]):
         sentence += ", of which {residual} is beyond what its size gives"
@@ -241,7 +241,7 @@ def _group_effects(audit: AuditData) -> Iterator[Finding]:
         "Group influence",
         f"{sentence}.",
         figures,
-        {"name": effects.names[g]},
+        {"name": effects.display_names[g]},
         "group_influence",
     )
 

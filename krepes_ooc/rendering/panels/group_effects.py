@@ -27,10 +27,17 @@ SHADES = 6
 # Groups of a table, and lines of the list of the strongest groups
 MOST_GROUPS = 24
 UNFOLDED = 6
+# Letters of a name in the tables of pairs; with more groups than FULL_NAMES those of a column
+NAME = 24
+FULL_NAMES = 8
+NAME_OF_MANY = 10
+KEY_OF_TABLES = (
+    "Outlined: effect on the group's own samples. Shade: effect over the largest of the table."
+)
 LEAD = (
-    "Each group of samples is left out, the embedding solved again, and its change measured on "
-    "every audited sample: 1 minus the correlation of the sample's profile of cosines. 0 is no "
-    "change."
+    "Each group of samples is left out and the kernel model solved again; the network is not "
+    "trained again. Effect on an audited sample: 1 minus the correlation of its cosines to anchor "
+    "samples with and without the group; 0 is no change."
 )
 
 
@@ -42,17 +49,21 @@ def group_effects_panel(audit: AuditData) -> Panel:
     order = strongest_groups(effects)
     lead = join(
         LEAD,
-        " Some solutions ended above their tolerance." if not effects.converged else None,
+        _tolerance(effects),
         _left_out(effects),
     )
     named = _partitions(effects)
     # Audited columns stand first and open; without any, the first column
     opened = {name for name in named if name in audit.audited_columns} or set(named[:1])
     named = sorted(named, key=lambda name: name not in opened)
+    drawn = (_matrix(effects, name, name in opened) for name in named)
+    tables = [each for each in drawn if each is not None]
     body = element(
         "div",
         element("div", _ranking(effects, order)),
-        element("div", [_matrix(effects, name, name in opened) for name in named], class_="tables"),
+        element("div", tables, element("p", KEY_OF_TABLES, class_="quiet"), class_="tables")
+        if tables
+        else None,
         class_="pair",
     )
     figures = {
@@ -67,9 +78,30 @@ def group_effects_panel(audit: AuditData) -> Panel:
         "reasons": dict(effects.reasons),
         "converged": effects.converged,
         "left_out": dict(effects.left_out),
+        "gradient_norm": effects.gradient_norm,
+        "tolerance": effects.tolerance,
+        "above_tolerance": len(effects.above_tolerance),
+        "groups": len(effects.names),
         "folded": max(0, len(order) - UNFOLDED),
     }
     return Panel(KEY, TITLE, lead, body, figures)
+
+
+def _tolerance(effects: GroupEffects) -> Markup | None:
+    """Number of solutions above the tolerance, and those farthest from it."""
+    above = effects.above_tolerance
+    if not above:
+        words = " The solution of all samples ended above its tolerance."
+        return None if effects.converged else join(words)
+    assert effects.gradient_norm is not None
+    worst = above[0]
+    return join(
+        " ", number(len(above)), " of ", number(len(effects.names)),
+        " solutions ended above the tolerance of ", number(effects.tolerance),
+        " (gradient relative to the start); farthest from it is ",
+        user_text(effects.display_names[worst], 32), " with ",
+        number(float(effects.gradient_norm[worst]), digits=2), ".",
+    )  # fmt: skip
 
 
 def _left_out(effects: GroupEffects) -> Markup | None:
@@ -97,9 +129,10 @@ def _ranking(effects: GroupEffects, order: list[int]) -> Markup:
     if not order:
         return element("p", "No group could be left out.", class_="quiet")
     most = float(effects.mean[order[0]]) or 1.0
+    names = effects.display_names
     rows: list[list[Child]] = [
         [
-            user_text(effects.names[g], 32),
+            user_text(names[g], 32),
             number(int(effects.count[g])),
             join(
                 number(effects.mean[g], digits=2), " ± ",
@@ -138,16 +171,24 @@ def _matrix(effects: GroupEffects, partition: str, is_open: bool) -> Markup | No
         return None
     most = float(np.nanmax(np.abs(block))) or 1.0
     # Without the name of the column, which stands in the caption
-    short = [effects.names[g].removeprefix(f"{partition} = ") for g in groups]
+    short = [effects.display_names[g].removeprefix(f"{partition} = ") for g in groups]
+    limit = NAME if len(groups) <= FULL_NAMES else NAME_OF_MANY
     rows: list[list[Child]] = [
-        [user_text(short[i], 14), *(_cell(value, most, i == j) for j, value in enumerate(block[i]))]
+        [
+            _name(short[i], NAME),
+            *(_cell(value, most, i == j) for j, value in enumerate(block[i])),
+        ]
         for i in range(len(groups))
     ]
-    head: list[Child] = ["without", *(user_text(name, 10) for name in short)]
+    head: list[Child] = ["without", *(_name(name, limit) for name in short)]
     caption = f"Effect of leaving out a group (line) on samples of a group (column): {partition}"
     drawn = table(head, rows, caption=caption, class_="shares dense")
     summary = element("summary", user_text(partition))
     return element("details", summary, drawn, open="" if is_open else None)
+
+
+def _name(name: str, limit: int) -> Markup:
+    return element("span", user_text(name, limit), title=name)
 
 
 def _cell(value: Any, most: float, is_same: bool) -> Markup:

@@ -165,7 +165,9 @@ def _class_cells(audit: AuditData, g: int) -> list[Child]:
     first = LandmarkSamples(audit.landmarks).first_row
     for rows in (found.prototypes, found.confusing):
         chosen = [int(first[i]) for i in rows[g] if i >= 0] if g < len(rows) else []
-        cells.append(strip(view, chosen, THUMBNAILS) if chosen else DASH)
+        # Prototypes are of the class itself
+        named = rows is found.confusing
+        cells.append(strip(view, chosen, THUMBNAILS, with_class=named) if chosen else DASH)
     return cells
 
 
@@ -187,7 +189,10 @@ def _pairs(name: str, groups: Groups, lines: list[int], heads: list[int]) -> Mar
     caption = f"Share of influence by {name}: landmarks of a group (column) on samples (line)"
     return element(
         "details",
-        element("summary", "All pairs of groups, in brackets by plain kernel"),
+        element(
+            "summary",
+            "All pairs of groups, in brackets by plain kernel; outlined: a group with itself",
+        ),
         table(head, rows, caption=caption, class_="shares"),
     )
 

@@ -5,8 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from krepes_ooc.rendering.data import AuditData, OddSamples
-from krepes_ooc.rendering.drawing.markup import Child, Markup, element, number, table, user_text
-from krepes_ooc.rendering.drawing.sample_view import SampleView, cell, explained_rows
+from krepes_ooc.rendering.drawing.markup import (
+    Child,
+    Markup,
+    element,
+    join,
+    number,
+    table,
+    user_text,
+)
+from krepes_ooc.rendering.drawing.sample_view import (
+    NAME_LIMIT,
+    SampleView,
+    cell,
+    explained_rows,
+    plain_cell,
+)
 from krepes_ooc.rendering.overview import OddTable
 from krepes_ooc.rendering.panels.panel import Panel, absent
 
@@ -105,10 +119,19 @@ def _rows(view: SampleView, found: OddTable, title: str, figure: str, cards: set
     most = MAX_PAIRS if found.rows.shape[1] > 1 else MAX_ROWS
     for rows, value in zip(found.rows[:most].tolist(), found.values, strict=False):
         for order, row in enumerate(rows):
-            cells = [cell(v, column) for v, column in zip(values[row], columns, strict=False)]
-            shown = number(value, digits=2) if order == 0 else ""
-            lines.append([_name(view, row, cards), shown, *cells])
-    head: list[Child] = ["sample", figure, *(user_text(c.name, 16) for c in columns)]
+            cells = [
+                element("span", cell(v, column), title=plain_cell(v, column))
+                for v, column in zip(values[row], columns, strict=False)
+            ]
+            # The second row of a pair stands under the first, without a line between them
+            first = order == 0
+            shown = number(value, digits=2) if first else ""
+            name = _name(view, row, cards)
+            if first and len(rows) > 1:
+                name = element("span", name, class_="first-of-pair")
+            lines.append([name if first else join("and ", name), shown, *cells])
+    head: list[Child] = ["sample", figure]
+    head += [element("span", user_text(c.name, NAME_LIMIT), title=c.name) for c in columns]
     return table(head, lines, caption=title, class_="lines dense")
 
 

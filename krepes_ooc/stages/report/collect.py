@@ -25,6 +25,8 @@ from krepes_ooc.stages.base.stage import StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, optional_store, recipe_parts
 from krepes_ooc.stages.features.row_cost_record import load_row_description
 from krepes_ooc.stages.fidelity.stored_figures import read_curves, read_fidelity
+from krepes_ooc.stages.group_influence.solutions import FIRST_ORDER_TOLERANCE, FirstOrder
+from krepes_ooc.stages.group_influence.stage import GroupInfluenceSettings
 from krepes_ooc.stages.report import structure
 from krepes_ooc.stages.report.known_concepts import KnownConcepts
 from krepes_ooc.stages.report.results import (
@@ -133,12 +135,14 @@ def collect(inputs: ReportInputs, context: StageContext) -> rendering.AuditData:
         random_fidelity=read_random_fidelity(inputs.randomised),
         further=read_further(inputs.minimiser, inputs.distilled, inputs.examples),
         audited_columns=_audited_columns(context),
-        **_overview(inputs, explained),
+        **_overview(inputs, context, explained),
     )
     return rendering.hide_samples(audit) if cards == HIDDEN else audit
 
 
-def _overview(inputs: ReportInputs, explained: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _overview(
+    inputs: ReportInputs, context: StageContext, explained: npt.NDArray[np.int64]
+) -> dict[str, Any]:
     """Fields of ``AuditData`` about the structure of the data."""
     audited = inputs.audited
     landmarks = inputs.landmarks
@@ -150,7 +154,8 @@ def _overview(inputs: ReportInputs, explained: npt.NDArray[np.int64]) -> dict[st
         ),
         "discovered": structure.read_discovered(inputs.discovery, examples, audited, explained),
         "group_effects": structure.read_group_effects(
-            inputs.group_influence, inputs.groups, landmarks, explained
+            *(inputs.group_influence, inputs.groups, landmarks, explained),
+            _group_tolerance(inputs, context),
         ),
         "class_figures": structure.read_class_figures(landmarks, audited, influence, explained),
         "sample_figures": structure.read_sample_figures(examples, explained),
@@ -172,10 +177,23 @@ def _sample_concepts(
     return tuple(known.of_samples(kernel, step, landmarks, by_landmark=False))
 
 
+def _group_tolerance(inputs: ReportInputs, context: StageContext) -> float:
+    """Tolerance that the solutions without a group were to reach."""
+    if inputs.group_influence.attributes["method"] == FirstOrder.method:
+        return FIRST_ORDER_TOLERANCE
+    settings = (_recipe(context).get("stages") or {}).get("group_influence") or {}
+    return float(settings.get("tolerance", GroupInfluenceSettings().tolerance))
+
+
+def _recipe(context: StageContext) -> dict[str, Any]:
+    """The recipe as it was written; empty if it is no mapping."""
+    recipe = resources.parse_value(context.recipe_text)
+    return recipe if isinstance(recipe, dict) else {}
+
+
 def _audited_columns(context: StageContext) -> tuple[str, ...]:
     """Columns that the recipe names for the audit: group tables, and columns for it alone."""
-    recipe = resources.parse_value(context.recipe_text)
-    parts = recipe if isinstance(recipe, dict) else {}
+    parts = _recipe(context)
     grouped = ((parts.get("stages") or {}).get("alignment") or {}).get("groups") or ()
     audit_only = (parts.get("source") or {}).get("audit_only") or ()
     return tuple(dict.fromkeys(str(name) for name in (*grouped, *audit_only)))

@@ -155,7 +155,11 @@ def _differences(
 
 
 def read_group_effects(
-    group_influence: StoreReader, groups: StoreReader, landmarks: StoreReader, explained: Index
+    group_influence: StoreReader,
+    groups: StoreReader,
+    landmarks: StoreReader,
+    explained: Index,
+    tolerance: float,
 ) -> rendering.GroupEffects | None:
     """Effects of leaving out every group but random halves; None without groups."""
     partitions = groups.attributes["partitions"]
@@ -178,6 +182,8 @@ def read_group_effects(
         reasons={str(k): str(v) for k, v in group_influence.attributes["reasons"].items()},
         converged=bool(group_influence.attributes["converged"]),
         left_out=_left_out(partitions, landmarks),
+        gradient_norm=group_influence.array("gradient_norm")[kept],
+        tolerance=tolerance,
     )
 
 

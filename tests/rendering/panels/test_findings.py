@@ -122,5 +122,5 @@ def test_findings_read_as_sentences():
         "The average precision of the best class is 0.67 , for k-means on inputs 0.71" in page.text
     )
     assert "which is no less." in page.text
-    assert "Leaving out label = cat ( 30 samples) changes the embedding most" in page.text
+    assert "Solved again without label = cat ( 30 samples), the kernel model" in page.text
     assert "{" not in page.text

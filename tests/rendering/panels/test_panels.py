@@ -25,12 +25,16 @@ from krepes_ooc.rendering.drawing.sample_view import (
     class_name,
     column_spans,
 )
+from krepes_ooc.rendering.drawing.sentence import percent
 from krepes_ooc.rendering.explanation import Explained, explain_rows
 from krepes_ooc.rendering.landmark_links import LandmarkLink, links_of
+from krepes_ooc.rendering.measured import Groups
 from krepes_ooc.rendering.panels.discovered import discovered_panel
 from krepes_ooc.rendering.panels.fidelity import fidelity_panel
 from krepes_ooc.rendering.panels.group_effects import group_effects_panel
+from krepes_ooc.rendering.panels.groups import groups_panel
 from krepes_ooc.rendering.panels.landmarks import landmarks_panel
+from krepes_ooc.rendering.panels.odd import odd_panel
 from krepes_ooc.rendering.panels.provenance import part_seconds, timing_panel
 from krepes_ooc.rendering.panels.reliability import LIMITS, reliability_panel
 from krepes_ooc.rendering.panels.row_table import row_table
@@ -389,6 +393,63 @@ def test_a_ranked_one_that_repels_far_down_takes_the_place_of_one_that_pushes():
 def test_zero_scores_draw_empty_bars():
     zero = dataclasses.replace(full_audit().influence, score=np.zeros((7, 4)))
     assert 'width="0.0%"' in samples_panel(full_audit(influence=zero)).render()
+
+
+# --- groups and odd samples ----------------------------------------------------------------------
+
+
+def test_solutions_above_the_tolerance_are_counted_and_named():
+    effects = full_audit().group_effects
+    norms = dataclasses.replace(effects, gradient_norm=np.array([2e-6, 1e-7, 3e-3]), tolerance=1e-6)
+    panel = group_effects_panel(full_audit(group_effects=norms))
+    text = Page(panel.render()).text
+    assert "2 of 3 solutions ended above the tolerance of 10⁻⁶" in text
+    assert "farthest from it is landmark cluster 0 with 0.003 ." in text
+    assert panel.figures["above_tolerance"] == 2
+    reached = dataclasses.replace(norms, tolerance=0.01, converged=True)
+    text = Page(group_effects_panel(full_audit(group_effects=reached)).render()).text
+    assert "tolerance" not in text
+
+
+def test_tables_of_groups_say_what_is_outlined_and_keep_names():
+    effects = full_audit().group_effects
+    name = "label = Asian-Pac-Islander"
+    named = dataclasses.replace(effects, names=(name, *effects.names[1:]))
+    html = group_effects_panel(full_audit(group_effects=named)).render()
+    text = Page(html).text
+    assert "Outlined: effect on the group's own samples." in text
+    assert html.count(">Asian-Pac-Islander<") == 2, "as line and as column"
+    assert "network is not trained again" in text
+
+
+def test_landmarks_of_another_class_are_named():
+    share = np.array([[0.996, 0.004, 0.0], [0.2, 0.8, 0.0], [0.0, 0.1, 0.9]])
+    groups = Groups(
+        ("cat", "dog", "hen"), np.array([40, 15, 3]), np.array([3, 3, 3]), share,
+        np.full((3, 3), 0.002), share, np.full(3, 1 / 3),
+    )  # fmt: skip
+    html = groups_panel(full_audit(groups={"label": groups})).render()
+    lines = html.split("<tr>")[2:]
+    # Landmarks 1 and 2 are of dog and hen, prototypes have no class on them
+    assert re.findall(r'class="badge"><bdi>(\w+)', lines[0]) == ["dog", "hen"]
+    assert "0.4 %" in lines[0], "no 0 % beside pictures of confusion"
+
+
+def test_rows_of_a_near_duplicate_stand_together():
+    html = odd_panel(table_audit()).render()
+    pairs = html.partition("Near duplicates")[2].partition("Mixed")[0]
+    assert pairs.count("first-of-pair") == 1
+    assert '<th scope="row">and ' in pairs
+    # A cell that is cut has its whole value as a title
+    assert 'title="age"' in pairs
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0, "0 %"), (0.5, "50 %"), (0.004, "0.4 %"), (0.0004, "0.04 %"), (1e-6, "0 %")],
+)
+def test_a_small_share_is_not_printed_as_none(value, words):
+    assert f">{words}<" in percent(value)
 
 
 # --- table rows ----------------------------------------------------------------------------------
