@@ -85,7 +85,7 @@ def test_the_sample_of_an_item(
             "{'label': np.eye(3)[Y[i]], 'image': V[i]}",
             {},
             r"data.py:Data: 2 entries of an item are arrays of numbers \('label', 'image'\); "
-            r"expected to be told .*; set source.key to one of 'label', 'image'",
+            r"expected one array, or source.key; set source.key to one of 'label', 'image'",
         ),
         ("{'a': 1, 'b': 'x'}", {}, r"0 entries of an item .*none.* source.key to one of 'a', 'b'"),
         ("{'a': V[i]}", {"key": "b"}, "items have no entry 'b'; expected source.key one of 'a'"),

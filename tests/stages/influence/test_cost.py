@@ -46,7 +46,7 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 5,
             "disk": 161760000,
-            "memory": 5972844544,
+            "memory": 7124844544,
             "worker_memory": 309395456,
             "parallel_tasks": 5,
             "flops": 2621440000000.0,
@@ -102,7 +102,7 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
         {
             "units": 5,
             "disk": 172560000,
-            "memory": 5972844544,
+            "memory": 7124844544,
             "worker_memory": 309395456,
             "parallel_tasks": 5,
             "flops": 2621440000000.0,
