@@ -106,8 +106,8 @@ def _ranking(audit: AuditData) -> Iterator[Finding]:
         "ranking",
         "Landmarks",
         "Of a sample's ten first landmarks {value%} are among the ten nearest in the network's own "
-        f"embedding, {result} by plain kernel: difference {{difference}} (95 % interval {{low}} to "
-        "{high}).",
+        f"embedding, {result} by plain kernel: difference {{difference*}} points (95 % "
+        "interval {low*} to {high*}).",
         figures,
         {},
         "fidelity",
@@ -134,7 +134,7 @@ def _confusions(audit: AuditData) -> Iterator[Finding]:
         words[f"to_{i}"] = groups.categories[other]
         chance = "by chance" if is_above_chance(groups, g, other) else "not clearly above chance,"
         parts.append(
-            f"{{from_{i}:}} with {{to_{i}:}} {{share_{i}%}} ± {{error_{i}%}} ({chance} "
+            f"{{from_{i}:}} with {{to_{i}:}}: {{share_{i}%}} ± {{error_{i}%}} ({chance} "
             f"{{chance_{i}%}}; plain kernel {{kernel_{i}%}})"
         )
     sentence = f"Most confused, by share of the influence ± 2 s.e.: {'; '.join(parts)}."
