@@ -113,7 +113,7 @@ def test_the_two_controls_of_a_gap_are_named():
     assert "the network's own embedding gives 0.25 ; controls: inputs 0.36 , random weights" in page
     for (inputs, random), words in ORIGINS.items():
         if inputs is not None and inputs == random:
-            assert words.startswith(("This exceeds inputs and random", "Inputs and random"))
+            assert words.startswith(("This exceeds both: ", "Both reach as much: "))
 
 
 def test_differences_of_shares_are_percentage_points():
