@@ -30,9 +30,8 @@ MAX_GROUPS = 24
 NAME = 24
 SHADES = 6
 THUMBNAILS = 5
-# Pictures beside names of more than SHORT_NAME letters
+# Pictures beside names of classes
 NAMED_THUMBNAILS = 3
-SHORT_NAME = 2
 # Figures of fewer samples are grey
 LEAST_SAMPLES = 10
 # Rankings that the share is compared with: field of ``Groups``, head of the column
@@ -170,8 +169,7 @@ def _class_cells(audit: AuditData, g: int) -> list[Child]:
         chosen = [int(first[i]) for i in rows[g] if i >= 0] if g < len(rows) else []
         # Prototypes are of the class itself
         named = rows is found.confusing
-        short = all(len(view.class_name(row)) <= SHORT_NAME for row in chosen)
-        count = THUMBNAILS if short or not named else NAMED_THUMBNAILS
+        count = NAMED_THUMBNAILS if named else THUMBNAILS
         cells.append(strip(view, chosen, count, with_class=named) if chosen else DASH)
     return cells
 
