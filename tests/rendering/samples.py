@@ -282,7 +282,8 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.joined = False
-        self.feed(html)
+        # Plain text: parts of Markup would escape what is joined to them
+        self.feed(str(html))
         self.close()
         assert not self.open, f"never closed: {self.open}"
 

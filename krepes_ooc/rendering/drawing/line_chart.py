@@ -339,7 +339,7 @@ def fit_round_scale(
 
     Args:
         values: arrays or lists; what is not finite is left out.
-        start: where the first tick is drawn.
+        start: where the first tick is drawn, or a value just below it.
         stop: where the last tick is drawn.
     """
     flat = np.concatenate([np.asarray(v, dtype=np.float64).ravel() for v in values])
@@ -347,12 +347,14 @@ def fit_round_scale(
     if not flat.size:
         return None
     low, high = float(flat.min()), float(flat.max())
-    step = _round_step((high - low) / 4 or 0.25)
-    # Outward to whole steps, so that no mark lies beyond a tick
+    step = _round_step((high - low) / 6 or 0.25)
+    # Outward to whole steps, so that no mark lies beyond the last tick
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    # A mark just below a tick needs no step of its own
+    first += low / step - first > 0.5
     last = max(last, first + 1)
     ticks = [index * step for index in range(first, last + 1)]
-    return Scale(ticks[0], ticks[-1], start, stop), ticks
+    return Scale(min(low, ticks[0]), ticks[-1], start, stop), ticks
 
 
 def _even_ticks(low: float, high: float) -> list[float]:

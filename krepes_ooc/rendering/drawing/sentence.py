@@ -1,4 +1,7 @@
-"""Sentences with figures: ``{name}`` is a number, ``{name%}`` a percentage, ``{name:}`` a text."""
+"""Sentences with figures: ``{name}`` is a number, ``{name%}`` a percentage, ``{name:}`` a text.
+
+``{name*}`` is a difference of shares in percentage points.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from krepes_ooc.rendering.drawing.markup import Child, Markup, join, number, user_text
+from krepes_ooc.rendering.drawing.markup import MINUS, Child, Markup, join, number, user_text
 
 # Decimals of a small percentage
 MOST_DECIMALS = 2
-_PLACE = re.compile(r"\{(\w+)([%:]?)\}")
+_PLACE = re.compile(r"\{(\w+)([%:*]?)\}")
 
 
 def fill(
@@ -35,9 +38,24 @@ def fill(
         else:
             value = figures[name]
             plain = float("nan") if value is None else value
-            parts.append(percent(plain) if kind == "%" else number(plain))
+            parts.append(_number(plain, kind))
         at = found.end()
     return join(parts, sentence[at:])
+
+
+def _number(value: Any, kind: str) -> Markup:
+    if kind == "%":
+        return percent(value)
+    return points(value) if kind == "*" else number(value)
+
+
+def points(value: float) -> Markup:
+    """A difference of two shares in percentage points, with one decimal; NaN is said in words."""
+    if not np.isfinite(value):
+        return number(float(value))
+    size = f"{abs(100 * value):.1f}"
+    sign = MINUS if value < 0 and float(size) else ""
+    return number(float(value), words=f"{sign}{size} %")
 
 
 def percent(value: float, *, digits: int = 0) -> Markup:

@@ -177,14 +177,14 @@ def _explanation(same: dict[str, float], has_label: bool) -> Markup | None:
         return join("The largest difference to plain kernel is ", largest, ".")
     counted = join(
         number(beyond), " of ", number(same["columns"]),
-        " gaps", " (the label's is one)" if has_label else None,
+        " gaps", " (one is the label's)" if has_label else None,
     )  # fmt: skip
     sides: Child = None
     if beyond:
         sides = join(", ", number(same["larger"]), " larger, ", number(same["smaller"]), " smaller")
     return join(
-        "By more than 2 s.e. from plain kernel: ", counted, sides,
-        "; the largest difference is ", largest, ".",
+        "More than 2 s.e. from plain kernel: ", counted, sides, "; largest difference ", largest,
+        ".",
     )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def _row(
     drawn = None
     if scale is not None:
         drawn = _drawing(alignment, c, scale)
-    gap = join(number(alignment.gap[c], digits=2), " ± ", number(2 * alignment.stderr[c], digits=1))
+    gap = join(number(alignment.gap[c], digits=2), " ± ", number(2 * alignment.stderr[c], digits=2))
     controls = [number(getattr(alignment, name)[c], digits=2) for name in shown]
     return [head, drawn, gap, *controls]
 

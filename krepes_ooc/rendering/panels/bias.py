@@ -22,12 +22,11 @@ LABEL = "label"
 # Columns with a sentence where the recipe names none
 MOST_COLUMNS = 2
 ORIGINS = {
-    (True, True): "This exceeds inputs and random weights: the training adds to it.",
+    (True, True): "This exceeds both: the training adds to it.",
     (True, False): "Random weights reach as much, inputs do not: it comes from the architecture, "
     "not from the training.",
     (False, True): "The inputs give as much: it comes from the inputs, and the training keeps it.",
-    (False, False): "Inputs and random weights both reach as much: it comes from the inputs, not "
-    "from the training.",
+    (False, False): "Both reach as much: it comes from the inputs, not from the training.",
     (True, None): "This exceeds the inputs; random weights were not measured.",
     (False, None): "The inputs give as much: it comes from the inputs.",
     (

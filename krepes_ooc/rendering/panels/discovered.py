@@ -29,7 +29,7 @@ UNFOLDED = 6
 UNFOLDED_OF_TABLES = 4
 MOST_PICTURES = 8
 MOST_NAMES = 4
-# Letters of a class on a small picture; the whole name is its title
+# Letters of a class before a small picture; the whole name is its title
 CLASS_LETTERS = 6
 CONTROLS = {"concepts": "concepts", "random": "random directions", "inputs": "k-means on inputs"}
 FIGURES = {
@@ -172,7 +172,7 @@ def strip(view: SampleView, rows: list[int], count: int = 8, *, with_class: bool
         view: of the samples.
         rows: of the samples.
         count: how many are shown at most.
-        with_class: whether the class of every sample is written on it.
+        with_class: whether the class of every sample stands before it.
     """
     samples = view.samples
     is_card = isinstance(samples, Audited)
@@ -186,7 +186,7 @@ def strip(view: SampleView, rows: list[int], count: int = 8, *, with_class: bool
         kind = "ring" if isinstance(samples, Landmarks) else None
         named = view.class_name(row) if with_class else ""
         badge = element("small", user_text(named, CLASS_LETTERS), class_="badge") if named else None
-        tiles.append(element("li", shown, badge, class_=kind, title=None if is_card else title))
+        tiles.append(element("li", badge, shown, class_=kind, title=None if is_card else title))
     return element("ol", tiles, class_="thumbs")
 
 

@@ -22,7 +22,7 @@ from krepes_ooc.rendering.panels.groups import LABEL, LEAST_SAMPLES, largest_oth
 # Figures that say how like the network the audit is; the first that was measured is used
 AGREEMENT = ("kendall_tau", "cka")
 AGREEMENT_NAMES = {
-    "kendall_tau": "Kendall's τ between the answers of linear probes on the two embeddings",
+    "kendall_tau": "Kendall's τ between linear probes on the two embeddings",
     "cka": "linear CKA",
 }
 # What any method could reach without the objective or the network
@@ -61,12 +61,12 @@ def _agreement(audit: AuditData) -> Iterator[Finding]:
             words["baseline"] = name
             figures["baseline"] = controls[name]
             reached = figure.value <= controls[name]
-            sentence += "; the strongest baseline, {baseline:}, gives {baseline}"
+            sentence += "; strongest baseline, {baseline:}, {baseline}"
             sentence += ", which is no less" if reached else ""
         ceiling = figure.controls.get("noise_ceiling")
         if ceiling is not None and ceiling.is_defined:
             figures["ceiling"] = ceiling.value
-            sentence += "; two probes on the network's embedding give {ceiling} (noise ceiling)"
+            sentence += "; two probes on the network's embedding {ceiling} (noise ceiling)"
         yield Finding("agreement", "Fidelity", f"{sentence}.", figures, words, "fidelity")
         return
 
@@ -106,8 +106,8 @@ def _ranking(audit: AuditData) -> Iterator[Finding]:
         "ranking",
         "Landmarks",
         "Of a sample's ten first landmarks {value%} are among the ten nearest in the network's own "
-        f"embedding, {result} by plain kernel: difference {{difference}} (95 % interval {{low}} to "
-        "{high}).",
+        f"embedding, {result} by plain kernel: difference {{difference*}} points (95 % "
+        "interval {low*} to {high*}).",
         figures,
         {},
         "fidelity",
@@ -134,7 +134,7 @@ def _confusions(audit: AuditData) -> Iterator[Finding]:
         words[f"to_{i}"] = groups.categories[other]
         chance = "by chance" if is_above_chance(groups, g, other) else "not clearly above chance,"
         parts.append(
-            f"{{from_{i}:}} with {{to_{i}:}} {{share_{i}%}} ± {{error_{i}%}} ({chance} "
+            f"{{from_{i}:}} with {{to_{i}:}}: {{share_{i}%}} ± {{error_{i}%}} ({chance} "
             f"{{chance_{i}%}}; plain kernel {{kernel_{i}%}})"
         )
     sentence = f"Most confused, by share of the influence ± 2 s.e.: {'; '.join(parts)}."

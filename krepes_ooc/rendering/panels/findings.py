@@ -6,6 +6,7 @@ from typing import Any
 
 from krepes_ooc.rendering.data import AuditData
 from krepes_ooc.rendering.drawing.markup import Child, Markup, element, join, number, user_text
+from krepes_ooc.rendering.drawing.sample_view import explained_rows
 from krepes_ooc.rendering.drawing.sentence import fill
 from krepes_ooc.rendering.panels.finding import Finding
 from krepes_ooc.rendering.panels.finding_sentences import make_findings
@@ -19,8 +20,9 @@ COUNTS = {
     "samples": "samples",
     "landmarks": "landmarks",
     "components": "components",
-    "audited": "audited or fitted",
 }
+# The same where the page shows no sample, so that the two kinds cannot be told from each other
+UNDIVIDED = "audited or to fit probes"
 
 
 def findings_panel(audit: AuditData) -> Panel:
@@ -45,6 +47,7 @@ def findings_panel(audit: AuditData) -> Panel:
     figures: dict[str, Any] = {
         "verdict": None if verdict is None else verdict.sentence,
         "counts": dict(audit.subject.counts),
+        "audited": dict(zip(("explained", "fit_probes"), _audited(audit), strict=True)),
         "findings": {
             finding.key: {
                 "title": finding.title,
@@ -58,6 +61,15 @@ def findings_panel(audit: AuditData) -> Panel:
     return Panel(KEY, TITLE, _subject(audit), body, figures)
 
 
+def _audited(audit: AuditData) -> tuple[int | None, int | None]:
+    """Numbers of samples that are explained, and of those that only fit probes."""
+    total = audit.subject.counts.get("audited")
+    if audit.audited is None or total is None:
+        return None, None
+    explained = len(explained_rows(audit.audited))
+    return explained, int(total) - explained
+
+
 def _subject(audit: AuditData) -> Markup:
     """Network, data and objective in one line."""
     subject = audit.subject
@@ -65,6 +77,12 @@ def _subject(audit: AuditData) -> Markup:
     for key, words in COUNTS.items():
         if key in subject.counts:
             counts.append(join(", ", number(subject.counts[key]), f" {words}"))
+    explained, fitted = _audited(audit)
+    if explained is not None and fitted is not None:
+        counts.append(join(", ", number(explained), " audited samples"))
+        counts.append(join(", ", number(fitted), " others to fit probes") if fitted else None)
+    elif "audited" in subject.counts:
+        counts.append(join(", ", number(subject.counts["audited"]), f" {UNDIVIDED}"))
     return join(
         user_text(subject.objective), " audit of ", user_text(subject.network), "; data: ",
         user_text(subject.source), counts, ". The network is approximated by a kernel model on the "

@@ -32,7 +32,7 @@ NAME = 24
 FULL_NAMES = 8
 NAME_OF_MANY = 10
 KEY_OF_TABLES = (
-    "Outlined: effect on the group's own samples. Shade: effect over the largest of the table."
+    " Outlined in the tables: effect on the group's own samples; the darker, the larger."
 )
 LEAD = (
     "Each group of samples is left out and the kernel model solved again; the network is not "
@@ -47,23 +47,22 @@ def group_effects_panel(audit: AuditData) -> Panel:
     if effects is None or not len(effects.names):
         return absent(KEY, TITLE, "No group was left out: the audit has no groups.")
     order = strongest_groups(effects)
-    lead = join(
-        LEAD,
-        _tolerance(effects),
-        _left_out(effects),
-    )
     named = _partitions(effects)
     # Audited columns stand first and open; without any, the first column
     opened = {name for name in named if name in audit.audited_columns} or set(named[:1])
     named = sorted(named, key=lambda name: name not in opened)
     drawn = (_matrix(effects, name, name in opened) for name in named)
     tables = [each for each in drawn if each is not None]
+    lead = join(
+        LEAD,
+        _tolerance(effects),
+        KEY_OF_TABLES if tables else None,
+        _left_out(effects),
+    )
     body = element(
         "div",
         element("div", _ranking(effects, order)),
-        element("div", tables, element("p", KEY_OF_TABLES, class_="quiet"), class_="tables")
-        if tables
-        else None,
+        element("div", tables, class_="tables"),
         class_="pair",
     )
     figures = {

@@ -30,6 +30,8 @@ MAX_GROUPS = 24
 NAME = 24
 SHADES = 6
 THUMBNAILS = 5
+# Pictures beside names of classes
+NAMED_THUMBNAILS = 3
 # Figures of fewer samples are grey
 LEAST_SAMPLES = 10
 # Rankings that the share is compared with: field of ``Groups``, head of the column
@@ -59,7 +61,7 @@ def groups_panel(audit: AuditData) -> Panel:
     )
     unfolded = {name for name in names if name in first} or set(names[:1])
     parts = [_part(audit, name, name in unfolded) for name in names]
-    lead = join(LEAD, number(LEAST_SAMPLES), " samples are grey.")
+    lead = join(LEAD, number(LEAST_SAMPLES), " samples are grey: too few to quote.")
     figures: dict[str, Any] = {name: _figures(groups) for name, groups in audit.groups.items()}
     figures |= {"least_samples": LEAST_SAMPLES, "classes": _class_figures(audit)}
     return Panel(KEY, TITLE, lead, join(parts), figures)
@@ -167,7 +169,8 @@ def _class_cells(audit: AuditData, g: int) -> list[Child]:
         chosen = [int(first[i]) for i in rows[g] if i >= 0] if g < len(rows) else []
         # Prototypes are of the class itself
         named = rows is found.confusing
-        cells.append(strip(view, chosen, THUMBNAILS, with_class=named) if chosen else DASH)
+        count = NAMED_THUMBNAILS if named else THUMBNAILS
+        cells.append(strip(view, chosen, count, with_class=named) if chosen else DASH)
     return cells
 
 

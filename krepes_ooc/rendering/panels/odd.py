@@ -30,7 +30,7 @@ TITLE = "Odd samples"
 MAX_COLUMNS = 5
 MAX_ROWS = 4
 # A pair takes two lines
-MAX_PAIRS = 3
+MAX_PAIRS = 2
 LEAD = "Look at these first for errors in the data. The full tables are in the store examples."
 # Key, heading, and the name of the figure with its meaning
 ODD_TABLES = {

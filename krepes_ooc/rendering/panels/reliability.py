@@ -20,6 +20,7 @@ from krepes_ooc.rendering.panels.panel import Panel
 
 KEY = "reliability"
 TITLE = "Reliability checks"
+NO_WARNING = "No warning was raised during the run."
 MISSING = "No verdict: the stage verdict has not run."
 SIGNS = {"pass": ("✓", "passed"), "fail": ("!", "reservation"), "unknown": (DASH, "not measured")}
 BLOCKED = ("✗", "failed")
@@ -67,12 +68,13 @@ def reliability_panel(audit: AuditData) -> Panel:
     body = join(
         table(head, others, caption=caption, class_="checks") if others else None,
         _passed(head, passed),
-        _warnings(audit.warnings),
+        _warnings(audit.warnings) if audit.warnings else None,
     )
     counts = {"passed": len(passed), "checks": len(verdict.checks)}
     lead = join(
         number(len(passed)), " of ", number(len(verdict.checks)), " checks passed. A failed check "
         "makes the audit unusable; a reservation limits its use as stated below it.",
+        None if audit.warnings else f" {NO_WARNING}",
     )  # fmt: skip
     return Panel(KEY, TITLE, lead, body, {"verdict": verdict.to_json(), **counts, **warnings})
 
@@ -127,7 +129,7 @@ def _filled(words: str, check: Check) -> Markup:
 
 def _warnings(warnings: tuple[str, ...]) -> Markup:
     if not warnings:
-        return element("p", "No warning was raised during the run.", class_="quiet")
+        return element("p", NO_WARNING, class_="quiet")
     return element(
         "aside",
         element("h3", "Warnings"),

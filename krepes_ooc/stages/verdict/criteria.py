@@ -272,8 +272,8 @@ def plain_kernel(figures: Mapping[str, Figure]) -> Check:
 def noise_ceiling(figures: Mapping[str, Figure]) -> Check:
     """Agreement of the probes against that of the network with itself."""
     criterion = (
-        "tau between probes on the audit's and on the network's embedding reaches the tau of two "
-        "probes on the network's embedding alone, fitted on other samples; no network is refitted"
+        "tau between probes on the two embeddings reaches that of two probes on the network's "
+        "embedding alone, fitted on other samples; no network is refitted"
     )
     tau = figures.get("kendall_tau")
     if tau is None or not tau.is_defined or not tau.control("noise_ceiling").is_defined:

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from krepes_ooc.core.figures import Control
+from krepes_ooc.rendering.data import Subject
 from krepes_ooc.rendering.panels.bias import ORIGINS, Bias, bias_findings, read_bias
 from krepes_ooc.rendering.panels.finding_sentences import (
     confused_pairs,
@@ -90,8 +92,8 @@ def test_a_share_at_chance_is_not_called_a_confusion():
     # 30 % - 6 % is printed like the 24 % of chance, 20 % - 6 % lies above 10 %
     assert [is_above_chance(found, g, other) for g, other in ((0, 1), (1, 0))] == [False, True]
     text = Page(findings_panel(full_audit(groups={"label": found})).render()).text
-    assert "a with b 30 % ± 6 % (not clearly above chance, 24 %" in text
-    assert "b with a 20 % ± 6 % (by chance 10 %" in text
+    assert "a with b : 30 % ± 6 % (not clearly above chance, 24 %" in text
+    assert "b with a : 20 % ± 6 % (by chance 10 %" in text
 
 
 def test_a_concept_is_named_after_a_class_only_if_it_is_precise():
@@ -111,7 +113,26 @@ def test_the_two_controls_of_a_gap_are_named():
     assert "the network's own embedding gives 0.25 ; controls: inputs 0.36 , random weights" in page
     for (inputs, random), words in ORIGINS.items():
         if inputs is not None and inputs == random:
-            assert words.startswith(("This exceeds inputs and random", "Inputs and random"))
+            assert words.startswith(("This exceeds both: ", "Both reach as much: "))
+
+
+def test_differences_of_shares_are_percentage_points():
+    pair = Control("step_against_kernel", "words", 0.056, (-0.0464, 0.0656))
+    figure = dataclasses.replace(
+        complete("neighbour_overlap", 0.6), paired={"step_against_kernel": pair}
+    )
+    panel = findings_panel(full_audit(fidelity={"neighbour_overlap": figure}))
+    text = Page(panel.render()).text
+    assert "difference 5.6 % points (95 % interval −4.6 % to 6.6 % )." in text
+
+
+def test_audited_samples_and_those_that_fit_probes_are_counted_apart():
+    audit = full_audit(subject=Subject("d", "n", "s", "o", {"samples": 1797, "audited": 7}))
+    panel = findings_panel(audit)
+    assert "5 audited samples, 2 others to fit probes" in Page(panel.render()).text.replace(
+        " ,", ","
+    )
+    assert panel.figures["audited"] == {"explained": 5, "fit_probes": 2}
 
 
 def test_findings_read_as_sentences():

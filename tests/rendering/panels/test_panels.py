@@ -417,7 +417,7 @@ def test_tables_of_groups_say_what_is_outlined_and_keep_names():
     named = dataclasses.replace(effects, names=(name, *effects.names[1:]))
     html = group_effects_panel(full_audit(group_effects=named)).render()
     text = Page(html).text
-    assert "Outlined: effect on the group's own samples." in text
+    assert "Outlined in the tables: effect on the group's own samples" in text
     assert html.count(">Asian-Pac-Islander<") == 2, "as line and as column"
     assert "network is not trained again" in text
 
