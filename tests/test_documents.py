@@ -30,7 +30,7 @@ NOT_RUN = {
     "make ": "installs; tests/test_packaging.py checks that each target exists",
     "pip install": "installs",
     "python benchmarks/": "hours, or a download; tests/benchmarks runs their parts",
-    "python -m tests\\.crash": "long campaigns; tests/crash runs short ones",
+    r"python -m (pytest -m crash )?tests[./]crash": "long campaigns; tests/crash runs short ones",
     "eval ": "changes the shell; test_completion below asks for the same script",
     r"krepes \w+ (adult|fashion-mnist|examples/\S+)\b": "needs a download",
     r"krepes run mine\.yaml": "a copy of adult, which needs the downloaded table",

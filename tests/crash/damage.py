@@ -173,6 +173,8 @@ def plan(
                 or {f"{file}.sums", file.removesuffix(".sums")} & batch.keys()
             ):
                 turns.append(file)
+                # Another harm may suit the only file that is left.
+                todo.insert(0, todo.pop())
             else:
                 batch[file] = todo.pop()
         yield list(batch.items())

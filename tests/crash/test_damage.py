@@ -15,9 +15,9 @@ from tests.crash import damage
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_short_campaign(tmp_path: Path) -> None:
-    tally = damage.campaign(tmp_path, 56, 20, 20, seed=5)
+    tally = damage.campaign(tmp_path, 30, 12, 12, seed=5)
     assert tally.wrong == []
-    assert tally.harms == {"flip": 56, "cut": 20, "delete": 20}
+    assert tally.harms == {"flip": 30, "cut": 12, "delete": 12}
     assert tally.files["cache"] > 0
     assert tally.recomputed == tally.harmed_blocks
 

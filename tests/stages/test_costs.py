@@ -51,11 +51,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # Units, disk, memory of process and worker, tasks, operations, scratch, bytes freed early, device
 # memory of process and task, and whether the network runs: by stage, settings and sizes.
 RECORDED = {
-    "pretrain default small": (20, 20000, 68703424, 0, None, 360000000.0, 60000, 0, 0, 0, False),
+    "pretrain default small": (20, 20000, 152589504, 0, None, 360000000.0, 60000, 0, 0, 0, False),
     "pretrain default digits": (
         20,
         148000,
-        21859520,
+        105745600,
         0,
         None,
         15957360000.0,
@@ -68,7 +68,7 @@ RECORDED = {
     "pretrain default million": (
         20,
         4726784,
-        61915136,
+        145801216,
         0,
         None,
         425410560000000.0,
@@ -81,7 +81,7 @@ RECORDED = {
     "pretrain default tiles": (
         20,
         1600000,
-        114457600,
+        198343680,
         0,
         None,
         5760000000000.0,
@@ -91,13 +91,13 @@ RECORDED = {
         0,
         False,
     ),
-    "pretrain default one": (20, 4, 16408, 0, None, 240.0, 12, 0, 0, 0, False),
-    "pretrain epochs small": (3, 20000, 17265856, 0, None, 54000000.0, 60000, 0, 0, 0, False),
-    "pretrain epochs digits": (3, 148000, 6130880, 0, None, 2393604000.0, 444000, 0, 0, 0, False),
+    "pretrain default one": (20, 4, 83902488, 0, None, 240.0, 12, 0, 0, 0, False),
+    "pretrain epochs small": (3, 20000, 101151936, 0, None, 54000000.0, 60000, 0, 0, 0, False),
+    "pretrain epochs digits": (3, 148000, 90016960, 0, None, 2393604000.0, 444000, 0, 0, 0, False),
     "pretrain epochs million": (
         3,
         4726784,
-        36749312,
+        120635392,
         0,
         None,
         63811584000000.0,
@@ -110,7 +110,7 @@ RECORDED = {
     "pretrain epochs tiles": (
         3,
         1600000,
-        35814400,
+        119700480,
         0,
         None,
         864000000000.0,
@@ -120,7 +120,7 @@ RECORDED = {
         0,
         False,
     ),
-    "pretrain epochs one": (3, 4, 4120, 0, None, 36.0, 12, 0, 0, 0, False),
+    "pretrain epochs one": (3, 4, 83890200, 0, None, 36.0, 12, 0, 0, 0, False),
     "features default small": (
         2,
         8601600,

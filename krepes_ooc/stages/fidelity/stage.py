@@ -318,13 +318,7 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
     made = Term("rows of one space and what they are made of", f64(n, width), 3)
     centred = Term("rows of one space, centred", f64(n, width), 2)
     factors = Term("Gram matrices and their factors", f64(width, width), 5)
-    probe = (
-        Term("logits and errors of a probe", f64(n, sizes.n_classes), 6),
-        Term(
-            "weights, gradients and steps of a probe", f64(width, sizes.n_classes), 2 * MEMORY + 8
-        ),
-    )
-    worker = {"rows": (made,), "fits": (centred, factors, *probe)}
+    worker = {"rows": (made,), "fits": (centred, factors, *_probe_memory(sizes, width))}
     # Before and after the regressions there are none of their rows
     none = tuple(Term(term.label, term.size, -term.times) for term in (centred, factors))
     memory = {
@@ -355,6 +349,15 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
         ),
         bytes_read=Quantity.of(Term("kernel rows, twice a probe's step", 16.0 * n * m, iterations)),
         float64=True,
+    )
+
+
+def _probe_memory(sizes: AuditSizes, width: int) -> tuple[Term, ...]:
+    """Memory of a worker that fits a linear probe on rows of one space."""
+    n, classes = sizes.n_audited, sizes.n_classes
+    return (
+        Term("logits and errors of a probe", f64(n, classes), 6),
+        Term("weights, gradients and steps of a probe", f64(width, classes), 2 * MEMORY + 8),
     )
 
 

@@ -250,7 +250,7 @@ def _moment_cost(
             "exact solver": (Term("exact solver at its peak", exact_bytes),),
             "sweep": (Term("eigenvectors of J J^T", f64(rows, rows)), steps),
             "Levenberg-Marquardt": (
-                Term("eigendecomposition of a second moment", f64(m, m), 5),
+                Term("eigendecomposition of a second moment", f64(m, m), 7),
                 steps,
             ),
         }
@@ -262,7 +262,7 @@ def _moment_cost(
         sketch = settings.sketch_columns(m * h)
         solving = {
             "conjugate gradients": (
-                Term("eigendecomposition of a second moment", f64(m, m), 5),
+                Term("eigendecomposition of a second moment", f64(m, m), 7),
                 Term("iterates of every damping", iterate, 12 * columns),
                 Term("Nystrom sketch and its factors", iterate, 5 * sketch),
                 Term("gradient and linearisation", iterate, 16),
@@ -318,7 +318,7 @@ def _streamed_cost(
     # Workers are idle between passes: their memory makes room for the eigendecomposition.
     between = (
         moments,
-        Term("eigendecomposition of a second moment", f64(m, m), 5),
+        Term("eigendecomposition of a second moment", f64(m, m), 7),
         Term("iterates of every column", iterate, 12 * columns),
         factors,
         linearisation,
