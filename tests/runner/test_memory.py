@@ -18,14 +18,14 @@ OFF = {"pretrain", "retraining"}
 COUNT, AGAIN = len({stage.name for stage in STAGES} - OFF), 3
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
 @pytest.mark.parametrize(
     ("samples", "landmarks", "memory", "workers"),
     [
         (8192, 1000, 2 << 30, 1),
-        pytest.param(8192, 700, 700 << 20, 2, marks=pytest.mark.crash),
+        (8192, 700, 700 << 20, 2),
     ],
 )
 def test_peak_of_every_stage(

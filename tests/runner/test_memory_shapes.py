@@ -38,7 +38,7 @@ def test_every_stage_stays_within_its_plan(tmp_path: Path, shape: str) -> None:
     assert above_plan(rows_of(tmp_path, shape, workers=1)) == []
 
 
-@pytest.mark.crash
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_many_columns_in_small(tmp_path: Path) -> None:
     """The shape whose memory no landmark and no network explains, with two workers."""
