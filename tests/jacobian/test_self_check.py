@@ -12,7 +12,7 @@ from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features
 from krepes_ooc.jacobian.self_check import self_check
 from krepes_ooc.network import zoo
 from krepes_ooc.network.frozen import freeze
-from tests.jacobian.test_tape import CASES, build
+from tests.jacobian.tape_networks import CASES, build
 
 INPUTS = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
 
