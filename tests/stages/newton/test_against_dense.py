@@ -1,13 +1,12 @@
-"""The algebra against the independent oracle: kernels, moments, spectrum, objectives, influence.
+"""Objectives, curvature and solved steps against the independent oracle.
 
 The oracle (tests/dense.py) was written from the published formulas without a look at the package.
-Here the package's route runs from kernel rows to the step: float64 blocks through ``moment_sums``,
-its own start, its own solver; every figure is compared with the dense one.
+Here the package's route runs from moments and blocks to the step: its own start, its own solver;
+every figure is compared with the dense one.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from krepes_ooc.core.array_columns import BlockFunction
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor, sketch_layout
-from krepes_ooc.core.landmark_rows import sum_views
 from krepes_ooc.errors import StageFailed
-from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.fidelity import metrics
-from krepes_ooc.stages.influence import scores
-from krepes_ooc.stages.kernel import kernel_map
-from krepes_ooc.stages.kernel.normalisation import Normalisation
-from krepes_ooc.stages.moments import sums
-from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.basis import Basis
 from krepes_ooc.stages.newton.damping import absolute_damping, evaluate_sweep
 from krepes_ooc.stages.newton.levenberg_marquardt import levenberg_marquardt
@@ -42,277 +31,11 @@ from krepes_ooc.stages.newton.preconditioners import Kronecker, RandomizedNystro
 from krepes_ooc.stages.newton.solvers import KrylovSolver, choose_solver
 from krepes_ooc.stages.spectrum import nystrom
 from tests import cases, dense
+from tests.stages.dense_comparison import every_case, moments_of, seeds
 
 Float = cases.Float
-TABLE = cases.cases()
-every_case = pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
 every_objective = pytest.mark.parametrize("objective", dense.OBJECTIVES)
-few = settings(max_examples=25, deadline=None)
-seeds = st.integers(0, 2**31 - 1)
 one_thread = pytest.fixture(autouse=True, scope="module")(dense.one_thread)
-
-
-def relative(found: object, expected: object) -> float:
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-300))
-
-
-# ------------------------------------------------------------------------------------- kernels
-
-
-@st.composite
-def layouts(draw: st.DrawFn) -> FeatureLayout:
-    """Some layers with or without input and bias, one to three probes, unused columns between."""
-    if draw(st.booleans()):
-        return sketch_layout(draw(st.integers(1, 9)))
-    at, factors = 0, []
-    for _ in range(draw(st.integers(1, 3))):
-        at += draw(st.integers(0, 1))
-        inputs = (at, at + draw(st.integers(1, 4))) if draw(st.booleans()) else None
-        at = inputs[1] if inputs else at
-        bias = inputs is None or draw(st.booleans())
-        width, gradients = draw(st.integers(1, 3)), []
-        for _ in range(draw(st.integers(1, 3))):
-            at += draw(st.integers(0, 1))
-            gradients.append((at, at + width))
-            at += width
-        factors.append(LayerFactor(inputs, bias, tuple(gradients)))
-    return FeatureLayout(tuple(factors), ((0, at, 0),))
-
-
-@few
-@given(layouts(), seeds, st.integers(1, 6), st.floats(-12, 12))
-def test_kernels_equal_explicit_features(
-    layout: FeatureLayout, seed: int, n_samples: int, power: float
-) -> None:
-    draw = np.random.default_rng(seed)
-    x = 2.0**power * draw.normal(size=(n_samples, layout.n_features))
-    y = 2.0**power * draw.normal(size=(4, layout.n_features))
-    phi_x, phi_y = dense.explicit_features(x, layout), dense.explicit_features(y, layout)
-    size_x, size_y = np.linalg.norm(phi_x, axis=1), np.linalg.norm(phi_y, axis=1)
-    k = inner_products.gram(x, y, layout)
-    assert abs((k - phi_x @ phi_y.T) / np.outer(size_x, size_y)).max() < 1e-12
-    assert relative(inner_products.self_kernel(x, layout), size_x**2) < 1e-12
-    centre = inner_products.centre_sum(x, layout) / n_samples
-    assert centre.shape == (layout.n_moments,)
-    assert relative(centre, phi_x.mean(axis=0)) < 1e-12
-    c_y, bound = inner_products.centre_kernel(y, centre, layout), size_y * np.linalg.norm(centre)
-    assert abs((c_y - phi_y @ phi_x.mean(axis=0)) / bound).max() < 1e-12
-
-
-@few
-@given(layouts(), seeds, st.sampled_from([np.float32, np.float64]))
-def test_normalised_rows_are_centred_cosines(
-    layout: FeatureLayout, seed: int, dtype: type[np.floating]
-) -> None:
-    draw = np.random.default_rng(seed)
-    x = (draw.normal(size=(6, layout.n_features)) + 1).astype(dtype)
-    phi = dense.explicit_features(x, layout)
-    centre = inner_products.centre_sum(x, layout) / len(x)
-    normalisation = Normalisation("ccos", inner_products.centre_self(centre))
-    found = kernel_map.kernel_map(x[:3], layout, centre, normalisation).rows(x)
-    own = ((phi - phi.mean(axis=0)) ** 2).sum(axis=1) / (phi**2).sum(axis=1)
-    sound = own > 1e-3  # rows that float32 can tell from the centre
-    expected = dense.centred_cosine(phi, phi[:3], phi.mean(axis=0))
-    error = abs(found - expected)[np.ix_(sound, sound[:3])]
-    assert error.size == 0 or error.max() < (1e-2 if dtype is np.float32 else 1e-9)
-    K_mm = kernel_map.landmark_kernel(x[:3], layout, centre, normalisation)
-    assert (K_mm == K_mm.T).all()
-    exact = (own > 1e-4)[:3]
-    error = abs(K_mm - expected[:3])[np.ix_(exact, exact)]
-    assert error.size == 0 or error.max() < (1e-3 if dtype is np.float32 else 1e-9)
-
-
-def test_gram_of_linear_layers_is_the_jacobian_kernel() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2, bias=False)).double()
-    x = torch.randn(6, 3, dtype=torch.float64)
-    probes = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5
-    hidden = module[1](module[0](x))
-    d1 = [(probe @ module[2].weight) * (1 - hidden**2) for probe in probes]
-    rows = torch.cat([x, *d1, hidden, *(probe.expand(6, 2) for probe in probes)], dim=1)
-    layout = FeatureLayout(
-        (
-            LayerFactor((0, 3), True, ((3, 8), (8, 13))),
-            LayerFactor((13, 18), False, ((18, 20), (20, 22))),
-        ),
-        ((0, 22, 0),),
-    )
-    found = inner_products.gram(rows.detach().numpy(), rows.detach().numpy()[:4], layout)
-    assert relative(found, dense.jacobian_kernel(module, x, x[:4], probes)) < 1e-13
-
-
-# ------------------------------------------------------------------- moments, start, spectrum
-
-
-def moments_of(case: cases.Case, block_rows: int = 8, sub_rows: int = 4) -> Moments:
-    """The package's moments: blocks, sub-blocks, shifted sums, merged pairwise in a tree."""
-    views, n_samples = list(case.kernels), case.kernels.shape[1]
-    cuts = [slice(i, i + block_rows) for i in range(0, n_samples, block_rows)]
-    shift = sums.block_shift([K[cuts[0]] for K in views])
-    parts = [sums.moment_sums([K[cut] for K in views], shift, sub_rows) for cut in cuts]
-    while len(parts) > 1:
-        pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
-        parts = [sums.merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    return Moments(*sums.finish(parts[0]), n_samples)
-
-
-@every_case
-def test_moments_equal_the_dense_ones(case: cases.Case) -> None:
-    mean, second = dense.moments(case.kernels)
-    found = moments_of(case)
-    assert relative(found.mean, mean) < 1e-13
-    assert relative(found.second, second) < (1e-13 if case.well_posed else 1e-10)
-    assert (found.second == found.second.transpose(1, 0, 3, 2)).all()
-
-
-@few
-@given(
-    seeds,
-    st.integers(2, 40),
-    st.integers(1, 6),
-    st.integers(1, 3),
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.floats(0, 1e4),
-)
-def test_moments_hold_under_any_cut_and_mean(
-    seed: int, n_samples: int, m: int, p: int, block_rows: int, sub_rows: int, mean: float
-) -> None:
-    draw = np.random.default_rng(seed)
-    K = mean * draw.normal(size=m) + draw.normal(size=(p, n_samples, m))
-    case = cases.Case("drawn", K, np.eye(m), np.eye(m), np.eye(m))
-    found = moments_of(case, block_rows, sub_rows)
-    expected_mean, second = dense.moments(K)
-    assert relative(found.mean, expected_mean) < 1e-13
-    # The oracle itself subtracts means of size ``mean`` from deviations of size one.
-    assert relative(found.second, second) < 1e-13 * (1 + mean) * n_samples
-    for a, b in itertools.product(range(p), repeat=2):
-        assert relative(found.uncentred(a, b), K[a].T @ K[b] / n_samples) < 1e-12
-        D = (K[a] - K[b]).T @ (K[a] - K[b]) / n_samples
-        assert abs(found.difference(a, b) - D).max() < 1e-12 * (1 + mean) * n_samples
-
-
-@every_case
-def test_start_and_nystrom_error_equal_the_dense_ones(case: cases.Case) -> None:
-    eigenvalues, U = nystrom.eigenpairs(case.landmark_kernel)
-    h = case.start.shape[1]
-    if case.name not in {"duplicate-landmark", "constant-column", "nearly-collapsed"}:
-        # Those three keep the start of the case they were made from.
-        assert relative(nystrom.start(eigenvalues, U, h), case.start) < 1e-7
-    K = case.kernels.reshape(-1, case.kernels.shape[-1])
-    own = np.full(len(K), 2 * abs(case.landmark_kernel).max())
-    expected = dense.nystrom_error(K, case.landmark_kernel, own, h)
-    S = np.mean([K_a.T @ K_a for K_a in case.kernels], axis=0) / case.kernels.shape[1]
-    found = nystrom.nystrom_error(own[0], S, eigenvalues, U, h)
-    assert found == pytest.approx(np.clip(expected, 0, 1), abs=1e-9)
-
-
-@every_case
-def test_embedding_size_from_moments(case: cases.Case) -> None:
-    views = dense.embeddings(case.coefficients, case.kernels, case.offset)
-    expected = torch.stack(views).square().sum(dim=-1).mean().sqrt()
-    found = moments_of(case).embedding_rms(case.coefficients, case.offset)
-    assert found == pytest.approx(float(expected), rel=1e-9 if case.well_posed else 1e-6)
-
-
-# ---------------------------------------------------------------------------------- influence
-
-
-@few
-@given(seeds, st.integers(1, 7), st.integers(1, 9), st.integers(1, 4))
-def test_influence_equals_the_loops(seed: int, audited: int, m: int, h: int) -> None:
-    draw = np.random.default_rng(seed)
-    K, step, A = draw.normal(size=(audited, m)), draw.normal(size=(m, h)), draw.normal(size=(m, h))
-    offset, root = draw.normal(size=h), draw.normal(size=(m, m))
-    K_mm, K[0] = root @ root.T, 0.0
-    step[0] = 0.0
-    f = scores.embedding(K, A, offset)
-    more = {"offset": offset, "landmark_kernel": K_mm}
-    found = {
-        "is": scores.influence_score(K, step),
-        "kernel": scores.scorer("kernel", step, K_mm)(K),
-        "aligned": scores.aligned(K, step, K_mm),
-        "signed-step": scores.contribution(K, step, f),
-        "signed-embedding": scores.embedding_contribution(K, A, f),
-    }
-    for measure, score in found.items():
-        expected = dense.influence(measure, K, step, A, **more)
-        np.testing.assert_allclose(score, expected, rtol=1e-9, atol=1e-12, err_msg=measure)
-    total = (f * (f - offset)).sum(axis=1)
-    np.testing.assert_allclose(found["signed-embedding"].sum(axis=1), total, atol=1e-9)
-
-
-@few
-@given(seeds, st.integers(1, 7))
-def test_unique_kernel_is_the_regression_residual(seed: int, m: int) -> None:
-    draw = np.random.default_rng(seed)
-    rows = draw.normal(size=(40, m))
-    S, K = rows.T @ rows / 40, draw.normal(size=(5, m))
-    found = scores.unique(K, scores.leave_one_out(S))
-    np.testing.assert_allclose(found, dense.unique_kernel(K, S), rtol=1e-8, atol=1e-10)
-
-
-def test_unique_kernel_of_duplicates_is_small() -> None:
-    """What a duplicate leaves of its twin is nothing; other landmarks keep their residual."""
-    K = cases.case("duplicate-landmark").kernels[0]
-    K[:, 0] += 0.0  # columns 0 and 1 are equal
-    S = K.T @ K / len(K)
-    found = scores.unique(K, scores.leave_one_out(S))
-    assert np.isfinite(found).all()
-    # The ridge of 1e-4 leaves that share of them.
-    assert abs(found[:, :2]).max() < 1e-3
-    expected = dense.unique_kernel(K[:, 1:], S[1:, 1:])[:, 1:]
-    assert abs(found[:, 2:] - expected).max() < 1e-3
-
-
-@few
-@given(seeds, st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
-def test_rows_of_one_landmark_are_summed_before_the_norm(
-    seed: int, audited: int, landmarks: int, views: int
-) -> None:
-    draw = np.random.default_rng(seed)
-    rows = landmarks * views
-    K, step = draw.normal(size=(audited, rows)), draw.normal(size=(rows, 3))
-    expected = np.zeros((audited, landmarks))
-    plain = np.zeros_like(expected)
-    for t, landmark in itertools.product(range(audited), range(landmarks)):
-        its_rows = [view * landmarks + landmark for view in range(views)]
-        expected[t, landmark] = np.linalg.norm(sum(K[t, row] * step[row] for row in its_rows))
-        plain[t, landmark] = sum(K[t, row] for row in its_rows)
-    found = scores.grouped_influence_score(K, step, views)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(sum_views(K, views), plain, atol=1e-12)
-
-
-@few
-@given(seeds, st.integers(1, 4), st.integers(1, 12), st.integers(1, 12))
-def test_top_landmarks_equal_a_full_sort(seed: int, audited: int, m: int, count: int) -> None:
-    score = np.random.default_rng(seed).integers(-3, 4, size=(audited, m)).astype(float)
-    found = scores.top_k(score, count)
-    for t, row in enumerate(score):
-        order = sorted(range(m), key=lambda j: (-abs(row[j]), j))[:count]
-        assert found[0][t].tolist() == order
-        assert found[1][t].tolist() == row[order].tolist()
-
-
-@few
-@given(seeds, st.integers(1, 4), st.integers(1, 9), st.integers(1, 5))
-def test_what_pushes_most_equals_a_loop(seed: int, audited: int, m: int, count: int) -> None:
-    signed = np.random.default_rng(seed).integers(-2, 3, size=(audited, m)).astype(float)
-    landmark, value = scores.repelling(signed, count)
-    for t, row in enumerate(signed):
-        left = {j: entry for j, entry in enumerate(row) if entry < 0}
-        for place in range(min(count, m)):
-            lowest = min(left.values(), default=0.0)
-            first = min((j for j in left if left[j] == lowest), default=-1)
-            left.pop(first, None)
-            assert (landmark[t, place], value[t, place]) == (first, lowest)
-    assert landmark.shape == value.shape == (audited, min(count, m))
-
-
-# --------------------------------------------------------------------------------- objectives
 
 
 class BlockStream:
@@ -669,29 +392,3 @@ def test_ridge_predictor_solves_its_normal_equations() -> None:
     weight = np.linalg.lstsq(lifted, wanted, rcond=None)[0].T
     assert_close(found.weight, weight, 0.0, 1e-10)
     assert_close(found.bias, T.mean(axis=0) - weight @ Z.mean(axis=0), 0.0, 1e-10)
-
-
-# ------------------------------------------------------------------------------------ measures
-
-
-@few
-@given(seeds, st.integers(1, 9), st.integers(1, 5))
-def test_entropy_equals_the_dense_one(seed: int, m: int, h: int) -> None:
-    A = np.random.default_rng(seed).normal(size=(m, h))
-    assert nystrom.spectral_entropy(A) == pytest.approx(dense.spectral_entropy(A), abs=1e-9)
-
-
-@few
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
-def test_rank_correlation_counts_pairs(pairs: list[tuple[int, int]]) -> None:
-    x, y = np.array(pairs, dtype=float).T
-    if len(set(x)) > 1 and len(set(y)) > 1:
-        assert metrics.kendall_tau(x, y) == pytest.approx(dense.kendall_tau(x, y), abs=1e-12)
-
-
-@few
-@given(st.permutations([0, 0, 0, 1, 1, 2]), seeds)
-def test_coverage_equals_the_walk(labels: list[int], seed: int) -> None:
-    score = np.random.default_rng(seed).integers(0, 3, size=6).astype(float)
-    order = sorted(range(6), key=lambda j: (-score[j], j))
-    assert metrics.coverage(score, np.array(labels), 3) == dense.coverage(labels, order)
