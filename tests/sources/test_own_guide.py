@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "own.md").read_text()
 TABLES = "tests/sources/test_table_kinds.py::test_"
 ROWS = "tests/sources/test_sources.py::test_"
+CHARACTERS = "tests/sources/test_table_characters.py::test_"
+NEW_ROWS = "tests/sources/test_table_new_rows.py::test_"
+INDICES = "tests/sources/test_table_indices.py::test_"
 READING = "tests/sources/test_csv_reading.py::test_"
 ENCODED = "tests/sources/test_table_encoding.py::test_"
 FOLDERS = "tests/sources/test_table_folder.py::test_"
@@ -38,17 +41,17 @@ CLAIMS = {
     "A table": {
         "columns that": TABLES + "categories_that_are_declared_are_those_of_the_file",
         "other columns": TABLES + "numbers_that_may_be_codes_are_pointed_out",
-        "another separator": TABLES + "one_wide_column_asks_for_the_delimiter",
-        "another character": TABLES + "bytes_that_are_not_utf_8",
+        "another separator": CHARACTERS + "one_wide_column_asks_for_the_delimiter",
+        "another character": CHARACTERS + "bytes_that_are_not_utf_8",
         "decimal commas": TABLES + "decimal_commas",
         "percent signs": TABLES + "formatted_numbers_are_pointed_out",
         "numbers, and `?`": TABLES + "words_for_missing_numbers",
         "numbers, and other": TABLES + "other_texts_among_numbers_are_pointed_out",
-        "spaces around": TABLES + "new_rows_are_trimmed_like_the_source",
-        "NA, NaN": TABLES + "a_word_is_a_category_in_new_rows_too",
+        "spaces around": NEW_ROWS + "new_rows_are_trimmed_like_the_source",
+        "NA, NaN": NEW_ROWS + "a_word_is_a_category_in_new_rows_too",
         "a missing number": ROWS + "a_bad_number_is_named",
         "a missing text": ROWS + "rows_labels_and_names_are_those_of_the_file",
-        "indices of": TABLES + "an_index_is_no_input",
+        "indices of": INDICES + "an_index_is_no_input",
         "dates and times": TABLES + "dates_can_be_labels_names_and_categories",
         "lists, structures": TABLES + "columns_of_other_types",
         "equal rows": ENCODED + "rows_that_repeat_another_are_counted",

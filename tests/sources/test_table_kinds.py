@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv as csv_module
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from krepes_ooc.core.settings import read_settings
-from krepes_ooc.errors import DataError, KrepesError, SourceError
+from krepes_ooc.errors import DataError
 from krepes_ooc.sources import parquet
-from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.describe import list_inputs
-from krepes_ooc.sources.new_samples import NewSamples, read_new_samples
-from krepes_ooc.sources.open import open_source
 from krepes_ooc.views.spec import ViewSpec
 from krepes_ooc.views.views import Views
-
-N = 40
-SQUARES = [i * i for i in range(N)]
-NUMBERS = [round(float(v), 3) for v in np.random.default_rng(11).normal(size=N)]
-
-
-def write(
-    folder: Path,
-    columns: dict[str, list[Any]],
-    name: str = "d.csv",
-    split: str = ",",
-    charset: str = "utf-8",
-) -> Path:
-    """Write a CSV file exactly as its fields are spelled."""
-    rows = zip(*columns.values(), strict=True)
-    lines = [split.join(columns), *(split.join(map(str, row)) for row in rows)]
-    (folder / name).write_bytes(("\n".join(lines) + "\n").encode(charset))
-    return folder / name
-
-
-def spec_of(**keys: Any) -> SourceSpec:
-    return read_settings(SourceSpec, {"kind": "table", "path": "d.csv", **keys}, "source")
-
-
-def opened(folder: Path, **keys: Any) -> Source:
-    return open_source(spec_of(**keys), folder, folder / "cache")
-
-
-def everything(source: Source) -> Any:
-    return source.read(np.arange(source.n_samples))
-
-
-def kinds(source: Source) -> list[tuple[str, str]]:
-    return [(column.name, column.kind) for column in source.columns]
-
-
-def label_texts(source: Source) -> list[str | None]:
-    codes = source.labels(np.arange(source.n_samples))
-    return [source.classes[code] if code >= 0 else None for code in codes]
-
-
-def refusal(folder: Path, **keys: Any) -> str:
-    """Message of the refusal, in one line, at exit 1 or 2."""
-    with pytest.raises(KrepesError) as caught:
-        opened(folder, **keys)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "unexpected" not in message
-    assert caught.value.exit_code in (1, 2)
-    return message
-
-
-def warned(source: Source, *words: str) -> bool:
-    return any(all(word in line for word in words) for line in source.warnings)
-
+from tests.sources.written_tables import (
+    NUMBERS,
+    N,
+    everything,
+    kinds,
+    label_texts,
+    opened,
+    refusal,
+    warned,
+    write,
+)
 
 # Columns that the recipe declares are text.
 
@@ -171,72 +122,6 @@ def test_numbers_that_may_be_codes_are_pointed_out(tmp_path: Path) -> None:
     source = opened(tmp_path, path="d.parquet")
     assert warned(source, "'big'", "2**53")
     assert not warned(source, "'small'")
-
-
-# Separators.
-
-
-@pytest.mark.parametrize("split", [";", "\t", "|", " "])
-def test_one_wide_column_asks_for_the_delimiter(tmp_path: Path, split: str) -> None:
-    columns: dict[str, list[Any]] = {"x": NUMBERS, "y": [-v for v in NUMBERS], "z": NUMBERS}
-    write(tmp_path, columns, split=split)
-    message = refusal(tmp_path)
-    shown = split.replace("\t", r"\t")
-    assert "d.csv: one column" in message
-    assert f'set source.delimiter: "{shown}"' in message
-    source = opened(tmp_path, delimiter=split)
-    assert everything(source)[:, 1].tolist() == columns["y"]
-
-
-def test_one_column_of_texts_stays(tmp_path: Path) -> None:
-    write(tmp_path, {"word": ["a;b", "c", "d e", "f"] * 10})
-    assert opened(tmp_path).columns[0].categories == ("a;b", "c", "d e", "f")
-    write(tmp_path, {"x;y": ["1;2", "3;4"]})
-    assert "source.delimiter" in refusal(tmp_path)
-    # The recipe says that the separator is the comma all the same.
-    assert kinds(opened(tmp_path, delimiter=",")) == [("x;y", "categorical")]
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("my.tsv.csv", ","),
-        ("my.csv.tsv", "\t"),
-        ("MY.CSV", ","),
-        ("v1.2.csv", ","),
-        ("my.tsv.csv.gz", ","),
-        ("my.csv.tsv.gz", "\t"),
-        ("my.csv.bz2", ","),
-    ],
-)
-def test_the_last_suffix_says_the_separator(tmp_path: Path, name: str, split: str) -> None:
-    plain = write(tmp_path, {"x": NUMBERS, "y": [-v for v in NUMBERS]}, "plain", split)
-    with pa.output_stream(str(tmp_path / name), compression="detect") as stream:
-        stream.write(plain.read_bytes())
-    assert everything(opened(tmp_path, path=name))[:, 1].tolist() == [-v for v in NUMBERS]
-
-
-@pytest.mark.parametrize("delimiter", ["||", ", ", "ab", '"', "\n"])
-def test_a_delimiter_is_one_character(tmp_path: Path, delimiter: str) -> None:
-    write(tmp_path, {"x": NUMBERS, "l": NUMBERS}, split="||")
-    message = refusal(tmp_path, delimiter=delimiter)
-    assert f"source.delimiter is {delimiter!r}" in message
-    assert "one character" in message
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("x;l\n0,5;1\n1,5;2\n", ['set source.delimiter: ";"']),
-        ("sep=;\nx;y\n1;2\n", ["only names the separator", "remove that line"]),
-        ("x,y\n1,2,3\n4,5,6\n", ["Row #2: Expected 2 columns, got 3", "name every column"]),
-        ("x,y\n1,2\n3,4\n5\n", ["Row #4: Expected 2 columns, got 1"]),
-    ],
-)
-def test_rows_of_other_lengths(tmp_path: Path, text: str, words: list[str]) -> None:
-    (tmp_path / "d.csv").write_text(text)
-    message = refusal(tmp_path)
-    assert all(word in message for word in ["d.csv", *words])
 
 
 # Numbers that are spelled otherwise.
@@ -349,147 +234,6 @@ def test_quotes_that_are_not_closed_are_pointed_out(tmp_path: Path) -> None:
     assert warned(opened(tmp_path), "'y'", "over several lines", "row 2 (sample 1)")
 
 
-# Indices of data frames.
-
-
-def frame() -> pd.DataFrame:
-    table = pd.DataFrame({"x": NUMBERS, "c": list("ab") * 20, "l": [0, 1] * 20})
-    return table[table.x > -1]
-
-
-@pytest.mark.parametrize("index", ["filtered", "named", "two levels", "range"])
-@pytest.mark.parametrize("form", ["parquet", "feather"])
-def test_an_index_is_no_input(tmp_path: Path, index: str, form: str) -> None:
-    table = frame()
-    if index == "named":
-        table = table.set_index(pd.Index(SQUARES[: len(table)], name="row"))
-    elif index == "two levels":
-        table.index = pd.MultiIndex.from_arrays([SQUARES[: len(table)], list(table.c)])
-    elif index == "range":
-        table = table.reset_index(drop=True)
-    if form == "parquet":
-        table.to_parquet(tmp_path / "d.parquet")
-    else:
-        arrow = pa.Table.from_pandas(table)
-        with pa.ipc.new_file(str(tmp_path / "d.feather"), arrow.schema) as writer:
-            writer.write_table(arrow)
-    source = opened(tmp_path, path=f"d.{form}", label="l")
-    assert kinds(source) == [("x", "numeric"), ("c", "categorical")]
-    assert everything(source)[:, 0].tolist() == table.x.tolist()
-    names = {
-        "filtered": ["__index_level_0__"],
-        "named": ["row"],
-        "two levels": ["__index_level_0__", "__index_level_1__"],
-        "range": [],
-    }[index]
-    assert all(warned(source, repr(name), "left out as an index") for name in names)
-    assert bool(source.warnings) == bool(names)
-    if index == "named":
-        for keys in ({"numeric": ["row"]}, {"audit_only": ["row"]}):
-            declared = opened(tmp_path, path=f"d.{form}", label="l", **keys)
-            assert everything(declared)[:, 2].tolist() == SQUARES[: len(table)]
-        named = opened(tmp_path, path=f"d.{form}", label="l", name="row")
-        assert named.names(np.arange(2)) == ["0", "1"]
-
-
-@pytest.mark.parametrize("keys", [{}, {"name": "id"}, {"label": "l"}, {"label": "l", "name": "id"}])
-@pytest.mark.parametrize("header", ["", "Unnamed: 0", '""'])
-def test_a_column_without_a_name_is_left_out(
-    tmp_path: Path, header: str, keys: dict[str, Any]
-) -> None:
-    columns = {header: range(N), "id": [f"u{i}" for i in range(N)], "x": NUMBERS, "l": [0, 1] * 20}
-    write(tmp_path, {name: list(values) for name, values in columns.items()})
-    source = opened(tmp_path, **keys)
-    name = header.strip('"')
-    assert name not in [column.name for column in source.columns]
-    assert warned(source, repr(name), "left out")
-    declared = opened(tmp_path, **keys, audit_only=[name])
-    assert [c.shown for c in declared.columns if c.name == name] == [False]
-    assert everything(declared)[:, 0].tolist() == list(range(N))
-    assert not warned(declared, "left out")
-
-
-def test_several_columns_without_names(tmp_path: Path) -> None:
-    (tmp_path / "d.csv").write_text(",,x,\n" + "".join(f"{i},a,{i}.5,\n" for i in range(N)))
-    source = opened(tmp_path)
-    assert kinds(source) == [("x", "numeric")]
-    assert everything(source)[:, 0].tolist() == [i + 0.5 for i in range(N)]
-    assert warned(source, "3 columns without a name", "left out")
-
-
-# Characters.
-
-
-@pytest.mark.parametrize("charset", ["latin-1", "cp1252", "utf-16", "utf-8-sig", "shift-jis"])
-def test_character_encodings(tmp_path: Path, charset: str) -> None:
-    words = ["東京", "b"] if charset == "shift-jis" else ["Zürich", "b"]
-    labels = [words[i % 2] for i in range(N)]
-    write(tmp_path, {"x": NUMBERS, words[0]: labels, "l": labels}, charset=charset)
-    source = opened(tmp_path, label="l", charset=charset)
-    assert sorted(source.classes) == sorted(words)
-    assert label_texts(source) == labels
-    assert [column.name for column in source.columns] == ["x", words[0]]
-    assert source.columns[1].categories == tuple(sorted(words))
-
-
-@pytest.mark.parametrize("declared", [{"label": "l"}, {"name": "l"}, {"categorical": ["l"]}, {}])
-@pytest.mark.parametrize("late", [False, True])
-def test_bytes_that_are_not_utf_8(
-    tmp_path: Path, declared: dict[str, Any], late: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parquet, "CSV_BLOCK_BYTES", 64)
-    labels = ["a"] * 30 + ["Zürich", "b"] * 5 if late else ["Zürich", "b"] * 20
-    write(tmp_path, {"x": NUMBERS, "l": labels}, charset="latin-1")
-    message = refusal(tmp_path, **declared)
-    assert "d.csv: column 'l'" in message
-    assert "not utf-8" in message
-    assert "source.charset" in message
-    # What is never read does no harm.
-    if not declared:
-        assert kinds(opened(tmp_path, exclude=["l"])) == [("x", "numeric")]
-
-
-def test_names_of_columns_that_are_not_utf_8(tmp_path: Path) -> None:
-    write(tmp_path, {"Größe": NUMBERS, "l": [0, 1] * 20}, charset="latin-1")
-    assert "source.charset" in refusal(tmp_path)
-    assert kinds(opened(tmp_path, charset="latin-1"))[0] == ("Größe", "numeric")
-
-
-@pytest.mark.parametrize("charset", ["utf-16", "utf-32", "utf-8-sig"])
-def test_a_byte_order_mark_says_the_encoding(tmp_path: Path, charset: str) -> None:
-    write(tmp_path, {"ü": NUMBERS, "l": [0, 1] * 20}, charset=charset)
-    if charset == "utf-8-sig":
-        assert kinds(opened(tmp_path))[0] == ("ü", "numeric")
-        assert "source.charset: utf-8" in refusal(tmp_path, charset="latin-1")
-    else:
-        assert f"source.charset: {charset}" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("charset", ["utf-9", "hex", "rot13"])
-def test_unknown_character_encodings(tmp_path: Path, charset: str) -> None:
-    write(tmp_path, {"x": NUMBERS})
-    assert f"source.charset is {charset!r}" in refusal(tmp_path, charset=charset)
-
-
-def test_a_wrong_character_encoding(tmp_path: Path) -> None:
-    write(tmp_path, {"x": NUMBERS, "k": ["ü", "b"] * 20})
-    for charset in ("ascii", "utf-16"):
-        assert f"not {charset}" in refusal(tmp_path, charset=charset).replace("us-", "")
-
-
-def test_parquet_texts_that_are_not_utf_8(tmp_path: Path) -> None:
-    raw = pa.array([b"Z\xfcrich", b"b"] * 20)
-    text = pa.Array.from_buffers(pa.string(), N, raw.buffers())
-    pq.write_table(pa.table({"x": NUMBERS, "l": text}), tmp_path / "d.parquet")
-    for keys in ({"label": "l"}, {}):
-        message = refusal(tmp_path, path="d.parquet", **keys)
-        assert "column 'l'" in message
-        assert "UTF-8" in message
-    source = opened(tmp_path, path="d.parquet", name="l")
-    with pytest.raises(DataError, match=r"column 'l' \(source.name\) holds bytes"):
-        source.names(np.arange(2))
-
-
 # Types and labels.
 
 
@@ -561,124 +305,6 @@ def test_advice_about_too_many_categories(tmp_path: Path) -> None:
         message = refusal(tmp_path, delimiter=";")
         assert f"column {name!r} has more than 1024 categories" in message
         assert words in message.replace("'?'", '"?"')
-
-
-# New rows.
-
-
-def new_rows(folder: Path, text: str, name: str = "new.csv", **keys: Any) -> NewSamples:
-    spec = spec_of(**keys)
-    source = open_source(spec, folder, folder / "cache")
-    (folder / name).write_bytes(text.encode(spec.charset or "utf-8"))
-    return read_new_samples(source, spec, folder / name)
-
-
-def test_new_rows_are_trimmed_like_the_source(tmp_path: Path) -> None:
-    rows = [f"{v}, {('State', 'Private', 'Self')[i % 3]}, 0{i % 2}" for i, v in enumerate(NUMBERS)]
-    (tmp_path / "d.csv").write_text("age, work, l\n" + "\n".join(rows) + "\n")
-    source = opened(tmp_path, label="l")
-    assert [c.name for c in source.columns] == ["age", "work"]
-    for header in ("age,work,l", "age, work, l"):
-        new = new_rows(tmp_path, f"{header}\n{rows[3]}\n", label="l")
-        assert np.array_equal(new.raw, source.read(np.array([3])))
-        assert new.labels.tolist() == source.labels(np.array([3])).tolist()
-    text = json.dumps({"age": NUMBERS[3], "work": " State ", "l": "01"})
-    new = new_rows(tmp_path, text, "new.json", label="l")
-    assert np.array_equal(new.raw, source.read(np.array([3])))
-
-
-def test_new_rows_follow_the_options_of_the_source(tmp_path: Path) -> None:
-    rows = [f"{str(v).replace('.', ',')};Zürich {i % 2};0{i % 3}" for i, v in enumerate(NUMBERS)]
-    text = "x;town;k\n" + "\n".join(rows) + "\n"
-    (tmp_path / "d.csv").write_bytes(text.encode("latin-1"))
-    keys: dict[str, Any] = {"delimiter": ";", "decimal": ",", "charset": "latin-1"}
-    keys |= {"categorical": ["k"], "missing": ["?"]}
-    source = opened(tmp_path, **keys)
-    new = new_rows(tmp_path, "k;x;town\n" + "02;0,125;Zürich 1\n", **keys)
-    assert new.raw.tolist() == [[0.125, 1, 2]]
-    assert [c.name for c in source.columns] == ["x", "town", "k"]
-    with pytest.raises(DataError, match=r"column 'x': a missing value in a numeric"):
-        new_rows(tmp_path, "x;town;k\n?;Zürich 1;02\n", **keys)
-    with pytest.raises(DataError, match=r"'2' in column 'k'.*expected one of 00, 01, 02"):
-        new_rows(tmp_path, "x;town;k\n1,5;Zürich 1;2\n", **keys)
-    (tmp_path / "new.json").write_text('{"x": "0,125", "town": "Zürich 1", "k": "02"}')
-    new = read_new_samples(source, spec_of(**keys), tmp_path / "new.json")
-    assert new.raw.tolist() == [[0.125, 1, 2]]
-
-
-@pytest.mark.parametrize("word", ["NA", "null", "nan", "None", "True", "1", "2020-01-01"])
-def test_a_word_is_a_category_in_new_rows_too(tmp_path: Path, word: str) -> None:
-    words = [(word, "US", "DE", "")[i % 4] for i in range(N)]
-    write(tmp_path, {"x": NUMBERS, "cc": words})
-    source = opened(tmp_path)
-    column = source.columns[1]
-    for text, name in (
-        (f"x,cc\n0.5,{word}\n", "new.csv"),
-        (f'{{"x": 0.5, "cc": "{word}"}}', "n.json"),
-    ):
-        new = new_rows(tmp_path, text, name)
-        assert column.categories[int(new.raw[0, 1])] == word
-    for text, name in (("x,cc\n0.5,\n", "new.csv"), ('{"x": 0.5, "cc": null}', "n.json")):
-        assert column.categories[int(new_rows(tmp_path, text, name).raw[0, 1])] == "(missing)"
-
-
-def test_missing_words_of_codes_in_new_rows(tmp_path: Path) -> None:
-    write(tmp_path, {"x": NUMBERS, "k": [("1", "2", "NA")[i % 3] for i in range(N)]})
-    for text, name in (("x,k\n1,NA\n", "new.csv"), ('{"x": 1, "k": "NA"}', "new.json")):
-        assert new_rows(tmp_path, text, name, categorical=["k"]).raw[0, 1] == 2
-    assert new_rows(tmp_path, '{"x": 1, "k": 2}', "new.json", categorical=["k"]).raw[0, 1] == 1
-
-
-def test_new_rows_of_a_table_without_names(tmp_path: Path) -> None:
-    lines = [f"{v},{'ab'[i % 2]},0{i % 2}" for i, v in enumerate(NUMBERS)]
-    (tmp_path / "d.csv").write_text("\n".join(lines) + "\n")
-    keys = {"header": False, "label": "f2"}
-    source = opened(tmp_path, **keys)
-    new = new_rows(tmp_path, lines[5] + "\n", **keys)
-    assert np.array_equal(new.raw, source.read(np.array([5])))
-    assert new.labels.tolist() == [1]
-    # Without the label all columns would move.
-    with pytest.raises(DataError, match="2 columns; expected 3 as in the source"):
-        new_rows(tmp_path, "1.5,b\n", **keys)
-
-
-def test_new_rows_of_a_parquet_file_keep_their_texts(tmp_path: Path) -> None:
-    table = {"k": [" a", "b"] * 20, "x": NUMBERS, "u": [True, False] * 20}
-    pq.write_table(pa.table(table), tmp_path / "d.parquet")
-    for text, name in (
-        ("k,x,u\n a,0.5,True\n", "new.csv"),
-        ('{"k": " a", "x": 0.5, "u": true}', "new.json"),
-    ):
-        new = new_rows(tmp_path, text, name, path="d.parquet")
-        assert new.raw.tolist() == [[0, 0.5, 1]]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("new.csv", "x;l\n1;0\n", 'source.delimiter: ";"'),
-        ("new.csv", "x,l\nold,0\n", "'old' in a numeric column"),
-        ("new.csv", "x,l\n1,0,2\n", "Expected 2 columns, got 3"),
-        ("new.csv", "x,l\n1,7\n", "label '7' in column 'l'; expected one of 0, 1"),
-        ("new.json", '{"x": 1, "l": 7}', "label '7' in column 'l'"),
-        ("new.json", '{"x": [1], "l": 0}', "[1] in column 'x'"),
-        ("new.json", '{"x": {"a": 1}}', "in column 'x'"),
-    ],
-)
-def test_new_rows_that_cannot_be(tmp_path: Path, name: str, text: str, words: str) -> None:
-    write(tmp_path, {"x": NUMBERS, "l": [0, 1] * 20})
-    with pytest.raises((DataError, SourceError)) as caught:
-        new_rows(tmp_path, text, name, label="l")
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_json_rows_with_other_keys_are_read_whole(tmp_path: Path) -> None:
-    write(tmp_path, {"x": NUMBERS, "k": ["a", "b", "", "b"] * 10, "l": [0, 1] * 20})
-    text = '[{"x": 1, "k": "a"}, {"x": 2, "k": "b", "l": 1}, {"x": 3}]'
-    new = new_rows(tmp_path, text, "new.json", label="l")
-    assert new.labels.tolist() == [-1, 1, -1]
-    assert new.raw.tolist() == [[1, 0], [2, 1], [3, 2]]
 
 
 # Networks and views.
