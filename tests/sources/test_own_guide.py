@@ -28,6 +28,7 @@ ENCODED = "tests/sources/test_table_encoding.py::test_"
 FOLDERS = "tests/sources/test_table_folder.py::test_"
 STATED = "tests/network/test_preprocessing.py::test_"
 KINDS = "tests/sources/test_image_kinds.py::test_"
+DAMAGED = "tests/sources/test_damaged_pictures.py::test_"
 CONTAINERS = "tests/sources/test_picture_containers.py::test_"
 RUNS = "tests/runner/test_changed_pictures.py::test_"
 HOLES = "tests/sources/test_array_holes.py::test_"
@@ -77,7 +78,7 @@ CLAIMS = {
         "links to folders": KINDS + "links_are_followed_once",
         "names with a dot": KINDS + "hidden_names_are_no_samples_and_others_are_counted",
         "other suffixes": KINDS + "hidden_names_are_no_samples_and_others_are_counted",
-        "files that cannot": KINDS + "damaged_files_are_skipped_and_recorded",
+        "files that cannot": DAMAGED + "damaged_files_are_skipped_and_recorded",
         "files that you may not": RUNS + "a_permission_is_no_damage",
         "the same picture": GUIDED + "the_same_picture_twice_is_two_samples",
     },
