@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import itertools
 import os
@@ -12,6 +13,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,7 @@ def test_declarations_are_found_from_an_unpacked_wheel(wheel: zipfile.ZipFile, t
     assert said[2].split() == resources.names("stores") != []
 
 
+@functools.cache
 def imported_libraries(folder: Path) -> set[str]:
     """Top-level names of what the modules of a folder import, at the top, lazily or by name."""
     found: set[str] = set()
@@ -134,8 +137,14 @@ def declared(*extras: str) -> set[str]:
 EXTRAS = {"cupy": "cupy-cuda13x", "cupyx": "cupy-cuda13x", "dask_jobqueue": "dask-jobqueue"}
 
 
+@functools.cache
+def installed() -> Mapping[str, list[str]]:
+    """Distributions by the name that is imported: reads the records of all that is installed."""
+    return importlib.metadata.packages_distributions()
+
+
 def distributions(library: str) -> set[str]:
-    found = importlib.metadata.packages_distributions().get(library, [])
+    found = installed().get(library, [])
     return {canonicalize_name(name) for name in [*found, EXTRAS.get(library, library)]}
 
 

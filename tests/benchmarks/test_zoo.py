@@ -8,6 +8,7 @@ from torch import nn
 
 from benchmarks import zoo
 from benchmarks.zoo_networks import NETWORKS, pictures
+from krepes_ooc.jacobian.feature_map import open_features
 from krepes_ooc.jacobian.sketched_features import SketchFeatures
 
 
@@ -36,7 +37,14 @@ def test_a_right_network_has_its_three_figures() -> None:
 
 def test_rows_that_lack_a_parameter_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = SketchFeatures.rows
-    monkeypatch.setattr(SketchFeatures, "rows", lambda *a: (0.9 * rows(*a)[0], rows(*a)[1]))
+
+    def opened(*given: Any) -> Any:
+        """Right while it is opened: what is wrong from the start is tried in every way first."""
+        found = open_features(*given)
+        monkeypatch.setattr(SketchFeatures, "rows", lambda *a: (0.9 * rows(*a)[0], rows(*a)[1]))
+        return found
+
+    monkeypatch.setattr(zoo, "open_features", opened)
     found = zoo.measure("torch:small", small)
     assert found["state"] == "wrong"
     assert "**wrong**" in zoo.table({"torch:small": found})
