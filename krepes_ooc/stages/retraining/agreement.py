@@ -16,7 +16,6 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from krepes_ooc.core import counter_rng
 
@@ -39,7 +38,7 @@ def spearman(left: Float, right: Float) -> float:
     known = np.isfinite(left) & np.isfinite(right)
     if known.sum() < LEAST:
         return float("nan")
-    ranks = (rankdata(side[known])[None] for side in (left, right))
+    ranks = (_ranks(side[known][None]) for side in (left, right))
     return float(_correlations(*ranks)[0])
 
 
@@ -160,13 +159,20 @@ def attainable_agreement(single: float, seeds: int) -> float:
     return float(np.sqrt(seeds * single / (1.0 + (seeds - 1) * single)))
 
 
+def _ranks(rows: Float) -> Float:
+    """Ranks in each row [row, entry]; ties share their mean rank."""
+    from scipy.stats import rankdata  # on first use: half a second
+
+    return np.asarray(rankdata(rows, axis=1))
+
+
 def _row_correlations(left: Float, right: Float) -> Float:
     """Spearman's correlation of each row [row]."""
     whole = (np.isfinite(left) & np.isfinite(right)).all(axis=1)
     found = np.full(len(left), np.nan)
     # All complete rows at once; a row with holes is ranked on its own.
     if whole.any() and left.shape[1] >= LEAST:
-        found[whole] = _correlations(*(rankdata(side[whole], axis=1) for side in (left, right)))
+        found[whole] = _correlations(*(_ranks(side[whole]) for side in (left, right)))
     for row in np.flatnonzero(~whole):
         found[row] = spearman(left[row], right[row])
     return found
