@@ -272,26 +272,15 @@ def plan_factors(
     """
     inner = network.inner
     samples = torch.tensor(inputs)
-    # Parameters of Linear layers by their class, not by their shape.
-    owners = {name: inner.get_submodule(name.rpartition(".")[0]) for name in parameters}
-    linear = [name for name, owner in owners.items() if type(owner) is nn.Linear]
-    # Two layers that share a weight have no single pair of factors.
-    first = canonical_names(inner)
-    tied = [name for name in linear if list(first.values()).count(first[name]) > 1]
-    if not linear or tied:
-        return (), f"{tied[0]} is shared by two layers" if tied else "there is no Linear layer"
+    linear, obstacle = _linear_parameters(inner, parameters)
+    if obstacle:
+        return (), obstacle
     # Parameters of other classes alone may be too many: then nothing needs to run.
     elsewhere = [name for name in parameters if name not in set(linear)]
     if reason := _too_many(inner, elsewhere):
         return (), reason
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in linear))
-    # Record all Linear layers on the samples, to see what they read and how often.
-    jacobian = Jacobian(network, [GradientRule("layer", name, ()) for name in layers])
-    obstacles: dict[str, str] = {}
-    calls: tuple[Call, ...] = ()
-    for part in torch.split(samples, batch):
-        calls = jacobian.record(part).calls
-        obstacles = _call_obstacles(calls, layers, len(part)) | obstacles
+    calls, obstacles = _recorded_calls(network, layers, torch.split(samples, batch))
     linear = [name for name in linear if name.rpartition(".")[0] not in obstacles]
     # Fewer factors can only leave more elsewhere: gradients need not be compared for that.
     if reason := _too_many(inner, [name for name in parameters if name not in set(linear)]):
@@ -316,6 +305,33 @@ def plan_factors(
     extra = plan_rules(network, others, samples, batch, opening) if others else ()
     obstacle = _term_obstacle(Jacobian(network, extra), samples[:batch])
     return ((), refusal or obstacle) if obstacle else ((*rules, *extra), "")
+
+
+def _linear_parameters(inner: nn.Module, parameters: Sequence[str]) -> tuple[list[str], str]:
+    """Parameters of Linear layers, and why they have no factors; empty if they may have."""
+    # By the class of their layer, not by their shape.
+    owners = {name: inner.get_submodule(name.rpartition(".")[0]) for name in parameters}
+    linear = [name for name, owner in owners.items() if type(owner) is nn.Linear]
+    # Two layers that share a weight have no single pair of factors.
+    first = canonical_names(inner)
+    tied = [name for name in linear if list(first.values()).count(first[name]) > 1]
+    if tied:
+        return linear, f"{tied[0]} is shared by two layers"
+    return linear, "" if linear else "there is no Linear layer"
+
+
+def _recorded_calls(
+    network: FrozenNetwork, layers: Sequence[str], parts: Sequence[torch.Tensor]
+) -> tuple[tuple[Call, ...], dict[str, str]]:
+    """Calls of layers on samples, and what keeps a layer from having factors, by layer."""
+    # What they read and how often may differ from one pass to the next.
+    jacobian = Jacobian(network, [GradientRule("layer", name, ()) for name in layers])
+    obstacles: dict[str, str] = {}
+    calls: tuple[Call, ...] = ()
+    for part in parts:
+        calls = jacobian.record(part).calls
+        obstacles = _call_obstacles(calls, layers, len(part)) | obstacles
+    return calls, obstacles
 
 
 def _wrong_as_layers(

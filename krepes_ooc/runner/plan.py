@@ -76,18 +76,14 @@ def make_plan(
         limits = SizingLimits(budget, base, OPENING_SECONDS)
         sizes = audit.sizes(anew=anew, limits=limits)
         costs = audit.costs(list(states.values()), sizes)
-        # Time needs the rates of this machine and the cost of a feature row.
-        rates = calibrate(folder) if timed else None
         source = describe_source(
             audit.inputs.source, audit.inputs.source_spec, audit.inputs.source_warnings
         )
-        description, row_cost = (
-            _row_description(audit, states["features"], limits) if timed else ({}, None)
-        )
-        timing = Timing(rates, row_cost, sizes.row_operations)
-        trainings = training_time(
-            audit, states, costs.get(RETRAINING, Cost()), timed=rates is not None
-        )
+        timing = Timing(None, None, sizes.row_operations)
+        description: dict[str, Any] = {}
+        if timed:
+            timing, description = _timing(audit, states["features"], limits, sizes, folder)
+        trainings = training_time(audit, states, costs.get(RETRAINING, Cost()), timed=timed)
         rows = [
             _row(audit, state, costs[name], budget, base)
             | timing.of(costs[name], budget)
@@ -105,6 +101,15 @@ def make_plan(
         "disk": _disk(rows, root),
         "memory": {"budget": budget.memory, "base": base, "advice": advice},
     }
+
+
+def _timing(
+    audit: Audit, features: StageState, limits: SizingLimits, sizes: AuditSizes, folder: Path
+) -> tuple[Timing, dict[str, Any]]:
+    """Time by the rates of this machine and the cost of a feature row; what these rows are."""
+    rates = calibrate(folder)
+    description, row_cost = _row_description(audit, features, limits)
+    return Timing(rates, row_cost, sizes.row_operations), description
 
 
 def _groups(audit: Audit, sizes: AuditSizes) -> dict[str, Any]:

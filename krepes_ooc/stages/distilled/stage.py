@@ -163,13 +163,10 @@ def _deletion(
 
     The classifier is a linear probe on the network's embedding; without labels there is none.
     """
-    known, n_classes = fit.label >= 0, int(fit.label.max(initial=-1)) + 1
     try:
-        probe = LinearProbe.fit(fit.network[known], fit.label[known], n_classes)
+        readout = _readout(fit)
     except StageFailed as error:
         return {"reason": str(error)}
-    weight = probe.W[:-1] / probe.scale[:, None]
-    readout = LinearReadout(weight, probe.W[-1] - probe.mean @ weight)
 
     # Decisions of the distilled embedding, and the terms of the logit that won.
     embedding, kernel = found.predict(audit.kernel), audit.kernel
@@ -189,9 +186,8 @@ def _deletion(
             explained
         ][:, :count],
     }
-    n_samples = len(kernel)
     draws = [
-        random_landmarks(n_samples, n_landmarks, count, inputs.recipe.seed, draw)
+        random_landmarks(len(kernel), n_landmarks, count, inputs.recipe.seed, draw)
         for draw in range(RANDOM_DRAWS)
     ]
 
@@ -206,6 +202,19 @@ def _deletion(
         "flipped": shares,
         "same_decision_as_network": float(np.mean(decided == readout.decisions(audit.network))),
     }
+
+
+def _readout(fit: _Samples) -> LinearReadout:
+    """Linear classifier on the network's embedding, fitted on the labelled samples.
+
+    Raises:
+        StageFailed: too few classes or samples.
+    """
+    known, n_classes = fit.label >= 0, int(fit.label.max(initial=-1)) + 1
+    probe = LinearProbe.fit(fit.network[known], fit.label[known], n_classes)
+    # Weights on the embedding itself: the probe standardises its inputs.
+    weight = probe.W[:-1] / probe.scale[:, None]
+    return LinearReadout(weight, probe.W[-1] - probe.mean @ weight)
 
 
 def summary_lines(attributes: dict[str, Any]) -> list[str]:

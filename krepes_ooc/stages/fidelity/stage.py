@@ -301,18 +301,9 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
     """
     n = sizes.n_audited
     m = sizes.n_landmarks
-    h = sizes.n_components
     # Inputs are a space of their own, unless they are very long.
     n_inputs = sizes.n_inputs if sizes.n_inputs <= MAX_INPUTS else 0
     width = max(m, n_inputs)
-    squares = Term("landmark kernels, moments and their eigenvectors", f64(m, m), 5)
-    kept = (
-        Term("kernel rows of uniform landmarks", f64(n, m)),
-        Term("embeddings", f64(n, h), 6),
-        Term("network embeddings", f64(n, sizes.n_outputs), 2),
-        Term("network inputs", f64(n, n_inputs), 2),
-        squares,
-    )
     # Rows of the widest space are made, then centred and multiplied; ridge and probe may differ in
     # their samples
     made = Term("rows of one space and what they are made of", f64(n, width), 3)
@@ -321,27 +312,11 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
     worker = {"rows": (made,), "fits": (centred, factors, *_probe_memory(sizes, width))}
     # Before and after the regressions there are none of their rows
     none = tuple(Term(term.label, term.size, -term.times) for term in (centred, factors))
-    memory = {
-        "regressions": kept,
-        "rankings": (
-            *kept,
-            Term("kernel rows of labelled samples", f64(n, m)),
-            Term("scores of the landmarks", f64(sizes.n_explained, m), 16),
-            *none,
-        ),
-        "kernel rows of uniform landmarks": (
-            Term("feature rows of audited samples", f16(n, sizes.n_features), 2),
-            Term("feature rows of both sets of landmarks", f32(m, sizes.n_features), 5),
-            Term("kernel rows", f64(n, m), 2),
-            squares,
-            *none,
-        ),
-    }
     # Without labels no probe is fitted
     iterations = PROBE_ITERATIONS if sizes.n_classes else 0
     return Cost(
         disk=Quantity.of(Term("figures and curves", 2**15)),
-        memory=Quantity(memory),
+        memory=_memory(sizes, n_inputs, none),
         worker_memory=Quantity(worker),
         flops=Quantity.of(
             Term("Gram matrices, scores and kernel rows", 10.0 * n * m * m),
@@ -349,6 +324,38 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
         ),
         bytes_read=Quantity.of(Term("kernel rows, twice a probe's step", 16.0 * n * m, iterations)),
         float64=True,
+    )
+
+
+def _memory(sizes: AuditSizes, n_inputs: int, none: tuple[Term, ...]) -> Quantity:
+    """Bytes besides the workers', by phase; ``none``: what no worker has outside regressions."""
+    n = sizes.n_audited
+    m = sizes.n_landmarks
+    squares = Term("landmark kernels, moments and their eigenvectors", f64(m, m), 5)
+    kept = (
+        Term("kernel rows of uniform landmarks", f64(n, m)),
+        Term("embeddings", f64(n, sizes.n_components), 6),
+        Term("network embeddings", f64(n, sizes.n_outputs), 2),
+        Term("network inputs", f64(n, n_inputs), 2),
+        squares,
+    )
+    return Quantity(
+        {
+            "regressions": kept,
+            "rankings": (
+                *kept,
+                Term("kernel rows of labelled samples", f64(n, m)),
+                Term("scores of the landmarks", f64(sizes.n_explained, m), 16),
+                *none,
+            ),
+            "kernel rows of uniform landmarks": (
+                Term("feature rows of audited samples", f16(n, sizes.n_features), 2),
+                Term("feature rows of both sets of landmarks", f32(m, sizes.n_features), 5),
+                Term("kernel rows", f64(n, m), 2),
+                squares,
+                *none,
+            ),
+        }
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,34 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
     spec = StoreSpec(load_contract("groups"), sizes, block_rows=context.plan.block_rows)
     writer = context.workspace.writer(spec, context.digest)
     writer.create()
+    files = write_blocks(context, writer, _coder(inputs, partitions, by_kernel))
+    count = _counts(context.output(), context.plan, partitions)
+    _refuse_empty(partitions, count)
+    arrays = {
+        "landmark_cluster": clusters,
+        "partition": np.array([p for p, _ in group_of], dtype=np.int64),
+        "code": np.array([c for _, c in group_of], dtype=np.int64),
+        "count": count,
+    }
+    attributes = _attributes(partitions)
+    seal_blocks(context, writer, files, arrays, attributes)
+
+
+def _attributes(partitions: Sequence[Partition]) -> dict[str, Any]:
+    """Names of the groups and of their partitions."""
+    return {
+        "names": [name for part in partitions for name in part.groups],
+        "partitions": [{"kind": part.kind, "name": part.name} for part in partitions],
+    }
+
+
+def _coder(
+    inputs: GroupsInputs,
+    partitions: Sequence[Partition],
+    by_kernel: Mapping[str, Callable[[Block], Codes]],
+) -> Callable[[Block], tuple[BlockValues, str]]:
+    """Task that codes the samples of a block in every partition."""
+    source = inputs.recipe.source
     needs_rows = any(part.kind in ("column", "range") for part in partitions)
 
     def compute(block: Block) -> tuple[BlockValues, str]:
@@ -91,25 +119,7 @@ def run(inputs: GroupsInputs, context: StageContext) -> None:
 
         return values(), ""
 
-    files = write_blocks(context, writer, compute)
-    count = _counts(context.output(), context.plan, partitions)
-    _refuse_empty(partitions, count)
-    arrays = {
-        "landmark_cluster": clusters,
-        "partition": np.array([p for p, _ in group_of], dtype=np.int64),
-        "code": np.array([c for _, c in group_of], dtype=np.int64),
-        "count": count,
-    }
-    attributes = _attributes(partitions)
-    seal_blocks(context, writer, files, arrays, attributes)
-
-
-def _attributes(partitions: Sequence[Partition]) -> dict[str, Any]:
-    """Names of the groups and of their partitions."""
-    return {
-        "names": [name for part in partitions for name in part.groups],
-        "partitions": [{"kind": part.kind, "name": part.name} for part in partitions],
-    }
+    return compute
 
 
 def _codes_by_kernel(

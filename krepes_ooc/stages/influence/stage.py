@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from krepes_ooc.stages.influence.ranking import (
     RankedLandmarks,
     ranking_score,
 )
-from krepes_ooc.stages.kernel.landmark_kernel import open_landmark_kernel
+from krepes_ooc.stages.kernel.landmark_kernel import LandmarkKernel, open_landmark_kernel
 from krepes_ooc.stages.kernel.normalisation import Mode
 from krepes_ooc.stages.minimiser.solution import Solution, read_solution
 from krepes_ooc.stages.moments.stored_moments import read_moments
@@ -60,15 +60,47 @@ class InfluenceInputs(StageInputs):
 
 def run(inputs: InfluenceInputs, context: StageContext) -> None:
     """Kernel rows, embedding and top landmarks of the audited samples, in short row ranges."""
-    device = context.device
     normalise: Mode = inputs.kernel.attributes["normalise"]
     landmark_kernel = open_landmark_kernel(inputs.features, inputs.landmarks, normalise, context)
-    features = inputs.audited.array("features")
-    self_kernel = inputs.audited.array("self_kernel")
     # The same scorer explains new samples later
     solution, displacement, scorer = _scorer(inputs, context)
-    n_rows = len(scorer.step)
-    kernel_rows = np.empty((len(features), n_rows))
+    arrays = _ranked_rows(inputs, context, landmark_kernel, scorer)
+    # With it a new sample is scored without the landmark kernel
+    arrays["landmark_displacement"] = displacement
+    # Copied, so that every later stage explains with the same coefficients.
+    arrays["coefficients"], arrays["step"] = solution.coefficients, solution.step
+    sizes = {
+        "audited": len(arrays["kernel"]),
+        "landmark": len(scorer.step),
+        "component": scorer.step.shape[1],
+        "rank": scorer.top,
+        "repelled": arrays["repelling"].shape[1],
+    }
+    attributes = {
+        "measure": context.settings.measure,
+        "solution": solution.name,
+        # Copied, so that explaining reads small stores only
+        "trusted": bool(inputs.newton.attributes["trusted"]),
+        "normalise": normalise,
+        "scale": landmark_kernel.kernel_map.normalisation.scale,
+    }
+    write_whole(context, StoreSpec(load_contract("influence"), sizes), arrays, attributes)
+
+
+def _ranked_rows(
+    inputs: InfluenceInputs,
+    context: StageContext,
+    landmark_kernel: LandmarkKernel,
+    scorer: InfluenceScorer,
+) -> dict[str, npt.NDArray[Any]]:
+    """Ranked landmarks of the audited samples, by array, and their kernel rows [audited, landmark].
+
+    Row ranges have a fixed length, so that the bits do not depend on the workers.
+    """
+    device = context.device
+    features = inputs.audited.array("features")
+    self_kernel = inputs.audited.array("self_kernel")
+    kernel_rows = np.empty((len(features), len(scorer.step)))
     starts = range(0, len(features), ROWS)
     context.progress.begin("influence", len(starts), 0)
 
@@ -84,35 +116,14 @@ def run(inputs: InfluenceInputs, context: StageContext) -> None:
         context.progress.advance(1)
         return RankedLandmarks(*(device.to_host(values) for values in ranked))
 
-    # Row ranges of a fixed length, so that the bits do not depend on the workers
     parts = list(context.executor().map(task, starts))
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in RankedLandmarks._fields
     }
-    arrays["kernel"] = kernel_rows
     for name in ("top_landmark", "repelling_landmark"):
         arrays[name] = arrays[name].astype(np.int64)
-    # With it a new sample is scored without the landmark kernel
-    arrays["landmark_displacement"] = displacement
-    # Copied, so that every later stage explains with the same coefficients.
-    arrays["coefficients"], arrays["step"] = solution.coefficients, solution.step
-    sizes = {
-        "audited": len(features),
-        "landmark": n_rows,
-        "component": scorer.step.shape[1],
-        "rank": scorer.top,
-        "repelled": arrays["repelling"].shape[1],
-    }
-    attributes = {
-        "measure": context.settings.measure,
-        "solution": solution.name,
-        # Copied, so that explaining reads small stores only
-        "trusted": bool(inputs.newton.attributes["trusted"]),
-        "normalise": normalise,
-        "scale": landmark_kernel.kernel_map.normalisation.scale,
-    }
-    write_whole(context, StoreSpec(load_contract("influence"), sizes), arrays, attributes)
+    return arrays | {"kernel": kernel_rows}
 
 
 def _scorer(

@@ -193,21 +193,9 @@ class DrawnNetwork:
             )
         view_ranges = [part for view in range(n_views) for part in self._ranges(view, fit)]
 
-        # The centre and the mean self kernel of the same rows that the moments are taken of.
-        total, self_sum = executor.reduce(self.centre_sums, view_ranges, _add)
-        count = len(fit) * n_views
-        centre = total / count
-        scale = self_sum / count if normalise == "mean-diagonal" else 1.0
-        normalisation = Normalisation(normalise, inner_products.centre_self(centre), scale)
-
-        # Landmarks as the audit chose them, in their views, through this network.
-        view_of_row, row_id = (self.inputs.landmarks.array(n) for n in ("view", "sample_id"))
-        landmark_ranges = [
-            part
-            for view in np.unique(view_of_row).tolist()
-            for part in self._ranges(view, row_id[view_of_row == view])
-        ]
-        found = list(executor.map(self.stored_rows, landmark_ranges))
+        # The centre of the same rows that the moments are taken of; then the landmarks.
+        centre, normalisation = self._centre(executor, view_ranges, normalise)
+        found = list(executor.map(self.stored_rows, self._landmark_ranges()))
         landmarks = self._unscaled(np.concatenate([rows for rows, _ in found]))
         layout = self.feature_map.layout
         K_mm = np.asarray(kernel_between(landmarks, layout, centre, normalisation))
@@ -231,6 +219,25 @@ class DrawnNetwork:
             _joined(of_clean, 1),
             _joined(of_views, 1).reshape(n_views, len(fit), outputs),
         )
+
+    def _centre(
+        self, executor: Executor, ranges: Sequence[RowRange], normalise: Any
+    ) -> tuple[Float, Normalisation]:
+        """Mean feature moments [moment] over ranges of samples, and the normalisation by them."""
+        total, self_sum = executor.reduce(self.centre_sums, ranges, _add)
+        count = sum(len(part.positions) for part in ranges)
+        centre = total / count
+        scale = self_sum / count if normalise == "mean-diagonal" else 1.0
+        return centre, Normalisation(normalise, inner_products.centre_self(centre), scale)
+
+    def _landmark_ranges(self) -> list[RowRange]:
+        """Ranges of the landmarks as the audit chose them, in their views."""
+        view_of_row, row_id = (self.inputs.landmarks.array(n) for n in ("view", "sample_id"))
+        return [
+            part
+            for view in np.unique(view_of_row).tolist()
+            for part in self._ranges(view, row_id[view_of_row == view])
+        ]
 
     def _ranges(self, view: int, positions: Ids) -> list[RowRange]:
         """Ranges of one forward pass each: they decide bits, so the block plan fixes them."""
