@@ -22,7 +22,7 @@ test: $(VENV)/.test ## lint, format, types, layers, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -n $(JOBS) --maxprocesses 8
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 browser: $(VENV)/.browser ## open the report in an installed Chromium
 	$(BIN)/pytest -m browser tests/browser
