@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,13 @@ from krepes_ooc.storage.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 ROWS = 300
+# Stages that repeat a computation: a few times are enough.
+FEW = (
+    "stages.discovery.concepts=4",
+    "stages.group_influence.max_evaluations=10",
+    "stages.minimiser.max_evaluations=8",
+    "stages.randomised.draws=3",
+)
 SETTINGS = (
     f"source.limit={ROWS}",
     "stages.pretrain.epochs=1",
@@ -30,13 +40,9 @@ SETTINGS = (
     "stages.audited.fit=80",
     "stages.spectrum.components=4",
     "stages.concepts.sets={}",
-    # Stages that repeat a computation: a few times are enough.
-    "stages.discovery.concepts=4",
     "stages.groups.clusters=3",
     "stages.groups.columns={label: ['3', '8']}",
-    "stages.group_influence.max_evaluations=10",
-    "stages.minimiser.max_evaluations=8",
-    "stages.randomised.draws=3",
+    *FEW,
 )
 
 
@@ -48,6 +54,34 @@ def recipe(*changes: str) -> Recipe:
 def audit(workspace: Path, *changes: str, **options: Any) -> Summary:
     """Run the tiny recipe in this process."""
     return run(recipe(*changes), workspace, Options(**{"workers": 2, **options}))
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="krepes-small-")
+
+
+@functools.cache
+def finished() -> Path:
+    """The tiny audit, computed once for all tests of this process; read only."""
+    workspace = Path(_folder().name) / "w"
+    audit(workspace)
+    return workspace
+
+
+def finished_copy(folder: Path) -> Path:
+    """A copy of the finished audit in a new folder, to work with."""
+    return Path(shutil.copytree(finished(), folder))
+
+
+def copy_before(workspace: Path, folder: Path, stage: str) -> Path:
+    """A copy of a finished audit in which a stage and all after it are not begun."""
+    shutil.copytree(workspace, folder)
+    names = [each.name for each in recipe().stages]
+    for name in names[names.index(stage) :]:
+        shutil.rmtree(folder / ".krepes" / "stages" / name, ignore_errors=True)
+        shutil.rmtree(folder / "audit.zarr" / name, ignore_errors=True)
+    return folder
 
 
 def arguments(workspace: Path, *extra: str, changes: Iterable[str] = ()) -> list[str]:

@@ -22,9 +22,7 @@ from tests import small
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("api") / "w"
-    small.audit(folder)
-    return folder
+    return small.finished_copy(tmp_path_factory.mktemp("api") / "w")
 
 
 @pytest.fixture

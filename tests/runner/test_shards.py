@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begun(reference: Path, tmp_path: Path, stage: str) -> Path:
-    """A copy of the reference in which ``stage`` and all after it are not begun."""
-    workspace = tmp_path / "w"
-    shutil.copytree(reference, workspace)
-    names = [each.name for each in small.recipe().stages]
-    for name in names[names.index(stage) :]:
-        shutil.rmtree(workspace / ".krepes" / "stages" / name, ignore_errors=True)
-        shutil.rmtree(workspace / "audit.zarr" / name, ignore_errors=True)
-    return workspace
+    return small.copy_before(reference, tmp_path / "w", stage)
 
 
 def shard(workspace: Path, stage: str, number: int, count: int, **more: Any) -> Any:

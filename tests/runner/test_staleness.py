@@ -58,9 +58,7 @@ CHANGES = [
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workspace = tmp_path_factory.mktemp("sealed") / "w"
-    small.audit(workspace)
-    return workspace
+    return small.finished_copy(tmp_path_factory.mktemp("sealed") / "w")
 
 
 @pytest.fixture
@@ -184,8 +182,13 @@ def test_contract_version(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
-    run(Recipe.load(str(small.own_recipe(folder))), folder / "w")
+    small.own_recipe(folder)
+    run(own_recipe(folder), folder / "w")
     return folder
+
+
+def own_recipe(folder: Path, *changes: str) -> Recipe:
+    return Recipe.load(str(folder / "own.yaml"), (*small.FEW, *changes))
 
 
 def weights(folder: Path) -> None:
@@ -213,8 +216,7 @@ def test_a_label_more_leaves_the_features_alone(own: Path, tmp_path: Path) -> No
     lines = (folder / "rows.csv").read_text().splitlines()
     labelled = [f"{line},{'rs'[i % 2] if i else 'side'}" for i, line in enumerate(lines)]
     (folder / "rows.csv").write_text("\n".join(labelled) + "\n")
-    changes = ["source.label=side", "source.exclude=[kind]"]
-    recipe = Recipe.load(str(folder / "own.yaml"), changes)
+    recipe = own_recipe(folder, "source.label=side", "source.exclude=[kind]")
     with pytest.raises(WorkspaceError, match="labels changed") as caught:
         run(recipe, folder / "w")
     direct = ("landmarks", "audited")
@@ -224,7 +226,7 @@ def test_a_label_more_leaves_the_features_alone(own: Path, tmp_path: Path) -> No
     assert differences(folder / "w", folder / "fresh") == []
     # Without declaring it, the column is one more that the network would see.
     with pytest.raises(WorkspaceError, match="source changed"):
-        run(Recipe.load(str(folder / "own.yaml")), folder / "w")
+        run(own_recipe(folder), folder / "w")
 
 
 READERS = ("features", "landmarks", "audited")
@@ -241,7 +243,7 @@ READERS = ("features", "landmarks", "audited")
 def test_files(own: Path, tmp_path: Path, change: Any, why: str) -> None:
     folder = tmp_path / "own"
     shutil.copytree(own, folder)
-    recipe = Recipe.load(str(folder / "own.yaml"))
+    recipe = own_recipe(folder)
     assert run(recipe, folder / "w").ran == []
     change(folder)
     with pytest.raises(WorkspaceError, match=why) as caught:
@@ -257,7 +259,7 @@ def test_code_beside_the_factory_is_found_by_its_outputs(own: Path, tmp_path: Pa
     folder = tmp_path / "own"
     shutil.copytree(own, folder)
     (folder / "net.py").write_text("from helper import net\n")
-    recipe = Recipe.load(str(folder / "own.yaml"))
+    recipe = own_recipe(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         (folder / "helper.py").write_text(small.FACTORY)
@@ -275,5 +277,5 @@ def test_moved_weights_are_not_stale(own: Path, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     shutil.copytree(own, folder)
     (folder / "weights.safetensors").rename(folder / "renamed.safetensors")
-    changed = Recipe.load(str(folder / "own.yaml"), ["network.weights=renamed.safetensors"])
+    changed = own_recipe(folder, "network.weights=renamed.safetensors")
     assert run(changed, folder / "w").ran == []

@@ -20,9 +20,7 @@ from tests import small
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    folder = tmp_path_factory.mktemp("exported")
-    small.audit(folder)
-    return Workspace(folder)
+    return Workspace(small.finished_copy(tmp_path_factory.mktemp("exported") / "w"))
 
 
 def read(space: Workspace, tmp_path: Path, store: str, kind: str = "parquet", **more: Any) -> Any:
