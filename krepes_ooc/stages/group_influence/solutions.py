@@ -30,7 +30,8 @@ from krepes_ooc.stages.newton.problem import to_host_arrays
 COLUMN_BYTES = 2**24
 FIRST_ORDER_TOLERANCE, FIRST_ORDER_ITERATIONS = 1e-3, 100
 WITHOUT, FULL = "without", "full"
-TIGHTER = 10.0
+# The minimum of all samples: its tolerance is divided, and its evaluations are multiplied.
+TIGHTER, LONGER = 10.0, 4
 Float = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -69,7 +70,12 @@ class Resolver:
         return self.problem.damping_relative * self.mean_diagonal
 
     def solve(
-        self, moments: GroupMoments, point: Float | None = None, tighter: float = 1.0
+        self,
+        moments: GroupMoments,
+        point: Float | None = None,
+        *,
+        tighter: float = 1.0,
+        longer: int = 1,
     ) -> MinimiserResult:
         """The damped minimiser on some moments.
 
@@ -79,7 +85,8 @@ class Resolver:
         Args:
             moments: of the samples.
             point: coefficients that the iteration begins at; None: the start.
-            tighter: the tolerance is divided by it, and more evaluations are allowed by it.
+            tighter: the tolerance is divided by it.
+            longer: the evaluations are multiplied by it.
         """
         settings, problem = self.context.settings, self.problem
         return minimise(
@@ -89,7 +96,7 @@ class Resolver:
             model=self._model[1],
             point=point,
             tolerance=settings.tolerance / tighter,
-            max_evaluations=int(settings.max_evaluations * tighter),
+            max_evaluations=settings.max_evaluations * longer,
             check=self.context.stop.check,
         )
 
@@ -102,7 +109,7 @@ class Resolver:
         path = self.context.record.partials / f"{FULL}.npz"
         known = read_partial(self.context, path)
         if known is None:
-            found = self.solve(self.problem.moments.total(), tighter=TIGHTER)
+            found = self.solve(self.problem.moments.total(), tighter=TIGHTER, longer=LONGER)
             reached = found.gradient <= self.context.settings.tolerance
             known = _record(replace(found, converged=reached))
             write_partial(self.context, path, known)
