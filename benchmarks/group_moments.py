@@ -93,8 +93,8 @@ def main() -> None:
     for stage in ("moments", "groups", "group_moments"):
         run(path, workspace, given, "--only", stage)
     run(path, workspace, given, "--until", "newton")
-    run(path, workspace, given, "--only", "audited")
-    run(path, workspace, given, "--only", "group_influence")
+    for stage in ("audited", "minimiser", "group_influence"):
+        run(path, workspace, given, "--only", stage)
     found = {stage: facts(workspace, stage) for stage in STAGES}
     cpu = {stage: values.get("cpu_seconds", 0.0) for stage, values in found.items()}
     summary = {

@@ -22,7 +22,7 @@ from krepes_ooc.stages.minimiser.stage import RELATIVE_GRID
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.levenberg_marquardt import levenberg_marquardt
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.preconditioners import Kronecker
+from krepes_ooc.stages.newton.preconditioners import Kronecker, KroneckerPath
 from krepes_ooc.stages.newton.solvers import choose_solver
 from krepes_ooc.storage.workspace import Workspace
 
@@ -108,13 +108,11 @@ def main() -> None:
     descent = levenberg_marquardt(objective, start, prepare, steps=5)
     spent = time.perf_counter() - began
     table.row("5 LM steps", descent.coefficients, float(descent.loss[-1]), spent)
-    model, likeness = Kronecker.build(at_start, moments), []
+    model, likeness = KroneckerPath.build(at_start, moments), []
     for relative in RELATIVE_GRID:
         began = time.perf_counter()
         damping = relative * float(at_start.mean_diagonal)
-        found = minimise(
-            objective, start, damping, preconditioner=model, max_evaluations=given.evaluations
-        )
+        found = minimise(objective, start, damping, model=model, max_evaluations=given.evaluations)
         spent = time.perf_counter() - began
         words = f"lambda_rel {relative:g}" + ("" if found.converged else " (not converged)")
         cost = (spent, found.gradient, found.evaluations)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,13 +23,15 @@ from krepes_ooc.stages.newton.conjugate_gradient import CGState, conjugate_gradi
 from krepes_ooc.stages.newton.objectives.byol import Predictor
 from krepes_ooc.stages.newton.objectives.families import SampleObjective
 from krepes_ooc.stages.newton.objectives.simclr import SimCLR
-from krepes_ooc.stages.newton.preconditioners import Kronecker
+from krepes_ooc.stages.newton.preconditioners import Kronecker, KroneckerPath
 from krepes_ooc.stages.newton.problem import to_host_arrays
 
 # Right-hand sides of one block solve.
 COLUMN_BYTES = 2**24
 FIRST_ORDER_TOLERANCE, FIRST_ORDER_ITERATIONS = 1e-3, 100
 WITHOUT, FULL = "without", "full"
+# The minimum of all samples: its tolerance is divided, and its evaluations are multiplied.
+TIGHTER, LONGER = 10.0, 4
 Float = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -51,11 +53,11 @@ class Resolver:
         return self.problem.context
 
     @cached_property
-    def _model(self) -> tuple[float, Kronecker]:
-        """Mean diagonal and Kronecker model of the curvature at the start, on all samples."""
+    def _model(self) -> tuple[float, KroneckerPath]:
+        """Mean diagonal and Kronecker models of the curvature, S that of all samples."""
         total = self.problem.moments.total().full()
         at_start = self.problem.objective(total).linearise(self.problem.start)
-        return float(at_start.mean_diagonal), Kronecker.build(at_start, total)
+        return float(at_start.mean_diagonal), KroneckerPath.build(at_start, total)
 
     @property
     def mean_diagonal(self) -> float:
@@ -67,29 +69,49 @@ class Resolver:
         """Lambda."""
         return self.problem.damping_relative * self.mean_diagonal
 
-    def solve(self, moments: GroupMoments) -> MinimiserResult:
+    def solve(
+        self,
+        moments: GroupMoments,
+        point: Float | None = None,
+        *,
+        tighter: float = 1.0,
+        longer: int = 1,
+    ) -> MinimiserResult:
         """The damped minimiser on some moments.
 
-        The model of all samples preconditions every group: a group changes the moments a little,
-        and what it changes is learned from the gradients.
+        S of all samples serves every group, so that it is decomposed once: a group changes the
+        moments a little, and what it changes is learned from the gradients.
+
+        Args:
+            moments: of the samples.
+            point: coefficients that the iteration begins at; None: the start.
+            tighter: the tolerance is divided by it.
+            longer: the evaluations are multiplied by it.
         """
         settings, problem = self.context.settings, self.problem
         return minimise(
             problem.objective(moments.full()),
             problem.start,
             self.damping,
-            preconditioner=self._model[1],
-            tolerance=settings.tolerance,
-            max_evaluations=settings.max_evaluations,
+            model=self._model[1],
+            point=point,
+            tolerance=settings.tolerance / tighter,
+            max_evaluations=settings.max_evaluations * longer,
             check=self.context.stop.check,
         )
 
     def full(self) -> Arrays:
-        """Coefficients of all samples; kept."""
+        """Coefficients of all samples; kept.
+
+        They are solved more exactly: what is left of their own gradient would enter the effect of
+        every group.
+        """
         path = self.context.record.partials / f"{FULL}.npz"
         known = read_partial(self.context, path)
         if known is None:
-            known = _record(self.solve(self.problem.moments.total()))
+            found = self.solve(self.problem.moments.total(), tighter=TIGHTER, longer=LONGER)
+            reached = found.gradient <= self.context.settings.tolerance
+            known = _record(replace(found, converged=reached))
             write_partial(self.context, path, known)
         return known
 
@@ -103,7 +125,8 @@ class Resolver:
 
         def task(group: int) -> None:
             rest = self.problem.moments.rest(group)
-            known = _record(self.solve(rest))
+            # From the minimum of all samples: of several minima the one beside it.
+            known = _record(self.solve(rest, full["coefficients"]))
             embedding = self.problem.embedding(known["coefficients"], rest)
             save_group(self.problem, group, known, baseline, embedding)
 

@@ -35,7 +35,7 @@ from krepes_ooc.stages.minimiser.solution import (
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.moments.stored_moments import read_moments
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.preconditioners import Kronecker
+from krepes_ooc.stages.newton.preconditioners import KroneckerPath
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
 
@@ -159,9 +159,9 @@ class MinimiserProblem:
         return self.objective.linearise(self.start)
 
     @cached_property
-    def model(self) -> Kronecker:
-        """Kronecker model of the curvature at A0."""
-        return Kronecker.build(self.at_start, self.moments)
+    def model(self) -> KroneckerPath:
+        """Kronecker models of the curvature."""
+        return KroneckerPath.build(self.at_start, self.moments)
 
     def prepare(self) -> None:
         """Compute what all dampings share, before tasks begin."""
@@ -176,7 +176,7 @@ class MinimiserProblem:
             self.objective,
             self.start,
             relative * float(self.at_start.mean_diagonal),
-            preconditioner=self.model,
+            model=self.model,
             tolerance=settings.tolerance,
             max_evaluations=settings.max_evaluations,
             check=self.context.stop.check,
@@ -312,7 +312,7 @@ def estimate_cost(sizes: AuditSizes, settings: MinimiserSettings) -> Cost:
 
 STAGE = Stage(
     name="minimiser",
-    version=1,
+    version=2,
     inputs=MinimiserInputs,
     store="minimiser",
     settings=MinimiserSettings,

@@ -65,6 +65,28 @@ class Kronecker:
 
 
 @dataclass(frozen=True)
+class KroneckerPath:
+    """Kronecker models at several coefficients: S is that of the moments, Q that of the point.
+
+    Args:
+        moments: of the samples.
+        left: s [landmark] and U_s [landmark, landmark_].
+    """
+
+    moments: Moments
+    left: tuple[Array, Array]
+
+    @classmethod
+    def build(cls, problem: Linearisation, moments: Moments) -> KroneckerPath:
+        """One eigendecomposition of S."""
+        return cls(moments, _eigenpairs(problem.kronecker(moments)[0]))
+
+    def __call__(self, problem: Linearisation) -> Kronecker:
+        """The model where ``problem`` is linearised: one eigendecomposition of Q."""
+        return Kronecker(self.left, _eigenpairs(problem.kronecker(self.moments)[1]))
+
+
+@dataclass(frozen=True)
 class RotationDeflation:
     """A Kronecker preconditioner with the rotations of the embedding deflated.
 

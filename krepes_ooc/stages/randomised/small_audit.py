@@ -19,7 +19,7 @@ from krepes_ooc.stages.moments.sums import block_shift, finish, moment_sums
 from krepes_ooc.stages.newton.basis import Basis
 from krepes_ooc.stages.newton.damping import absolute_damping
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.preconditioners import Kronecker
+from krepes_ooc.stages.newton.preconditioners import Kronecker, KroneckerPath
 from krepes_ooc.stages.newton.solvers import choose_solver
 from krepes_ooc.stages.spectrum import nystrom
 
@@ -192,7 +192,7 @@ def _minimise(
         objective,
         start,
         damping,
-        preconditioner=Kronecker.build(at_start, moments),
+        model=KroneckerPath.build(at_start, moments),
         tolerance=GRADIENT,
         max_evaluations=EVALUATIONS,
     )

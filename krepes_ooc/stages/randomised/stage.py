@@ -369,7 +369,7 @@ def _memory(sizes: AuditSizes, fit: int) -> Quantity:
 
 STAGE = Stage(
     name="randomised",
-    version=2,
+    version=3,
     inputs=RandomisedInputs,
     store="randomised",
     settings=RandomisedSettings,

@@ -9,7 +9,7 @@ from krepes_ooc.stages.group_influence.effects import Embedding, effects, standa
 from krepes_ooc.stages.group_moments.group_sums import rest_of
 from krepes_ooc.stages.minimiser.minimise import minimise
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.preconditioners import Kronecker
+from krepes_ooc.stages.newton.preconditioners import KroneckerPath
 from tests.stages.group_audits import dense
 
 M, H, EACH, GROUPS = 12, 4, 80, 5
@@ -37,14 +37,14 @@ def effects_of(name: str, K: np.ndarray, code: np.ndarray) -> np.ndarray:
 
     at_start = objective(total).linearise(start)
     damping = float(at_start.mean_diagonal)
-    model = Kronecker.build(at_start, total.full())
+    model = KroneckerPath.build(at_start, total.full())
 
     def solve(moments):
         found = minimise(
             objective(moments),
             start,
             damping,
-            preconditioner=model,
+            model=model,
             tolerance=1e-6,
             max_evaluations=1000,
         )

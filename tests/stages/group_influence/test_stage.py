@@ -14,7 +14,7 @@ from krepes_ooc.runner.run import run
 from krepes_ooc.stages.group_influence.effects import Embedding, effects
 from krepes_ooc.stages.minimiser.minimise import minimise
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.preconditioners import Kronecker
+from krepes_ooc.stages.newton.preconditioners import KroneckerPath
 from krepes_ooc.storage.workspace import Workspace
 from tests.crash.compare import differences
 from tests.small import seals
@@ -41,11 +41,16 @@ def dense_resolve(space: Workspace, kept: np.ndarray) -> np.ndarray:
     whole, moments = objective(K)
     at_start = whole.linearise(start)
     damping = RESOLVED["damping"] * float(at_start.mean_diagonal)
-    model = Kronecker.build(at_start, moments)
-    rest, _ = objective(K[:, kept])
+    model = KroneckerPath.build(at_start, moments)
     limits = {name: RESOLVED[name] for name in ("max_evaluations", "tolerance")}
-    found = minimise(rest, start, damping, preconditioner=model, **limits)
-    return found.coefficients
+    full = minimise(
+        whole, start, damping, model=model, max_evaluations=50_000, tolerance=1e-11
+    ).coefficients
+    if kept.all():
+        return full
+    # The rest from the minimum of all samples.
+    rest, _ = objective(K[:, kept])
+    return minimise(rest, start, damping, model=model, point=full, **limits).coefficients
 
 
 @pytest.mark.parametrize("objective", ["vicreg", "barlow-twins"])

@@ -11,8 +11,8 @@ from krepes_ooc.errors import Stopped, UsageError
 from krepes_ooc.stages.minimiser.minimise import minimise
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives import registry
-from krepes_ooc.stages.newton.objectives.interface import Objective
-from krepes_ooc.stages.newton.preconditioners import Kronecker
+from krepes_ooc.stages.newton.objectives.interface import Linearisation, Objective
+from krepes_ooc.stages.newton.preconditioners import Kronecker, KroneckerPath
 from tests import cases, dense
 
 NAMES = ("barlow-twins", "vicreg", "spectral-contrastive")
@@ -64,8 +64,8 @@ def test_minimum_of_the_published_loss(name: str, preconditioned: bool) -> None:
     at_start = objective.linearise(case.start)
     # VICReg with a standard deviation of 1 in no component: the hinge is smooth at the minimum.
     damping = (20.0 if name == "vicreg" else 0.5) * float(at_start.mean_diagonal)
-    model = Kronecker.build(at_start, moments) if preconditioned else None
-    found = minimise(objective, case.start, damping, preconditioner=model, tolerance=1e-9)
+    model = KroneckerPath.build(at_start, moments) if preconditioned else None
+    found = minimise(objective, case.start, damping, model=model, tolerance=1e-9)
     assert found.converged
     expected = dense_minimum(name, case, damping)
     assert found.coefficients == pytest.approx(expected, rel=1e-8, abs=1e-8)
@@ -78,9 +78,7 @@ def test_the_gradient_is_the_one_it_reports(name: str) -> None:
     case, moments, objective = problem(name)
     at_start = objective.linearise(case.start)
     damping = 0.1 * float(at_start.mean_diagonal)
-    found = minimise(
-        objective, case.start, damping, preconditioner=Kronecker.build(at_start, moments)
-    )
+    found = minimise(objective, case.start, damping, model=KroneckerPath.build(at_start, moments))
     A = found.coefficients
     G = objective.linearise(A).gradient + damping * (A - case.start)
     relative = np.linalg.norm(G) / np.linalg.norm(at_start.gradient)
@@ -107,8 +105,8 @@ def test_a_minimum_on_the_kink_of_the_hinge_is_not_called_converged() -> None:
     case, moments, objective = problem("vicreg")
     at_start = objective.linearise(case.start)
     damping = 0.5 * float(at_start.mean_diagonal)
-    model = Kronecker.build(at_start, moments)
-    found = minimise(objective, case.start, damping, preconditioner=model)
+    model = KroneckerPath.build(at_start, moments)
+    found = minimise(objective, case.start, damping, model=model)
     assert not found.converged
     deviations = np.sqrt(np.diagonal(
         found.coefficients.T @ moments.second[0, 0] @ found.coefficients
@@ -147,3 +145,91 @@ def test_what_cannot_be_minimised_is_refused() -> None:
 
     with pytest.raises(UsageError, match="collapses if repeated"):
         minimise(Once(), case.start, 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_may_begin_elsewhere(name: str) -> None:
+    """The minimum is that of the loss damped around A0, wherever the iteration begins."""
+    case, moments, objective = problem(name)
+    at_start = objective.linearise(case.start)
+    damping = (20.0 if name == "vicreg" else 0.5) * float(at_start.mean_diagonal)
+    model = KroneckerPath.build(at_start, moments)
+    from_start = minimise(objective, case.start, damping, model=model, tolerance=1e-9)
+    noise = np.random.default_rng(1).normal(size=case.start.shape)
+    near = from_start.coefficients + 1e-3 * np.abs(case.start).max() * noise
+    found = minimise(objective, case.start, damping, model=model, point=near, tolerance=1e-9)
+    assert found.converged
+    assert found.coefficients == pytest.approx(from_start.coefficients, rel=1e-6, abs=1e-7)
+    if name != "vicreg":
+        assert found.evaluations < from_start.evaluations
+    # Its gradient is relative to that at A0, not to that at the point.
+    at_end = minimise(
+        objective, case.start, damping, model=model, point=found.coefficients, tolerance=1e-9
+    )
+    assert at_end.evaluations <= 2
+    assert at_end.gradient == pytest.approx(found.gradient)
+
+
+class Counted:
+    """A model of the curvature that counts how often it is asked."""
+
+    def __init__(self, model: KroneckerPath, *, renewed: bool = True) -> None:
+        self.model, self.renewed = model, renewed
+        self.points: list[Linearisation] = []
+
+    def __call__(self, at: Linearisation) -> Kronecker:
+        self.points.append(at)
+        return self.model(at if self.renewed else self.points[0])
+
+
+def decaying_spectrum() -> tuple[np.ndarray, Moments, Objective]:
+    """Kernel rows of 60 landmarks whose variances decay as 1 / k^2, and 12 components."""
+    m, h, n = 60, 12, 600
+    draw = np.random.default_rng(0)
+    axes = np.linalg.qr(draw.normal(size=(m, m)))[0]
+    scale = 1.0 / np.arange(1, m + 1)
+    shared = draw.normal(size=(n, m)) * scale
+    views = [shared + 0.3 * draw.normal(size=(n, m)) * scale for _ in range(2)]
+    kernels = np.stack([view @ axes.T for view in views])
+    moments = Moments(*dense.moments(kernels), n)
+    objective = registry.create(
+        "barlow-twins",
+        registry.settings_type("barlow-twins")(),
+        moments=moments,
+        start=axes[:, :h],
+        offset=np.zeros(h),
+    )
+    return axes[:, :h], moments, objective
+
+
+def test_a_model_that_is_renewed_leads_to_the_minimum_sooner() -> None:
+    start, moments, objective = decaying_spectrum()
+    at_start = objective.linearise(start)
+    damping = 0.1 * float(at_start.mean_diagonal)
+    found = []
+    for renewed in (True, False):
+        model = Counted(KroneckerPath.build(at_start, moments), renewed=renewed)
+        found.append(minimise(objective, start, damping, model=model, tolerance=1e-6))
+        assert len(model.points) > 1
+    assert all(one.converged for one in found)
+    assert found[0].damped_loss == pytest.approx(found[1].damped_loss, rel=1e-6)
+    assert found[0].evaluations < 0.7 * found[1].evaluations
+
+
+def test_a_loss_that_is_invariant_to_rotations_keeps_its_model() -> None:
+    case, moments, objective = problem("spectral-contrastive")
+    at_start = objective.linearise(case.start)
+    model = Counted(KroneckerPath.build(at_start, moments))
+    minimise(objective, case.start, 0.1 * float(at_start.mean_diagonal), model=model)
+    assert len(model.points) == 1
+
+
+def test_without_the_tolerance_the_point_of_least_loss_is_the_result() -> None:
+    case, moments, objective = problem("barlow-twins")
+    at_start = objective.linearise(case.start)
+    damping = 0.1 * float(at_start.mean_diagonal)
+    model, losses = KroneckerPath.build(at_start, moments), []
+    for most in (5, 10, 20, 40):
+        found = minimise(objective, case.start, damping, model=model, max_evaluations=most)
+        losses.append(found.damped_loss)
+    assert losses == sorted(losses, reverse=True)
