@@ -277,7 +277,7 @@ def _locate(name: str) -> tuple[Path, Path]:
         raise UsageError(
             f"{name!r} is a workspace, not a recipe",
             expected="the recipe that is run in it",
-            advice=f"krepes run RECIPE --workspace {name}; live objects are audited by their script",
+            advice=f"krepes run RECIPE --workspace {name}; live objects: run their script",
         )
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

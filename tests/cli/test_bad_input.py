@@ -267,7 +267,7 @@ def test_recipes_that_do_not_exist(capsys: Any, tmp_path: Path) -> None:
     outcome = small.krepes(capsys, "run", str(tmp_path / "audit"))
     assert outcome.code == 2
     assert "is a workspace, not a recipe" in outcome.line
-    assert "live objects are audited by their script" in outcome.line
+    assert "live objects: run their script" in outcome.line
     outcome = small.krepes(capsys, "run", str(tmp_path / "none.yaml"))
     assert outcome.code == 2
     assert "none.yaml: no such recipe file" in outcome.line
