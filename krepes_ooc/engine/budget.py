@@ -71,24 +71,33 @@ class Budget:
         return workers
 
     def refusal_error(
-        self, stage: str, total: int, other: str = "", beside: Sequence[str] = ()
+        self,
+        stage: str,
+        total: int,
+        other: str = "",
+        beside: Sequence[str] = (),
+        *,
+        at_least: bool = False,
+        needs: str = "one worker needs",
     ) -> PlanRefused:
         """The error for a stage that needs ``total`` bytes, the base included.
 
         Args:
             stage: name, for the message: the one that needs most.
             total: bytes of one worker.
-            other: what else to do than raise the limit.
+            other: further advice behind that to raise the limit: ", or ..." or ", because ...".
             beside: further stages that do not fit.
+            at_least: whether the bytes are a lower bound.
+            needs: what takes the bytes, in words.
         """
         further = f" (nor do {', '.join(beside)} fit)" if beside else ""
         # A tenth of slack above the smallest limit that fits.
-        enough = format_bytes(1.1 * total)
+        enough = f"{'at least ' if at_least else ''}{format_bytes(1.1 * total)}"
         return PlanRefused(
-            f"one worker needs {format_bytes(total)} of memory{further}",
+            f"{needs} {format_bytes(total)} of memory{further}",
             where=f"stage {stage}",
             expected=f"at most --memory {format_bytes(self.memory)}",
-            advice=f"raise --memory to {enough}, or {other or 'lower the number of landmarks'}",
+            advice=f"raise --memory to {enough}{other}",
         )
 
     def planned_bytes(self, need: MemoryNeed, base: int) -> int:

@@ -206,25 +206,40 @@ def _holds_arrays(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def workers_on(device: Device, stage: str, need: MemoryNeed, workers: int) -> int:
-    """Tasks that a device has room for at the same time, at most ``workers``.
-
-    Raises:
-        PlanRefused: not even one.
-    """
+def tasks_that_fit(device: Device, need: MemoryNeed, workers: int) -> int:
+    """Tasks that a device has room for at the same time, at most ``workers``; 0: none."""
     if device.memory is None:
         return workers
     # The device has no interpreter: the base is 0.
     tasks = Budget(device.memory, device.tasks or workers).workers_that_fit(need, 0)
+    return min(workers, tasks)
+
+
+def workers_on(
+    device: Device, stage: str, need: MemoryNeed, workers: int, advice: Callable[[], str] = str
+) -> int:
+    """Tasks that a device has room for at the same time, at most ``workers``.
+
+    Args:
+        device: what computes.
+        stage: name, for the message.
+        need: device memory of the stage.
+        workers: tasks at most.
+        advice: further words of the message, such as settings with which the stage would fit.
+
+    Raises:
+        PlanRefused: not even one.
+    """
+    tasks = tasks_that_fit(device, need, workers)
     if not tasks:
         raise PlanRefused(
             f"{format_bytes(need.fixed + need.per_worker)} of device memory needed, "
-            f"{format_bytes(device.memory)} free on {device.name}",
+            f"{format_bytes(device.memory or 0)} free on {device.name}",
             where=f"stage {stage}",
             expected="a device that holds the landmarks and one product",
-            advice="stop what else runs on it, lower the number of landmarks, or take --device cpu",
+            advice=f"stop what else runs on it, or take --device cpu{advice()}",
         )
-    return min(workers, tasks)
+    return tasks
 
 
 @contextlib.contextmanager
@@ -244,7 +259,7 @@ def device_scope(device: Device) -> Iterator[None]:
             f"the device is out of memory: {error}",
             where=device.name,
             expected=f"at most {format_bytes(device.memory)} at a time",
-            advice="stop what else runs on it, lower the number of landmarks, or take --device cpu",
+            advice="stop what else runs on it, or take --device cpu",
         ) from error
     finally:
         device.release()

@@ -112,8 +112,8 @@ def check_function(
             f"two runs on the same input differ by {float((batch - repeated).abs().max()):.2g}",
             where="network",
             expected="a deterministic network in eval mode",
-            advice="noise is drawn: pass training=self.training to functional dropout, and leave "
-            "other noise out of forward",
+            advice="noise is drawn, or a state changes at every call: pass training=self.training "
+            "to functional dropout, and leave other noise, counters and averages out of forward",
         )
     # Products of other shapes round otherwise, so independence holds to a tolerance.
     scale = float(batch.abs().max()) or 1.0

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from krepes_ooc.jacobian.layer_gradients import DenseGradient, GradientTerm
 from krepes_ooc.jacobian.replaced_parameters import replaced_parameters
 from krepes_ooc.jacobian.tape import Call
+from krepes_ooc.network.activation_checkpoints import without_checkpoints
 
 # Most numbers in the gradients that are formed at once: 64 MiB of float32.
 CHUNK_NUMBERS = 2**24
@@ -116,7 +117,7 @@ def _cotangent_product(
             arguments[index] = value.clone()
         args, kwargs = pytree.tree_unflatten(arguments, tree)
         # The module itself, with its parameters replaced by the arguments of this function.
-        with replaced_parameters(module, state):
+        with replaced_parameters(module, state), without_checkpoints():
             result: Any = module(*args, **kwargs)
         results = [
             leaf

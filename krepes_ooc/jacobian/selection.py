@@ -78,6 +78,14 @@ def named_failure(network: FrozenNetwork, inputs: npt.NDArray[Any]) -> Iterator[
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        # Weights of half and double precision are read as float32; casts in the forward stay.
+        if "dtype" in str(error) or "ScalarType" in str(error):
+            raise NetworkError(
+                f"the network does not run in float32: {error}",
+                where=f"inputs of type {inputs.dtype}",
+                expected="a network that takes the type of its weights, which become float32",
+                advice="leave out casts such as x.half() and x.double() in forward",
+            ) from error
         raise NetworkError(
             f"the network does not run: {error}",
             where=f"inputs of shape {tuple(inputs.shape)} and type {inputs.dtype}",

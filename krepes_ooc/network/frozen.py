@@ -10,8 +10,18 @@ import torch
 from torch import nn
 
 from krepes_ooc.errors import NetworkError, UsageError
+from krepes_ooc.network.activation_checkpoints import without_checkpoints
 from krepes_ooc.network.older_norms import rewrite_older_norms
 from krepes_ooc.network.read_point import read_output
+
+# Parameters that a note names.
+_SHOWN = 5
+# Where torch keeps the layers with integer weights.
+_QUANTISED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "torch.ao.nn.sparse.quantized",
+)
 
 
 class FrozenNetwork(nn.Module):
@@ -35,11 +45,18 @@ class FrozenNetwork(nn.Module):
         super().__init__()
         self.output = output
         self.read_at = read_at
+        hooked = [name for name, p in inner.named_parameters() if p._backward_hooks]
+        if hooked:
+            named = ", ".join(hooked[:_SHOWN]) + (", ..." if len(hooked) > _SHOWN else "")
+            notes += (f"hooks on parameters change no row, which is the gradient itself: {named}",)
         self.notes = notes
         rewrite_older_norms(inner)
         # Recorded before freezing: the default selection of audited parameters.
         self.trainable = tuple(n for n, p in inner.named_parameters() if p.requires_grad)
         self.inner = inner.float().requires_grad_(False)
+        # Module.compile keeps the layers: without it they run, and can be recorded.
+        for layer in inner.modules():
+            layer._compiled_call_impl = None
         self.train()
 
     def train(self, mode: bool = True) -> FrozenNetwork:
@@ -53,14 +70,19 @@ class FrozenNetwork(nn.Module):
         Raises:
             NetworkError: the result is no floating-point tensor with one row a sample.
         """
-        if self.read_at:
-            whole = read_output(self.inner, self.read_at, inputs)
-        else:
-            whole = self.inner(inputs)
-        result = pick_output(whole, self.output)
-        if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+        with without_checkpoints():
+            if self.read_at:
+                whole = read_output(self.inner, self.read_at, inputs)
+            else:
+                whole = self.inner(inputs)
+        result: Any = pick_output(whole, self.output)
+        is_tensor = isinstance(result, torch.Tensor)
+        if is_tensor and result.layout != torch.strided:
+            result = result.to_dense()
+        if not is_tensor or not result.is_floating_point():
+            kind = f"a tensor of {result.dtype}" if is_tensor else type(result).__name__
             raise NetworkError(
-                f"the network returns {type(result).__name__}",
+                f"the network returns {kind}",
                 where="network.output",
                 expected="one floating-point tensor",
                 advice=_output_advice(result),
@@ -72,7 +94,8 @@ class FrozenNetwork(nn.Module):
                 where="network.output",
                 expected="one output row a sample",
             )
-        return result.reshape(result.shape[0], -1)
+        rows: torch.Tensor = result.reshape(result.shape[0], -1)
+        return rows
 
     def deep_copy(self) -> FrozenNetwork:
         """Deep copy, whose weights may be changed.
@@ -206,6 +229,7 @@ def check_module(module: Any) -> nn.Module:
     if isinstance(module, torch.fx.GraphModule) and not _calls_layers(module):
         raise NetworkError("an exported graph hides its layers", where=kind, expected=eager)
     for name, layer in module.named_modules():
+        _check_layer(layer, name, eager)
         # Without running statistics, eval mode normalises by the batch.
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
             raise NetworkError(
@@ -216,6 +240,30 @@ def check_module(module: Any) -> nn.Module:
                 advice="train with track_running_stats=True or replace the layer",
             )
     return module
+
+
+def _check_layer(layer: nn.Module, name: str, eager: str) -> None:
+    """Check that a layer inside a module is eager and computes with floating-point weights.
+
+    Raises:
+        NetworkError: it hides its own layers, or is quantised.
+    """
+    if isinstance(layer, torch.jit.ScriptModule):
+        raise NetworkError("TorchScript hides its layers", where=name, expected=eager)
+    if hasattr(layer, "_orig_mod"):
+        raise NetworkError(
+            "a compiled module hides its layers",
+            where=name,
+            expected=eager,
+            advice="return the module from before torch.compile",
+        )
+    if type(layer).__module__.startswith(_QUANTISED):
+        raise NetworkError(
+            f"{type(layer).__name__} is quantised and has no gradients",
+            where=name or type(layer).__name__,
+            expected="floating-point layers",
+            advice="return the module from before it is quantised",
+        )
 
 
 def _copy(network: FrozenNetwork, memo: dict[int, Any]) -> FrozenNetwork:
@@ -240,4 +288,6 @@ def _output_advice(result: Any) -> str:
         return "set network.output to one of " + ", ".join(map(str, result))
     if isinstance(result, tuple | list):
         return f"set network.output to an index from 0 to {len(result) - 1}"
+    if isinstance(result, torch.Tensor):
+        return "audit what it is computed from, such as logits: network.output or network.module"
     return "set network.output to the name of the tensor"

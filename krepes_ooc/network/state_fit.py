@@ -300,6 +300,8 @@ def _misfit(stored: torch.Tensor, expected: torch.Tensor) -> str:
     kind = str(stored.dtype).removeprefix("torch.")
     if stored.is_quantized:
         return f"quantised ({kind})"
+    if stored.is_meta:
+        return f"{kind} without values (meta)"
     if stored.layout != torch.strided:
         return f"sparse ({str(stored.layout).removeprefix('torch.')}, {kind})"
     # Eight bits are a scaled form: without the scale the numbers mean nothing.

@@ -151,15 +151,26 @@ class Audit:
             return measure_sizes(self.inputs, self.settings, limits)
         return audit_sizes(self.workspace, self.inputs, self.settings, limits)
 
-    def costs(self, states: Sequence[StageState], sizes: AuditSizes) -> dict[str, Cost]:
-        """Expected cost of every stage by its name, run in this order in one process."""
+    def costs(
+        self,
+        states: Sequence[StageState],
+        sizes: AuditSizes,
+        settings: Mapping[str, Any] | None = None,
+    ) -> dict[str, Cost]:
+        """Expected cost of every stage by its name, run in this order in one process.
+
+        Args:
+            states: the stages.
+            sizes: sizes of the audit.
+            settings: of every stage by name; None: those of the audit.
+        """
+        settings = settings or self.settings
         costs: dict[str, Cost] = {}
         # Source, network and libraries of earlier stages stay in memory: they count for later ones.
         before: list[Stage] = []
         for state in states:
             stage = state.stage
-            settings = self.settings[stage.name]
-            costs[stage.name] = stage_cost(stage, sizes, settings, self.inputs, before)
+            costs[stage.name] = stage_cost(stage, sizes, settings[stage.name], self.inputs, before)
             # A sealed stage does not run, and loads nothing.
             if state.kind != "sealed":
                 before.append(stage)

@@ -14,8 +14,9 @@ from krepes_ooc.engine.budget import Budget, base_bytes, default_budget
 from krepes_ooc.engine.calibration import Rates, calibrate
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, Options, workspace_folder
+from krepes_ooc.runner.memory_advice import memory_advice
 from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.runner.sizing import SizingLimits, feature_map, memory_advice, opening_limit
+from krepes_ooc.runner.sizing import SizingLimits, feature_map, opening_limit
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.runner.training_time import RETRAINING, training_time
 from krepes_ooc.sources.describe import describe_source
@@ -90,7 +91,8 @@ def make_plan(
             | _seconds_of_trainings(name, trainings)
             for name, state in states.items()
         ]
-        advice = memory_advice("features", sizes, audit.inputs, recipe.settings, limits)
+        unfit = any(row["state"] != "sealed" and not row["workers"] for row in rows)
+        advice = memory_advice(audit, list(states.values()), sizes, limits) if unfit else ""
     return {
         "stages": rows,
         "source": source,
@@ -166,8 +168,8 @@ def refuse_unfit_plan(planned: Mapping[str, Any], workspace: Path | str) -> None
     if unfit:
         budget = Budget(planned["memory"]["budget"], 1)
         stage = max(unfit, key=lambda name: unfit[name])
-        advice = planned["memory"]["advice"] if "features" in unfit else ""
         beside = [name for name in unfit if name != stage]
+        advice = planned["memory"]["advice"]
         raise budget.refusal_error(stage, unfit[stage], advice, beside)
     disk = planned["disk"]
     if disk["needed"] > disk["free"]:

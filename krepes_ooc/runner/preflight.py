@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from krepes_ooc.core.blocks import format_bytes
@@ -12,7 +13,8 @@ from krepes_ooc.engine.cluster.connect import ClusterSpec
 from krepes_ooc.engine.device import HOST, Device, workers_on
 from krepes_ooc.errors import DamageError, PlanRefused, UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Audit, Options
-from krepes_ooc.runner.sizing import SizingLimits, memory_advice
+from krepes_ooc.runner.memory_advice import fits_memory, memory_advice
+from krepes_ooc.runner.sizing import SizingLimits
 from krepes_ooc.runner.staleness import StageState
 from krepes_ooc.stages.base.cost import Cost
 from krepes_ooc.stages.base.sizes import AuditSizes
@@ -180,6 +182,7 @@ def refuse_unfit(
     needed = 0
     scratch = 0
     costs = audit.costs(states, sizes)
+    limits = SizingLimits(budget, base)
     # Memory of this process: one worker of every stage must fit.
     unfit = {
         state.stage.name: base + cost.need.fixed + cost.need.per_worker
@@ -187,10 +190,12 @@ def refuse_unfit(
         if not budget.workers_that_fit((cost := costs[state.stage.name]).need, base)
     }
     if unfit:
-        raise _memory_refusal(audit, unfit, sizes, SizingLimits(budget, base))
+        raise _memory_refusal(audit, states, unfit, sizes, limits)
+    fits = fits_memory(states, limits, device)
     for state in states:
         cost = costs[state.stage.name]
-        workers_on(device, state.stage.name, cost.device, 1)
+        advice = partial(memory_advice, audit, states, sizes, limits, fits)
+        workers_on(device, state.stage.name, cost.device, 1, advice)
         # Disk: stores add up; partial results go when their stage is sealed.
         needed += remaining_bytes(audit.staleness.record(state.stage), state, cost)
         scratch = max(scratch, 0 if state.kind == "started" else cost.scratch.bytes)
@@ -201,14 +206,16 @@ def refuse_unfit(
 
 
 def _memory_refusal(
-    audit: Audit, unfit: Mapping[str, int], sizes: AuditSizes, limits: SizingLimits
+    audit: Audit,
+    states: Sequence[StageState],
+    unfit: Mapping[str, int],
+    sizes: AuditSizes,
+    limits: SizingLimits,
 ) -> PlanRefused:
-    """The error for stages without one worker that fits, with the batch that would."""
+    """The error for stages without one worker that fits, with settings that would."""
     assert limits.budget is not None
     stage = max(unfit, key=lambda name: unfit[name])
-    # A smaller batch of the features is one of every stage that computes rows.
-    batched = "features" if "features" in unfit else stage
-    advice = memory_advice(batched, sizes, audit.inputs, audit.recipe.settings, limits)
+    advice = memory_advice(audit, states, sizes, limits)
     beside = [name for name in unfit if name != stage]
     return limits.budget.refusal_error(stage, unfit[stage], advice, beside)
 

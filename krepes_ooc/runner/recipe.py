@@ -272,6 +272,13 @@ def _locate(name: str) -> tuple[Path, Path]:
         return path, path.resolve().parent
     # A shipped recipe is run where the user is.
     known = resources.names("pipelines")
+    # A folder that a run wrote is taken for its recipe.
+    if name not in known and (Path(name) / ".krepes").is_dir():
+        raise UsageError(
+            f"{name!r} is a workspace, not a recipe",
+            expected="the recipe that is run in it",
+            advice=f"krepes run RECIPE --workspace {name}; live objects: run their script",
+        )
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         raise UsageError(

@@ -18,7 +18,7 @@ from krepes_ooc.runner.staleness import SIZES_KEY
 from krepes_ooc.stages.audited.stage import AuditedSettings, check_sample_ids
 from krepes_ooc.stages.base.cost import NETWORK_BYTES, f32
 from krepes_ooc.stages.base.inputs import AuditInputs
-from krepes_ooc.stages.base.sizes import FEATURE_SIZES, AuditSizes
+from krepes_ooc.stages.base.sizes import FEATURE_SIZES, MEASURED, AuditSizes
 from krepes_ooc.stages.base.stage import stage_cost
 from krepes_ooc.stages.features.row_cost_record import load_measured
 from krepes_ooc.stages.groups.declared import declare_partitions
@@ -108,23 +108,34 @@ def measure_sizes(
     # Widths: of a kernel row by the landmarks, of a feature row by the network.
     m = _kernel_width(inputs, settings)
     form = _row_form(inputs, features, limits)
-    width = form.layout.n_features
     itemsize = _kernel_itemsize(settings)
     sizes = {
         "n_views": inputs.view_spec.count,
-        "n_features": width,
+        "n_features": form.layout.n_features,
         "n_moments": form.layout.n_moments,
         "n_outputs": form.n_outputs,
         "n_parameters": form.n_parameters,
         "keeps_features": features.keeps_rows(form.layout, m * itemsize),
         **form.measured,
     }
+    return _plan_blocks(sizes, inputs, settings, limits)
+
+
+def _plan_blocks(
+    sizes: Mapping[str, Any],
+    inputs: AuditInputs,
+    settings: Mapping[str, Any],
+    limits: SizingLimits,
+) -> AuditSizes:
+    """Sizes of rows whose form is known, with block plan and forward batch."""
+    features = settings["features"]
+    m = _kernel_width(inputs, settings)
 
     def complete(forward_batch: int) -> AuditSizes:
         # Blocks fit the longer of the two kinds of row.
         plan = choose_block_plan(
-            n,
-            2 * max(width, m),
+            inputs.source.n_samples,
+            2 * max(sizes["n_features"], m),
             block_rows=None if features.block_rows == "auto" else features.block_rows,
             forward_batch=forward_batch,
             sub_row_bytes=4 * m,
@@ -137,6 +148,38 @@ def measure_sizes(
     block_rows = AUTO_BATCH if features.block_rows == "auto" else features.block_rows
     largest = complete(min(AUTO_BATCH, block_rows))
     return complete(fitting_batch(largest, inputs, settings, limits) or 1)
+
+
+def resized(
+    sizes: AuditSizes,
+    inputs: AuditInputs,
+    settings: Mapping[str, Any],
+    limits: SizingLimits,
+    plan: BlockPlan | None = None,
+) -> list[AuditSizes]:
+    """Sizes of the same audit with other batches, blocks or landmarks, which open no network.
+
+    Args:
+        sizes: of the audit.
+        inputs: source, network and views.
+        settings: the other settings of every stage.
+        limits: memory that ``forward_batch: auto`` fills.
+        plan: block plan of features that are begun; None: chosen anew.
+
+    Returns:
+        All that are possible: with ``persist: auto`` rows may be kept or not.
+
+    Raises:
+        UsageError: as ``measure_sizes``.
+    """
+    measured = {key: getattr(sizes, key) for key in (*FEATURE_SIZES, *MEASURED)}
+    keeps = [sizes.keeps_features]
+    if plan is None and settings["features"].persist == "auto":
+        keeps = [True, False]
+    each = [measured | {"keeps_features": keep} for keep in keeps]
+    if plan is not None:
+        return [_complete(one, plan, inputs, settings) for one in each]
+    return [_plan_blocks(one, inputs, settings, limits) for one in each]
 
 
 def fitting_batch(
@@ -152,18 +195,6 @@ def fitting_batch(
             return batch
         batch //= 2
     return 0
-
-
-def memory_advice(
-    stage: str,
-    sizes: AuditSizes,
-    inputs: AuditInputs,
-    settings: Mapping[str, Any],
-    limits: SizingLimits,
-) -> str:
-    """The forward batch with which the features would fit, as advice; else empty."""
-    batch = fitting_batch(sizes, inputs, settings, limits) if stage == "features" else 0
-    return f"set stages.features.forward_batch to {batch}" if batch else ""
 
 
 @dataclass(frozen=True)
@@ -227,8 +258,9 @@ def opening_limit(inputs: AuditInputs, limits: SizingLimits) -> float | None:
         return limits.seconds
     if limits.seconds is not None:
         return NEVER
-    advice = "take a smaller network or smaller inputs: no forward batch fits"
-    raise limits.budget.refusal_error("features", needed, advice)
+    # What a batch takes was not measured: a lower bound.
+    advice = ", or take a smaller network or smaller inputs: no forward batch fits"
+    raise limits.budget.refusal_error("features", needed, advice, at_least=True)
 
 
 def _complete(

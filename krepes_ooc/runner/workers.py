@@ -100,8 +100,17 @@ def workers_that_fit(spec: ClusterSpec, stage: str, cost: Cost, budget: Budget, 
     # Workers on this machine share its memory with this process.
     if spec.kind == "local":
         this_process = base + cost.need.fixed
+        need = cost.need.of_process(base)
         left = Budget(budget.memory - this_process, budget.workers)
-        return left.workers_for(stage, cost.need.of_process(base), 0)
+        workers = left.workers_that_fit(need, 0)
+        if not workers:
+            # The run has been found to fit with threads.
+            advice = ", or leave out --cluster: threads of this process fit"
+            total = this_process + need.per_worker
+            raise budget.refusal_error(
+                stage, total, advice, needs="this process and one worker need"
+            )
+        return workers
     # Elsewhere each has its own: one must fit into that.
     if spec.memory is not None:
         Budget(spec.memory, 1).workers_for(stage, cost.need, base)

@@ -7,7 +7,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,9 @@ def _open(spec: SourceSpec, base: Path, cache: Path, reader: RowReader) -> Array
     # The limit comes last: labels are counted against the whole file.
     rows = _first_rows(rows, spec.limit)
     source = array_source(spec, rows, labels, identity)
+    # Whole numbers that look like pictures reach the network unscaled, through views of the user.
+    if type(source) is ArraySource and rows.dtype.kind in "ui" and source.advice:
+        source.warnings = (f"values are taken as they are: {source.advice}",)
     if spec.missing_chunks == "fill":
         source.warnings = (*source.warnings, *_filled_words(path, spec.array))
     # On opening, not hours into the run: every row is read once.
@@ -226,16 +229,34 @@ def _array_rows(path: Path, sha256: str, array: str, cache: Path, *, fill: bool)
         raise unreadable(path, error, source=True) from error
 
 
+def _refuse_sparse(names: Sequence[str], path: Path) -> None:
+    """Raise on the parts of a sparse matrix, none of which is an array of samples.
+
+    Raises:
+        SourceError: the names are those that scipy writes.
+    """
+    if {"data", "format", "shape"} <= set(names):
+        raise SourceError(
+            "holds the parts of a sparse matrix",
+            where=str(path),
+            expected="an array [sample, ...]",
+            advice="save matrix.toarray()",
+        )
+
+
 def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     cached: CachedFile | None = None
+    where = str(path)
     if path.suffix.lower() == ".npz":
         # A compressed member cannot be mapped: unpack it once, named by content and member.
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
+            _refuse_sparse(names, path)
             name = choose_array(names, array, path)
             target = cache / f"unpacked-{canonical_digest([sha256, name])[:16]}.npy"
             cached = _unpack(path, target, lambda: cast("BinaryIO", archive.open(name + ".npy")))
             path = target
+            where = f"{where}, array {name}"
     with path.open("rb") as stream:
         # Read the header alone; the values are mapped in place.
         version = np.lib.format.read_magic(stream)
@@ -249,12 +270,12 @@ def _numpy_rows(path: Path, sha256: str, array: str, cache: Path) -> Rows:
     # Loading objects would run pickled code.
     if dtype.hasobject:
         raise SourceError(
-            "holds Python objects, which are never loaded", where=str(path), expected="numbers"
+            "holds Python objects, which are never loaded", where=where, expected="numbers"
         )
     if fortran and len(shape) > 1:
         raise SourceError(
             "columns lie first (Fortran order)",
-            where=str(path),
+            where=where,
             expected="C order",
             advice="save numpy.ascontiguousarray(array)",
         )

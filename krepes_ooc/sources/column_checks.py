@@ -13,10 +13,14 @@ from krepes_ooc.sources.csv_batches import NULL_WORDS, NUMBER
 # Numbers with a currency, percent sign, decimal comma, separated thousands or typographic minus.
 _FORMATTED = re.compile(
     r"[-+(\u2212\u2013]?[$€£¥₹]?\s?[-+\u2212\u2013]?"
-    r"(\d{1,3}([ .,'’\u00a0\u202f]\d{3})+|\d+)([.,]\d+)?"
+    r"(\d{1,3}([ .,_'’\u00a0\u202f]\d{3})+|\d+)([.,]\d+)?"
     r"([eE][-+]?\d+)?\s?[%‰$€£¥₹]?\)?"
 )
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
+# May be either: a decimal comma, or one that separates thousands.
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+# Days as most countries write them; those of ISO 8601 are known to Arrow.
+_DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1(\d{4}|\d{2})([ T]\d{1,2}:\d{2}(:\d{2})?)?")
 # What people write for a missing value, beside the words that Arrow knows.
 _MISSING_WORDS = {
     *(word.lower() for word in NULL_WORDS),
@@ -112,6 +116,12 @@ def check_numbers(name: str, texts: TextCounts, where: str, *, from_csv: bool) -
             "categories: list it under source.numeric or categorical",
             *warnings,
         ]
+    if known and all(_DATE.fullmatch(text) for text in known):
+        dates = (
+            f"column {name!r} holds what look like dates, such as {texts.place(known[0])}, taken "
+            f"as {len(known)} categories: list it under source.categorical or exclude"
+        )
+        return [dates, *warnings]
     formatted = [text for text in known if _FORMATTED.fullmatch(text)]
     if others and formatted and 10 * texts.total(formatted) >= 9 * texts.total(known):
         return [_formatted_warning(name, texts, formatted), *warnings]
@@ -185,6 +195,8 @@ def _formatted_warning(name: str, texts: TextCounts, formatted: list[str]) -> st
     comma = comma and texts.decimal == "."
     first = next(text for text in formatted if not texts.is_number(text))
     advice = 'set source.decimal: ","' if comma else "write them as plain numbers"
+    if comma and all(_THOUSANDS.fullmatch(t) or NUMBER.fullmatch(t) for t in formatted):
+        advice = f"{advice} if the comma is a decimal one, else write them without it"
     return (
         f"column {name!r} holds what look like numbers, such as {texts.place(first)}, taken as "
         f"{len(formatted)} categories: {advice}, or list it under source.categorical"

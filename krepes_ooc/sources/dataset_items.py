@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,82 @@ def split_item(item: Any, entry: Entry) -> tuple[Any, Any]:
     other = 1 if entry == 0 else 0 if len(item) == 2 else None
     label = item[other] if other is not None and other < len(item) else None
     return item[entry], label
+
+
+def sample_array(entry: Any) -> npt.NDArray[Any]:
+    """Copy of a sample as an array; the data set may give the same buffer again.
+
+    Raises:
+        ValueError: masked values, several arrays in place of one, or a tensor without plain values.
+    """
+    # The values behind a mask are not meant.
+    if isinstance(entry, np.ma.MaskedArray) and np.ma.is_masked(entry):
+        n_masked = int(np.ma.getmaskarray(entry).sum())
+        raise ValueError(f"{n_masked} of {entry.size} values are masked")
+    # Two views of one shape would be stacked to one sample.
+    if isinstance(entry, tuple | list) and len(entry) and getattr(entry[0], "ndim", 0) > 0:
+        raise ValueError(
+            f"a {type(entry).__name__} of {len(entry)} arrays in place of one array: views are "
+            "drawn by views, and arrays that belong together are stacked in the data set"
+        )
+    return np.asarray(_plain_tensor(entry)).copy()
+
+
+def _plain_tensor(entry: Any) -> Any:
+    """A tensor of torch without its graph, and with a type that NumPy has; all else as it is."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(entry, torch.Tensor):
+        return entry
+    if entry.layout != torch.strided or entry.is_quantized or entry.is_meta:
+        kind = "meta" if entry.is_meta else "quantised" if entry.is_quantized else "sparse"
+        raise ValueError(f"a {kind} tensor, and a plain one is needed")
+    # bfloat16 is float32 with fewer digits.
+    entry = entry.detach()
+    return entry.float() if entry.dtype == torch.bfloat16 else entry
+
+
+def listed_entries(dataset: Any, name: str) -> Any:
+    """Attribute of a data set that lists one entry for each sample; None where there is none.
+
+    Subsets and concatenations of torch list what the data sets below them list.
+
+    Args:
+        dataset: the data set of the user.
+        name: ``targets``, ``labels`` or ``classes``.
+    """
+    try:
+        listed = getattr(dataset, name, None)
+        # The convention of torchvision; a method of that name is something else.
+        if listed is not None:
+            return None if callable(listed) else listed
+        utils = sys.modules.get("torch.utils.data")
+        if utils is None:
+            return None
+        if isinstance(dataset, utils.Subset):
+            inner = listed_entries(dataset.dataset, name)
+            return inner if inner is None or name == "classes" else _taken(inner, dataset.indices)
+        if isinstance(dataset, utils.ConcatDataset):
+            parts = [listed_entries(part, name) for part in dataset.datasets]
+            return _joined(parts, name)
+    # What lists nothing fails in as many ways as there are data sets.
+    except Exception:
+        return None
+    return None
+
+
+def _taken(listed: Any, indices: Sequence[int]) -> list[Any]:
+    values = list(np.asarray(listed))
+    return [values[int(index)] for index in indices]
+
+
+def _joined(parts: list[Any], name: str) -> list[Any] | None:
+    """Entries of all parts behind each other; classes only where all parts have the same."""
+    if any(part is None for part in parts):
+        return None
+    lists = [list(np.asarray(part)) for part in parts]
+    if name != "classes":
+        return [value for values in lists for value in values]
+    return lists[0] if all(values == lists[0] for values in lists) else None
 
 
 def label_array(labels: list[Any]) -> npt.NDArray[Any] | None:

@@ -21,7 +21,7 @@ from krepes_ooc.sources.array_rows import FileSignature
 from krepes_ooc.sources.cache import read_scan_result, write_scan_result
 from krepes_ooc.sources.image_pixels import PictureFacts, inspect_picture
 
-CHECK_VERSION = 2
+CHECK_VERSION = 3
 MAX_NAMED = 20
 _READERS = 4
 # Pictures of fewer bytes on average cost more in threads than they gain.

@@ -75,13 +75,13 @@ def _check_pages(
 def _common_depth(
     spec: SourceSpec, folder: Path, files: Sequence[str], facts: Sequence[PictureFacts]
 ) -> str:
-    reduced = [name for name, fact in zip(files, facts, strict=True) if fact.reduced]
-    if reduced:
+    misread = [i for i, fact in enumerate(facts) if fact.misread]
+    if misread:
+        first = misread[0]
         raise SourceError(
-            f"{len(reduced)} of {len(files)} pictures hold values deeper than 8 bit in a form that "
-            "is decoded with 8 bit alone",
-            where=str(folder / reduced[0]),
-            expected="16 bit as grey or colour PNG or TIFF",
+            f"{len(misread)} of {len(files)} pictures hold {facts[first].misread}",
+            where=str(folder / files[first]),
+            expected="8 or 16 bit as grey or colour PNG or TIFF, 0 for black",
             advice="convert the files; grey of 16 bit loses its alpha",
         )
     # The first file of each depth stands for it in messages.
@@ -149,6 +149,8 @@ def _warnings(
             f"{clear} have see-through pixels, whose hidden colours are shown: "
             "source.alpha: white (or black) lays them on one colour"
         )
+    if more := some(lambda fact: fact.left_out > 0):
+        lines.append(f"{more} hold further channels beside grey or colour, which are left out")
     if spec.size and (wide := some(lambda fact: _cropped(fact) > MAX_CROPPED)):
         lines.append(f"{wide} lose more than half of their area: size keeps the central square")
     return lines + _range_warnings(spec, facts, form)

@@ -7,7 +7,7 @@ import functools
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,9 @@ _LOW_BYTES = {
 # Values of the orientation by which x and y change places.
 _TURNED = {5, 6, 7, 8}
 _OVERSHOOTING = {"bicubic", "lanczos"}
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 339
+REDUCED = "values deeper than 8 bit in a form that is decoded with 8 bit alone"
 # Formats that store 16 bits in Pillow's 32-bit mode.
 _SIXTEEN_BIT_FORMATS = {"PNG", "PPM"}
 
@@ -80,9 +83,10 @@ class PictureFacts:
         grey: whether it has no colour.
         pages: pictures in the file.
         see_through: whether a pixel has alpha below full.
-        reduced: whether it is deeper than can be decoded: grey with alpha, PPM.
+        misread: values that Pillow does not decode as they are stored, in words; else empty.
         low: smallest value, where the depth is not uint8; 0 there.
         high: largest value; 0 for uint8.
+        left_out: channels beside grey or colour and alpha, which are not decoded.
     """
 
     width: int
@@ -91,9 +95,10 @@ class PictureFacts:
     grey: bool
     pages: int = 1
     see_through: bool = False
-    reduced: bool = False
+    misread: str = ""
     low: float = 0.0
     high: float = 0.0
+    left_out: int = 0
 
 
 # Most pictures of a source have the same facts: one object for all of them.
@@ -124,10 +129,10 @@ def inspect_picture(content: bytes, page: int | None) -> PictureFacts:
                 raise ValueError("a pixel is NaN or infinite")
             low, high = float(values.min()), float(values.max())
         grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
-        reduced = deep_colour and not readable
-        return _shared_facts(
-            width, height, depth, grey, pages, _is_see_through(image), reduced, low, high
-        )
+        misread = REDUCED if deep_colour and not readable else _misread_tiff(image, depth)
+        clear = _is_see_through(image)
+        left_out = max(0, int(_tags(image).get(_SAMPLES, 1)) - len(image.getbands()))
+        return _shared_facts(width, height, depth, grey, pages, clear, misread, low, high, left_out)
 
 
 def decode(path: Path, form: PixelFormat) -> npt.NDArray[Any]:
@@ -160,6 +165,8 @@ def decode_bytes(content: bytes, form: PixelFormat, where: str) -> npt.NDArray[A
         if form.page is None and _pages(file) > 1:
             raise ValueError(f"holds {_pages(file)} pages, and source.page chooses none")
         depth = _depth(file)
+        if misread := _misread_tiff(file, depth):
+            raise ValueError(misread)
         if depth == "uint8" and _has_deep_channels(file, content):
             depth = "uint16"
             pixels = _opaque(_deep_colours(content, form.page), form.alpha)
@@ -238,7 +245,7 @@ def _deep_colours(content: bytes, page: int | None) -> npt.NDArray[np.uint16]:
     with _open(content, page) as file:
         tiles = _low_byte_tiles(file)
         if tiles is None:
-            raise ValueError("values deeper than 8 bit that are decoded with 8 bit alone")
+            raise ValueError(REDUCED)
         file.tile = tiles  # type: ignore[attr-defined]
         low = np.asarray(ImageOps.exif_transpose(file), dtype=np.uint16)
     return high << np.uint16(8) | low
@@ -302,9 +309,26 @@ def _has_deep_channels(image: Image.Image, content: bytes) -> bool:
     if image.format == "PPM":
         header = re.match(rb"P\d(?:\s+|#[^\n]*\n)+\d+\s+\d+\s+(\d+)", content[:200])
         return header is not None and int(header[1]) > 255
-    # Tag 258 of TIFF: bits of each channel.
-    bits = getattr(image, "tag_v2", {}).get(258, (8,))
-    return int(max(bits)) > 8
+    return int(max(_tags(image).get(_BITS, (8,)))) > 8
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Tags of a TIFF file by number; empty for other formats."""
+    return getattr(image, "tag_v2", {})
+
+
+def _misread_tiff(image: Image.Image, depth: str) -> str:
+    """Values of a TIFF file that Pillow decodes as others, in words; else empty."""
+    tags = _tags(image)
+    signed = 2 in tags.get(_SAMPLE_FORMAT, (1,))
+    # Pillow turns grey of 8 bit, and leaves deeper grey as it is.
+    if depth != "uint8" and tags.get(_PHOTOMETRIC) == 0:
+        return "values whose 0 is white, which are decoded as if it were black"
+    if depth == "uint8" and signed:
+        return "signed numbers of 8 bit, which are decoded as unsigned ones"
+    if depth == "int32" and not signed and tags and np.asarray(image).min() < 0:
+        return "unsigned numbers of 32 bit beyond 2,147,483,647, which are decoded as negative ones"
+    return ""
 
 
 def _has_alpha(image: Image.Image) -> bool:

@@ -17,19 +17,29 @@ from krepes_ooc.core.import_object import factory_sha256, load_callable, locate_
 from krepes_ooc.core.live_objects import object_sha256
 from krepes_ooc.errors import DataError, KrepesError, SourceError, UsageError
 from krepes_ooc.sources.array_labels import index_labels, plain_labels
-from krepes_ooc.sources.array_source import CHANNELS, ArraySource, Labels, array_source
+from krepes_ooc.sources.array_source import (
+    CHANNELS,
+    ArraySource,
+    ImageSource,
+    Labels,
+    array_source,
+)
 from krepes_ooc.sources.base import Int64, SourceSpec
 from krepes_ooc.sources.dataset_items import (
     Entry,
     find_entry,
     label_array,
+    listed_entries,
     same_label,
+    sample_array,
     split_item,
 )
 
 FIXED_SAMPLES = 64
 # Labels that stand in the items alone cost one read of every item.
 LABELLED_SAMPLES = 4_096
+# Standardised pixels lie well within; pixels of 0 to 255 do not.
+STANDARDISED = 16.0
 
 
 def open_dataset(spec: SourceSpec, base: Path, cache: Path, dataset: Any = None) -> ArraySource:
@@ -76,8 +86,35 @@ def open_dataset(spec: SourceSpec, base: Path, cache: Path, dataset: Any = None)
         write_cache_file(marker, b"")
     labels, warnings = rows.find_labels()
     source = array_source(spec, rows, labels, identity, rows.find_names())
-    source.warnings = (*source.warnings, *warnings)
+    source.warnings = (*source.warnings, *warnings, *_scale_warnings(source, spec, samples))
     return source
+
+
+def _scale_warnings(
+    source: ArraySource, spec: SourceSpec, samples: npt.NDArray[Any]
+) -> tuple[str, ...]:
+    """A warning where samples look like pictures that no one has scaled.
+
+    Floats that were standardised lie within a few standard deviations.
+    """
+    low, high = float(samples.min()), float(samples.max())
+    found = f"samples of {samples.dtype} {list(samples.shape[1:])} from {low:g} to {high:g}"
+    if isinstance(source, ImageSource):
+        if spec.range or samples.dtype.kind != "f" or max(-low, high) <= STANDARDISED:
+            return ()
+        return (f"{found} are taken as they are: source.range says what is black and full scale",)
+    # Channels first or last, or grey without a channel axis.
+    sides = samples.shape[1:]
+    shown = samples.dtype.kind in "ui" and (
+        (len(sides) == 3 and (sides[0] in CHANNELS or sides[2] in CHANNELS))
+        or (len(sides) == 2 and samples.dtype in (np.uint8, np.uint16))
+    )
+    if not shown:
+        return ()
+    return (
+        f"{found} are taken as they are: if they are pictures, return uint8 or uint16 "
+        "[channel, y, x], or floats within [0, 1]",
+    )
 
 
 def _check_same_samples(
@@ -144,6 +181,8 @@ class DatasetRows:
                 given = locate_arguments(arguments, base)
                 dataset = load_callable(factory, base, "source.factory")(**given)
             self._dataset = dataset
+            if type(dataset).__name__ == "DataFrame":
+                raise TypeError("a DataFrame, whose items are columns: source.kind: table reads it")
             self.length = len(self._dataset)
         except KrepesError:
             raise
@@ -247,9 +286,8 @@ class DatasetRows:
         """
         where = f"source.factory {self.factory}"
         for name in ("targets", "labels"):
-            listed = getattr(self._dataset, name, None)
-            # The convention of torchvision; a method of that name is something else.
-            if listed is not None and not callable(listed):
+            listed = listed_entries(self._dataset, name)
+            if listed is not None:
                 return self._listed_labels(listed, name, where)
         if self._first_label is None:
             return None, ()
@@ -293,8 +331,8 @@ class DatasetRows:
 
     def _classes(self) -> Sequence[Any] | None:
         """Names of the classes, if the data set lists them."""
-        classes = getattr(self._dataset, "classes", None)
-        return None if classes is None or callable(classes) else list(classes)
+        classes = listed_entries(self._dataset, "classes")
+        return None if classes is None else list(classes)
 
     def find_names(self) -> Sequence[str] | None:
         """Names that the data set lists in ``names``: a list or tuple, one for each sample.
@@ -339,14 +377,14 @@ class DatasetRows:
         where = f"{self.factory}, {which}"
         try:
             entry, label = split_item(item, self._entry)
-            # A copy: the data set may give the same buffer again.
-            sample = np.asarray(entry).copy()
+            sample = sample_array(entry)
         except Exception as error:
             raise DataError(f"{type(error).__name__}: {error}", where=where) from error
         # Scalars and texts are no input of a network.
         if sample.dtype.kind not in "uif" or not sample.ndim:
             raise DataError(
-                f"{sample.dtype} sample",
+                f"{sample.dtype} sample"
+                + (f", of type {type(entry).__name__}" if sample.dtype.kind == "O" else ""),
                 where=where,
                 expected="an array of numbers",
                 advice="an item is an array, a tuple (array, label), "

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.arrow_columns import blank_missing, is_number, is_temporal, kind_of
+from krepes_ooc.sources.arrow_files import arrow_batches
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.sources.column_checks import null_words
 from krepes_ooc.sources.csv_batches import NULL_WORDS, CsvBatches, csv_format, csv_problem
-from krepes_ooc.sources.parquet import arrow_batches, table_format
+from krepes_ooc.sources.parquet import table_format
 from krepes_ooc.sources.table import TableSource
 
 

@@ -22,6 +22,7 @@ from krepes_ooc.core.digests import (
 from krepes_ooc.core.files import unreadable
 from krepes_ooc.errors import DamageError, DataError, SourceError
 from krepes_ooc.sources.arrow_columns import blank_missing, is_number
+from krepes_ooc.sources.arrow_files import arrow_batches, unknown_type
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.sources.cache import CachedFile, find_cached, writing_cached
 from krepes_ooc.sources.csv_batches import (
@@ -169,6 +170,8 @@ def as_parquet(
             parquet = file_format == "parquet"
             batches = _parquet_batches(path) if parquet else arrow_batches(path)
             write_parquet(batches, path, target(), lambda: named(None))
+    except pa.ArrowNotImplementedError as error:
+        raise unknown_type(path, error) from error
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"cannot be converted into the cache: {error}",
@@ -236,7 +239,8 @@ def _groups_fit(path: Path) -> bool:
         return True
     # Thousands of tiny row groups cost more in metadata than in data: write them again.
     tiny = len(rows) > 64 and sum(rows) < MIN_GROUP_ROWS * len(rows)
-    return max(rows) <= MAX_GROUP_ROWS and not tiny
+    # Row groups are found by their rows, which an empty one has not.
+    return min(rows) > 0 and max(rows) <= MAX_GROUP_ROWS and not tiny
 
 
 def _parquet_batches(path: Path) -> Iterator[Any]:
@@ -244,19 +248,6 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
     with pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES) as file:
         for group in range(file.metadata.num_row_groups):
             yield from file.iter_batches(GROUP_ROWS, row_groups=[group], use_threads=False)
-
-
-def arrow_batches(path: Path) -> Iterator[Any]:
-    """Record batches of an Arrow file of either format."""
-    with pa.OSFile(str(path)) as stream:
-        try:
-            # Arrow files come in two formats; the stream format has no footer.
-            reader = pa.ipc.open_file(stream)
-        except pa.ArrowInvalid:
-            stream.seek(0)
-            yield from pa.ipc.open_stream(stream)
-        else:
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
 
 
 def _convert_csv(

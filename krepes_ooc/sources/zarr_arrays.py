@@ -104,8 +104,9 @@ def zarr_rows(path: Path, sha256: str, array: str, cache: Path, *, fill: bool = 
 
 def _packing(folder: Path, data: Any) -> Packing | None:
     attributes = dict(data.attrs)
-    # In format 2 xarray writes the fill value of packed numbers into the array itself.
-    packed = "scale_factor" in attributes or "add_offset" in attributes
+    # In format 2 xarray, which names the dimensions, writes what is missing as the fill value of
+    # the array itself. Zero is the default of other writers.
+    packed = {"scale_factor", "add_offset", "_ARRAY_DIMENSIONS"} & set(attributes)
     if packed and data.metadata.zarr_format == 2 and data.fill_value is not None:
         attributes.setdefault("_FillValue", data.fill_value)
     return find_packing(attributes, data.dtype, str(folder))

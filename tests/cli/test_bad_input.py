@@ -263,6 +263,11 @@ def test_recipes_that_do_not_exist(capsys: Any, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "no recipe 'digit'" in outcome.line
     assert "did you mean 'digits'?" in outcome.line
+    (tmp_path / "audit" / ".krepes").mkdir(parents=True)
+    outcome = small.krepes(capsys, "run", str(tmp_path / "audit"))
+    assert outcome.code == 2
+    assert "is a workspace, not a recipe" in outcome.line
+    assert "live objects: run their script" in outcome.line
     outcome = small.krepes(capsys, "run", str(tmp_path / "none.yaml"))
     assert outcome.code == 2
     assert "none.yaml: no such recipe file" in outcome.line

@@ -284,6 +284,44 @@ def test_a_killed_opening_keeps_what_was_finished(
     np.testing.assert_array_equal(resumed.rows(IMAGES)[0], whole.rows(IMAGES)[0])
 
 
+@pytest.mark.parametrize("killed_behind", ["rules", "probes", "scales"])
+def test_passes_of_finished_parts_are_not_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_behind: str
+) -> None:
+    seen = 0
+    forward, keep = FrozenNetwork.forward, Opening.keep
+
+    def counted(network: FrozenNetwork, inputs: torch.Tensor) -> Any:
+        nonlocal seen
+        seen += len(inputs)
+        return forward(network, inputs)
+
+    def killed(opening: Opening, key: str, value: Any, **inputs: Any) -> None:
+        keep(opening, key, value, **inputs)
+        if key == killed_behind:
+            raise KeyboardInterrupt
+
+    def samples_of(path: Path) -> int:
+        before = seen
+        open_features(cnn(200), AUTO, IMAGES, opening=Opening(path))
+        return seen - before
+
+    monkeypatch.setattr(FrozenNetwork, "forward", counted)
+    whole = samples_of(tmp_path / "whole" / "one.json")
+    again = samples_of(tmp_path / "whole" / "one.json")
+    path = tmp_path / "killed" / "one.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(Opening, "keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            samples_of(path)
+    # Every opening looks at the network a little; beside that nothing runs a second time.
+    first = seen - whole - again
+    resumed = samples_of(path)
+    assert first + resumed <= whole + again
+    assert again < resumed < whole or killed_behind == "scales"
+    assert samples_of(path) == again
+
+
 @pytest.mark.parametrize("fault", ["damaged record", "other forward", "other width"])
 def test_a_record_that_does_not_fit_is_not_used(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "openings" / "one.json"

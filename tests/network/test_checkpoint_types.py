@@ -34,6 +34,7 @@ def quantised(v: torch.Tensor) -> torch.Tensor:
         (quantised, "quantised (qint8)"),
         (lambda v: v.to_sparse(), "sparse (sparse_coo, float32)"),
         (lambda v: v.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda v: v.to("meta"), "float32 without values (meta)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

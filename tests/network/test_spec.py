@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -240,7 +242,7 @@ def test_output_is_chosen_and_flattened() -> None:
         frozen.freeze(Several("dict"))(x)
     with pytest.raises(NetworkError, match=r"returns tuple.*index from 0 to 1"):
         frozen.freeze(Several("tuple"))(x)
-    with pytest.raises(NetworkError, match=r"returns Tensor"):
+    with pytest.raises(NetworkError, match=r"returns a tensor of torch.int64; .*such as logits"):
         frozen.freeze(Several("long"))(x)
     with pytest.raises(NetworkError, match=r"output shape \(\) for 4 samples"):
         frozen.freeze(Several("mixed"))(x)
@@ -250,6 +252,52 @@ def test_output_is_chosen_and_flattened() -> None:
         frozen.freeze(Several("tuple"), "5")(x)
     with pytest.raises(UsageError, match=r"no output 'a'; expected no entry"):
         frozen.freeze(Several("mixed"), "a")(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (lambda: torch.jit.script(nn.Linear(3, 3)), "1: TorchScript hides its layers"),
+        (lambda: torch.compile(nn.Linear(3, 3)), "1: a compiled module hides its layers"),
+        (
+            lambda: torch.ao.nn.quantized.dynamic.Linear(3, 3),
+            "1: Linear is quantised and has no gradients",
+        ),
+    ],
+    ids=["script", "compiled", "quantised"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_layers_inside_that_cannot_be_recorded_are_named(layer: Any, words: str) -> None:
+    with pytest.raises(NetworkError, match=words):
+        frozen.check_module(nn.Sequential(nn.Linear(3, 3), layer()))
+    with pytest.raises(NetworkError, match=words.removeprefix("1: ")):
+        frozen.check_module(layer())
+
+
+def test_a_module_that_is_compiled_in_place_runs_its_layers() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    x = torch.ones(2, 3)
+    plain = module(x)
+    module.compile(backend=lambda graph, inputs: pytest.fail("compiled"))
+    assert torch.equal(frozen.freeze(frozen.check_module(module))(x), plain)
+
+
+def test_hooks_on_parameters_are_said() -> None:
+    module = nn.Linear(3, 2)
+    assert frozen.freeze(copy.deepcopy(module)).notes == ()
+    module.weight.register_hook(lambda gradient: 3 * gradient)
+    (note,) = frozen.freeze(module).notes
+    assert note == "hooks on parameters change no row, which is the gradient itself: weight"
+
+
+def test_sparse_outputs_are_read() -> None:
+    class Sparse(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).to_sparse()
+
+    network = frozen.freeze(Sparse(3, 2))
+    x = torch.ones(4, 3)
+    assert torch.equal(network(x), network.inner(x).to_dense())
 
 
 def test_reading_settings_does_not_load_torch() -> None:

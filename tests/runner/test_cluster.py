@@ -86,8 +86,13 @@ def test_processes_on_this_machine_share_the_budget():
     spec = ClusterSpec("local")
     assert workers_that_fit(spec, "kernel", cost, Budget(4 * GIB, 8), GIB // 4) == 4
     assert workers_that_fit(spec, "kernel", cost, Budget(4 * GIB, 2), GIB // 4) == 2
-    with pytest.raises(PlanRefused, match="stage kernel: one worker needs"):
+    # Half for this process, three quarters for one worker: both count in what is asked for.
+    with pytest.raises(PlanRefused) as caught:
         workers_that_fit(spec, "kernel", cost, Budget(GIB, 2), GIB // 4)
+    words = "this process and one worker need 1.2 GiB of memory; expected at most --memory 1.0 GiB"
+    assert words in str(caught.value)
+    assert "raise --memory to 1.4 GiB, or leave out --cluster" in str(caught.value)
+    assert workers_that_fit(spec, "kernel", cost, Budget(int(1.4 * GIB), 2), GIB // 4) == 1
 
 
 def test_a_worker_of_a_site_has_its_own_memory():

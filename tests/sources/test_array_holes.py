@@ -340,3 +340,46 @@ def test_values_that_float32_does_not_hold(tmp_path: Path, shape: tuple[int, ...
     np.save(tmp_path / "x.npy", numbers)
     source = opened(tmp_path, "x.npy")
     np.testing.assert_array_equal(source.encode(values(source)), numbers.astype(np.float32))
+
+
+@pytest.mark.parametrize(("xarray", "packed"), [(True, False), (True, True), (False, False)])
+def test_the_fill_value_of_a_zarr_array_that_xarray_wrote(
+    tmp_path: Path, xarray: bool, packed: bool
+) -> None:
+    """In format 2 xarray states what is missing as the fill value of the array alone."""
+    stored = np.round(100 * X).astype("i2")
+    stored[5, 2] = -9999
+    array = zarr.create_array(
+        tmp_path / "x.zarr", shape=X.shape, dtype="i2", zarr_format=2, fill_value=-9999
+    )
+    array[...] = stored
+    array.attrs.update({"_ARRAY_DIMENSIONS": ["n", "c"]} if xarray else {})
+    array.attrs.update({"scale_factor": 0.01} if packed else {})
+    if xarray:
+        refused(tmp_path, "x.zarr", r"sample 5, position \[2\]: a value is missing \(-9999")
+    else:
+        np.testing.assert_array_equal(values(opened(tmp_path, "x.zarr")), stored)
+
+
+def test_parts_of_a_sparse_matrix_are_named(tmp_path: Path) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    for form in ("csr", "coo", "csc"):
+        matrix = sparse.random(24, 9, 0.3, format=form, random_state=0)
+        sparse.save_npz(tmp_path / f"{form}.npz", matrix)
+        refused(tmp_path, f"{form}.npz", "holds the parts of a sparse matrix.*toarray")
+        refused(tmp_path, f"{form}.npz", "sparse matrix", array="data")
+    np.savez(tmp_path / "x.npz", data=X, shape=X[:1])
+    np.testing.assert_array_equal(values(opened(tmp_path, "x.npz", array="data")), X)
+
+
+def test_an_archive_in_fortran_order_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.asfortranarray(X))
+    refused(tmp_path, "x.npz", r"/x\.npz, array x: columns lie first")
+
+
+def test_whole_numbers_that_look_like_pictures_are_pointed_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((24, 4, 4, 3), dtype=np.int64))
+    (line,) = opened(tmp_path, "x.npy").warnings
+    assert "values are taken as they are: if x.npy (int64 of shape" in line
+    assert "source.range" in line
+    assert opened(tmp_path, "x.npy", range=[0, 255]).warnings == ()

@@ -228,3 +228,92 @@ def test_the_second_call_is_made_once_and_buffers_are_copied(tmp_path: Path) -> 
     assert len(calls) == 2
     opened(tmp_path, body)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (item("np.ma.masked_array(V[i], V[i] > 0)"), r"sample 0: .* of 6 values are masked"),
+        (item("(np.ma.masked_array(V[i], V[i] > 0), 1)"), "values are masked"),
+        (item("((V[i], V[i] + 1), int(Y[i]))"), "a tuple of 2 arrays in place of one array"),
+        (item("([torch.tensor(V[i])] * 3, int(Y[i]))"), "a list of 3 arrays in place of one"),
+        (item("torch.tensor(V[i]).to_sparse()"), "a sparse tensor"),
+        (item("torch.tensor(V[i]).to('meta')"), "a meta tensor"),
+        (
+            item("torch.quantize_per_tensor(torch.tensor(V[i]), 0.1, 0, torch.quint8)"),
+            "a quantised tensor",
+        ),
+        ("import pandas as pd\ndef Data(): return pd.DataFrame(V)", "a DataFrame.*kind: table"),
+        (item("type('Item', (), {})()"), "object sample, of type Item"),
+    ],
+)
+def test_samples_without_plain_values_are_refused(tmp_path: Path, body: str, message: str) -> None:
+    refused(tmp_path, body, message)
+
+
+@pytest.mark.parametrize(
+    ("expression", "want"),
+    [
+        ("torch.tensor(V[i], requires_grad=True)", V),
+        ("(torch.nn.Parameter(torch.tensor(V[i])), int(Y[i]))", V),
+        ("torch.tensor(np.round(V[i])).bfloat16()", np.round(V)),
+        ("np.ma.masked_array(V[i], np.zeros(6, dtype=bool))", V),
+        ("V[i].astype('>f8')[::-1]", V[:, ::-1]),
+    ],
+)
+def test_tensors_and_arrays_of_any_form_are_read(
+    tmp_path: Path, expression: str, want: Any
+) -> None:
+    source = opened(tmp_path, item(expression))
+    np.testing.assert_array_equal(source.read(np.arange(24)), want)
+
+
+LISTED = "class Listed(Base):\n    targets = Y.tolist(); classes = ['cat', 'dog', 'eel']\n"
+PLAIN = LISTED + "    def __getitem__(self, i): return V[i]\n"
+SPLIT = "from torch.utils.data import ConcatDataset, Subset\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "positions"),
+    [
+        ("Subset(Listed(), [5, 3, 3, 22])", [5, 3, 3, 22]),
+        ("Subset(Subset(Listed(), range(4, 20)), [1, 0])", [5, 4]),
+        ("ConcatDataset([Listed(), Listed()])", [*range(24), *range(24)]),
+        ("ConcatDataset([Subset(Listed(), [7]), Listed()])", [7, *range(24)]),
+    ],
+)
+def test_labels_of_a_data_set_inside_another_are_kept(
+    tmp_path: Path, data: str, positions: list[int]
+) -> None:
+    """Items without labels: only the list of the inner data set has them."""
+    source = opened(tmp_path, f"{SPLIT}{PLAIN}def Data(): return {data}\n")
+    assert named_labels(source) == [WORDS[Y[i]] for i in positions]
+    np.testing.assert_array_equal(source.read(np.arange(source.n_samples)), V[positions])
+
+
+def test_a_list_of_labels_that_fails_is_none(tmp_path: Path) -> None:
+    body = (
+        "class Data(Base):\n    @property\n    def targets(self): raise RuntimeError('no labels')\n"
+    )
+    assert named_labels(opened(tmp_path, body)) == [str(y) for y in Y]
+
+
+@pytest.mark.parametrize(
+    ("expression", "keys", "said"),
+    [
+        ("(255 * P[i]).astype('f4')", {}, "from 0.* to 25.* are taken as they are: source.range"),
+        ("(255 * P[i]).astype('f4')", {"range": [0, 255]}, ""),
+        ("((P[i] - 0.5) / 0.25).astype('f4')", {}, ""),
+        ("P[i].astype('f4')", {}, ""),
+        ("(255 * P[i]).astype('i8')", {}, "int64 .* if they are pictures"),
+        ("(255 * P[i, 0]).astype('u1')", {}, "uint8 .* if they are pictures"),
+        ("(255 * P[i]).astype('u1')", {}, ""),
+        ("np.arange(6) + i", {}, ""),
+    ],
+)
+def test_pictures_that_no_one_has_scaled_are_pointed_out(
+    tmp_path: Path, expression: str, keys: dict[str, Any], said: str
+) -> None:
+    warnings = opened(tmp_path, item(expression), **keys).warnings
+    assert bool(warnings) == bool(said)
+    assert re.search(said, " ".join(warnings))

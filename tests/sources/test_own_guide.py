@@ -33,6 +33,7 @@ CONTAINERS = "tests/sources/test_picture_containers.py::test_"
 RUNS = "tests/runner/test_changed_pictures.py::test_"
 HOLES = "tests/sources/test_array_holes.py::test_"
 ARRAYS = "tests/sources/test_array_source.py::test_"
+TIFF = "tests/sources/test_tiff_values.py::test_"
 ITEMS = "tests/sources/test_dataset_items.py::test_"
 VIEWS = "tests/views/test_user_views.py::test_"
 GUIDED = "tests/sources/test_own_guide.py::test_"
@@ -46,6 +47,7 @@ CLAIMS = {
         "another character": CHARACTERS + "bytes_that_are_not_utf_8",
         "decimal commas": TABLES + "decimal_commas",
         "percent signs": TABLES + "formatted_numbers_are_pointed_out",
+        "dates such": TABLES + "dates_that_were_read_as_texts_are_pointed_out",
         "numbers, and `?`": TABLES + "words_for_missing_numbers",
         "numbers, and other": TABLES + "other_texts_among_numbers_are_pointed_out",
         "spaces around": NEW_ROWS + "new_rows_are_trimmed_like_the_source",
@@ -70,6 +72,8 @@ CLAIMS = {
         "other floats": KINDS + "32_bit_tiff_needs_a_range",
         "8 beside 16": KINDS + "depths_are_brought_together_or_refused",
         "grey beside": KINDS + "one_picture_with_colour_makes_all_coloured",
+        "TIFF whose": TIFF + "values_that_are_decoded_as_others_are_refused",
+        "TIFF with": TIFF + "channels_that_are_left_out_are_said",
         "alpha": KINDS + "alpha",
         "several pages": KINDS + "pages_are_chosen_or_refused",
         "sizes and scaling": STATED + "pictures_arrive_as_the_network_states",
@@ -99,10 +103,12 @@ CLAIMS = {
         "a chunk of Zarr": HOLES + "rows_of_hdf5_that_were_never_written",
         "attributes `scale": HOLES + "packed_integers_in_zarr",
         "a value equal": HOLES + "packed_integers_in_hdf5",
+        "whole numbers [sample, y": HOLES + "whole_numbers_that_look_like_pictures_are_pointed_out",
+        "the parts of": HOLES + "parts_of_a_sparse_matrix_are_named",
         "an HDF5 link": HOLES + "links_of_hdf5",
         "uint8 [sample": HOLES + "grey_pictures_in_hdf5_are_those_of_npy",
         "values of variable": HOLES + "contents_of_hdf5_that_are_no_numbers",
-        "whole numbers": ARRAYS + "views_of_whole_numbers_have_no_noise",
+        "whole numbers [sample, column": ARRAYS + "views_of_whole_numbers_have_no_noise",
         "labels that are": HOLES + "labels_beside_an_array",
         "other labels": HOLES + "labels_that_are_none",
     },
@@ -110,7 +116,11 @@ CLAIMS = {
         "a dict with": ITEMS + "the_sample_of_an_item",
         "`source.key`": ITEMS + "the_sample_of_an_item",
         "a list of": ITEMS + "the_sample_of_an_item",
-        "`targets`": ITEMS + "labels_are_kept",
+        "`targets` (or": ITEMS + "labels_are_kept",
+        "`targets` of": ITEMS + "labels_of_a_data_set_inside_another_are_kept",
+        "masked values": ITEMS + "samples_without_plain_values_are_refused",
+        "a tensor with": ITEMS + "tensors_and_arrays_of_any_form_are_read",
+        "floats [channel": ITEMS + "pictures_that_no_one_has_scaled_are_pointed_out",
         "labels inside": ITEMS + "labels_of_many_items_are_not_read",
         "labels of another": ITEMS + "labels_that_are_not_used_are_named",
         "a sample that differs": ITEMS + "items_that_differ_at_the_second_read",

@@ -402,3 +402,34 @@ def test_files_that_are_no_csv(tmp_path: Path, content: bytes, message: str) -> 
     found = refusal(tmp_path)
     assert message in found
     assert "d.csv" in found
+
+
+@pytest.mark.parametrize(
+    "day",
+    ["{:02}.01.2020", "01/{:02}/2020", "{}-1-20", "{:02}/01/2020 10:00", "{:02}.01.20 9:30:15"],
+)
+def test_dates_that_were_read_as_texts_are_pointed_out(tmp_path: Path, day: str) -> None:
+    days = [day.format(1 + i % 28) for i in range(N)]
+    write(tmp_path, {"x": NUMBERS, "day": days})
+    source = opened(tmp_path)
+    assert warned(source, "column 'day' holds what look like dates", days[0], "28 categories")
+    assert not opened(tmp_path, categorical=["day"]).warnings
+
+
+@pytest.mark.parametrize("text", ["1.{}", "{}-5", "10.0.0.{}", "7/{}"])
+def test_other_texts_of_digits_are_no_dates(tmp_path: Path, text: str) -> None:
+    write(tmp_path, {"x": NUMBERS, "c": [text.format(i % 7) for i in range(N)]})
+    assert not warned(opened(tmp_path), "look like dates")
+
+
+def test_separated_thousands_are_pointed_out(tmp_path: Path) -> None:
+    write(tmp_path, {"x": NUMBERS, "y": [f"1_{100 + i}" for i in range(N)]})
+    assert warned(opened(tmp_path), "column 'y' holds what look like numbers", "1_100")
+    # A comma before three digits may be of either kind: the key alone would divide by 1,000.
+    write(tmp_path, {"x": SQUARES, "y": [f"{1 + i},234" for i in range(N)]}, split=";")
+    source = opened(tmp_path, delimiter=";")
+    assert warned(source, "column 'y'", "if the comma is a decimal one, else write them without")
+    write(tmp_path, {"x": SQUARES, "y": [f"{1 + i},25" for i in range(N)]}, split=";")
+    source = opened(tmp_path, delimiter=";")
+    assert warned(source, 'set source.decimal: ","')
+    assert not warned(source, "if the comma is a decimal one")
