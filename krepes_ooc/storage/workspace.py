@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     import xarray
 
 # Everything that is written below ``.krepes``: none of it may be a link that leads elsewhere.
-FOLDERS = ("temp", "stages", "parked", "cache", "checkpoints", "runs", "jobs", "shards")
+FOLDERS = (
+    *("temp", "stages", "parked", "cache", "checkpoints", "runs", "jobs", "shards"),
+    *("openings", "trainings", "live"),
+)
 
 
 class Workspace:
