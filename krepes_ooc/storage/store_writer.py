@@ -240,9 +240,11 @@ class StoreWriter:
         """Whether a document can be read and has the layout that the chunks are written in."""
         try:
             if path.parent == self.path:
-                return isinstance(read_document(self.path).get("attributes"), dict)
+                stamp = read_document(self.path)["attributes"]["krepes"]
+                # Another digest is refused; the rest of the stamp follows from it.
+                return stamp == self._stamp() or self.digest != str(stamp["digest"])
             return _layout(read_info(path.parent)) == _layout(self._arrays[path.parent.name])
-        except (DamageError, WorkspaceError):
+        except (DamageError, WorkspaceError, KeyError, TypeError):
             return False
 
     def _check_chunk_bytes(self, name: str, info: ArrayInfo) -> None:

@@ -178,23 +178,6 @@ def test_folders_that_vanish_under_a_run(
         repaired(capsys, files, tmp_path / "away", clean)
 
 
-def test_the_lock_is_deleted_and_a_second_run_starts(
-    tmp_path: Path, files: Path, clean: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workspace, told = tmp_path / "w", []
-
-    def act() -> None:
-        (workspace / ".krepes/lock").unlink()
-        given = ("run", str(files), "-w", str(workspace), "--quiet", *SETS, "--until", LAST)
-        told.append(small.process(given).communicate(timeout=100)[1])
-
-    with monkeypatch.context() as patch:
-        during_the_third_block(patch, act)
-        go_on(files, workspace)
-    assert "in use by process" in told[0]
-    assert differences(clean, workspace) == []
-
-
 def test_the_clock_is_set_back_under_a_run(
     tmp_path: Path, files: Path, clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +306,10 @@ def test_a_path_and_columns_of_other_letters_under_a_plain_locale(
     own = small.own_recipe(tmp_path / "größe", small.rows_csv().replace("town", "stäöd", 1))
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = command(own, tmp_path / "wörk", cwd=small.ROOT, env=environment)
+    # Libraries cannot open such paths: this is said.
+    assert done.returncode == 2, done
+    assert "a name has bytes that are no UTF-8" in done.stderr
+    done = command(own, tmp_path / "wörk", cwd=small.ROOT)
     assert done.returncode == 0, done
     assert verify_workspace(tmp_path / "wörk").damage == ()
 
@@ -342,6 +329,7 @@ def test_an_output_that_takes_nothing_and_a_folder_that_is_gone(workspace: Path)
         )
         assert "unexpected" not in done.stderr, done
         assert "Traceback" not in done.stderr, done
+        assert "Exception ignored" not in done.stderr, done
 
 
 def test_a_file_with_an_odd_name_is_named_in_one_line(workspace: Path, capsys: Any) -> None:
@@ -349,7 +337,7 @@ def test_a_file_with_an_odd_name_is_named_in_one_line(workspace: Path, capsys: A
     told = small.krepes(capsys, "verify", "-w", str(workspace))
     assert told.code == 5
     assert "\x1b" not in told.out + told.err
-    assert "a\\u000ab\\u001b[31m" in told.out + told.err
+    assert "a b\\u001b[31m" in told.out
 
 
 def test_both_records_of_the_recipe_are_deleted(

@@ -286,14 +286,14 @@ def test_store_of_another_digest_is_refused(tmp_path: Path):
     assert "'digest': 'd2'" in caught.value.expected
 
 
-@pytest.mark.parametrize("harm", [b"{", b'{"attributes": 3}', b"another shape"])
+@pytest.mark.parametrize("harm", [b"{", b'{"attributes": 3}', b"another shape", b"no digest"])
 @pytest.mark.parametrize("array", ["", "values"])
 def test_damaged_documents_of_a_begun_store_are_put_back(tmp_path: Path, array: str, harm: bytes):
     writer = writer_for(tmp_path)
     before = stores.files_in(writer.path)
     path = writer.path / array / "zarr.json"
-    is_shape = harm == b"another shape"
-    path.write_bytes(path.read_bytes().replace(b"600", b"601") if is_shape else harm)
+    changes = {b"another shape": (b"600", b"601"), b"no digest": (b'"digest"', b'"dhgest"')}
+    path.write_bytes(path.read_bytes().replace(*changes[harm]) if harm in changes else harm)
     writer_for(tmp_path)
     assert stores.files_in(writer.path) == before
 
