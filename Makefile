@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= logical
+SHARE  ?= 1
 
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -30,8 +31,8 @@ browser: $(VENV)/.browser ## open the report in an installed Chromium
 docs: $(VENV)/.docs ## build the documentation; a broken link is an error
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/docs
 
-crash: $(VENV)/.test ## kill whole runs at random and check that they resume to the same bits; slow waits
-	$(BIN)/pytest -m crash tests/crash tests/engine tests/runner
+crash: $(VENV)/.test ## campaigns of kills, harm and races; SHARE=0.1 draws a tenth of their cases
+	SHARE=$(SHARE) CRASH_RESULTS=$(CRASH_RESULTS) $(BIN)/pytest -m crash tests/crash tests/engine tests/runner
 
 slurm-test: $(VENV)/.test ## (root, Debian) a real Slurm of one node: every result equals threads
 	apt-get install -y --no-install-recommends slurm-wlm munge

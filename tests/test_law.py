@@ -199,6 +199,7 @@ STORES = [
     "features/featurizer",
     "features/row_cost_record",
     "features/stage",
+    "features/resumed_rows",
     "features/unchanged_blocks",
     "fidelity/component_sweep",
     "fidelity/decision_flips",

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from krepes_ooc.core.files import checksummed_json
 from krepes_ooc.errors import KrepesError, printable
+from krepes_ooc.storage.recipe_text import write_recipe_text
 from tests import small
 
 RAN = "code-ran"
@@ -188,8 +188,7 @@ def look(capsys: Any, sent: Path, given: tuple[str, ...]) -> small.Outcome:
 
 def say(sent: Path, text: str) -> None:
     """Let the recorded recipe of a workspace say something else, with the right checksum."""
-    path = sent / ".krepes/recipe-text.json"
-    path.write_bytes(checksummed_json({"text": text, "base": str(sent.parent)}))
+    write_recipe_text(sent / ".krepes", text, sent.parent)
 
 
 CODE = f"""

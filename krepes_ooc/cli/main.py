@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import traceback
@@ -20,9 +22,10 @@ from krepes_ooc.cli import (
     plan,
     run,
 )
-from krepes_ooc.errors import Interrupted, KrepesError, StageFailed, printable
+from krepes_ooc.errors import Interrupted, KrepesError, StageFailed, UsageError, printable
 
 _DEBUG = "--debug"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _RESUME = "run the same command again to resume"
 # click 8.2 raises it where a group is called without a command.
 _HELP_WANTED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -74,17 +77,10 @@ def _report_error(error: Exception, debug: bool) -> int:
     # Errors, the expected ones with their own exit code.
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, click.Abort):
-        error = Interrupted("stopped by Ctrl-C", advice=_RESUME)
     if isinstance(error, _HELP_WANTED):
         click.echo(str(error), err=True)
         return 2
-    if isinstance(error, MemoryError):
-        error = StageFailed(
-            f"the memory does not suffice ({error})",
-            expected="arrays that fit",
-            advice="krepes verify says whether the workspace is damaged; --debug shows where",
-        )
+    error = _in_words(error)
     if isinstance(error, KrepesError):
         click.echo(f"krepes: {error}", err=True)
         return error.exit_code
@@ -96,6 +92,45 @@ def _report_error(error: Exception, debug: bool) -> int:
     what = printable(f"{type(error).__name__}: {error}")
     click.echo(f"krepes: unexpected {what}; --debug shows where", err=True)
     return 1
+
+
+def _output_fails(error: OSError) -> bool:
+    """Whether the error is that stdout takes nothing: it says so again."""
+    if error.filename is not None or error.errno not in _NO_SPACE:
+        return False
+    try:
+        return os.write(sys.stdout.fileno(), b"\n") == 0
+    except io.UnsupportedOperation:
+        return False
+    except OSError:
+        return True
+
+
+def _in_words(error: Exception) -> Exception:
+    """What Python and its libraries raise, as an error that says what to do, where it is known."""
+    if isinstance(error, click.Abort):
+        return Interrupted("stopped by Ctrl-C", advice=_RESUME)
+    if isinstance(error, MemoryError):
+        return StageFailed(
+            f"the memory does not suffice ({error})",
+            expected="arrays that fit",
+            advice="krepes verify says whether the workspace is damaged; --debug shows where",
+        )
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return UsageError(
+            "a name has bytes that are no UTF-8",
+            where=str(error.object)[:200],
+            expected="names that the locale can read",
+            advice="rename it, or choose a locale such as LC_ALL=C.UTF-8",
+        )
+    if isinstance(error, OSError) and _output_fails(error):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UsageError(
+            f"the output takes nothing ({error.strerror})",
+            where="stdout",
+            expected="a file or a terminal with space",
+        )
+    return error
 
 
 # In the order of use, in which --help lists them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from krepes_ooc.core.files import (
     MAX_RECORD_BYTES,
     checksummed_json,
+    not_a_file,
     read_checksummed,
     read_small,
     to_json,
@@ -40,6 +42,7 @@ def file_sha256(path: Path) -> str:
     Raises:
         SourceError: the file cannot be read.
     """
+    stat_signature(path)  # of a pipe the opening would wait
     try:
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -96,10 +99,12 @@ def stat_signature(path: Path) -> tuple[int, int, int, int]:
     """Size, modification time, change time and inode: one of them changes with the content.
 
     Raises:
-        SourceError: the file is gone.
+        SourceError: the file is gone, or something else is there: a pipe, a device, a folder.
     """
     try:
         state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise not_a_file(path, state.st_mode)
     except OSError as error:
         raise unreadable(path, error, source=True) from error
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino

@@ -62,13 +62,13 @@ def open_regular(path: Path, flags: int = READ_FLAGS, mode: int = 0o666) -> int:
     except OSError as error:
         # Sockets, links and folders that are to be written cannot even be opened.
         if error.errno in (errno.ENXIO, errno.ELOOP, errno.EISDIR, errno.ENODEV):
-            raise _not_a_file(path, _mode_of(path)) from error
+            raise not_a_file(path, _mode_of(path)) from error
         raise
     found = os.fstat(descriptor).st_mode
     if stat.S_ISREG(found):
         return descriptor
     os.close(descriptor)
-    raise _not_a_file(path, found)
+    raise not_a_file(path, found)
 
 
 def _mode_of(path: Path) -> int:
@@ -79,7 +79,13 @@ def _mode_of(path: Path) -> int:
         return stat.S_IFLNK
 
 
-def _not_a_file(path: Path, mode: int) -> NotAFileError:
+def not_a_file(path: Path, mode: int) -> NotAFileError:
+    """The error for what is no regular file.
+
+    Args:
+        path: where it is.
+        mode: its ``st_mode``.
+    """
     kind = _KINDS.get(stat.S_IFMT(mode), "something else")
     return NotAFileError(errno.ENXIO, f"{kind} instead of a file", str(path))
 

@@ -96,7 +96,7 @@ class Opening:
     """Record, announcements and limit of one opening.
 
     Args:
-        path: file of the record; None: nothing is kept.
+        path: file of the record, named after what is opened; None: nothing is kept.
         note: receives one line for the user.
         limit: processor seconds that the opening may take by its estimate; None: any.
     """
@@ -110,11 +110,12 @@ class Opening:
 
     def __post_init__(self) -> None:
         if self.path is not None:
-            # A damaged record is no record: what it held is found again.
-            try:
-                self._parts = dict(read_checksummed_file(self.path) or {})
-            except (DamageError, OSError):
-                self._parts = {}
+            # A damaged record is no record, nor is that of another network or of other settings.
+            with contextlib.suppress(DamageError, OSError):
+                record = read_checksummed_file(self.path) or {}
+                parts = record.get("parts")
+                if record.get("of") == self.path.stem and isinstance(parts, dict):
+                    self._parts = parts
 
     def found(self, key: str, **inputs: Any) -> Any:
         """The recorded part under this key for these inputs, or None.
@@ -143,7 +144,8 @@ class Opening:
         # A folder that cannot be written to costs the next opening its time, and nothing else.
         try:
             temp = self.path.parent.parent / "temp"
-            write_atomic(self.path, checksummed_json(self._parts), temp, sync=True)
+            record = {"of": self.path.stem, "parts": self._parts}
+            write_atomic(self.path, checksummed_json(record), temp, sync=True)
         except KrepesError as error:
             self.note(f"opening: not recorded: {error}")
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from krepes_ooc.core.digests import file_sha256
+from krepes_ooc.core.files import NotAFileError, not_a_file
 from krepes_ooc.errors import NetworkError, UsageError
 
 Form = Literal["safetensors", "pickle", "numpy", "index"]
@@ -39,6 +41,7 @@ _FOREIGN = {
     b"GGUF": "a GGUF file of quantised weights",
     b"Rar!": "a RAR archive",
 }
+_NAMED_WRONGLY = (FileNotFoundError, IsADirectoryError, PermissionError, NotAFileError)
 _SAVE_ADVICE = "save module.state_dict() with safetensors.torch.save_file or torch.save"
 _EXPECTED = "a safetensors file, a file of torch.save, or the index or folder of shards"
 
@@ -126,11 +129,14 @@ def _form(path: Path) -> Form:
         UsageError: the file cannot be opened.
     """
     try:
+        # Of a pipe the opening would wait.
+        if not stat.S_ISREG(mode := path.stat().st_mode):
+            raise not_a_file(path, mode)
         with path.open("rb") as stream:
             head = stream.read(HEAD_BYTES)
     except OSError as error:
         # A path that names no readable file is a wrong recipe; a failing disk is not.
-        named_wrongly = isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
+        named_wrongly = isinstance(error, _NAMED_WRONGLY)
         kind = UsageError if named_wrongly else NetworkError
         raise kind(
             f"cannot be read: {error.strerror}", where=str(path), expected=_EXPECTED

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from krepes_ooc.core.blocks import parse_bytes
-from krepes_ooc.core.files import checksummed_json, read_checksummed_file, read_small, write_atomic
 from krepes_ooc.core.option_values import parse_shard, parse_time
 from krepes_ooc.engine.cluster.connect import ClusterSpec, parse_cluster
 from krepes_ooc.engine.device import Device
@@ -25,6 +24,7 @@ from krepes_ooc.stages.base.inputs import AuditInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, stage_cost
 from krepes_ooc.stages.groups.declared import choose_columns
+from krepes_ooc.storage.recipe_text import read_recipe_text, write_recipe_text
 from krepes_ooc.storage.workspace import Workspace, resolve_folder
 
 # Folder of workspaces that were given none of their own.
@@ -197,12 +197,7 @@ def workspace_folder(recipe: Recipe, workspace: Path | str | None) -> Path:
 
 def record_recipe(workspace: Workspace, recipe: Recipe) -> None:
     """Write the text of the recipe into the workspace, which can then be read without it."""
-    record = checksummed_json({"text": recipe.text, "base": str(recipe.base.resolve())})
-    path = _recipe_path(workspace)
-    with contextlib.suppress(OSError):  # a text that cannot be read is written anew
-        if read_small(path, len(record)) == record:
-            return
-    write_atomic(path, record, workspace.private / "temp", sync=True)
+    write_recipe_text(workspace.private, recipe.text, recipe.base.resolve())
 
 
 @overload
@@ -243,12 +238,16 @@ def recorded_recipe(
 
     Raises:
         WorkspaceError: none is recorded.
+        DamageError: the text is not what was written, or not that of the last run.
         UsageError: it names code or files that ``named`` does not.
         RecipeError: this version of krepes does not know one of its keys.
     """
-    recipe = _read_recorded(workspace, overrides)
     if require is None:
-        return recipe
+        # A text that is not the recorded one is none; ``verify`` and ``--repair`` name it.
+        with contextlib.suppress(DamageError):
+            return _read_recorded(workspace, overrides)
+        return None
+    recipe = _read_recorded(workspace, overrides)
     if recipe is None:
         raise WorkspaceError(
             "the recipe is not recorded",
@@ -261,13 +260,12 @@ def recorded_recipe(
 
 
 def _read_recorded(workspace: Workspace, overrides: tuple[str, ...]) -> Recipe | None:
-    # A damaged text is none; ``verify`` and ``--repair`` name it.
-    with contextlib.suppress(DamageError):
-        if record := read_checksummed_file(_recipe_path(workspace)):
-            where = f"recipe of {workspace.root}"
-            text, base = (str(record.get(key, "")) for key in ("text", "base"))
-            return Recipe.parse(text, Path(base), where, overrides)
-    return None
+    record = read_recipe_text(workspace.private)
+    if not record:
+        return None
+    where = f"recipe of {workspace.root}"
+    text, base = (str(record.get(key, "")) for key in ("text", "base"))
+    return Recipe.parse(text, Path(base), where, overrides)
 
 
 def _refuse_unnamed(workspace: Workspace, recipe: Recipe, named: Recipe | str | None) -> None:
@@ -304,7 +302,3 @@ def files_elsewhere(recipe: Recipe, workspace: Workspace) -> frozenset[str]:
         for name in recipe.files
         if not Path(os.path.realpath(name)).is_relative_to(workspace.root)
     )
-
-
-def _recipe_path(workspace: Workspace) -> Path:
-    return workspace.private / "recipe-text.json"

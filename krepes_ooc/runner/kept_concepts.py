@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import to_json, write_atomic
+from krepes_ooc.core.files import read_small, to_json, write_atomic
 from krepes_ooc.errors import RecipeError, UsageError, WorkspaceError
 from krepes_ooc.stages.concepts.concept_sets import MIN_SAMPLES, read_sets
 from krepes_ooc.stages.discovery.stored_concepts import read_concept_map, top_samples
@@ -26,6 +27,8 @@ FILE = "concepts.json"
 LONGEST_NAME = 80
 # Samples of either set that are kept, and stored rows that they are looked for in.
 KEPT_SAMPLES, SEARCHED_ROWS = 200, 20_000
+MAX_BYTES = 2**26
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 Ids = npt.NDArray[np.int64]
 
 
@@ -58,7 +61,7 @@ def read_kept(workspace: Workspace) -> tuple[KeptConcept, ...]:
     """
     path = kept_path(workspace)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        entries = json.loads(read_small(path, MAX_BYTES)) if os.path.lexists(path) else {}
         kept = tuple(
             KeptConcept(
                 str(name),
@@ -69,7 +72,7 @@ def read_kept(workspace: Workspace) -> tuple[KeptConcept, ...]:
             for name, entry in entries.items()
         )
         read_sets({each.name: each.sets() for each in kept}, str(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
+    except (*_UNREADABLE, RecipeError) as error:
         raise WorkspaceError(
             f"the named concepts cannot be read ({type(error).__name__}: {error})",
             where=str(path),

@@ -10,13 +10,12 @@ from krepes_ooc.runner.audit import recorded_recipe
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.sources.cache import damaged_files
 from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.storage.learned_files import LEARNED
 from krepes_ooc.storage.sealed_list import unlist_sealed
 from krepes_ooc.storage.stage_record import StageRecord, discard, remove
 from krepes_ooc.storage.verify import STRANGER, WORKSPACE, Damage, verify, workspace_damage
 from krepes_ooc.storage.workspace import Workspace
 from krepes_ooc.storage.zarr_metadata import DOCUMENT
-
-LEARNED = ("network.json", "row-cost.json")
 
 
 def repair_records(workspace: Workspace, recipe: Recipe, note: Callable[[str], None]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from krepes_ooc.core.files import not_a_file, unreadable
 from krepes_ooc.errors import SourceError
 from krepes_ooc.sources.base import BUFFER_BYTES, Column, Source, SourceSpec, Tabular, check_keys
 from krepes_ooc.sources.row_order import WINDOW_ROWS, ShuffledOrder
@@ -34,6 +36,10 @@ def open_source(
         DataError: it holds values that cannot be used.
     """
     check_keys(spec)
+    # Of a pipe or a device the opening would wait, or never end.
+    path = base / spec.path
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise unreadable(path, not_a_file(path, path.stat().st_mode), source=True)
     try:
         return _open(spec, base, cache, check_stop, dataset)
     except SourceError as error:

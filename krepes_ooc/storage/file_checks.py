@@ -37,6 +37,21 @@ def confine(path: Path, root: Path) -> Path:
     return path
 
 
+def refuse_file(folder: Path) -> None:
+    """Raise if something else than a folder is in the place of a folder.
+
+    Raises:
+        DamageError: naming it.
+    """
+    if not folder.is_dir() and os.path.lexists(folder):
+        raise DamageError(
+            "no folder",
+            where=str(folder),
+            expected="a folder, or nothing",
+            advice="remove it, then run the same command again, with --repair",
+        )
+
+
 def refuse_foreign_files(folder: Path, recorded: Files) -> None:
     """Raise unless a store holds folders and files of the recorded sizes alone, at any depth.
 

@@ -107,6 +107,7 @@ class Journal:
             end += len(line)
             if line.endswith(b"\n"):
                 last_line_end = end
+        _break_hard_links(self.path)
         # A torn line has no end: the next one would be lost with it.
         self._file = open_binary(self.path, "ab")
         self._file.truncate(last_line_end)
@@ -174,6 +175,16 @@ def drop_damaged_lines(path: Path, temp: Path, digest: str = "") -> None:
     ]
     if whole != lines:
         write_atomic(path, b"".join(whole), temp, sync=True)
+
+
+def _break_hard_links(path: Path) -> None:
+    """Make a journal a file of its own: a copy of the workspace may share it by a second name.
+
+    Journals alone are written in place; every other file is replaced.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if os.lstat(path).st_nlink > 1:
+            write_atomic(path, b"".join(_lines(path)), path.parent, sync=True)
 
 
 def _parse(line: bytes) -> Unit | None:

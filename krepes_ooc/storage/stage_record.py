@@ -335,7 +335,7 @@ class StageRecord:
 _MEASURED = (int, float)
 # Keys of a record that are read by name, and what they hold.
 _TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("stage", "digest", "numerics", "sealed"), str),
+    **dict.fromkeys(("stage", "digest", "numerics", "sealed", "network_outputs"), str),
     **dict.fromkeys(("settings", "inputs", "versions", "begun"), dict),
     **dict.fromkeys(("bytes", "seconds", "peak_bytes"), _MEASURED),
     **dict.fromkeys(("anonymous_peak", "planned_memory"), _MEASURED),

@@ -71,7 +71,10 @@ class StoreReader:
             DamageError: its metadata cannot be read.
         """
         self._check_document(self.path)
-        return dict(read_document(self.path).get("attributes", {}))
+        attributes = read_document(self.path).get("attributes", {})
+        if not isinstance(attributes, dict):
+            raise damage_error(self.path / DOCUMENT, "no attributes", "those that were written")
+        return attributes
 
     def info(self, name: str) -> ArrayInfo:
         """Shape, chunks, dtype and dims of one array.

@@ -14,6 +14,8 @@ from typing import Any
 from krepes_ooc.core.files import Files, read_bytes, read_checksummed_file
 from krepes_ooc.errors import DamageError, KrepesError, WorkspaceError
 from krepes_ooc.storage.file_checks import file_problem, is_inside, parse_files
+from krepes_ooc.storage.learned_files import LEARNED, check_learned
+from krepes_ooc.storage.recipe_text import read_recipe_text
 from krepes_ooc.storage.sealed_list import NAME as SEALED_LIST
 from krepes_ooc.storage.sealed_list import sealed_stages
 from krepes_ooc.storage.stage_record import StageRecord
@@ -21,8 +23,6 @@ from krepes_ooc.storage.zarr_metadata import DOCUMENT, read_document, root_docum
 
 WORKSPACE = "workspace"
 STRANGER = "not written by krepes"
-# Checksummed records of the workspace that may be absent: they are written anew.
-CHECKSUMMED = ("recipe-text.json", "network.json", "row-cost.json")
 _READ_THREADS = 4
 _OTHER_FORM = "the manifest has another form"
 
@@ -237,7 +237,9 @@ def workspace_damage(
     damaged = {f"{d.stage}/{d.file}".removesuffix(f"/{DOCUMENT}") for d in known}
     checks: list[Callable[[], object]] = [
         lambda: _check_owner(private),
-        *(partial(read_checksummed_file, private / name) for name in CHECKSUMMED),
+        # They may be absent: they are written anew.
+        lambda: read_recipe_text(private),
+        *(partial(check_learned, private, name) for name in LEARNED),
         lambda: _check_root(private.parent / "audit.zarr", sealed, damaged),
     ]
     damage = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from krepes_ooc.core.files import disk_errors
 from krepes_ooc.errors import DamageError, UndeclaredInputError, UsageError, WorkspaceError
 from krepes_ooc.storage.contracts import StoreSpec, contract_names, load_contract
-from krepes_ooc.storage.file_checks import confine, refuse_foreign_files
+from krepes_ooc.storage.file_checks import confine, refuse_file, refuse_foreign_files
 from krepes_ooc.storage.locks import WorkspaceLock
 from krepes_ooc.storage.sealed_list import list_sealed, read_sealed_list, write_sealed_list
 from krepes_ooc.storage.stage_record import StageRecord, remove
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     import xarray
 
 # Everything that is written below ``.krepes``: none of it may be a link that leads elsewhere.
-FOLDERS = ("temp", "stages", "parked", "cache", "checkpoints", "runs", "jobs", "shards")
+FOLDERS = (
+    *("temp", "stages", "parked", "cache", "checkpoints", "runs", "jobs", "shards"),
+    *("openings", "trainings", "live"),
+)
 
 
 class Workspace:
@@ -39,6 +42,7 @@ class Workspace:
 
     Raises:
         WorkspaceError: the folder holds another format, or a link leads out of it.
+        DamageError: something else is in the place of one of its folders.
     """
 
     def __init__(self, root: Path | str, direct_above: int | None = None) -> None:
@@ -50,7 +54,7 @@ class Workspace:
         self._stage = ""
         self._readable: frozenset[str] | None = None
         for folder in (self.audit, *(self.private / name for name in FOLDERS)):
-            confine(folder, self.root)
+            refuse_file(confine(folder, self.root))
         self._check_format()
 
     def __fspath__(self) -> str:

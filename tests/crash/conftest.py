@@ -1,11 +1,19 @@
-"""One table of all campaigns at the end of ``make crash``."""
+"""One table of all campaigns at the end of ``make crash``.
+
+With ``CRASH_RESULTS=FILE.json`` the rows are written there too.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.crash.share import SHARE
 
 HEAD = ("campaign", "cases", "silent", "not repaired", "seconds")
 
@@ -38,11 +46,29 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not reports:
         return
     rows = [HEAD, *(row_of(report) for report in reports)]
+    if place := os.environ.get("CRASH_RESULTS"):
+        Path(place).write_text(json.dumps(results(reports), indent=1) + "\n")
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     terminalreporter.section("campaigns")
     for row in rows:
         texts = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
         terminalreporter.write_line("  ".join(texts))
+
+
+def results(reports: list[Any]) -> dict[str, Any]:
+    """Share, rows and further figures of the campaigns, and what they took."""
+    rows = []
+    for report in reports:
+        known = dict(report.user_properties)
+        row = dict(zip(HEAD, row_of(report), strict=True))
+        rows.append(row | {"figures": known["figures"]} if "figures" in known else row)
+    whole = {"seconds": sum(report.duration for report in reports), "cpu_seconds": _cpu_seconds()}
+    return {"share": SHARE, **whole, "campaigns": rows}
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of its children."""
+    return sum(os.times()[:4])
 
 
 def row_of(report: Any) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.storage.workspace import Workspace as Space
 from tests import small
 from tests.crash.compare import differences
-from tests.crash.damage import kind_of, named, owner
+from tests.crash.damage import LEARNED, kind_of, named, owner
 
 TINY = (
     "stages.features.block_rows=16",
@@ -67,8 +67,10 @@ TRAINED = (
     "stages.pretrain.epochs=2",
 )
 ROWS = 60
-# Records of costs and of what was seen on the way: no result depends on them.
-FREE = ("lock", "lease", "runs", "openings", "row-cost.json", "temp")
+# Locks, and what people are shown of earlier runs: no result depends on them.
+FREE = ("lock", "lease", "runs", "temp")
+# Folders whose files are named after what they hold.
+NAMED = ("cache", "openings")
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def harms_of(audit: int, states: States, other: States, state: Path) -> Iterator
         array = file.partition("/c/")[0] if "/c/" in file else ""
         for second in files:
             of_array = bool(array) and second.startswith(f"{array}/c/")
-            of_cache = "/cache/" in file and "/cache/" in second
+            of_cache = any(f"/{name}/" in file and f"/{name}/" in second for name in NAMED)
             alike = (of_array or of_cache) and Path(file).suffix == Path(second).suffix
             if alike and second > file and (state / second).read_bytes() != bytes_here:
                 yield make("exchange", state / second)
@@ -203,7 +205,8 @@ def harms_of(audit: int, states: States, other: States, state: Path) -> Iterator
         earlier = next((p for p in before if p.is_file() and p.read_bytes() != bytes_here), None)
         if earlier is not None:
             yield make("earlier", earlier)
-        if kind_of(file) in ("checkpoint", "training.pt", "cache") or "/partials/" in file:
+        kinds = ("checkpoint", "training.pt", "cache", "zarr.json", *LEARNED)
+        if kind_of(file) in kinds or "/partials/" in file or "/openings/" in file:
             yield make("flip")
 
 
@@ -211,8 +214,11 @@ def counterpart(file: str, other: Path) -> Path | None:
     """The file of another audit that stands for the same thing; names of caches hold digests."""
     if (other / file).is_file():
         return other / file
-    if "/cache/" not in file:
+    folder = next((name for name in NAMED if f"/{name}/" in file), None)
+    if folder is None:
         return None
+    if folder == "openings":
+        return next((other / ".krepes/openings").glob("*"), None)
     name = Path(file).name
     prefix = name.partition("-")[0]
     alike = [
@@ -458,8 +464,10 @@ def campaign(root: Path, cases: int, seed: int, *, trained: bool = True) -> Tall
     """So many cases."""
     gc.freeze()
     made = Campaign(root, random.Random(seed), trained)
-    for case in made.cases(cases):
+    for number, case in enumerate(made.cases(cases), 1):
         made.try_case(case)
+        if number % 50 == 0:
+            print(number, json.dumps(vars(made.tally)), file=sys.stderr, flush=True)
     return made.tally
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,12 @@ def test_a_run_writes_down_its_tasks_and_units(tmp_path: Path) -> None:
 
 @pytest.mark.crash
 def test_blocks_that_are_needlessly_computed_again_are_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, campaign_row: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(StageRecord, "done", lambda record: {})
     changes = ("source.limit=1700", "stages.features.block_rows=256", "stages.audited.fit=40")
     given = small.arguments(tmp_path, "--until", "kernel", changes=changes)[4:]
     tally = kill_and_resume.campaign("digits", 8, 1, given, tmp_path)
+    campaign_row(cases=tally.kills)
     assert tally.recomputed > 0
     assert any("computed again" in words for words in tally.wrong)

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from krepes_ooc.core.files import checksum, checksummed_json
+from krepes_ooc.storage.sealed_list import record_texts
 from tests import small
 
 SECONDS = 10
@@ -242,6 +243,13 @@ def forge(path: Path, **changes: Any) -> None:
     path.write_bytes(checksummed_json(body))
 
 
+def forge_text(sent: Path, **changes: Any) -> None:
+    """Change the recorded text of the recipe, and the record that has its checksum."""
+    path = sent / ".krepes/recipe-text.json"
+    forge(path, **changes)
+    record_texts(sent / ".krepes", checksum(path.read_bytes()))
+
+
 def forge_document(sent: Path, key: str, **changes: Any) -> None:
     """Change a document of store influence, and the seal so that it says the same."""
     path = sent / "audit.zarr/influence" / key
@@ -271,9 +279,9 @@ def test_odd_types_in_records_with_the_right_checksum(
         for command in ("status", "verify", "export"):
             tried(capsys, filled(command, sent, sample))
     for key in ("text", "base"):
-        forge(sent / ".krepes/recipe-text.json", **{key: value})
+        forge_text(sent, **{key: value})
         look_at(capsys, sent, sample)
-    forge(sent / ".krepes/recipe.json", sealed=value, recipe=value)
+    forge(sent / ".krepes/recipe.json", sealed=value, recipe=value, texts=value)
     look_at(capsys, sent, sample)
     (sent / ".krepes/lease").write_text(json.dumps({"host": socket.gethostname(), "pid": value}))
     tried(capsys, ("run", str(finished / "own.yaml"), "-w", str(sent), "--quiet"))
@@ -325,7 +333,7 @@ def test_looking_opens_no_table_that_the_user_has_not_named(
         )
     )
     text = (private / "own.yaml").read_text()
-    forge(sent / ".krepes/recipe-text.json", text=text, base=str(private))
+    forge_text(sent, text=text, base=str(private))
     opened = []
     really = os.open
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ import pytest
 from krepes_ooc.runner.status import verify_workspace
 from tests import small
 from tests.crash.compare import differences
+from tests.crash.share import share_of
 from tests.storage import stores
 
 FORK = get_context("fork")
 LIBRARIES = ("dask.threaded", "pyarrow", "sklearn.linear_model", "torch", "xarray")
 
 
-@pytest.fixture(params=[1, pytest.param(12, marks=[pytest.mark.crash, pytest.mark.timeout(3600)])])
-def times(request: pytest.FixtureRequest) -> int:
+@pytest.fixture(
+    params=[1, pytest.param(share_of(12), marks=[pytest.mark.crash, pytest.mark.timeout(3600)])]
+)
+def times(request: pytest.FixtureRequest, campaign_row: Callable[..., None]) -> int:
+    campaign_row(cases=int(request.param))
     return int(request.param)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,13 +31,19 @@ COUNT, AGAIN = len({stage.name for stage in STAGES} - OFF), 3
     ],
 )
 def test_peak_of_every_stage(
-    tmp_path: Path, samples: int, landmarks: int, memory: int, workers: int
+    tmp_path: Path,
+    samples: int,
+    landmarks: int,
+    memory: int,
+    workers: int,
+    record_property: Callable[[str, Any], None],
 ) -> None:
     given = [str(value) for value in (tmp_path, samples, landmarks, memory, workers)]
     command = [sys.executable, "-m", "tests.runner.peaks", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     rows = json.loads(done.stdout)
+    record_property("campaign", (len(rows), sum(row["peak"] > row["planned"] for row in rows), 0))
     assert len(rows) == COUNT + AGAIN
     for row in rows:
         assert row["workers"] == workers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,14 @@ def above_plan(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.crash
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name != "columns"])
-def test_every_stage_stays_within_its_plan(tmp_path: Path, shape: str) -> None:
-    assert above_plan(rows_of(tmp_path, shape, workers=1)) == []
+def test_every_stage_stays_within_its_plan(
+    tmp_path: Path, shape: str, record_property: Callable[[str, Any], None]
+) -> None:
+    rows = rows_of(tmp_path, shape, workers=1)
+    above = above_plan(rows)
+    record_property("campaign", (len(rows), len(above), 0))
+    record_property("figures", rows)
+    assert above == []
 
 
 @pytest.mark.slow

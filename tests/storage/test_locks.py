@@ -221,6 +221,22 @@ def test_lost_lease_is_told_and_left_to_its_new_holder(
     assert json.loads(lock.lease.read_text())["host"] == "elsewhere"
 
 
+def test_a_deleted_lock_file_lets_a_second_run_in_and_the_first_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.01)
+    lost: list[int] = []
+    path = tmp_path / ".krepes" / "lock"
+    with WorkspaceLock(path, lambda: lost.append(1)):
+        path.unlink()
+        with WorkspaceLock(path) as second:
+            eventually(lambda: bool(lost))
+            assert second.lease.exists()
+            with pytest.raises(WorkspaceError, match="in use by process"), WorkspaceLock(path):
+                pass
+    assert lost == [1]
+
+
 def test_fresh_lease_that_was_moved_by_mistake_is_put_back(tmp_path: Path):
     """Between judging a lease stale and moving it, another host may have taken it over."""
     judged = {"token": "old", "host": "elsewhere", "pid": 1, "boot": "b"}

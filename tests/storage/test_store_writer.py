@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from krepes_ooc.core.blocks import Block
 from krepes_ooc.core.files import checksum, to_json
-from krepes_ooc.errors import DamageError, PlanRefused, RecipeError, StageFailed, WorkspaceError
+from krepes_ooc.errors import PlanRefused, RecipeError, StageFailed, WorkspaceError
 from krepes_ooc.storage.contracts import ArrayContract, Contract, StoreSpec, load_contract
 from krepes_ooc.storage.journal import Unit
 from krepes_ooc.storage.store_reader import StoreReader
@@ -286,13 +286,16 @@ def test_store_of_another_digest_is_refused(tmp_path: Path):
     assert "'digest': 'd2'" in caught.value.expected
 
 
-def test_store_of_another_shape_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("harm", [b"{", b'{"attributes": 3}', b"another shape", b"no digest"])
+@pytest.mark.parametrize("array", ["", "values"])
+def test_damaged_documents_of_a_begun_store_are_put_back(tmp_path: Path, array: str, harm: bytes):
+    writer = writer_for(tmp_path)
+    before = stores.files_in(writer.path)
+    path = writer.path / array / "zarr.json"
+    changes = {b"another shape": (b"600", b"601"), b"no digest": (b'"digest"', b'"dhgest"')}
+    path.write_bytes(path.read_bytes().replace(*changes[harm]) if harm in changes else harm)
     writer_for(tmp_path)
-    with pytest.raises(DamageError) as caught:
-        writer_for(tmp_path, stores.sized(feature=6))
-    assert caught.value.where.endswith("audit.zarr/features/values/zarr.json")
-    assert "(2, 600, 5)" in caught.value.what
-    assert "(2, 600, 6)" in caught.value.expected
+    assert stores.files_in(writer.path) == before
 
 
 def test_lost_documents_are_written_again(tmp_path: Path):

@@ -15,7 +15,7 @@ import xarray
 from krepes_ooc.core.files import checksummed_json
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.runner.status import verify_workspace
-from krepes_ooc.storage.workspace import Workspace
+from krepes_ooc.storage.workspace import FOLDERS, Workspace
 from tests.storage import stores
 from tests.storage.stores import ARRAYS, BLOCKS
 
@@ -148,7 +148,7 @@ def test_read_only_folder(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "name",
-    ["audit.zarr", ".krepes", ".krepes/temp", ".krepes/stages", ".krepes/parked"],
+    ["audit.zarr", ".krepes", *(f".krepes/{name}" for name in FOLDERS)],
 )
 def test_folder_that_is_a_link_is_refused(tmp_path: Path, name: str):
     """The next run would delete what the link leads to."""

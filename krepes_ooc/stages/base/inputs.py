@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.core.live_objects import NOT_LIVE, LiveObjects
 from krepes_ooc.core.settings import to_mapping
 from krepes_ooc.errors import DamageError, NetworkError, WorkspaceError
@@ -22,6 +21,7 @@ from krepes_ooc.network.spec import PRETRAIN, NetworkSpec, wants_inputs, with_in
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
 from krepes_ooc.sources.row_order import ShuffledOrder
 from krepes_ooc.storage.file_checks import file_problem
+from krepes_ooc.storage.learned_files import read_learned, write_learned
 from krepes_ooc.storage.stage_record import StageRecord
 from krepes_ooc.views.spec import CLEAN, ViewSpec
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from krepes_ooc.views.views import Views
 
 CALIBRATION_ROWS = 64
+# Entry of the seal of the features: sha256 of the network's outputs on two samples.
+OUTPUTS_FACT = "network_outputs"
+_OUTPUTS = "network.json"
 Rows = npt.NDArray[np.float32]
 # Bytes of raw samples, in float32 at least, that views are made of at a time.
 VIEWED_BYTES = 4 * 2**20
@@ -270,6 +273,10 @@ class AuditInputs:
                 raise self._with_columns(error) from error
         return self._opened[settings]
 
+    def close_features(self) -> None:
+        """Forget the open feature maps: the next one may have other probes."""
+        self._opened.clear()
+
     def sample_numbers(self) -> int:
         """Numbers that one sample makes in all layers of the network.
 
@@ -374,34 +381,45 @@ class AuditInputs:
         copy: FeatureMap = self._local.copy
         return copy
 
-    def check_network_outputs(self, digest: str) -> None:
+    def check_network_outputs(self, digest: str) -> str:
         """Raise if the network's outputs differ from those when the features were begun.
 
         Args:
             digest: digest of the features stage; the first check under it records the bits.
 
+        Returns:
+            sha256 of the outputs, for the seal of the features.
+
         Raises:
             WorkspaceError: same weights and factory, other outputs: the factory's code or the
                 machine has changed.
+            DamageError: what was recorded is not what was written.
         """
         from krepes_ooc.network.checkpoint import outputs_sha256
 
         # Weights and factory code have digests; torch, kernels and imported code do not.
         rows = self.order.positions(0, min(2, self.source.n_samples))
         bits = outputs_sha256(self.network, self.encode(rows, CLEAN)[0])
-        path = self.private / "network.json"
-        known = read_checksummed_file(path)
+        known = self._recorded_outputs(digest)
         # Features of another digest are computed anew, so their outputs are the new reference.
-        if known is None or known["digest"] != digest:
-            record = checksummed_json({"digest": digest, "bits": bits})
-            write_atomic(path, record, self.private / "temp", sync=True)
-        elif known["bits"] != bits:
+        if not known:
+            write_learned(self.private, _OUTPUTS, digest, {"bits": bits})
+        elif known != bits:
             raise WorkspaceError(
                 "the network gives other outputs on two fixed samples than when the run began",
                 where=self.network_spec.factory,
                 expected="the same code, torch version and kind of processor",
                 advice="undo the change, or start over in another --workspace",
             )
+        return bits
+
+    def _recorded_outputs(self, digest: str) -> str:
+        """sha256 of the outputs by the seal of the features, else by their file; empty: none."""
+        features = self.private / "stages" / "features"
+        seal = StageRecord("features", features, None, self.private).seal() or {}
+        if seal.get("digest") == digest and OUTPUTS_FACT in seal:
+            return str(seal[OUTPUTS_FACT])
+        return str((read_learned(self.private, _OUTPUTS, digest) or {}).get("bits", ""))
 
 
 def _reopen(

@@ -152,19 +152,23 @@ class RecipeInputs:
         self._require("network")
         return self.audit.open_features(settings, probes)
 
+    def close_features(self) -> None:
+        """Forget the open feature maps: the next one may have other probes."""
+        self.audit.close_features()
+
     def feature_map(self, shared: FeatureMap, where: str = "cpu") -> FeatureMap:
         """This thread's copy of a feature map; see ``AuditInputs.feature_map``."""
         self._require("network")
         return self.audit.feature_map(shared, where)
 
-    def check_network_outputs(self, digest: str) -> None:
+    def check_network_outputs(self, digest: str) -> str:
         """Refuse a network that gives other outputs; see ``AuditInputs.check_network_outputs``.
 
         Raises:
             WorkspaceError: same weights and factory, other outputs.
         """
         self._require("network")
-        self.audit.check_network_outputs(digest)
+        return self.audit.check_network_outputs(digest)
 
     def _require(self, part: str) -> None:
         if part not in self.parts:

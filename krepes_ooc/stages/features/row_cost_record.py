@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from krepes_ooc.core.feature_layout import FeatureLayout
-from krepes_ooc.core.files import checksummed_json, read_checksummed_file, write_atomic
 from krepes_ooc.core.settings import read_recorded_settings
 from krepes_ooc.jacobian.feature_map import FeatureMap
 from krepes_ooc.jacobian.row_cost import RowCost, row_words
 from krepes_ooc.stages.base.inputs import Rows
 from krepes_ooc.stages.base.sizes import MEASURED, AuditSizes
 from krepes_ooc.stages.features.featurizer import FeaturesSettings
+from krepes_ooc.storage.learned_files import read_learned, write_learned
 from krepes_ooc.storage.workspace import Workspace
 
 _FILE = "row-cost.json"
@@ -38,20 +38,22 @@ def describe_rows(
     return words | {"cost": cost.words}, cost
 
 
-def save_row_cost(workspace: Workspace, cost: RowCost, sizes: AuditSizes) -> None:
-    """Write the measured cost of a row, and its measured sizes, into the workspace."""
-    path = workspace.private / _FILE
-    write_atomic(
-        path,
-        checksummed_json(cost.to_attributes() | {key: getattr(sizes, key) for key in MEASURED}),
-        workspace.private / "temp",
-        sync=True,
-    )
+def save_row_cost(workspace: Workspace, digest: str, cost: RowCost, sizes: AuditSizes) -> None:
+    """Write the measured cost of a row, and its measured sizes, into the workspace.
+
+    Args:
+        workspace: of the audit.
+        digest: of the features stage.
+        cost: of a row.
+        sizes: of the audit.
+    """
+    measured = cost.to_attributes() | {key: getattr(sizes, key) for key in MEASURED}
+    write_learned(workspace.private, _FILE, digest, measured)
 
 
 def load_measured(workspace: Workspace) -> dict[str, Any]:
     """The measured sizes of a row by their names in ``AuditSizes``; none where not recorded."""
-    known = read_checksummed_file(workspace.private / _FILE) or {}
+    known = _read_measured(workspace) or {}
     return {key: known[key] for key in MEASURED if key in known}
 
 
@@ -68,8 +70,14 @@ def load_row_description(workspace: Workspace) -> tuple[dict[str, str], RowCost 
     layout = FeatureLayout.from_attributes(attributes["layout"])
     n_probes = len(attributes["probes"])
     words = row_words(attributes["network"], n_probes, layout.n_features, settings)
-    known = read_checksummed_file(workspace.private / _FILE)
+    known = _read_measured(workspace)
     if known is None:
         return words, None
     cost = RowCost.from_attributes(known)
     return words | {"cost": cost.words}, cost
+
+
+def _read_measured(workspace: Workspace) -> dict[str, Any] | None:
+    """Cost and sizes of the features that were begun; those of another run are none."""
+    begun = workspace.record("features", "features").begun() or {}
+    return read_learned(workspace.private, _FILE, str(begun.get("digest", "")))

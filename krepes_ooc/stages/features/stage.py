@@ -51,6 +51,7 @@ from krepes_ooc.stages.features.featurizer import (
     self_kernel,
     unscale_rows,
 )
+from krepes_ooc.stages.features.resumed_rows import open_rows
 from krepes_ooc.stages.features.row_cost_record import describe_rows, save_row_cost
 from krepes_ooc.stages.features.unchanged_blocks import link_unchanged_blocks
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -75,14 +76,9 @@ class FeaturesInputs(StageInputs):
 def run(inputs: FeaturesInputs, context: StageContext) -> None:
     """Compute and write the missing blocks, reduce the centre, seal."""
     recipe = inputs.recipe
-    # A resumed run takes probes and scales of the store that was begun: the same bits.
-    begun = _begun_attributes(context)
-    shared = recipe.open_features(context.settings, begun.get("probes"))
-    known = begun.get("layout")
-    layout = shared.layout if known is None else FeatureLayout.from_attributes(known)
-    # Before the first block: the network gives the outputs and the gradients that are expected.
-    recipe.check_network_outputs(context.digest)
+    shared, layout = open_rows(recipe, context)
     _note_network_device(context)
+    # Before the first block: the network gives the gradients that are expected.
     check = _check_gradients(recipe, context, shared)
     _record_row_cost(recipe, context, shared)
     writer = context.workspace.writer(_spec(recipe, context, layout), context.digest)
@@ -139,19 +135,8 @@ def _record_row_cost(recipe: RecipeInputs, context: StageContext, shared: Featur
     """Measure the cost of a row, note it for the user and keep it for plan and report."""
     words, cost = describe_rows(shared, context.settings, recipe.calibration())
     assert context.sizes is not None
-    save_row_cost(context.workspace, cost, context.sizes)
+    save_row_cost(context.workspace, context.digest, cost, context.sizes)
     context.progress.note("; ".join(f"{key}: {text}" for key, text in words.items()))
-
-
-def _begun_attributes(context: StageContext) -> dict[str, Any]:
-    """Attributes of this stage's store if an earlier run began it under the same digest."""
-    if "features" not in context.workspace.stores():
-        return {}
-    attributes = context.output().attributes
-    # The store is written next, and a cached reader would keep its old metadata.
-    context.workspace.drop_reader("features")
-    same_digest = dict(attributes.get("krepes", {})).get("digest") == context.digest
-    return attributes if same_digest else {}
 
 
 def _note_network_device(context: StageContext) -> None:

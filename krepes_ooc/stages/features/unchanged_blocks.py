@@ -66,7 +66,11 @@ def link_unchanged_blocks(featurizer: Featurizer, attributes: Mapping[str, Any])
         and archived[name].numerics == context.numerics
         and not changed[order.positions(block.start, block.stop)].any()
     ]
-    if not unchanged or not _is_reproduced(featurizer, previous, unchanged[0][0]):
+    if not unchanged:
+        return 0
+    if not is_reproduced(featurizer, previous, unchanged[0][0]):
+        words = "gives other rows than in the earlier run: all blocks are computed again"
+        context.progress.note(f"the network {words}")
         return 0
     for _, unit in unchanged:
         context.stop.check()
@@ -76,22 +80,23 @@ def link_unchanged_blocks(featurizer: Featurizer, attributes: Mapping[str, Any])
     return len(unchanged)
 
 
-def _is_reproduced(featurizer: Featurizer, previous: StageRecord, block: Block) -> bool:
-    """Whether the first batch of a block, computed now, has the bits of the archived rows."""
-    assert previous.store is not None
+def is_reproduced(featurizer: Featurizer, record: StageRecord, block: Block) -> bool:
+    """Whether the first batch of a block, computed now, has the bits of the rows on disk.
+
+    Args:
+        featurizer: computes the rows.
+        record: of the stage that wrote the block, with feature rows in its store.
+        block: on record there; one whose chunk is damaged is not reproduced.
+    """
+    assert record.store is not None
     stop = min(block.stop, block.start + featurizer.batch)
     positions = featurizer.recipe.order.positions(block.start, stop)
     rows = on_host(featurizer.rows_on_device(positions, 0)[0], featurizer.context.device)
     try:
-        archived = StoreReader(previous.store, record=previous).block("values", block, 0)
+        stored = StoreReader(record.store, record=record).block("values", block, 0)
     except KrepesError:
         return False
-    if np.asarray(archived)[: len(rows)].tobytes() == rows.tobytes():
-        return True
-    featurizer.context.progress.note(
-        "the network gives other rows than in the earlier run: all blocks are computed again"
-    )
-    return False
+    return np.asarray(stored)[: len(rows)].tobytes() == rows.tobytes()
 
 
 def _changed_positions(
