@@ -17,10 +17,20 @@ from docs.source_links import missing_links
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.runner.recipe import Recipe, RecipeFile
 from tests import small
-from tests.document_figures import figures_of, is_among, marked_blocks, tables_without_mark
+from tests.document_figures import (
+    DOCUMENTS,
+    PRINTED,
+    QUOTED,
+    figures_of,
+    is_among,
+    marked_blocks,
+    printed_figures,
+    prose_figures,
+    prose_without_mark,
+    tables_without_mark,
+)
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 TINY = (
     "--set", "source.limit=400", "--set", "stages.pretrain.epochs=2",
     "--set", "stages.landmarks.count=64", "--set", "stages.audited.fit=150",
@@ -212,6 +222,63 @@ def test_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_links_to_headings_exist() -> None:
+    """MkDocs says nothing of a heading that is not there."""
+    for path in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\(([\w-]*(?:\.md)?)#([^)]+)\)", path.read_text()):
+            page = path.parent / target if target else path
+            heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+            assert anchor in map(anchor_of, heads), f"{path.name}: {target}#{anchor}"
+
+
+def anchor_of(heading: str) -> str:
+    """Anchor of a heading as MkDocs and GitHub make it."""
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_pages_link_the_glossary_near_their_head(path: Path) -> None:
+    head = "\n".join(path.read_text().splitlines()[:45])
+    assert path.name == "glossary.md" or "glossary.md)" in head
+
+
+def test_checks_of_the_verdict_page_have_the_names_of_the_program() -> None:
+    """A check is documented under the title that it has where it passes."""
+    text = (ROOT / "docs/verdict.md").read_text().partition("## What it says")[0]
+    rows = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
+    names = [name for name in rows if name != "check" and not name.startswith("---")]
+    source = (ROOT / "krepes_ooc/stages/verdict/criteria.py").read_text()
+    assert len(names) > 12
+    assert [name for name in names if f'"{name[0].upper()}{name[1:]}"' not in source] == []
+
+
+def test_quoted_verdicts_are_those_of_the_recorded_audits() -> None:
+    from krepes_ooc.stages.verdict.criteria import learned_figures
+
+    value = {"label": "a figure", "value": 1.0, "most": 2.0}
+    figures = {str(i): {**value, "learned": i > 3} for i in range(7)}
+    title = learned_figures(figures).title
+    for name, page in (("bias-adult", "bias.md"), ("audit-digits", "verdict.md")):
+        recorded = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+        assert title in recorded["verdict"], name
+        text = " ".join((ROOT / "docs" / page).read_text().split())
+        assert title in text or page == "verdict.md"
+        assert recorded["verdict"].lower().partition(":")[0] in text
+
+
+def test_plans_are_compared_with_runs_in_one_way() -> None:
+    """README and limits say of plans what the table of whole runs says."""
+    text = (ROOT / "docs/scale.md").read_text()
+    table = text.partition("Whole runs beside their plans:")[2].partition("\n\nThe third")[0]
+    rows = [line.split("|") for line in table.splitlines() if re.match(r"\| \d", line)]
+    longer = sorted(int(cells[5].strip(" %")) for cells in rows)
+    # The slowest ran with half to all of the machine's time in use by others
+    words = f"took {longer[0]} to {longer[-2]} % longer than planned"
+    assert longer[-1] < 51
+    for page in (ROOT / "README.md", ROOT / "docs/limits.md"):
+        assert words in " ".join(page.read_text().split()), page.name
+
+
 def test_links_to_files_of_the_repository_exist() -> None:
     for path in DOCUMENTS:
         if path.parent.name == "docs":
@@ -234,11 +301,65 @@ def test_named_files_exist() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_figures_are_those_of_their_results_file(path: Path) -> None:
     assert tables_without_mark(path) == []
+    assert prose_without_mark(path) == []
     for block in marked_blocks(path):
-        assert block.files or block.reason, (path.name, block.text[:60])
+        assert block.files or block.reason or block.is_settings, (path.name, block.text[:60])
         assert block.wrong() == [], (path.name, block.text[:60])
         # What is excused stands there
         assert block.beside <= set(figures_of(block.text)), path.name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_figures_are_the_recorded_ones(path: Path) -> None:
+    recorded = json.loads(PRINTED.read_text()).get(path.name, {})
+    assert printed_figures(path) == recorded, "meant? python -m tests.document_figures"
+
+
+def test_every_changed_digit_of_a_page_is_found(tmp_path: Path) -> None:
+    """All figures of two pages, one after the other, in tables and in sentences."""
+    recorded = json.loads(PRINTED.read_text())
+    for name in ("bias.md", "compare-audits.md"):
+        text = (ROOT / "docs" / name).read_text()
+        copy = tmp_path / name
+        changed = 0
+        for block in marked_blocks(ROOT / "docs" / name):
+            for figure in figures_of(block.text):
+                other = figure[:-1] + str((int(figure[-1]) + 1) % 10)
+                copy.write_text(text.replace(block.text, block.text.replace(figure, other, 1)))
+                assert printed_figures(copy) != recorded[name], (name, figure)
+                changed += 1
+        assert changed > 30
+
+
+def test_figures_copied_by_hand_say_their_command_and_are_used() -> None:
+    quoted = json.loads(QUOTED.read_text())
+    used = {name for path in DOCUMENTS for block in marked_blocks(path) for name in block.files}
+    assert {f"{QUOTED.name}#{key}" for key in quoted} <= used
+    printed = {
+        key: {
+            figure
+            for path in DOCUMENTS
+            for block in marked_blocks(path)
+            if f"{QUOTED.name}#{key}" in block.files
+            for figure in figures_of(block.text)
+        }
+        for key in quoted
+    }
+    for key, part in quoted.items():
+        assert part["command"], key
+        assert set(part["figures"]) <= printed[key], key
+
+
+def test_a_sentence_with_figures_and_without_their_origin_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\nIt takes 12 to 14 s on two cores in 2026.\n\nSee section 12.\n")
+    assert prose_without_mark(page) == ["It takes 12 to 14 s on two cores in 2026."]
+    page.write_text("<!-- figures: settings; 12, 14 -->\n\n" + page.read_text()[5:])
+    assert prose_without_mark(page) == []
+    assert [block.wrong() for block in marked_blocks(page)] == [[]]
+    page.write_text(page.read_text().replace("12 to", "13 to"))
+    assert [block.wrong() for block in marked_blocks(page)] == [["13"]]
+    assert prose_figures("62 % of .5 and 7 things, 3 CPU-seconds") == ["62", ".5", "3"]
 
 
 def test_a_changed_figure_is_found(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def _summary(audit: AuditData, name: str, groups: Groups, lines: list[int]) -> M
     classes = audit.class_figures if name == LABEL else None
     head: list[Child] = ["samples of", "audited", "own group ± 2 s.e."]
     head += [*controls.values(), "by chance", "most of another group"]
-    head += ["first landmark"] if classes is not None else []
+    head += ["first landmark of own group"] if classes is not None else []
     pictured = classes is not None and audit.landmarks is not None
     head += ["prototypes", "confused with"] if pictured else []
     rows = [_line(audit, groups, list(controls), g, classes is not None) for g in lines]

@@ -286,7 +286,9 @@ def _legend(measure: str, table: bool) -> Markup:
             "landmark's term on the sample's own embedding. ",
             element("b", "k"), " is the kernel value. The most repelling landmarks are added even "
             "if they are not ranked; they have no score, and bars of repelling ones compare the "
-            "contribution. A number behind # is a sample's position in the data.",
+            "contribution. Numbers behind concepts are concept scores: displacement of the sample "
+            "along the concept by the step, summed over all landmarks. A number behind # is a "
+            "sample's position in the data.",
             join(
                 " ", element("b", "lift"), " is the share of landmarks that agree in a column over "
                 "the share of all audited samples that do. ",
