@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -414,3 +417,52 @@ def test_figures_of_the_bias_guide_are_the_recorded_ones() -> None:
 def short(value: float) -> str:
     """Three decimals without the zero before the point."""
     return f"{value:.3f}".removeprefix("0")
+
+
+class _ParsedError(Exception):
+    """Raised after the arguments of a benchmark were read, before it does anything."""
+
+
+def benchmark_commands() -> list[str]:
+    """Every documented command of `benchmarks/`: code of README, docs and recipes."""
+    codes: list[str] = []
+    for path in (*DOCUMENTS, ROOT / "CONTRIBUTING.md", *(ROOT / "pipelines").glob("*.yaml")):
+        text = path.read_text().replace("\\\n", " ")
+        codes += [re.split(r" #|; done", line)[0] for line in text.splitlines() if "`" not in line]
+        spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+        codes += [" ".join(span.split()) for span in spans]
+    found = (re.search(r"python (?:-m benchmarks\.|benchmarks/)\w.*", code) for code in codes)
+    # A loop over data sets
+    return sorted({command[0].replace("$set", "adult").strip() for command in found if command})
+
+
+@pytest.mark.parametrize("command", benchmark_commands())
+def test_documented_benchmarks_take_their_arguments(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, *words = shlex.split(command)
+    name = words[1] if words[0] == "-m" else words[0].replace("/", ".").removesuffix(".py")
+    given = words[2:] if words[0] == "-m" else words[1:]
+    path = ROOT / (name.replace(".", "/") + ".py")
+    assert path.exists(), command
+    if "ArgumentParser" not in path.read_text():
+        assert not given, f"{name} takes no argument"
+        return
+
+    read = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser: argparse.ArgumentParser, args: Any = None, space: Any = None) -> Any:
+        read(parser, args, space)
+        raise _ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr(sys, "argv", [str(path), *given])
+    monkeypatch.syspath_prepend(str(path.parent))
+    # Peers that are not installed here
+    for peer in re.findall(
+        r"^\s*(?:from|import) ((?:lfxai|simplexai)[\w.]*)", path.read_text(), re.M
+    ):
+        for end in [*(match.start() for match in re.finditer(r"\.", peer)), len(peer)]:
+            monkeypatch.setitem(sys.modules, peer[:end], MagicMock())
+    with pytest.raises(_ParsedError):
+        runpy.run_path(str(path), run_name="__main__")
