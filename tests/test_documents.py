@@ -18,6 +18,7 @@ import pytest
 
 from docs.source_links import missing_links
 from krepes_ooc.core.settings import read_settings
+from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.runner.recipe import Recipe, RecipeFile
 from tests import small
 from tests.document_figures import (
@@ -209,6 +210,15 @@ def test_every_python_line_of_the_interface_runs(
     assert space["one"].plot().size[0] > 300
 
 
+def test_an_audited_sample_is_explained_without_slow_libraries() -> None:
+    """What explain.md says of its time holds while none of these is imported."""
+    program = "import sys, krepes_ooc.runner.questions; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not {"torch", "sklearn", "scipy.stats", "pandas", "distributed"} & {*done.stdout.split()}
+
+
 def test_recipe_of_the_documents_can_be_loaded() -> None:
     assert Recipe.load("digits", ["stages.landmarks.count=128"]).name == "digits"
 
@@ -280,6 +290,13 @@ def test_plans_are_compared_with_runs_in_one_way() -> None:
     assert longer[-1] < 51
     for page in (ROOT / "README.md", ROOT / "docs/limits.md"):
         assert words in " ".join(page.read_text().split()), page.name
+
+
+def test_the_walk_through_a_run_names_every_stage_in_order() -> None:
+    text = (ROOT / "docs/follow.md").read_text().partition("## The stages")[2]
+    rows = re.findall(r"^\| ([a-z_, ]+) \|", text.partition("## One block")[0], re.MULTILINE)
+    names = [name for row in rows for name in row.split(", ") if name != "stage"]
+    assert tuple(names) == STAGE_ORDER
 
 
 def test_links_to_files_of_the_repository_exist() -> None:

@@ -48,7 +48,7 @@ MEASURES = {
     "is": "the paper's influence score, |kernel| times the length of the landmark's step row",
     "aligned": "kernel times the cosine between the step's changes to sample and landmark",
     "unique": "the leave-one-out kernel: what this landmark alone adds",
-    "kernel": "the kernel alone (a control)",
+    "kernel": "plain kernel (a control)",
 }
 # Concepts of a card, and the letters of a name
 MOST_CONCEPTS = 3

@@ -16,7 +16,6 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from krepes_ooc.core import counter_rng
 
@@ -39,8 +38,16 @@ def spearman(left: Float, right: Float) -> float:
     known = np.isfinite(left) & np.isfinite(right)
     if known.sum() < LEAST:
         return float("nan")
-    ranks = (rankdata(side[known])[None] for side in (left, right))
+    ranks = (_ranks(side[known])[None] for side in (left, right))
     return float(_correlations(*ranks)[0])
+
+
+def _ranks(values: Float) -> Float:
+    """Ranks along the last axis; ties share their mean rank."""
+    # Takes a second to import, and every command imports the stages
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(values, axis=-1))
 
 
 def rank_agreement(truth: Float, prediction: Float) -> Float:
@@ -166,7 +173,7 @@ def _row_correlations(left: Float, right: Float) -> Float:
     found = np.full(len(left), np.nan)
     # All complete rows at once; a row with holes is ranked on its own.
     if whole.any() and left.shape[1] >= LEAST:
-        found[whole] = _correlations(*(rankdata(side[whole], axis=1) for side in (left, right)))
+        found[whole] = _correlations(*(_ranks(side[whole]) for side in (left, right)))
     for row in np.flatnonzero(~whole):
         found[row] = spearman(left[row], right[row])
     return found
