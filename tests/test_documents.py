@@ -85,6 +85,7 @@ def test_reasons_are_still_needed() -> None:
         assert any(re.match(start, command) for command in commands()), start
 
 
+@pytest.mark.timeout(600)
 def test_commands(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All in one folder, one after the other, as somebody would type them; on 400 digits."""
     monkeypatch.chdir(tmp_path)
