@@ -1,7 +1,7 @@
 """Audit three real data sets with all five objectives and tabulate what the newton stage found.
 
     python benchmarks/fetch.py adult --to .cache/data
-    python benchmarks/fetch.py fashion-mnist --to .cache/data/fashion-mnist
+    python benchmarks/fetch.py fashion-mnist --to .cache/data
     python -m benchmarks.objective_table --work /tmp/objectives --write docs/objectives.md
 
 Each network is pretrained with the objective that audits it. A finished audit in the work folder is

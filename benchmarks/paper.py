@@ -1,7 +1,7 @@
 """The paper's tables on real data: five data sets, four objectives, several seeds, every control.
 
-    for set in adult protein census; do python benchmarks/fetch.py $set --to .cache/data; done
-    for set in mnist fashion-mnist; do python benchmarks/fetch.py $set --to .cache/data/$set; done
+    for set in adult protein census mnist fashion-mnist
+        do python benchmarks/fetch.py $set --to .cache/data; done
     python -m benchmarks.paper choose --data .cache/data --work /tmp/paper
     python -m benchmarks.paper report --data .cache/data --work /tmp/paper --write docs/results.md
 

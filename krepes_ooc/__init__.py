@@ -1,7 +1,7 @@
 """krepes_ooc: out-of-core audits of frozen self-supervised networks.
 
-The functions ``run``, ``plan``, ``status``, ``verdict``, ``verify`` and ``explain`` do what the
-commands do.
+The functions ``run``, ``plan``, ``status``, ``verdict``, ``verify``, ``explain`` and ``compare`` do
+what the commands do.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from krepes_ooc.errors import KrepesError
     from krepes_ooc.rendering.explanation import Explained
-    from krepes_ooc.runner.api import explain, plan, run, status, verdict, verify
+    from krepes_ooc.runner.api import compare, explain, plan, run, status, verdict, verify
     from krepes_ooc.runner.audit import Options
     from krepes_ooc.runner.learn_encoding import learn_encoding as encode
     from krepes_ooc.runner.live import LiveAudit as Audit
@@ -31,6 +31,7 @@ __all__ = [  # noqa: RUF022  grouped, in the order of use
     "Workspace",
     "Explained",
     "explain",
+    "compare",
     "status",
     "verdict",
     "verify",
@@ -44,6 +45,7 @@ _HOMES = {
     "KrepesError": ("krepes_ooc.errors", "KrepesError"),
     "Explained": ("krepes_ooc.rendering.explanation", "Explained"),
     "Options": ("krepes_ooc.runner.audit", "Options"),
+    "compare": ("krepes_ooc.runner.api", "compare"),
     "explain": ("krepes_ooc.runner.api", "explain"),
     "encode": ("krepes_ooc.runner.learn_encoding", "learn_encoding"),
     "plan": ("krepes_ooc.runner.api", "plan"),

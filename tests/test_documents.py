@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from docs.source_links import missing_links
 from krepes_ooc.core.settings import read_settings
+from krepes_ooc.core.stage_order import STAGE_ORDER
 from krepes_ooc.runner.recipe import Recipe, RecipeFile
 from tests import small
-from tests.document_figures import figures_of, is_among, marked_blocks, tables_without_mark
+from tests.document_figures import (
+    DOCUMENTS,
+    PRINTED,
+    QUOTED,
+    figures_of,
+    is_among,
+    marked_blocks,
+    printed_figures,
+    prose_figures,
+    prose_without_mark,
+    tables_without_mark,
+)
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 TINY = (
     "--set", "source.limit=400", "--set", "stages.pretrain.epochs=2",
     "--set", "stages.landmarks.count=64", "--set", "stages.audited.fit=150",
@@ -71,6 +85,7 @@ def test_reasons_are_still_needed() -> None:
         assert any(re.match(start, command) for command in commands()), start
 
 
+@pytest.mark.timeout(600)
 def test_commands(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All in one folder, one after the other, as somebody would type them; on 400 digits."""
     monkeypatch.chdir(tmp_path)
@@ -196,6 +211,15 @@ def test_every_python_line_of_the_interface_runs(
     assert space["one"].plot().size[0] > 300
 
 
+def test_an_audited_sample_is_explained_without_slow_libraries() -> None:
+    """What explain.md says of its time holds while none of these is imported."""
+    program = "import sys, krepes_ooc.runner.questions; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not {"torch", "sklearn", "scipy.stats", "pandas", "distributed"} & {*done.stdout.split()}
+
+
 def test_recipe_of_the_documents_can_be_loaded() -> None:
     assert Recipe.load("digits", ["stages.landmarks.count=128"]).name == "digits"
 
@@ -210,6 +234,70 @@ def test_site_builds_without_a_broken_link(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_to_headings_exist() -> None:
+    """MkDocs says nothing of a heading that is not there."""
+    for path in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\(([\w-]*(?:\.md)?)#([^)]+)\)", path.read_text()):
+            page = path.parent / target if target else path
+            heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+            assert anchor in map(anchor_of, heads), f"{path.name}: {target}#{anchor}"
+
+
+def anchor_of(heading: str) -> str:
+    """Anchor of a heading as MkDocs and GitHub make it."""
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_pages_link_the_glossary_near_their_head(path: Path) -> None:
+    head = "\n".join(path.read_text().splitlines()[:45])
+    assert path.name == "glossary.md" or "glossary.md)" in head
+
+
+def test_checks_of_the_verdict_page_have_the_names_of_the_program() -> None:
+    """A check is documented under the title that it has where it passes."""
+    text = (ROOT / "docs/verdict.md").read_text().partition("## What it says")[0]
+    rows = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
+    names = [name for name in rows if name != "check" and not name.startswith("---")]
+    source = (ROOT / "krepes_ooc/stages/verdict/criteria.py").read_text()
+    assert len(names) > 12
+    assert [name for name in names if f'"{name[0].upper()}{name[1:]}"' not in source] == []
+
+
+def test_quoted_verdicts_are_those_of_the_recorded_audits() -> None:
+    from krepes_ooc.stages.verdict.criteria import learned_figures
+
+    value = {"label": "a figure", "value": 1.0, "most": 2.0}
+    figures = {str(i): {**value, "learned": i > 3} for i in range(7)}
+    title = learned_figures(figures).title
+    for name, page in (("bias-adult", "bias.md"), ("audit-digits", "verdict.md")):
+        recorded = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+        assert title in recorded["verdict"], name
+        text = " ".join((ROOT / "docs" / page).read_text().split())
+        assert title in text or page == "verdict.md"
+        assert recorded["verdict"].lower().partition(":")[0] in text
+
+
+def test_plans_are_compared_with_runs_in_one_way() -> None:
+    """README and limits say of plans what the table of whole runs says."""
+    text = (ROOT / "docs/scale.md").read_text()
+    table = text.partition("Whole runs beside their plans:")[2].partition("\n\nThe third")[0]
+    rows = [line.split("|") for line in table.splitlines() if re.match(r"\| \d", line)]
+    longer = sorted(int(cells[5].strip(" %")) for cells in rows)
+    # The slowest ran with half to all of the machine's time in use by others
+    words = f"took {longer[0]} to {longer[-2]} % longer than planned"
+    assert longer[-1] < 51
+    for page in (ROOT / "README.md", ROOT / "docs/limits.md"):
+        assert words in " ".join(page.read_text().split()), page.name
+
+
+def test_the_walk_through_a_run_names_every_stage_in_order() -> None:
+    text = (ROOT / "docs/follow.md").read_text().partition("## The stages")[2]
+    rows = re.findall(r"^\| ([a-z_, ]+) \|", text.partition("## One block")[0], re.MULTILINE)
+    names = [name for row in rows for name in row.split(", ") if name != "stage"]
+    assert tuple(names) == STAGE_ORDER
 
 
 def test_links_to_files_of_the_repository_exist() -> None:
@@ -234,11 +322,65 @@ def test_named_files_exist() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_figures_are_those_of_their_results_file(path: Path) -> None:
     assert tables_without_mark(path) == []
+    assert prose_without_mark(path) == []
     for block in marked_blocks(path):
-        assert block.files or block.reason, (path.name, block.text[:60])
+        assert block.files or block.reason or block.is_settings, (path.name, block.text[:60])
         assert block.wrong() == [], (path.name, block.text[:60])
         # What is excused stands there
         assert block.beside <= set(figures_of(block.text)), path.name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_figures_are_the_recorded_ones(path: Path) -> None:
+    recorded = json.loads(PRINTED.read_text()).get(path.name, {})
+    assert printed_figures(path) == recorded, "meant? python -m tests.document_figures"
+
+
+def test_every_changed_digit_of_a_page_is_found(tmp_path: Path) -> None:
+    """All figures of two pages, one after the other, in tables and in sentences."""
+    recorded = json.loads(PRINTED.read_text())
+    for name in ("bias.md", "compare-audits.md"):
+        text = (ROOT / "docs" / name).read_text()
+        copy = tmp_path / name
+        changed = 0
+        for block in marked_blocks(ROOT / "docs" / name):
+            for figure in figures_of(block.text):
+                other = figure[:-1] + str((int(figure[-1]) + 1) % 10)
+                copy.write_text(text.replace(block.text, block.text.replace(figure, other, 1)))
+                assert printed_figures(copy) != recorded[name], (name, figure)
+                changed += 1
+        assert changed > 30
+
+
+def test_figures_copied_by_hand_say_their_command_and_are_used() -> None:
+    quoted = json.loads(QUOTED.read_text())
+    used = {name for path in DOCUMENTS for block in marked_blocks(path) for name in block.files}
+    assert {f"{QUOTED.name}#{key}" for key in quoted} <= used
+    printed = {
+        key: {
+            figure
+            for path in DOCUMENTS
+            for block in marked_blocks(path)
+            if f"{QUOTED.name}#{key}" in block.files
+            for figure in figures_of(block.text)
+        }
+        for key in quoted
+    }
+    for key, part in quoted.items():
+        assert part["command"], key
+        assert set(part["figures"]) <= printed[key], key
+
+
+def test_a_sentence_with_figures_and_without_their_origin_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\nIt takes 12 to 14 s on two cores in 2026.\n\nSee section 12.\n")
+    assert prose_without_mark(page) == ["It takes 12 to 14 s on two cores in 2026."]
+    page.write_text("<!-- figures: settings; 12, 14 -->\n\n" + page.read_text()[5:])
+    assert prose_without_mark(page) == []
+    assert [block.wrong() for block in marked_blocks(page)] == [[]]
+    page.write_text(page.read_text().replace("12 to", "13 to"))
+    assert [block.wrong() for block in marked_blocks(page)] == [["13"]]
+    assert prose_figures("62 % of .5 and 7 things, 3 CPU-seconds") == ["62", ".5", "3"]
 
 
 def test_a_changed_figure_is_found(tmp_path: Path) -> None:
@@ -293,3 +435,52 @@ def test_figures_of_the_bias_guide_are_the_recorded_ones() -> None:
 def short(value: float) -> str:
     """Three decimals without the zero before the point."""
     return f"{value:.3f}".removeprefix("0")
+
+
+class _ParsedError(Exception):
+    """Raised after the arguments of a benchmark were read, before it does anything."""
+
+
+def benchmark_commands() -> list[str]:
+    """Every documented command of `benchmarks/`: code of README, docs and recipes."""
+    codes: list[str] = []
+    for path in (*DOCUMENTS, ROOT / "CONTRIBUTING.md", *(ROOT / "pipelines").glob("*.yaml")):
+        text = path.read_text().replace("\\\n", " ")
+        codes += [re.split(r" #|; done", line)[0] for line in text.splitlines() if "`" not in line]
+        spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+        codes += [" ".join(span.split()) for span in spans]
+    found = (re.search(r"python (?:-m benchmarks\.|benchmarks/)\w.*", code) for code in codes)
+    # A loop over data sets
+    return sorted({command[0].replace("$set", "adult").strip() for command in found if command})
+
+
+@pytest.mark.parametrize("command", benchmark_commands())
+def test_documented_benchmarks_take_their_arguments(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, *words = shlex.split(command)
+    name = words[1] if words[0] == "-m" else words[0].replace("/", ".").removesuffix(".py")
+    given = words[2:] if words[0] == "-m" else words[1:]
+    path = ROOT / (name.replace(".", "/") + ".py")
+    assert path.exists(), command
+    if "ArgumentParser" not in path.read_text():
+        assert not given, f"{name} takes no argument"
+        return
+
+    read = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser: argparse.ArgumentParser, args: Any = None, space: Any = None) -> Any:
+        read(parser, args, space)
+        raise _ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr(sys, "argv", [str(path), *given])
+    monkeypatch.syspath_prepend(str(path.parent))
+    # Peers that are not installed here
+    for peer in re.findall(
+        r"^\s*(?:from|import) ((?:lfxai|simplexai)[\w.]*)", path.read_text(), re.M
+    ):
+        for end in [*(match.start() for match in re.finditer(r"\.", peer)), len(peer)]:
+            monkeypatch.setitem(sys.modules, peer[:end], MagicMock())
+    with pytest.raises(_ParsedError):
+        runpy.run_path(str(path), run_name="__main__")

@@ -174,7 +174,7 @@ FIGURES: Mapping[str, FigureSpec] = {
         NOISE_CEILING,
     ),
     "accuracy_gap": FigureSpec(
-        "Accuracy gap to the network's probe, in points",
+        "Accuracy gap to the network's probe, in percentage points",
         "Accuracy of a linear probe on the audit's embedding minus that on the network's; "
         "the same samples, the same regularisation. The interval is over audit samples.",
         {
@@ -230,8 +230,8 @@ FIGURES: Mapping[str, FigureSpec] = {
             "random_two_standard_errors": "random, two standard errors",
             "kernel_only": "largest |k| (no step)",
             "kernel_times_coefficients": "largest |k| |A_l|",
-            "reference_set_removal": "out of a bank of landmarks",
-            "reference_set_removal_random": "out of a bank of landmarks, random ones",
+            "reference_set_removal": "from the k-NN reference set of landmarks",
+            "reference_set_removal_random": "from the reference set, random ones",
             "exact_refit": "with an exact refit",
             "exact_refit_random": "with an exact refit, random ones",
             **{f"{RANKED_BY}{key}": f"ranked by {label}" for key, label in RANKINGS.items()},
@@ -336,7 +336,7 @@ CURVES: Mapping[str, CurveSpec] = {
     "gap_over_components": CurveSpec(
         "Accuracy gap against the number of components",
         "components h",
-        "gap to the network's probe, points",
+        "gap to the network's probe, percentage points",
         "Linear probe on the embedding" + _SOLVED_ANEW,
         _OVER_COMPONENTS,
     ),

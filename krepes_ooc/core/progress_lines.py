@@ -47,7 +47,10 @@ class Lines:
 
     def advance(self, units: int = 1, n_bytes: int = 0) -> None:
         """Print the progress of the stage, every ten seconds at most."""
-        self._done += units
+        # A stage that announces no units writes its store after the one before has ended
+        if not self._stage:
+            return
+        self._done = min(self._done + units, self._total)
         self._bytes += n_bytes
         if time.monotonic() - self._printed > self.INTERVAL_SECONDS:
             self._printed = time.monotonic()
@@ -71,6 +74,7 @@ class Lines:
 
     def end(self, stage: str, seconds: float, memory: str = "") -> None:
         """Print that the stage is sealed."""
+        self._stage = ""
         self._write(", ".join(filter(None, (f"{stage}: sealed in {seconds:.1f} s", memory))))
 
 

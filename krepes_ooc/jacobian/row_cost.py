@@ -58,7 +58,7 @@ class RowCost:
     def words(self) -> str:
         """The cost in one line."""
         factor = _round_factor(self.row / self.plain)
-        repeats = f", repeats within {2 * self.spread:.0%}" if self.spread else ""
+        repeats = f", repeats within {200 * self.spread:.0f} %" if self.spread else ""
         return (
             f"{1e3 * self.row:.3g} ms of processor time a row, {factor} times "
             f"a plain forward and backward pass (measured on {self.n_samples} samples{repeats})"

@@ -28,6 +28,7 @@ from krepes_ooc.runner.targets import RecipeLike, WorkspaceLike, as_recipe, find
 
 if TYPE_CHECKING:
     from krepes_ooc.core.verdict import Verdict
+    from krepes_ooc.rendering.comparison import Comparison
     from krepes_ooc.rendering.explanation import Explained
     from krepes_ooc.rendering.explanation_sum import ExplainedSum
     from krepes_ooc.rendering.explanation_without import ExplainedWithout
@@ -146,6 +147,24 @@ def verdict(workspace: RecipeLike) -> Verdict:
     """
     root, _ = find_workspace(workspace)
     return read_verdict(root)
+
+
+def compare(*workspaces: RecipeLike) -> Comparison:
+    """Finished audits of one source side by side, each beside the first.
+
+    Args:
+        workspaces: two workspaces or more, or the recipes that were run in them.
+
+    Raises:
+        UsageError: fewer than two or too many of them, no such workspace, or too few samples in
+            common.
+        WorkspaceError: an audit has no influence yet, or its stores do not belong together.
+        DamageError: stored bytes are not those that were written.
+    """
+    # Its figures need numbers of stages, which no other function does
+    from krepes_ooc.runner.compare import compare as compare_workspaces
+
+    return compare_workspaces([find_workspace(workspace)[0] for workspace in workspaces])
 
 
 def explain(

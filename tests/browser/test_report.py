@@ -161,8 +161,9 @@ def wrong_numbers(panels: Panels, figures: dict[str, Any]) -> list[str]:
         known = numbers_in(figures[panel])
         for words, text in pairs:
             value, said = float(text), value_of(words)
-            # A control in brackets is in percent like the figure before it.
-            scales = (1.0, 0.01) if panel == "groups" else (1.0,)
+            # A control in brackets is in percent like the figure before it; a difference of
+            # shares in percentage points
+            scales = (1.0, 0.01) if panel in ("groups", "findings") else (1.0,)
             if value not in known:
                 wrong.append(f"{panel}: {text} is not in report.json")
             if all(abs(said * s - value) > s * half_place(words) for s in scales):
@@ -387,6 +388,9 @@ def test_fits_a_phone(report: Report, show: Any) -> None:
     page = show(report.html).page
     page.set_viewport_size({"width": 375, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 376
+    # Cards and the appendix scroll in themselves
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 376
 
 
 def test_hostile_text_stays_text(show: Any) -> None:
@@ -586,6 +590,26 @@ def saved(page: Any, label: str) -> str:
     with page.expect_download() as waiting:
         page.get_by_label(label, exact=True).click()
     return str(waiting.value.path().read_bytes().decode("utf-8"))
+
+
+def test_names_on_the_map_do_not_cover_each_other(digits: Report, show: Any) -> None:
+    page = show(digits.html).page
+    for choice in ("", "label", "concept"):
+        page.select_option("#map-form select", choice)
+        for plane in page.query_selector_all(".plane"):
+            boxes = plane.evaluate(
+                """(plane) => [...plane.querySelectorAll(".names text")].map((name) => {
+                    const { x, y, width, height } = name.getBBox();
+                    return { x, y, width, height };
+                })"""
+            )
+            assert len(boxes) > 2
+            for i, a in enumerate(boxes):
+                for b in boxes[:i]:
+                    apart_x = max(a["x"] - b["x"] - b["width"], b["x"] - a["x"] - a["width"])
+                    apart_y = max(a["y"] - b["y"] - b["height"], b["y"] - a["y"] - a["height"])
+                    # Boxes of lines are a little higher than their letters
+                    assert apart_x > -1 or apart_y > -2, (choice, a, b)
 
 
 def test_figures_are_saved_as_svg_and_csv(digits: Report, show: Any) -> None:

@@ -180,7 +180,7 @@ def test_small_groups_are_grey_and_classes_have_prototypes():
     panel = groups_panel(full_audit(groups={"label": by_label}))
     page = Page(panel.render())
     assert "by inputs random weights by chance" in page.text
-    assert "first landmark prototypes confused with" in page.text
+    assert "first landmark of own group prototypes confused with" in page.text
     assert "75 %" in page.text
     assert panel.figures["classes"]["prototypes"] == [[100, 103], [101], []]
     assert panel.figures["classes"]["first_same_share"][0] == 0.75

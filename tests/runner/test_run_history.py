@@ -96,3 +96,26 @@ def test_plain_lines_tell_rate_and_rest(
     assert said[1] == "features: 150 of 400, 102.4 MiB/s, 2 min 30 s left"
     assert said[2].endswith(", 2 h 14 min left")
     assert said[4] == "moments: 0 of 7"
+
+
+def test_units_of_a_stage_that_announced_none_are_not_counted_to_the_one_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from krepes_ooc.core import progress_lines
+
+    now = [100.0]
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: now[0])
+    lines = progress_lines.Lines(click.echo)
+    lines.begin("randomised", 11, 0)
+    now[0] += 11
+    # A stage never prints more units than it has
+    lines.advance(12)
+    lines.end("randomised", 11.0)
+    now[0] += 11
+    lines.advance(2)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "randomised: 11 units",
+        "randomised: 11 of 11, 0 s left",
+        "randomised: sealed in 11.0 s",
+    ]

@@ -21,6 +21,9 @@ SAMPLE = 3.2
 LANDMARK = 5.0
 OTHER = COLOURS
 NAME_LIMIT = 16
+# Names of classes: width of a letter, and distance of lines that do not touch
+LETTER = 9
+NAME_LINE = 17
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,23 +83,41 @@ class Scatter:
         )
 
     def _names(self, x_scale: Scale, y_scale: Scale) -> list[Child]:
-        parts: list[Child] = []
+        words, places = [], []
         for colour, name in enumerate(self.names):
             mine = self.samples[self.sample_colour == colour]
             if not len(mine):
                 continue
             x, y = np.median(mine, axis=0)
-            parts.append(
-                element(
-                    "text",
-                    shorten(name, NAME_LIMIT),
-                    x=f"{x_scale.at(x):.0f}",
-                    y=f"{y_scale.at(y):.0f}",
-                    dy="0.35em",
-                    class_="middle",
-                )
-            )
-        return parts
+            words.append(shorten(name, NAME_LIMIT))
+            places.append((x_scale.at(x), y_scale.at(y)))
+        return [
+            element("text", word, x=f"{x:.0f}", y=f"{y:.0f}", dy="0.35em", class_="middle")
+            for word, (x, y) in zip(words, separate_names(words, places), strict=True)
+        ]
+
+
+def separate_names(
+    words: Sequence[str], places: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """Places of names that do not cover each other: from the top, each below those it touches.
+
+    Args:
+        words: the names.
+        places: middle of each, in drawing units.
+    """
+    found = list(places)
+    done: list[int] = []
+    for i in sorted(range(len(words)), key=lambda i: (places[i][1], i)):
+        x, y = places[i]
+        # Those above first, so that one pass is enough
+        for j in sorted(done, key=lambda j: found[j][1]):
+            reach = LETTER * (len(words[i]) + len(words[j])) / 2
+            if abs(found[j][0] - x) < reach and abs(found[j][1] - y) < NAME_LINE:
+                y = found[j][1] + NAME_LINE
+        found[i] = (x, y)
+        done.append(i)
+    return found
 
 
 def colours_of(codes: Array) -> tuple[Array, list[int]]:

@@ -1,6 +1,6 @@
 """Sentences with figures: ``{name}`` is a number, ``{name%}`` a percentage, ``{name:}`` a text.
 
-``{name*}`` is a difference of shares in percentage points.
+``{name*}`` is a difference of shares in percentage points, without the unit.
 """
 
 from __future__ import annotations
@@ -50,12 +50,17 @@ def _number(value: Any, kind: str) -> Markup:
 
 
 def points(value: float) -> Markup:
-    """A difference of two shares in percentage points, with one decimal; NaN is said in words."""
+    """A difference of two shares in percentage points without a unit; NaN is said in words.
+
+    One decimal, or two if the first would be 0.
+    """
     if not np.isfinite(value):
         return number(float(value))
     size = f"{abs(100 * value):.1f}"
+    if value and not float(size):
+        size = f"{abs(100 * value):.{MOST_DECIMALS}f}"
     sign = MINUS if value < 0 and float(size) else ""
-    return number(float(value), words=f"{sign}{size} %")
+    return number(float(value), words=f"{sign}{size}")
 
 
 def percent(value: float, *, digits: int = 0) -> Markup:

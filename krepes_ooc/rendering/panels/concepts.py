@@ -134,5 +134,5 @@ def _top_landmark(view: SampleView, name: str, sides: dict[str, list[dict[str, A
         ]
         if entries:
             parts.append(element("h4", f"displace samples {side}", class_=kind))
-            parts.append(gallery(view, entries, f"Landmarks that displace samples {side}"))
+            parts.append(gallery(view, entries, f"Landmarks that displace samples {side}", "score"))
     return element("details", element("summary", "Landmarks of ", user_text(name)), parts)

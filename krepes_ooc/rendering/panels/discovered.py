@@ -30,7 +30,7 @@ UNFOLDED_OF_TABLES = 4
 MOST_PICTURES = 8
 MOST_NAMES = 4
 # Letters of a class before a small picture; the whole name is its title
-CLASS_LETTERS = 6
+CLASS_LETTERS = 8
 CONTROLS = {"concepts": "concepts", "random": "random directions", "inputs": "k-means on inputs"}
 FIGURES = {
     "average_precision": "average precision of the best class",

@@ -106,8 +106,8 @@ def _ranking(audit: AuditData) -> Iterator[Finding]:
         "ranking",
         "Landmarks",
         "Of a sample's ten first landmarks {value%} are among the ten nearest in the network's own "
-        f"embedding, {result} by plain kernel: difference {{difference*}} points (95 % "
-        "interval {low*} to {high*}).",
+        f"embedding, {result} by plain kernel: difference {{difference*}} percentage "
+        "points (95 % interval {low*} to {high*}).",
         figures,
         {},
         "fidelity",

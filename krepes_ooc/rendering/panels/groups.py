@@ -32,6 +32,8 @@ SHADES = 6
 THUMBNAILS = 5
 # Pictures beside names of classes
 NAMED_THUMBNAILS = 3
+# Where names have more letters than this, two of them
+SHORT_NAME = 5
 # Figures of fewer samples are grey
 LEAST_SAMPLES = 10
 # Rankings that the share is compared with: field of ``Groups``, head of the column
@@ -113,7 +115,7 @@ def _summary(audit: AuditData, name: str, groups: Groups, lines: list[int]) -> M
     classes = audit.class_figures if name == LABEL else None
     head: list[Child] = ["samples of", "audited", "own group ± 2 s.e."]
     head += [*controls.values(), "by chance", "most of another group"]
-    head += ["first landmark"] if classes is not None else []
+    head += ["first landmark of own group"] if classes is not None else []
     pictured = classes is not None and audit.landmarks is not None
     head += ["prototypes", "confused with"] if pictured else []
     rows = [_line(audit, groups, list(controls), g, classes is not None) for g in lines]
@@ -169,7 +171,10 @@ def _class_cells(audit: AuditData, g: int) -> list[Child]:
         chosen = [int(first[i]) for i in rows[g] if i >= 0] if g < len(rows) else []
         # Prototypes are of the class itself
         named = rows is found.confusing
-        count = NAMED_THUMBNAILS if named else THUMBNAILS
+        count = THUMBNAILS
+        if named:
+            longest = max((len(view.class_name(row)) for row in chosen), default=0)
+            count = NAMED_THUMBNAILS - (longest > SHORT_NAME)
         cells.append(strip(view, chosen, count, with_class=named) if chosen else DASH)
     return cells
 

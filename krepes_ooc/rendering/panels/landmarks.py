@@ -71,13 +71,20 @@ def landmarks_panel(audit: AuditData) -> Panel:
     return Panel(key, title, lead, gallery(view, entries, caption), figures)
 
 
-def gallery(view: SampleView, entries: list[Entry], caption: str) -> Markup:
-    """Landmarks as tiles if they are pictures or texts, as lines of a table if they are rows."""
+def gallery(view: SampleView, entries: list[Entry], caption: str, measure: str = "size") -> Markup:
+    """Landmarks as tiles if they are pictures or texts, as lines of a table if they are rows.
+
+    Args:
+        view: pictures and names.
+        entries: in the order in which they are shown.
+        caption: of the table.
+        measure: name of the number that orders them.
+    """
     # Pictures or texts as tiles, table rows as lines
     if view.samples.values is None or view.picture(entries[0].row) is not None:
-        tiles = [_tile(view, entry) for entry in entries]
+        tiles = [_tile(view, entry, measure) for entry in entries]
         return element("ol", tiles, class_="gallery")
-    head: list[Child] = ["landmark", "size"]
+    head: list[Child] = ["landmark", measure]
     head += ["weight"] if entries[0].weight is not None else []
     head += [user_text(column.name, 24) for column in view.audit.columns[:MAX_COLUMNS]]
     lines = [_line(view, entry) for entry in entries]
@@ -96,7 +103,7 @@ def _sizes(audit: AuditData, landmarks: Landmarks) -> tuple[Array, str]:
     return np.zeros(len(samples.first_row)), "chosen first (neither step nor weight is known)"
 
 
-def _tile(view: SampleView, entry: Entry) -> Markup:
+def _tile(view: SampleView, entry: Entry, measure: str) -> Markup:
     return element(
         "li",
         view.picture(entry.row),
@@ -104,7 +111,7 @@ def _tile(view: SampleView, entry: Entry) -> Markup:
         bar(entry.share, entry.kind),
         element(
             "dl",
-            element("div", element("dt", "size"), element("dd", number(entry.size))),
+            element("div", element("dt", measure), element("dd", number(entry.size))),
             element("div", element("dt", "weight"), element("dd", number(entry.weight)))
             if entry.weight is not None
             else None,

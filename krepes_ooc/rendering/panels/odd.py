@@ -27,7 +27,7 @@ from krepes_ooc.rendering.panels.panel import Panel, absent
 KEY = "odd"
 TITLE = "Odd samples"
 # Columns of a table row that are shown, and lines of a table
-MAX_COLUMNS = 5
+MAX_COLUMNS = 4
 MAX_ROWS = 4
 # A pair takes two lines
 MAX_PAIRS = 2
@@ -111,17 +111,20 @@ def _link(view: SampleView, row: int, cards: set[int]) -> Markup:
 
 
 def _rows(view: SampleView, found: OddTable, title: str, figure: str, cards: set[int]) -> Markup:
-    """Table rows: name, figure and the first columns; both rows of a pair."""
+    """Table rows: name, figure, audited columns and the first others; both rows of a pair."""
     values = view.samples.values
     assert values is not None
-    columns = view.audit.columns[:MAX_COLUMNS]
+    audited = view.audit.audited_columns
+    known = sorted(enumerate(view.audit.columns), key=lambda pair: pair[1].name not in audited)
+    chosen = [c for c, _ in known[:MAX_COLUMNS]]
+    columns = [view.audit.columns[c] for c in chosen]
     lines: list[list[Child]] = []
     most = MAX_PAIRS if found.rows.shape[1] > 1 else MAX_ROWS
     for rows, value in zip(found.rows[:most].tolist(), found.values, strict=False):
         for order, row in enumerate(rows):
             cells = [
                 element("span", cell(v, column), title=plain_cell(v, column))
-                for v, column in zip(values[row], columns, strict=False)
+                for v, column in zip(values[row][chosen], columns, strict=True)
             ]
             # The second row of a pair stands under the first, without a line between them
             first = order == 0

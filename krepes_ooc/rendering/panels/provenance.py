@@ -46,8 +46,12 @@ def subject_panel(audit: AuditData) -> Panel:
         *([("about", subject.about)] if subject.about else []),
         *subject.rows.items(),
     ]
+    # Samples that are explained and those that only fit probes
+    names = {"audited": "audited or to fit probes"}
     counts = [
-        element("div", element("dd", number(count)), element("dt", user_text(name)))
+        element(
+            "div", element("dd", number(count)), element("dt", user_text(names.get(name, name)))
+        )
         for name, count in subject.counts.items()
     ]
     body = join(

@@ -48,7 +48,7 @@ MEASURES = {
     "is": "the paper's influence score, |kernel| times the length of the landmark's step row",
     "aligned": "kernel times the cosine between the step's changes to sample and landmark",
     "unique": "the leave-one-out kernel: what this landmark alone adds",
-    "kernel": "the kernel alone (a control)",
+    "kernel": "plain kernel (a control)",
 }
 # Concepts of a card, and the letters of a name
 MOST_CONCEPTS = 3
@@ -286,7 +286,9 @@ def _legend(measure: str, table: bool) -> Markup:
             "landmark's term on the sample's own embedding. ",
             element("b", "k"), " is the kernel value. The most repelling landmarks are added even "
             "if they are not ranked; they have no score, and bars of repelling ones compare the "
-            "contribution. A number behind # is a sample's position in the data.",
+            "contribution. Numbers behind concepts are concept scores: displacement of the sample "
+            "along the concept by the step, summed over all landmarks. A number behind # is a "
+            "sample's position in the data.",
             join(
                 " ", element("b", "lift"), " is the share of landmarks that agree in a column over "
                 "the share of all audited samples that do. ",

@@ -29,13 +29,28 @@ if (deck?.map && mapForm) {
   for (const [key, [words]] of choices) choice.append(make("option", { value: key }, words));
 
   const key = (name, words) => make("li", {}, make("i", { class: name }), words === null ? "" : make("bdi", {}, words));
+  // Names do not cover each other: from the top, each stands below those it touches.
+  const separate = (names) => {
+    const done = [];
+    for (const name of [...names].sort((a, b) => a.y - b.y)) {
+      for (const other of done.sort((a, b) => a.y - b.y)) {
+        const reach = 9 * (name.word.length + other.word.length) / 2;
+        if (Math.abs(other.x - name.x) < reach && Math.abs(other.y - name.y) < 17) name.y = other.y + 17;
+      }
+      done.push(name);
+    }
+    return names;
+  };
   const nameAt = (plane, colours, words) => {
-    plane.names.replaceChildren(...words.map((word, colour) => {
+    const names = words.map((word, colour) => {
       const mine = plane.dots.filter((_, i) => colours[i] === `k${colour}`);
       const middle = (name) => mine.map((dot) => Number(dot.getAttribute(name))).sort((a, b) => a - b)[mine.length >> 1];
+      return { word: word.length > 16 ? `${word.slice(0, 15)}\u2026` : word, x: middle("cx"), y: middle("cy") };
+    });
+    plane.names.replaceChildren(...separate(names).map(({ word, x, y }) => {
       const text = document.createElementNS(SVG, "text");
-      text.textContent = word.length > 16 ? `${word.slice(0, 15)}\u2026` : word;
-      for (const [name, value] of [["x", middle("cx")], ["y", middle("cy")], ["dy", "0.35em"], ["class", "middle"]]) text.setAttribute(name, value);
+      text.textContent = word;
+      for (const [name, value] of [["x", x], ["y", y], ["dy", "0.35em"], ["class", "middle"]]) text.setAttribute(name, value);
       return text;
     }));
   };

@@ -23,7 +23,7 @@ HEADS = {
 def alignment_lines(
     arrays: Mapping[str, npt.NDArray[np.float64]], attributes: Mapping[str, Any]
 ) -> list[str]:
-    """The largest alignment gaps, and whether the kernel alone says the same.
+    """The largest alignment gaps, and whether plain kernel says the same.
 
     Args:
         arrays: those of the store, each [column].
@@ -83,7 +83,7 @@ def _kernel_comparison(
     # Two standard errors of the paired difference
     beyond = int(np.sum(away > 2 * arrays["difference_stderr"][known]))
     return (
-        f"the kernel alone gives the same gaps within {away.max():.3f}; {beyond} of {away.size} "
+        f"plain kernel gives the same gaps within {away.max():.3f}; {beyond} of {away.size} "
         "differ by more than two standard errors"
     )
 

@@ -31,7 +31,7 @@ SUMMARISED = {
         "confidence lost without the top landmarks",
         {
             "random": "random landmarks",
-            "kernel_only": "the kernel without the step",
+            "kernel_only": "the largest |k|, no step",
             "exact_refit": "what is lost after a least-squares refit of the others",
         },
     ),

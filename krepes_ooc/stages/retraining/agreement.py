@@ -38,8 +38,16 @@ def spearman(left: Float, right: Float) -> float:
     known = np.isfinite(left) & np.isfinite(right)
     if known.sum() < LEAST:
         return float("nan")
-    ranks = (_ranks(side[known][None]) for side in (left, right))
+    ranks = (_ranks(side[known])[None] for side in (left, right))
     return float(_correlations(*ranks)[0])
+
+
+def _ranks(values: Float) -> Float:
+    """Ranks along the last axis; ties share their mean rank."""
+    # Takes a second to import, and every command imports the stages
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(values, axis=-1))
 
 
 def rank_agreement(truth: Float, prediction: Float) -> Float:

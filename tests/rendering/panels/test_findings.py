@@ -123,7 +123,7 @@ def test_differences_of_shares_are_percentage_points():
     )
     panel = findings_panel(full_audit(fidelity={"neighbour_overlap": figure}))
     text = Page(panel.render()).text
-    assert "difference 5.6 % points (95 % interval −4.6 % to 6.6 % )." in text
+    assert "difference 5.6 percentage points (95 % interval −4.6 to 6.6 )." in text
 
 
 def test_audited_samples_and_those_that_fit_probes_are_counted_apart():
