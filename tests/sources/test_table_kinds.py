@@ -29,6 +29,8 @@ from tests.sources.written_tables import (
     write,
 )
 
+SQUARES = [i * i for i in range(N)]
+
 # Columns that the recipe declares are text.
 
 

@@ -167,13 +167,6 @@ def attainable_agreement(single: float, seeds: int) -> float:
     return float(np.sqrt(seeds * single / (1.0 + (seeds - 1) * single)))
 
 
-def _ranks(rows: Float) -> Float:
-    """Ranks in each row [row, entry]; ties share their mean rank."""
-    from scipy.stats import rankdata  # on first use: half a second
-
-    return np.asarray(rankdata(rows, axis=1))
-
-
 def _row_correlations(left: Float, right: Float) -> Float:
     """Spearman's correlation of each row [row]."""
     whole = (np.isfinite(left) & np.isfinite(right)).all(axis=1)
