@@ -40,6 +40,12 @@ def other_seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def sealed_until(clean: Path, folder: Path, stage: str) -> Path:
+    """A copy in which nothing after a stage is begun."""
+    names = [each.name for each in small.recipe().stages]
+    return small.copy_before(clean, folder, names[names.index(stage) + 1])
+
+
 def krepes(capsys: Any, folder: Path, *extra: str) -> small.Outcome:
     changes = ("source.limit=700", "stages.features.block_rows=256")
     return small.krepes(capsys, *small.arguments(folder, "--workers", "1", *extra, changes=changes))
@@ -63,17 +69,17 @@ def exchange(one: Path, two: Path) -> None:
 def test_a_checkpoint_that_is_not_the_sealed_one_is_refused(
     tmp_path: Path, clean: Path, other_seed: Path, capsys: Any, how: str
 ) -> None:
-    assert krepes(capsys, tmp_path, "--until", "pretrain").code == 0
+    workspace = sealed_until(clean, tmp_path / "w", "pretrain")
     if how == "flipped":
-        flip(tmp_path / CHECKPOINT)
+        flip(workspace / CHECKPOINT)
     else:
-        shutil.copy(other_seed / CHECKPOINT, tmp_path / CHECKPOINT)
-    refused = krepes(capsys, tmp_path)
+        shutil.copy(other_seed / CHECKPOINT, workspace / CHECKPOINT)
+    refused = krepes(capsys, workspace)
     assert refused.code == 5
     assert "network.safetensors" in refused.line
     assert "krepes run --repair" in refused.line
-    assert krepes(capsys, tmp_path, "--repair").code == 0
-    assert differences(clean, tmp_path) == []
+    assert krepes(capsys, workspace, "--repair").code == 0
+    assert differences(clean, workspace) == []
 
 
 CHUNKS = ["features/values/c/0", "kernel/values/c/1"]
@@ -85,19 +91,19 @@ def test_a_whole_chunk_that_was_not_written_here_is_refused(
     tmp_path: Path, clean: Path, other_seed: Path, capsys: Any, chunks: str, how: str
 ) -> None:
     stage = chunks.partition("/")[0]
-    assert krepes(capsys, tmp_path, "--until", stage).code == 0
-    folder = tmp_path / "audit.zarr" / chunks
+    workspace = sealed_until(clean, tmp_path / "w", stage)
+    folder = workspace / "audit.zarr" / chunks
     one, two = (folder / name / "0" for name in ("0", "1"))
     if how == "exchanged":
         exchange(one, two)
     else:
         shutil.copy(other_seed / "audit.zarr" / chunks / "1" / "0", two)
-    refused = krepes(capsys, tmp_path)
+    refused = krepes(capsys, workspace)
     assert refused.code == 5
     assert f"{chunks}/" in refused.line
     assert "not the one written here" in refused.line
-    assert krepes(capsys, tmp_path, "--repair").code == 0
-    assert differences(clean, tmp_path) == []
+    assert krepes(capsys, workspace, "--repair").code == 0
+    assert differences(clean, workspace) == []
 
 
 def test_explain_and_export_refuse_an_exchanged_chunk(
@@ -118,18 +124,18 @@ def test_the_digest_of_a_stage_that_turned_out_sealed_is_known_to_its_readers(
     tmp_path: Path, clean: Path, capsys: Any
 ) -> None:
     change = ("--set", "stages.landmarks.count=20")
-    assert krepes(capsys, tmp_path).code == 0
-    assert krepes(capsys, tmp_path, "--restart-stale", *change, "--until", "landmarks").code == 0
-    assert krepes(capsys, tmp_path, "--restart-stale").code == 0
-    assert krepes(capsys, tmp_path).code == 0
-    assert differences(clean, tmp_path) == []
+    workspace = Path(shutil.copytree(clean, tmp_path / "w"))
+    assert krepes(capsys, workspace, "--restart-stale", *change, "--until", "landmarks").code == 0
+    assert krepes(capsys, workspace, "--restart-stale").code == 0
+    assert krepes(capsys, workspace).code == 0
+    assert differences(clean, workspace) == []
 
 
 def test_views_to_and_fro_leave_nothing_of_the_other_views(
     tmp_path: Path, clean: Path, capsys: Any
 ) -> None:
     change = ("--set", "views.noise=0.3")
-    assert krepes(capsys, tmp_path).code == 0
+    workspace = Path(shutil.copytree(clean, tmp_path / "w"))
     for extra in (
         ("--restart-stale", *change, "--until", "kernel"),
         ("--restart-stale", "--until", "kernel"),
@@ -137,8 +143,8 @@ def test_views_to_and_fro_leave_nothing_of_the_other_views(
         ("--restart-stale",),
         (),
     ):
-        assert krepes(capsys, tmp_path, *extra).code == 0
-    assert differences(clean, tmp_path) == []
+        assert krepes(capsys, workspace, *extra).code == 0
+    assert differences(clean, workspace) == []
 
 
 def test_a_store_that_is_replaced_while_it_is_exported_is_refused(
@@ -176,15 +182,15 @@ def test_a_journal_of_another_seed_vouches_for_nothing(
     tmp_path: Path, clean: Path, other_seed: Path, capsys: Any
 ) -> None:
     """Its chunks are whole, and just those that it names."""
-    assert krepes(capsys, tmp_path, "--until", "features").code == 0
-    unseal(tmp_path, "features")
+    workspace = sealed_until(clean, tmp_path / "w", "features")
+    unseal(workspace, "features")
     name = "journal-0000.jsonl"
-    shutil.copy(record(other_seed, "features", name), record(tmp_path, "features", name))
+    shutil.copy(record(other_seed, "features", name), record(workspace, "features", name))
     for array in ("values", "self_kernel", "sample_id"):
         chunks = f"audit.zarr/features/{array}/c"
-        shutil.copytree(other_seed / chunks, tmp_path / chunks, dirs_exist_ok=True)
-    assert krepes(capsys, tmp_path).code == 0
-    assert differences(clean, tmp_path) == []
+        shutil.copytree(other_seed / chunks, workspace / chunks, dirs_exist_ok=True)
+    assert krepes(capsys, workspace).code == 0
+    assert differences(clean, workspace) == []
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "features", "moments"])
@@ -275,15 +281,15 @@ def test_a_document_of_another_seed_in_an_unsealed_store_is_repaired(
     tmp_path: Path, clean: Path, other_seed: Path, capsys: Any
 ) -> None:
     """No seal lists it yet; the store's own stamp says whose it is."""
-    assert krepes(capsys, tmp_path, "--until", "features").code == 0
-    unseal(tmp_path, "features")
+    workspace = sealed_until(clean, tmp_path / "w", "features")
+    unseal(workspace, "features")
     document = "audit.zarr/features/zarr.json"
-    shutil.copy(other_seed / document, tmp_path / document)
-    refused = krepes(capsys, tmp_path)
+    shutil.copy(other_seed / document, workspace / document)
+    refused = krepes(capsys, workspace)
     assert refused.code == 4
     assert "features: the store was written as" in refused.line
-    assert [damage.file for damage in verify_workspace(tmp_path, "features").damage] == [
+    assert [damage.file for damage in verify_workspace(workspace, "features").damage] == [
         "zarr.json"
     ]
-    assert krepes(capsys, tmp_path, "--repair").code == 0
-    assert differences(clean, tmp_path) == []
+    assert krepes(capsys, workspace, "--repair").code == 0
+    assert differences(clean, workspace) == []

@@ -175,7 +175,8 @@ def test_a_connection_that_nobody_accepts_is_a_lost_scheduler(
 def test_a_frozen_scheduler_is_a_lost_one(
     transfer: TransferFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cluster_module, "SCHEDULER_SECONDS", 2)
+    for name in ("SCHEDULER_SECONDS", "BROADCAST_SECONDS"):
+        monkeypatch.setattr(cluster_module, name, 2)
     with (
         outside.scheduler(tmp_path) as (process, address),
         open_cluster(parse_cluster(address, None), 2, tmp_path) as cluster,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from krepes_ooc.engine.cluster import cluster as cluster_module
 from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder
 from krepes_ooc.engine.cluster.connect import ClusterSpec, open_cluster
 from krepes_ooc.engine.cluster.site_file import Site
@@ -60,8 +61,10 @@ def jobs_of(queue: Path) -> list[int]:
 
 
 def test_a_job_of_two_processes_that_is_killed_is_replaced(
-    queue: Path, transfer: TransferFolder, tmp_path: Path
+    queue: Path, transfer: TransferFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(cluster_module, "RENEW_SECONDS", 1.0)
+
     def task(index: int) -> int:
         time.sleep(0.1)
         if index == 3 and not (tmp_path / "killed").exists():
@@ -127,7 +130,7 @@ def test_mapped_pages_do_not_trip_the_monitor_of_a_small_worker(
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             total = int(np.frombuffer(mapped, dtype=np.uint8)[::4096].sum())
-            time.sleep(2.0)  # the monitor looks ten times a second
+            time.sleep(1.0)  # the monitor looks ten times a second
             assert total == 0
             me = psutil.Process().memory_info()
             return os.getpid(), me.rss, int(get_worker().memory_manager.memory_limit)
