@@ -77,7 +77,7 @@ def test_an_explanation_names_five(workspace: Path, capsys: Any) -> None:
     given = ("explain", str(workspace), "--sample", str(sample), "--json")
     document = json.loads(small.krepes(capsys, *given).out)
     document = document[0] if isinstance(document, list) else document
-    assert len(document["concepts"]) == COUNT
+    assert len(document["sample"]["concepts"]) == COUNT
 
 
 def test_the_page_shows_few_and_folds_the_others(workspace: Path) -> None:
