@@ -107,7 +107,7 @@ def _output_fails(error: OSError) -> bool:
 
 
 def _in_words(error: Exception) -> Exception:
-    """What Python and its libraries raise, as an error that says what to do, where it is known."""
+    """The error itself, or the one that says what to do where Python or a library raised it."""
     if isinstance(error, click.Abort):
         return Interrupted("stopped by Ctrl-C", advice=_RESUME)
     if isinstance(error, MemoryError):
