@@ -39,6 +39,7 @@ TINY = (
     "--set", "source.limit=400", "--set", "stages.pretrain.epochs=2",
     "--set", "stages.landmarks.count=64", "--set", "stages.audited.fit=150",
     "--set", "stages.spectrum.components=8", "--set", "stages.concepts.sets={}",
+    *(part for text in small.FEW for part in ("--set", text) if "discovery" not in text),
 )  # fmt: skip
 NOT_RUN = {
     "make ": "installs; tests/test_packaging.py checks that each target exists",

@@ -79,9 +79,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workspace = tmp_path_factory.mktemp("sealed") / "w"
-    small.audit(workspace)
-    return workspace
+    return small.finished_copy(tmp_path_factory.mktemp("sealed") / "w")
 
 
 def commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:

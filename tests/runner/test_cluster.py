@@ -30,16 +30,17 @@ STREAMED = (
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [(), STREAMED])
 def test_two_processes_give_the_bits_of_threads(tmp_path: Path, changes: tuple[str, ...]):
-    small.audit(tmp_path / "threads", *changes)
+    threads = small.finished()
+    if changes:
+        small.audit(threads := tmp_path / "threads", *changes)
     small.audit(tmp_path / "processes", *changes, cluster=parse_cluster("local", None))
-    assert differences(tmp_path / "threads", tmp_path / "processes") == []
-    assert small.seals(tmp_path / "threads") == small.seals(tmp_path / "processes")
+    assert differences(threads, tmp_path / "processes") == []
+    assert small.seals(threads) == small.seals(tmp_path / "processes")
     assert not list((tmp_path / "processes" / ".krepes" / "temp").iterdir())
 
 
 @pytest.mark.slow
 def test_a_lost_scheduler_ends_the_run_and_the_next_one_goes_on(tmp_path: Path):
-    small.audit(tmp_path / "threads")
     module = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
     file = tmp_path / "address.json"
     scheduler = subprocess.Popen(
@@ -68,7 +69,7 @@ def test_a_lost_scheduler_ends_the_run_and_the_next_one_goes_on(tmp_path: Path):
     assert err.startswith("krepes: --cluster: stopped, because the scheduler is lost; nothing is")
     assert err.count("\n") == 1
     small.audit(tmp_path / "w")
-    assert differences(tmp_path / "threads", tmp_path / "w") == []
+    assert differences(small.finished(), tmp_path / "w") == []
 
 
 def _address(file: Path) -> str:

@@ -21,9 +21,7 @@ from tests.crash.compare import differences
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workspace = tmp_path_factory.mktemp("sealed") / "w"
-    small.audit(workspace)
-    return workspace
+    return small.finished_copy(tmp_path_factory.mktemp("sealed") / "w")
 
 
 @pytest.fixture

@@ -27,9 +27,7 @@ RESUME = "nothing is lost: run the same command again to resume"
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workspace = tmp_path_factory.mktemp("reference") / "w"
-    small.audit(workspace)
-    return workspace
+    return small.finished_copy(tmp_path_factory.mktemp("reference") / "w")
 
 
 @pytest.mark.parametrize("resources", [{"workers": 1}, {"workers": 3, "memory": 3 * 2**30}])
@@ -47,7 +45,7 @@ def test_a_slow_disk_changes_no_bit(
     quick = os.fsync
 
     def slow(descriptor: int) -> None:
-        time.sleep(0.02)
+        time.sleep(0.004)
         quick(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
@@ -108,30 +106,36 @@ def test_sigkill_at_random_instants(reference: Path, tmp_path: Path) -> None:
     assert differences(reference, tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "words"),
-    [
-        (signal.SIGTERM, 75, "SIGTERM was received"),
-        (signal.SIGUSR1, 75, "SIGUSR1 was received"),
-        (signal.SIGINT, 130, "Ctrl-C was pressed"),
-    ],
+SIGNALS = (
+    (signal.SIGTERM, 75, "SIGTERM was received"),
+    (signal.SIGUSR1, 75, "SIGUSR1 was received"),
+    (signal.SIGINT, 130, "Ctrl-C was pressed"),
 )
-def test_signals_stop_and_resume(
-    reference: Path, tmp_path: Path, number: signal.Signals, code: int, words: str
+
+
+def test_signals_and_a_time_limit_stop_and_the_next_run_resumes(
+    reference: Path, tmp_path: Path
 ) -> None:
-    process = small.process(small.arguments(tmp_path))
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("pretrain: ")
-    process.send_signal(number)
-    begun = time.monotonic()
+    """One after the other in one workspace: what each leaves behind, the next goes on with."""
+    process = small.process(small.arguments(tmp_path, "--quiet", "--max-time", "0.1s"))
     _, err = process.communicate(timeout=30)
-    assert time.monotonic() - begun < 10
-    told = FINISHING if number == signal.SIGINT else ""
-    assert (process.returncode, err) == (
-        code,
-        f"{told}krepes: stopped, because {words}; {RESUME}\n",
-    )
-    assert "report" not in small.seals(tmp_path)
+    assert process.returncode == 75
+    assert err == f"krepes: stopped, because its time limit is reached; {RESUME}\n"
+    for number, code, words in SIGNALS:
+        process = small.process(small.arguments(tmp_path))
+        assert process.stdout is not None
+        # Its first words: a stage is at work.
+        assert process.stdout.readline()
+        process.send_signal(number)
+        begun = time.monotonic()
+        _, err = process.communicate(timeout=30)
+        assert time.monotonic() - begun < 10
+        told = FINISHING if number == signal.SIGINT else ""
+        assert (process.returncode, err) == (
+            code,
+            f"{told}krepes: stopped, because {words}; {RESUME}\n",
+        )
+        assert "report" not in small.seals(tmp_path)
     small.audit(tmp_path)
     assert differences(reference, tmp_path) == []
 
@@ -163,15 +167,6 @@ def test_signal_while_modules_are_imported(tmp_path: Path) -> None:
     # Before the handler is there Python ends at once; afterwards the run stops at its first task.
     assert process.returncode in (75, -signal.SIGTERM), err
     assert small.seals(tmp_path) == {}
-
-
-def test_max_time(reference: Path, tmp_path: Path) -> None:
-    process = small.process(small.arguments(tmp_path, "--quiet", "--max-time", "0.1s"))
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 75
-    assert err == (f"krepes: stopped, because its time limit is reached; {RESUME}\n")
-    small.audit(tmp_path)
-    assert differences(reference, tmp_path) == []
 
 
 def test_deleted_folder_of_a_stage_is_computed_again(reference: Path, tmp_path: Path) -> None:

@@ -83,9 +83,11 @@ def test_an_audit_on_a_foreign_device_has_the_bits_of_threads(tmp_path: Path, na
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "byol"])
 def test_products_over_all_rows_at_hand_differ_by_rounding_alone(tmp_path: Path, name: str):
-    small.audit(tmp_path / "threads", *AUDITS[name])
+    threads = small.finished()
+    if AUDITS[name]:
+        small.audit(threads := tmp_path / "threads", *AUDITS[name])
     small.audit(tmp_path / "device", *AUDITS[name], device=StrictDevice(whole=True))
-    stores = [Workspace(tmp_path / one) for one in ("threads", "device")]
+    stores = [Workspace(one) for one in (threads, tmp_path / "device")]
     for store, array in (("kernel", "values"), ("moments", "second"), ("newton", "step")):
         wanted, found = (space.reader(store).array(array) for space in stores)
         size = float(np.abs(wanted.astype(float)).max())
