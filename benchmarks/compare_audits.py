@@ -17,7 +17,7 @@ from typing import Any
 from krepes_ooc.rendering.comparison import Comparison
 from krepes_ooc.rendering.comparison_page import build_comparison_page
 from krepes_ooc.runner.audit import Options
-from krepes_ooc.runner.compare import compare
+from krepes_ooc.runner.comparison.compare import compare
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
 

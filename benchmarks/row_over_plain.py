@@ -29,8 +29,8 @@ from torch import nn
 
 from benchmarks.zoo import ways
 from benchmarks.zoo_networks import Mean, declare_operators
-from krepes_ooc.jacobian import recurrent
 from krepes_ooc.jacobian.feature_map import FeatureMap, FeatureSettings, open_features
+from krepes_ooc.jacobian.gradients import recurrent
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks/results/row-over-plain.json"
 SETTINGS = FeatureSettings(kind="sketch", probes=1, deflated_probes=0, sketch=4096)

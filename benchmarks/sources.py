@@ -28,8 +28,8 @@ from PIL import Image
 
 from krepes_ooc.engine import machine
 from krepes_ooc.sources.base import SourceSpec
-from krepes_ooc.sources.csv_batches import CsvBatches, csv_format
 from krepes_ooc.sources.open import open_source
+from krepes_ooc.sources.tables.csv_batches import CsvBatches, csv_format
 
 SIDE = 32
 FOLDERS = 100

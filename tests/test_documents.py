@@ -50,7 +50,7 @@ NOT_RUN = {
     r"krepes \w+ (adult|fashion-mnist|examples/\S+)\b": "needs a download",
     r"krepes run mine\.yaml": "a copy of adult, which needs the downloaded table",
     r"krepes export bias\b": "the audit of adult, which needs a download",
-    "krepes compare ": "needs several audits; tests/runner/test_compare.py",
+    "krepes compare ": "needs several audits; tests/runner/comparison/test_compare.py",
     "python examples/audit_digits.py": "tests/test_examples.py",
     "python examples/open_workspace.py": "tests/test_examples.py",
 }
@@ -214,7 +214,7 @@ def test_every_python_line_of_the_interface_runs(
 
 def test_an_audited_sample_is_explained_without_slow_libraries() -> None:
     """What explain.md says of its time holds while none of these is imported."""
-    program = "import sys, krepes_ooc.runner.questions; print(*sys.modules)"
+    program = "import sys, krepes_ooc.runner.explanation.questions; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )

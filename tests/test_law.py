@@ -382,15 +382,15 @@ def test_unfinished_words_are_found():
 
 # The same thing at two levels; every stage has a stage.py.
 SAME_NAME = {
-    "compare": {"cli", "runner"},
-    "explain": {"cli", "runner"},
+    "compare": {"cli", "runner/comparison"},
+    "explain": {"cli", "runner/explanation"},
     "groups": {"rendering/panels", "stages/alignment"},
     "plan": {"cli", "runner"},
     "registry": {"stages", "stages/newton/objectives"},
     "run": {"cli", "runner"},
     "spec": {"network", "views"},
     "summary": {"stages/alignment", "stages/fidelity"},
-    "table": {"sources", "views"},
+    "table": {"sources/tables", "views"},
     "workspace": {"runner", "storage"},
 }
 

@@ -38,6 +38,8 @@ PLANTS = [
     ("stages", "stages.kernel", "import krepes_ooc.stages.newton"),
     ("stages", "stages.audited", "import krepes_ooc.stages.landmarks"),
     ("stages", "stages.extra", ""),
+    ("sources", "sources.arrays", "import krepes_ooc.sources.tables"),
+    ("sources", "sources.tables", "import krepes_ooc.sources.map_dataset"),
     ("rendering", "rendering", "import zarr"),
     ("rendering", "rendering.panels", "import torch"),
     ("torch", "stages.features", "import torch.nn"),
@@ -50,7 +52,7 @@ PLANTS = [
     ("terminal", "runner", "import click"),
     ("terminal", "stages", "from rich.progress import Progress"),
     ("yaml", "runner", "import yaml"),
-    ("sklearn", "sources.table", "import sklearn.metrics"),
+    ("sklearn", "sources.tables.table", "import sklearn.metrics"),
     ("cycles", "stages.kernel.first", "import krepes_ooc.stages.kernel.second"),
 ]
 

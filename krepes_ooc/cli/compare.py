@@ -29,7 +29,7 @@ def compare(workspaces: tuple[Path, ...], out: Path | None, open_page: bool, as_
     WORKSPACES are their folders. Only small stores are read: no source, no network, no recipe. Add
     an audit of another seed: differences are compared with the variation by seed.
     """
-    from krepes_ooc.runner.compare import compare as compare_audits
+    from krepes_ooc.runner.comparison.compare import compare as compare_audits
 
     comparison = compare_audits(workspaces)
     # The page first: if it cannot be written, nothing is printed either.

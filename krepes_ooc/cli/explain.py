@@ -73,7 +73,7 @@ def explain(
     --without shows the nearest landmarks with and without a group of samples; --corpus ranks all
     samples by the kernel instead of landmarks.
     """
-    from krepes_ooc.runner.questions import answer
+    from krepes_ooc.runner.explanation.questions import answer
     from krepes_ooc.runner.targets import find_workspace
 
     root, named = find_workspace(recipe, workspace)

@@ -53,7 +53,7 @@ def print_landmarks(one: Explained) -> None:
 
 def _is_corpus(one: Explained) -> bool:
     """Whether samples of the whole source stand in the place of landmarks."""
-    from krepes_ooc.runner.explain_corpus import MEASURE
+    from krepes_ooc.runner.explanation.explain_corpus import MEASURE
 
     return one.audit.influence is not None and one.audit.influence.measure == MEASURE
 

@@ -23,11 +23,11 @@ from torch import nn
 from krepes_ooc.core.feature_layout import FeatureLayout, LayerFactor
 from krepes_ooc.errors import NetworkError
 from krepes_ooc.jacobian.gradient_plan import GradientTrial, plan_rules
+from krepes_ooc.jacobian.gradients.layer_gradients import DenseGradient
+from krepes_ooc.jacobian.gradients.tape import Call
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
-from krepes_ooc.jacobian.layer_gradients import DenseGradient
 from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
 from krepes_ooc.jacobian.output_probes import apply_probes, expand_probes
-from krepes_ooc.jacobian.tape import Call
 from krepes_ooc.network.frozen import FrozenNetwork
 from krepes_ooc.network.torch_device import device_of, network_on
 

@@ -20,16 +20,22 @@ import torch
 from torch import nn
 
 from krepes_ooc.errors import NetworkError
-from krepes_ooc.jacobian import attention, computed_weights, layer_gradients, module_vjp, recurrent
 from krepes_ooc.jacobian.autograd_reference import (
     TOLERANCE,
     AutogradGradients,
     random_probe,
     update_error,
 )
+from krepes_ooc.jacobian.gradients import (
+    attention,
+    computed_weights,
+    layer_gradients,
+    module_vjp,
+    recurrent,
+)
+from krepes_ooc.jacobian.gradients.tape import Call, Recording, Tape
 from krepes_ooc.jacobian.jacobian import GradientRule, Jacobian, canonical_names
 from krepes_ooc.jacobian.opening import MAX_BATCH, Opening
-from krepes_ooc.jacobian.tape import Call, Recording, Tape
 from krepes_ooc.network.frozen import FrozenNetwork
 
 GradientPath = tuple[GradientRule, ...]

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from krepes_ooc.jacobian import computed_gradients, layer_gradients, module_vjp
-from krepes_ooc.jacobian.layer_gradients import DenseGradient, GradientTerm
-from krepes_ooc.jacobian.tape import Call, Recording, Tape
+from krepes_ooc.jacobian.gradients import computed_gradients, layer_gradients, module_vjp
+from krepes_ooc.jacobian.gradients.layer_gradients import DenseGradient, GradientTerm
+from krepes_ooc.jacobian.gradients.tape import Call, Recording, Tape
 from krepes_ooc.network.frozen import FrozenNetwork
 
 Method = Literal["layer", "attention", "recurrent", "computed", "bare", "vjp", "loop"]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from krepes_ooc.core import counter_rng
-from krepes_ooc.jacobian.layer_gradients import (
+from krepes_ooc.jacobian.gradients.layer_gradients import (
     ConvGradient,
     EmbeddingGradient,
     GradientTerm,

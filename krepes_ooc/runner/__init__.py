@@ -1,6 +1,8 @@
 """Runs, plans and states of recipes; explanations and the Python interface of workspaces.
 
-Input: a recipe and options. Only ``cli`` and users of the Python interface import it.
+Input: a recipe and options. ``explanation`` answers questions about samples of a finished audit,
+``comparison`` puts finished audits side by side. Only ``cli`` and users of the Python interface
+import it.
 """
 
 from krepes_ooc.runner.audit import Audit, Options, default_workspace

@@ -18,8 +18,8 @@ from krepes_ooc.core.progress_lines import Lines
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag
 from krepes_ooc.errors import UsageError
 from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.explanation.questions import answer
 from krepes_ooc.runner.plan import make_plan
-from krepes_ooc.runner.questions import answer
 from krepes_ooc.runner.recipe import Overrides
 from krepes_ooc.runner.run import run as run_recipe
 from krepes_ooc.runner.run_history import Summary
@@ -162,7 +162,7 @@ def compare(*workspaces: RecipeLike) -> Comparison:
         DamageError: stored bytes are not those that were written.
     """
     # Its figures need numbers of stages, which no other function does
-    from krepes_ooc.runner.compare import compare as compare_workspaces
+    from krepes_ooc.runner.comparison.compare import compare as compare_workspaces
 
     return compare_workspaces([find_workspace(workspace)[0] for workspace in workspaces])
 

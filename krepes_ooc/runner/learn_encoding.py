@@ -45,8 +45,8 @@ def learn_encoding(
         SourceError: the table cannot be opened as declared.
         DataError: it holds values that cannot be used.
     """
-    from krepes_ooc.sources import encoding_file, table, table_encoding
     from krepes_ooc.sources.base import check_keys
+    from krepes_ooc.sources.tables import encoding_file, table, table_encoding
 
     out = Path(out)
     if recipe.source.kind != "table":

@@ -22,7 +22,7 @@ from krepes_ooc.errors import UsageError
 from krepes_ooc.rendering.explanation import Explained
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, Options
-from krepes_ooc.runner.explain import explain
+from krepes_ooc.runner.explanation.explain import explain
 from krepes_ooc.runner.plan import make_plan
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run

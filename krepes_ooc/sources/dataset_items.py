@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import SourceError
-from krepes_ooc.sources.array_labels import plain_labels
+from krepes_ooc.sources.arrays.array_labels import plain_labels
 
 # Entries of a mapping that hold its label, the first that is there.
 LABEL_ENTRIES = ("label", "labels", "target", "targets", "y")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from krepes_ooc.sources.array_source import ArraySource, ImageSource, VectorSource
+from krepes_ooc.sources.arrays.array_source import ArraySource, ImageSource, VectorSource
 from krepes_ooc.sources.base import Source, SourceSpec, sample_positions
-from krepes_ooc.sources.table_summary import classes_line
+from krepes_ooc.sources.tables.table_summary import classes_line
 
 MAX_INPUTS = 24
 CHANNELS = {1: "1 channel (grey)", 3: "3 channels (colour)", 4: "4 channels (colour and alpha)"}

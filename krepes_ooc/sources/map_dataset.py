@@ -16,8 +16,8 @@ from krepes_ooc.core.digests import canonical_digest, write_cache_file
 from krepes_ooc.core.import_object import factory_sha256, load_callable, locate_arguments
 from krepes_ooc.core.live_objects import object_sha256
 from krepes_ooc.errors import DataError, KrepesError, SourceError, UsageError
-from krepes_ooc.sources.array_labels import index_labels, plain_labels
-from krepes_ooc.sources.array_source import (
+from krepes_ooc.sources.arrays.array_labels import index_labels, plain_labels
+from krepes_ooc.sources.arrays.array_source import (
     CHANNELS,
     ArraySource,
     ImageSource,

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import DataError, UsageError
-from krepes_ooc.sources.array_source import ArraySource, ImageSource
+from krepes_ooc.sources.arrays.array_source import ArraySource, ImageSource
 from krepes_ooc.sources.base import Column, Int64, Source, SourceSpec
-from krepes_ooc.sources.image_files import SUFFIXES
 from krepes_ooc.sources.image_pixels import PixelFormat, decode
+from krepes_ooc.sources.pictures.image_files import SUFFIXES
 
 if TYPE_CHECKING:
-    from krepes_ooc.sources.table import TableSource
+    from krepes_ooc.sources.tables.table import TableSource
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_LISTED = 12
@@ -157,9 +157,9 @@ def _picture(source: ImageSource, spec: SourceSpec, path: Path) -> npt.NDArray[A
 
 
 def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
-    from krepes_ooc.sources.new_rows import read_new_rows
-    from krepes_ooc.sources.parquet import ARROW, PARQUET
-    from krepes_ooc.sources.table import TableSource
+    from krepes_ooc.sources.tables.new_rows import read_new_rows
+    from krepes_ooc.sources.tables.parquet import ARROW, PARQUET
+    from krepes_ooc.sources.tables.table import TableSource
 
     assert isinstance(source, TableSource)
     suffix = path.suffix.lower()
@@ -197,7 +197,7 @@ def _table(source: Source, spec: SourceSpec, path: Path) -> NewSamples:
                 expected="one of " + _listed(list(source.label_values)),
                 advice="leave the label out if it is not known",
             )
-    from krepes_ooc.sources.arrow_columns import to_text
+    from krepes_ooc.sources.tables.arrow_columns import to_text
 
     named = spec.name and spec.name in table.column_names
     names = to_text(table.column(spec.name)).to_pylist() if named else []
@@ -210,8 +210,8 @@ def _cells(
     """Raw values [sample] of one column, and what is filled or encoded as zeros, in words."""
     import pyarrow as pa
 
-    from krepes_ooc.sources.arrow_columns import to_codes, to_numbers
-    from krepes_ooc.sources.encoded_table import ZERO
+    from krepes_ooc.sources.tables.arrow_columns import to_codes, to_numbers
+    from krepes_ooc.sources.tables.encoded_table import ZERO
 
     if column.kind == "numeric":
         keep = column.name in source.keeps_missing

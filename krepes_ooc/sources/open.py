@@ -59,10 +59,12 @@ def _open(
 ) -> Source:
     if spec.kind == "table":
         # pyarrow is imported for tables only.
-        from krepes_ooc.sources.table import open_table
+        from krepes_ooc.sources.tables.table import open_table
 
         return open_table(spec, base, cache)
-    from krepes_ooc.sources import array_files, array_source, image_folder, map_dataset
+    from krepes_ooc.sources import map_dataset
+    from krepes_ooc.sources.arrays import array_files, array_source
+    from krepes_ooc.sources.pictures import image_folder
 
     if spec.kind == "digits":
         return array_source.open_digits(spec)

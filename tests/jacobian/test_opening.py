@@ -17,11 +17,11 @@ from krepes_ooc.jacobian import gradient_plan, sketched_features
 from krepes_ooc.jacobian import opening as openings
 from krepes_ooc.jacobian.feature_map import FeatureSettings, expected_layout, open_features
 from krepes_ooc.jacobian.gradient_plan import GradientTrial, plan_rules
+from krepes_ooc.jacobian.gradients.tape import Recording
 from krepes_ooc.jacobian.jacobian import Jacobian
 from krepes_ooc.jacobian.opening import Opening, OpeningDeferred, SampleSize, sample_size
 from krepes_ooc.jacobian.output_range import count_range_passes
 from krepes_ooc.jacobian.sketched_features import SketchPlan, plan_sketch
-from krepes_ooc.jacobian.tape import Recording
 from krepes_ooc.network import zoo
 from krepes_ooc.network.frozen import FrozenNetwork, freeze
 

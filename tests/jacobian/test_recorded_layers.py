@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from krepes_ooc.jacobian import attention, recurrent
+from krepes_ooc.jacobian.gradients import attention, recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # vmap tells where it is slow
 

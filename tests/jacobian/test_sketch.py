@@ -12,7 +12,7 @@ from torch import nn
 
 from krepes_ooc.jacobian import sketch as sketch_module
 from krepes_ooc.jacobian.feature_map import FeatureSettings, open_features
-from krepes_ooc.jacobian.layer_gradients import (
+from krepes_ooc.jacobian.gradients.layer_gradients import (
     ConvGradient,
     DenseGradient,
     EmbeddingGradient,

@@ -16,11 +16,11 @@ from PIL import Image
 from krepes_ooc.engine.run_control import Silent, StopFlag
 from krepes_ooc.errors import DataError, Interrupted, SourceError, UsageError, WorkspaceError
 from krepes_ooc.runner.audit import Options
-from krepes_ooc.runner.explain import explain_sample
+from krepes_ooc.runner.explanation.explain import explain_sample
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
 from krepes_ooc.runner.run_history import Summary
-from krepes_ooc.sources import image_check
+from krepes_ooc.sources.pictures import image_check
 from krepes_ooc.stages.features.stage import FeatureShards
 from krepes_ooc.storage.workspace import Workspace
 from tests.crash.compare import differences

@@ -16,7 +16,7 @@ from krepes_ooc.engine.run_control import Silent, StopFlag
 from krepes_ooc.errors import Stopped, UsageError, WorkspaceError
 from krepes_ooc.network import zoo
 from krepes_ooc.runner.audit import Audit, Options
-from krepes_ooc.runner.explain import explain_input, explain_sample
+from krepes_ooc.runner.explanation.explain import explain_input, explain_sample
 from krepes_ooc.runner.learn_encoding import learn_encoding
 from krepes_ooc.runner.plan import make_plan
 from krepes_ooc.runner.recipe import Recipe

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 
 from krepes_ooc.errors import DamageError
-from krepes_ooc.sources import cache, parquet
+from krepes_ooc.sources import cache
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.sources.open import open_source
+from krepes_ooc.sources.tables import parquet
 from tests.storage.stores import flip
 
 FLIPS = 24

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from krepes_ooc.core import counter_rng, digests
 from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import DataError, KrepesError, SourceError, UsageError
-from krepes_ooc.sources import array_rows, parquet, table
-from krepes_ooc.sources import table as table_module
+from krepes_ooc.sources.arrays import array_rows
 from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.open import open_source, row_order
-from krepes_ooc.sources.table import open_table
+from krepes_ooc.sources.tables import parquet, table
+from krepes_ooc.sources.tables import table as table_module
+from krepes_ooc.sources.tables.table import open_table
 
 ROWS = 700
 

@@ -19,7 +19,7 @@ from krepes_ooc.core.settings import read_settings
 from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.base import Source, SourceSpec
 from krepes_ooc.sources.open import open_source
-from krepes_ooc.sources.table import TableSource, open_table
+from krepes_ooc.sources.tables.table import TableSource, open_table
 from krepes_ooc.views.spec import ViewSpec
 from krepes_ooc.views.user import UserViews
 from krepes_ooc.views.views import Views

@@ -140,7 +140,7 @@ class AuditInputs:
     @cached_property
     def encoding_facts(self) -> dict[str, Any]:
         """Origin of a table's encoding and what it changes, for records; {} for other sources."""
-        from krepes_ooc.sources.encoding_facts import describe_encoding
+        from krepes_ooc.sources.tables.encoding_facts import describe_encoding
 
         return describe_encoding(self.source, trained_here=self._trained_here)
 
@@ -152,7 +152,7 @@ class AuditInputs:
     @property
     def encoding_warnings(self) -> list[str]:
         """The warning about a table's encoding that the network may not know, or none."""
-        from krepes_ooc.sources.encoding_facts import encoding_warnings
+        from krepes_ooc.sources.tables.encoding_facts import encoding_warnings
 
         return encoding_warnings(self.source, trained_here=self._trained_here)
 

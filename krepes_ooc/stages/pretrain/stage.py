@@ -67,7 +67,7 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
 
 def _save_encoding(recipe: RecipeInputs, context: StageContext) -> Path:
     """Write the encoding that the network was trained with beside its weights."""
-    from krepes_ooc.sources.encoding_file import encoding_bytes
+    from krepes_ooc.sources.tables.encoding_file import encoding_bytes
 
     encoding = recipe.source.encoding  # type: ignore[attr-defined]
     path = recipe.pretrained.with_name(ENCODING_NAME)

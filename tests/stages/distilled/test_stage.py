@@ -10,7 +10,7 @@ import pytest
 
 from krepes_ooc.errors import StageFailed, UsageError
 from krepes_ooc.runner.audit import Options
-from krepes_ooc.runner.explain_sums import explain_decision, explain_pair
+from krepes_ooc.runner.explanation.explain_sums import explain_decision, explain_pair
 from krepes_ooc.runner.run import run
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.distilled.stage import (

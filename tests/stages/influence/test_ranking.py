@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krepes_ooc.runner.explain import _Explainer
+from krepes_ooc.runner.explanation.explain import _Explainer
 from krepes_ooc.stages.influence.ranking import RankedLandmarks
 from krepes_ooc.stages.influence.stage import ROWS
 from krepes_ooc.storage.workspace import Workspace

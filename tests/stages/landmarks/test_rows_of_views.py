@@ -14,7 +14,7 @@ import pytest
 
 from krepes_ooc.core.feature_layout import FeatureLayout
 from krepes_ooc.runner.audit import Options
-from krepes_ooc.runner.explain import explain
+from krepes_ooc.runner.explanation.explain import explain
 from krepes_ooc.runner.run import run
 from krepes_ooc.stages.features.inner_products import unscale
 from krepes_ooc.storage.workspace import Workspace

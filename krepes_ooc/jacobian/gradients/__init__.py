@@ -1,0 +1,1 @@
+"""Gradients of every sample by class of module, from the tape of a forward pass."""

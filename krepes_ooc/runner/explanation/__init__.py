@@ -1,0 +1,1 @@
+"""Questions about single samples of a finished audit."""

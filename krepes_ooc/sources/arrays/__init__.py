@@ -1,0 +1,1 @@
+"""Arrays: NumPy, HDF5 and Zarr files as rows of samples."""

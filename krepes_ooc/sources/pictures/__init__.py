@@ -1,0 +1,1 @@
+"""Pictures: folders, archives and tables of encoded images, checked and decoded."""

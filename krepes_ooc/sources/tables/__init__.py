@@ -1,0 +1,1 @@
+"""Tables: CSV, Parquet and Arrow files, their encoding, and the scan of their columns."""
