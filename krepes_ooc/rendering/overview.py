@@ -116,6 +116,7 @@ class GroupEffects:
         left_out: levels of every column that could be groups and is none, by name.
         gradient_norm: gradient at the end over that at the start [group]; None: not known.
         tolerance: what a solution was to reach; NaN: not known.
+        floor: mean effect of solving on with all samples; NaN: not known.
     """
 
     names: tuple[str, ...]
@@ -131,6 +132,7 @@ class GroupEffects:
     left_out: Mapping[str, int] = field(default_factory=dict)
     gradient_norm: Array | None = None
     tolerance: float = math.nan
+    floor: float = math.nan
 
     @property
     def display_names(self) -> list[str]:

@@ -30,13 +30,17 @@ def write_ids(folder: Path) -> None:
     (folder / "ids.csv").write_text("group,sample\n" + "\n".join(rows) + "\n")
 
 
-def audit(folder: Path, objective: str = "vicreg", until: str = "group_influence") -> Workspace:
+def audit(
+    folder: Path, objective: str = "vicreg", until: str = "group_influence", **resolved: float
+) -> Workspace:
     """Run it to the end of one stage."""
     write_ids(folder)
     newton = {"objective": objective}
     if objective == "simclr":
         newton["objective_settings"] = {"batch": 64}
-    return audits.audit(folder, until, groups=GROUPS, newton=newton, group_influence=RESOLVED)
+    return audits.audit(
+        folder, until, groups=GROUPS, newton=newton, group_influence=RESOLVED | resolved
+    )
 
 
 @functools.cache

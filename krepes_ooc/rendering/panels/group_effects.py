@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ def group_effects_panel(audit: AuditData) -> Panel:
         "gradient_norm": effects.gradient_norm,
         "tolerance": effects.tolerance,
         "above_tolerance": len(effects.above_tolerance),
+        "floor": effects.floor if math.isfinite(effects.floor) else None,
         "groups": len(effects.names),
         "folded": max(0, len(order) - UNFOLDED),
     }
@@ -99,7 +101,17 @@ def _tolerance(effects: GroupEffects) -> Markup | None:
         " solutions ended above the tolerance of ", number(effects.tolerance),
         " (gradient relative to the start); farthest from it is ",
         user_text(effects.display_names[worst], 32), " with ",
-        number(float(effects.gradient_norm[worst]), digits=2), ".",
+        number(float(effects.gradient_norm[worst]), digits=2), ".", _floor(effects),
+    )  # fmt: skip
+
+
+def _floor(effects: GroupEffects) -> Markup | None:
+    """The effect that remains of solving, beside which the effects of groups are to be seen."""
+    if not math.isfinite(effects.floor):
+        return None
+    return join(
+        " Solving on with all samples has a mean effect of ", number(effects.floor, digits=2),
+        ": differences of that size between groups mean nothing.",
     )  # fmt: skip
 
 

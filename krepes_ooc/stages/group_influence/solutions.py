@@ -112,8 +112,19 @@ class Resolver:
             found = self.solve(self.problem.moments.total(), tighter=TIGHTER, longer=LONGER)
             reached = found.gradient <= self.context.settings.tolerance
             known = _record(replace(found, converged=reached))
+            known["floor"] = np.array(self._floor(found.coefficients))
             write_partial(self.context, path, known)
         return known
+
+    def _floor(self, full: Float) -> float:
+        """Mean effect of solving on with all samples: what the solves leave of any effect."""
+        problem, total = self.problem, self.problem.moments.total()
+        on = self.solve(total, full, tighter=TIGHTER**2).coefficients
+        before, after = (problem.embedding(A, total) for A in (full, on))
+        rows = problem.rows.astype(np.float64)
+        mean = float(np.mean(effects(rows, rows[problem.anchors], before, after)))
+        # One minus a correlation: rounding may take it below 0.
+        return max(0.0, mean)
 
     def without(self, groups: Sequence[int]) -> None:
         """Coefficients without each group, and their effects; kept group by group."""
@@ -190,6 +201,7 @@ class FirstOrder:
             "steps": np.array(int(newton["iterations"])),
             "gradient_norm": np.array(float(newton["residual_norm"])),
             "converged": np.array(bool(newton["trusted"])),
+            "floor": np.array(np.nan),
         }
 
     def without(self, groups: Sequence[int]) -> None:

@@ -145,7 +145,7 @@ def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[i
         "coefficients_full": full["coefficients"],
         "anchor": problem.anchors,
     }
-    for line in _lines(names, summary.mean_effect, found.converged, reasons):
+    for line in _lines(names, summary.mean_effect, found.converged, reasons, full["floor"]):
         context.progress.note(line)
     # Absolute damping is that of all samples; the relative one is comparable between audits.
     attributes = {
@@ -158,6 +158,7 @@ def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[i
         "mean_diagonal": solver.mean_diagonal,
         "iterations_full": int(full["steps"]),
         "gradient_norm_full": float(full["gradient_norm"]),
+        "floor": float(full["floor"]) if np.isfinite(full["floor"]) else None,
         "converged": bool(found.converged.all() and full["converged"]),
     }
     seal_blocks(context, writer, files, arrays, attributes)
@@ -197,6 +198,7 @@ def _lines(
     mean_effect: Float,
     converged: npt.NDArray[np.bool_],
     reasons: dict[int, str],
+    floor: Float,
 ) -> list[str]:
     """The result in words: the group of the largest effect, and what to know about the solves."""
     lines = []
@@ -209,6 +211,8 @@ def _lines(
     if not converged.all():
         open_ = int((~converged).sum())
         lines.append(f"{open_} of {len(names)} solves ended above the tolerance")
+    if np.isfinite(floor):
+        lines.append(f"solving on with all samples: mean effect {float(floor):.1e}")
     return lines
 
 

@@ -61,7 +61,7 @@ def estimate_cost(sizes: AuditSizes, settings: ReportSettings) -> Cost:
 
 STAGE = Stage(
     name="report",
-    version=9,
+    version=10,
     inputs=ReportInputs,
     store=None,
     settings=ReportSettings,

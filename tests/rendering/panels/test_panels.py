@@ -92,7 +92,13 @@ def test_solutions_above_the_tolerance_are_counted_and_named():
     text = Page(panel.render()).text
     assert "2 of 3 solutions ended above the tolerance of 10⁻⁶" in text
     assert "farthest from it is landmark cluster 0 with 0.003 ." in text
+    assert "Solving on" not in text
     assert panel.figures["above_tolerance"] == 2
+    floor = dataclasses.replace(norms, floor=2e-7)
+    panel = group_effects_panel(full_audit(group_effects=floor))
+    words = "Solving on with all samples has a mean effect of"
+    assert words in Page(panel.render()).text
+    assert panel.figures["floor"] == 2e-7
     reached = dataclasses.replace(norms, tolerance=0.01, converged=True)
     text = Page(group_effects_panel(full_audit(group_effects=reached)).render()).text
     assert "tolerance" not in text

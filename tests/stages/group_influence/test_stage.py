@@ -71,6 +71,22 @@ def test_the_resolve_is_that_of_the_remaining_rows(objective: str):
         np.testing.assert_allclose(found, wanted, atol=1e-8 * max(1, np.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("objective", ["vicreg", "barlow-twins"])
+def test_the_floor_is_what_solving_on_changes(objective: str):
+    """At a tight tolerance nothing is left; the effects of groups lie far above."""
+    store = reader(group_audits.finished(objective))
+    assert 0 <= store.attributes["floor"] < 1e-8
+    assert np.nanmin(store.array("mean_effect")) > 100 * store.attributes["floor"]
+
+
+def test_solves_that_are_cut_short_leave_a_floor(tmp_path: Path):
+    """With five evaluations the solution of all samples still moves."""
+    audit = group_audits.audit(tmp_path, "barlow-twins", max_evaluations=5)
+    store = reader(audit)
+    assert not store.attributes["converged"]
+    assert store.attributes["floor"] > 1e-6
+
+
 def test_groups_that_cannot_be_left_out_are_nan_with_a_reason():
     space = group_audits.finished()
     store, names = reader(space), list(space.reader("groups").attributes["names"])
