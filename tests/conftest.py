@@ -10,7 +10,9 @@ import pytest
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
-# Processes that tests start load compiled modules, even where this one writes none.
+# Processes that tests start load compiled modules; this one writes none: tests edit modules, and a
+# compiled one counts as new for as long as size and second stay the same.
+sys.dont_write_bytecode = True
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 FROZEN = pytest.StashKey[int]()  # modules that were loaded then

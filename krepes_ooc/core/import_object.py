@@ -178,17 +178,18 @@ def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError("no such file", where=str(path), expected="the file of network.factory")
     # The name is keyed by path and content: an edited file is a new module, never a stale one.
-    key = hashlib.sha256(str(path.resolve()).encode() + _code(path)).hexdigest()[:16]
+    source = _code(path)
+    key = hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:16]
     name = f"krepes_factory_{path.stem}_{key}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up by name
     try:
-        spec.loader.exec_module(module)
+        # Never from a compiled copy: of a file edited within a second that would be the old one.
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         del sys.modules[name]
         raise _import_failed(str(path), error) from error

@@ -206,6 +206,8 @@ class _Run:
                         self.summary.skipped.append(stage.name)
                         continue
                     self.stop.check()
+                    # It may have become unreadable since the run began: nothing of it is dropped.
+                    preflight.refuse_damaged([state])
                     if not self.options.restart_stale:
                         preflight.refuse_stale(self.audit, [state])
                     context = self._context(state, digests, resources)

@@ -224,7 +224,7 @@ def test_what_a_plan_finds_in_a_workspace_is_kept_for_the_run(
     make_plan(recipe, tmp_path / "w", Options(workers=1))
     records = list((tmp_path / "w" / ".krepes" / "openings").glob("*.json"))
     assert len(records) == 1
-    body = json.loads(records[0].read_text())["body"]
+    body = json.loads(records[0].read_text())["body"]["parts"]
     assert {key.split(" ")[0] for key in body} == {
         "layers",
         "outputs",

@@ -10,6 +10,7 @@ import pytest
 
 from krepes_ooc.engine.run_control import Silent
 from krepes_ooc.errors import DamageError, WorkspaceError
+from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.plan import make_plan
 from krepes_ooc.runner.recipe import Recipe
@@ -228,3 +229,32 @@ def test_files_of_others_are_left_alone(workspace: Path) -> None:
     assert (workspace / "audit.zarr/kernel/notes.txt").read_text() == "mine"
     (damage,) = verify_workspace(workspace).damage
     assert damage.problem == "not written by krepes"
+
+
+def test_a_stage_that_is_damaged_while_a_run_goes_on_is_named_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record was whole when the run began: the store and its seal stay for the repair."""
+    workspace = small.copy_before(small.finished(), tmp_path / "w", "report")
+    record = workspace / ".krepes/stages/distilled"
+    kept = {path: path.read_bytes() for path in [record / "seal.json", *store_files(workspace)]}
+    refuse_unfit = preflight.refuse_unfit
+
+    def harm(*arguments: object) -> None:
+        refuse_unfit(*arguments)  # type: ignore[arg-type]
+        flip(record / "begun.json")
+
+    monkeypatch.setattr(preflight, "refuse_unfit", harm)
+    with pytest.raises(DamageError, match=r"stage distilled.*--repair"):
+        run(small.recipe(), workspace, Options(workers=1))
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in kept} == kept
+    run(small.recipe(), workspace, Options(workers=1, repair=True))
+    assert differences(small.finished(), workspace) == []
+
+
+def store_files(workspace: Path) -> list[Path]:
+    """Files of the store distilled."""
+    found = sorted(p for p in (workspace / "audit.zarr/distilled").rglob("*") if p.is_file())
+    assert found
+    return found

@@ -116,7 +116,8 @@ def scan_source(
     live = ConversionScan(
         lambda schema, charset: resolve(schema, spec.limit or sys.maxsize, charset), where
     )
-    signature = stat_signature(path)
+    # Of a folder the signatures of its files are compared where they are brought together.
+    signature = () if path.is_dir() else stat_signature(path)
     sha256, parquet, notes = open_parts(path, spec, cache, live)
     with parquet.open() as opened:
         schema = opened.schema_arrow
