@@ -47,6 +47,8 @@ CHANGE = 0.1
 NEAR, NEWTON_STEPS = 1e-2, 20
 # Relative differences of F below this are rounding.
 ROUNDING = 1e-13
+# F of a point where the loss is not defined, above the least one and in its units.
+TURN_BACK = 10.0
 
 
 class MinimisedLoss(Protocol):
@@ -289,7 +291,11 @@ class _Path:
             return self._base.damped, self._space.pull_back(self._base.G)
         self._look_at_model()
         point = self._point(self._base.A + self._space.change(x))
-        if np.isfinite(point.damped) and point.is_better(self.best):
+        if not np.isfinite(point.damped):
+            # Where the loss is not defined, such as at a variance of 0, the line search turns back.
+            self._end_if_reached()
+            return self.best.damped + TURN_BACK * (1.0 + abs(self.best.damped)), np.zeros_like(x)
+        if point.is_better(self.best):
             self.best = point
         self._end_if_reached()
         return point.damped, self._space.pull_back(point.G)
@@ -311,7 +317,9 @@ class _Path:
         if self._check is not None:
             self._check()
         self._evaluations += 1
-        at, change = self._objective.linearise(A), A - self._start
+        change = A - self._start
+        with np.errstate(all="ignore"):
+            at = self._objective.linearise(A)
         loss = float(at.value)
         damped = loss + self._damping / 2.0 * float(np.sum(change * change))
         G = at.gradient + self._damping * change

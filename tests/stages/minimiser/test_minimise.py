@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -233,3 +235,25 @@ def test_without_the_tolerance_the_point_of_least_loss_is_the_result() -> None:
         found = minimise(objective, case.start, damping, model=model, max_evaluations=most)
         losses.append(found.damped_loss)
     assert losses == sorted(losses, reverse=True)
+
+
+class Bounded:
+    """sum of -log(1 - a) - 2 a: defined where every a is below 1, least at 1/2."""
+
+    name, can_iterate, rotation_invariant = "bounded", True, False
+
+    def __init__(self) -> None:
+        self.outside = 0
+
+    def linearise(self, A: np.ndarray) -> SimpleNamespace:
+        self.outside += bool((A >= 1).any())
+        value = float(np.sum(-np.log(1.0 - A) - 2.0 * A))
+        return SimpleNamespace(value=value, gradient=1.0 / (1.0 - A) - 2.0, mean_diagonal=1.0)
+
+
+def test_a_step_out_of_the_domain_of_the_loss_is_taken_back() -> None:
+    objective, start = Bounded(), np.array([[-50.0, -5.0], [-20.0, 0.0]])
+    found = minimise(objective, start, 1e-12, tolerance=1e-8)  # type: ignore[arg-type]
+    assert objective.outside > 0
+    assert found.converged
+    assert found.coefficients == pytest.approx(np.full((2, 2), 0.5), abs=1e-6)
