@@ -6,6 +6,7 @@ import ast
 import contextlib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import json
@@ -174,22 +175,30 @@ def _import_module(name: str) -> Any:
         raise _import_failed(name, error) from error
 
 
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+    """Loads the source: the compiled copy of a file edited within a second would be the old one."""
+
+    def get_code(self, fullname: str) -> Any:
+        """Code of the source as it is now."""
+        del fullname
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError("no such file", where=str(path), expected="the file of network.factory")
     # The name is keyed by path and content: an edited file is a new module, never a stale one.
-    source = _code(path)
-    key = hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:16]
+    key = hashlib.sha256(str(path.resolve()).encode() + _code(path)).hexdigest()[:16]
     name = f"krepes_factory_{path.stem}_{key}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _SourceLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up by name
     try:
-        # Never from a compiled copy: of a file edited within a second that would be the old one.
-        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+        loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise _import_failed(str(path), error) from error

@@ -117,8 +117,13 @@ class Resolver:
         return known
 
     def _floor(self, full: Float) -> float:
-        """Mean effect of solving on with all samples: what the solves leave of any effect."""
+        """Mean effect of solving on with all samples: what the solves leave of any effect.
+
+        NaN without anchors.
+        """
         problem, total = self.problem, self.problem.moments.total()
+        if not len(problem.anchors):
+            return float("nan")
         on = self.solve(total, full, tighter=TIGHTER**2).coefficients
         before, after = (problem.embedding(A, total) for A in (full, on))
         rows = problem.rows.astype(np.float64)

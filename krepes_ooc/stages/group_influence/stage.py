@@ -158,7 +158,7 @@ def _write(problem: GroupProblem, solver: Resolver | FirstOrder, reasons: dict[i
         "mean_diagonal": solver.mean_diagonal,
         "iterations_full": int(full["steps"]),
         "gradient_norm_full": float(full["gradient_norm"]),
-        "floor": float(full["floor"]) if np.isfinite(full["floor"]) else None,
+        "floor": {"mean_effect": floor} if np.isfinite(floor := float(full["floor"])) else {},
         "converged": bool(found.converged.all() and full["converged"]),
     }
     seal_blocks(context, writer, files, arrays, attributes)

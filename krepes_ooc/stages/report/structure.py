@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,6 @@ def read_group_effects(
     if not len(kept):
         return None
     names = [str(name) for name in group_influence.attributes["names"]]
-    floor = group_influence.attributes["floor"]
     return rendering.GroupEffects(
         names=tuple(names[g] for g in kept),
         partition=tuple(str(partitions[partition[g]]["name"]) for g in kept),
@@ -185,7 +185,7 @@ def read_group_effects(
         left_out=_left_out(partitions, landmarks),
         gradient_norm=group_influence.array("gradient_norm")[kept],
         tolerance=tolerance,
-        floor=float("nan") if floor is None else float(floor),
+        floor=float(group_influence.attributes["floor"].get("mean_effect", math.nan)),
     )
 
 
