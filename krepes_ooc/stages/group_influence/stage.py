@@ -24,8 +24,9 @@ from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_writer import StoreWriter
 
-# Of a re-solve from the minimum of all samples: 52 and 71 in the median of 22 and 50 groups.
-EVALUATIONS = 100
+# Of a re-solve from the minimum of all samples: 52 and 71 in the median at a relative damping of .3
+# (digits, 50 groups of a synthetic table), 300 at .03 (Adult).
+EVALUATIONS = 200
 Float = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
 
