@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -28,7 +28,11 @@ from krepes_ooc.stages.concepts.cav import (
 )
 from krepes_ooc.stages.concepts.concept_sets import choose_concept_samples, read_sets
 from krepes_ooc.stages.features import inner_products
-from krepes_ooc.stages.features.featurizer import open_featurizer, unscale_rows
+from krepes_ooc.stages.features.featurizer import (
+    computing_terms,
+    open_featurizer,
+    unscale_rows,
+)
 from krepes_ooc.stages.fidelity.rows import flat_inputs
 from krepes_ooc.stages.kernel.landmark_kernel import open_landmark_kernel
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
@@ -235,6 +239,7 @@ def estimate_cost(sizes: AuditSizes, settings: ConceptsSettings) -> Cost:
         rows = min(n_samples, sizes.plan.sub_rows)
         memory += [
             Term("feature rows of one product, stored and float64", rows * sizes.n_features, 10),
+            *computing_terms(sizes, rows),
             Term("landmark feature rows, float32 and float64", f32(m, sizes.n_features), 5),
             Term("kernel rows of one concept", f64(n_samples, m)),
         ]
@@ -243,12 +248,11 @@ def estimate_cost(sizes: AuditSizes, settings: ConceptsSettings) -> Cost:
         Term("scores of landmarks", f64(n_concepts, m)),
         Term("concept vectors", f64(n_concepts, sizes.n_components)),
     )
-    network = 6.0 * sizes.n_parameters * n_samples * n_concepts
     return Cost(
         units=n_concepts + 1,
         disk=disk,
         memory=Quantity.of(*memory),
-        flops=Quantity.of(Term("forward and backward passes of the sets", network)),
+        flops=Quantity.of(Term(ROW_PASSES, sizes.row_operations * n_samples * n_concepts)),
         skipped=not n_concepts,
     )
 

@@ -34,6 +34,7 @@ from krepes_ooc.stages.examples.convex_weights import (
 from krepes_ooc.stages.examples.duplicate_tables import COMPARED_INPUTS, duplicate_tables
 from krepes_ooc.stages.examples.near_duplicates import NEIGHBOURS, ROWS
 from krepes_ooc.stages.examples.odd_samples import closeness, mixing
+from krepes_ooc.stages.features.featurizer import batch_term, input_terms
 from krepes_ooc.stages.fidelity.rows import flat_inputs, landmark_embedding
 from krepes_ooc.storage.contracts import StoreSpec, load_contract
 from krepes_ooc.storage.store_reader import StoreReader
@@ -311,6 +312,8 @@ def estimate_cost(sizes: AuditSizes, settings: ExamplesSettings) -> Cost:
                 "network": (
                     embeddings,
                     Term("feature rows of one product", float(loading) * sizes.n_features, 10),
+                    batch_term(sizes),
+                    *input_terms(sizes, loading),
                 ),
                 "weights": (
                     embeddings,
@@ -326,7 +329,7 @@ def estimate_cost(sizes: AuditSizes, settings: ExamplesSettings) -> Cost:
             }
         ),
         flops=Quantity.of(
-            Term("forward passes of the landmarks", 6.0 * sizes.n_parameters * m),
+            Term("forward passes of the landmarks", sizes.row_operations * m / 3),
             Term("distances", 2.0 * n * n * outputs),
             Term("distances of shifted inputs", 100.0 * n * NEIGHBOURS * COMPARED_INPUTS),
             Term("quadratic programs", 4.0 * 20 * explained * COUNT**3),

@@ -25,6 +25,7 @@ from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs, recipe_parts
 from krepes_ooc.stages.base.writing import write_whole
+from krepes_ooc.stages.features.featurizer import batch_term, input_terms
 from krepes_ooc.stages.fidelity.component_sweep import ComponentSweepPoint, component_sweep
 from krepes_ooc.stages.fidelity.decision_flips import flips_figure
 from krepes_ooc.stages.fidelity.label_free import (
@@ -346,6 +347,12 @@ def _memory(sizes: AuditSizes, n_inputs: int, none: tuple[Term, ...]) -> Quantit
                 *kept,
                 Term("kernel rows of labelled samples", f64(n, m)),
                 Term("scores of the landmarks", f64(sizes.n_explained, m), 16),
+                *none,
+            ),
+            "network embeddings of the landmarks": (
+                *kept,
+                batch_term(sizes),
+                *input_terms(sizes, sizes.plan.sub_rows),
                 *none,
             ),
             "kernel rows of uniform landmarks": (

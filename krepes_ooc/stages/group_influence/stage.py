@@ -265,6 +265,7 @@ def _worker_memory(sizes: AuditSizes, settings: GroupInfluenceSettings) -> Quant
             "moments": (Term("moments of the rest, and on the way", f64(m, m), 2 * pairs),),
             "solving": (
                 Term("moments of the rest", f64(m, m), views**2 + pairs),
+                Term("their mean, its eigenvectors and workspaces", f64(m, m), 5),
                 Term("iterates, steps and changes", f64(m, h), 2 * HISTORY + 16),
             ),
             "effects": (

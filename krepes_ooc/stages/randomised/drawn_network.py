@@ -17,6 +17,7 @@ from krepes_ooc.jacobian.feature_map import FeatureMap
 from krepes_ooc.jacobian.float16_rows import store_rows
 from krepes_ooc.sources.base import check_finite
 from krepes_ooc.stages.audited.stage import ROLES
+from krepes_ooc.stages.base.cost import f16
 from krepes_ooc.stages.base.inputs import CALIBRATION_ROWS
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.stage import StageContext
@@ -35,6 +36,8 @@ from krepes_ooc.storage.store_reader import StoreReader
 from krepes_ooc.views.spec import CLEAN
 
 TRAINED = 0
+# Feature rows of the fit samples' views stay in memory up to that; above, a second pass gives them.
+KEPT_BYTES = 2**26
 _FIT_STREAM = 702
 Float = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.float32]
@@ -76,6 +79,42 @@ class RowRange(NamedTuple):
 
     view: int
     positions: Ids
+
+
+class PassedRows(NamedTuple):
+    """Rows of the samples of one range.
+
+    Args:
+        stored: feature rows as they are stored [sample, feature].
+        embedding: the network's embedding [sample, output].
+    """
+
+    stored: Half
+    embedding: Rows
+
+
+class CentreSums(NamedTuple):
+    """Sums over the samples of some ranges.
+
+    Args:
+        moments: of feature moments [moment].
+        self_kernel: of k(x, x).
+        kept: the rows of every range; none where they are not kept.
+    """
+
+    moments: Float
+    self_kernel: float
+    kept: tuple[PassedRows, ...]
+
+
+def keeps_view_rows(n_rows: int, n_features: int) -> bool:
+    """Whether feature rows of the fit samples' views stay in memory.
+
+    Args:
+        n_rows: fit samples in all views.
+        n_features: width of a row.
+    """
+    return f16(n_rows, n_features) <= KEPT_BYTES
 
 
 class KernelRows(NamedTuple):
@@ -147,8 +186,8 @@ class DrawnNetwork:
         permuted = permuted_network(recipe.network, recipe.seed, self.draw)
         return open_features(permuted, self.settings, calibration, seed=recipe.seed)
 
-    def stored_rows(self, part: RowRange) -> tuple[Half, Rows]:
-        """Stored feature rows [sample, feature] and embedding [sample, output] of one range.
+    def passed(self, part: RowRange) -> PassedRows:
+        """Feature rows and embedding of one range, by forward and backward passes.
 
         Raises:
             DataError: a row is not finite; names the sample.
@@ -158,19 +197,19 @@ class DrawnNetwork:
         inputs, _ = self.inputs.recipe.encode(part.positions, part.view)
         features, embedding = local.rows(inputs)
         check_finite(features, part.positions, "feature row")
-        return store_rows(features, self.feature_map.layout), embedding
+        return PassedRows(store_rows(features, self.feature_map.layout), embedding)
 
-    def centre_sums(self, part: RowRange) -> tuple[Float, float]:
-        """Sum of feature moments [moment] and of k(x, x) over the samples of one range."""
-        rows = self._unscaled(self.stored_rows(part)[0])
-        layout = self.feature_map.layout
-        own = inner_products.self_kernel(rows, layout)
-        return np.asarray(inner_products.centre_sum(rows, layout)), float(np.sum(own))
+    def embedding(self, part: RowRange) -> Rows:
+        """The network's embedding [sample, output] of one range, by a forward pass."""
+        self.context.stop.check()
+        local = self.inputs.recipe.feature_map(self.feature_map, self.context.device.torch)
+        return local.embedding(self.inputs.recipe.encode(part.positions, part.view)[0])
 
     def kernel_rows(self, executor: Executor, normalise: Any) -> KernelRows:
         """Kernel rows of the landmarks, the fit samples' views and all audited samples.
 
-        Two passes over the fit samples' views: the centre, then the rows.
+        The fit samples' views give the centre, then their rows: by a second pass where the rows of
+        the first are not kept.
 
         Args:
             executor: where ranges are computed.
@@ -181,8 +220,7 @@ class DrawnNetwork:
         """
         used = used_samples(self.inputs, self.most_fit)
         role = self.inputs.audited.array("role")[used]
-        sample_id = self.inputs.audited.array("sample_id")[used]
-        fit = sample_id[role == ROLES["fit"]]
+        fit = self.inputs.audited.array("sample_id")[used][role == ROLES["fit"]]
         n_views = self.inputs.features.info("self_kernel").shape[0]
         if len(fit) < 2:
             raise StageFailed(
@@ -194,9 +232,9 @@ class DrawnNetwork:
         view_ranges = [part for view in range(n_views) for part in self._ranges(view, fit)]
 
         # The centre of the same rows that the moments are taken of; then the landmarks.
-        centre, normalisation = self._centre(executor, view_ranges, normalise)
-        found = list(executor.map(self.stored_rows, self._landmark_ranges()))
-        landmarks = self._unscaled(np.concatenate([rows for rows, _ in found]))
+        centre, normalisation, kept = self._centre(executor, view_ranges, normalise)
+        stored, landmark_embedding = self._landmarks(executor)
+        landmarks = self._unscaled(stored)
         layout = self.feature_map.layout
         K_mm = np.asarray(kernel_between(landmarks, layout, centre, normalisation))
         mapped = LandmarkKernel(
@@ -208,12 +246,13 @@ class DrawnNetwork:
 
         # Rows of all samples against them.
         task = KernelTask(self, mapped)
-        of_views = list(executor.map(task, view_ranges))
-        of_clean = list(executor.map(task, self._ranges(CLEAN, sample_id)))
+        view_items: Sequence[RowRange | PassedRows] = kept or view_ranges
+        of_views = list(executor.map(task, view_items))
+        of_clean = list(executor.map(task, self._clean_items(used)))
         m, outputs = len(landmarks), len(self.feature_map.outputs)
         return KernelRows(
             K_mm,
-            np.concatenate([embedding for _, embedding in found]),
+            landmark_embedding,
             _joined(of_views, 0).reshape(n_views, len(fit), m),
             _joined(of_clean, 0),
             _joined(of_clean, 1),
@@ -222,22 +261,41 @@ class DrawnNetwork:
 
     def _centre(
         self, executor: Executor, ranges: Sequence[RowRange], normalise: Any
-    ) -> tuple[Float, Normalisation]:
-        """Mean feature moments [moment] over ranges of samples, and the normalisation by them."""
-        total, self_sum = executor.reduce(self.centre_sums, ranges, _add)
+    ) -> tuple[Float, Normalisation, tuple[PassedRows, ...]]:
+        """Mean feature moments [moment] over ranges, the normalisation by them, the kept rows."""
         count = sum(len(part.positions) for part in ranges)
-        centre = total / count
-        scale = self_sum / count if normalise == "mean-diagonal" else 1.0
-        return centre, Normalisation(normalise, inner_products.centre_self(centre), scale)
+        keeps = keeps_view_rows(count, self.feature_map.layout.n_features)
+        sums = executor.reduce(CentreTask(self, keeps), ranges, _add)
+        centre = sums.moments / count
+        scale = sums.self_kernel / count if normalise == "mean-diagonal" else 1.0
+        centre_self = inner_products.centre_self(centre)
+        return centre, Normalisation(normalise, centre_self, scale), sums.kept
 
-    def _landmark_ranges(self) -> list[RowRange]:
-        """Ranges of the landmarks as the audit chose them, in their views."""
-        view_of_row, row_id = (self.inputs.landmarks.array(n) for n in ("view", "sample_id"))
-        return [
+    def _landmarks(self, executor: Executor) -> tuple[Half, Rows]:
+        """Stored rows and embedding of the landmarks as the audit chose them, in their views."""
+        store = self.inputs.landmarks
+        view_of_row, row_id = store.array("view"), store.array("sample_id")
+        ranges = [
             part
             for view in np.unique(view_of_row).tolist()
             for part in self._ranges(view, row_id[view_of_row == view])
         ]
+        # The store has the rows of the network itself.
+        if self.draw == TRAINED:
+            embedding = np.concatenate(list(executor.map(self.embedding, ranges)))
+            return store.array("features"), embedding
+        found = list(executor.map(self.passed, ranges))
+        return _joined(found, 0), _joined(found, 1)
+
+    def _clean_items(self, used: Ids) -> Sequence[RowRange | PassedRows]:
+        """The clean rows of some audited samples: those of the network itself are in the store."""
+        store = self.inputs.audited
+        if self.draw != TRAINED:
+            return self._ranges(CLEAN, store.array("sample_id")[used])
+        stored, embedding = store.array("features"), store.array("network_embedding")
+        size = self.context.plan.forward_batch
+        parts = [used[start : start + size] for start in range(0, len(used), size)]
+        return [PassedRows(stored[part], embedding[part]) for part in parts]
 
     def _ranges(self, view: int, positions: Ids) -> list[RowRange]:
         """Ranges of one forward pass each: they decide bits, so the block plan fixes them."""
@@ -252,6 +310,30 @@ class DrawnNetwork:
 
 
 @dataclass(frozen=True)
+class CentreTask:
+    """Sums for the centre over one range.
+
+    Args:
+        network: whose rows.
+        keeps: whether the rows are kept.
+    """
+
+    network: DrawnNetwork
+    keeps: bool
+
+    def __call__(self, part: RowRange) -> CentreSums:
+        """The sums, and the rows where they are kept."""
+        passed = self.network.passed(part)
+        layout = self.network.feature_map.layout
+        rows = self.network._unscaled(passed.stored)
+        return CentreSums(
+            np.asarray(inner_products.centre_sum(rows, layout)),
+            float(np.sum(inner_products.self_kernel(rows, layout))),
+            (passed,) if self.keeps else (),
+        )
+
+
+@dataclass(frozen=True)
 class KernelTask:
     """Kernel rows and embedding of one range.
 
@@ -263,17 +345,19 @@ class KernelTask:
     network: DrawnNetwork
     landmark_kernel: LandmarkKernel
 
-    def __call__(self, part: RowRange) -> tuple[Rows, Rows]:
+    def __call__(self, item: RowRange | PassedRows) -> tuple[Rows, Rows]:
         """Kernel rows [sample, landmark] and the network's embedding [sample, output]."""
-        stored, embedding = self.network.stored_rows(part)
-        rows = self.network._unscaled(stored)
+        passed = item if isinstance(item, PassedRows) else self.network.passed(item)
+        rows = self.network._unscaled(passed.stored)
         own = np.asarray(inner_products.self_kernel(rows, self.landmark_kernel.layout))
-        return self.landmark_kernel.rows(stored, own), embedding
+        return self.landmark_kernel.rows(passed.stored, own), passed.embedding
 
 
-def _add(left: tuple[Float, float], right: tuple[Float, float]) -> tuple[Float, float]:
-    return left[0] + right[0], left[1] + right[1]
+def _add(left: CentreSums, right: CentreSums) -> CentreSums:
+    return CentreSums(
+        left.moments + right.moments, left.self_kernel + right.self_kernel, left.kept + right.kept
+    )
 
 
-def _joined(parts: Sequence[tuple[Rows, Rows]], which: int) -> Rows:
+def _joined(parts: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]], which: int) -> Any:
     return np.concatenate([part[which] for part in parts])

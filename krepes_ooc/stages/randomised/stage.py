@@ -18,10 +18,11 @@ import numpy.typing as npt
 from krepes_ooc.core.settings import setting
 from krepes_ooc.errors import NetworkError, StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.writing import read_partial, write_partial, write_whole
+from krepes_ooc.stages.features.featurizer import batch_term, input_terms
 from krepes_ooc.stages.randomised.control_figures import (
     FIGURES,
     AuditRule,
@@ -33,6 +34,7 @@ from krepes_ooc.stages.randomised.drawn_network import (
     DrawnNetwork,
     KernelRows,
     RandomisedInputs,
+    keeps_view_rows,
 )
 from krepes_ooc.stages.randomised.embedding_health import EmbeddingHealth, embedding_health
 from krepes_ooc.stages.randomised.fidelity_controls import CONTROLLED
@@ -289,31 +291,36 @@ def summary_lines(attributes: Mapping[str, Any]) -> list[str]:
 def estimate_cost(sizes: AuditSizes, settings: RandomisedSettings) -> Cost:
     """Rows and figures of every network, one network at a time.
 
-    Rows of the fit samples' views pass through the network twice: for the centre, for the kernel.
+    Rows of the fit samples' views pass through the network twice where they are not kept: for the
+    centre, then for the kernel.
     """
     m, width, batch = sizes.n_landmarks, sizes.n_features, sizes.plan.forward_batch
     # Audited samples that are not explained have the role fit.
     fit = min(settings.fit, max(0, sizes.n_audited - sizes.n_explained))
     networks, view_rows = settings.draws + 1, fit * sizes.n_views
     audited = sizes.n_explained + fit
-    # Views of the fit samples twice, clean samples and landmarks once.
-    passed = 2 * view_rows + audited + m
+    kept = keeps_view_rows(view_rows, width)
+    # Clean samples and landmarks once; the stores have those of the network itself.
+    passed = (1 if kept else 2) * view_rows
+    all_passed = networks * passed + settings.draws * (audited + m)
+    worker = Quantity.of(
+        batch_term(sizes),
+        *input_terms(sizes, batch),
+        Term("stored rows of a batch", f16(batch, width), 2),
+        Term("kernel rows of a batch", f32(batch, m), 4),
+    )
     return Cost(
         units=networks,
         disk=Quantity.of(
             Term("top landmarks", f64(networks, sizes.n_explained, settings.top)),
             Term("figures and attributes", 2**15),
         ),
-        memory=_memory(sizes, fit),
-        worker_memory=Quantity.of(
-            Term("gradients of a batch", f32(batch, width), 4),
-            Term("stored rows of a batch", f16(batch, width), 2),
-            Term("kernel rows of a batch", f32(batch, m), 4),
-        ),
+        memory=_memory(sizes, fit, view_rows if kept else 0, worker),
+        worker_memory=worker,
         parallel_tasks=max(1, -(-max(view_rows, audited) // batch)),
         flops=Quantity.of(
-            Term("gradients", 6.0 * sizes.n_parameters * passed, networks),
-            Term("kernel rows", 2.0 * m * width * passed, networks),
+            Term(ROW_PASSES, sizes.row_operations * all_passed),
+            Term("kernel rows", 2.0 * m * width * (view_rows + audited + m), networks),
             Term(
                 "ridge and moments", 2.0 * (sizes.n_views**2 + 3) * (fit + 9 * m) * m**2, networks
             ),
@@ -326,11 +333,18 @@ def estimate_cost(sizes: AuditSizes, settings: RandomisedSettings) -> Cost:
     )
 
 
-def _memory(sizes: AuditSizes, fit: int) -> Quantity:
-    """Memory of one network: its rows, its step, its figures, one after the other."""
+def _memory(sizes: AuditSizes, fit: int, kept_rows: int, worker: Quantity) -> Quantity:
+    """Memory of one network: its rows, its step, its figures, one after the other.
+
+    ``kept_rows``: feature rows of the fit samples' views that stay in memory; ``worker``: what a
+    worker takes, none before the network is open.
+    """
     m, width, views = sizes.n_landmarks, sizes.n_features, sizes.n_views
     audited = sizes.n_explained + fit
+    # The permuted copy of the network is opened anew for every draw.
+    network = Term("network with permuted weights", f32(sizes.n_weights))
     rows = (
+        network,
         Term("kernel rows of the fit samples' views", f32(views, fit, m)),
         Term("clean kernel rows", f32(audited, m)),
         Term("landmark kernel", f64(m, m)),
@@ -338,11 +352,18 @@ def _memory(sizes: AuditSizes, fit: int) -> Quantity:
     )
     return Quantity(
         {
+            "opening": (
+                network,
+                Term("opening and self-check of the network, measured", sizes.opening_bytes),
+                Term("memory of one worker", worker.bytes, -1),
+            ),
             "rows": (
                 *rows,
                 Term("landmark rows as stored, in float32 and float64", f32(m, width), 5),
                 Term("centre", f64(sizes.n_moments), 3),
                 Term("rows while they are joined", f32(max(fit * views, audited), m)),
+                Term("feature rows of the fit samples' views", f16(kept_rows, width)),
+                Term("clean feature rows of the network itself", f16(sizes.n_audited, width), 2),
             ),
             "step": (
                 *rows,
@@ -369,7 +390,7 @@ def _memory(sizes: AuditSizes, fit: int) -> Quantity:
 
 STAGE = Stage(
     name="randomised",
-    version=3,
+    version=4,
     inputs=RandomisedInputs,
     store="randomised",
     settings=RandomisedSettings,
