@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from krepes_ooc.network.pretrain import PretrainSettings
 from krepes_ooc.stages.audited.stage import AuditedSettings
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term
 from krepes_ooc.stages.base.sizes import AuditSizes
+from krepes_ooc.stages.base.stage import Stage
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, computing_bytes
 from krepes_ooc.stages.kernel.stage import KernelSettings
 from krepes_ooc.stages.landmarks.landmark_settings import LandmarksSettings
 from krepes_ooc.stages.landmarks.stage import SAMPLERS
-from krepes_ooc.stages.registry import BY_NAME
+from krepes_ooc.stages.registry import BY_NAME, STAGES
 
 SIZES = {
     "small": AuditSizes(
@@ -249,3 +251,16 @@ def test_a_quantity_is_the_largest_of_its_phases() -> None:
         "times": -2,
         "total": -2,
     }
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if "network" in stage.reads])
+def test_whatever_runs_the_network_counts_its_measured_batch(stage: Stage) -> None:
+    """Activations and gradients of a batch, far larger than its rows, are in every such plan."""
+    sizes = dataclasses.replace(SIZES["digits"], sample_bytes=2**24, n_weights=40_000)
+    settings = stage.settings()
+    if stage.name == "concepts":
+        settings = stage.settings(sets={"a": {"positive": {"ids": [1]}}})
+    if stage.name == "retraining":
+        pytest.skip("it trains networks by the demo trainer, whose batches are not feature rows")
+    need = stage.estimate_cost(sizes, settings).need
+    assert need.fixed + need.per_worker >= sizes.batch_bytes > 2**31

@@ -17,10 +17,10 @@ TOTALS: list[tuple[str, int, dict[str, Any]]] = [
     ("unlabelled", 0, {"units": 1, "memory": 8000000, "skipped": True}),
     ("wide", 0, {"units": 1, "memory": 6400000, "skipped": True}),
     ("few", 0, {"units": 1, "memory": 96, "skipped": True}),
-    ("digits", 1, {"units": 3, "disk": 25408, "memory": 7869440, "flops": 118656000.0}),
-    ("unlabelled", 1, {"units": 3, "disk": 193024, "memory": 94816000, "flops": 480000000.0}),
-    ("wide", 1, {"units": 3, "disk": 144128, "memory": 5318016000, "flops": 120000000000.0}),
-    ("few", 1, {"units": 3, "disk": 144, "memory": 3616, "flops": 12000.0}),
+    ("digits", 1, {"units": 3, "disk": 25408, "memory": 13279232, "flops": 118656000.0}),
+    ("unlabelled", 1, {"units": 3, "disk": 193024, "memory": 114050816, "flops": 480000000.0}),
+    ("wide", 1, {"units": 3, "disk": 144128, "memory": 5424446464, "flops": 120000000000.0}),
+    ("few", 1, {"units": 3, "disk": 144, "memory": 5024, "flops": 12000.0}),
 ]
 
 
