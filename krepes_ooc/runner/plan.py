@@ -86,8 +86,8 @@ def make_plan(
             timing, description = _timing(audit, states["features"], limits, sizes, folder)
         trainings = training_time(audit, states, costs.get(RETRAINING, Cost()), timed=timed)
         rows = [
-            _row(audit, state, costs[name], budget, base)
-            | timing.of(costs[name], budget)
+            (row := _row(audit, state, costs[name], budget, base))
+            | timing.of(costs[name], row["workers"])
             | _seconds_of_trainings(name, trainings)
             for name, state in states.items()
         ]
@@ -263,15 +263,19 @@ class Timing:
     row: RowCost | None
     row_operations: float
 
-    def of(self, cost: Cost, budget: Budget) -> dict[str, Any]:
+    def of(self, cost: Cost, workers: int) -> dict[str, Any]:
         """Wall seconds of a stage, and least and most; one unit keeps one worker busy.
 
         The larger of processor time over the workers and of bytes over the rate of the disk.
+
+        Args:
+            cost: of the stage.
+            workers: that fit the memory.
         """
         rates = self.rates
         if rates is None:
             return {"seconds": None, "seconds_range": None}
-        busy = max(1, min(budget.workers, cost.units))
+        busy = max(1, min(workers, cost.units))
         written = cost.disk.bytes + cost.scratch.bytes
         terms = [term for part in cost.flops.phases.values() for term in part]
         n_rows = sum(term.total for term in terms if term.label == ROW_PASSES)

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from krepes_ooc.engine.calibration import Rates
 from krepes_ooc.errors import PlanRefused, UsageError
+from krepes_ooc.jacobian.row_cost import RowCost
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Options
-from krepes_ooc.runner.plan import make_plan
+from krepes_ooc.runner.plan import Timing, make_plan
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term
 from tests import small
 
 
@@ -160,3 +163,13 @@ def test_what_the_step_cannot_do_is_refused_before_the_first_task(
 def test_one_component_is_enough_where_nothing_has_to_turn(tmp_path: Path) -> None:
     changes = ("stages.newton.objective=vicreg", "stages.spectrum.components=1")
     make_plan(small.recipe(*changes), tmp_path / "w", Options())
+
+
+def test_time_is_that_of_the_workers_that_fit_the_memory() -> None:
+    timing = Timing(Rates(1e9, 1e9, 1e9, 1e9, 1e9), RowCost(0.1, 0.1, 8), 5.0)
+    cost = Cost(units=8, flops=Quantity.of(Term(ROW_PASSES, 5.0 * 600)))
+    one, two = (timing.of(cost, workers)["seconds"] for workers in (1, 2))
+    assert one == pytest.approx(60.0)
+    assert two == pytest.approx(30.0)
+    # A stage that does not fit at all is timed as one that just fits.
+    assert timing.of(cost, 0)["seconds"] == one

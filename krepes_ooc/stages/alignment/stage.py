@@ -360,7 +360,10 @@ def estimate_cost(sizes: AuditSizes, settings: AlignmentSettings) -> Cost:
     return Cost(
         disk=Quantity.of(Term("gaps of all columns, group tables", 2**16)),
         memory=memory,
-        flops=Quantity.of(Term("products of rankings and agreement", 2.0 * n * m * m)),
+        flops=Quantity.of(
+            Term("forward passes of the landmarks", sizes.row_operations * m / 3),
+            Term("products of rankings and agreement", 2.0 * n * m * m),
+        ),
     )
 
 

@@ -322,6 +322,7 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
         flops=Quantity.of(
             Term("Gram matrices, scores and kernel rows", 10.0 * n * m * m),
             Term("eigenvectors", 40.0 * m**3),
+            Term("forward passes of the landmarks", sizes.row_operations * m / 3),
         ),
         bytes_read=Quantity.of(Term("kernel rows, twice a probe's step", 16.0 * n * m, iterations)),
         float64=True,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.features.featurizer import batch_term, input_terms
 from krepes_ooc.stages.landmarks.landmark_settings import LandmarksSettings
@@ -45,6 +45,7 @@ def estimate_cost(sizes: AuditSizes, settings: LandmarksSettings) -> Cost:
             Term("centre", f64(sizes.n_moments)),
         ),
         memory=Quantity(phases),
+        flops=choice.flops.plus(Term(ROW_PASSES, sizes.row_operations * m)),
         freed_early=choice.memory.plus(Term("memory of one worker", worker), by_then_free),
         device_memory=_device_memory(sizes, settings),
         device_task_memory=_device_task_memory(sizes, settings),

@@ -12,10 +12,10 @@ from tests.stages.cost_cases import SIZES, labels, totals
 SETTINGS = [AlignmentSettings()]
 # Name of the sizes, place of the settings, totals
 TOTALS: list[tuple[str, int, dict[str, Any]]] = [
-    ("digits", 0, {"units": 1, "disk": 65536, "memory": 13590528, "flops": 39321600.0}),
-    ("unlabelled", 0, {"units": 1, "disk": 65536, "memory": 127068672, "flops": 2000000000.0}),
-    ("wide", 0, {"units": 1, "disk": 65536, "memory": 563200000, "flops": 6400000000.0}),
-    ("few", 0, {"units": 1, "disk": 65536, "memory": 2656, "flops": 72.0}),
+    ("digits", 0, {"units": 1, "disk": 65536, "memory": 13590528, "flops": 89948160.0}),
+    ("unlabelled", 0, {"units": 1, "disk": 65536, "memory": 127068672, "flops": 2800000000.0}),
+    ("wide", 0, {"units": 1, "disk": 65536, "memory": 563200000, "flops": 806400000000.0}),
+    ("few", 0, {"units": 1, "disk": 65536, "memory": 2656, "flops": 132.0}),
 ]
 
 
