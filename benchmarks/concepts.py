@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 
 from krepes_ooc.core.float16 import to_float32
-from krepes_ooc.runner.audit import Options
+from krepes_ooc.runner.audit import Audit, Options
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
 from krepes_ooc.stages.discovery.concept_map import ConceptMap
 from krepes_ooc.stages.discovery.fits import FIT_ROWS, REFITS, STARTS
 from krepes_ooc.stages.discovery.spherical_kmeans import fit_clusters, unit_rows
 from krepes_ooc.stages.discovery.stored_concepts import ROWS, read_concept_map
-from krepes_ooc.stages.examples.concept_figures import best_class_precision
+from krepes_ooc.stages.examples.concept_figures import average_precision, best_class_precision
 from krepes_ooc.stages.examples.convex_weights import convex_weights
 from krepes_ooc.storage.workspace import Workspace
+from krepes_ooc.views.spec import CLEAN
 
 DATA = Path(".cache/data")
 RESULTS = Path(__file__).parent / "results" / "concepts.json"
@@ -58,7 +59,7 @@ network:
   arguments: {{inputs: 784, hidden: [256, 256], outputs: 64}}
   weights: pretrain
 stages:
-  pretrain: {{objective: barlow-twins, epochs: 20, batch: 256}}
+  pretrain: {{objective: barlow-twins, epochs: {epochs}, batch: 256}}
   landmarks: {{count: 1000}}
   spectrum: {{components: 32}}
   audited: {{fit: 2000, sample_ids: {ids}}}
@@ -106,8 +107,8 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(head + np.ascontiguousarray(values).tobytes())
 
 
-def fashion_recipe(folder: Path, views: str) -> Path:
-    """The planted set and its recipe with these views; written once."""
+def fashion_recipe(folder: Path, views: str, epochs: int = 20) -> Path:
+    """The planted set and its recipe with these views and epochs; written once."""
     target = folder / "fashion.yaml"
     if target.exists():
         return target
@@ -124,6 +125,7 @@ def fashion_recipe(folder: Path, views: str) -> Path:
     write_idx(folder / "labels.idx", np.concatenate([labels, labels[where.originals], kinds]))
     ids = np.concatenate([where.originals, where.twins, where.digits, where.others])
     found = {"folder": folder.resolve(), "ids": sorted(ids.tolist()), "views": views}
+    found["epochs"] = epochs
     target.write_text(FASHION.format(**found))
     return target
 
@@ -136,6 +138,16 @@ def digits_cell(work: Path) -> Recipe:
 def fashion_cell(work: Path) -> Recipe:
     """The planted Fashion-MNIST, views of the shipped recipe."""
     return Recipe.load(str(fashion_recipe(work / "data", VIEWS)))
+
+
+def longer_cell(work: Path) -> Recipe:
+    """The planted Fashion-MNIST, a network trained three times as long."""
+    return Recipe.load(str(fashion_recipe(work / "longer", VIEWS, 60)))
+
+
+def longest_cell(work: Path) -> Recipe:
+    """The planted Fashion-MNIST, a network trained nine times as long."""
+    return Recipe.load(str(fashion_recipe(work / "longest", VIEWS, 180)))
 
 
 def weak_views_cell(work: Path) -> Recipe:
@@ -156,12 +168,34 @@ def adult_cell(work: Path) -> Recipe:
 CELLS: dict[str, Callable[[Path], Recipe]] = {
     "digits": digits_cell,
     "fashion": fashion_cell,
+    "fashion-60-epochs": longer_cell,
+    "fashion-180-epochs": longest_cell,
     "fashion-weak-views": weak_views_cell,
     "adult": adult_cell,
 }
 
 
-def entry(space: Workspace) -> dict[str, Any]:
+def best_concept_precision(recipe: Recipe, space: Workspace) -> dict[str, float]:
+    """Average precision of the concept that matches a class best, mean over the classes.
+
+    Concepts, random directions of the same map and k-means on inputs.
+    """
+    audited, discovery = space.reader("audited"), space.reader("discovery")
+    label, kernel = audited.array("label"), space.reader("influence").whole("kernel")
+    found = {"concepts": ("", kernel), "random": ("random_", kernel)}
+    if discovery.has("input_weights"):
+        inputs, _ = Audit(recipe, space).inputs.encode(audited.array("sample_id"), CLEAN)
+        found["inputs"] = ("input_", inputs.reshape(len(label), -1).astype(np.float64))
+    member = label[:, None] == np.unique(label[label >= 0])
+    best = {}
+    for name, (prefix, rows) in found.items():
+        activation = read_concept_map(discovery, prefix).activation(rows)
+        precision = [average_precision(scores, member) for scores in activation.T]
+        best[name] = float(np.max(precision, axis=0).mean())
+    return best
+
+
+def entry(recipe: Recipe, space: Workspace) -> dict[str, Any]:
     """Figures of one finished audit."""
     discovery, examples = space.reader("discovery"), space.reader("examples")
     stability = discovery.array("stability")
@@ -175,6 +209,7 @@ def entry(space: Workspace) -> dict[str, Any]:
         "stability_weighted": float(stability @ discovery.array("share")),
         "view_agreement": discovery.attributes["view_agreement"],
         "average_precision": examples.attributes["average_precision"],
+        "best_concept_precision": best_concept_precision(recipe, space),
         "embedding_r_squared": examples.attributes["embedding_r_squared"],
         "refit_r_squared": examples.attributes["r_squared"],
         "cards_cpu_seconds": cards_seconds(space),
@@ -276,7 +311,7 @@ def main() -> None:
         recipe, memory = CELLS[name](arguments.work), int(arguments.memory * 2**30)
         for stage in STAGES:
             run(recipe, root, Options(only=stage, workers=1, memory=memory))
-        found[name] = entry(Workspace(root))
+        found[name] = entry(recipe, Workspace(root))
         print(name, json.dumps(found[name], indent=1))
         RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     if arguments.cost:

@@ -37,7 +37,7 @@ def test_planted_samples_do_not_overlap():
 @pytest.mark.timeout(600)
 def test_an_entry_is_json_and_what_the_stores_say():
     space = audits.finished()
-    found = concepts.entry(space)
+    found = concepts.entry(audits.recipe_of(space), space)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["stability"] == pytest.approx(space.reader("discovery").array("stability").mean())
     assert found["cards_cpu_seconds"] > 0
