@@ -258,9 +258,16 @@ class _Path:
         self._begin_at_best()
         # The coordinates stay.
         self._next_look = self._most
+        size = float(np.linalg.norm(self._space.pull_back(self.best.G)))
+
+        def gradient(x: Float) -> Float:
+            found = self._evaluate(x)[1]
+            # Where the loss is not defined the gradient is 0: no root, the line search turns back.
+            return found if found.any() else np.full_like(found, size)
+
         with contextlib.suppress(NoConvergence, ValueError):
             newton_krylov(
-                lambda x: self._evaluate(x)[1],
+                gradient,
                 np.zeros(self._start.size),
                 maxiter=NEWTON_STEPS,
                 f_tol=np.finfo(float).tiny,

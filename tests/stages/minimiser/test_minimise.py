@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from scipy.optimize import minimize as dense_minimize
 
 from krepes_ooc.errors import Stopped, UsageError
-from krepes_ooc.stages.minimiser.minimise import minimise
+from krepes_ooc.stages.minimiser.minimise import _Path, _Reached, minimise
 from krepes_ooc.stages.moments.moments import Moments
 from krepes_ooc.stages.newton.objectives import registry
 from krepes_ooc.stages.newton.objectives.interface import Linearisation, Objective
@@ -257,3 +258,12 @@ def test_a_step_out_of_the_domain_of_the_loss_is_taken_back() -> None:
     assert objective.outside > 0
     assert found.converged
     assert found.coefficients == pytest.approx(np.full((2, 2), 0.5), abs=1e-6)
+
+
+def test_a_newton_step_out_of_the_domain_is_no_root() -> None:
+    objective, start = Bounded(), np.array([[-5.0, -3.0]])
+    path = _Path(objective, start, 1e-12, None, None, 1e-8, 500, None)  # type: ignore[arg-type]
+    with contextlib.suppress(_Reached):
+        path.polish()
+    assert objective.outside > 0
+    assert path.result().converged
