@@ -26,7 +26,10 @@ from PIL import Image
 from benchmarks.backbones import FACTORY, ROOT, anonymous_bytes, generated_picture
 
 RESULTS = ROOT / "benchmarks/results/network-memory.json"
-NETWORKS = ("resnet18@160", "resnet18@224", "vit_small_patch16_224@224")
+NETWORKS = (
+    *("resnet18@160", "resnet18@224", "resnet50@160", "resnet50@224"),
+    *("vit_small_patch16_224@224", "vit_base_patch16_224@224"),
+)
 MEMORY = ("1GiB", "2GiB", "8GiB")
 N_PICTURES, BLOCK_ROWS = 12, 8
 REFUSED = 3

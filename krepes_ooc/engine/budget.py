@@ -136,19 +136,37 @@ ARENAS = 2
 MAPPED_BYTES = 3 << 20
 KEPT_BYTES = 8 << 20
 ALLOCATOR_BYTES = ARENAS * KEPT_BYTES
+# Activations of a large network are mapped, filled with zeros and given back at every layer: a
+# fifth of the time of a row. Where a batch takes this much, more of what was freed is kept.
+LARGE_BATCH = 1 << 30
+LARGE_MAPPED_BYTES = 32 << 20  # the most that glibc takes from an arena
+LARGE_KEPT_BYTES = 128 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
-def bound_allocator() -> None:
-    """Let the C allocator keep at most ``ALLOCATOR_BYTES`` of what was freed; glibc only.
+def allocator_bytes(batch: int = 0) -> int:
+    """Bytes of freed memory that the C allocator keeps at most.
+
+    Args:
+        batch: bytes of a batch of the network; 0: no network runs.
+    """
+    return ARENAS * LARGE_KEPT_BYTES if batch >= LARGE_BATCH else ALLOCATOR_BYTES
+
+
+def bound_allocator(batch: int = 0) -> None:
+    """Let the C allocator keep at most ``allocator_bytes`` of what was freed; glibc only.
 
     Arrays of ``MAPPED_BYTES`` and more go back to the system at once; those of one matrix product
-    are smaller and are used again.
+    are smaller and are used again, as are most of a large network.
+
+    Args:
+        batch: bytes of a batch of the network; 0: no network runs.
     """
+    large = batch >= LARGE_BATCH
     chosen = {
         _M_ARENA_MAX: ARENAS,
-        _M_MMAP_THRESHOLD: MAPPED_BYTES,
-        _M_TRIM_THRESHOLD: KEPT_BYTES,
+        _M_MMAP_THRESHOLD: LARGE_MAPPED_BYTES if large else MAPPED_BYTES,
+        _M_TRIM_THRESHOLD: LARGE_KEPT_BYTES if large else KEPT_BYTES,
     }
     # Another C library has no mallopt: nothing to do.
     with contextlib.suppress(OSError, AttributeError):

@@ -227,6 +227,8 @@ class _Run:
             stack.enter_context(context.meter)
             stack.enter_context(one_torch_thread())
             stack.enter_context(device_scope(context.device))
+            context.bound_allocator()
+            stack.callback(bound_allocator)
             try:
                 context.stage.run(context.inputs, context)
             except ShardDone:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from krepes_ooc.engine.budget import ALLOCATOR_BYTES, MemoryNeed
+from krepes_ooc.engine.budget import MemoryNeed, allocator_bytes
 
 # Constants of a process in bytes, measured in a fresh one per stage.
 SLACK_BYTES = 32 * 2**20  # readers of the source, journals, thread stacks
@@ -153,6 +153,7 @@ class Cost:
         network_loaded: bool,
         sklearn: bool,
         follows: bool,
+        batch: int = 0,
     ) -> Cost:
         """The cost with the memory of source, network and libraries in its process.
 
@@ -162,12 +163,13 @@ class Cost:
             network_loaded: whether an earlier stage has loaded it.
             sklearn: whether scikit-learn is loaded.
             follows: whether another stage ran before in this process.
+            batch: bytes of a batch of the network; 0: the stage does not run it.
         """
         terms = [Term("source", source), Term("readers, journals, thread stacks", SLACK_BYTES)]
         if follows:
             terms.append(Term("left by the stages before", LEFT_BYTES))
-        if self.worker_memory.bytes:
-            terms.append(Term("kept by the allocator", ALLOCATOR_BYTES))
+        if self.worker_memory.bytes or batch:
+            terms.append(Term("kept by the allocator", allocator_bytes(batch)))
         if sklearn:
             terms.append(Term("scikit-learn", SKLEARN_BYTES))
         if network is not None:

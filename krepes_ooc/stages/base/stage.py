@@ -13,7 +13,7 @@ from krepes_ooc.core.digests import canonical_digest
 from krepes_ooc.core.files import Files
 from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.budget import Budget
+from krepes_ooc.engine.budget import LARGE_BATCH, Budget, bound_allocator
 from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder, WorkerPool
 from krepes_ooc.engine.cluster.worker import worker_state
 from krepes_ooc.engine.device import HOST, Device, workers_on
@@ -172,6 +172,10 @@ class StageContext:
             self.stage, self.sizes, self.settings, self.audit_inputs, self.stages_before
         )
 
+    def bound_allocator(self) -> None:
+        """Let the C allocator keep what the plan of the stage counts."""
+        bound_allocator(large_batch(self.stage, self.sizes, self.cost))
+
     @cached_property
     def inputs(self) -> StageInputs:
         """The declared inputs, opened."""
@@ -303,6 +307,7 @@ def _on_worker(
 
     # The digest is part of the key: a later run of other settings opens its inputs anew.
     context: StageContext = state.cached((stage.name, digest_of(fingerprint)), make)
+    context.bound_allocator()
     return context
 
 
@@ -339,7 +344,21 @@ def stage_cost(
         network_loaded="network" in reads_before,
         sklearn=any(each.uses_sklearn for each in loaded),
         follows=bool(ran),
+        batch=large_batch(stage, sizes, cost),
     )
+
+
+def large_batch(stage: Stage, sizes: AuditSizes | None, cost: Cost) -> int:
+    """Bytes of a batch of a stage that runs the network, if it is a large one; else 0.
+
+    Args:
+        stage: the stage.
+        sizes: of the audit; None: not known.
+        cost: of the stage.
+    """
+    if sizes is None or cost.skipped or not (cost.network or "network" in stage.reads):
+        return 0
+    return sizes.batch_bytes if sizes.batch_bytes >= LARGE_BATCH else 0
 
 
 def is_enabled(settings: Any) -> bool:
