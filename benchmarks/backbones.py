@@ -149,9 +149,17 @@ def measure(name: str, asked: argparse.Namespace) -> dict[str, Any]:
             ],
         },
         "run": {**ran, "log": log.splitlines()},
+        "stage_cpu_seconds": stage_seconds(workspace),
         "opening": opening_figures(log),
         "row_cost": json.loads((workspace / ".krepes/row-cost.json").read_text())["body"],
     }
+
+
+def stage_seconds(workspace: Path) -> dict[str, float]:
+    """Processor seconds of every sealed stage, also of those that an earlier run sealed."""
+    seals = sorted(workspace.glob(".krepes/stages/*/seal.json"))
+    bodies = [json.loads(path.read_text())["body"] for path in seals]
+    return {body["stage"]: body["cpu_seconds"] for body in bodies}
 
 
 def opening_figures(log: str) -> dict[str, Any]:
