@@ -137,7 +137,8 @@ MAPPED_BYTES = 3 << 20
 KEPT_BYTES = 8 << 20
 ALLOCATOR_BYTES = ARENAS * KEPT_BYTES
 # Activations of a large network are mapped, filled with zeros and given back at every layer: a
-# fifth of the time of a row. Where a batch takes this much, more of what was freed is kept.
+# fifth of the time of a row. Where a batch takes this much, what it freed is kept for the next one,
+# and given back at the end of the stage.
 LARGE_BATCH = 1 << 30
 LARGE_MAPPED_BYTES = 32 << 20  # the most that glibc takes from an arena
 LARGE_KEPT_BYTES = 128 << 20
@@ -145,7 +146,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def allocator_bytes(batch: int = 0) -> int:
-    """Bytes of freed memory that the C allocator keeps at most.
+    """Bytes that the C allocator takes at most above what is in use at the peak.
 
     Args:
         batch: bytes of a batch of the network; 0: no network runs.
@@ -154,7 +155,7 @@ def allocator_bytes(batch: int = 0) -> int:
 
 
 def bound_allocator(batch: int = 0) -> None:
-    """Let the C allocator keep at most ``allocator_bytes`` of what was freed; glibc only.
+    """Bound what the C allocator takes above what is in use, ``allocator_bytes``; glibc only.
 
     Arrays of ``MAPPED_BYTES`` and more go back to the system at once; those of one matrix product
     are smaller and are used again, as are most of a large network.

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -9,8 +11,15 @@ from hypothesis import strategies as st
 
 from krepes_ooc.core.blocks import parse_bytes
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.budget import Budget, MemoryNeed, default_budget
+from krepes_ooc.engine.budget import (
+    LARGE_BATCH,
+    Budget,
+    MemoryNeed,
+    allocator_bytes,
+    default_budget,
+)
 from krepes_ooc.errors import PlanRefused, UsageError
+from tests import small
 
 MIB = 2**20
 SIZES = st.integers(0, 2**40)
@@ -89,3 +98,42 @@ def test_default_budget_follows_the_machine():
 def test_no_workers_are_refused(workers: int):
     with pytest.raises(UsageError, match=f"--workers: {workers} workers; expected at least 1"):
         default_budget(None, workers)
+
+
+# Arrays of 1 to 40 MiB by turns, freed in any order between small objects that stay.
+LAYERS = """
+import random
+import sys
+import torch
+from krepes_ooc.engine import machine
+from krepes_ooc.engine.budget import bound_allocator, release
+bound_allocator(int(sys.argv[1]))
+draw, before, stay = random.Random(0), machine.anonymous_bytes(), []
+peak, peak_in_use, kept = 0, 0, 0
+for _ in range(8):
+    arrays = []
+    for _ in range(40):
+        arrays.append(torch.ones(draw.randint(1, 40) << 18))
+        stay.append(bytearray(1000))
+        if draw.random() < 0.3:
+            del arrays[draw.randrange(len(arrays))]
+        peak_in_use = max(peak_in_use, sum(array.nbytes for array in arrays))
+        peak = max(peak, machine.anonymous_bytes() - before)
+    del arrays
+    kept = machine.anonymous_bytes() - before
+bound_allocator()
+release()
+print(peak, peak_in_use, kept, machine.anonymous_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bounds are those of glibc")
+@pytest.mark.parametrize("batch", [0, LARGE_BATCH])
+def test_the_allocator_takes_no_more_than_a_plan_counts(batch: int) -> None:
+    command = [sys.executable, "-c", LAYERS, str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=small.ROOT)
+    peak, peak_in_use, kept, left = map(int, done.stdout.split())
+    assert peak <= peak_in_use + allocator_bytes(batch)
+    assert left <= allocator_bytes()
+    # What a large network frees is there for the next batch.
+    assert (kept > peak_in_use / 2) == bool(batch)

@@ -15,7 +15,7 @@ from krepes_ooc.network.pretrain import PretrainSettings
 from krepes_ooc.stages.audited.stage import AuditedSettings
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term
 from krepes_ooc.stages.base.sizes import AuditSizes
-from krepes_ooc.stages.base.stage import Stage
+from krepes_ooc.stages.base.stage import Stage, large_batch
 from krepes_ooc.stages.features.featurizer import FeaturesSettings, computing_bytes
 from krepes_ooc.stages.kernel.stage import KernelSettings
 from krepes_ooc.stages.landmarks.landmark_settings import LandmarksSettings
@@ -264,3 +264,14 @@ def test_whatever_runs_the_network_counts_its_measured_batch(stage: Stage) -> No
         pytest.skip("it trains networks by the demo trainer, whose batches are not feature rows")
     need = stage.estimate_cost(sizes, settings).need
     assert need.fixed + need.per_worker >= sizes.batch_bytes > 2**31
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_a_stage_that_runs_a_large_network_keeps_more_freed_memory(stage: Stage) -> None:
+    settings = stage.settings()
+    for sample_bytes in (2**16, 2**24):
+        sizes = dataclasses.replace(SIZES["digits"], sample_bytes=sample_bytes)
+        cost = stage.estimate_cost(sizes, settings)
+        runs = ("network" in stage.reads or cost.network) and not cost.skipped
+        large = sample_bytes == 2**24 and runs
+        assert large_batch(stage, sizes, cost) == (sizes.batch_bytes if large else 0)

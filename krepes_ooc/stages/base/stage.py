@@ -173,7 +173,7 @@ class StageContext:
         )
 
     def bound_allocator(self) -> None:
-        """Let the C allocator keep what the plan of the stage counts."""
+        """Bound the C allocator as the plan of the stage counts it."""
         bound_allocator(large_batch(self.stage, self.sizes, self.cost))
 
     @cached_property
