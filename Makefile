@@ -32,7 +32,8 @@ docs: $(VENV)/.docs ## build the documentation; a broken link is an error
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/docs
 
 crash: $(VENV)/.test ## campaigns of kills, harm and races; SHARE=0.1 draws a tenth of their cases
-	SHARE=$(SHARE) CRASH_RESULTS=$(CRASH_RESULTS) $(BIN)/pytest -m crash tests/crash tests/engine tests/runner
+	SHARE=$(SHARE) CRASH_RESULTS=$(CRASH_RESULTS) $(BIN)/pytest -m crash \
+		-n $(JOBS) --maxprocesses 8 --dist worksteal tests/crash tests/engine tests/runner
 
 slurm-test: $(VENV)/.test ## (root, Debian) a real Slurm of one node: every result equals threads
 	apt-get install -y --no-install-recommends slurm-wlm munge

@@ -15,6 +15,8 @@ import pytest
 
 from tests.crash.share import SHARE
 
+# Processor time of the workers of xdist, in seconds.
+OF_WORKERS: list[float] = []
 HEAD = ("campaign", "cases", "silent", "not repaired", "seconds")
 
 
@@ -55,6 +57,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line("  ".join(texts))
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the processor time of a worker of xdist to the process that prints the table."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["cpu_seconds"] = _cpu_seconds()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it over."""
+    OF_WORKERS.append(getattr(node, "workeroutput", {}).get("cpu_seconds", 0.0))
+
+
 def results(reports: list[Any]) -> dict[str, Any]:
     """Share, rows and further figures of the campaigns, and what they took."""
     rows = []
@@ -67,8 +81,8 @@ def results(reports: list[Any]) -> dict[str, Any]:
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process and of its children."""
-    return sum(os.times()[:4])
+    """Processor time of this process, of its children and of the workers of xdist."""
+    return sum(os.times()[:4]) + sum(OF_WORKERS)
 
 
 def row_of(report: Any) -> tuple[str, ...]:

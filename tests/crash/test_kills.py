@@ -22,7 +22,7 @@ def test_kills(tmp_path: Path, objective: str, campaign_row: Callable[..., None]
     changes = (*SMALLER, f"stages.newton.objective={objective}")
     extra = [part for change in changes for part in ("--set", change)]
     tally = kill_and_resume.campaign(
-        "digits", share_of(60), NAMES.index(objective), extra, tmp_path
+        "digits", share_of(20), NAMES.index(objective), extra, tmp_path
     )
     # A workspace that differs after a kill was wrong in silence, and nothing repairs it.
     campaign_row(cases=tally.kills, silent=len(tally.wrong))
