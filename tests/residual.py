@@ -4,7 +4,7 @@
 
 The stores are read with plain zarr. For moment objectives the inner and outer function are written
 here once more from the published losses as functions of the stored moments; for sample objectives
-they are those of tests/dense.py on the stored kernel rows. No mathematics of krepes_ooc is used.
+they are those of tests/dense/ on the stored kernel rows. No mathematics of krepes_ooc is used.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from krepes_ooc.runner.recipe import Recipe
 from tests import small
 from tests.crash import children
 from tests.crash.compare import differences
-from tests.crash.replay import ROWS, TINY
+from tests.crash.replayed_files import ROWS, TINY
 from tests.crash.share import share_of
 
 SETTINGS = ("seed=0", "seed=1", "stages.landmarks.count=10")

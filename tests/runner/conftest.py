@@ -1,4 +1,4 @@
-"""Finished audits for explanations; each is computed once."""
+"""Finished audits for explanations and of pictures; each is computed once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
 from krepes_ooc.storage.workspace import Workspace
 from tests import small
+from tests.runner import picture_audits
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,20 @@ def explained_streamed(tmp_path_factory: pytest.TempPathFactory) -> FinishedAudi
     )
     run(Recipe.load(str(recipe), changes), folder / "w", Options(workers=2, until="influence"))
     return FinishedAudit.of(folder / "w", str(recipe))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 1,200 pictures with a recipe; copied before anything is done to it."""
+    folder = tmp_path_factory.mktemp("pictures")
+    picture_audits.write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def audited_pictures(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a whole run in ``w``."""
+    folder = tmp_path_factory.mktemp("audited-pictures") / "f"
+    shutil.copytree(pictures, folder)
+    picture_audits.audit(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Runs over 1,200 pictures, some of which are damaged, mended, replaced or skipped."""
+"""Runs over 1,200 pictures, some of which are damaged, mended or replaced."""
 
 from __future__ import annotations
 
@@ -11,76 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from krepes_ooc.engine.run_control import Silent, StopFlag
-from krepes_ooc.errors import DataError, Interrupted, SourceError, UsageError, WorkspaceError
-from krepes_ooc.runner.audit import Options
-from krepes_ooc.runner.explanation.explain import explain_sample
-from krepes_ooc.runner.recipe import Recipe
-from krepes_ooc.runner.run import run
-from krepes_ooc.runner.run_history import Summary
+from krepes_ooc.errors import DataError, WorkspaceError
 from krepes_ooc.sources.pictures import image_check
 from krepes_ooc.stages.features.stage import FeatureShards
 from krepes_ooc.storage.workspace import Workspace
 from tests.crash.compare import differences
-
-N = 1_200
-BLOCKS = 5
-NET = """
-import torch
-
-def net(width=8, outputs=4):
-    torch.manual_seed(0)
-    layers = [torch.nn.Linear(64, width), torch.nn.ReLU(), torch.nn.Linear(width, outputs)]
-    return torch.nn.Sequential(torch.nn.Flatten(), *layers)
-"""
-RECIPE = """
-recipe: pictures
-source: {kind: images, path: img}
-network: {factory: "net.py:net", weights: factory}
-views: {count: 2, flip: true, jitter: 0.2}
-stages:
-  features: {block_rows: 256}
-  landmarks: {count: 12}
-  audited: {audit: 30, fit: 80}
-  spectrum: {components: 3}
-"""
-
-
-def name(position: int) -> str:
-    return f"{position % 2}/{position:04}.png"
-
-
-def draw(folder: Path, position: int, seed: int) -> None:
-    pixels = np.random.default_rng((seed, position)).integers(0, 256, (8, 8), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "img" / name(position))
-
-
-def positions() -> list[int]:
-    """Numbers of the files in the order of their names."""
-    return sorted(range(N), key=name)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for group in ("0", "1"):
-        (folder / "img" / group).mkdir(parents=True)
-    for position in range(N):
-        draw(folder, position, 0)
-    (folder / "net.py").write_text(NET)
-    (folder / "r.yaml").write_text(RECIPE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sealed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a whole run in ``w``."""
-    folder = tmp_path_factory.mktemp("sealed") / "f"
-    shutil.copytree(pictures, folder)
-    audit(folder)
-    return folder
+from tests.runner.picture_audits import BLOCKS, NET, audit, draw, name, positions, truncate
 
 
 @pytest.fixture
@@ -90,8 +28,8 @@ def folder(pictures: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def done(sealed: Path, tmp_path: Path) -> Path:
-    shutil.copytree(sealed, tmp_path / "f")
+def done(audited_pictures: Path, tmp_path: Path) -> Path:
+    shutil.copytree(audited_pictures, tmp_path / "f")
     return tmp_path / "f"
 
 
@@ -103,16 +41,6 @@ class Notes(Silent):
 
     def note(self, text: str) -> None:
         self.lines.append(text)
-
-
-def audit(
-    folder: Path, *changes: str, workspace: str = "w", until: str = "influence", **options: Any
-) -> Summary:
-    recipe = Recipe.load(str(folder / "r.yaml"), changes)
-    stop = options.pop("stop", None)
-    progress = options.pop("progress", None)
-    given = Options(**{"workers": 2, "until": until, **options})
-    return run(recipe, folder / workspace, given, progress=progress, stop=stop)
 
 
 @pytest.fixture
@@ -135,12 +63,6 @@ def blocks_of(folder: Path, *files: int) -> list[int]:
     ids = space.reader("features").array("sample_id")
     places = np.flatnonzero(np.isin(ids, [positions().index(file) for file in files]))
     return sorted({int(place) // 256 for place in places})
-
-
-def truncate(path: Path) -> bytes:
-    good = path.read_bytes()
-    path.write_bytes(good[:-30])
-    return good
 
 
 # Damaged at the start
@@ -207,16 +129,16 @@ def interrupted(folder: Path, computed: list[int], position: int) -> bytes:
     return good
 
 
-def in_last_block(sealed: Path) -> int:
+def in_last_block(audited_pictures: Path) -> int:
     """Number of a file whose row lies in the last block."""
-    ids = Workspace(sealed / "w").reader("features").array("sample_id")
+    ids = Workspace(audited_pictures / "w").reader("features").array("sample_id")
     return positions()[int(ids[-1])]
 
 
 def test_a_picture_damaged_meanwhile_and_mended_costs_no_block(
-    folder: Path, sealed: Path, computed: list[int]
+    folder: Path, audited_pictures: Path, computed: list[int]
 ) -> None:
-    position = in_last_block(sealed)
+    position = in_last_block(audited_pictures)
     good = interrupted(folder, computed, position)
     finished = len(Workspace(folder / "w").record("features", "features").done())
     assert 2 <= finished < BLOCKS
@@ -227,13 +149,13 @@ def test_a_picture_damaged_meanwhile_and_mended_costs_no_block(
     computed.clear()
     audit(folder)
     assert len(computed) == BLOCKS - finished
-    assert differences(folder / "w", sealed / "w") == []
+    assert differences(folder / "w", audited_pictures / "w") == []
 
 
 def test_a_picture_replaced_meanwhile_costs_no_other_block(
-    folder: Path, sealed: Path, computed: list[int]
+    folder: Path, audited_pictures: Path, computed: list[int]
 ) -> None:
-    position = in_last_block(sealed)
+    position = in_last_block(audited_pictures)
     interrupted(folder, computed, position)
     finished = len(Workspace(folder / "w").record("features", "features").done())
     draw(folder, position, 1)
@@ -398,130 +320,3 @@ def test_a_replaced_picture_of_a_shard_costs_its_block(folder: Path, computed: l
     assert len(computed) == 1
     audit(folder, "source.path=x.tar", until="features", workspace="fresh")
     assert differences(folder / "w", folder / "fresh") == []
-
-
-# Skipped
-
-
-def test_skipped_pictures_are_never_rows_and_move_no_other(folder: Path, sealed: Path) -> None:
-    bad = (3, 700, 1150)
-    for file in bad:
-        truncate(folder / "img" / name(file))
-    audit(folder, "source.skip_damaged=true", until="report")
-    space = Workspace(folder / "w")
-    skipped = {positions().index(p) for p in bad}
-    for store in ("features", "landmarks", "audited"):
-        assert not skipped & set(space.reader(store).array("sample_id").tolist()), store
-    ids = space.reader("features").array("sample_id")
-    assert sorted([*ids.tolist(), *skipped]) == list(range(N))
-    # A sample has the position, and with it the views, that it has beside all 1,200.
-    whole = Workspace(sealed / "w").reader("features")
-    place = np.argsort(whole.array("sample_id"))[ids]
-    k_xx = space.reader("features").array("self_kernel")
-    expected = whole.array("self_kernel")[:, place]
-    # Rows are rounded under other scales.
-    np.testing.assert_allclose(k_xx, expected, rtol=2e-3)
-    assert np.abs(k_xx / np.roll(expected, 1, axis=1) - 1).max() > 0.1
-    names = space["audited"]["sample_name"].attrs["categories"]
-    listed = [name(p) for p in positions()]
-    assert names == [listed[i] for i in space.reader("audited").array("sample_id")]
-    # The list stands in the report; the digest holds it.
-    report = (folder / "w" / "report.json").read_text()
-    line = report[report.index("skip_damaged leaves out 3 files") :].partition("\n")[0]
-    assert all(name(p) in line for p in bad)
-
-
-def test_a_mended_picture_makes_the_features_stale_by_name(folder: Path) -> None:
-    good = truncate(folder / "img" / name(700))
-    truncate(folder / "img" / name(3))
-    skip = "source.skip_damaged=true"
-    audit(folder, skip, until="landmarks")
-    (folder / "img" / name(700)).write_bytes(good)
-    words = r"stale: features, landmarks.* 1 \(0/0700.png\) mended, skipped until now"
-    with pytest.raises(WorkspaceError, match=words):
-        audit(folder, skip, until="landmarks")
-    audit(folder, skip, until="landmarks", restart_stale=True)
-    audit(folder, skip, until="landmarks", workspace="fresh")
-    assert differences(folder / "w", folder / "fresh") == []
-    # Damaged again: it is skipped, by name.
-    truncate(folder / "img" / name(700))
-    with pytest.raises(WorkspaceError, match=r"1 \(0/0700.png\) damaged and skipped now"):
-        audit(folder, skip, until="landmarks")
-
-
-def test_a_skipped_sample_cannot_be_named(folder: Path) -> None:
-    truncate(folder / "img" / name(2))
-    changes = ["source.skip_damaged=true", "stages.audited.sample_ids=[0, 1]"]
-    with pytest.raises(UsageError, match=r"sample_ids: the file of sample 1 is skipped.*repair"):
-        audit(folder, *changes)
-    with pytest.raises(UsageError, match=r"no sample 1200; expected 0 to 1199"):
-        audit(folder, changes[0], "stages.audited.sample_ids=[0, 1200]")
-    audit(folder, changes[0], "stages.audited.sample_ids=[0, 1199]")
-    with pytest.raises(UsageError, match=r"the file of sample 1 is skipped"):
-        explain_sample(folder / "w", 1, recipe=Recipe.load(str(folder / "r.yaml"), changes[:1]))
-
-
-# Stopped and refused while files are checked
-
-
-@pytest.mark.parametrize("small", [4_096, 0])
-def test_ctrl_c_keeps_what_is_checked(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, small: int
-) -> None:
-    # Pictures are checked in the calling thread, or, as large ones are, by several.
-    monkeypatch.setattr(image_check, "_SMALL_BYTES", small)
-    read: list[str] = []
-    check = image_check.check_picture
-    flag = StopFlag()
-
-    def counted(path: str, page: int | None) -> image_check.PictureCheck:
-        read.append(Path(path).name)
-        if len(read) == 300:
-            flag.request("Ctrl-C was pressed", interrupted=True)
-        return check(path, page)
-
-    monkeypatch.setattr(image_check, "check_picture", counted)
-    with pytest.raises(Interrupted, match="nothing is lost") as error:
-        audit(folder, stop=flag)
-    assert error.value.exit_code == 130
-    # At most the tasks that were handed out, whatever else the machine does.
-    in_hand = (image_check._IN_HAND + 1) * image_check._PER_TASK if small == 0 else 32
-    first = len(read)
-    assert 300 <= first < 300 + in_hand < N
-    lost = in_hand if small == 0 else 0
-    read.clear()
-    audit(folder, until="features")
-    assert N - first <= len(read) <= N - first + lost
-
-
-def test_ctrl_c_waits_for_few_large_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_check, "_READERS", 2)
-    monkeypatch.setattr(image_check, "_IN_HAND", 4)
-    read: list[int] = []
-
-    def stop() -> None:
-        raise Interrupted("stopped")
-
-    def check(start: int, stop: int) -> list[image_check.PictureCheck]:
-        read.extend(range(start, stop))
-        return [image_check.PictureCheck("", None)] * (stop - start)
-
-    # Pictures of 3 MiB are tasks of one picture.
-    with pytest.raises(Interrupted):
-        list(image_check.run_checks([3 * 2**20] * 200, check, stop))
-    assert 1 <= len(read) <= 4
-
-
-def test_a_permission_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = open
-
-    def refused(path: Any, *given: Any, **more: Any) -> Any:
-        if str(path).endswith("0003.png"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *given, **more)
-
-    monkeypatch.setattr("builtins.open", refused)
-    for change in ("source.skip_damaged=false", "source.skip_damaged=true"):
-        with pytest.raises(SourceError, match=r"0003.png: cannot be read: Permission denied") as e:
-            audit(folder, change)
-        assert e.value.exit_code == 2

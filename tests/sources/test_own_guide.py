@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "own.md").read_text()
 TABLES = "tests/sources/tables/test_table_kinds.py::test_"
 ROWS = "tests/sources/test_sources.py::test_"
+REFUSED = "tests/sources/tables/test_refused_tables.py::test_"
 CHARACTERS = "tests/sources/tables/test_table_characters.py::test_"
 NEW_ROWS = "tests/sources/tables/test_table_new_rows.py::test_"
 INDICES = "tests/sources/tables/test_table_indices.py::test_"
@@ -30,7 +31,7 @@ STATED = "tests/network/test_preprocessing.py::test_"
 KINDS = "tests/sources/pictures/test_image_kinds.py::test_"
 DAMAGED = "tests/sources/pictures/test_damaged_pictures.py::test_"
 CONTAINERS = "tests/sources/pictures/test_picture_containers.py::test_"
-RUNS = "tests/runner/test_changed_pictures.py::test_"
+SKIPPED = "tests/runner/test_skipped_pictures.py::test_"
 HOLES = "tests/sources/arrays/test_array_holes.py::test_"
 ARRAYS = "tests/sources/arrays/test_array_source.py::test_"
 TIFF = "tests/sources/pictures/test_tiff_values.py::test_"
@@ -52,7 +53,7 @@ CLAIMS = {
         "numbers, and other": TABLES + "other_texts_among_numbers_are_pointed_out",
         "spaces around": NEW_ROWS + "new_rows_are_trimmed_like_the_source",
         "NA, NaN": NEW_ROWS + "a_word_is_a_category_in_new_rows_too",
-        "a missing number": ROWS + "a_bad_number_is_named",
+        "a missing number": REFUSED + "a_bad_number_is_named",
         "a missing text": ROWS + "rows_labels_and_names_are_those_of_the_file",
         "indices of": INDICES + "an_index_is_no_input",
         "dates and times": TABLES + "dates_can_be_labels_names_and_categories",
@@ -83,7 +84,7 @@ CLAIMS = {
         "names with a dot": KINDS + "hidden_names_are_no_samples_and_others_are_counted",
         "other suffixes": KINDS + "hidden_names_are_no_samples_and_others_are_counted",
         "files that cannot": DAMAGED + "damaged_files_are_skipped_and_recorded",
-        "files that you may not": RUNS + "a_permission_is_no_damage",
+        "files that you may not": SKIPPED + "a_permission_is_no_damage",
         "the same picture": GUIDED + "the_same_picture_twice_is_two_samples",
     },
     "Pictures inside parquet and tar": {

@@ -1,6 +1,6 @@
 """Cases, draws and distances with which the algebra is compared with the dense oracle.
 
-The oracle (tests/dense.py) was written from the published formulas without a look at the package.
+The oracle (tests/dense/) was written from the published formulas without a look at the package.
 """
 
 from __future__ import annotations

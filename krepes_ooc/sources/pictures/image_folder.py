@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.errors import SourceError
@@ -21,58 +20,39 @@ from krepes_ooc.sources.pictures.image_files import SUFFIXES, FolderListing, lis
 from krepes_ooc.sources.pictures.picture_containers import open_containers
 from krepes_ooc.sources.pictures.picture_source import (
     CheckedPictures,
+    PictureRows,
     folder_labels,
     picture_source,
-    wrong_size,
 )
 
 MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
-class ImageFileRows:
+class ImageFileRows(PictureRows):
     """Rows that are image files; each is decoded when it is read.
 
     Args:
         folder: where the names begin.
         files: names relative to the folder.
         signatures: ``stat_signature`` of each file when the folder was opened.
-        form: channels, depth and size that all are brought to.
-        shape: samples, y, x, channel.
     """
 
     folder: Path
     files: tuple[str, ...]
     signatures: tuple[FileSignature, ...]
-    form: PixelFormat
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type that holds the values of all files."""
-        return np.dtype(self.form.depth)
 
     @property
     def resident_bytes(self) -> int:
         """Estimate for the list of file names, in bytes."""
         return 300 * len(self.files)
 
-    def take(self, positions: Int64) -> npt.NDArray[Any]:
-        """Decoded images [sample, y, x, channel].
-
-        Raises:
-            DataError: a file changed, cannot be decoded, or has another shape.
-        """
-        images = np.empty((len(positions), *self.shape[1:]), dtype=self.dtype)
+    def _decode(self, positions: Int64) -> Iterator[tuple[int, Path, npt.NDArray[Any]]]:
         for row, position in enumerate(positions.tolist()):
             path = self.folder / self.files[position]
             # An image that was replaced under the run would mix two data sets.
             check_unchanged(path, self.signatures[position])
-            pixels = decode(path, self.form)
-            if pixels.shape != self.shape[1:]:
-                raise wrong_size(path, pixels.shape[0], pixels.shape[1], self.shape[1:3])
-            images[row] = pixels
-        return images
+            yield row, path, decode(path, self.form)
 
 
 def open_images(
@@ -124,7 +104,7 @@ def open_images(
     def open_rows(valid: list[int], form: PixelFormat, shape: tuple[int, ...]) -> ImageFileRows:
         files = tuple(names[index] for index in valid)
         chosen = tuple(signatures[index] for index in valid)
-        return ImageFileRows(folder, files, chosen, form, shape)
+        return ImageFileRows(form, shape, folder, files, chosen)
 
     pictures = CheckedPictures(
         folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from krepes_ooc.sources.pictures.image_check import (
 )
 from krepes_ooc.sources.pictures.picture_source import (
     CheckedPictures,
+    PictureRows,
     folder_labels,
     picture_source,
-    wrong_size,
 )
 
 _NO_BYTES = "holds no bytes"
@@ -68,7 +68,7 @@ class PictureFile:
 
 
 @dataclass(frozen=True)
-class ContainedRows:
+class ContainedRows(PictureRows):
     """Rows that are pictures inside files; each is decoded when it is read.
 
     Args:
@@ -77,8 +77,6 @@ class ContainedRows:
         file: index of the file of each picture [sample].
         offset: of its first byte [sample].
         size: in bytes [sample].
-        form: channels, depth and size that all are brought to.
-        shape: samples, y, x, channel.
     """
 
     files: tuple[PictureFile, ...]
@@ -86,28 +84,13 @@ class ContainedRows:
     file: Int64
     offset: Int64
     size: Int64
-    form: PixelFormat
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type that holds the values of all pictures."""
-        return np.dtype(self.form.depth)
 
     @property
     def resident_bytes(self) -> int:
         """Estimate for names and places of the pictures, in bytes."""
         return 200 * len(self.names)
 
-    def take(self, positions: Int64) -> npt.NDArray[Any]:
-        """Decoded pictures [sample, y, x, channel].
-
-        Raises:
-            SourceError: a file cannot be read.
-            DataError: a file changed, or a picture cannot be decoded or has another shape.
-            DamageError: unpacked pictures fail their checksum.
-        """
-        images = np.empty((len(positions), *self.shape[1:]), dtype=self.dtype)
+    def _decode(self, positions: Int64) -> Iterator[tuple[int, Path, npt.NDArray[Any]]]:
         for index in np.unique(self.file[positions]).tolist():
             rows = np.flatnonzero(self.file[positions] == index)
             chosen = positions[rows]
@@ -116,12 +99,7 @@ class ContainedRows:
             contents = read_ranges(file.path, self.offset[chosen], self.size[chosen])
             for row, position, content in zip(rows, chosen.tolist(), contents, strict=True):
                 name = self.names[position]
-                pixels = decode_bytes(content, self.form, name)
-                if pixels.shape != self.shape[1:]:
-                    height, width = pixels.shape[:2]
-                    raise wrong_size(Path(name), height, width, self.shape[1:3])
-                images[row] = pixels
-        return images
+                yield int(row), Path(name), decode_bytes(content, self.form, name)
 
 
 @dataclass(frozen=True)
@@ -190,7 +168,7 @@ def open_containers(
     def open_rows(valid: list[int], form: PixelFormat, shape: tuple[int, ...]) -> ContainedRows:
         index = np.asarray(valid, dtype=np.int64)
         chosen = tuple(names[i] for i in valid)
-        return ContainedRows(files, chosen, file[index], offset[index], size[index], form, shape)
+        return ContainedRows(form, shape, files, chosen, file[index], offset[index], size[index])
 
     left_out = sum((Counter(content.left_out) for content in contents), Counter[str]())
     described = ", ".join(f"{name} {total:,}" for name, total in sorted(left_out.items()))

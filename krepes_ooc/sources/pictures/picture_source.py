@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from krepes_ooc.core.digests import pairs_digest
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.arrays.array_rows import Rows
 from krepes_ooc.sources.arrays.array_source import ArraySource, Labels, array_source
-from krepes_ooc.sources.base import SourceSpec
+from krepes_ooc.sources.base import Int64, SourceSpec
 from krepes_ooc.sources.file_digests import record_file_digests
 from krepes_ooc.sources.image_pixels import PictureFacts, PixelFormat
 from krepes_ooc.sources.pictures.image_check import PictureCheck, refuse_damaged
@@ -21,6 +23,48 @@ from krepes_ooc.sources.pictures.image_format import FolderFormat, choose_format
 
 # Rows of some of the pictures: their indices, how they are decoded, their shape [sample, ...].
 OpenRows = Callable[[list[int], PixelFormat, tuple[int, ...]], Rows]
+
+
+@dataclass(frozen=True)
+class PictureRows(ABC):
+    """Rows that are pictures; each is decoded when it is read.
+
+    Args:
+        form: channels, depth and size that all are brought to.
+        shape: samples, y, x, channel.
+    """
+
+    form: PixelFormat
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type that holds the values of all pictures."""
+        return np.dtype(self.form.depth)
+
+    @property
+    @abstractmethod
+    def resident_bytes(self) -> int:
+        """Estimate for names and places of the pictures, in bytes."""
+
+    def take(self, positions: Int64) -> npt.NDArray[Any]:
+        """Decoded pictures [sample, y, x, channel].
+
+        Raises:
+            SourceError: a file cannot be read.
+            DataError: a file changed, or a picture cannot be decoded or has another shape.
+            DamageError: unpacked pictures fail their checksum.
+        """
+        images = np.empty((len(positions), *self.shape[1:]), dtype=self.dtype)
+        for row, path, pixels in self._decode(positions):
+            if pixels.shape != self.shape[1:]:
+                raise wrong_size(path, pixels.shape[0], pixels.shape[1], self.shape[1:3])
+            images[row] = pixels
+        return images
+
+    @abstractmethod
+    def _decode(self, positions: Int64) -> Iterator[tuple[int, Path, npt.NDArray[Any]]]:
+        """Row, path for messages and pixels [y, x, channel] of each position, in any order."""
 
 
 @dataclass(frozen=True)

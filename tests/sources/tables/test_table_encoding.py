@@ -13,91 +13,31 @@ import pytest
 from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from krepes_ooc.core.settings import read_settings
-from krepes_ooc.errors import DataError, KrepesError, SourceError
+from krepes_ooc.errors import DataError, SourceError
 from krepes_ooc.sources.arrays.array_rows import marginal_positions
 from krepes_ooc.sources.base import SourceSpec
 from krepes_ooc.sources.describe import describe_source
 from krepes_ooc.sources.new_samples import read_new_samples
 from krepes_ooc.sources.open import open_source
-from krepes_ooc.sources.tables.encoding_file import encoding_bytes, read_encoding
-from krepes_ooc.sources.tables.table import TableSource, open_table
+from krepes_ooc.sources.tables.encoding_file import read_encoding
+from krepes_ooc.sources.tables.table import TableSource
 from krepes_ooc.sources.tables.table_encoding import learn_encoding
 from krepes_ooc.views.spec import ViewSpec
 from krepes_ooc.views.views import Views
-
-ROWS = 400
-NUMBERS = ["age", "wage"]
-CATEGORIES = ["job", "town"]
-JOBS = ["baker", "nurse", "smith"]
-
-
-def training(rows: int = ROWS) -> dict[str, Any]:
-    draw = np.random.default_rng(3)
-    return {
-        "job": draw.choice(JOBS, rows).tolist(),
-        "age": draw.normal(40, 10, rows),
-        "town": draw.choice(["n", "s"], rows).tolist(),
-        "wage": draw.lognormal(10, 1, rows),
-        "kind": draw.choice(["p", "q"], rows).tolist(),
-    }
-
-
-def shifted(rows: int = ROWS) -> dict[str, Any]:
-    """Rows three standard deviations higher, with fewer jobs, their columns in another order."""
-    draw = np.random.default_rng(4)
-    return {
-        "wage": draw.lognormal(12, 1, rows),
-        "town": draw.choice(["s", "n"], rows).tolist(),
-        "age": draw.normal(70, 3, rows),
-        "job": draw.choice(["smith", "baker"], rows).tolist(),
-        "kind": draw.choice(["p", "q"], rows).tolist(),
-    }
-
-
-def write(folder: Path, columns: dict[str, Any], name: str = "t.parquet") -> Path:
-    pq.write_table(pa.table(columns), folder / name)
-    return folder / name
-
-
-def open_rows(folder: Path, columns: dict[str, Any], **keys: Any) -> TableSource:
-    write(folder, columns)
-    values = {"kind": "table", "path": "t.parquet", "label": "kind", **keys}
-    spec = read_settings(SourceSpec, {k: v for k, v in values.items() if v is not None}, "source")
-    return open_table(spec, folder, folder / "cache")
-
-
-def write_encoding(folder: Path, columns: list[dict[str, Any]], name: str = "e.json") -> Path:
-    document = {"format": "krepes table encoding", "version": 1, "columns": columns}
-    (folder / name).write_text(json.dumps(document))
-    return folder / name
-
-
-def learned(folder: Path, name: str = "e.json") -> Path:
-    """The encoding of the training rows as a file."""
-    source = open_rows(folder, training())
-    (folder / name).write_bytes(encoding_bytes(source.encoding))
-    return folder / name
-
-
-def as_rows(columns: dict[str, Any], names: list[str]) -> Any:
-    return np.array([columns[name] for name in names], dtype=object).T
-
-
-def pipeline_inputs(train: dict[str, Any], rows: dict[str, Any], **options: Any) -> Any:
-    """The oracle: a pipeline of scikit-learn that was fitted on the training rows."""
-    scaler = StandardScaler().fit(as_rows(train, NUMBERS).astype(float))
-    encoder = OneHotEncoder(sparse_output=False, **options).fit(as_rows(train, CATEGORIES))
-    return np.hstack(
-        [
-            scaler.transform(as_rows(rows, NUMBERS).astype(float)),
-            encoder.transform(as_rows(rows, CATEGORIES)),
-        ]
-    )
-
-
-def encoded(source: TableSource) -> Any:
-    return source.encode(source.read(np.arange(source.n_samples)))
+from tests.sources.tables.encoded_tables import (
+    CATEGORIES,
+    JOBS,
+    NUMBERS,
+    ROWS,
+    as_rows,
+    encoded,
+    learned,
+    open_rows,
+    pipeline_inputs,
+    shifted,
+    training,
+    write_encoding,
+)
 
 
 def test_inputs_of_shifted_rows_are_those_of_the_training_pipeline(tmp_path: Path) -> None:
@@ -342,82 +282,6 @@ def test_the_kind_of_a_column_is_that_of_the_file(tmp_path: Path) -> None:
     write_encoding(tmp_path, [{"name": "zip", "kind": "categorical", "categories": ["7", "9"]}])
     source = open_rows(tmp_path, {"zip": [9, 7], "kind": ["p", "q"]}, encoding="e.json")
     assert encoded(source).tolist() == [[0, 1], [1, 0]]
-
-
-DAMAGES: list[tuple[str, Any, str]] = [
-    ("cut", b'{"format": "krepes table enc', "is no JSON"),
-    ("weights", b"\x80\x02\x8a\nl\xfc\x9cF\xf9", "is no JSON"),
-    ("empty", b"", "is no JSON"),
-    ("deep", b"[" * 100_000, "is no JSON"),
-    ("list", [], "is no table encoding"),
-    ("foreign", {"mean": [0, 1]}, "is no table encoding"),
-    ("future", {"version": 2}, "version 2 of a table encoding; expected version 1; read it with"),
-    ("no version", {"version": None}, "version None of a table encoding"),
-    ("no columns", {"columns": []}, "'columns' is no list of columns"),
-    ("key", {"scales": 1}, "unknown key 'scales'"),
-    ("nameless", {"columns": [{"kind": "numeric"}]}, "column 0 (from 0) has no name"),
-    ("no mapping", {"columns": ["age"]}, "column 0 (from 0) has no name"),
-]
-COLUMNS: list[tuple[dict[str, Any], str]] = [
-    ({"kind": "text"}, "column 'age': kind 'text'; expected numeric or categorical"),
-    ({"mean": None}, "column 'age': mean is None; expected a finite number"),
-    ({"mean": "4"}, "column 'age': mean is '4'"),
-    ({"mean": True}, "column 'age': mean is True"),
-    ({"mean": float("nan")}, "column 'age': mean is nan"),
-    ({"mean": 10**400}, "column 'age': mean is 1000"),
-    ({"scale": float("inf")}, "column 'age': scale is inf"),
-    ({"scale": -1}, "column 'age': scale -1; expected 0 or more"),
-    ({"fill": float("nan")}, "column 'age': fill is nan"),
-    ({"std": 2}, "column 'age': unknown key 'std'; expected only fill, kind, mean, name, scale"),
-    ({"kind": "categorical"}, "column 'age': unknown key 'mean'"),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "message"), DAMAGES, ids=[d[0] for d in DAMAGES])
-def test_files_that_are_no_encoding(tmp_path: Path, name: str, content: Any, message: str) -> None:
-    column = {"name": "age", "kind": "numeric", "mean": 0, "scale": 1}
-    if isinstance(content, dict) and name != "foreign":
-        known = {"format": "krepes table encoding", "version": 1, "columns": [column]}
-        content = known | content
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    (tmp_path / "e.json").write_bytes(data)
-    one_line(tmp_path, message)
-
-
-@pytest.mark.parametrize(("change", "message"), COLUMNS)
-def test_columns_that_cannot_be(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    write_encoding(tmp_path, [{"name": "age", "kind": "numeric", "mean": 0, "scale": 1} | change])
-    one_line(tmp_path, message)
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ([{"name": "a", "kind": "categorical", "categories": []}], "no categories"),
-        ([{"name": "a", "kind": "categorical", "categories": "xy"}], "categories is no list"),
-        ([{"name": "a", "kind": "categorical", "categories": [["x"]]}], "category ['x']"),
-        (
-            [{"name": "a", "kind": "categorical", "categories": ["x", "y"], "dropped": ["x"]}],
-            "two categories are named 'x'",
-        ),
-        (
-            [{"name": "a", "kind": "numeric", "mean": 0, "scale": 1}] * 2,
-            "two columns are named 'a'",
-        ),
-    ],
-)
-def test_lists_that_cannot_be(tmp_path: Path, columns: Any, message: str) -> None:
-    write_encoding(tmp_path, columns)
-    one_line(tmp_path, message)
-
-
-def one_line(folder: Path, message: str) -> None:
-    with pytest.raises(KrepesError) as raised:
-        open_rows(folder, {"age": [1.0, 2.0], "kind": ["p", "q"]}, encoding="e.json")
-    line = str(raised.value)
-    assert message in line
-    assert "e.json" in line
-    assert "\n" not in line
 
 
 def test_new_samples_pass_through_the_file(tmp_path: Path) -> None:

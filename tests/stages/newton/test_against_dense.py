@@ -1,6 +1,6 @@
 """Objectives, curvature and solved steps against the independent oracle.
 
-The oracle (tests/dense.py) was written from the published formulas without a look at the package.
+The oracle (tests/dense/) was written from the published formulas without a look at the package.
 Here the package's route runs from moments and blocks to the step: its own start, its own solver;
 every figure is compared with the dense one.
 """

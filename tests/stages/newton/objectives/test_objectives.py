@@ -1,4 +1,4 @@
-"""Every objective against the published loss by automatic differentiation (tests/dense.py)."""
+"""Every objective against the published loss by automatic differentiation (tests/dense/)."""
 
 from __future__ import annotations
 
