@@ -200,5 +200,4 @@ def release(baseline_bytes: int = 0) -> None:
     # Looking for cycles costs tenths of a second with the libraries loaded.
     if machine.anonymous_bytes() - baseline_bytes > COLLECT_BYTES:
         gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    machine.trim()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from krepes_ooc.engine import machine
 from krepes_ooc.engine.memory_limit import MemoryLimit
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag
 
@@ -29,12 +30,15 @@ class Executor:
         stop: checked before every task.
         progress: on which tasks report what they have put on disk; the executor reports nothing.
         limit: may lower the number of tasks at a time; None: never.
+        trims: whether what the tasks freed is given back when all of them are done: the next ones
+            may run in threads that cannot use it again.
     """
 
     workers: int = 1
     stop: StopFlag = field(default_factory=StopFlag)
     progress: Progress = field(default_factory=Silent)
     limit: MemoryLimit | None = field(default=None, kw_only=True)
+    trims: bool = field(default=False, kw_only=True)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Results of ``function`` over ``items`` in their order, computed in waves.
@@ -94,6 +98,8 @@ class Executor:
             results = get(
                 graph, names, pool=pool, num_workers=self.workers, rerun_exceptions_locally=False
             )
+        if self.trims:
+            machine.trim()
         return list(results)
 
 

@@ -137,3 +137,40 @@ def test_the_allocator_takes_no_more_than_a_plan_counts(batch: int) -> None:
     assert left <= allocator_bytes()
     # What a large network frees is there for the next batch.
     assert (kept > peak_in_use / 2) == bool(batch)
+
+
+# Batches of layers in a thread of the executor, after others in the main thread.
+THREADS = """
+import random
+import sys
+import torch
+from krepes_ooc.engine import machine
+from krepes_ooc.engine.budget import LARGE_BATCH, bound_allocator
+from krepes_ooc.engine.executor import Executor
+bound_allocator(LARGE_BATCH)
+trims, before, stay, peaks, in_use = sys.argv[1] == "True", machine.anonymous_bytes(), [], [], []
+def batch(seed):
+    draw, arrays = random.Random(seed), []
+    for _ in range(40):
+        arrays.append(torch.ones(draw.randint(1, 40) << 18))
+        stay.append(bytearray(1000))
+        if draw.random() < 0.3:
+            del arrays[draw.randrange(len(arrays))]
+        in_use.append(sum(array.nbytes for array in arrays))
+        peaks.append(machine.anonymous_bytes() - before)
+for _ in range(4):
+    batch(0)
+    if trims:
+        machine.trim()
+    list(Executor(1, trims=trims).map(batch, [0, 0]))
+print(max(peaks), max(in_use))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bounds are those of glibc")
+@pytest.mark.parametrize("trims", [False, True])
+def test_threads_do_not_each_keep_a_batch(trims: bool) -> None:
+    command = [sys.executable, "-c", THREADS, str(trims)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=small.ROOT)
+    peak, peak_in_use = map(int, done.stdout.split())
+    assert (peak <= peak_in_use + allocator_bytes(LARGE_BATCH)) == trims

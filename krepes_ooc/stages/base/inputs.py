@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.live_objects import NOT_LIVE, LiveObjects
 from krepes_ooc.core.settings import to_mapping
+from krepes_ooc.engine import machine
 from krepes_ooc.errors import DamageError, NetworkError, WorkspaceError
 from krepes_ooc.network.spec import PRETRAIN, NetworkSpec, wants_inputs, with_inputs
 from krepes_ooc.sources.base import Source, SourceSpec, check_finite
@@ -271,6 +272,8 @@ class AuditInputs:
                 )
             except NetworkError as error:
                 raise self._with_columns(error) from error
+            # Rows are computed in other threads, which cannot use again what this one freed.
+            machine.trim()
         return self._opened[settings]
 
     def close_features(self) -> None:

@@ -232,7 +232,8 @@ class StageContext:
         cost = self.cost
         workers = self.budget.workers_for(self.stage.name, cost.need, base)
         fitting = workers_on(self.device, self.stage.name, cost.device, workers)
-        return Executor(fitting, self.stop, self.progress, limit=self.limit)
+        trims = large_batch(self.stage, self.sizes, cost) > 0
+        return Executor(fitting, self.stop, self.progress, limit=self.limit, trims=trims)
 
     def my_shards(self, shards: Iterable[int]) -> list[int]:
         """The shards that this process computes; consecutive ones stay together.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core import counter_rng
+from krepes_ooc.engine import machine
 from krepes_ooc.engine.executor import Executor
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.jacobian.feature_map import FeatureMap
@@ -184,7 +185,10 @@ class DrawnNetwork:
         rows = recipe.order.positions(0, min(CALIBRATION_ROWS, recipe.source.n_samples))
         calibration = recipe.encode(rows, 0)[0]
         permuted = permuted_network(recipe.network, recipe.seed, self.draw)
-        return open_features(permuted, self.settings, calibration, seed=recipe.seed)
+        opened = open_features(permuted, self.settings, calibration, seed=recipe.seed)
+        # Rows are computed in other threads, which cannot use again what this one freed.
+        machine.trim()
+        return opened
 
     def passed(self, part: RowRange) -> PassedRows:
         """Feature rows and embedding of one range, by forward and backward passes.
