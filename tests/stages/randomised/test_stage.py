@@ -19,6 +19,7 @@ from scipy.stats import t as student_t
 from krepes_ooc.runner.audit import Options
 from krepes_ooc.runner.recipe import Recipe
 from krepes_ooc.runner.run import run
+from krepes_ooc.stages.randomised import drawn_network
 from krepes_ooc.stages.randomised import stage as module
 from krepes_ooc.stages.randomised.control_figures import FIGURES
 from krepes_ooc.stages.randomised.fidelity_controls import CONTROLLED
@@ -263,6 +264,28 @@ def test_the_check_tells_both_apart_with_the_default_solution(
         assert check.blocking
         if name == "trained":
             assert space.reader("influence").attributes["solution"] == "minimiser"
+
+
+def test_rows_of_a_second_pass_are_those_that_were_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = small.finished()
+    passes: list[int] = []
+    original = drawn_network.DrawnNetwork.passed
+    monkeypatch.setattr(
+        drawn_network.DrawnNetwork,
+        "passed",
+        lambda self, part: passes.append(self.draw) or original(self, part),
+    )
+    for kept in (drawn_network.KEPT_BYTES, 0):
+        monkeypatch.setattr(drawn_network, "KEPT_BYTES", kept)
+        folder = small.copy_before(whole, tmp_path / str(kept), "randomised")
+        run(small.recipe(), folder, Options(workers=2, only="randomised"))
+        assert [name for name in differences(whole, folder) if "randomised/" in name] == []
+    # Kept: the views once and, for draws, landmarks and clean rows; then the views twice.
+    assert passes.count(0) > 0
+    assert passes.count(0) % 3 == 0
+    assert passes.count(1) > passes.count(0)
 
 
 def test_a_killed_control_ends_in_the_same_bits(tmp_path: Path) -> None:
