@@ -162,9 +162,14 @@ def write_atomic(
                 partial.replace(path)
         except BaseException:
             # What cannot be removed now is removed with the other leftovers by the next run.
-            with contextlib.suppress(OSError):
-                partial.unlink()
+            remove_leftover(partial)
             raise
+
+
+def remove_leftover(path: Path) -> None:
+    """Delete a file that nothing reads any more; one that cannot be deleted does no harm."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path) -> None:

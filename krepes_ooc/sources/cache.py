@@ -34,6 +34,7 @@ from krepes_ooc.core.files import (
     publish,
     read_checksummed,
     read_small,
+    remove_leftover,
     unreadable,
 )
 from krepes_ooc.errors import DamageError
@@ -176,7 +177,7 @@ def writing_cached(path: Path, named: Callable[[], Path] | None = None) -> Itera
         path = path if named is None else named()
         publish(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_leftover(temporary)
     # The checksums complete the file: without them it is made again.
     _write_sums(path, size, sums)
 

@@ -389,7 +389,8 @@ def remove(path: Path) -> None:
     """Delete a file, a folder or a link, never its target; the next run removes what is left."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+        return
+    with disk_errors(path):
         path.unlink(missing_ok=True)
 
 

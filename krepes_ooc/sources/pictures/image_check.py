@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from krepes_ooc.core.digests import canonical_digest, write_cache_file
-from krepes_ooc.core.files import unreadable
+from krepes_ooc.core.files import remove_leftover, unreadable
 from krepes_ooc.errors import DataError
 from krepes_ooc.sources.arrays.array_rows import FileSignature
 from krepes_ooc.sources.cache import read_scan_result, write_scan_result
@@ -188,7 +188,7 @@ class _CheckRecords:
         for start in range(0, len(names), _PER_RECORD):
             self.add({name: known[name] for name in names[start : start + _PER_RECORD]})
         for path in set(paths) - {self._path(index) for index in range(self._next)}:
-            path.unlink(missing_ok=True)
+            remove_leftover(path)
 
     def _path(self, index: int) -> Path:
         return self._cache / f"{self._stem}-{index:06d}.json"

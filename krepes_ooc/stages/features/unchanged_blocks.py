@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import disk_errors, to_json
+from krepes_ooc.core.files import disk_errors, remove_leftover, to_json
 from krepes_ooc.errors import KrepesError
 from krepes_ooc.sources.file_digests import read_file_digests
 from krepes_ooc.stages.base.stage import StageContext
@@ -162,4 +162,4 @@ def _replace(source: Path, target: Path, temp: Path) -> None:
             shutil.copyfile(source, unfinished)
         unfinished.replace(target)
     finally:
-        unfinished.unlink(missing_ok=True)
+        remove_leftover(unfinished)

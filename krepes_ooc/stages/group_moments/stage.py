@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block, BlockPlan
-from krepes_ooc.core.files import Files
+from krepes_ooc.core.files import Files, remove_leftover
 from krepes_ooc.core.float16 import to_float32
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
@@ -191,7 +191,7 @@ class GroupPass:
             unit = Unit(group_name(group), files, numerics=context.numerics, content="")
             context.record.journal.append(unit)
             for span in range(self.n_spans):
-                partial_path(context, f"sums-{span}", group).unlink(missing_ok=True)
+                remove_leftover(partial_path(context, f"sums-{span}", group))
             return unit.name, files
 
         return dict(context.executor().map(task, wave))

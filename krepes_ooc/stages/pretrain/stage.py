@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import write_atomic
+from krepes_ooc.core.files import remove_leftover, write_atomic
 from krepes_ooc.network.pretrain import PretrainSettings
 from krepes_ooc.sources.base import sample_positions
 from krepes_ooc.stages.base.cost import NETWORK_BYTES, Cost, Quantity, Term, f32
@@ -62,7 +62,7 @@ def run(inputs: PretrainInputs, context: StageContext) -> None:
         written.append(_save_encoding(recipe, context))
     context.seal_facts["losses"] = state.losses
     context.seal(dict(_recorded(path, context) for path in written))
-    saved.unlink(missing_ok=True)
+    remove_leftover(saved)
 
 
 def _save_encoding(recipe: RecipeInputs, context: StageContext) -> Path:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.digests import canonical_digest
+from krepes_ooc.core.files import remove_leftover
 from krepes_ooc.core.partial_files import read_arrays, write_arrays
 from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.errors import NetworkError
@@ -71,7 +72,7 @@ class Trainings:
         result["seconds"] = np.array(time.monotonic() - started)
         path = self._path(unit)
         write_arrays(path, result, self.problem.context.record.temp, path.stem)
-        self._state_path(unit).unlink(missing_ok=True)
+        remove_leftover(self._state_path(unit))
         self.note(unit)
         self.problem.context.progress.advance(1)
 
