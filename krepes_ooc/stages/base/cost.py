@@ -19,6 +19,7 @@ SLACK_BYTES = 32 * 2**20  # readers of the source, journals, thread stacks
 LEFT_BYTES = 24 * 2**20  # left in the process by earlier stages, measured up to a million rows
 NETWORK_BYTES = 80 * 2**20  # autograd of torch, which loads with a network
 SKLEARN_BYTES = 40 * 2**20  # scikit-learn with its own libraries
+OPTIMIZE_BYTES = 22 * 2**20  # scipy.optimize
 
 # Label of the operations of feature rows, whose time is measured apart.
 ROW_PASSES = "forward and backward passes"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from krepes_ooc.core.landmark_rows import mean_views
 from krepes_ooc.core.settings import setting
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
+from krepes_ooc.stages.base.cost import OPTIMIZE_BYTES, Cost, Quantity, Term, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -45,8 +45,6 @@ from krepes_ooc.storage.store_reader import StoreReader
 
 TOP_LANDMARKS = 8
 MOST_LEVELS = 50
-# Measured in a fresh process.
-OPTIMIZE_BYTES = 22 * 2**20
 # Stability below which a concept is marked.
 STABLE = 0.8
 Float = npt.NDArray[np.float64]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from krepes_ooc.core.settings import read_settings, setting
 from krepes_ooc.errors import StageFailed
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
+from krepes_ooc.stages.base.cost import OPTIMIZE_BYTES, Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
 from krepes_ooc.stages.base.stage_inputs import StageInputs
@@ -285,13 +285,14 @@ def estimate_cost(sizes: AuditSizes, settings: MinimiserSettings) -> Cost:
     curvature = Term("moments, and the curvature at the start", f64(m, m), views**2 + 1)
     stored = Term("stored feature rows of audited samples", f16(sizes.n_audited, sizes.n_features))
     landmarks = Term("landmark feature rows", f32(m, sizes.n_features), 2)
+    loaded = Term("scipy.optimize", OPTIMIZE_BYTES)
     return Cost(
         units=dampings,
         disk=Quantity.of(Term("coefficients", f64(m, h)), Term("attributes", 2**13)),
         memory=Quantity(
             {
                 "opening": (landmarks, stored, rows),
-                "solving": (rows, curvature, Term("coefficients", f64(m, h), dampings + 3)),
+                "solving": (rows, curvature, loaded, Term("coefficients", f64(m, h), dampings + 3)),
             }
         ),
         worker_memory=Quantity.of(
