@@ -134,7 +134,8 @@ class Diary:
 
         def told(executor: Any, function: Any, items: Any) -> Any:
             whole = getattr(function, "func", function)  # of a partial
-            name = f"{whole.__module__}.{whole.__qualname__}"
+            # An object that is called has the name of its class.
+            name = f"{whole.__module__}.{getattr(whole, '__qualname__', type(whole).__qualname__)}"
 
             def task(index: int) -> Any:
                 key = f"{name} {index} {items[index]!r}"[:200]
