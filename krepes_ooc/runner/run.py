@@ -15,7 +15,6 @@ from krepes_ooc.engine.device import Device, device_scope
 from krepes_ooc.engine.machine import ResourceMeter
 from krepes_ooc.engine.memory_limit import MemoryLimit, PlannedMemory, memory_note, memory_words
 from krepes_ooc.engine.run_control import Progress, Silent, StopFlag, stop_on_signals
-from krepes_ooc.errors import DamageError
 from krepes_ooc.runner import preflight
 from krepes_ooc.runner.audit import Audit, Options, record_recipe, workspace_folder
 from krepes_ooc.runner.recipe import Recipe
@@ -248,9 +247,7 @@ class _Run:
 
     def _start_stage(self, state: StageState, context: StageContext) -> None:
         """Write the record of a stage before its first block."""
-        # A damaged document of a store that was begun is put back by its stage, and the root then.
-        with contextlib.suppress(DamageError):
-            self.audit.workspace.consolidate()
+        self.audit.workspace.consolidate()
         # A stale result stays in the archive until the new one is sealed.
         if state.kind == "stale":
             self.progress.note(f"{state.stage.name} is computed again: {state.reason_text}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterable
@@ -128,9 +127,7 @@ class Workspace:
         with disk_errors(self.root):
             (self.private / "temp").mkdir(parents=True, exist_ok=True)
         if not (self.audit / DOCUMENT).exists():
-            # A damaged document of an array is repaired with its stage, and the root after it.
-            with contextlib.suppress(DamageError):
-                self.consolidate()
+            self.consolidate()
         if owner is None:
             self.claim(recipe)
 

@@ -106,6 +106,21 @@ def test_damaged_metadata(workspace: Path, sealed: Path, file: str) -> None:
     assert verify_workspace(workspace).damage == ()
 
 
+def test_some_stages_run_beside_a_damaged_document_of_another(
+    workspace: Path, sealed: Path
+) -> None:
+    """It is named by whoever reads its store, and repaired when its stage is asked for."""
+    file = workspace / "audit.zarr/examples/pair_second_id/zarr.json"
+    file.write_bytes(file.read_bytes().replace(b":", b";", 1))
+    shutil.rmtree(workspace / ".krepes/stages/landmarks")
+    summary = run(small.recipe(), workspace, Options(repair=True, until="landmarks"))
+    assert summary.ran == ["landmarks"]
+    with pytest.raises(DamageError, match="pair_second_id"):
+        run(small.recipe(), workspace, Options(until="examples"))
+    run(small.recipe(), workspace, Options(repair=True))
+    assert differences(sealed, workspace) == []
+
+
 def test_damaged_journal(workspace: Path, sealed: Path) -> None:
     flip(workspace / ".krepes/stages/kernel/journal-0000.jsonl")
     summary = run(small.recipe(), workspace, Options(repair=True))
