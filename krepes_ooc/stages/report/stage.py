@@ -16,6 +16,11 @@ from krepes_ooc.stages.report.collect import ReportInputs, collect
 
 # Memory of one value of a table in page and figures: objects, then JSON and its bytes.
 CELL_BYTES = 1400
+# Pictures of a page with 24 cards (600 where every sample has one), bytes of the largest of them as
+# text (96 x 96 pixels), and copies of the text while the page is put together; all measured.
+PICTURES = 600
+PICTURE_NUMBERS = 96 * 96 * 3
+COPIES = 15
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,19 @@ def run(inputs: ReportInputs, context: StageContext) -> None:
 def estimate_cost(sizes: AuditSizes, settings: ReportSettings) -> Cost:
     """One page, and the arrays that it is drawn from."""
     shown = sizes.n_explained * sizes.n_columns
-    memory = Quantity.of(
-        Term("page, figures and pictures", 2**25),
+    common = (
+        Term("page and figures", 2**25),
         Term("kernel rows, read and cut", f64(sizes.n_explained, sizes.n_landmarks), 2),
         Term("landmark kernel", f64(sizes.n_landmarks, sizes.n_landmarks)),
         Term("embeddings", f64(sizes.n_explained + sizes.n_landmarks, sizes.n_outputs), 3),
         Term("effects of groups", f64(sizes.n_groups, sizes.n_audited), 2),
         Term("values of explained samples, as objects and as text", shown, CELL_BYTES),
     )
+    outputs = sizes.n_outputs
+    covariance = Term("covariance of the outputs, its eigenvectors", f64(outputs, outputs), 5)
+    picture = min(sizes.n_values, PICTURE_NUMBERS)
+    pictures = Term("pictures of the page and copies of its text", PICTURES * picture, COPIES)
+    memory = Quantity({"planes": (*common, covariance), "page": (*common, pictures)})
     return Cost(disk=Quantity.of(Term("report.html and report.json", 2**21)), memory=memory)
 
 

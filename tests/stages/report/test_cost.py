@@ -12,10 +12,10 @@ from tests.stages.cost_cases import SIZES, labels, totals
 SETTINGS = [ReportSettings()]
 # Name of the sizes, place of the settings, totals
 TOTALS: list[tuple[str, int, dict[str, Any]]] = [
-    ("digits", 0, {"units": 1, "disk": 2097152, "memory": 35734528}),
-    ("unlabelled", 0, {"units": 1, "disk": 2097152, "memory": 82130432}),
-    ("wide", 0, {"units": 1, "disk": 2097152, "memory": 174656832}),
-    ("few", 0, {"units": 1, "disk": 2097152, "memory": 33555032}),
+    ("digits", 0, {"units": 1, "disk": 2097152, "memory": 35775488}),
+    ("unlabelled", 0, {"units": 1, "disk": 2097152, "memory": 92616192}),
+    ("wide", 0, {"units": 1, "disk": 2097152, "memory": 174657192}),
+    ("few", 0, {"units": 1, "disk": 2097152, "memory": 33555192}),
 ]
 
 
