@@ -16,7 +16,7 @@ from krepes_ooc.stages.report.collect import ReportInputs, collect
 
 # Memory of one value of a table in page and figures: objects, then JSON and its bytes.
 CELL_BYTES = 1400
-# Pictures of a page with 24 cards, bytes of the largest of them as text (96 x 96 pixels), and copies
+# Pictures of a page with 24 cards, bytes of the largest of them as text (96 x 96 pixels), copies
 # of the text while the page is put together: 14 without, 24 with other stages in the process.
 PICTURES = 600
 PICTURE_NUMBERS = 96 * 96 * 3
