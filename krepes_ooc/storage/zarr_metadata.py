@@ -140,9 +140,10 @@ def write_root(audit: Path, temp: Path) -> None:
     paths = sorted([*audit.glob(f"*/{DOCUMENT}"), *audit.glob(f"*/*/{DOCUMENT}")])
     copies: dict[str, str] = {}
     for folder in (path.parent for path in paths):
+        data = read_bytes(folder / DOCUMENT)
         # A damaged document, or a stranger's, is in nobody's way: who reads its store names it.
         with contextlib.suppress(DamageError):
-            copies[folder.relative_to(audit).as_posix()] = _read_indented(folder)
+            copies[folder.relative_to(audit).as_posix()] = _indented_document(folder, data)
     # Written only where it differs: a run that changes nothing touches no file.
     data = _root_bytes(copies)
     if read_bytes(audit / DOCUMENT) != data:
@@ -160,19 +161,18 @@ def _root_bytes(copies: Mapping[str, str]) -> bytes:
     return text.encode()
 
 
-def _read_indented(folder: Path) -> str:
+def _indented_document(folder: Path, data: bytes | None) -> str:
     """The document of one folder as JSON, indented as the root document holds it.
 
     Raises:
         WorkspaceError: there is none.
         DamageError: it is no JSON object.
     """
-    data = read_bytes(folder / DOCUMENT)
     # A stage changes few of some hundred documents, and indenting costs more than reading.
     if data is not None and len(data) <= _SHORT_BYTES:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             return _remembered(data)
-    return _indented(read_document(folder))
+    return _indented(_parsed(folder, data))
 
 
 @functools.lru_cache(maxsize=512)
@@ -200,9 +200,12 @@ def read_document(folder: Path) -> dict[str, Any]:
         WorkspaceError: there is none.
         DamageError: it is no JSON object.
     """
+    return _parsed(folder, read_bytes(folder / DOCUMENT))
+
+
+def _parsed(folder: Path, data: bytes | None) -> dict[str, Any]:
     # A missing document is a missing store; one that does not parse is damage.
     path = folder / DOCUMENT
-    data = read_bytes(path)
     if data is None:
         raise WorkspaceError(
             "the store has no metadata",

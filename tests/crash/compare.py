@@ -23,7 +23,11 @@ def _content(path: Path) -> bytes:
     data = path.read_bytes()
     if path.name != "zarr.json":
         return data
-    return json.dumps(_timeless(json.loads(data)), sort_keys=True).encode()
+    try:
+        return json.dumps(_timeless(json.loads(data)), sort_keys=True).encode()
+    except ValueError:
+        # A damaged document differs from every whole one.
+        return data
 
 
 def _timeless(value: object) -> object:

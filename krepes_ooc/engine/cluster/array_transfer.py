@@ -90,10 +90,16 @@ def spill_arrays(value: Any, folder: Path) -> Any:
     if _is_large(value):
         return write_array(value, folder)
     if isinstance(value, tuple | list):
-        return type(value)(spill_arrays(part, folder) for part in value)
+        return _of_parts(value, [spill_arrays(part, folder) for part in value])
     if isinstance(value, dict):
         return {key: spill_arrays(part, folder) for key, part in value.items()}
     return value
+
+
+def _of_parts(value: Any, parts: list[Any]) -> Any:
+    """A tuple or list of the same type with other parts; a named tuple takes them one by one."""
+    kind = type(value)
+    return kind._make(parts) if hasattr(kind, "_make") else kind(parts)
 
 
 def load_arrays(value: Any) -> Any:
@@ -103,7 +109,7 @@ def load_arrays(value: Any) -> Any:
         Path(value.path).unlink(missing_ok=True)
         return array
     if isinstance(value, tuple | list):
-        return type(value)(map(load_arrays, value))
+        return _of_parts(value, [load_arrays(part) for part in value])
     if isinstance(value, dict):
         return {key: load_arrays(part) for key, part in value.items()}
     return value
