@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -392,3 +392,20 @@ def test_a_stop_request_ends_the_wait_and_the_tasks(
     transfer.close()
     assert not stop.requested
     assert len(list(tmp_path.glob("0*"))) < 10
+
+
+class _Pair(NamedTuple):
+    """A result with arrays."""
+
+    rows: np.ndarray
+    parts: tuple[np.ndarray, ...]
+
+
+def test_named_tuples_keep_their_type(tmp_path: Path) -> None:
+    rows = np.arange(300_000.0)
+    away = spill_arrays(_Pair(rows, (rows, rows[:2])), tmp_path)
+    assert list(tmp_path.iterdir())
+    back = load_arrays(away)
+    assert type(back) is _Pair
+    np.testing.assert_array_equal(back.rows, rows)
+    np.testing.assert_array_equal(back.parts[1], rows[:2])
