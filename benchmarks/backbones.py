@@ -148,7 +148,7 @@ def measure(name: str, asked: argparse.Namespace) -> dict[str, Any]:
                 sum(row["seconds_range"][end] for row in plan["stages"]) for end in (0, 1)
             ],
         },
-        "run": {**ran, "log": log.splitlines()},
+        "run": {**ran, "log": log.replace(str(folder), "build/backbones").splitlines()},
         "stage_cpu_seconds": stage_seconds(workspace),
         "opening": opening_figures(log),
         "row_cost": json.loads((workspace / ".krepes/row-cost.json").read_text())["body"],
@@ -188,7 +188,7 @@ def call(arguments: list[str], log: Path) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit {process.returncode}\n{noted[-2000:]}")
     return {
-        "command": "krepes " + " ".join(arguments),
+        "command": "krepes " + " ".join(arguments).replace(str(log.parent), "build/backbones"),
         "wall_seconds": time.perf_counter() - begun,
         "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "peak_anonymous_bytes": peak,
