@@ -12,7 +12,12 @@ from typing import Any
 from krepes_ooc.engine.calibration import Rates
 
 BATCH = 256
-DOUBLE = ("spectrum", "newton", "influence", "fidelity", "alignment", "concepts", "report")
+DOUBLE = (
+    *("spectrum", "newton", "influence", "fidelity", "alignment", "concepts", "report"),
+    *("distilled", "examples", "minimiser", "group_influence"),
+)
+# Stages that minimise, and the array of their evaluations
+EVALUATIONS = {"minimiser": "evaluations", "group_influence": "steps"}
 
 
 def floor_of(
@@ -34,6 +39,11 @@ def floor_of(
         read = 2.0 * n * views * width
     elif name == "moments":
         flops, read = 4.0 * n * m * m, float(size) * n * views * m
+    elif name == "discovery":
+        read = float(size) * n * views * m
+    elif name == "group_moments":
+        # Every partition of the samples takes what the moments take.
+        flops, read = 4.0 * n * m * m * max(1, shape["n_partitions"]), float(size) * n * views * m
     rate = rates.double if name in DOUBLE else rates.single
     return flops / rate + network + read / rates.read + stage["disk_bytes"] / rates.write
 
@@ -50,6 +60,17 @@ def streamed_floor(newton: dict[str, Any], rates: Rates, shape: dict[str, int]) 
     flops = 4.0 * views * n * m * shape["n_components"] * newton["products"]
     read = float(newton["passes"]) * shape["kernel_itemsize"] * n * m * views
     return flops / rates.single + read / rates.read
+
+
+def minimised_floor(evaluations: int, rates: Rates, shape: dict[str, int]) -> float:
+    """CPU-seconds of the products of the evaluations that a minimiser took.
+
+    The plan counts as many as it may take. Each is one product with the moments of every pair of
+    views, of m x m by m x h numbers.
+    """
+    m, views = shape["n_landmarks"], shape["n_views"]
+    pairs = views * (views + 1) // 2
+    return 2.0 * m * m * shape["n_components"] * pairs * evaluations / rates.double
 
 
 def network_seconds(hidden: tuple[int, ...]) -> float:
@@ -71,11 +92,11 @@ def table_of(found: dict[str, Any]) -> str:
         f"n = {found['samples']:,}, m = {found['landmarks']:,}, {found['objective']}, "
         f"{found['features']}, --memory {found['memory']}, {found['workers']} workers; "
         f"sgemm {found['rates']['single'] / 1e9:.0f} GFLOP a CPU-second",
-        f"{'stage':<12}{'wall s':>9}{'CPU s':>9}{'floor s':>9}{'ratio':>7}"
+        f"{'stage':<16}{'wall s':>9}{'CPU s':>9}{'floor s':>9}{'ratio':>7}"
         f"{'anon MiB':>10}{'plan MiB':>10}{'GB':>8}{'plan GB':>9}",
     ]
     lines += [
-        f"{row['stage']:<12}{row['wall']:>9.1f}{row['cpu_seconds']:>9.1f}{row['floor']:>9.1f}"
+        f"{row['stage']:<16}{row['wall']:>9.1f}{row['cpu_seconds']:>9.1f}{row['floor']:>9.1f}"
         f"{row['ratio'] or 0:>7.2f}{row['anonymous_peak'] / 2**20:>10.0f}"
         f"{row['planned_peak'] / 2**20:>10.0f}{row['bytes'] / 1e9:>8.2f}"
         f"{row['planned_bytes'] / 1e9:>9.2f}"
@@ -83,7 +104,7 @@ def table_of(found: dict[str, Any]) -> str:
     ]
     total = found["whole"]
     lines.append(
-        f"{'whole':<12}{found['wall']:>9.1f}{total['cpu_seconds']:>9.1f}{total['floor']:>9.1f}"
+        f"{'whole':<16}{found['wall']:>9.1f}{total['cpu_seconds']:>9.1f}{total['floor']:>9.1f}"
         f"{total['ratio']:>7.2f}{found['peak_anonymous'] / 2**20:>10.0f}{'':>10}"
         f"{total['bytes'] / 1e9:>8.2f}"
     )

@@ -28,7 +28,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.bootstrap import bootstrap  # noqa: E402
-from benchmarks.floors import BATCH, floor_of, streamed_floor, table_of  # noqa: E402
+from benchmarks.floors import (  # noqa: E402
+    BATCH,
+    EVALUATIONS,
+    floor_of,
+    minimised_floor,
+    streamed_floor,
+    table_of,
+)
 from krepes_ooc.engine.calibration import Rates, calibrate  # noqa: E402
 
 
@@ -225,6 +232,8 @@ def measured(
     floor = floor_of(stage, asked.hidden, rates, shape)
     if name == "newton":
         floor = streamed_floor(newton, rates, shape) or floor
+    if name in EVALUATIONS:
+        floor = minimised_floor(evaluations(workspace, name), rates, shape)
     cpu = sealed["cpu_seconds"]
     return {
         "stage": name,
@@ -238,6 +247,14 @@ def measured(
         "bytes": sealed["bytes"],
         "planned_bytes": stage["disk_bytes"],
     }
+
+
+def evaluations(workspace: Path, stage: str) -> int:
+    """Evaluations of loss and gradient that a stage took; none where it had nothing to minimise."""
+    from krepes_ooc import Workspace
+
+    reader = Workspace(workspace).reader(stage)
+    return int(reader.array(EVALUATIONS[stage]).sum()) if reader.has(EVALUATIONS[stage]) else 0
 
 
 def newton_facts(workspace: Path) -> dict[str, Any]:

@@ -160,22 +160,23 @@ MUTATIONS = (
 )
 
 
-def is_caught(mutation: Mutation) -> bool:
-    """Whether the tests fail in a copy of the tree with this break."""
+def fails(tests: str, mutation: Mutation | None = None) -> bool:
+    """Whether tests fail in a copy of the tree, with a break or as it is."""
     with tempfile.TemporaryDirectory(prefix="krepes-mutation-") as folder:
         copy = Path(folder)
         for name in FOLDERS:
             leave = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, copy / name, ignore=leave)
         shutil.copy(ROOT / "pyproject.toml", copy)
-        path = copy / "krepes_ooc" / mutation.file
-        text = path.read_text()
-        if text.count(mutation.old) != 1:
-            raise SystemExit(f"{mutation.file} has not this text once: {mutation.old!r}")
-        path.write_text(text.replace(mutation.old, mutation.new))
+        if mutation:
+            path = copy / "krepes_ooc" / mutation.file
+            text = path.read_text()
+            if text.count(mutation.old) != 1:
+                raise SystemExit(f"{mutation.file} has not this text once: {mutation.old!r}")
+            path.write_text(text.replace(mutation.old, mutation.new))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         found = subprocess.run(
-            [*command, *mutation.tests.split()],
+            [*command, *tests.split()],
             cwd=copy,
             env={**os.environ, "PYTHONPATH": folder},
             capture_output=True,
@@ -188,10 +189,13 @@ def is_caught(mutation: Mutation) -> bool:
 
 
 def main() -> None:
-    """Try every mutation."""
+    """Try every mutation; without one the same tests pass, else they would catch everything."""
+    for tests in sorted({mutation.tests for mutation in MUTATIONS}):
+        if fails(tests):
+            raise SystemExit(f"fails without any break: {tests}")
     missed = 0
     for mutation in MUTATIONS:
-        caught = is_caught(mutation)
+        caught = fails(mutation.tests, mutation)
         missed += not caught
         print(f"{'caught' if caught else 'MISSED'}: {mutation.name} ({mutation.tests})", flush=True)
     sys.exit(1 if missed else 0)
