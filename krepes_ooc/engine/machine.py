@@ -24,6 +24,7 @@ import numpy.typing as npt
 import psutil
 
 from krepes_ooc.core.blocks import format_bytes
+from krepes_ooc.core.files import remove_leftover
 from krepes_ooc.engine.cuda_probe import CupyProbe, check_usable
 from krepes_ooc.errors import UsageError
 
@@ -216,7 +217,7 @@ def timed_write(folder: Path, values: npt.NDArray[Any]) -> tuple[float, float]:
             os.fsync(file.fileno())
             wall = time.perf_counter() - begin
     finally:
-        path.unlink(missing_ok=True)
+        remove_leftover(path)
     return max(cpu, 1e-9), max(wall, 1e-9)
 
 

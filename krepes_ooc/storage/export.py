@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import disk_errors, unreadable
+from krepes_ooc.core.files import disk_errors, remove_leftover, unreadable
 from krepes_ooc.errors import DamageError, UsageError, WorkspaceError
 from krepes_ooc.storage.contracts import load_contract
 from krepes_ooc.storage.file_checks import file_problem
@@ -78,8 +78,8 @@ def export_store(
             os.replace(temp, target)
     finally:
         if temp.is_dir():
-            shutil.rmtree(temp)
-        temp.unlink(missing_ok=True)
+            shutil.rmtree(temp, ignore_errors=True)
+        remove_leftover(temp)
     return left_out
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from krepes_ooc.core.files import checksum, disk_errors
+from krepes_ooc.core.files import checksum, disk_errors, remove_leftover
 from krepes_ooc.errors import Stopped, WorkspaceError
 
 SMALL_BYTES = 2**14  # arrays up to this size are part of the message
@@ -106,7 +106,7 @@ def load_arrays(value: Any) -> Any:
     """The value before ``spill_arrays``; its files are removed."""
     if isinstance(value, ArrayFile):
         array = value.read()
-        Path(value.path).unlink(missing_ok=True)
+        remove_leftover(Path(value.path))
         return array
     if isinstance(value, tuple | list):
         return _of_parts(value, [load_arrays(part) for part in value])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from krepes_ooc.core.blocks import floor_power_of_two
+from krepes_ooc.core.files import remove_leftover
 from krepes_ooc.engine.cluster import worker
 from krepes_ooc.engine.cluster.array_transfer import load_arrays
 from krepes_ooc.engine.cluster.worker import RUN_TOKEN, TaskPayload, TaskRef, TaskResult
@@ -74,7 +75,7 @@ class TransferFolder:
 
     def close(self) -> None:
         """Remove the run token first, so that workers stop before their next block."""
-        (self.folder / RUN_TOKEN).unlink(missing_ok=True)
+        remove_leftover(self.folder / RUN_TOKEN)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def new_task(self) -> TaskRef:
@@ -84,7 +85,7 @@ class TransferFolder:
     def clear(self) -> None:
         """Remove the files of a call that is over; an executor makes one call at a time."""
         for path in self.folder.glob("*.values"):
-            path.unlink(missing_ok=True)
+            remove_leftover(path)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import signal
@@ -409,3 +410,19 @@ def test_named_tuples_keep_their_type(tmp_path: Path) -> None:
     assert type(back) is _Pair
     np.testing.assert_array_equal(back.rows, rows)
     np.testing.assert_array_equal(back.parts[1], rows[:2])
+
+
+def test_files_that_cannot_be_removed_stop_nothing(
+    tmp_path: Path, transfer: TransferFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.arange(300_000.0)
+    away = spill_arrays(rows, tmp_path)
+    monkeypatch.setattr(Path, "unlink", _refuse)
+    np.testing.assert_array_equal(load_arrays(away), rows)
+    (transfer.folder / "left.values").touch()
+    transfer.clear()
+    assert (transfer.folder / "left.values").exists()
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ESTALE, "Stale file handle")
