@@ -56,7 +56,7 @@ source:
 views: {{{views}}}
 network:
   factory: krepes_ooc.network.zoo:mlp
-  arguments: {{inputs: 784, hidden: [256, 256], outputs: 64}}
+  arguments: {{inputs: 784, hidden: [256, 256], outputs: {outputs}}}
   weights: pretrain
 stages:
   pretrain: {{objective: barlow-twins, epochs: {epochs}, batch: 256}}
@@ -107,8 +107,8 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(head + np.ascontiguousarray(values).tobytes())
 
 
-def fashion_recipe(folder: Path, views: str, epochs: int = 20) -> Path:
-    """The planted set and its recipe with these views and epochs; written once."""
+def fashion_recipe(folder: Path, views: str, epochs: int = 20, outputs: int = 64) -> Path:
+    """The planted set and its recipe with these views, epochs and outputs; written once."""
     target = folder / "fashion.yaml"
     if target.exists():
         return target
@@ -125,7 +125,7 @@ def fashion_recipe(folder: Path, views: str, epochs: int = 20) -> Path:
     write_idx(folder / "labels.idx", np.concatenate([labels, labels[where.originals], kinds]))
     ids = np.concatenate([where.originals, where.twins, where.digits, where.others])
     found = {"folder": folder.resolve(), "ids": sorted(ids.tolist()), "views": views}
-    found["epochs"] = epochs
+    found |= {"epochs": epochs, "outputs": outputs}
     target.write_text(FASHION.format(**found))
     return target
 
@@ -150,6 +150,11 @@ def longest_cell(work: Path) -> Recipe:
     return Recipe.load(str(fashion_recipe(work / "longest", VIEWS, 180)))
 
 
+def narrow_cell(work: Path) -> Recipe:
+    """The planted Fashion-MNIST, a network of half as many outputs."""
+    return Recipe.load(str(fashion_recipe(work / "narrow", VIEWS, outputs=32)))
+
+
 def weak_views_cell(work: Path) -> Recipe:
     """The planted Fashion-MNIST under weak views."""
     return Recipe.load(str(fashion_recipe(work / "weak-views", WEAK_VIEWS)))
@@ -170,35 +175,38 @@ CELLS: dict[str, Callable[[Path], Recipe]] = {
     "fashion": fashion_cell,
     "fashion-60-epochs": longer_cell,
     "fashion-180-epochs": longest_cell,
+    "fashion-32-outputs": narrow_cell,
     "fashion-weak-views": weak_views_cell,
     "adult": adult_cell,
 }
 
 
-def best_concept_precision(recipe: Recipe, space: Workspace) -> dict[str, float]:
-    """Average precision of the concept that matches a class best, mean over the classes.
-
-    Concepts, random directions of the same map and k-means on inputs.
-    """
+def activations(recipe: Recipe, space: Workspace) -> dict[str, np.ndarray]:
+    """Activations of the audited samples: concepts, random directions, k-means on inputs."""
     audited, discovery = space.reader("audited"), space.reader("discovery")
-    label, kernel = audited.array("label"), space.reader("influence").whole("kernel")
-    found = {"concepts": ("", kernel), "random": ("random_", kernel)}
+    kernel = space.reader("influence").whole("kernel")
+    rows = {"concepts": ("", kernel), "random": ("random_", kernel)}
     if discovery.has("input_weights"):
         inputs, _ = Audit(recipe, space).inputs.encode(audited.array("sample_id"), CLEAN)
-        found["inputs"] = ("input_", inputs.reshape(len(label), -1).astype(np.float64))
-    member = label[:, None] == np.unique(label[label >= 0])
-    best = {}
-    for name, (prefix, rows) in found.items():
-        activation = read_concept_map(discovery, prefix).activation(rows)
-        precision = [average_precision(scores, member) for scores in activation.T]
-        best[name] = float(np.max(precision, axis=0).mean())
-    return best
+        rows["inputs"] = ("input_", inputs.reshape(len(inputs), -1).astype(np.float64))
+    return {
+        name: read_concept_map(discovery, prefix).activation(values)
+        for name, (prefix, values) in rows.items()
+    }
+
+
+def best_concept_precision(activation: np.ndarray, label: np.ndarray) -> float:
+    """Average precision of the concept that matches a class best, mean over the classes."""
+    member = label[:, None] == np.unique(label)
+    precision = [average_precision(scores, member) for scores in activation.T]
+    return float(np.max(precision, axis=0).mean())
 
 
 def entry(recipe: Recipe, space: Workspace) -> dict[str, Any]:
     """Figures of one finished audit."""
     discovery, examples = space.reader("discovery"), space.reader("examples")
-    stability = discovery.array("stability")
+    stability, label = discovery.array("stability"), space.reader("audited").array("label")
+    shown, known = activations(recipe, space), label >= 0
     found: dict[str, Any] = {
         "samples": int(space.reader("kernel").info("values").shape[1]),
         "landmarks": int(space.reader("kernel").info("values").shape[2]),
@@ -209,13 +217,16 @@ def entry(recipe: Recipe, space: Workspace) -> dict[str, Any]:
         "stability_weighted": float(stability @ discovery.array("share")),
         "view_agreement": discovery.attributes["view_agreement"],
         "average_precision": examples.attributes["average_precision"],
-        "best_concept_precision": best_concept_precision(recipe, space),
+        "best_concept_precision": {
+            name: best_concept_precision(values[known], label[known])
+            for name, values in shown.items()
+        },
         "embedding_r_squared": examples.attributes["embedding_r_squared"],
         "refit_r_squared": examples.attributes["r_squared"],
         "cards_cpu_seconds": cards_seconds(space),
     }
     if space.recipe() == "fashion-planted":
-        found |= planted_figures(space)
+        found |= planted_figures(space, shown)
     return found
 
 
@@ -231,7 +242,7 @@ def cards_seconds(space: Workspace) -> float:
     return (time.process_time() - started) * CARDS / len(rows)
 
 
-def planted_figures(space: Workspace) -> dict[str, Any]:
+def planted_figures(space: Workspace, shown: dict[str, np.ndarray]) -> dict[str, Any]:
     """AUROC of the planted digits, and the precision of concepts without them."""
     where, examples = planted(), space.reader("examples")
     ids = space.reader("audited").array("sample_id")
@@ -240,18 +251,16 @@ def planted_figures(space: Workspace) -> dict[str, Any]:
     usual = np.isin(ids, where.others)
     label = space.reader("audited").array("label")
     known = label < 10
-    kernel = space.reader("influence").whole("kernel")
-    maps = {"concepts": "", "random": "random_"}
-    precision = {
-        name: best_class_precision(
-            read_concept_map(space.reader("discovery"), prefix).activation(kernel)[known],
-            label[known],
-        )
-        for name, prefix in maps.items()
-    }
     return {
         "novelty_auroc": auroc(-closeness[odd], -closeness[usual]),
-        "average_precision_without_digits": precision,
+        "average_precision_without_digits": {
+            name: best_class_precision(values[known], label[known])
+            for name, values in shown.items()
+        },
+        "best_concept_precision_without_digits": {
+            name: best_concept_precision(values[known], label[known])
+            for name, values in shown.items()
+        },
     }
 
 

@@ -283,6 +283,23 @@ def read_bytes(path: Path) -> bytes | None:
         raise unreadable(path, error) from error
 
 
+def read_if_record(path: Path) -> bytes | None:
+    """A whole small file, or None if there is none, or something that no record can be.
+
+    Raises:
+        UsageError: no permission to read it.
+        DamageError: the disk fails.
+    """
+    try:
+        return read_bytes(path)
+    except DamageError as error:
+        cause = error.__cause__
+        is_large = isinstance(cause, OSError) and cause.errno == errno.EFBIG
+        if is_large or isinstance(cause, NotAFileError):
+            return None
+        raise
+
+
 def unreadable(path: Path, error: Exception, *, source: bool = False) -> KrepesError:
     """The error for a file that is there and cannot be read.
 

@@ -19,6 +19,7 @@ from krepes_ooc.core.files import (
     boot_id,
     disk_errors,
     read_checksummed_file,
+    remove_leftover,
     sync_path,
     write_checksummed_file,
 )
@@ -382,7 +383,8 @@ def discard(path: Path, temp: Path) -> None:
             temp.mkdir(parents=True, exist_ok=True)
             trash = temp / f"{uuid.uuid4().hex}.deleting"
             path.rename(trash)
-        remove(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+        remove_leftover(trash)
 
 
 def remove(path: Path) -> None:

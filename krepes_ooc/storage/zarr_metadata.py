@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krepes_ooc.core.blocks import Block
-from krepes_ooc.core.files import read_bytes, to_json, write_atomic
+from krepes_ooc.core.files import read_bytes, read_if_record, to_json, write_atomic
 from krepes_ooc.errors import DamageError, WorkspaceError
 from krepes_ooc.storage.contracts import DTYPES, ROW_DIMS
 from krepes_ooc.storage.file_checks import MAX_CHUNK_BYTES
@@ -140,13 +140,13 @@ def write_root(audit: Path, temp: Path) -> None:
     paths = sorted([*audit.glob(f"*/{DOCUMENT}"), *audit.glob(f"*/*/{DOCUMENT}")])
     copies: dict[str, str] = {}
     for folder in (path.parent for path in paths):
-        data = read_bytes(folder / DOCUMENT)
+        found = read_if_record(folder / DOCUMENT)
         # A damaged document, or a stranger's, is in nobody's way: who reads its store names it.
-        with contextlib.suppress(DamageError):
-            copies[folder.relative_to(audit).as_posix()] = _indented_document(folder, data)
+        with contextlib.suppress(DamageError, WorkspaceError):
+            copies[folder.relative_to(audit).as_posix()] = _indented_document(folder, found)
     # Written only where it differs: a run that changes nothing touches no file.
     data = _root_bytes(copies)
-    if read_bytes(audit / DOCUMENT) != data:
+    if read_if_record(audit / DOCUMENT) != data:
         write_atomic(audit / DOCUMENT, data, temp, sync=True)
 
 

@@ -213,7 +213,8 @@ class WorkerState:
         with self._lock:
             if key not in self._cache:
                 # Stages follow each other: what the last one opened is not needed any more.
-                self._cache = {key: make()}
+                self._cache = {}
+                self._cache[key] = make()
             return self._cache[key]
 
 

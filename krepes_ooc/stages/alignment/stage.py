@@ -21,7 +21,7 @@ from krepes_ooc.stages.alignment.gap import (
 from krepes_ooc.stages.alignment.groups import GroupTable, group_table
 from krepes_ooc.stages.alignment.summary import alignment_lines, group_lines
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -361,7 +361,7 @@ def estimate_cost(sizes: AuditSizes, settings: AlignmentSettings) -> Cost:
         disk=Quantity.of(Term("gaps of all columns, group tables", 2**16)),
         memory=memory,
         flops=Quantity.of(
-            Term("forward passes of the landmarks", sizes.row_operations * m / 3),
+            Term(ROW_PASSES, sizes.row_operations * m / 3),
             Term("products of rankings and agreement", 2.0 * n * m * m),
         ),
     )

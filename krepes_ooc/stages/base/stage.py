@@ -13,7 +13,7 @@ from krepes_ooc.core.digests import canonical_digest
 from krepes_ooc.core.files import Files
 from krepes_ooc.core.settings import digest_mapping
 from krepes_ooc.engine import machine
-from krepes_ooc.engine.budget import LARGE_BATCH, Budget, bound_allocator
+from krepes_ooc.engine.budget import LARGE_BATCH, Budget, bound_allocator, release
 from krepes_ooc.engine.cluster.cluster_executor import ClusterExecutor, TransferFolder, WorkerPool
 from krepes_ooc.engine.cluster.worker import worker_state
 from krepes_ooc.engine.device import HOST, Device, workers_on
@@ -174,7 +174,9 @@ class StageContext:
 
     def bound_allocator(self) -> None:
         """Bound the C allocator as the plan of the stage counts it."""
-        bound_allocator(large_batch(self.stage, self.sizes, self.cost))
+        # Without the memory of the source, which would be opened for it.
+        cost = Cost() if self.sizes is None else self.stage.estimate_cost(self.sizes, self.settings)
+        bound_allocator(large_batch(self.stage, self.sizes, cost))
 
     @cached_property
     def inputs(self) -> StageInputs:
@@ -291,7 +293,9 @@ def _on_worker(
     state.enter(folder)
 
     def make() -> StageContext:
-        return StageContext(
+        # What the stage before freed is not charged to this one.
+        release(base)
+        context = StageContext(
             stage,
             settings,
             workspace,
@@ -305,10 +309,11 @@ def _on_worker(
             owner=state.owner,
             device=device,
         )
+        context.bound_allocator()
+        return context
 
     # The digest is part of the key: a later run of other settings opens its inputs anew.
     context: StageContext = state.cached((stage.name, digest_of(fingerprint)), make)
-    context.bound_allocator()
     return context
 
 

@@ -12,7 +12,7 @@ from krepes_ooc.core.kernel_values import FAR
 from krepes_ooc.core.landmark_rows import mean_views, rows_of_each, strongest_view
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f32, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -329,7 +329,7 @@ def estimate_cost(sizes: AuditSizes, settings: ExamplesSettings) -> Cost:
             }
         ),
         flops=Quantity.of(
-            Term("forward passes of the landmarks", sizes.row_operations * m / 3),
+            Term(ROW_PASSES, sizes.row_operations * m / 3),
             Term("distances", 2.0 * n * n * outputs),
             Term("distances of shifted inputs", 100.0 * n * NEIGHBOURS * COMPARED_INPUTS),
             Term("quadratic programs", 4.0 * 20 * explained * COUNT**3),

@@ -19,7 +19,7 @@ from krepes_ooc.core.figure_specs import ALL_SAMPLES, AUDIT_SAMPLES, UNIFORM_LAN
 from krepes_ooc.core.figures import Curve, Figure
 from krepes_ooc.core.settings import setting
 from krepes_ooc.stages.audited.stage import ROLES
-from krepes_ooc.stages.base.cost import Cost, Quantity, Term, f16, f32, f64
+from krepes_ooc.stages.base.cost import ROW_PASSES, Cost, Quantity, Term, f16, f32, f64
 from krepes_ooc.stages.base.recipe_inputs import RecipeInputs
 from krepes_ooc.stages.base.sizes import AuditSizes
 from krepes_ooc.stages.base.stage import Stage, StageContext
@@ -322,7 +322,7 @@ def estimate_cost(sizes: AuditSizes, settings: FidelitySettings) -> Cost:
         flops=Quantity.of(
             Term("Gram matrices, scores and kernel rows", 10.0 * n * m * m),
             Term("eigenvectors", 40.0 * m**3),
-            Term("forward passes of the landmarks", sizes.row_operations * m / 3),
+            Term(ROW_PASSES, sizes.row_operations * m / 3),
         ),
         bytes_read=Quantity.of(Term("kernel rows, twice a probe's step", 16.0 * n * m, iterations)),
         float64=True,

@@ -16,9 +16,10 @@ from krepes_ooc.stages.report.collect import ReportInputs, collect
 
 # Memory of one value of a table in page and figures: objects, then JSON and its bytes.
 CELL_BYTES = 1400
-# Pictures of a page with 24 cards, bytes of the largest of them as text (96 x 96 pixels), copies
-# of the text while the page is put together: 14 without, 24 with other stages in the process.
-PICTURES = 600
+# Pictures of a card and of the rest of the page, bytes of the largest of them as text (96 x 96
+# pixels), copies of the text while the page is put together: 14 without, 24 with other stages in
+# the process.
+CARD_PICTURES, OTHER_PICTURES = 14, 280
 PICTURE_NUMBERS = 96 * 96 * 3
 COPIES = 24
 
@@ -64,9 +65,17 @@ def estimate_cost(sizes: AuditSizes, settings: ReportSettings) -> Cost:
     outputs = sizes.n_outputs
     covariance = Term("covariance of the outputs, its eigenvectors", f64(outputs, outputs), 5)
     picture = min(sizes.n_values, PICTURE_NUMBERS)
-    pictures = Term("pictures of the page and copies of its text", PICTURES * picture, COPIES)
+    count = _n_pictures(settings.samples, sizes.n_explained)
+    pictures = Term("pictures of the page and copies of its text", count * picture, COPIES)
     memory = Quantity({"planes": (*common, covariance), "page": (*common, pictures)})
     return Cost(disk=Quantity.of(Term("report.html and report.json", 2**21)), memory=memory)
+
+
+def _n_pictures(samples: int | Literal["hidden"], n_explained: int) -> int:
+    """Pictures of a page with so many cards; a page of aggregates has none."""
+    if samples == "hidden":
+        return 0
+    return OTHER_PICTURES + CARD_PICTURES * min(samples, n_explained)
 
 
 STAGE = Stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,3 +29,14 @@ def test_every_term_names_its_array() -> None:
     found = labels(estimate_cost(SIZES["digits"], SETTINGS[-1]))
     assert all(len(label) > 5 for label in found)
     assert "total" not in found
+
+
+def test_every_card_and_no_page_of_aggregates_has_pictures() -> None:
+    sizes = replace(SIZES["digits"], n_values=96 * 96 * 3)
+    hidden, none, few, all_of_them, more = (
+        estimate_cost(sizes, ReportSettings(samples=samples)).memory.bytes
+        for samples in ("hidden", 0, 24, sizes.n_explained, 10**6)
+    )
+    assert hidden < none < few < all_of_them == more
+    # Pictures of a card, in copies of their text
+    assert few - none == 24 * 14 * 96 * 96 * 3 * 24
