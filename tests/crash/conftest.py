@@ -82,7 +82,10 @@ def results(reports: list[Any]) -> dict[str, Any]:
 
 def _cpu_seconds() -> float:
     """Processor time of this process, of its children and of the workers of xdist."""
-    return sum(os.times()[:4]) + sum(OF_WORKERS)
+    times = os.times()
+    # Workers that have been waited for are among the children.
+    children = max(times.children_user + times.children_system, sum(OF_WORKERS))
+    return times.user + times.system + children
 
 
 def row_of(report: Any) -> tuple[str, ...]:

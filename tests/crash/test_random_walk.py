@@ -89,25 +89,37 @@ class Walk(RuleBasedStateMachine):
             chosen = chosen[-1:]
             extra = ["--only", chosen[-1]]
         extra += ["--restart-stale"] * restart + ["--repair"] * repair
-        kill = int(kill_at * self.most_changes)
+        self.command_ends(chosen, extra, int(kill_at * self.most_changes))
+
+    def command_ends(self, chosen: list[str], extra: list[str], kill: int) -> None:
+        """Run, and look at the exit code; after exit 0 at the bytes of the chosen stages."""
         done = children.command(self.command("run", *extra), kill)
         story = f"{self.change} {extra} killed at {kill}: {done}; harmed: {self.harmed}"
         self.counts["killed" if done.code == -9 else f"exit {done.code}"] += 1
         assert "unexpected" not in done.text, story
         assert "Traceback" not in done.text, story
         # What each code may stand for.
+        repair, only = "--repair" in extra, "--only" in extra
         allowed = {0}
         allowed |= {-9} if kill else set()
-        allowed |= {2} if choice == "only" else set()
-        allowed |= set() if restart else {4}
-        allowed |= {5} if self.harmed and (choice == "only" or not repair) else set()
+        allowed |= {2} if only else set()
+        allowed |= set() if "--restart-stale" in extra else {4}
+        allowed |= {5} if self.harmed and (only or not repair) else set()
         assert done.code in allowed, story
         if done.code == 0:
             self.check(chosen, repair, story)
 
-    @rule(place=st.integers(0, 10**6), harm=st.sampled_from(HARMS))
-    def harm(self, place: int, harm: str) -> None:
-        """Harm a file: another bit, a part, none, a chunk of another place, one of another run."""
+    @rule(
+        place=st.integers(0, 10**6),
+        # What needs a second file is possible less often.
+        harm=st.sampled_from(("exchange", "replay") * 2 + HARMS),
+        look=st.booleans(),
+    )
+    def harm(self, place: int, harm: str, look: bool) -> None:
+        """Harm a file: another bit, a part, none, a chunk of another place, one of another run.
+
+        With ``look`` a run of all stages, which does not repair, comes next.
+        """
         if self.counts.total() >= self.wanted:
             return
         draw = random.Random(place)
@@ -139,6 +151,8 @@ class Walk(RuleBasedStateMachine):
             return
         self.harmed.add(file)
         self.counts[harm] += 1
+        if look:
+            self.command_ends(self.names, ["--until", self.last, "--restart-stale"], 0)
 
     def teardown(self) -> None:
         """Repair; then nothing at all differs."""
