@@ -44,6 +44,7 @@ def test_peak_of_every_stage(
     assert not done.returncode, done.stderr
     rows = json.loads(done.stdout)
     record_property("campaign", (len(rows), sum(row["peak"] > row["planned"] for row in rows), 0))
+    record_property("figures", rows)
     assert len(rows) == COUNT + AGAIN
     for row in rows:
         assert row["workers"] == workers
