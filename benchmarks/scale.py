@@ -251,14 +251,14 @@ def measured(
 
 def evaluations(workspace: Path, stage: str) -> int:
     """Evaluations of loss and gradient that a stage took; none where it had nothing to minimise."""
-    from krepes_ooc import Workspace
+    from krepes_ooc.storage.workspace import Workspace
 
     reader = Workspace(workspace).reader(stage)
     return int(reader.array(EVALUATIONS[stage]).sum()) if reader.has(EVALUATIONS[stage]) else 0
 
 
 def newton_facts(workspace: Path) -> dict[str, Any]:
-    from krepes_ooc import Workspace
+    from krepes_ooc.storage.workspace import Workspace
 
     attributes = Workspace(workspace).reader("newton").attributes
     keys = ("solver", "damping_relative", "rho", "products", "iterations", "trusted")
