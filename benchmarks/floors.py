@@ -17,7 +17,7 @@ DOUBLE = (
     *("distilled", "examples", "minimiser", "group_influence"),
 )
 # Stages that minimise, and the array of their evaluations
-EVALUATIONS = {"minimiser": "evaluations", "group_influence": "steps"}
+EVALUATIONS = {"minimiser": "evaluations", "group_influence": "iterations"}
 
 
 def floor_of(
