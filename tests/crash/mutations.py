@@ -141,7 +141,7 @@ MUTATIONS = (
         "storage/journal.py",
         "    return not (unit.digest and digest) or unit.digest == digest",
         "    return True",
-        "tests/runner/test_recorded_bytes.py -k journal",
+        "tests/storage/test_journal.py",
     ),
     Mutation(
         "a document of another run is believed",

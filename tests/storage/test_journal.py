@@ -201,3 +201,16 @@ def test_full_disk_leaves_whole_lines_and_resumes(tmp_path: Path):
         journal.close()
         assert names(journal.path) == [unit.name for unit in units]
         assert read_journal(journal.path)[1] == 0
+
+
+def test_lines_of_another_digest_are_no_units_of_this_one(tmp_path: Path) -> None:
+    """A journal of another run vouches for nothing, even where its chunks are whole."""
+    path = tmp_path / "journal-0000.jsonl"
+    journal = Journal(path, "d1")
+    for unit in UNITS:
+        journal.append(unit)
+    journal.close()
+    assert len(read_journal(path, "d1")[0]) == len(UNITS)
+    assert read_journal(path, "d2") == ([], len(UNITS))
+    # An unknown digest is not compared.
+    assert len(read_journal(path)[0]) == len(UNITS)
